@@ -1,0 +1,5 @@
+"""Thaw's core: everything that is not Streamlit.
+
+The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``runs``, ``evaluation``, then
+``figures`` and the command line. A room may call the rooms before it, never those after it.
+"""

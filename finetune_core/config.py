@@ -1,0 +1,175 @@
+"""RunConfig: everything one run depends on. The form, the command line and ``config.json`` all use this one model."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from finetune_core.errors import ConfigError
+
+Optimizer = Literal["adam", "adamw", "sgd"]
+Schedule = Literal["constant", "cosine"]
+Augmentation = Literal["none", "flips", "random_resized_crop"]
+Precision = Literal["auto", "fp32", "bf16"]
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+StrategyName = Literal["feature_extraction", "last_block", "last_two_blocks", "full", "custom"]
+
+
+class RunConfig(BaseModel):
+    """One run's settings. Defaults are the classic tutorial's fine-tuning recipe on the packaged backbone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: str = Field(min_length=1, description="The folder with the images, one subfolder a class.")
+    backbone: str = Field("efficientnet_lite0", min_length=1, description="The pretrained network to start from.")
+    weights: str = Field(
+        "pretrained",
+        min_length=1,
+        description="'pretrained', a file with weights for this backbone, or 'none' for random weights.",
+    )
+    strategy: StrategyName = Field("last_block", description="Which stages train, and which stay frozen.")
+    cut: str | None = Field(
+        None, description="For the custom strategy: the first stage that trains; every later one trains too."
+    )
+    stage_rates: dict[str, float] | None = Field(
+        None,
+        description="For the custom strategy: how many times the learning rate each stage gets; 0, or not named, is frozen.",
+    )
+    epochs: int = Field(10, ge=1, le=1000, description="How many times every training image is seen.")
+    batch_size: int = Field(32, ge=1, le=4096, description="How many images one step learns from.")
+    optimizer: Optimizer = Field(
+        "adam",
+        description="The rule that turns gradients into weight changes: Adam adapts its step to each weight, AdamW "
+        "does so with weight decay kept apart, SGD takes plain steps with momentum 0.9.",
+    )
+    learning_rate: float = Field(
+        1e-4, gt=0, le=10, allow_inf_nan=False, description="The size of a step. 0.0001 suits fine-tuning, 0.001 a head alone."
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, le=1, allow_inf_nan=False, description="How strongly weights are pulled towards zero; 0.01 is usual with AdamW."
+    )
+    schedule: Schedule = Field(
+        "constant", description="How the learning rate changes: not at all, or warmed up and then lowered along a cosine."
+    )
+    warmup_epochs: float = Field(
+        0.5, ge=0, le=100, allow_inf_nan=False, description="With the cosine schedule: epochs over which the rate rises from near 0."
+    )
+    augmentation: Augmentation = Field("none", description="Random changes to training images, so that fewer are learned by heart.")
+    image_size: int = Field(224, ge=32, le=1024, description="Side of the square fed to the network, in pixels.")
+    val_fraction: float = Field(
+        0.15, gt=0, lt=0.9, description="Where the folder has no val/: the share of images set aside for validation."
+    )
+    test_fraction: float = Field(
+        0.15, ge=0, lt=0.9, description="Where the folder has neither val/ nor test/: the share kept for the final test."
+    )
+    split_seed: int = Field(0, ge=0, le=2**31 - 1, description="Decides which images are set aside; the same number, the same split.")
+    precision: Precision = Field("auto", description="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it.")
+    device: DeviceChoice = Field("auto", description="Where to train; 'auto' takes CUDA, then Apple's GPU, then the processor.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Decides the new head's first weights, the shuffling and the augmentation.")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        problems = {}
+        if self.strategy == "custom":
+            if (self.cut is None) == (self.stage_rates is None):
+                problems["strategy"] = "the custom strategy needs either a first stage that trains (cut) or a rate a stage (stage_rates)"
+            if self.stage_rates is not None:
+                bad = [name for name, rate in self.stage_rates.items() if not 0 <= rate <= 1000]
+                if bad:
+                    problems["stage_rates"] = f"rates go from 0 to 1000; look at {', '.join(bad)}"
+        elif self.cut is not None or self.stage_rates is not None:
+            problems["strategy"] = f"cut and stage_rates belong to the custom strategy, not to {self.strategy}"
+        if self.val_fraction + self.test_fraction >= 0.95:
+            problems["val_fraction"] = "validation and test together leave too few images to train on"
+        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+            problems["warmup_epochs"] = f"the warm-up must end before training does ({self.epochs} epochs)"
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+TUTORIAL_RECIPE: dict[str, Any] = {
+    "backbone": "resnet18",
+    "weights": "pretrained",
+    "strategy": "last_block",
+    "epochs": 10,
+    "batch_size": 32,
+    "optimizer": "adam",
+    "learning_rate": 1e-4,
+    "weight_decay": 0.0,
+    "schedule": "constant",
+    "augmentation": "none",
+    "image_size": 224,
+}
+FEATURE_EXTRACTION_RECIPE: dict[str, Any] = TUTORIAL_RECIPE | {"strategy": "feature_extraction", "learning_rate": 1e-3}
+
+
+def make_config(values: Mapping[str, Any]) -> RunConfig:
+    """Validate settings, naming every problem at once.
+
+    Raises:
+        ConfigError: with one entry a field that cannot be used.
+    """
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise ConfigError({_field(problem): _in_words(problem) for problem in error.errors()}) from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a ``config.json``, not yet validated.
+
+    Raises:
+        ConfigError: when the file cannot be read or is not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError({"config": f"{path} cannot be read as JSON: {error}"}) from None
+    if not isinstance(values, dict):
+        raise ConfigError({"config": f"{path} holds no settings (a JSON object was expected)"})
+    return values
+
+
+def bounds(field: str) -> dict[str, Any]:
+    """``min`` and ``max`` (inclusive or not) of a numeric field, ``help`` of any: what a form needs to draw it."""
+    info = RunConfig.model_fields[field]
+    found: dict[str, Any] = {"help": info.description}
+    for constraint in info.metadata:
+        for name, kind in (("ge", "min"), ("gt", "min"), ("le", "max"), ("lt", "max")):
+            if (value := getattr(constraint, name, None)) is not None:
+                found[kind] = value
+    return found
+
+
+def _field(problem: Mapping[str, Any]) -> str:
+    return str(problem["loc"][0]) if problem["loc"] else "settings"
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    shown = repr(problem.get("input"))
+    match kind:
+        case "greater_than":
+            return f"must be more than {context['gt']:g}, not {shown}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}, not {shown}"
+        case "less_than":
+            return f"must be less than {context['lt']:g}, not {shown}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}, not {shown}"
+        case "literal_error":
+            return f"must be {context['expected']}, not {shown}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"must be a whole number, not {shown}"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"must be a number, not {shown}"
+        case "extra_forbidden":
+            return "is not a setting that Thaw knows"
+        case "missing":
+            return "is needed"
+        case "string_too_short":
+            return "must not be empty"
+    return str(problem["msg"])

@@ -1,0 +1,139 @@
+"""The one place that turns an image file into pixels. Every image Thaw reads goes through here."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from finetune_core.errors import ImageError
+
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+)
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+
+# Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so both refuse.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+Image.init()
+
+_ORIENTATION_TAG = 0x0112
+_BACKGROUND = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image's header says, without decoding it. Width and height are as shown, after EXIF orientation."""
+
+    width: int
+    height: int
+    mode: str
+    format: str
+
+
+def read_header(source: Path | bytes) -> ImageHeader:
+    """Read an image's header only.
+
+    Raises:
+        ImageError: when the file is no image, has no allowed format, or claims too many pixels.
+    """
+    with _reading(source), _opened(source) as image:
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8):
+            width, height = height, width
+        return ImageHeader(width, height, image.mode, image.format or "")
+
+
+def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
+    """Decode an image to upright 8-bit RGB; transparency is laid on white, the first frame of an animation is taken.
+
+    Args:
+        source: a file, or its bytes.
+        shorter_side: when given, a JPEG may be decoded at a lower scale that is still at least this large, in pixels.
+
+    Raises:
+        ImageError: when it cannot be decoded to the last row.
+    """
+    with _reading(source), _opened(source) as image:
+        if shorter_side is not None:
+            image.draft("RGB", (shorter_side, shorter_side))
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_square(source: Path | bytes, side: int) -> np.ndarray:
+    """An image as uint8 ``[side, side, 3]``: shorter side resized to ``side`` pixels, centre cropped (torchvision's
+    evaluation transform up to its last crop).
+
+    Raises:
+        ImageError: when it cannot be decoded.
+    """
+    image = read_image(source, side)
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
+
+
+def thumbnail(source: Path | bytes, longer_side: int) -> bytes:
+    """A small JPEG of an image, ``longer_side`` pixels at most.
+
+    Raises:
+        ImageError: when it cannot be decoded.
+    """
+    image = read_image(source, longer_side)
+    image.thumbnail((longer_side, longer_side))
+    if max(image.size) < longer_side:
+        scale = longer_side / max(image.size)
+        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def _opened(source: Path | bytes) -> Image.Image:
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+
+
+@contextmanager
+def _reading(source: Path | bytes) -> Iterator[None]:
+    """Turns whatever a decoder raises into an ImageError: on damaged bytes Pillow's plugins raise nearly anything."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise ImageError(f"{_name(source)} is not an image in a format that Thaw reads") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller first") from None
+    except FileNotFoundError:
+        raise ImageError(f"{_name(source)} is not there any more") from None
+    except Exception as error:
+        raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
+
+
+def _name(source: Path | bytes) -> str:
+    return source.name if isinstance(source, Path) else "The image"
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _wide_to_rgb(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        flat = Image.new("RGB", rgba.size, _BACKGROUND)
+        flat.paste(rgba, mask=rgba.getchannel("A"))
+        return flat
+    return image.convert("RGB")
+
+
+def _wide_to_rgb(image: Image.Image) -> Image.Image:
+    """16-bit gray keeps its top 8 bits; 32-bit and floating-point gray, which has no fixed range, is stretched to it."""
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I;16") or (image.mode == "I" and values.min() >= 0 and 255 < values.max() <= 65535):
+        gray = values / 257.0
+    else:
+        finite = np.nan_to_num(values)
+        low, high = finite.min(), finite.max()
+        gray = (finite - low) * (255.0 / (high - low)) if high > low else np.clip(finite, 0, 255)
+    return Image.fromarray(np.rint(gray).astype(np.uint8)).convert("RGB")

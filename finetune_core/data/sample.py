@@ -1,0 +1,52 @@
+"""The bundled sample: scikit-learn's 1,797 real handwritten digits, written out as an image folder."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from finetune_core.paths import data_dir
+
+SAMPLE_NAME = "digits"
+_SIDE = 64
+
+
+def digits_folder() -> Path:
+    """The sample's folder, written on first use (all of it or nothing): ``data/digits/<0…9>/<number>.png``.
+
+    Source: UCI ML hand-written digits test set (Alpaydin & Kaynak, 1998), as shipped in scikit-learn.
+    """
+    folder = data_dir() / SAMPLE_NAME
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{SAMPLE_NAME}-", dir=folder.parent))
+    try:
+        _write_digits(staging)
+        os.rename(staging, folder)
+    except OSError:
+        if not folder.is_dir():  # not merely another process that was first
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def resolve_data(name: str) -> str:
+    """DATA as a person gives it -> a folder: the word ``digits`` is the sample, where no folder has that name."""
+    if name == SAMPLE_NAME and not Path(name).is_dir():
+        return str(digits_folder())
+    return str(Path(name).expanduser().resolve())
+
+
+def _write_digits(folder: Path) -> None:
+    digits = load_digits()
+    for label in np.unique(digits.target):
+        (folder / str(label)).mkdir()
+    for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        image = Image.fromarray(np.uint8(pixels * (255 / 16))).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        image.save(folder / str(label) / f"{number:04d}.png")

@@ -1,0 +1,156 @@
+"""Pretrained weights: a file, a download or a package -> a network that holds them."""
+
+import hashlib
+import re
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from finetune_core.errors import WeightsError
+from finetune_core.files import replacing
+from finetune_core.models.catalogue import PACKAGED, BackboneInfo
+
+PRETRAINED, RANDOM = "pretrained", "none"
+
+_CHUNK = 1 << 20
+_TIMEOUT = 30  # seconds without a byte
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,})\.\w+$")
+# Auxiliary classifiers (GoogLeNet's, Inception's) are in the published files but not in the network that is fine-tuned.
+_AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+# DenseNet's published files still carry the names of torchvision before 0.2: norm.1 for norm1.
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
+
+
+def download(info: BackboneInfo) -> Iterator[tuple[int, int | None]]:
+    """Fetch a backbone's weights to ``info.file``: yields (bytes so far, bytes in all, where the server says).
+
+    Verified against the hash in the file's name; whole or not at all.
+
+    Raises:
+        WeightsError: without a network, or when what arrived is not what was published.
+    """
+    if info.url is None or info.file is None:
+        raise WeightsError(f"The package that carries the weights of {info.name} is missing: run the install command of the README.")
+    try:
+        with urllib.request.urlopen(info.url, timeout=_TIMEOUT) as response, replacing(info.file) as file:
+            total = int(response.headers.get("Content-Length") or 0) or None
+            digest, done = hashlib.sha256(), 0
+            while chunk := response.read(_CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                done += len(chunk)
+                yield done, total
+            _verify(digest.hexdigest(), info.file)
+    except OSError as error:
+        raise WeightsError(
+            f"The weights of {info.name} are not on this machine and could not be downloaded ({_reason(error)}). {_way_out(info)}"
+        ) from None
+
+
+def load_weights(model: nn.Module, head: str, info: BackboneInfo, weights: str) -> str:
+    """Fill a network with pretrained weights; its head, which will be replaced, is left as it is.
+
+    Args:
+        model: as ``catalogue.create`` made it.
+        head: path of its final layer.
+        info: the backbone.
+        weights: ``"pretrained"``, or a file (safetensors, or a state dict saved by torch).
+
+    Returns:
+        The hash of what was loaded: 16 hexadecimal digits.
+
+    Raises:
+        WeightsError: when the file is missing, damaged, or belongs to another network.
+    """
+    file = info.file if weights == PRETRAINED else Path(weights).expanduser()
+    if file is None or not file.is_file():
+        raise WeightsError(f"There are no weights for {info.name} at {file}. {_way_out(info)}")
+    if weights == PRETRAINED and info.url is not None:
+        with file.open("rb") as opened:
+            _verify(hashlib.file_digest(opened, "sha256").hexdigest(), file)
+    state = _read(file)
+    if weights == PRETRAINED and info.name == PACKAGED:
+        # The same tensors in the same order and shapes, under other names (checked once: it names its bears and otters).
+        state = dict(zip(model.state_dict(), state.values(), strict=True))
+    state = _renamed(state, model)
+    wanted = model.state_dict()
+    _refuse_other_network(state, wanted, head, file, info)
+    model.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}, strict=False)
+    return state_hash(model.state_dict())
+
+
+def state_hash(state: dict[str, torch.Tensor]) -> str:
+    """16 hexadecimal digits of the tensors' names and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in state.items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{file} cannot be read: {error}") from None
+    except Exception as error:  # torch.load raises nearly anything on bytes that are no state dict
+        raise WeightsError(
+            f"{file} is not a file of weights that can be loaded safely (safetensors, or a plain state dict): {type(error).__name__}"
+        ) from None
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(f"{file} holds no state dict (names with tensors).")
+    return state
+
+
+def _renamed(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    names = set(model.state_dict())
+    renamed = {}
+    for name, tensor in state.items():
+        name = name.removeprefix("module.")
+        if name not in names:
+            name = _OLD_DENSENET.sub(r"\1\2", name)
+        if not (name not in names and name.startswith(_AUXILIARY)):
+            renamed[name] = tensor
+    return renamed
+
+
+def _refuse_other_network(
+    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], head: str, file: Path, info: BackboneInfo
+) -> None:
+    def differing(names: set[str]) -> list[str]:
+        return sorted(name for name in names if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked"))
+
+    missing = differing(wanted.keys() - state.keys())
+    unknown = differing(state.keys() - wanted.keys())
+    other = differing({name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape})
+    if problem := (
+        f"it lacks {len(missing)} tensors, {missing[0]} first" if missing
+        else f"it has {len(unknown)} tensors too many, {unknown[0]} first" if unknown
+        else f"{len(other)} tensors have another shape, {other[0]} first" if other
+        else ""
+    ):
+        raise WeightsError(f"{file} does not belong to {info.name}: {problem}.")
+
+
+def _verify(digest: str, file: Path) -> None:
+    expected = _HASH_IN_NAME.search(file.name)
+    if expected and not digest.startswith(expected[1]):
+        raise WeightsError(f"{file.name} is damaged: its contents do not have the hash in its name. Delete {file} and try again.")
+
+
+def _reason(error: OSError) -> str:
+    reason = getattr(error, "reason", error)
+    return str(reason).strip() or type(reason).__name__
+
+
+def _way_out(info: BackboneInfo) -> str:
+    packaged = "" if info.name == PACKAGED else f" Use the backbone {PACKAGED}, whose weights are installed with Thaw, or"
+    return f"{packaged or ' Or'} name a file of weights for {info.name} (--weights FILE).".strip()
