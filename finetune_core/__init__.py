@@ -3,3 +3,7 @@
 The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``runs``, ``evaluation``, then
 ``figures`` and the command line. A room may call the rooms before it, never those after it.
 """
+
+from finetune_core.memory import tune_allocator
+
+tune_allocator()

@@ -48,15 +48,25 @@ class RunConfig(BaseModel):
         1e-4, gt=0, le=10, allow_inf_nan=False, description="The size of a step. 0.0001 suits fine-tuning, 0.001 a head alone."
     )
     weight_decay: float = Field(
-        0.0, ge=0, le=1, allow_inf_nan=False, description="How strongly weights are pulled towards zero; 0.01 is usual with AdamW."
+        0.0,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="How strongly weights are pulled towards zero; 0.01 is usual with AdamW.",
     )
     schedule: Schedule = Field(
         "constant", description="How the learning rate changes: not at all, or warmed up and then lowered along a cosine."
     )
     warmup_epochs: float = Field(
-        0.5, ge=0, le=100, allow_inf_nan=False, description="With the cosine schedule: epochs over which the rate rises from near 0."
+        0.5,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="With the cosine schedule: epochs over which the rate rises from near 0.",
     )
-    augmentation: Augmentation = Field("none", description="Random changes to training images, so that fewer are learned by heart.")
+    augmentation: Augmentation = Field(
+        "none", description="Random changes to training images, so that fewer are learned by heart."
+    )
     image_size: int = Field(224, ge=32, le=1024, description="Side of the square fed to the network, in pixels.")
     val_fraction: float = Field(
         0.15, gt=0, lt=0.9, description="Where the folder has no val/: the share of images set aside for validation."
@@ -64,17 +74,25 @@ class RunConfig(BaseModel):
     test_fraction: float = Field(
         0.15, ge=0, lt=0.9, description="Where the folder has neither val/ nor test/: the share kept for the final test."
     )
-    split_seed: int = Field(0, ge=0, le=2**31 - 1, description="Decides which images are set aside; the same number, the same split.")
-    precision: Precision = Field("auto", description="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it.")
+    split_seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Decides which images are set aside; the same number, the same split."
+    )
+    precision: Precision = Field(
+        "auto", description="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it."
+    )
     device: DeviceChoice = Field("auto", description="Where to train; 'auto' takes CUDA, then Apple's GPU, then the processor.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Decides the new head's first weights, the shuffling and the augmentation.")
+    seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="Decides the new head's first weights, the shuffling and the augmentation."
+    )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         problems = {}
         if self.strategy == "custom":
             if (self.cut is None) == (self.stage_rates is None):
-                problems["strategy"] = "the custom strategy needs either a first stage that trains (cut) or a rate a stage (stage_rates)"
+                problems["strategy"] = (
+                    "the custom strategy needs either a first stage that trains (cut) or a rate a stage (stage_rates)"
+                )
             if self.stage_rates is not None:
                 bad = [name for name, rate in self.stage_rates.items() if not 0 <= rate <= 1000]
                 if bad:

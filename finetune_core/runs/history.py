@@ -1,0 +1,102 @@
+"""What has happened in a run, read back from its ``events.jsonl`` as it grows."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from finetune_core.runs.record import EVENTS_FILE
+from finetune_core.training.events import END_EVENTS
+
+_ENDS = {event.__name__ for event in END_EVENTS}
+
+Row = dict[str, Any]
+
+
+@dataclass
+class History:
+    """The events of one run, by kind, as plain rows.
+
+    Attributes:
+        started: the RunStarted row; None before it.
+        progress: the latest Progress row of work that is not an epoch; None in the epochs' steps.
+        steps, epochs: StepEnded and EpochEnded rows.
+        skipped: the ImagesSkipped row; None when every image could be read.
+        end: the RunFinished, RunStopped or RunFailed row; None before the end.
+    """
+
+    run_dir: Path
+    started: Row | None = None
+    progress: Row | None = None
+    steps: list[Row] = field(default_factory=list)
+    epochs: list[Row] = field(default_factory=list)
+    skipped: Row | None = None
+    end: Row | None = None
+    _offset: int = 0
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def refresh(self) -> "History":
+        """Read what was written since the last time; an unfinished last line is left for the next time."""
+        with self._lock:
+            try:
+                with (self.run_dir / EVENTS_FILE).open("rb") as file:
+                    file.seek(self._offset)
+                    new = file.read()
+            except FileNotFoundError:
+                return self
+            whole = new[: new.rfind(b"\n") + 1]
+            self._offset += len(whole)
+            for line in whole.splitlines():
+                self._take(line)
+        return self
+
+    def _take(self, line: bytes) -> None:
+        try:
+            row = json.loads(line)
+            kind = row["event"]
+        except (ValueError, KeyError, TypeError):  # a line that a full disk or a crash cut in two
+            return
+        if kind == "StepEnded":
+            self.steps.append(row)
+        elif kind == "EpochEnded":
+            self.epochs.append(row)
+        elif kind == "RunStarted":
+            self.started = row
+        elif kind == "ImagesSkipped":
+            self.skipped = row
+        elif kind in _ENDS:
+            self.end = row
+        self.progress = row if kind == "Progress" else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been said at all."""
+        return self._offset > 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of all steps that are done, 0…1."""
+        if not self.started or not self.steps:
+            return 0.0
+        last = self.steps[-1]
+        per_epoch = self.started["steps_per_epoch"]
+        return ((last["epoch"] - 1) * per_epoch + last["step"]) / (self.started["epochs"] * per_epoch)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Training and validation still to come, at the pace so far; None before the first step."""
+        if not self.fraction:
+            return None
+        now = max(self.steps[-1]["seconds"], self.epochs[-1]["seconds"] if self.epochs else 0.0)
+        return now * (1 - self.fraction) / self.fraction
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images a second over the last 50 steps of this epoch; None before its second step."""
+        if not self.steps:
+            return None
+        last = self.steps[-1]
+        recent = [row for row in self.steps[-50:] if row["epoch"] == last["epoch"]]
+        seconds = last["seconds"] - recent[0]["seconds"]
+        return (last["images"] - recent[0]["images"]) / seconds if seconds > 0 else None

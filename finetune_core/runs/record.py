@@ -1,0 +1,103 @@
+"""Training into a run folder: ``config.json`` first, then ``events.jsonl`` line by line, under a lock."""
+
+import json
+import os
+import secrets
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock
+
+from finetune_core.config import RunConfig, make_config, read_config
+from finetune_core.errors import FinetuneError
+from finetune_core.files import write_bytes
+from finetune_core.training.events import EpochEnded, Event, RunFailed, RunStopped
+from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.prepare import check_config
+
+CONFIG_FILE, EVENTS_FILE, LOCK_FILE, STOP_FILE = "config.json", "events.jsonl", "lock", "stop"
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A run folder that this process has locked, so that everyone can see that it is queued or running here."""
+
+    run_dir: Path
+    lock: FileLock
+
+
+def create_run(config: RunConfig, runs_dir: Path) -> Reservation:
+    """Make the folder of a new run, with its config, and lock it.
+
+    Raises:
+        ConfigError: when the config cannot work; then there is no folder.
+    """
+    check_config(config)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.backbone}-{config.strategy}-{secrets.token_hex(2)}"
+    run_dir = runs_dir / name
+    run_dir.mkdir(parents=True)
+    lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
+    lock.acquire(timeout=0)
+    write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
+    return Reservation(run_dir, lock)
+
+
+def request_stop(run_dir: Path) -> None:
+    """Ask the process that trains this run, whichever it is, to stop it."""
+    (run_dir / STOP_FILE).touch()
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a living process has the run queued or running."""
+    probe = FileLock(run_dir / LOCK_FILE)
+    try:
+        with probe.acquire(timeout=0):
+            return False
+    except TimeoutError:
+        return True
+
+
+def execute(reservation: Reservation) -> Iterator[Event]:
+    """Train a reserved run to its end, writing every event to its folder before it is yielded.
+
+    Raises:
+        FinetuneError: as ``fit`` does, once RunFailed is written; anything else that is raised is a bug, and written, too.
+    """
+    run_dir = reservation.run_dir
+    with (run_dir / EVENTS_FILE).open("ab") as file:
+        try:
+            for event in _stoppable(fit(make_config(read_config(run_dir / CONFIG_FILE)), run_dir), run_dir / STOP_FILE):
+                _write(file, event)
+                yield event
+        except FinetuneError as error:
+            _write(file, RunFailed(str(error), ""))
+            raise
+        except Exception as error:
+            _write(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+            raise
+        finally:
+            reservation.lock.release(force=True)
+
+
+def _stoppable(events: Iterator[Event], stop_file: Path) -> Iterator[Event]:
+    """The events, until the stop file appears; then those of an orderly end."""
+    if stop_file.exists():
+        yield RunStopped(0, 0, 0.0)
+        return
+    stopping = False
+    for event in events:
+        yield event
+        if not stopping and stop_file.exists():
+            stopping = True
+            yield events.throw(StopRequested())  # type: ignore[attr-defined]
+
+
+def _write(file: BinaryIO, event: Event) -> None:
+    file.write(json.dumps(event.to_json() | {"at": time.time()}).encode() + b"\n")
+    file.flush()
+    if isinstance(event, EpochEnded):
+        os.fsync(file.fileno())

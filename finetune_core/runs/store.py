@@ -1,0 +1,107 @@
+"""All runs of a folder, as the app and the command line see them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+from finetune_core.config import RunConfig, make_config, read_config
+from finetune_core.errors import ConfigError, RunError
+from finetune_core.runs.history import History
+from finetune_core.runs.record import CONFIG_FILE, is_locked
+
+Status = Literal["queued", "running", "finished", "stopped", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as it stands now.
+
+    Attributes:
+        status: ``interrupted`` means that its process went away in the middle.
+    """
+
+    run_dir: Path
+    config: RunConfig
+    history: History
+    status: Status
+
+    @property
+    def run_id(self) -> str:
+        return self.run_dir.name
+
+    @property
+    def active(self) -> bool:
+        return self.status in ("queued", "running")
+
+    @property
+    def judged(self) -> bool:
+        """Whether at least one epoch has ended, so that there are predictions."""
+        return not self.active and bool(self.history.epochs)
+
+
+class RunStore:
+    """Reads runs, and remembers how far it has read each. Safe to share between sessions."""
+
+    def __init__(self, runs_dir: Path) -> None:
+        self.runs_dir = runs_dir
+        self._histories: dict[Path, History] = {}
+        self._lock = Lock()
+
+    def runs(self) -> list[Run]:
+        """Every readable run, the newest first; the unreadable are in ``damaged``."""
+        return [run for folder in self._folders() if (run := self._read_or_none(folder))]
+
+    def damaged(self) -> list[str]:
+        """Names of run folders whose config cannot be read."""
+        return [folder.name for folder in self._folders() if self._read_or_none(folder) is None]
+
+    def run(self, run_id: str) -> Run:
+        """One run.
+
+        Raises:
+            RunError: when there is none of that name, or it cannot be read.
+        """
+        if Path(run_id).name != run_id or run_id in ("", ".", ".."):
+            raise RunError(f"{run_id!r} is not the name of a run.")
+        return self.read(self.runs_dir / run_id)
+
+    def read(self, run_dir: Path) -> Run:
+        """The run in a folder.
+
+        Raises:
+            RunError: when it is none.
+        """
+        if not (run_dir / CONFIG_FILE).is_file():
+            raise RunError(f"There is no run in {run_dir}.")
+        try:
+            config = make_config(read_config(run_dir / CONFIG_FILE))
+        except ConfigError as error:
+            raise RunError(f"The settings of the run in {run_dir} cannot be read: {error}") from None
+        with self._lock:
+            history = self._histories.setdefault(run_dir, History(run_dir))
+        return Run(run_dir, config, history, _status(history))
+
+    def _folders(self) -> list[Path]:
+        if not self.runs_dir.is_dir():
+            return []
+        folders = [path for path in self.runs_dir.iterdir() if (path / CONFIG_FILE).is_file()]
+        return sorted(folders, key=lambda path: path.name, reverse=True)
+
+    def _read_or_none(self, folder: Path) -> Run | None:
+        try:
+            return self.read(folder)
+        except RunError:
+            return None
+
+
+def _status(history: History) -> Status:
+    # The lock first: a run that ends between the two looks is then seen as ended, never as interrupted.
+    locked = history.end is None and is_locked(history.run_dir)
+    history.refresh()
+    if history.end:
+        ends: dict[str, Status] = {"RunFinished": "finished", "RunStopped": "stopped", "RunFailed": "failed"}
+        return ends[history.end["event"]]
+    if not locked:
+        return "interrupted"
+    return "running" if history.begun else "queued"

@@ -1,0 +1,1 @@
+"""Strategies, the loop and its events, checkpoints, predictions. Calls config, data and models."""

@@ -1,0 +1,100 @@
+"""Which images make up a step, and what the network gets to see of them.
+
+Order and augmentation are functions of (seed, epoch, sample id), not of a generator's state, so a run that is repeated
+or resumed sees the same data.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from finetune_core.config import Augmentation
+
+Batch = TypeVar("Batch")
+
+_SMALLEST_CROP = 0.5  # of the image's area
+_WIDEST_ASPECT = 4 / 3
+
+
+def sample_keys(ids: Sequence[str]) -> np.ndarray:
+    """One uint64 a sample id, the same on every machine."""
+    digests = (hashlib.blake2b(sample.encode("utf-8", "surrogateescape"), digest_size=8).digest() for sample in ids)
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
+    """Float64 ``[n]`` in 0…1 for each key: the SplitMix64 finaliser (Steele et al. 2014) over (key, seed, epoch, draw)."""
+    with np.errstate(over="ignore"):
+        mixed = keys.astype(np.uint64)
+        for part in (seed, epoch, draw):
+            mixed = mixed + np.uint64(part) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0x9E3779B97F4A7C15)
+            mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            mixed = mixed ^ (mixed >> np.uint64(31))
+    return (mixed >> np.uint64(11)) * 2.0**-53
+
+
+def epoch_batches(indices: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """The epoch's shuffled batches of ``indices``. A last batch of one joins the batch before it: BatchNorm cannot train
+    on a single image."""
+    order = indices[np.argsort(uniform(keys[indices], seed, epoch, 0), kind="stable")]
+    batches = in_order(order, batch_size)
+    if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """``indices`` cut into batches."""
+    return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+
+
+def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(indices, make(indices)) for each batch; the next one is made while this one is used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
+        ahead = pool.submit(make, batches[0]) if len(batches) else None
+        for position, indices in enumerate(batches):
+            batch = ahead.result()
+            if position + 1 < len(batches):
+                ahead = pool.submit(make, batches[position + 1])
+            yield indices, batch
+
+
+def augmented(images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int) -> torch.Tensor:
+    """Training images as this epoch sees them: uint8 ``[n, 3, side, side]`` -> uint8 ``[n, 3, size, size]``."""
+    if kind == "none":
+        return evaluated(images, size)
+    flip = torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5)
+    if kind == "flips":
+        images = evaluated(images, size)
+    else:
+        boxes = _crop_boxes(images.shape[-1], keys, seed, epoch)
+        images = torch.stack([F.resized_crop(image, *box, [size, size]) for image, box in zip(images, boxes, strict=True)])
+    return torch.where(flip[:, None, None, None], F.horizontal_flip(images), images)
+
+
+def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
+    """The centre crop that validation, and training without augmentation, sees: ``[n, 3, size, size]``."""
+    return F.center_crop(images, [size, size])
+
+
+def normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """uint8 ``[n, 3, s, s]`` -> float32, normalised, channels_last."""
+    pixels = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(mean), list(std))
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> list[list[int]]:
+    """[top, left, height, width] a sample: area and aspect as in Szegedy et al. 2015, milder (half the area at least)."""
+    area = side * side * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * uniform(keys, seed, epoch, 2))
+    aspect = np.exp(np.log(_WIDEST_ASPECT) * (2 * uniform(keys, seed, epoch, 3) - 1))
+    height = np.clip(np.rint(np.sqrt(area / aspect)), 1, side).astype(int)
+    width = np.clip(np.rint(np.sqrt(area * aspect)), 1, side).astype(int)
+    top = np.floor((side - height + 1) * uniform(keys, seed, epoch, 4)).astype(int)
+    left = np.floor((side - width + 1) * uniform(keys, seed, epoch, 5)).astype(int)
+    return np.stack([top, left, height, width], axis=1).tolist()

@@ -1,0 +1,88 @@
+"""Where to compute and in which number format; what the machine is."""
+
+import os
+import platform
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from finetune_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device as a run uses it.
+
+    Attributes:
+        kind: ``cuda``, ``mps`` or ``cpu``: torch's name.
+        label: for people.
+        precision: ``fp32`` or ``bf16``.
+    """
+
+    kind: str
+    label: str
+    precision: str
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.kind)
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The machine as the home page shows it; memory in bytes."""
+
+    device: Device
+    cores: int
+    memory: int
+    free_memory: int
+
+
+def choose_device(device: str = "auto", precision: str = "auto") -> Device:
+    """CUDA, then Apple's GPU, then the processor; bf16 only where the hardware computes in it.
+
+    Raises:
+        ConfigError: when a device is asked for that is not there.
+    """
+    present = _present()
+    if device != "auto" and device not in present:
+        raise ConfigError({"device": f"there is no {device} here; this machine has {', '.join(present)}"})
+    kind = present[0] if device == "auto" else device
+    if precision == "auto":
+        precision = "bf16" if _native_bf16(kind) else "fp32"
+    return Device(kind, _label(kind), precision)
+
+
+def describe_machine() -> Machine:
+    """What the home page says about this machine."""
+    memory = psutil.virtual_memory()
+    return Machine(choose_device(), os.cpu_count() or 1, memory.total, memory.available)
+
+
+def _present() -> list[str]:
+    found = ["cuda"] if torch.cuda.is_available() else []
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return [*found, "cpu"]
+
+
+def _native_bf16(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def _label(kind: str) -> str:
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    if kind == "mps":
+        return "Apple GPU"
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

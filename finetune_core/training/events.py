@@ -1,0 +1,149 @@
+"""What a run says while it goes on: small frozen records of plain scalars, each one line of ``events.jsonl``."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The event as a JSON object whose ``event`` names its kind."""
+        return {"event": type(self).__name__, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """Work before, between and after the epochs: ``done`` of ``total`` (0 when not known) units of ``phase``."""
+
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    """Everything that is known before the first step.
+
+    Attributes:
+        counts: images by split.
+        stages: one object a stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
+        findings: one object a finding of the data set: ``severity, message``.
+        fingerprint: of the images, their labels and splits.
+        weights_hash: of the backbone before training.
+    """
+
+    backbone: str
+    weights: str
+    weights_hash: str
+    strategy: str
+    stages: list[dict[str, Any]]
+    trainable_parameters: int
+    total_parameters: int
+    classes: list[str]
+    counts: dict[str, int]
+    fingerprint: str
+    findings: list[dict[str, str]]
+    epochs: int
+    steps_per_epoch: int
+    device: str
+    device_label: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class ImagesSkipped(Event):
+    """Images that could not be read and are left out of this run."""
+
+    count: int
+    examples: list[str]
+
+
+@dataclass(frozen=True)
+class StepEnded(Event):
+    """One optimizer step.
+
+    Attributes:
+        epoch, step: counted from 1; ``step`` within the epoch.
+        loss: of this batch.
+        epoch_loss, epoch_accuracy: over the epoch so far.
+        images: seen so far in the whole run.
+        seconds: since the first step began.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    epoch_loss: float
+    epoch_accuracy: float
+    learning_rate: float
+    images: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochEnded(Event):
+    """One epoch with its validation; ``seconds`` since the first step began."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    train_seconds: float
+    val_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CheckpointSaved(Event):
+    """``last`` or ``best`` is on disk."""
+
+    name: str
+    epoch: int
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    """The end that was wanted.
+
+    Attributes:
+        val_accuracy, val_loss: of the best epoch, whose weights are kept.
+        test_accuracy: of the same weights; None without a test split.
+        seconds: all of it, decoding included.
+        frozen_tensors: how many were compared, bit for bit, with the pretrained ones.
+    """
+
+    epochs: int
+    best_epoch: int
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float | None
+    seconds: float
+    frozen_tensors: int
+
+
+@dataclass(frozen=True)
+class RunStopped(Event):
+    """A person stopped it. ``best_epoch`` is 0 when no epoch had ended: then there is nothing to evaluate."""
+
+    epoch: int
+    best_epoch: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunFailed(Event):
+    """It could not go on.
+
+    Attributes:
+        message: why, in words.
+        traceback: of a bug; empty where the reason is one that a person can mend.
+    """
+
+    message: str
+    traceback: str
+
+
+END_EVENTS = (RunFinished, RunStopped, RunFailed)

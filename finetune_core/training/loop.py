@@ -1,0 +1,250 @@
+"""The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
+
+import math
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.nn.functional import cross_entropy
+
+from finetune_core.config import RunConfig
+from finetune_core.data.splits import TEST, VAL
+from finetune_core.errors import TrainingError
+from finetune_core.training.checkpoints import BEST, LAST, CheckpointInfo, changing_tensors, load_checkpoint, save_checkpoint
+from finetune_core.training.events import (
+    CheckpointSaved,
+    EpochEnded,
+    Event,
+    Progress,
+    RunFinished,
+    RunStarted,
+    RunStopped,
+    StepEnded,
+)
+from finetune_core.training.predictions import prediction_table, save_predictions
+from finetune_core.training.prepare import EVENT_SECONDS, Job, prepare
+from finetune_core.training.strategies import apply, parameter_groups, trainable_parameters
+
+_MOMENTUM = 0.9
+
+
+class StopRequested(Exception):
+    """Thrown into ``fit`` to end a run early and in good order."""
+
+
+@dataclass(frozen=True)
+class _Score:
+    """How well an epoch did; the best one is the most accurate, at a tie the one with the lower loss."""
+
+    epoch: int = 0
+    accuracy: float = -1.0
+    loss: float = math.inf
+
+    def beats(self, other: "_Score") -> bool:
+        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
+    """Train, validate, keep the best epoch, predict; checkpoints and predictions go to ``run_dir``.
+
+    The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. Predictions are written with the
+    best checkpoint, those of the test images at the end.
+
+    Raises:
+        FinetuneError: when the run cannot start, or cannot go on.
+    """
+    began = time.monotonic()
+    best, epoch = _Score(), 0
+    try:
+        job = yield from prepare(config)
+        yield _started(job)
+        optimizer, training_began = _optimizer(job), time.monotonic()
+        for epoch in range(1, config.epochs + 1):
+            epoch_began = time.monotonic()
+            train_loss, train_accuracy = yield from _train(job, optimizer, epoch, training_began)
+            trained = time.monotonic()
+            logits = yield from _predict(job, VAL, "validate")
+            score = _score(job, logits, epoch)
+            ended = time.monotonic()
+            yield EpochEnded(
+                epoch,
+                train_loss,
+                train_accuracy,
+                score.loss,
+                score.accuracy,
+                train_seconds=trained - epoch_began,
+                val_seconds=ended - trained,
+                seconds=ended - training_began,
+            )
+            if score.beats(best):
+                best = score
+                yield _save(job, run_dir, BEST, epoch)
+                save_predictions(run_dir, _table(job, VAL, logits))
+                best_logits = logits
+            yield _save(job, run_dir, LAST, epoch)
+        if best.epoch != epoch:
+            job.network.model.load_state_dict(load_checkpoint(run_dir, BEST)[0], strict=False)
+        test_accuracy = None
+        if len(job.rows[TEST]):
+            logits = yield from _predict(job, TEST, "test")
+            save_predictions(run_dir, pd.concat([_table(job, VAL, best_logits), _table(job, TEST, logits)], ignore_index=True))
+            test_accuracy = float((logits.argmax(1) == job.labels[job.rows[TEST]]).mean())
+        frozen = audit_frozen(job)
+        yield RunFinished(epoch, best.epoch, best.accuracy, best.loss, test_accuracy, time.monotonic() - began, frozen)
+    except StopRequested:
+        yield RunStopped(epoch, best.epoch, time.monotonic() - began)
+
+
+def learning_rate_factor(config: RunConfig, step: int, steps_per_epoch: int) -> float:
+    """What the learning rate is multiplied by at a step counted from 0 over the whole run.
+
+    Cosine: a linear rise over the warm-up, then half a cosine towards 0 (Loshchilov & Hutter 2017, without restarts).
+    """
+    if config.schedule == "constant":
+        return 1.0
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    total = config.epochs * steps_per_epoch
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def audit_frozen(job: Job) -> int:
+    """Compare every frozen parameter and buffer, bit for bit, with the backbone as it was loaded.
+
+    Returns:
+        How many tensors were compared.
+    """
+    now, before = job.network.model.state_dict(), job.network.pretrained.state_dict()
+    names = [
+        name
+        for stage, plan in zip(job.network.stages, job.strategy, strict=True)
+        if plan.frozen and plan.batchnorm == "frozen"
+        for name in (*stage.parameters, *stage.buffers)
+        if name in now
+    ]
+    if moved := [name for name in names if not torch.equal(now[name].cpu(), before[name])]:
+        raise AssertionError(f"frozen tensors have changed: {', '.join(moved)}")
+    return len(names)
+
+
+def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float) -> Generator[Event, None, tuple[float, float]]:
+    """One epoch; returns its mean loss and accuracy, as they were while it went on."""
+    config, model, device = job.config, job.network.model, job.device
+    apply(job.strategy, job.network.stages, model, epoch)
+    batches = job.training_batches(epoch)
+    seen, loss_sum, correct = 0, 0.0, 0
+    for step, (rows, images) in enumerate(job.training_images(batches, epoch), start=1):
+        position = (epoch - 1) * len(batches) + step - 1
+        factor = learning_rate_factor(config, position, len(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        torch.manual_seed((config.seed << 32) + position)  # dropout's randomness depends on the step alone
+        labels = torch.from_numpy(job.labels[rows]).to(images.device)
+        optimizer.zero_grad(set_to_none=True)
+        with device.autocast():
+            logits = model(images)
+        loss = cross_entropy(logits.float(), labels)
+        loss.backward()
+        optimizer.step()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"The loss was no longer a number at step {step} of epoch {epoch} (learning rate {config.learning_rate * factor:g}). "
+                "Try a learning rate ten times lower. The best epoch before this is kept."
+            )
+        seen += len(rows)
+        loss_sum += value * len(rows)
+        correct += int((logits.argmax(1) == labels).sum())
+        yield StepEnded(
+            epoch,
+            step,
+            value,
+            epoch_loss=loss_sum / seen,
+            epoch_accuracy=correct / seen,
+            learning_rate=config.learning_rate * factor,
+            images=(epoch - 1) * len(job.rows["train"]) + seen,
+            seconds=time.monotonic() - began,
+        )
+    return loss_sum / seen, correct / seen
+
+
+@torch.no_grad()
+def _logits(job: Job, images: torch.Tensor) -> np.ndarray:
+    with job.device.autocast():
+        return job.network.model(images).float().cpu().numpy()
+
+
+def _predict(job: Job, split: str, phase: str) -> Generator[Event, None, np.ndarray]:
+    """Logits float32 ``[n, classes]`` of a split's readable images, in the table's order."""
+    job.network.model.eval()
+    found, done, spoken = [], 0, time.monotonic()
+    for rows, images in job.evaluation_images(split):
+        found.append(_logits(job, images))
+        done += len(rows)
+        if time.monotonic() - spoken >= EVENT_SECONDS:
+            spoken = time.monotonic()
+            yield Progress(phase, done, len(job.rows[split]))
+    return np.concatenate(found)
+
+
+def _score(job: Job, logits: np.ndarray, epoch: int) -> _Score:
+    labels = job.labels[job.rows[VAL]]
+    loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
+    return _Score(epoch, float((logits.argmax(1) == labels).mean()), loss)
+
+
+def _optimizer(job: Job) -> torch.optim.Optimizer:
+    config = job.config
+    groups = parameter_groups(job.strategy, job.network.stages, job.network.model, config.learning_rate, config.weight_decay)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, fused=True)
+
+
+def _started(job: Job) -> RunStarted:
+    config, stages, dataset = job.config, job.network.stages, job.dataset
+    return RunStarted(
+        backbone=config.backbone,
+        weights=config.weights,
+        weights_hash=job.network.weights_hash,
+        strategy=config.strategy,
+        stages=[
+            {
+                "name": stage.name,
+                "parameters": stage.parameter_count,
+                "trains": not plan.frozen,
+                "rate": plan.rate,
+                "thaw_epoch": plan.thaw_epoch,
+            }
+            for stage, plan in zip(stages, job.strategy, strict=True)
+        ],
+        trainable_parameters=trainable_parameters(job.strategy, stages),
+        total_parameters=sum(stage.parameter_count for stage in stages),
+        classes=list(dataset.classes),
+        counts={split: len(rows) for split, rows in job.rows.items() if len(rows)},
+        fingerprint=dataset.fingerprint,
+        findings=[{"severity": finding.severity, "message": finding.message} for finding in dataset.findings],
+        epochs=config.epochs,
+        steps_per_epoch=len(job.training_batches(1)),
+        device=job.device.kind,
+        device_label=job.device.label,
+        precision=job.device.precision,
+    )
+
+
+def _save(job: Job, run_dir: Path, name: str, epoch: int) -> CheckpointSaved:
+    tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
+    info = CheckpointInfo(epoch, job.config.backbone, job.network.weights_hash, job.dataset.classes)
+    save_checkpoint(run_dir, name, tensors, info)
+    return CheckpointSaved(name, epoch)
+
+
+def _table(job: Job, split: str, logits: np.ndarray) -> pd.DataFrame:
+    rows = job.rows[split]
+    return prediction_table(job.dataset.table["id"].iloc[rows], split, job.labels[rows], logits)
