@@ -135,12 +135,15 @@ def index_dataset(
     return dataset
 
 
-def check_pixels(dataset: Dataset) -> Iterator[tuple[int, int, Finding | None]]:
-    """Decode every image, in threads: yields (images done, images in all, the finding for this one if it is damaged)."""
-    total = len(dataset.table)
-    for done, (sample, error) in enumerate(in_threads(partial(_decode_error, dataset.root), dataset.table["id"]), start=1):
-        finding = Finding("damaged", "error", error, (sample,)) if error else None
-        yield done, total, finding
+def check_pixels(dataset: Dataset) -> Generator[tuple[int, int], None, list[Finding]]:
+    """Decode every image, in threads: yields (images done, images in all), returns a finding for each damaged one."""
+    findings = []
+    decoding = in_threads(partial(_decode_error, dataset.root), dataset.table["id"])
+    for done, (sample, error) in enumerate(decoding, start=1):
+        if error:
+            findings.append(Finding("damaged", "error", error, (sample,)))
+        yield done, len(dataset.table)
+    return findings
 
 
 @dataclass

@@ -15,7 +15,7 @@ from filelock import FileLock
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError
 from finetune_core.files import write_bytes
-from finetune_core.training.events import EpochEnded, Event, RunFailed, RunStopped
+from finetune_core.training.events import END_EVENTS, EpochEnded, Event, RunFailed, RunStopped
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.prepare import check_config
 
@@ -91,6 +91,8 @@ def _stoppable(events: Iterator[Event], stop_file: Path) -> Iterator[Event]:
     stopping = False
     for event in events:
         yield event
+        if isinstance(event, END_EVENTS):
+            return
         if not stopping and stop_file.exists():
             stopping = True
             yield events.throw(StopRequested())  # type: ignore[attr-defined]

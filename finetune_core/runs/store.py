@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Literal
+from typing import Any, Literal
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
@@ -38,6 +38,35 @@ class Run:
     def judged(self) -> bool:
         """Whether at least one epoch has ended, so that there are predictions."""
         return not self.active and bool(self.history.epochs)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """A run in one flat row of plain values; what is not known yet is None."""
+    started, end = run.history.started or {}, run.history.end or {}
+    best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={})
+    return {
+        "run_id": run.run_id,
+        "run_dir": str(run.run_dir),
+        "status": run.status,
+        "strategy": run.config.strategy,
+        "backbone": run.config.backbone,
+        "weights": run.config.weights,
+        "trainable_parameters": started.get("trainable_parameters"),
+        "total_parameters": started.get("total_parameters"),
+        "epochs": len(run.history.epochs),
+        "best_epoch": best.get("epoch"),
+        "val_accuracy": best.get("val_accuracy"),
+        "val_loss": best.get("val_loss"),
+        "test_accuracy": end.get("test_accuracy"),
+        "seconds": end.get("seconds"),
+        "device": started.get("device"),
+        "precision": started.get("precision"),
+        "classes": started.get("classes"),
+        "images": started.get("counts"),
+        "skipped_images": run.history.skipped["count"] if run.history.skipped else 0,
+        "frozen_tensors": end.get("frozen_tensors"),
+        "message": end.get("message"),
+    }
 
 
 class RunStore:

@@ -1,0 +1,363 @@
+"""The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr."""
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from finetune_core import paths
+from finetune_core.config import bounds, make_config, read_config
+from finetune_core.data.dataset import check_pixels, index_dataset
+from finetune_core.data.sample import resolve_data
+from finetune_core.errors import ConfigError, FinetuneError, ImageError, TrainingError
+from finetune_core.evaluation.metrics import Evaluation
+from finetune_core.evaluation.metrics import evaluate as judge
+from finetune_core.evaluation.predict import load_predictor
+from finetune_core.models.catalogue import backbone_info, backbone_names
+from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.store import RunStore, summary
+from finetune_core.training import events
+from finetune_core.training.predictions import load_predictions
+
+app = typer.Typer(
+    help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
+Data = Annotated[str, typer.Argument(help="A folder with one subfolder of images a class, or the word 'digits'.")]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+
+# What the command line calls differently from the config.
+_OPTIONS = {"learning_rate": "lr", "augmentation": "augment"}
+
+
+def _setting(field: str, metavar: str) -> Any:
+    """A string option for a config field: the config itself checks it, all of them at once."""
+    return typer.Option(f"--{_option(field)}", metavar=metavar, help=bounds(field)["help"])
+
+
+def _option(field: str) -> str:
+    return _OPTIONS.get(field, field).replace("_", "-")
+
+
+@app.command()
+def backbones(as_json: AsJson = False) -> None:
+    """List the pretrained networks, where their weights are, and whether they are ready."""
+    infos = [backbone_info(name) for name in backbone_names()]
+    rows = [
+        {
+            "name": info.name,
+            "parameters": info.parameters,
+            "source": info.source,
+            "weights": str(info.file) if info.ready else info.url,
+            "ready": info.ready,
+            "imagenet_top1": info.top1,
+        }
+        for info in infos
+    ]
+    if as_json:
+        _print_json({"backbones": rows})
+        return
+    table = Table("Name", "Parameters", "ImageNet top-1", "Ready", Column("Weights", overflow="fold"), box=None)
+    for row in rows:
+        top1 = f"{row['imagenet_top1']:.1f} %" if row["imagenet_top1"] else "–"
+        ready = "yes" if row["ready"] else "downloads"
+        table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", top1, ready, escape(row["weights"] or "package missing"))
+    out.print(table)
+
+
+@app.command()
+def inspect(
+    data: Data,
+    headers_only: Annotated[bool, typer.Option(help="Do not decode the images; damaged ones stay unnoticed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Look at a data set: classes, splits, sizes, and everything that looks wrong."""
+    with _errors(), _bar() as bar:
+        indexing = index_dataset(resolve_data(data), val_fraction=0.15, test_fraction=0.15, split_seed=0)
+        dataset = _shown(bar, "Reading headers", indexing)
+        findings = list(dataset.findings)
+        if not headers_only:
+            findings += _shown(bar, "Decoding images", check_pixels(dataset))
+    counts = dataset.counts()
+    widths, heights = dataset.table["width"], dataset.table["height"]
+    if as_json:
+        _print_json(
+            {
+                "data": str(dataset.root),
+                "images": len(dataset.table),
+                "classes": list(dataset.classes),
+                "counts": {name: row.to_dict() for name, row in counts.iterrows()},
+                "splits": dataset.table["split"].value_counts().to_dict(),
+                "given_splits": dataset.given_splits,
+                "width": [int(widths.min()), int(widths.max())],
+                "height": [int(heights.min()), int(heights.max())],
+                "fingerprint": dataset.fingerprint,
+                "findings": [
+                    {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": list(f.paths)} for f in findings
+                ],
+            }
+        )
+        return
+    out.print(
+        f"{len(dataset.table):,} images in {len(dataset.classes)} classes, "
+        f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
+        f"the {'folder' if dataset.given_splits else 'program'} decides the split."
+    )
+    table = Table("Class", *(split for split in counts.columns), box=None)
+    for name, row in counts.iterrows():
+        table.add_row(escape(str(name)), *(f"{count:,}" for count in row))
+    out.print(table)
+    for finding in findings:
+        out.print(f"[bold]{finding.severity}[/bold]: {escape(finding.message)}")
+    if not findings:
+        out.print("Nothing looks wrong.")
+
+
+@app.command()
+def train(
+    data: Annotated[str | None, typer.Argument(help="A folder of images, or 'digits'. Not needed with --config.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The config.json of an earlier run; other options change it.")] = None,
+    backbone: Annotated[str | None, _setting("backbone", "NAME")] = None,
+    weights: Annotated[str | None, _setting("weights", "FILE")] = None,
+    strategy: Annotated[str | None, _setting("strategy", "NAME")] = None,
+    cut: Annotated[str | None, _setting("cut", "STAGE")] = None,
+    epochs: Annotated[str | None, _setting("epochs", "N")] = None,
+    batch_size: Annotated[str | None, _setting("batch_size", "N")] = None,
+    learning_rate: Annotated[str | None, _setting("learning_rate", "X")] = None,
+    optimizer: Annotated[str | None, _setting("optimizer", "NAME")] = None,
+    weight_decay: Annotated[str | None, _setting("weight_decay", "X")] = None,
+    schedule: Annotated[str | None, _setting("schedule", "NAME")] = None,
+    warmup_epochs: Annotated[str | None, _setting("warmup_epochs", "X")] = None,
+    augmentation: Annotated[str | None, _setting("augmentation", "NAME")] = None,
+    image_size: Annotated[str | None, _setting("image_size", "N")] = None,
+    val_fraction: Annotated[str | None, _setting("val_fraction", "X")] = None,
+    test_fraction: Annotated[str | None, _setting("test_fraction", "X")] = None,
+    split_seed: Annotated[str | None, _setting("split_seed", "N")] = None,
+    precision: Annotated[str | None, _setting("precision", "NAME")] = None,
+    device: Annotated[str | None, _setting("device", "NAME")] = None,
+    seed: Annotated[str | None, _setting("seed", "N")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="Where the run's folder goes.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fine-tune a backbone. Ctrl-C stops in good order and keeps the best epoch."""
+    given = {name: value for name, value in locals().items() if name not in ("config", "runs_dir", "as_json")}
+    settings = {name: value for name, value in given.items() if value is not None}
+    with _errors():
+        if data is not None:
+            settings["data"] = resolve_data(data)
+        reservation = create_run(
+            make_config((read_config(config) if config else {}) | settings), (runs_dir or paths.runs_dir()).resolve()
+        )
+        with _interrupts_stop(reservation.run_dir), _bar() as bar:
+            _show_training(bar, execute(reservation))
+        run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+    result = summary(run)
+    if as_json:
+        _print_json(result)
+    else:
+        out.print(_result_in_words(result))
+    if run.status != "finished":
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    run_dir: RunFolder,
+    split: Annotated[str | None, typer.Option(help="test or val; the test images where there are some.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Judge a run on images it did not train on."""
+    with _errors():
+        run = RunStore(run_dir.parent).read(run_dir.resolve())
+        table = load_predictions(run.run_dir)
+        result = judge(table, tuple((run.history.started or {})["classes"]), split)
+    if as_json:
+        _print_json({"run_id": run.run_id, **_evaluation_json(result)})
+        return
+    out.print(
+        f"Accuracy {result.accuracy:.1%} on {result.images:,} {result.split} images "
+        f"(95 % interval {result.low:.1%} to {result.high:.1%}), loss {result.loss:.3f}"
+    )
+    shown = Table("Class", "Precision", "Recall", "F1", "Images", box=None)
+    for row in result.per_class.itertuples(index=False):
+        shown.add_row(escape(row[0]), f"{row[1]:.1%}", f"{row[2]:.1%}", f"{row[3]:.1%}", f"{row[4]:,}")
+    out.print(shown)
+
+
+@app.command()
+def predict(
+    run_dir: RunFolder,
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    as_json: AsJson = False,
+) -> None:
+    """Name images with a trained run. Files that cannot be read are reported; the others are still named."""
+    named, skipped = [], []
+    with _errors():
+        predictor = load_predictor(RunStore(run_dir.parent).read(run_dir.resolve()))
+        for image in images:
+            try:
+                probabilities = predictor.probabilities([image])[0]
+            except ImageError as error:
+                skipped.append({"image": str(image), "problem": str(error)})
+                err.print(escape(str(error)))
+                continue
+            best = int(probabilities.argmax())
+            named.append(
+                {
+                    "image": str(image),
+                    "class": predictor.classes[best],
+                    "probability": float(probabilities[best]),
+                    "probabilities": dict(zip(predictor.classes, probabilities.tolist(), strict=True)),
+                }
+            )
+    if as_json:
+        _print_json({"run_id": run_dir.resolve().name, "predictions": named, "skipped": skipped})
+    else:
+        for row in named:
+            out.print(f"{escape(row['image'])}: {escape(row['class'])} ({row['probability']:.1%})")
+    if skipped:
+        raise typer.Exit(2)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A wrong request ends with status 2, a run that broke with 1; both in words. A bug keeps its traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        for field, problem in error.problems.items():
+            err.print(escape(f"{'DATA' if field == 'data' else '--' + _option(field)}: {problem}"))
+        raise typer.Exit(2) from None
+    except FinetuneError as error:
+        err.print(escape(str(error)))
+        raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
+
+
+@contextmanager
+def _interrupts_stop(run_dir: Path) -> Iterator[None]:
+    """Ctrl-C asks the run to stop; a second one breaks off."""
+
+    def on_interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        err.print("Stopping after this step; Ctrl-C again breaks off.")
+        request_stop(run_dir)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+        transient=True,
+    )
+
+
+def _shown(bar: Progress, description: str, work: Any) -> Any:
+    """Drain a generator of (done, total) into the bar; returns its result."""
+    task = bar.add_task(description, total=None, note="")
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        bar.update(task, completed=done, total=total)
+
+
+_PHASES = {
+    "index": "Reading headers",
+    "download": "Downloading weights",
+    "decode": "Decoding images",
+    "validate": "Validating",
+    "test": "Testing",
+}
+
+
+def _show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
+    tasks: dict[str, Any] = {}
+
+    def task(name: str, total: int) -> Any:
+        if name not in tasks:
+            tasks[name] = bar.add_task(name, total=total or None, note="")
+        return tasks[name]
+
+    started = None
+    for event in stream:
+        match event:
+            case events.Progress(phase, done, total):
+                bar.update(task(_PHASES[phase], total), completed=done, visible=done != total)
+            case events.ImagesSkipped(count, examples):
+                err.print(escape(f"{count} images cannot be read and are left out: {'; '.join(examples[:3])}"))
+            case events.RunStarted():
+                started = event
+                if event.weights == "none":
+                    err.print("The backbone starts from random weights.")
+                err.print(
+                    f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
+                    f"train on {escape(event.device_label)} in {event.precision}"
+                )
+            case events.StepEnded() if started:
+                done = (event.epoch - 1) * started.steps_per_epoch + event.step
+                note = f"loss {event.epoch_loss:.3f}  accuracy {event.epoch_accuracy:.1%}"
+                bar.update(task("Training", started.epochs * started.steps_per_epoch), completed=done, note=note)
+            case events.EpochEnded() if started:
+                err.print(
+                    f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {event.train_accuracy:.1%}; "
+                    f"validation loss {event.val_loss:.4f}, accuracy {event.val_accuracy:.1%}"
+                )
+
+
+def _result_in_words(result: dict[str, Any]) -> str:
+    if not result["best_epoch"]:
+        return f"Stopped before the first epoch ended. {escape(result['run_dir'])}"
+    test = f", test accuracy {result['test_accuracy']:.1%}" if result["test_accuracy"] is not None else ""
+    took = f" in {result['seconds']:.1f} s"
+    return (
+        f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
+        f"{result['val_accuracy']:.1%}{test}\n{escape(result['run_dir'])}"
+    )
+
+
+def _evaluation_json(result: Evaluation) -> dict[str, Any]:
+    return {
+        "split": result.split,
+        "images": result.images,
+        "accuracy": result.accuracy,
+        "accuracy_low": result.low,
+        "accuracy_high": result.high,
+        "loss": result.loss,
+        "classes": list(result.classes),
+        "confusion": result.confusion.tolist(),
+        "per_class": result.per_class.to_dict(orient="records"),
+    }
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m finetune_core")
