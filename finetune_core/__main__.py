@@ -27,6 +27,7 @@ from finetune_core.runs.record import create_run, execute, request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training import events
 from finetune_core.training.predictions import load_predictions
+from finetune_core.words import duration, things
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",
@@ -310,7 +311,7 @@ def _show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
             case events.Progress(phase, done, total):
                 bar.update(task(_PHASES[phase], total), completed=done, visible=done != total)
             case events.ImagesSkipped(count, examples):
-                err.print(escape(f"{count} images cannot be read and are left out: {'; '.join(examples[:3])}"))
+                err.print(escape(f"Left out, because unreadable: {things(count, 'image')}. {'; '.join(examples[:3])}"))
             case events.RunStarted():
                 started = event
                 if event.weights == "none":
@@ -334,7 +335,7 @@ def _result_in_words(result: dict[str, Any]) -> str:
     if not result["best_epoch"]:
         return f"Stopped before the first epoch ended. {escape(result['run_dir'])}"
     test = f", test accuracy {result['test_accuracy']:.1%}" if result["test_accuracy"] is not None else ""
-    took = f" in {result['seconds']:.1f} s"
+    took = f" in {duration(result['seconds'])}"
     return (
         f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
         f"{result['val_accuracy']:.1%}{test}\n{escape(result['run_dir'])}"

@@ -7,14 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune_core.data.decode import read_square
-from finetune_core.data.pixels import stored_side
 from finetune_core.errors import RunError
 from finetune_core.models.network import Network, build_network
 from finetune_core.runs.store import Run
-from finetune_core.training.batches import evaluated, normalised
 from finetune_core.training.checkpoints import BEST, load_checkpoint
 from finetune_core.training.device import Device, choose_device
+from finetune_core.training.preview import network_input
 
 
 @dataclass(frozen=True)
@@ -32,19 +30,11 @@ class Predictor:
         Raises:
             ImageError: when one of them cannot be read.
         """
-        squares = torch.stack([self.preprocessed(image) for image in images])
+        name = self.network.info.name
+        squares = torch.stack([network_input(image, name, self.image_size).tensor for image in images])
         with torch.no_grad(), self.device.autocast():
             logits = self.network.model(squares.to(self.device.torch_device))
         return logits.double().softmax(1).cpu().numpy()
-
-    def preprocessed(self, image: Path | bytes) -> torch.Tensor:
-        """What the network is fed: float32 ``[3, size, size]``.
-
-        Raises:
-            ImageError: when it cannot be read.
-        """
-        square = torch.from_numpy(read_square(image, stored_side(self.image_size)).copy()).permute(2, 0, 1)
-        return normalised(evaluated(square[None], self.image_size), self.network.info.mean, self.network.info.std)[0]
 
 
 def load_predictor(run: Run) -> Predictor:

@@ -27,7 +27,7 @@ from finetune_core.training.events import (
 )
 from finetune_core.training.predictions import prediction_table, save_predictions
 from finetune_core.training.prepare import EVENT_SECONDS, Job, prepare
-from finetune_core.training.strategies import apply, parameter_groups, trainable_parameters
+from finetune_core.training.strategies import apply, describe, parameter_groups, trainable_parameters
 
 _MOMENTUM = 0.9
 
@@ -214,16 +214,7 @@ def _started(job: Job) -> RunStarted:
         weights=config.weights,
         weights_hash=job.network.weights_hash,
         strategy=config.strategy,
-        stages=[
-            {
-                "name": stage.name,
-                "parameters": stage.parameter_count,
-                "trains": not plan.frozen,
-                "rate": plan.rate,
-                "thaw_epoch": plan.thaw_epoch,
-            }
-            for stage, plan in zip(stages, job.strategy, strict=True)
-        ],
+        stages=describe(job.strategy, stages),
         trainable_parameters=trainable_parameters(job.strategy, stages),
         total_parameters=sum(stage.parameter_count for stage in stages),
         classes=list(dataset.classes),

@@ -134,6 +134,20 @@ def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     return sum(stage.parameter_count for stage, plan in zip(stages, strategy, strict=True) if not plan.frozen)
 
 
+def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """One plain row a stage, input to head: ``name, parameters, trains, rate, thaw_epoch``."""
+    return [
+        {
+            "name": stage.name,
+            "parameters": stage.parameter_count,
+            "trains": not plan.frozen,
+            "rate": plan.rate,
+            "thaw_epoch": plan.thaw_epoch,
+        }
+        for stage, plan in zip(stages, strategy, strict=True)
+    ]
+
+
 def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: int) -> None:
     """Put the model into training as the strategy has it in this epoch: gradients where a stage trains, and ``eval()``
     wherever it is frozen, so that neither BatchNorm statistics nor dropout move."""

@@ -1,0 +1,86 @@
+"""Thaw's home page: what this is, what the machine can do, and a way to a trained model without typing."""
+
+import streamlit as st
+
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
+from finetune_core.training.device import describe_machine
+from finetune_core.words import percent, size
+from pages.shared.chrome import go, next_step, page
+from pages.shared.state import STATUS_WORDS, run_label, store, try_it_now
+
+page(
+    "app.py",
+    "Thaw fine-tunes pretrained image classifiers on your own pictures, in the browser. "
+    "It shows which layers were worth training, by freezing the others and comparing honestly.",
+)
+
+
+def machine() -> None:
+    found = describe_machine()
+    names = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "Processor"}
+    ready = [name for name in backbone_names() if backbone_info(name).ready]
+    with st.container(horizontal=True):
+        st.metric("Device", names[found.device.kind], help=found.device.label, border=True)
+        st.metric(
+            "Precision",
+            found.device.precision,
+            help="Number format of the arithmetic. bf16 is half as long as fp32 and faster where the hardware has it; "
+            "Thaw uses it only there.",
+            border=True,
+        )
+        st.metric("Free memory", size(found.free_memory), help=f"of {size(found.memory)}", border=True)
+        st.metric(
+            "Backbones ready",
+            f"{len(ready)} of {len(backbone_names())}",
+            help="Pretrained networks whose weights are on this machine; the others are downloaded when first used.",
+            border=True,
+        )
+    with st.expander("Which backbones are ready"):
+        st.markdown(
+            f"`{PACKAGED}` is installed with Thaw and works without a network. "
+            "The weights of the others come from torchvision when they are first used."
+        )
+        infos = [backbone_info(name) for name in backbone_names()]
+        st.dataframe(
+            {
+                "Backbone": [info.name for info in infos],
+                "Million parameters": [info.parameters / 1e6 for info in infos],
+                "ImageNet accuracy": [info.top1 for info in infos],
+                "Ready": [info.ready for info in infos],
+            },
+            column_config={
+                "Million parameters": st.column_config.NumberColumn(format="%.1f"),
+                "ImageNet accuracy": st.column_config.NumberColumn(
+                    format="%.1f %%", help="Published accuracy of these weights on ImageNet's 1,000 classes."
+                ),
+            },
+            hide_index=True,
+        )
+
+
+def recent_runs() -> None:
+    runs = store().runs()[:5]
+    if not runs:
+        return
+    st.subheader("Latest runs", anchor=False)
+    for run in runs:
+        with st.container(horizontal=True, vertical_alignment="center", border=True):
+            word, color, icon = STATUS_WORDS[run.status]
+            st.badge(word, color=color, icon=icon)
+            best = max((row["val_accuracy"] for row in run.history.epochs), default=None)
+            result = f" · validation accuracy {percent(best)}" if best is not None else ""
+            st.markdown(run_label(run) + result, width="stretch")
+            if st.button("Open", key=f"open-{run.run_id}"):
+                go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
+
+
+with st.container(border=True):
+    st.markdown(
+        "**See it work first.** 1,797 real handwritten digits, a network pretrained on ImageNet, "
+        "its last block and a new head trained for five epochs at 96 pixels: well under a minute, no typing."
+    )
+    try_it_now()
+st.subheader("This machine", anchor=False)
+machine()
+recent_runs()
+next_step("pages/dataset.py", "Choose your data", primary=False)

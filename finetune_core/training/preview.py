@@ -1,0 +1,48 @@
+"""What an image looks like to the network."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune_core.data.decode import read_square
+from finetune_core.data.pixels import stored_side
+from finetune_core.models.catalogue import backbone_info
+from finetune_core.training.batches import evaluated, normalised
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """An image as it is fed to a network.
+
+    Attributes:
+        tensor: float32 ``[3, size, size]``, normalised.
+        shown: the tensor turned back into an image, uint8 ``[size, size, 3]``.
+    """
+
+    tensor: torch.Tensor
+    shown: np.ndarray
+
+    @property
+    def low(self) -> float:
+        return float(self.tensor.min())
+
+    @property
+    def high(self) -> float:
+        return float(self.tensor.max())
+
+
+def network_input(image: Path | bytes, backbone: str, image_size: int) -> NetworkInput:
+    """Preprocess an image as validation does for this backbone.
+
+    Raises:
+        ImageError: when it cannot be read.
+        ConfigError: when there is no such backbone.
+    """
+    info = backbone_info(backbone)
+    square = torch.from_numpy(read_square(image, stored_side(image_size)).copy()).permute(2, 0, 1)[None]
+    tensor = normalised(evaluated(square, image_size), info.mean, info.std)[0]
+    mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
+    shown = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return NetworkInput(tensor, shown.permute(1, 2, 0).numpy())

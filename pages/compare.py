@@ -1,0 +1,88 @@
+"""Compare: runs side by side, on shared axes and in one table."""
+
+import streamlit as st
+
+from finetune_core import figures
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.metrics import evaluate
+from finetune_core.runs.store import Run, summary
+from finetune_core.training.predictions import load_predictions
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.words import duration, number, percent
+from pages.shared.chrome import next_step, page, plain
+from pages.shared.state import nothing_yet, run_label, store
+
+SPLIT_WORDS = {"test": "test", "val": "validation"}
+
+page("pages/compare.py", "Put runs side by side: which stages were worth training, and what did it cost?")
+
+
+def table(runs: list[Run]) -> None:
+    rows = []
+    for run in runs:
+        told = summary(run)
+        row = {
+            "Run": short_label(run),
+            "Strategy": STRATEGIES[run.config.strategy].title,
+            "Trainable": f"{number(told['trainable_parameters'])} ({percent(told['trainable_parameters'] / told['total_parameters'])})",
+            "Learning rate": f"{run.config.learning_rate:g}",
+            "Time": duration(told["seconds"]) if told["seconds"] else "unknown",
+            "Best epoch": told["best_epoch"],
+        }
+        try:
+            result = evaluate(load_predictions(run.run_dir), tuple(told["classes"]))
+            row["Accuracy"] = percent(result.accuracy)
+            row["95 % interval"] = f"{percent(result.low)} to {percent(result.high)}"
+            row["On"] = f"{number(result.images)} {SPLIT_WORDS[result.split]}"
+        except FinetuneError as error:
+            row["Accuracy"] = str(error)
+        rows.append(row)
+    st.dataframe(rows, hide_index=True)
+
+
+def short_label(run: Run) -> str:
+    return f"{STRATEGIES[run.config.strategy].title}, {run.config.backbone} ({run.run_id[-4:]})"
+
+
+def warn_of_differences(runs: list[Run]) -> None:
+    """A difference in the data makes a difference in accuracy worthless; one in settings only muddles its cause."""
+    if len({run.history.started["fingerprint"] for run in runs}) > 1:
+        st.error(
+            "These runs did not use the same images in the same split: their accuracies cannot be compared.",
+            icon=":material/error:",
+        )
+    ignored = {"strategy", "cut", "stage_rates", "learning_rate", "seed", "data"}
+    settings = [run.config.model_dump(exclude=ignored) for run in runs]
+    differing = sorted(name for name in settings[0] if len({str(one[name]) for one in settings}) > 1)
+    if differing:
+        st.info(
+            f"Besides the strategy, these settings differ: {', '.join(name.replace('_', ' ') for name in differing)}.",
+            icon=":material/info:",
+        )
+
+
+runs = [run for run in store().runs() if run.judged]
+if len(runs) < 2:
+    nothing_yet("Two runs are needed to compare. Train one more with another strategy, or start with the sample.")
+    next_step("pages/configure.py", "Configure a run", primary=False)
+    st.stop()
+by_id = {run.run_id: run for run in runs}
+st.session_state.setdefault("runs", [run.run_id for run in runs[:2]])
+st.session_state["runs"] = [run_id for run_id in st.session_state["runs"] if run_id in by_id]
+chosen = st.multiselect(
+    "Runs", list(by_id), format_func=lambda run_id: run_label(by_id[run_id]), key="runs", bind="query-params"
+)
+if len(chosen) < 2:
+    st.info("Choose two runs or more.", icon=":material/info:")
+    st.stop()
+compared = [by_id[run_id] for run_id in chosen]
+warn_of_differences(compared)
+table(compared)
+st.subheader("Validation, epoch by epoch", anchor=False)
+st.plotly_chart(
+    figures.compared_curves([(short_label(run), run.history.epochs) for run in compared]),
+    key="compared",
+    alt="Validation loss and accuracy by epoch, one line a run",
+)
+st.caption(plain("Intervals that overlap much mean: these images cannot tell the runs apart."))
+next_step("pages/predict.py", "Try a run on new images")

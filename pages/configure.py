@@ -1,0 +1,175 @@
+"""Configure: backbone, strategy and settings of the next run, with the strategy drawn."""
+
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import (
+    FEATURE_EXTRACTION_RECIPE,
+    TUTORIAL_RECIPE,
+    Augmentation,
+    DeviceChoice,
+    Optimizer,
+    Precision,
+    RunConfig,
+    Schedule,
+    make_config,
+)
+from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.models.catalogue import PACKAGED, backbone_info
+from finetune_core.models.network import network_stages
+from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.strategies import describe, plan
+from finetune_core.words import things
+from pages.shared import form
+from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.stages import draw_stages
+from pages.shared.state import data_folder, indexed_dataset, worker
+
+page(
+    "pages/configure.py",
+    "Decide which stages of a pretrained network train, and how. Cold stages stay frozen, warm ones train.",
+)
+
+
+def recipes() -> None:
+    with st.container(horizontal=True):
+        st.button(
+            "The tutorial's recipe",
+            icon=":material/menu_book:",
+            on_click=form.apply_recipe,
+            args=(TUTORIAL_RECIPE,),
+            help="ResNet-18 from ImageNet, a new head, layer4 and head trained with Adam at 0.0001, cross-entropy, batch 32, 224 pixels, "
+            "ImageNet's normalisation, 10 epochs.",
+        )
+        st.button(
+            "Feature extraction",
+            icon=":material/ac_unit:",
+            on_click=form.apply_recipe,
+            args=(FEATURE_EXTRACTION_RECIPE,),
+            help="The same network and settings, but only the head trains, with Adam at 0.001: faster.",
+        )
+        st.button(
+            "Tutorial, no download",
+            icon=":material/package_2:",
+            on_click=form.apply_recipe,
+            args=(TUTORIAL_RECIPE | {"backbone": PACKAGED},),
+            help=f"The tutorial's settings on {PACKAGED}, whose weights are installed with Thaw.",
+        )
+
+
+def data_in_words(root: str) -> int | None:
+    """Says what will be trained on; the number of classes, where the data can be read."""
+    if not root:
+        st.warning("No data is chosen yet.", icon=":material/photo_library:")
+        return None
+    try:
+        dataset = indexed_dataset(
+            root, form.DEFAULTS["val_fraction"], form.DEFAULTS["test_fraction"], form.DEFAULTS["split_seed"]
+        )
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return None
+    name = "the sample of handwritten digits" if st.session_state.get("data_source", "digits") == "digits" else root
+    st.markdown(
+        f"Training on **{plain(name)}**: {things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}."
+    )
+    return len(dataset.classes)
+
+
+def draw(found: dict[str, Any], classes: int | None) -> None:
+    """Draw the strategy, whatever else is still wrong in the form."""
+    only = {name: found[name] for name in ("backbone", "strategy", "cut", "stage_rates") if name in found}
+    stages = network_stages(found["backbone"], classes or 1000)
+    try:
+        strategy = plan(make_config(only | {"data": "any"}), stages)
+    except ConfigError:
+        st.caption("The strategy is drawn once its settings below can be used.")
+        return
+    try:
+        rate = float(found["learning_rate"])
+    except ValueError:
+        rate = form.DEFAULTS["learning_rate"]
+    draw_stages(describe(strategy, stages), rate)
+
+
+def fields(problems: dict[str, str]) -> None:
+    left, right = st.columns(2, gap="large")
+    with left:
+        form.backbone_field(problems)
+        form.strategy_field(problems)
+    with right:
+        with st.grid("auto", min_column_width=200, gap="small"):
+            with st.container():
+                form.number_field("epochs", problems)
+            with st.container():
+                form.number_field("batch_size", problems)
+            with st.container():
+                form.choice_field("optimizer", Optimizer, problems)
+            with st.container():
+                form.text_field("learning_rate", problems)
+            with st.container():
+                form.choice_field("schedule", Schedule, problems)
+            with st.container():
+                form.choice_field("augmentation", Augmentation, problems)
+            with st.container():
+                form.number_field("image_size", problems)
+            with st.container():
+                form.number_field("seed", problems)
+        rest = (
+            "warmup_epochs",
+            "weight_decay",
+            "val_fraction",
+            "test_fraction",
+            "split_seed",
+            "precision",
+            "device",
+            "weights",
+        )
+        with st.expander("More settings", expanded=any(name in problems for name in rest)):
+            form.weights_field(problems)
+            for name in ("warmup_epochs", "weight_decay", "val_fraction", "test_fraction"):
+                form.text_field(name, problems)
+            form.number_field("split_seed", problems)
+            form.choice_field("precision", Precision, problems)
+            form.choice_field("device", DeviceChoice, problems)
+
+
+def about_weights(found: dict[str, Any]) -> None:
+    info = backbone_info(found["backbone"])
+    if found["weights"] == PRETRAINED and not info.ready:
+        st.info(
+            f"The weights of {info.name} are not on this machine yet: training starts with downloading them. "
+            f"Without a network, take {PACKAGED} or a file of weights (More settings).",
+            icon=":material/download:",
+        )
+    if found["weights"] == RANDOM:
+        st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
+
+
+def start(config: RunConfig | None, problems: dict[str, str]) -> None:
+    if problems:
+        st.error(f"{things(len(problems), 'setting')} cannot be used; look for the red lines.", icon=":material/error:")
+        if "data" in problems:
+            st.markdown(f":red[Data: {plain(problems['data'])}]")
+    if st.button("Start training", type="primary", icon=":material/local_fire_department:", disabled=config is None):
+        try:
+            run = worker().submit(config)
+        except FinetuneError as error:
+            st.error(plain(str(error)))
+            return
+        go("pages/train.py", run)
+
+
+root = data_folder()
+classes = data_in_words(root)
+recipes()
+found = form.values(root)
+config, problems = form.checked(found) if classes else (None, {})
+draw(found, classes)
+about_weights(found)
+fields(problems)
+if classes is None:
+    next_step("pages/dataset.py", "Choose data first")
+else:
+    start(config, problems)

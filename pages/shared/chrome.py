@@ -1,0 +1,50 @@
+"""The frame of every page: settings, links to the other pages, title, and the way on."""
+
+import re
+
+import streamlit as st
+
+PAGES = (
+    ("app.py", "Home", ":material/home:"),
+    ("pages/dataset.py", "Dataset", ":material/photo_library:"),
+    ("pages/configure.py", "Configure", ":material/tune:"),
+    ("pages/train.py", "Train", ":material/local_fire_department:"),
+    ("pages/evaluate.py", "Evaluate", ":material/fact_check:"),
+    ("pages/compare.py", "Compare", ":material/compare_arrows:"),
+    ("pages/predict.py", "Predict", ":material/image_search:"),
+)
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&])")
+
+
+def page(path: str, sentence: str) -> None:
+    """Start a page: its frame, its title, and one sentence on what it is for.
+
+    A page that is opened by a deep link runs without app.py, so each calls this itself.
+    """
+    _, title, icon = next(entry for entry in PAGES if entry[0] == path)
+    st.set_page_config(page_title=f"{title} · Thaw", page_icon="❄️", layout="wide")
+    with st.container(horizontal=True, gap="small", key="navigation"):
+        for target, label, symbol in PAGES:
+            st.page_link(target, label=f"**{label}**" if target == path else label, icon=symbol, width="content")
+    st.title("Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False)
+    st.markdown(sentence)
+
+
+def next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
+    """The one button that leads on."""
+    st.space("small")
+    if st.button(label, type="primary" if primary else "secondary", icon=":material/arrow_forward:", key=f"to-{path}"):
+        go(path, run)
+
+
+def go(path: str, run: str | None = None) -> None:
+    """Switch to another page, taking a run along."""
+    if run is not None:
+        st.session_state["run"] = run
+    st.switch_page(path, query_params={"run": run} if run else None)
+
+
+def plain(text: str) -> str:
+    """Text that a person or a folder supplied, for places where Streamlit reads Markdown: shown as it is."""
+    return _MARKDOWN.sub(r"\\\1", text.replace("\n", " "))

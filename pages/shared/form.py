@@ -1,0 +1,208 @@
+"""The training settings as widgets: the same fields, help and bounds as the config, problems beside their field."""
+
+from typing import Any, get_args
+
+import streamlit as st
+
+from finetune_core.config import RunConfig, bounds, make_config
+from finetune_core.errors import ConfigError
+from finetune_core.models.catalogue import backbone_info, backbone_names, default_backbone
+from finetune_core.models.network import network_stages
+from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.prepare import check_config
+from finetune_core.training.strategies import STRATEGIES
+from pages.shared.chrome import plain
+
+DEFAULTS: dict[str, Any] = {
+    name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()
+} | {"backbone": default_backbone()}
+
+_WORDS = {
+    "adam": "Adam",
+    "adamw": "AdamW",
+    "sgd": "SGD with momentum",
+    "constant": "Constant",
+    "cosine": "Cosine with warm-up",
+    "none": "None",
+    "flips": "Flips",
+    "random_resized_crop": "Random crops and flips",
+    "auto": "Automatic",
+}
+_LABELS = {
+    "learning_rate": "Learning rate",
+    "batch_size": "Batch size",
+    "image_size": "Image size (pixels)",
+    "warmup_epochs": "Warm-up (epochs)",
+    "weight_decay": "Weight decay",
+    "split_seed": "Split number",
+    "val_fraction": "Validation share",
+    "test_fraction": "Test share",
+    "augmentation": "Augmentation",
+}
+_FROM_STAGE, _EVERY_STAGE = "From one stage on", "A rate for every stage"
+
+
+def apply_recipe(recipe: dict[str, Any]) -> None:
+    """Set the form's fields (a callback: before the widgets are drawn)."""
+    for name, value in recipe.items():
+        st.session_state[_key(name)] = _as_widget(name, value)
+    st.session_state["weights_from"] = "Pretrained"
+
+
+def values(data: str) -> dict[str, Any]:
+    """The settings as they stand in the form, unchecked."""
+    for name, default in DEFAULTS.items():
+        st.session_state.setdefault(_key(name), _as_widget(name, default))
+    found = {name: st.session_state[_key(name)] for name in DEFAULTS if name not in ("cut", "stage_rates", "weights")}
+    found["weights"] = _weights()
+    if found["strategy"] == "custom":
+        found |= _custom_strategy()
+    return found | {"data": data}
+
+
+def checked(found: dict[str, Any]) -> tuple[RunConfig | None, dict[str, str]]:
+    """The config, where it can be used, and the problems by field."""
+    try:
+        config = make_config(found)
+        check_config(config)
+    except ConfigError as error:
+        return None, error.problems
+    return config, {}
+
+
+def number_field(name: str, problems: dict[str, str]) -> None:
+    """A whole number, without limits of the widget's own: the config names what is wrong, in words."""
+    st.number_input(_label(name), key=_key(name), step=1, help=_help(name), persist_state="session")
+    _problem(name, problems)
+
+
+def text_field(name: str, problems: dict[str, str]) -> None:
+    """A number typed as text, so that 1e-4 can be written."""
+    st.text_input(_label(name), key=_key(name), help=_help(name), persist_state="session")
+    _problem(name, problems)
+
+
+def choice_field(name: str, options: Any, problems: dict[str, str]) -> None:
+    """One of a few words."""
+    st.selectbox(
+        _label(name),
+        get_args(options),
+        format_func=lambda option: _WORDS.get(option, option),
+        key=_key(name),
+        help=_help(name),
+        persist_state="session",
+    )
+    _problem(name, problems)
+
+
+def backbone_field(problems: dict[str, str]) -> None:
+    def shown(name: str) -> str:
+        info = backbone_info(name)
+        return f"{name} · {info.parameters / 1e6:.1f} M" + ("" if info.ready else " · downloads its weights")
+
+    st.selectbox(
+        "Backbone", backbone_names(), format_func=shown, key=_key("backbone"), help=_help("backbone"), persist_state="session"
+    )
+    _problem("backbone", problems)
+
+
+def strategy_field(problems: dict[str, str]) -> None:
+    st.radio(
+        "Strategy",
+        list(STRATEGIES),
+        format_func=lambda name: STRATEGIES[name].title,
+        captions=[f"{strategy.help} ({strategy.source})" for strategy in STRATEGIES.values()],
+        key=_key("strategy"),
+        help=_help("strategy"),
+        persist_state="session",
+    )
+    if st.session_state[_key("strategy")] == "custom":
+        _custom_widgets()
+    for name in ("strategy", "cut", "stage_rates"):
+        _problem(name, problems)
+
+
+def weights_field(problems: dict[str, str]) -> None:
+    st.session_state.setdefault("weights_from", "Pretrained")
+    st.selectbox(
+        "Starting weights",
+        ["Pretrained", "A file", "Random"],
+        key="weights_from",
+        persist_state="session",
+        help="Random weights are a control: they show what pretraining was worth.",
+    )
+    if st.session_state["weights_from"] == "A file":
+        st.text_input(
+            "File of weights",
+            key="weights_file",
+            persist_state="session",
+            help="On the server: safetensors, or a state dict saved by torch.",
+        )
+    _problem("weights", problems)
+
+
+def _custom_widgets() -> None:
+    names = _stage_names()
+    how = st.segmented_control(
+        "What trains",
+        [_FROM_STAGE, _EVERY_STAGE],
+        key="custom_how",
+        default=_FROM_STAGE,
+        required=True,
+        persist_state="session",
+    )
+    if how == _FROM_STAGE:
+        if st.session_state.get("custom_cut") not in names:
+            st.session_state["custom_cut"] = names[-2]
+        st.selectbox("First stage that trains", names, key="custom_cut", persist_state="session")
+        return
+    st.caption("How many times the learning rate each stage gets; 0 is frozen.")
+    with st.grid("auto", min_column_width=110, gap="small"):
+        for name in names:
+            st.session_state.setdefault(_rate_key(name), 1.0 if name == "head" else 0.0)
+            st.number_input(name, key=_rate_key(name), step=0.1, persist_state="session")
+
+
+def _custom_strategy() -> dict[str, Any]:
+    names = _stage_names()
+    if st.session_state.get("custom_how", _FROM_STAGE) == _FROM_STAGE:
+        cut = st.session_state.get("custom_cut")
+        return {"cut": cut if cut in names else names[-2]}
+    return {"stage_rates": {name: st.session_state.get(_rate_key(name), float(name == "head")) for name in names}}
+
+
+def _stage_names() -> list[str]:
+    return [stage.name for stage in network_stages(st.session_state[_key("backbone")])]
+
+
+def _weights() -> str:
+    chosen = st.session_state.get("weights_from", "Pretrained")
+    if chosen == "A file":
+        return str(st.session_state.get("weights_file", "")).strip()
+    return RANDOM if chosen == "Random" else PRETRAINED
+
+
+def _as_widget(name: str, value: Any) -> Any:
+    """Fields that are typed as text hold text."""
+    return f"{value:g}" if isinstance(value, float) else value
+
+
+def _key(name: str) -> str:
+    return f"form_{name}"
+
+
+def _rate_key(stage: str) -> str:
+    return f"custom_rate_{stage}"
+
+
+def _label(name: str) -> str:
+    return _LABELS.get(name, name.replace("_", " ").capitalize())
+
+
+def _help(name: str) -> str:
+    return bounds(name)["help"]
+
+
+def _problem(name: str, problems: dict[str, str]) -> None:
+    if name in problems:
+        st.markdown(f":red[:material/error: {plain(_label(name))} {plain(problems[name])}]")

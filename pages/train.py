@@ -1,0 +1,161 @@
+"""Train: watch a run live, stop it, and find it again. Everything shown is read from the run's folder."""
+
+import streamlit as st
+
+from finetune_core import figures
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.metrics import evaluate
+from finetune_core.runs.record import STOP_FILE, request_stop
+from finetune_core.runs.store import Run
+from finetune_core.training.predictions import load_predictions
+from finetune_core.words import duration, number, percent, things
+from pages.shared.chrome import next_step, page, plain
+from pages.shared.stages import draw_stages
+from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, store
+
+PHASES = {
+    "index": "Reading image headers",
+    "download": "Downloading the pretrained weights",
+    "decode": "Decoding images",
+    "validate": "Validating",
+    "test": "Testing the best epoch",
+}
+REFRESH = 1.0  # seconds
+
+page("pages/train.py", "Watch a network learn. Close the tab if you like: the run goes on, and this page finds it again.")
+
+
+def status_line(run: Run) -> None:
+    word, color, icon = STATUS_WORDS[run.status]
+    started = run.history.started
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.badge(word, color=color, icon=icon)
+        if started:
+            st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
+        if run.active:
+            stopping = (run.run_dir / STOP_FILE).exists()
+            if st.button("Stopping…" if stopping else "Stop", icon=":material/stop:", disabled=stopping, key="stop"):
+                request_stop(run.run_dir)
+                st.rerun(scope="fragment")
+
+
+def bar(run: Run) -> None:
+    history = run.history
+    if run.status == "queued":
+        st.progress(0.0, "Waiting for the run before it")
+    elif history.progress and not history.started:
+        done, total = history.progress["done"], history.progress["total"]
+        words = f"{PHASES[history.progress['phase']]}: {number(done)}" + (f" of {number(total)}" if total else "")
+        st.progress(done / total if total else 0.0, words)
+    elif not history.steps:
+        st.progress(0.0, "Preparing the network")
+    elif history.fraction >= 1 and history.progress:
+        st.progress(1.0, PHASES[history.progress["phase"]])
+    else:
+        left = history.seconds_left
+        epoch = f"Epoch {history.steps[-1]['epoch']} of {history.started['epochs']}"
+        st.progress(history.fraction, epoch + (f", about {duration(left)} left" if left is not None else ""))
+
+
+def numbers(run: Run) -> None:
+    history = run.history
+    last = history.epochs[-1] if history.epochs else None
+    step = history.steps[-1] if history.steps else None
+    with st.container(horizontal=True):
+        if step:
+            st.metric("Training loss", f"{step['epoch_loss']:.3f}", help="Mean over the epoch so far.", border=True)
+            st.metric("Training accuracy", percent(step["epoch_accuracy"]), help="Over the epoch so far.", border=True)
+        if last:
+            st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
+            st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
+        if run.active and history.images_per_second:
+            st.metric("Images a second", number(history.images_per_second), help="Training images, lately.", border=True)
+
+
+def notices(run: Run) -> None:
+    history = run.history
+    if history.started and history.started["weights"] == "none":
+        st.warning("This run started from random weights.", icon=":material/casino:")
+    if history.skipped:
+        examples = "; ".join(history.skipped["examples"][:3])
+        st.warning(
+            plain(f"Left out, because unreadable: {things(history.skipped['count'], 'image')}. {examples}"),
+            icon=":material/broken_image:",
+        )
+
+
+def curves(run: Run) -> None:
+    history = run.history
+    if not history.steps:
+        return
+    figure = figures.training_curves(
+        history.steps, history.epochs, history.started["steps_per_epoch"], history.started["epochs"]
+    )
+    st.plotly_chart(figure, key=f"curves-{run.run_id}", alt="Loss and accuracy by epoch, for training and validation images")
+
+
+def ending(run: Run) -> None:
+    """What came of it, in words."""
+    end = run.history.end
+    if run.status == "failed":
+        st.error(plain(end["message"]), icon=":material/error:")
+        if end["traceback"]:
+            with st.expander("Details for a bug report"):
+                st.code(end["traceback"], language=None)
+    elif run.status == "interrupted":
+        st.warning(
+            "The program ended while this run was going on. What its best epoch had learned is kept.",
+            icon=":material/power_off:",
+        )
+    if not run.judged:
+        if run.status in ("stopped", "interrupted"):
+            st.info("No epoch had ended, so there is nothing to evaluate.", icon=":material/info:")
+        next_step("pages/configure.py", "Configure another run")
+        return
+    try:
+        result = evaluate(load_predictions(run.run_dir), tuple(run.history.started["classes"]))
+    except FinetuneError as error:
+        st.error(plain(str(error)))
+        return
+    best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]))["epoch"]
+    kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
+    took = f" in {duration(end['seconds'])}" if end and end.get("seconds") else ""
+    st.success(
+        f"**{percent(result.accuracy)} correct** on {number(result.images)} {kind} "
+        f"(95 % interval {percent(result.low)} to {percent(result.high)}). Epoch {best} was the best{took}.",
+        icon=":material/check_circle:",
+    )
+    if end and end.get("frozen_tensors"):
+        st.caption(f"Checked: all {number(end['frozen_tensors'])} frozen tensors are bit for bit the pretrained ones.")
+    next_step("pages/evaluate.py", "See the evaluation", run=run.run_id)
+
+
+def live(run_id: str, was_active: bool) -> None:
+    run = store().run(run_id)
+    if was_active and not run.active:
+        st.rerun()
+    status_line(run)
+    notices(run)
+    if run.active:
+        bar(run)
+    else:
+        ending(run)
+    numbers(run)
+    curves(run)
+    if run.history.started:
+        draw_stages(run.history.started["stages"], run.config.learning_rate)
+
+
+runs = store().runs()
+if not runs:
+    nothing_yet("No run yet. Configure one, or see it work on the sample first.")
+    next_step("pages/configure.py", "Configure a run", primary=False)
+    st.stop()
+chosen = choose_run(runs)
+# The panel refreshes itself only while there is something to see.
+st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
+with st.expander("Settings of this run"):
+    st.json(chosen.config.model_dump())
+    st.caption(f"Run folder: {chosen.run_dir}. Its config.json repeats the run: python -m finetune_core train --config FILE")
+for name in store().damaged():
+    st.caption(plain(f"The run folder {name} cannot be read."))
