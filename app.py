@@ -2,11 +2,14 @@
 
 import streamlit as st
 
+from finetune_core.config import DEMO_RECIPE, make_config
+from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.training.device import describe_machine
 from finetune_core.words import percent, size
 from pages.shared.chrome import go, next_step, page
-from pages.shared.state import STATUS_WORDS, run_label, store, try_it_now
+from pages.shared.stages import draw_strategy
+from pages.shared.state import STATUS_WORDS, run_title, store, try_it_now
 
 page(
     "app.py",
@@ -69,7 +72,7 @@ def recent_runs() -> None:
             st.badge(word, color=color, icon=icon)
             best = max((row["val_accuracy"] for row in run.history.epochs), default=None)
             result = f" · validation accuracy {percent(best)}" if best is not None else ""
-            st.markdown(run_label(run) + result, width="stretch")
+            st.markdown(run_title(run) + result, width="stretch")
             if st.button("Open", key=f"open-{run.run_id}"):
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
 
@@ -79,6 +82,7 @@ with st.container(border=True):
         "**See it work first.** 1,797 real handwritten digits, a network pretrained on ImageNet, "
         "its last block and a new head trained for five epochs at 96 pixels: well under a minute, no typing."
     )
+    draw_strategy(make_config(DEMO_RECIPE | {"data": SAMPLE_NAME}), classes=10)
     try_it_now()
 st.subheader("This machine", anchor=False)
 machine()

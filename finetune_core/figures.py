@@ -2,48 +2,44 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
 TRAIN_COLOR, VAL_COLOR = "#8b73d6", "#1fa287"  # told apart in light, dark and by the colour-blind; dashes tell them, too
 RUN_COLORS = ("#d9622b", "#2b86b8", "#8b73d6", "#1fa287", "#b8517a", "#7d8590")
 _COLD_SCALE = ((0.0, "rgba(43,134,184,0.04)"), (1.0, "rgba(43,134,184,1)"))
 _MAX_POINTS = 600
+_MOST_LABELLED_CELLS = 20
 
 Rows = Sequence[Mapping[str, Any]]
+Kind = Literal["loss", "accuracy"]
 
 
-def training_curves(steps: Rows, epochs: Rows, steps_per_epoch: int, total_epochs: int) -> go.Figure:
-    """Loss and accuracy of one run over its epochs, training and validation.
+def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, total_epochs: int) -> go.Figure:
+    """Loss or accuracy of one run over its epochs, training and validation.
 
     Args:
-        steps: StepEnded rows; shown as running means, thinned out.
+        steps: StepEnded rows; shown as means over the epoch so far, thinned out.
         epochs: EpochEnded rows.
     """
-    figure = _loss_and_accuracy()
+    figure = _curve_axes(kind, total_epochs)
     shown = _thinned(steps)
     at = [row["epoch"] - 1 + row["step"] / steps_per_epoch for row in shown]
+    _line(figure, kind, at, [row[f"epoch_{kind}"] for row in shown], "Training", TRAIN_COLOR, dash="dot", mode="lines")
     ends = [row["epoch"] for row in epochs]
-    for column, (train, val) in enumerate((("loss", "val_loss"), ("accuracy", "val_accuracy")), start=1):
-        train_values = [row[f"epoch_{train}"] for row in shown]
-        _line(figure, column, at, train_values, "Training", TRAIN_COLOR, dash="dot", mode="lines")
-        _line(figure, column, ends, [row[val] for row in epochs], "Validation", VAL_COLOR, mode="lines+markers")
-    figure.update_xaxes(range=[0, total_epochs], title_text="Epoch")
+    _line(figure, kind, ends, [row[f"val_{kind}"] for row in epochs], "Validation", VAL_COLOR, mode="lines+markers")
     return figure
 
 
-def compared_curves(runs: Sequence[tuple[str, Rows]]) -> go.Figure:
-    """Validation loss and accuracy of several runs on shared axes; ``runs`` are (label, EpochEnded rows)."""
-    figure = _loss_and_accuracy()
+def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> go.Figure:
+    """Validation loss or accuracy of several runs on shared axes; ``runs`` are (label, EpochEnded rows)."""
+    figure = _curve_axes(kind, max((len(epochs) for _, epochs in runs), default=1))
     for index, (label, epochs) in enumerate(runs):
         color, dash = RUN_COLORS[index % len(RUN_COLORS)], ("solid", "dash", "dot", "dashdot")[index % 4]
         ends = [row["epoch"] for row in epochs]
-        for column, field in enumerate(("val_loss", "val_accuracy"), start=1):
-            _line(figure, column, ends, [row[field] for row in epochs], label, color, dash=dash, mode="lines+markers")
-    figure.update_xaxes(title_text="Epoch", rangemode="tozero")
+        _line(figure, kind, ends, [row[f"val_{kind}"] for row in epochs], label, color, dash=dash, mode="lines+markers")
     return figure
 
 
@@ -51,8 +47,7 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> go.Figur
     """True classes by row, predicted by column, coloured by the share of the row, labelled with counts."""
     totals = confusion.sum(axis=1, keepdims=True)
     shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    names = [html.escape(name) for name in classes]
-    few = len(classes) <= 20
+    names = [_escaped(name) for name in classes]
     # Categories are numbered, not named: two names may look the same to plotly, and "3" must not become a number.
     at = list(range(len(names)))
     figure = go.Figure(
@@ -64,14 +59,16 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> go.Figur
             zmax=1,
             colorscale=_COLD_SCALE,
             customdata=np.dstack([confusion, *np.broadcast_arrays(np.array(names)[:, None], np.array(names)[None, :])]),
-            text=confusion if few else None,
-            texttemplate="%{text}" if few else None,
             hovertemplate="%{customdata[0]} images of %{customdata[1]}<br>were taken for %{customdata[2]}<extra></extra>",
-            colorbar={"title": "Share of<br>true class", "tickformat": ".0%", "thickness": 12},
+            showscale=False,
             xgap=1,
             ygap=1,
         )
     )
+    if len(names) <= _MOST_LABELLED_CELLS:
+        # A trace of its own keeps the page's text colour; a heatmap's own labels take theirs from the opaque colour.
+        row, column = np.nonzero(confusion)
+        figure.add_scatter(x=column, y=row, text=confusion[row, column], mode="text", hoverinfo="skip", showlegend=False)
     ticks = {"tickmode": "array", "tickvals": at, "ticktext": [_label(name) for name in classes]} if len(names) <= 60 else {}
     figure.update_xaxes(title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks)
     figure.update_yaxes(title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks)
@@ -120,23 +117,31 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     return figure
 
 
-def _loss_and_accuracy() -> go.Figure:
-    figure = make_subplots(1, 2, subplot_titles=("Loss", "Accuracy"), horizontal_spacing=0.08)
-    figure.update_yaxes(rangemode="tozero", row=1, col=1)
-    figure.update_yaxes(tickformat=".0%", range=[0, 1.02], row=1, col=2)
+def _curve_axes(kind: Kind, epochs: int) -> go.Figure:
+    figure = go.Figure()
+    figure.update_xaxes(range=[0, epochs * 1.02], title_text="Epoch", dtick=_epoch_tick(epochs))
+    if kind == "loss":
+        figure.update_yaxes(title_text="Loss", rangemode="tozero")
+    else:
+        figure.update_yaxes(title_text="Accuracy", tickformat=".0%", range=[0, 1.02])
     figure.update_layout(
-        height=360,
-        margin={"l": 10, "r": 10, "t": 60, "b": 10},
-        legend={"orientation": "h", "y": 1.22},
+        height=340,
+        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         hovermode="x unified",
         uirevision="keep",  # a reader's zoom stays when new points arrive
     )
     return figure
 
 
+def _epoch_tick(epochs: int) -> int:
+    """Whole epochs only, at most about ten of them."""
+    return max(1, round(epochs / 10))
+
+
 def _line(
     figure: go.Figure,
-    column: int,
+    kind: Kind,
     x: Sequence[float],
     y: Sequence[float],
     name: str,
@@ -148,14 +153,10 @@ def _line(
     figure.add_scatter(
         x=x,
         y=y,
-        name=html.escape(name),
+        name=_escaped(name),
         mode=mode,
         line={"color": color, "dash": dash, "width": 2.5},
-        legendgroup=name,
-        showlegend=column == 1,
-        hovertemplate="%{y:.3f}" if column == 1 else "%{y:.1%}",
-        row=1,
-        col=column,
+        hovertemplate="%{y:.3f}" if kind == "loss" else "%{y:.1%}",
     )
 
 
@@ -167,5 +168,9 @@ def _thinned(rows: Rows) -> Rows:
 
 
 def _label(name: str, letters: int = 18) -> str:
-    """A class name for plotly, which takes markup in labels for markup."""
-    return html.escape(name if len(name) <= letters else f"{name[: letters - 1]}…")
+    return _escaped(name if len(name) <= letters else f"{name[: letters - 1]}…")
+
+
+def _escaped(name: str) -> str:
+    """A name for plotly, which takes tags in labels for markup, but knows no &quot;."""
+    return html.escape(name, quote=False)

@@ -9,7 +9,7 @@ from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import duration, number, percent
-from pages.shared.chrome import next_step, page, plain
+from pages.shared.chrome import next_step, page
 from pages.shared.state import nothing_yet, run_label, store
 
 SPLIT_WORDS = {"test": "test", "val": "validation"}
@@ -79,10 +79,8 @@ compared = [by_id[run_id] for run_id in chosen]
 warn_of_differences(compared)
 table(compared)
 st.subheader("Validation, epoch by epoch", anchor=False)
-st.plotly_chart(
-    figures.compared_curves([(short_label(run), run.history.epochs) for run in compared]),
-    key="compared",
-    alt="Validation loss and accuracy by epoch, one line a run",
-)
-st.caption(plain("Intervals that overlap much mean: these images cannot tell the runs apart."))
+for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
+    curves = figures.compared_curve(kind, [(short_label(run), run.history.epochs) for run in compared])
+    column.plotly_chart(curves, key=f"compared-{kind}", alt=f"Validation {kind} by epoch, one line a run")
+st.caption("Where the intervals overlap much, these images cannot tell the runs apart.")
 next_step("pages/predict.py", "Try a run on new images")

@@ -17,13 +17,11 @@ from finetune_core.config import (
 )
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import PACKAGED, backbone_info
-from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.training.strategies import describe, plan
 from finetune_core.words import things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
-from pages.shared.stages import draw_stages
+from pages.shared.stages import draw_strategy
 from pages.shared.state import data_folder, indexed_dataset, worker
 
 page(
@@ -79,18 +77,14 @@ def data_in_words(root: str) -> int | None:
 
 def draw(found: dict[str, Any], classes: int | None) -> None:
     """Draw the strategy, whatever else is still wrong in the form."""
-    only = {name: found[name] for name in ("backbone", "strategy", "cut", "stage_rates") if name in found}
-    stages = network_stages(found["backbone"], classes or 1000)
-    try:
-        strategy = plan(make_config(only | {"data": "any"}), stages)
-    except ConfigError:
-        st.caption("The strategy is drawn once its settings below can be used.")
+    only = {name: found[name] for name in ("backbone", "strategy", "cut", "stage_rates", "learning_rate") if name in found}
+    for settings in (only, {name: value for name, value in only.items() if name != "learning_rate"}):
+        try:
+            draw_strategy(make_config(settings | {"data": "any"}), classes or 1000)
+        except ConfigError:
+            continue
         return
-    try:
-        rate = float(found["learning_rate"])
-    except ValueError:
-        rate = form.DEFAULTS["learning_rate"]
-    draw_stages(describe(strategy, stages), rate)
+    st.caption("The strategy is drawn once its settings below can be used.")
 
 
 def fields(problems: dict[str, str]) -> None:

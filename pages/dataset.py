@@ -116,6 +116,7 @@ def browse(dataset: Dataset) -> None:
     rows = dataset.table
     rows = rows if split == "all" else rows[rows["split"] == split]
     rows = rows if label < 0 else rows[rows["label"] == label]
+    rows = rows.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
     st.caption(things(len(rows), "image"))
 
     def picture(index: int) -> Picture:
@@ -140,13 +141,14 @@ def fed_to_network(dataset: Dataset) -> None:
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
-    with st.container(horizontal=True, vertical_alignment="center"):
+    picture, words = st.columns([1, 3], vertical_alignment="center")
+    with picture:
         st.image(fed.shown, width=224, alt=f"{chosen} as the network sees it")
+    with words:
         st.markdown(
             f"Shorter side resized, centre cut out: **{size} × {size} pixels, 3 colours**. Then each colour is shifted and scaled as "
             f"`{backbone}` was trained; the numbers here go from **{fed.low:.2f}** to **{fed.high:.2f}**. "
-            "The picture is those numbers turned back into colours. Backbone and size are set on the Configure page.",
-            width="stretch",
+            "The picture is those numbers turned back into colours. Backbone and size are set on the Configure page."
         )
 
 

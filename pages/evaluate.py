@@ -43,6 +43,7 @@ def confusion(result: Evaluation) -> None:
         key="confusion",
         alt="Confusion matrix: true classes by row, predicted classes by column",
     )
+    st.caption("The numbers are images; the stronger the colour, the larger the share of the true class.")
 
 
 def per_class(result: Evaluation) -> None:

@@ -6,7 +6,6 @@ from finetune_core import figures
 from finetune_core.data.decode import thumbnail
 from finetune_core.errors import FinetuneError, ImageError
 from finetune_core.evaluation.predict import Predictor, load_predictor
-from finetune_core.runs.store import Run
 from finetune_core.words import percent
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.state import choose_run, nothing_yet, store
@@ -17,8 +16,8 @@ page("pages/predict.py", "Give a trained network new images, and see what it tak
 
 
 @st.cache_resource(max_entries=2, show_spinner="Loading the network")
-def predictor(_run: Run, _run_id: str, run_dir: str) -> Predictor:
-    return load_predictor(_run)
+def predictor(run_id: str) -> Predictor:
+    return load_predictor(store().run(run_id))
 
 
 def show(number: int, name: str, data: bytes, network: Predictor) -> None:
@@ -51,7 +50,7 @@ if not runs:
 chosen = choose_run(runs)
 uploads = st.file_uploader("Images", accept_multiple_files=True, help="They are looked at in memory and not kept.")
 try:
-    network = predictor(chosen, chosen.run_id, str(chosen.run_dir))
+    network = predictor(chosen.run_id)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     st.stop()

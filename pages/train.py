@@ -88,10 +88,10 @@ def curves(run: Run) -> None:
     history = run.history
     if not history.steps:
         return
-    figure = figures.training_curves(
-        history.steps, history.epochs, history.started["steps_per_epoch"], history.started["epochs"]
-    )
-    st.plotly_chart(figure, key=f"curves-{run.run_id}", alt="Loss and accuracy by epoch, for training and validation images")
+    started = history.started
+    for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
+        figure = figures.training_curve(kind, history.steps, history.epochs, started["steps_per_epoch"], started["epochs"])
+        column.plotly_chart(figure, key=f"{kind}-{run.run_id}", alt=f"{kind} by epoch, for training and validation images")
 
 
 def ending(run: Run) -> None:
@@ -119,11 +119,11 @@ def ending(run: Run) -> None:
         return
     best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]))["epoch"]
     kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
-    took = f" in {duration(end['seconds'])}" if end and end.get("seconds") else ""
-    st.success(
+    took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
+    st.info(
         f"**{percent(result.accuracy)} correct** on {number(result.images)} {kind} "
-        f"(95 % interval {percent(result.low)} to {percent(result.high)}). Epoch {best} was the best{took}.",
-        icon=":material/check_circle:",
+        f"(95 % interval {percent(result.low)} to {percent(result.high)}). Epoch {best} was the best and is kept.{took}",
+        icon=":material/flag:",
     )
     if end and end.get("frozen_tensors"):
         st.caption(f"Checked: all {number(end['frozen_tensors'])} frozen tensors are bit for bit the pretrained ones.")

@@ -6,6 +6,9 @@ from typing import Any
 
 import streamlit as st
 
+from finetune_core.config import RunConfig
+from finetune_core.models.network import network_stages
+from finetune_core.training.strategies import describe, plan
 from finetune_core.words import number, percent, rate, short_number
 
 # Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
@@ -14,6 +17,16 @@ _LOOKS = {
     "warm": ("#ffd9b0", "#6b2a00", "#f0a35e", "🔥 trains"),
     "head": ("#ff9d57", "#4a1a00", "#d9622b", "🔥 new, trains"),
 }
+
+
+def draw_strategy(config: RunConfig, classes: int) -> None:
+    """Draw what a config would train.
+
+    Raises:
+        ConfigError: when its strategy does not fit its backbone.
+    """
+    stages = network_stages(config.backbone, classes)
+    draw_stages(describe(plan(config, stages), stages), config.learning_rate)
 
 
 def draw_stages(stages: Sequence[Mapping[str, Any]], learning_rate: float) -> None:

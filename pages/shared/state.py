@@ -9,6 +9,7 @@ from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.errors import FinetuneError
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.runs.worker import Worker
+from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import go, plain
 
 STATUS_WORDS = {
@@ -76,10 +77,15 @@ def with_bar(work, text: str):
 
 
 def run_label(run: Run) -> str:
-    """A run in a list: when, what, how it stands."""
+    """A run in a list: when, what, how it stands, and the end of its name."""
+    return f"{run_title(run)} · {run.status} · {run.run_id[-4:]}"
+
+
+def run_title(run: Run) -> str:
+    """When, and what."""
     day, time_of_day = run.run_id.split("-")[:2]
     when = f"{day[6:8]}.{day[4:6]}. {time_of_day[:2]}:{time_of_day[2:4]}"
-    return f"{when} · {run.config.backbone} · {run.config.strategy.replace('_', ' ')} · {run.status} · {run.run_id[-4:]}"
+    return f"{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title.lower()}"
 
 
 def choose_run(runs: list[Run], label: str = "Run") -> Run:
@@ -92,7 +98,14 @@ def choose_run(runs: list[Run], label: str = "Run") -> Run:
         st.session_state["run"] = asked if asked in by_id else runs[0].run_id
     # No index: a default would not be written to the address, and the address is what people share.
     chosen = st.selectbox(
-        label, list(by_id), index=None, format_func=lambda run_id: run_label(by_id[run_id]), key="run", bind="query-params"
+        label,
+        list(by_id),
+        index=None,
+        format_func=lambda run_id: run_label(by_id[run_id]),
+        key="run",
+        bind="query-params",
+        required=True,
+        label_visibility="collapsed",
     )
     return by_id.get(chosen) or runs[0]
 
