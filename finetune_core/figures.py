@@ -1,15 +1,25 @@
-"""Arrays in, plotly figures out. Cold is frozen, warm is training; training and validation keep one colour each."""
+"""Arrays in, figures out. Cold is frozen, warm is training; training and validation keep one colour each.
+
+Curves are Altair charts: Streamlit updates those in place, while it replaces a Plotly chart, which then flickers, whenever
+its data change. Everything that does not change while it is looked at is a Plotly figure.
+"""
 
 import html
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import altair as alt
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 TRAIN_COLOR, VAL_COLOR = "#8b73d6", "#1fa287"  # told apart in light, dark and by the colour-blind; dashes tell them, too
-RUN_COLORS = ("#d9622b", "#2b86b8", "#8b73d6", "#1fa287", "#b8517a", "#7d8590")
-_COLD_SCALE = ((0.0, "rgba(43,134,184,0.04)"), (1.0, "rgba(43,134,184,1)"))
+TEST_COLOR = "#7d8590"
+# Runs get neither the cold and warm of stages nor the colours of the splits.
+RUN_COLORS = ("#c2568f", "#a88a12", "#4f6bd8", "#6f9a2e", "#8c5a3c", "#7c8791")
+# Opaque: plotly picks black or white labels by the cell, whatever the page behind it.
+_COLD_SCALE = ((0.0, "#edf5fa"), (1.0, "#0d5c8c"))
+_BEST_COLOR, _OTHER_COLOR = "#51677a", "#a9b8c4"
 _MAX_POINTS = 600
 _MOST_LABELLED_CELLS = 20
 
@@ -17,30 +27,26 @@ Rows = Sequence[Mapping[str, Any]]
 Kind = Literal["loss", "accuracy"]
 
 
-def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, total_epochs: int) -> go.Figure:
+def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, total_epochs: int) -> alt.LayerChart:
     """Loss or accuracy of one run over its epochs, training and validation.
 
     Args:
         steps: StepEnded rows; shown as means over the epoch so far, thinned out.
         epochs: EpochEnded rows.
     """
-    figure = _curve_axes(kind, total_epochs)
-    shown = _thinned(steps)
-    at = [row["epoch"] - 1 + row["step"] / steps_per_epoch for row in shown]
-    _line(figure, kind, at, [row[f"epoch_{kind}"] for row in shown], "Training", TRAIN_COLOR, dash="dot", mode="lines")
-    ends = [row["epoch"] for row in epochs]
-    _line(figure, kind, ends, [row[f"val_{kind}"] for row in epochs], "Validation", VAL_COLOR, mode="lines+markers")
-    return figure
+    points = [
+        ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False) for row in _thinned(steps)
+    ]
+    points += [("Validation", row["epoch"], row[f"val_{kind}"], True) for row in epochs]
+    return _curves(kind, points, {"Training": (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs)
 
 
-def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> go.Figure:
+def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
     """Validation loss or accuracy of several runs on shared axes; ``runs`` are (label, EpochEnded rows)."""
-    figure = _curve_axes(kind, max((len(epochs) for _, epochs in runs), default=1))
-    for index, (label, epochs) in enumerate(runs):
-        color, dash = RUN_COLORS[index % len(RUN_COLORS)], ("solid", "dash", "dot", "dashdot")[index % 4]
-        ends = [row["epoch"] for row in epochs]
-        _line(figure, kind, ends, [row[f"val_{kind}"] for row in epochs], label, color, dash=dash, mode="lines+markers")
-    return figure
+    points = [(label, row["epoch"], row[f"val_{kind}"], True) for label, epochs in runs for row in epochs]
+    dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+    styles = {label: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)]) for i, (label, _) in enumerate(runs)}
+    return _curves(kind, points, styles, max((len(epochs) for _, epochs in runs), default=1))
 
 
 def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> go.Figure:
@@ -60,15 +66,13 @@ def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> go.Figur
             colorscale=_COLD_SCALE,
             customdata=np.dstack([confusion, *np.broadcast_arrays(np.array(names)[:, None], np.array(names)[None, :])]),
             hovertemplate="%{customdata[0]} images of %{customdata[1]}<br>were taken for %{customdata[2]}<extra></extra>",
+            text=np.where(confusion > 0, confusion.astype(str), "") if len(names) <= _MOST_LABELLED_CELLS else None,
+            texttemplate="%{text}" if len(names) <= _MOST_LABELLED_CELLS else None,
             showscale=False,
             xgap=1,
             ygap=1,
         )
     )
-    if len(names) <= _MOST_LABELLED_CELLS:
-        # A trace of its own keeps the page's text colour; a heatmap's own labels take theirs from the opaque colour.
-        row, column = np.nonzero(confusion)
-        figure.add_scatter(x=column, y=row, text=confusion[row, column], mode="text", hoverinfo="skip", showlegend=False)
     ticks = {"tickmode": "array", "tickvals": at, "ticktext": [_label(name) for name in classes]} if len(names) <= 60 else {}
     figure.update_xaxes(title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks)
     figure.update_yaxes(title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks)
@@ -84,7 +88,7 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
             x=list(probabilities),
             y=at,
             orientation="h",
-            marker_color=[RUN_COLORS[0], *[RUN_COLORS[1]] * (len(names) - 1)],
+            marker_color=[_BEST_COLOR, *[_OTHER_COLOR] * (len(names) - 1)],
             text=[f"{p:.1%}" for p in probabilities],
             textposition="auto",
             hoverinfo="skip",
@@ -101,7 +105,7 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     figure = go.Figure()
     at = list(range(len(classes)))
     names = {"train": "Training", "val": "Validation", "test": "Test"}
-    colors = {"train": TRAIN_COLOR, "val": VAL_COLOR, "test": RUN_COLORS[5]}
+    colors = {"train": TRAIN_COLOR, "val": VAL_COLOR, "test": TEST_COLOR}
     for split, values in counts.items():
         figure.add_bar(x=at, y=list(values), name=names[split], marker_color=colors[split])
     ticks = [_label(name) for name in classes]
@@ -117,47 +121,44 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     return figure
 
 
-def _curve_axes(kind: Kind, epochs: int) -> go.Figure:
-    figure = go.Figure()
-    figure.update_xaxes(range=[0, epochs * 1.02], title_text="Epoch", dtick=_epoch_tick(epochs))
-    if kind == "loss":
-        figure.update_yaxes(title_text="Loss", rangemode="tozero")
-    else:
-        figure.update_yaxes(title_text="Accuracy", tickformat=".0%", range=[0, 1.02])
-    figure.update_layout(
-        height=340,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-        hovermode="x unified",
-        uirevision="keep",  # a reader's zoom stays when new points arrive
+def _curves(
+    kind: Kind, points: Sequence[tuple[str, float, float, bool]], styles: Mapping[str, tuple[str, list[int]]], epochs: int
+) -> alt.LayerChart:
+    """Lines over epochs; ``points`` are (series, epoch, value, marked), ``styles`` series -> (colour, dash)."""
+    data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked"])
+    names = list(styles)
+    legend = alt.Legend(
+        title=None,
+        orient="top",
+        labelLimit=400,
+        columns=2 if set(names) <= {"Training", "Validation"} else 1,
+        symbolType="stroke",
     )
-    return figure
-
-
-def _epoch_tick(epochs: int) -> int:
-    """Whole epochs only, at most about ten of them."""
-    return max(1, round(epochs / 10))
-
-
-def _line(
-    figure: go.Figure,
-    kind: Kind,
-    x: Sequence[float],
-    y: Sequence[float],
-    name: str,
-    color: str,
-    *,
-    mode: str,
-    dash: str = "solid",
-) -> None:
-    figure.add_scatter(
-        x=x,
-        y=y,
-        name=_escaped(name),
-        mode=mode,
-        line={"color": color, "dash": dash, "width": 2.5},
-        hovertemplate="%{y:.3f}" if kind == "loss" else "%{y:.1%}",
+    percent = kind == "accuracy"
+    base = alt.Chart(data).encode(
+        x=alt.X(
+            "epoch:Q",
+            title="Epoch",
+            scale=alt.Scale(domain=[0, epochs]),
+            axis=alt.Axis(tickMinStep=1, tickCount=min(epochs, 10), format="d"),
+        ),
+        y=alt.Y(
+            "value:Q",
+            title=kind.capitalize(),
+            scale=alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=True),
+            axis=alt.Axis(format=".0%") if percent else alt.Axis(),
+        ),
+        color=alt.Color("series:N", scale=alt.Scale(domain=names, range=[styles[n][0] for n in names]), legend=legend),
+        tooltip=[
+            alt.Tooltip("series:N", title=" "),
+            alt.Tooltip("epoch:Q", title="Epoch", format=".2~f"),
+            alt.Tooltip("value:Q", title=kind.capitalize(), format=".1%" if percent else ".3f"),
+        ],
     )
+    dashes = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=[styles[n][1] for n in names]), legend=legend)
+    lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dashes)
+    marks = base.transform_filter("datum.marked").mark_point(filled=True, size=60, opacity=1)
+    return (lines + marks).properties(height=320)
 
 
 def _thinned(rows: Rows) -> Rows:

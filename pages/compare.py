@@ -67,11 +67,26 @@ if len(runs) < 2:
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 by_id = {run.run_id: run for run in runs}
-st.session_state.setdefault("runs", [run.run_id for run in runs[:2]])
-st.session_state["runs"] = [run_id for run_id in st.session_state["runs"] if run_id in by_id]
+asked = st.query_params.get_all("runs") or st.session_state.get("compared_runs", [])
+# The address wins, as it does for a single run.
+st.session_state["runs_box"] = [run_id for run_id in asked if run_id in by_id] or list(by_id)[:2]
+
+
+def choice_to_address() -> None:
+    st.query_params["runs"] = st.session_state["runs_box"]
+
+
 chosen = st.multiselect(
-    "Runs", list(by_id), format_func=lambda run_id: run_label(by_id[run_id]), key="runs", bind="query-params"
+    "Runs",
+    list(by_id),
+    format_func=lambda run_id: run_label(by_id[run_id]),
+    key="runs_box",
+    on_change=choice_to_address,
+    label_visibility="collapsed",
 )
+st.session_state["compared_runs"] = chosen
+if st.query_params.get_all("runs") != chosen:
+    st.query_params["runs"] = chosen
 if len(chosen) < 2:
     st.info("Choose two runs or more.", icon=":material/info:")
     st.stop()
@@ -81,6 +96,6 @@ table(compared)
 st.subheader("Validation, epoch by epoch", anchor=False)
 for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
     curves = figures.compared_curve(kind, [(short_label(run), run.history.epochs) for run in compared])
-    column.plotly_chart(curves, key=f"compared-{kind}", alt=f"Validation {kind} by epoch, one line a run")
+    column.altair_chart(curves, alt=f"Validation {kind} by epoch, one line a run")
 st.caption("Where the intervals overlap much, these images cannot tell the runs apart.")
 next_step("pages/predict.py", "Try a run on new images")

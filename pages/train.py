@@ -91,7 +91,7 @@ def curves(run: Run) -> None:
     started = history.started
     for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
         figure = figures.training_curve(kind, history.steps, history.epochs, started["steps_per_epoch"], started["epochs"])
-        column.plotly_chart(figure, key=f"{kind}-{run.run_id}", alt=f"{kind} by epoch, for training and validation images")
+        column.altair_chart(figure, alt=f"{kind} by epoch, for training and validation images")
 
 
 def ending(run: Run) -> None:

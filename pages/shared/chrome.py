@@ -40,8 +40,6 @@ def next_step(path: str, label: str, *, primary: bool = True, run: str | None = 
 
 def go(path: str, run: str | None = None) -> None:
     """Switch to another page, taking a run along."""
-    if run is not None:
-        st.session_state["run"] = run
     st.switch_page(path, query_params={"run": run} if run else None)
 
 

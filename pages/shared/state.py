@@ -88,26 +88,31 @@ def run_title(run: Run) -> str:
     return f"{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title.lower()}"
 
 
-def choose_run(runs: list[Run], label: str = "Run") -> Run:
+def choose_run(runs: list[Run]) -> Run:
     """A box to choose one of ``runs`` (at least one); the choice is in the page's address, and taken to other pages."""
     by_id = {run.run_id: run for run in runs}
-    asked = st.query_params.get("run") or st.session_state.get("run")
+    asked = st.query_params.get("run")
     if asked is not None and asked not in by_id:
-        st.warning(f"There is no run {plain(asked)} to show here; this is the latest one instead.")
-    if st.session_state.get("run") not in by_id:
-        st.session_state["run"] = asked if asked in by_id else runs[0].run_id
-    # No index: a default would not be written to the address, and the address is what people share.
+        st.warning(f"There is no run {plain(asked)} to show here; this is the latest one instead.", icon=":material/link_off:")
+    current = asked or st.session_state.get("selected_run")
+    # The address wins, so that a link, a reload and the back button all show what they say.
+    st.session_state["run_box"] = current if current in by_id else runs[0].run_id
     chosen = st.selectbox(
-        label,
+        "Run",
         list(by_id),
-        index=None,
         format_func=lambda run_id: run_label(by_id[run_id]),
-        key="run",
-        bind="query-params",
-        required=True,
+        key="run_box",
+        on_change=_choice_to_address,
         label_visibility="collapsed",
     )
-    return by_id.get(chosen) or runs[0]
+    st.session_state["selected_run"] = chosen
+    if asked != chosen:
+        st.query_params["run"] = chosen
+    return by_id[chosen]
+
+
+def _choice_to_address() -> None:
+    st.query_params["run"] = st.session_state["run_box"]
 
 
 def nothing_yet(what: str) -> None:
