@@ -38,7 +38,7 @@ def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, 
         ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False) for row in _thinned(steps)
     ]
     points += [("Validation", row["epoch"], row[f"val_{kind}"], True) for row in epochs]
-    return _curves(kind, points, {"Training": (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs)
+    return _curves(kind, points, {"Training": (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
 
 
 def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
@@ -46,7 +46,7 @@ def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCha
     points = [(label, row["epoch"], row[f"val_{kind}"], True) for label, epochs in runs for row in epochs]
     dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
     styles = {label: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)]) for i, (label, _) in enumerate(runs)}
-    return _curves(kind, points, styles, max((len(epochs) for _, epochs in runs), default=1))
+    return _curves(kind, points, styles, max((len(epochs) for _, epochs in runs), default=1), 1)
 
 
 def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> go.Figure:
@@ -122,7 +122,11 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
 
 
 def _curves(
-    kind: Kind, points: Sequence[tuple[str, float, float, bool]], styles: Mapping[str, tuple[str, list[int]]], epochs: int
+    kind: Kind,
+    points: Sequence[tuple[str, float, float, bool]],
+    styles: Mapping[str, tuple[str, list[int]]],
+    epochs: int,
+    legend_columns: int,
 ) -> alt.LayerChart:
     """Lines over epochs; ``points`` are (series, epoch, value, marked), ``styles`` series -> (colour, dash)."""
     data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked"])
@@ -131,7 +135,7 @@ def _curves(
         title=None,
         orient="top",
         labelLimit=400,
-        columns=2 if set(names) <= {"Training", "Validation"} else 1,
+        columns=legend_columns,
         symbolType="stroke",
     )
     percent = kind == "accuracy"

@@ -42,7 +42,7 @@ def read_header(source: Path | bytes) -> ImageHeader:
     """
     with _reading(source), _opened(source) as image:
         width, height = image.size
-        if image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8):
+        if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
         return ImageHeader(width, height, image.mode, image.format or "")
 
@@ -89,6 +89,13 @@ def thumbnail(source: Path | bytes, longer_side: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow decodes a whole PNG in search of EXIF data behind the pixels; a header has to be quick to read.
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1
+    return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
 def _opened(source: Path | bytes) -> Image.Image:

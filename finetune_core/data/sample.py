@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from finetune_core.paths import data_dir
 
@@ -44,6 +43,8 @@ def resolve_data(name: str) -> str:
 
 
 def _write_digits(folder: Path) -> None:
+    from sklearn.datasets import load_digits  # here: a third of a second, and needed once
+
     digits = load_digits()
     for label in np.unique(digits.target):
         (folder / str(label)).mkdir()

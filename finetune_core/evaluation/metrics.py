@@ -5,8 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
-from scipy.stats import binomtest
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support
 
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
@@ -59,6 +57,10 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     Raises:
         RunError: when the split was not predicted.
     """
+    # Here: together they take a second to import, which every start of the program would pay.
+    from scipy.stats import binomtest
+    from sklearn.metrics import precision_recall_fscore_support
+
     split = split or judged_splits(table)[0]
     rows = table[table["split"] == split].reset_index(drop=True)
     if rows.empty:
@@ -78,7 +80,7 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
         float(interval.high),
         _log_loss(labels, probabilities),
         classes,
-        confusion_matrix(labels, predicted, labels=every),
+        _confusion(labels, predicted, len(classes)),
         pd.DataFrame({"class": classes, "precision": precision, "recall": recall, "f1": f1, "images": images}),
         rows.drop(columns="logits").assign(
             predicted=predicted,
@@ -89,7 +91,14 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     )
 
 
+def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    # scikit-learn's own warns about a single class, which is a legitimate data set here.
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
 def _log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    from sklearn.metrics import log_loss
+
     if probabilities.shape[1] == 1:  # a single class is always predicted with certainty
         return 0.0
     return float(log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))

@@ -1,0 +1,43 @@
+"""Fixtures for all tests: a home folder of their own, and image folders whose classes can be learned from colour."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """Nothing that a test does lands in the project's own runs and data."""
+    folder = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("THAW_HOME", str(folder))
+    return folder
+
+
+def write_images(root, layout, size=(40, 32), suffix=".png"):
+    """Write ``layout`` (class folder -> how many images) below ``root``; returns ``root``."""
+    for folder, count in layout.items():
+        target = Path(root, folder)
+        target.mkdir(parents=True, exist_ok=True)
+        name = target.name
+        digest = hashlib.sha256(folder.encode()).digest()
+        hue = np.array(HUES.get(name, tuple(digest[:3])))
+        random = np.random.default_rng(int.from_bytes(digest[:4], "little"))
+        for number in range(count):
+            noise = random.normal(0, 25, (size[1], size[0], 3))
+            Image.fromarray(np.uint8(np.clip(hue + noise, 0, 255))).save(target / f"{number:03d}{suffix}")
+    return Path(root)
+
+
+@pytest.fixture
+def image_folder():
+    return write_images
+
+
+@pytest.fixture(scope="session")
+def image_folder_once():
+    return write_images

@@ -1,0 +1,244 @@
+"""Each page, run by Streamlit's own test harness against real run folders."""
+
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, execute, request_stop
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict")
+NASTY = '<script>alert("x")<'
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state():
+    """What the pages hold once a process belongs to another test's folder."""
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def run(image_folder, tmp_path):
+    """Trains small runs into the app's own folder; returns their ids."""
+    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12, NASTY: 12})
+
+    def train(**settings):
+        usual = {
+            "data": str(folder),
+            "image_size": 32,
+            "epochs": 2,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+        }
+        reservation = create_run(make_config(usual | settings), paths.runs_dir())
+        list(execute(reservation))
+        return reservation.run_dir.name
+
+    train.folder = folder
+    return train
+
+
+def opened(name, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for key, value in query.items():
+        at.query_params[key] = value
+    if name != "home":
+        at.switch_page(f"pages/{name}.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def words(at):
+    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "subheader")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
+
+
+def labels(at):
+    return [button.label for button in at.button]
+
+
+@pytest.mark.parametrize("name", ["home", *PAGES])
+def test_every_page_opens_on_an_empty_machine_and_offers_a_way_on(name):
+    at = opened(name)
+    assert len(at.title) == 1
+    assert at.button, "nothing to press"
+    if name in ("train", "evaluate", "compare", "predict"):
+        assert "Try it now" in labels(at)
+
+
+def test_home_tells_the_state_of_the_machine():
+    at = opened("home")
+    assert {metric.label for metric in at.metric} == {"Device", "Precision", "Free memory", "Backbones ready"}
+    assert labels(at)[0] == "Try it now"
+
+
+def test_dataset_shows_the_sample_by_default():
+    at = opened("dataset")
+    told = {metric.label: metric.value for metric in at.metric}
+    assert told == {"Images": "1,797", "Classes": "10", "Training": "1,259", "Validation": "269", "Test": "269"}
+    assert len(at.get("image")) >= 24
+
+
+def test_dataset_reports_a_folder_that_is_not_there():
+    at = opened("dataset")
+    at.session_state["data_source"] = "folder"
+    at.session_state["data_folder"] = "/not/there"
+    at.run()
+    assert "There is no folder" in words(at)
+
+
+def test_dataset_names_what_is_wrong_with_a_folder(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 12, NASTY: 12})
+    Path(folder, "red", "text.jpg").write_text("hello")
+    victim = sorted(Path(folder, "red").glob("*.png"))[0]
+    victim.write_bytes(victim.read_bytes()[:1500])
+    at = opened("dataset")
+    at.session_state["data_source"] = "folder"
+    at.session_state["data_folder"] = str(folder)
+    at.run()
+    assert "text\\.jpg is not an image" in words(at)
+    next(button for button in at.button if "Decode every image" in button.label).click().run()
+    assert "damaged or cut short" in words(at)
+    assert "<script>" not in words(at).replace("\\<script\\>", "")
+
+
+def test_configure_draws_the_strategy():
+    at = opened("configure")
+    drawing = at.get("html")[0].value
+    assert drawing.count('role="listitem"') == 9
+    assert drawing.count("frozen") == 7
+    at.radio(key="form_strategy").set_value("feature_extraction").run()
+    assert at.get("html")[0].value.count("frozen") == 8
+    assert "12,810" in words(at)
+
+
+def test_recipes_set_the_form():
+    at = opened("configure")
+    next(button for button in at.button if button.label == "The tutorial's recipe").click().run()
+    assert not at.exception
+    state = {
+        name: at.session_state[f"form_{name}"] for name in ("backbone", "strategy", "optimizer", "learning_rate", "batch_size")
+    }
+    assert state == {
+        "backbone": "resnet18",
+        "strategy": "last_block",
+        "optimizer": "adam",
+        "learning_rate": "0.0001",
+        "batch_size": 32,
+    }
+    assert at.session_state["form_epochs"] == 10
+    assert at.session_state["form_image_size"] == 224
+    assert at.get("html")[0].value.count("layer") == 4
+    next(button for button in at.button if button.label == "Feature extraction").click().run()
+    assert (at.session_state["form_strategy"], at.session_state["form_learning_rate"]) == ("feature_extraction", "0.001")
+
+
+def test_bad_values_are_refused_beside_their_fields_all_at_once():
+    at = opened("configure")
+    at.number_input(key="form_epochs").set_value(-1)
+    at.number_input(key="form_batch_size").set_value(0)
+    at.text_input(key="form_learning_rate").set_value("fast")
+    at.run()
+    told = words(at)
+    assert "Epochs must be at least 1" in told
+    assert "Batch size must be at least 1" in told
+    assert "Learning rate must be a number" in told
+    assert "3 settings cannot be used" in told
+    assert next(button for button in at.button if button.label == "Start training").disabled
+
+
+def test_custom_rates_and_cut_on_the_page():
+    at = opened("configure")
+    at.radio(key="form_strategy").set_value("custom").run()
+    at.selectbox(key="custom_cut").set_value("block3").run()
+    assert at.get("html")[0].value.count("frozen") == 3
+    assert not at.exception
+
+
+def test_training_starts_from_the_page_and_is_found_again(run):
+    at = opened("configure")
+    at.session_state["data_source"] = "folder"
+    at.session_state["data_folder"] = str(run.folder)
+    at.run()
+    at.number_input(key="form_image_size").set_value(32)
+    at.number_input(key="form_epochs").set_value(3)
+    at.run()
+    next(button for button in at.button if button.label == "Start training").click().run()
+    assert not at.exception
+    folders = list(paths.runs_dir().iterdir())
+    assert len(folders) == 1
+    request_stop(folders[0])
+    again = opened("train", run=folders[0].name)
+    assert folders[0].name in words(again).replace("\\", "")
+
+
+def test_train_shows_a_finished_run_with_its_interval(run):
+    at = opened("train", run=run())
+    told = words(at)
+    assert "correct" in told
+    assert "95 % interval" in told
+    assert "frozen tensors are bit for bit" in told
+    assert "See the evaluation" in labels(at)
+
+
+def test_train_shows_a_failure_in_words(run):
+    with pytest.raises(Exception, match="no longer a number"):
+        run(
+            backbone="squeezenet1_1",
+            weights="none",
+            image_size=64,
+            optimizer="sgd",
+            learning_rate=10,
+            strategy="full",
+            epochs=30,
+        )
+    at = opened("train")
+    assert "no longer a number" in words(at)
+
+
+def test_an_unknown_run_in_the_address_is_said_and_not_fatal(run):
+    run()
+    at = opened("train", run="no-such-run")
+    assert "There is no run" in words(at)
+
+
+def test_evaluate_shows_metrics_and_mistakes(run):
+    at = opened("evaluate", run=run())
+    assert {metric.label for metric in at.metric} == {"Accuracy", "95 % interval", "Loss", "Images"}
+    assert len(at.get("plotly_chart")) == 1
+    assert len(at.dataframe[0].value) == 3
+
+
+def test_compare_puts_runs_side_by_side(run):
+    run()
+    run(strategy="feature_extraction")
+    at = opened("compare")
+    table = at.dataframe[0].value
+    assert set(table["Strategy"]) == {"Last block", "Feature extraction"}
+    assert len(at.get("vega_lite_chart") or at.get("arrow_vega_lite_chart")) == 2
+
+
+def test_compare_says_when_runs_judged_different_images(run):
+    run()
+    run(split_seed=5)
+    assert "did not use the same images" in words(opened("compare"))
+
+
+def test_predict_knows_the_classes(run):
+    assert "This network knows 3 classes" in words(opened("predict", run=run()))
+
+
+def test_names_never_become_markup(run):
+    run_id = run()
+    for name in ("train", "evaluate", "predict"):
+        at = opened(name, run=run_id)
+        assert NASTY not in words(at)
+        assert not any(NASTY in element.value for element in at.get("html"))

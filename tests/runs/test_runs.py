@@ -1,0 +1,230 @@
+import json
+import multiprocessing
+import threading
+import time
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError, RunError, TrainingError
+from finetune_core.runs.history import History
+from finetune_core.runs.record import create_run, execute, is_locked, request_stop
+from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.worker import Worker
+from finetune_core.training import events
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
+    return make_config(
+        {
+            "data": str(folder),
+            "image_size": 32,
+            "batch_size": 8,
+            "epochs": 2,
+            "strategy": "feature_extraction",
+            "learning_rate": 1e-3,
+        }
+    )
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def test_the_config_is_there_before_the_first_event(config, tmp_path):
+    reservation = create_run(config, tmp_path / "runs")
+    assert json.loads((reservation.run_dir / "config.json").read_text())["strategy"] == "feature_extraction"
+    assert RunStore(tmp_path / "runs").run(reservation.run_dir.name).status == "queued"
+    reservation.lock.release()
+
+
+def test_what_is_yielded_is_what_is_written(config, tmp_path):
+    reservation = create_run(config, tmp_path / "runs")
+    found = list(execute(reservation))
+    lines = [json.loads(line) for line in (reservation.run_dir / "events.jsonl").read_text().splitlines()]
+    assert [{key: value for key, value in line.items() if key != "at"} for line in lines] == [
+        event.to_json() for event in found
+    ]
+    run = RunStore(tmp_path / "runs").run(reservation.run_dir.name)
+    assert run.status == "finished"
+    assert not is_locked(run.run_dir)
+    told = summary(run)
+    assert told["epochs"] == 2
+    assert told["best_epoch"] == found[-1].best_epoch
+    assert told["trainable_parameters"] == 1280 * 2 + 2
+    json.dumps(told)
+
+
+def test_a_config_that_cannot_work_leaves_no_folder(config, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        create_run(config.model_copy(update={"backbone": "nope", "data": "/not/there"}), tmp_path / "runs")
+    assert set(error.value.problems) == {"backbone", "data"}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_failures_are_written_before_they_are_raised(config, tmp_path, monkeypatch):
+    def broken(*_):
+        yield events.Progress("index", 1, 1)
+        raise TrainingError("it broke")
+
+    monkeypatch.setattr("finetune_core.runs.record.fit", broken)
+    reservation = create_run(config, tmp_path / "runs")
+    with pytest.raises(TrainingError):
+        list(execute(reservation))
+    run = RunStore(tmp_path / "runs").run(reservation.run_dir.name)
+    assert (run.status, run.history.end["message"], run.history.end["traceback"]) == ("failed", "it broke", "")
+
+
+def test_a_bug_is_written_with_its_traceback(config, tmp_path, monkeypatch):
+    def buggy(*_):
+        yield events.Progress("index", 1, 1)
+        raise ValueError("oops")
+
+    monkeypatch.setattr("finetune_core.runs.record.fit", buggy)
+    reservation = create_run(config, tmp_path / "runs")
+    with pytest.raises(ValueError, match="oops"):
+        list(execute(reservation))
+    end = RunStore(tmp_path / "runs").run(reservation.run_dir.name).history.end
+    assert end["message"] == "ValueError: oops"
+    assert "Traceback" in end["traceback"]
+
+
+def test_stop_from_outside_ends_the_run_within_a_step(config, tmp_path):
+    reservation = create_run(config.model_copy(update={"epochs": 500}), tmp_path / "runs")
+    found = []
+    for event in execute(reservation):
+        found.append(event)
+        if isinstance(event, events.StepEnded) and event.epoch == 2 and event.step == 1:
+            request_stop(reservation.run_dir)
+    assert isinstance(found[-1], events.RunStopped)
+    assert isinstance(found[-2], events.StepEnded)
+    assert (found[-2].epoch, found[-2].step) == (2, 1)
+
+
+def _hold(path):
+    reservation = create_run(*path)
+    stream = execute(reservation)
+    for event in stream:
+        if isinstance(event, events.EpochEnded):
+            time.sleep(600)
+
+
+def test_a_killed_process_leaves_an_interrupted_run_that_can_be_read(config, tmp_path):
+    runs = tmp_path / "runs"
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=((config, runs),))
+    process.start()
+    store = RunStore(runs)
+    try:
+        wait_for(lambda: runs.is_dir() and store.runs() and store.runs()[0].history.epochs)
+        assert store.runs()[0].status == "running"
+    finally:
+        process.kill()
+        process.join()
+    run = store.runs()[0]
+    assert run.status == "interrupted"
+    assert run.judged
+
+
+def test_readers_ignore_an_unfinished_last_line_and_a_broken_one(tmp_path):
+    file = tmp_path / "events.jsonl"
+    step = {"event": "StepEnded", "epoch": 1, "step": 1, "images": 8, "seconds": 1.0}
+    file.write_bytes(json.dumps(step).encode() + b"\n{broken\n[1]\n" + b'{"event": "StepEn')
+    history = History(tmp_path).refresh()
+    assert len(history.steps) == 1
+    with file.open("ab") as opened:
+        opened.write(b'ded", "epoch": 1, "step": 2, "images": 16, "seconds": 2.0}\n')
+    assert [row["step"] for row in history.refresh().steps] == [1, 2]
+
+
+def test_pace_and_time_left(tmp_path):
+    rows = [{"event": "RunStarted", "epochs": 2, "steps_per_epoch": 10}]
+    rows += [{"event": "StepEnded", "epoch": 1, "step": n, "images": 8 * n, "seconds": float(n)} for n in range(1, 6)]
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    history = History(tmp_path).refresh()
+    assert history.fraction == 0.25
+    assert history.seconds_left == pytest.approx(15)
+    assert history.images_per_second == pytest.approx(8)
+
+
+def test_a_damaged_run_hides_no_other(config, tmp_path):
+    good = create_run(config, tmp_path / "runs")
+    good.lock.release()
+    bad = tmp_path / "runs" / "20200101-000000-bad"
+    bad.mkdir()
+    (bad / "config.json").write_text("{")
+    store = RunStore(tmp_path / "runs")
+    assert [run.run_id for run in store.runs()] == [good.run_dir.name]
+    assert store.damaged() == ["20200101-000000-bad"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "../images", "a/b", "missing"])
+def test_run_names_cannot_leave_the_folder(tmp_path, name):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(RunError):
+        RunStore(tmp_path / "runs").run(name)
+
+
+def test_the_worker_trains_one_run_at_a_time_in_order(config, tmp_path):
+    worker = Worker(tmp_path / "runs")
+    first, second = worker.submit(config), worker.submit(config)
+    store = RunStore(tmp_path / "runs")
+    seen = []
+
+    def both_done():
+        pair = (store.run(second).status, store.run(first).status)
+        seen.append(pair)
+        return pair == ("finished", "finished")
+
+    wait_for(both_done)
+    assert all(pair[0] in ("queued", "running") or pair[1] == "finished" for pair in seen)
+    assert ("running", "running") not in seen
+
+
+def test_a_failing_run_does_not_end_the_queue(config, tmp_path):
+    worker = Worker(tmp_path / "runs")
+    broken = config.model_copy(
+        update={
+            "backbone": "squeezenet1_1",
+            "weights": "none",
+            "image_size": 64,
+            "learning_rate": 10.0,
+            "optimizer": "sgd",
+            "strategy": "full",
+            "epochs": 30,
+        }
+    )
+    first, second = worker.submit(broken), worker.submit(config)
+    store = RunStore(tmp_path / "runs")
+    wait_for(lambda: not store.run(second).active)
+    assert (store.run(first).status, store.run(second).status) == ("failed", "finished")
+
+
+def test_a_queued_run_can_be_cancelled(config, tmp_path):
+    worker = Worker(tmp_path / "runs")
+    first, second = worker.submit(config.model_copy(update={"epochs": 30})), worker.submit(config)
+    request_stop(tmp_path / "runs" / second)
+    request_stop(tmp_path / "runs" / first)
+    store = RunStore(tmp_path / "runs")
+    wait_for(lambda: not store.run(second).active)
+    assert store.run(second).status == "stopped"
+    assert not store.run(second).judged
+
+
+def test_many_readers_at_once_see_every_step_once(tmp_path):
+    steps = 300
+    history = History(tmp_path)
+    threads = [threading.Thread(target=lambda: [history.refresh() for _ in range(100)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    with (tmp_path / "events.jsonl").open("a") as file:
+        for step in range(steps):
+            file.write(json.dumps({"event": "StepEnded", "step": step}) + "\n")
+            file.flush()
+    for thread in threads:
+        thread.join()
+    assert [row["step"] for row in history.refresh().steps] == list(range(steps))

@@ -1,0 +1,144 @@
+import pytest
+import torch
+from torch import nn
+
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError
+from finetune_core.models.network import network_stages
+from finetune_core.models.stages import Stage
+from finetune_core.training.strategies import (
+    StagePlan,
+    apply,
+    cut_index,
+    describe,
+    parameter_groups,
+    plan,
+    trainable_parameters,
+)
+
+
+def strategy_of(name, backbone="resnet18", **settings):
+    config = make_config({"data": "x", "backbone": backbone, "strategy": name} | settings)
+    return plan(config, network_stages(backbone, 3))
+
+
+def training_stages(strategy):
+    return [one.stage for one in strategy if not one.frozen]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("feature_extraction", ["head"]),
+        ("last_block", ["layer4", "head"]),
+        ("last_two_blocks", ["layer3", "layer4", "head"]),
+        ("full", ["stem", "layer1", "layer2", "layer3", "layer4", "head"]),
+    ],
+)
+def test_named_strategies_train_exactly_these_stages_of_resnet(name, expected):
+    assert training_stages(strategy_of(name)) == expected
+
+
+def test_last_block_of_resnet_is_exactly_layer4_and_fc():
+    stages = network_stages("resnet18", 3)
+    trained = [name for stage in stages if stage.name in ("layer4", "head") for name in stage.parameters]
+    assert {name.split(".")[0] for name in trained} == {"layer4", "fc"}
+    assert trainable_parameters(strategy_of("last_block"), stages) == 8_393_728 + 512 * 3 + 3
+
+
+def test_custom_cut_trains_from_that_stage_on():
+    strategy = strategy_of("custom", cut="layer2")
+    assert training_stages(strategy) == ["layer2", "layer3", "layer4", "head"]
+    assert cut_index(strategy) == 2
+
+
+def test_custom_rates_freeze_what_they_do_not_name():
+    strategy = strategy_of("custom", stage_rates={"layer1": 0.5, "head": 2.0})
+    assert training_stages(strategy) == ["layer1", "head"]
+    assert [one.rate for one in strategy] == [0, 0.5, 0, 0, 0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"cut": "layer9"}, "cut"),
+        ({"stage_rates": {"layer9": 1, "head": 1}}, "stage_rates"),
+        ({"stage_rates": {"layer4": 1}}, "stage_rates"),
+    ],
+)
+def test_custom_strategies_that_do_not_fit_are_refused_by_field(settings, field):
+    with pytest.raises(ConfigError) as error:
+        strategy_of("custom", **settings)
+    assert list(error.value.problems) == [field]
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout())
+        self.head = nn.Linear(4, 2)
+
+
+TWO_STAGES = (
+    Stage("a", ("a",), ("a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias"), ("a.1.running_mean", "a.1.running_var"), 24),
+    Stage("head", ("head",), ("head.weight", "head.bias"), (), 10),
+)
+
+
+def two(frozen=True, thaw_epoch=1, batchnorm="frozen", rate=1.0):
+    return (StagePlan("a", frozen, rate, thaw_epoch, batchnorm), StagePlan("head", False, 1.0, 1, "train"))
+
+
+def test_frozen_stage_has_no_gradients_and_stays_in_eval_while_the_model_trains():
+    model = Two()
+    apply(two(), TWO_STAGES, model, epoch=1)
+    assert model.training
+    assert model.head.training
+    assert not any(module.training for module in model.a.modules())
+    assert not any(parameter.requires_grad for parameter in model.a.parameters())
+    assert all(parameter.requires_grad for parameter in model.head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("mode", "statistics_move", "affine_trains"), [("frozen", False, False), ("statistics", True, False), ("train", True, True)]
+)
+def test_batchnorm_modes_of_a_frozen_stage(mode, statistics_move, affine_trains):
+    model = Two()
+    apply(two(batchnorm=mode), TWO_STAGES, model, epoch=1)
+    before = model.a[1].running_mean.clone()
+    model.a(torch.randn(8, 3, 4, 4) + 3)
+    assert (not torch.equal(before, model.a[1].running_mean)) == statistics_move
+    assert model.a[1].weight.requires_grad == affine_trains
+    assert not model.a[0].weight.requires_grad
+    assert not model.a[2].training
+
+
+def test_a_stage_thaws_at_its_epoch_and_not_before():
+    model = Two()
+    strategy = two(frozen=False, thaw_epoch=3, batchnorm="train")
+    apply(strategy, TWO_STAGES, model, epoch=2)
+    assert not model.a.training
+    assert not any(parameter.requires_grad for parameter in model.a.parameters())
+    apply(strategy, TWO_STAGES, model, epoch=3)
+    assert model.a.training
+    assert all(parameter.requires_grad for parameter in model.a.parameters())
+
+
+def test_groups_are_one_a_stage_at_its_own_rate():
+    groups = parameter_groups(two(frozen=False, rate=0.1), TWO_STAGES, Two(), 0.01, 0.0)
+    assert [(group["stage"], group["lr"]) for group in groups] == [("a", pytest.approx(0.001)), ("head", 0.01)]
+
+
+def test_weight_decay_spares_norms_and_biases():
+    groups = parameter_groups(two(frozen=False), TWO_STAGES, Two(), 0.01, 0.05)
+    decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
+    spared = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
+    assert sorted(p.ndim for p in decayed) == [2, 4]
+    assert {p.ndim for p in spared} == {1}
+    assert len(decayed) + len(spared) == len(list(Two().parameters()))
+
+
+def test_description_is_what_pages_draw():
+    rows = describe(two(), TWO_STAGES)
+    assert rows[0] == {"name": "a", "parameters": 24, "trains": False, "rate": 1.0, "thaw_epoch": 1}
+    assert rows[1]["trains"]
