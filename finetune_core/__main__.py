@@ -292,6 +292,7 @@ _PHASES = {
     "index": "Reading headers",
     "download": "Downloading weights",
     "decode": "Decoding images",
+    "trunk": "Running the frozen stages once",
     "validate": "Validating",
     "test": "Testing",
 }

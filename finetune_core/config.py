@@ -12,6 +12,7 @@ from finetune_core.errors import ConfigError
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine"]
 Augmentation = Literal["none", "flips", "random_resized_crop"]
+Cache = Literal["auto", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 StrategyName = Literal["feature_extraction", "last_block", "last_two_blocks", "full", "custom"]
@@ -66,6 +67,17 @@ class RunConfig(BaseModel):
     )
     augmentation: Augmentation = Field(
         "none", description="Random changes to training images, so that fewer are learned by heart."
+    )
+    views: int | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="With augmentation and frozen stages: how many augmented versions of each image are prepared once and used in "
+        "turn. 0 makes a new one every epoch, which is slower; empty lets Thaw choose one for every four epochs.",
+    )
+    cache: Cache = Field(
+        "auto",
+        description="Whether what frozen stages make of each image is computed once and kept ('auto'), or again every epoch ('off').",
     )
     image_size: int = Field(224, ge=32, le=1024, description="Side of the square fed to the network, in pixels.")
     val_fraction: float = Field(

@@ -17,6 +17,7 @@ PHASES = {
     "index": "Reading image headers",
     "download": "Downloading the pretrained weights",
     "decode": "Decoding images",
+    "trunk": "Running the frozen stages once",
     "validate": "Validating",
     "test": "Testing the best epoch",
 }

@@ -130,7 +130,7 @@ def index_dataset(
     table["split"] = _split(table, val_fraction, 0.0 if given else test_fraction, split_seed)
     table = table.drop(columns="class").sort_values("id", ignore_index=True)
     findings = [*_file_findings(root, listing, unreadable), *_table_findings(table, classes)]
-    dataset = Dataset(root, classes, table, tuple(findings), given and splits.VAL in split_folders.values())
+    dataset = Dataset(root, classes, table, tuple(findings), given and splits.VAL in {split for split, _, _ in listing.images})
     _refuse_unusable(dataset)
     return dataset
 

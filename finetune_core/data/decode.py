@@ -15,9 +15,9 @@ from finetune_core.errors import ImageError
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
-# Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so both refuse.
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485
-warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+# Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so Thaw refuses both.
+MAX_PIXELS = 89_478_485
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 Image.init()
 
 _ORIENTATION_TAG = 0x0112
@@ -92,14 +92,20 @@ def thumbnail(source: Path | bytes, longer_side: int) -> bytes:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":  # Pillow gives a TIFF's size as shown
+        return 1
     # Pillow decodes a whole PNG in search of EXIF data behind the pixels; a header has to be quick to read.
-    if image.format == "PNG" and "exif" not in image.info:
+    if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
         return 1
     return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
 def _opened(source: Path | bytes) -> Image.Image:
-    return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise Image.DecompressionBombError
+    return image
 
 
 @contextmanager
@@ -109,7 +115,7 @@ def _reading(source: Path | bytes) -> Iterator[None]:
         yield
     except UnidentifiedImageError:
         raise ImageError(f"{_name(source)} is not an image in a format that Thaw reads") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except Image.DecompressionBombError:
         raise ImageError(
             f"{_name(source)} claims more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller first"
         ) from None

@@ -1,18 +1,20 @@
-"""Images decoded once, to uint8 squares that every epoch reads again."""
+"""Images decoded once, to uint8 squares that every epoch, and every later run, reads again."""
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from finetune_core.data.decode import read_square
+from finetune_core.data.rowcache import CACHE, Lookup
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError
 
-_MEMORY_SHARE = 0.4  # of what is free
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,14 @@ class Pixels:
     Attributes:
         paths: one file an index.
         side: of the square, pixels.
-        array: uint8 ``[n, side, side, 3]``; None where it would not fit into memory: then every read decodes again.
+        kept: the squares; None where they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.
     """
 
     paths: Sequence[Path]
     side: int
-    array: np.ndarray | None
-    failed: dict[int, str] = field(default_factory=dict)
+    kept: Lookup | None
+    failed: dict[int, str]
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """uint8 ``[n, 3, side, side]``, in channels_last order.
@@ -37,11 +39,12 @@ class Pixels:
         Raises:
             ImageError: when a file that could be read before no longer can.
         """
-        if self.array is not None:
-            squares = self.array[indices]
+        if self.kept is not None:
+            squares = self.kept.batch(indices)
         else:
-            squares = np.stack([square for _, square in in_threads(lambda i: read_square(self.paths[i], self.side), indices)])
-        return torch.from_numpy(squares).permute(0, 3, 1, 2)
+            read = in_threads(lambda index: read_square(self.paths[index], self.side), indices)
+            squares = torch.from_numpy(np.stack([square for _, square in read]))
+        return squares.permute(0, 3, 1, 2)
 
 
 def stored_side(image_size: int) -> int:
@@ -49,31 +52,77 @@ def stored_side(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def decode_pixels(paths: Sequence[Path], side: int) -> Generator[tuple[int, int], None, Pixels]:
-    """Decode every image, in threads.
+def content_keys(paths: Sequence[Path]) -> np.ndarray:
+    """One uint64 a file, from its bytes; 0 for a file that is not there."""
+    return np.array([key for _, key in in_threads(_content_key, paths)], dtype=np.uint64)
+
+
+def decode_pixels(
+    paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, side: int
+) -> Generator[tuple[int, int], None, Pixels]:
+    """Decode those images that no run has decoded yet, in threads.
+
+    Args:
+        paths, keys: ``[n]``: the files and their ``content_keys``.
+        wanted: int ``[m]``: indices of the images that are needed.
+        side: of the square, pixels.
 
     Yields:
         (images done, images in all).
 
     Returns:
-        The pixels; images that could not be read are in ``failed``.
+        The pixels; of the wanted images, those that could not be read are in ``failed``.
     """
-    shape = (len(paths), side, side, 3)
-    fits = np.prod(shape, dtype=np.int64) <= _MEMORY_SHARE * psutil.virtual_memory().available
-    array = np.empty(shape, np.uint8) if fits else None
+    name = f"pixels-{side}"
+    wanted = wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
+    if len(wanted):
+        batches = _decoded(paths, wanted, side, failed)
+        where = yield from CACHE.fill(name, keys[wanted], batches)
+        if where is None:
+            failed.clear()
+            for done, (index, square) in enumerate(in_threads(lambda i: _square(paths[i], side), wanted), start=1):
+                if isinstance(square, str):
+                    failed[int(index)] = square
+                yield done, len(wanted)
+            return Pixels(paths, side, None, failed)
+    return Pixels(paths, side, CACHE.table(name).lookup(keys), failed)
 
-    def decode(index: int) -> str | None:
-        try:
-            square = read_square(paths[index], side)
-        except ImageError as error:
-            return str(error)
-        if array is not None:
-            array[index] = square
-        return None
 
-    for done, (index, error) in enumerate(in_threads(decode, range(len(paths))), start=1):
-        if error:
-            failed[index] = error
-        yield done, len(paths)
-    return Pixels(paths, side, array, failed)
+def _decoded(
+    paths: Sequence[Path], wanted: np.ndarray, side: int, failed: dict[int, str]
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(positions in ``wanted``, squares) in batches; what cannot be read goes to ``failed``."""
+    positions: list[int] = []
+    squares: list[np.ndarray] = []
+    for position, (index, square) in enumerate(in_threads(lambda i: _square(paths[i], side), wanted)):
+        if isinstance(square, str):
+            failed[int(index)] = square
+        else:
+            positions.append(position)
+            squares.append(square)
+        if len(squares) == _BATCH or (squares and position == len(wanted) - 1):
+            yield np.array(positions), torch.from_numpy(np.stack(squares))
+            positions, squares = [], []
+
+
+def _square(path: Path, side: int) -> np.ndarray | str:
+    try:
+        return read_square(path, side)
+    except ImageError as error:
+        return str(error)
+
+
+def _content_key(path: Path) -> int:
+    try:
+        status = path.stat()
+        return _hashed(path, status.st_size, status.st_mtime_ns)
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=1_000_000)
+def _hashed(path: Path, _size: int, _changed: int) -> int:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+    return int.from_bytes(digest, "little")

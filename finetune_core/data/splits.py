@@ -39,7 +39,7 @@ def assign_splits(ids: pd.Series, labels: pd.Series, val_fraction: float, test_f
     for rows in order.groupby(labels.to_numpy()).groups.values():
         rows = order.loc[rows].sort_values().index.to_numpy()
         n_val = _share(len(rows), val_fraction, from_count=3)
-        n_test = _share(len(rows), test_fraction, from_count=4)
+        n_test = min(_share(len(rows), test_fraction, from_count=4), len(rows) - n_val - 1)
         split[rows[:n_val]] = VAL
         split[rows[n_val : n_val + n_test]] = TEST
     return split

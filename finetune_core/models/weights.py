@@ -4,6 +4,7 @@ import hashlib
 import re
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -48,7 +49,7 @@ def download(info: BackboneInfo) -> Iterator[tuple[int, int | None]]:
                 done += len(chunk)
                 yield done, total
             _verify(digest.hexdigest(), info.file)
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         raise WeightsError(
             f"The weights of {info.name} are not on this machine and could not be downloaded ({_reason(error)}). {_way_out(info)}"
         ) from None
@@ -107,7 +108,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, torch.Tensor) for n, t in state.items()):
         raise WeightsError(f"{file} holds no state dict (names with tensors).")
     return state
 
@@ -153,7 +154,7 @@ def _verify(digest: str, file: Path) -> None:
         )
 
 
-def _reason(error: OSError) -> str:
+def _reason(error: Exception) -> str:
     reason = getattr(error, "reason", error)
     return str(reason).strip() or type(reason).__name__
 

@@ -32,6 +32,8 @@ class RunStarted(Event):
         findings: one object a finding of the data set: ``severity, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
+        cache: what the activation cache did: a ``CacheReport``.
+        decode_seconds: spent on reading images.
     """
 
     backbone: str
@@ -50,6 +52,8 @@ class RunStarted(Event):
     device: str
     device_label: str
     precision: str
+    cache: dict[str, Any]
+    decode_seconds: float
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ from finetune_core.training.events import (
     RunStopped,
     StepEnded,
 )
+from finetune_core.training.job import Job
 from finetune_core.training.predictions import prediction_table, save_predictions
-from finetune_core.training.prepare import EVENT_SECONDS, Job, prepare
+from finetune_core.training.prepare import EVENT_SECONDS, prepare
 from finetune_core.training.strategies import apply, describe, parameter_groups, trainable_parameters
 
 _MOMENTUM = 0.9
@@ -138,16 +139,16 @@ def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float)
     apply(job.strategy, job.network.stages, model, epoch)
     batches = job.training_batches(epoch)
     seen, loss_sum, correct = 0, 0.0, 0
-    for step, (rows, images) in enumerate(job.training_images(batches, epoch), start=1):
+    for step, (rows, inputs) in enumerate(job.training_inputs(batches, epoch), start=1):
         position = (epoch - 1) * len(batches) + step - 1
         factor = learning_rate_factor(config, position, len(batches))
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         torch.manual_seed((config.seed << 32) + position)  # dropout's randomness depends on the step alone
-        labels = torch.from_numpy(job.labels[rows]).to(images.device)
+        labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
         optimizer.zero_grad(set_to_none=True)
         with device.autocast():
-            logits = model(images)
+            logits = job.forward(inputs)
         loss = cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()
@@ -174,17 +175,17 @@ def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float)
 
 
 @torch.no_grad()
-def _logits(job: Job, images: torch.Tensor) -> np.ndarray:
+def _logits(job: Job, inputs: torch.Tensor) -> np.ndarray:
     with job.device.autocast():
-        return job.network.model(images).float().cpu().numpy()
+        return job.forward(inputs).float().cpu().numpy()
 
 
 def _predict(job: Job, split: str, phase: str) -> Generator[Event, None, np.ndarray]:
     """Logits float32 ``[n, classes]`` of a split's readable images, in the table's order."""
     job.network.model.eval()
     found, done, spoken = [], 0, time.monotonic()
-    for rows, images in job.evaluation_images(split):
-        found.append(_logits(job, images))
+    for rows, inputs in job.evaluation_inputs(split):
+        found.append(_logits(job, inputs))
         done += len(rows)
         if time.monotonic() - spoken >= EVENT_SECONDS:
             spoken = time.monotonic()
@@ -226,6 +227,8 @@ def _started(job: Job) -> RunStarted:
         device=job.device.kind,
         device_label=job.device.label,
         precision=job.device.precision,
+        cache=job.report.to_json(),
+        decode_seconds=job.decode_seconds,
     )
 
 

@@ -1,8 +1,9 @@
 """A config -> everything the loop needs: data decoded, network built, strategy worked out, device chosen."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,78 +12,33 @@ import torch
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, index_dataset
-from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
+from finetune_core.data.pixels import Pixels, content_keys, decode_pixels, stored_side
 from finetune_core.data.splits import SPLITS, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, check_image_size, network_stages
+from finetune_core.models.split import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, download
-from finetune_core.training.batches import augmented, epoch_batches, evaluated, in_order, normalised, prefetched, sample_keys
+from finetune_core.training.batches import sample_keys
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.events import Event, ImagesSkipped, Progress
-from finetune_core.training.strategies import Strategy, plan
+from finetune_core.training.job import Images, Job
+from finetune_core.training.strategies import Strategy, cut_index, plan
+from finetune_core.training.trunk import (
+    CachedTrunk,
+    CacheReport,
+    TrunkTables,
+    chosen_views,
+    fill_trunk,
+    needs_images,
+    split_network,
+    why_uncached,
+)
 
 EVENT_SECONDS = 0.2  # progress more often than this helps nobody
 _EXAMPLES = 20
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run that is ready to start.
-
-    Attributes:
-        keys: uint64 a row of the data set's table, from its sample id.
-        labels: int64 a row.
-        rows: split -> row numbers of its readable images.
-    """
-
-    config: RunConfig
-    dataset: Dataset
-    network: Network
-    strategy: Strategy
-    device: Device
-    pixels: Pixels
-    keys: np.ndarray
-    labels: np.ndarray
-    rows: dict[str, np.ndarray]
-
-    def training_batches(self, epoch: int) -> list[np.ndarray]:
-        """Row numbers, batch by batch, of an epoch counted from 1."""
-        return epoch_batches(self.rows[TRAIN], self.keys, self.config.batch_size, self.config.seed, epoch)
-
-    def training_images(self, batches: list[np.ndarray], epoch: int) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """(row numbers, normalised float32 ``[n, 3, size, size]`` on the device) for each batch."""
-
-        def make(rows: np.ndarray) -> torch.Tensor:
-            images = augmented(
-                self.pixels.batch(rows),
-                self.config.augmentation,
-                self.keys[rows],
-                self.config.seed,
-                epoch,
-                self.config.image_size,
-            )
-            return self._normalised(images)
-
-        return self._on_device(prefetched(make, batches))
-
-    def evaluation_images(self, split: str) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """The same for a split's images, in the table's order and without augmentation."""
-
-        def make(rows: np.ndarray) -> torch.Tensor:
-            return self._normalised(evaluated(self.pixels.batch(rows), self.config.image_size))
-
-        return self._on_device(prefetched(make, in_order(self.rows[split], max(32, self.config.batch_size))))
-
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        images = normalised(images, self.network.info.mean, self.network.info.std)
-        return images.pin_memory() if self.device.kind == "cuda" else images
-
-    def _on_device(self, batches: Iterator[tuple[np.ndarray, torch.Tensor]]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        for rows, images in batches:
-            yield rows, images.to(self.device.torch_device, non_blocking=True)
 
 
 def check_config(config: RunConfig) -> None:
@@ -136,27 +92,160 @@ def prepare(config: RunConfig) -> Generator[Event, None, Job]:
     device = choose_device(config.device, config.precision)
     network = build_network(config.backbone, config.weights, len(dataset.classes), config.seed)
     network.model.to(device.torch_device, memory_format=torch.channels_last)
-    paths = dataset.paths(dataset.table)
-    pixels = yield from _reported("decode", decode_pixels(paths, stored_side(config.image_size)))
+    prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
+    reason = why_uncached(config, cut_index(prepared.strategy))
+    if not reason:
+        try:
+            return (yield from _with_trunk(prepared, split_network(network)))
+        except CannotSplit as error:
+            reason = str(error)
+    return (yield from _with_images(prepared, reason))
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known before the images are looked at."""
+
+    config: RunConfig
+    dataset: Dataset
+    network: Network
+    strategy: Strategy
+    device: Device
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        return self.dataset.paths(self.dataset.table)
+
+    @cached_property
+    def content(self) -> np.ndarray:
+        return content_keys(self.paths)
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        return sample_keys(self.dataset.table["id"])
+
+    def images(self, pixels: Pixels) -> Images:
+        return Images(pixels, self.config, self.network.info, self.keys)
+
+    def rows(self, failed: dict[int, str]) -> dict[str, np.ndarray]:
+        """Split -> rows of its readable images.
+
+        Raises:
+            DataError: when none is left to train on, or to validate with.
+        """
+        split = self.dataset.table["split"].to_numpy()
+        usable = ~np.isin(np.arange(len(split)), list(failed))
+        rows = {name: np.flatnonzero(usable & (split == name)) for name in SPLITS}
+        for name in (TRAIN, VAL):
+            if not len(rows[name]):
+                raise DataError(f"None of the {name} images in {self.config.data} can be decoded.")
+        return rows
+
+    def job(
+        self,
+        rows: dict[str, np.ndarray],
+        images: Images | None,
+        trunk: CachedTrunk | None,
+        report: CacheReport,
+        decode_seconds: float,
+    ) -> Job:
+        labels = self.dataset.table["label"].to_numpy()
+        return Job(
+            self.config,
+            self.dataset,
+            self.network,
+            self.strategy,
+            self.device,
+            self.keys,
+            labels,
+            rows,
+            images,
+            trunk,
+            report,
+            decode_seconds,
+        )
+
+
+def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job]:
+    """A job that runs the whole network in every step."""
+    began = time.monotonic()
+    pixels = yield from _decoded(prepared, np.arange(len(prepared.paths)))
+    seconds = time.monotonic() - began
+    report = CacheReport("off", reason, views=chosen_views(prepared.config) or 0)
+    return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), None, report, seconds)
+
+
+def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
+    """A job that runs the trunk once, and only the tail in every step.
+
+    Raises:
+        CannotSplit: when the network cannot be cut where this strategy cuts it.
+    """
+    config, cut = prepared.config, cut_index(prepared.strategy)
+    tail = segments.part(cut, None)
+    tables = TrunkTables(prepared.network, prepared.device, config.image_size)
+    began = time.monotonic()
+    passes = _passes(prepared, prepared.rows({}))
+    needed = np.unique(np.concatenate([needs_images(tables, cut, one.keys, one.rows, one.view) for one in passes]))
+    pixels = yield from _decoded(prepared, needed)
+    decode_seconds = time.monotonic() - began
+    rows = prepared.rows(pixels.failed)
+    images = prepared.images(pixels)
+    lookups, found, seconds = [], 0, 0.0
+    passes = _passes(prepared, rows)
+    for one in passes:
+        make = images.plain if one.version is None else partial(images.version, version=one.version)
+        filling = fill_trunk(tables, segments, cut, one.keys, one.rows, make, one.view)
+        lookup, before, spent = yield from _reported("trunk", filling)
+        if lookup is None:
+            reason = "what the frozen stages make of these images fits neither into memory nor onto the disk"
+            return (yield from _with_images(prepared, reason))
+        lookups.append(lookup)
+        found, seconds = found + before, seconds + spent
+    total = sum(len(one.rows) for one in passes)
+    report = CacheReport(
+        "disk" if any(lookup.where == "disk" for lookup in lookups) else "memory",
+        views=len(lookups) - 1,
+        rows=total,
+        bytes=sum(len(one.rows) * lookup.row_bytes for one, lookup in zip(passes, lookups, strict=True)),
+        found=found,
+        trunk_seconds=seconds,
+        seconds_per_row=tables.seconds_per_row(cut),
+    )
+    return prepared.job(rows, None, CachedTrunk(tail, lookups[0], tuple(lookups[1:])), report, decode_seconds)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass of images through the trunk: which rows, in which augmented version (None for as they are)."""
+
+    rows: np.ndarray
+    keys: np.ndarray
+    version: int | None
+    view: str
+
+
+def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
+    config = prepared.config
+    views = chosen_views(config)
+    if views is None:
+        return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
+    kept = np.sort(np.concatenate([rows[name] for name in SPLITS if name != TRAIN]))
+    # An augmented version depends on the sample's id, too, so its key does.
+    with np.errstate(over="ignore"):
+        keys = prepared.content * np.uint64(0x9E3779B97F4A7C15) + prepared.keys
+    augmented = [
+        _Pass(rows[TRAIN], keys, version, f"{config.augmentation}-{config.seed}-{version}") for version in range(views)
+    ]
+    return [_Pass(kept, prepared.content, None, ""), *augmented]
+
+
+def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
+    decoding = decode_pixels(prepared.paths, prepared.content, wanted, stored_side(prepared.config.image_size))
+    pixels = yield from _reported("decode", decoding)
     if pixels.failed:
         yield ImagesSkipped(len(pixels.failed), list(pixels.failed.values())[:_EXAMPLES])
-    usable = ~np.isin(np.arange(len(paths)), list(pixels.failed))
-    split = dataset.table["split"].to_numpy()
-    rows = {name: np.flatnonzero(usable & (split == name)) for name in SPLITS}
-    for name in (TRAIN, VAL):
-        if not len(rows[name]):
-            raise DataError(f"None of the {name} images in {config.data} can be decoded.")
-    return Job(
-        config,
-        dataset,
-        network,
-        plan(config, network.stages),
-        device,
-        pixels,
-        sample_keys(dataset.table["id"]),
-        dataset.table["label"].to_numpy(),
-        rows,
-    )
+    return pixels
 
 
 def _reported(phase: str, work: Generator[tuple[int, int | None], None, Value]) -> Generator[Event, None, Value]:

@@ -133,7 +133,7 @@ def test_a_cold_deep_link_shows_the_page_with_the_same_links(tmp_path, page, nam
         page.goto(f"{server.url}/{name}")
         page.get_by_role("heading", level=1).wait_for()
         page.wait_for_function("document.querySelectorAll('[data-testid=stPageLink]').length == 7")
-        assert [link.strip() for link in page.locator("[data-testid=stPageLink]").all_inner_texts()] == LINKS
+        assert [text.split("\n")[-1] for text in page.locator("[data-testid=stPageLink]").all_inner_texts()] == LINKS
         assert page.locator("[data-testid=stSidebarNav]").count() == 0
         no_error_on(page)
     finally:

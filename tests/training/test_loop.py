@@ -86,7 +86,7 @@ def test_trunk_statistics_do_not_drift_in_the_live_model(config, tmp_path):
     """The checkpoint leaves the trunk out, so the audit inside the run is what looks at the live tensors: break it."""
     from finetune_core.training import loop
 
-    settings = config(strategy="feature_extraction", epochs=1)
+    settings = config(strategy="feature_extraction", epochs=1, cache="off")
     original = loop.apply
 
     def careless(strategy, stages, model, epoch):

@@ -1,0 +1,343 @@
+"""Tables of equally shaped rows, one a key, computed once and shared by every run of the process.
+
+Decoded images and activations live here: in memory while they fit a budget taken from what is free, else in checksummed
+files within a disk budget, else nowhere, and then the caller computes them again each time. Tables that nobody uses make
+room for new ones, the least recently used first.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Literal
+
+import numpy as np
+import psutil
+import torch
+
+from finetune_core import paths
+
+Where = Literal["memory", "disk"]
+
+_MEMORY_SHARE = 0.5  # of free memory, what the cache holds counted as free
+_DISK_SHARE = 0.25  # of the free disk, likewise
+_MEMORY_VARIABLE, _DISK_VARIABLE = "THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows computed together.
+
+    Attributes:
+        rows: contiguous ``[n, *shape]``, in memory or mapped from ``file``.
+        channels_last: they are ``[n, h, w, c]`` here, and ``[n, c, h, w]`` to whoever reads them.
+    """
+
+    keys: np.ndarray
+    rows: torch.Tensor
+    file: Path | None
+    channels_last: bool
+
+    def gather(self, numbers: np.ndarray) -> torch.Tensor:
+        return self.rows.index_select(0, torch.from_numpy(numbers))
+
+    @property
+    def bytes(self) -> int:
+        return self.rows.numel() * self.rows.element_size()
+
+
+@dataclass
+class Table:
+    """All rows of one kind; ``seconds_per_row`` is what computing one took, None before any was."""
+
+    name: str
+    blocks: list[Block] = field(default_factory=list)
+    index: dict[int, tuple[int, int]] = field(default_factory=dict)
+    seconds_per_row: float | None = None
+
+    def missing(self, keys: np.ndarray) -> np.ndarray:
+        """Boolean ``[n]``: which keys have no row yet."""
+        return np.fromiter((int(key) not in self.index for key in keys), bool, len(keys))
+
+    def add(self, block: Block) -> None:
+        number = len(self.blocks)
+        self.blocks.append(block)
+        self.index.update({int(key): (number, row) for row, key in enumerate(block.keys)})
+
+    def lookup(self, keys: np.ndarray) -> "Lookup":
+        places = np.array([self.index.get(int(key), (-1, -1)) for key in keys], dtype=np.int64).reshape(-1, 2)
+        return Lookup(tuple(self.blocks), places)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """Rows by position in somebody's list of keys. Keeps its blocks alive, whatever the cache evicts.
+
+    Attributes:
+        places: int64 ``[n, 2]``: block and row; -1 where there is none.
+    """
+
+    blocks: tuple[Block, ...]
+    places: np.ndarray
+
+    def batch(self, positions: np.ndarray) -> torch.Tensor:
+        """``[len(positions), *shape]``, one row a position; every one of them must be known."""
+        places = self.places[positions]
+        used = np.unique(places[:, 0])
+        first = self.blocks[used[0]]
+        if len(used) == 1:
+            found = first.gather(places[:, 1])
+        else:
+            found = torch.empty((len(positions), *first.rows.shape[1:]), dtype=first.rows.dtype)
+            for number in used:
+                here = np.flatnonzero(places[:, 0] == number)
+                found[torch.from_numpy(here)] = self.blocks[number].gather(places[here, 1])
+        return found.permute(0, 3, 1, 2) if first.channels_last else found
+
+    @property
+    def known(self) -> np.ndarray:
+        """Boolean ``[n]``: which positions have a row."""
+        return self.places[:, 0] >= 0
+
+    @property
+    def row_bytes(self) -> int:
+        return self.blocks[0].bytes // len(self.blocks[0].keys) if self.blocks else 0
+
+    @property
+    def where(self) -> Where:
+        return "disk" if any(block.file for block in self.blocks) else "memory"
+
+
+class RowCache:
+    """The process's tables and their budgets."""
+
+    def __init__(self, folder: Callable[[], Path]) -> None:
+        self._folder = folder
+        self._tables: OrderedDict[str, Table] = OrderedDict()
+        self._lock = Lock()
+
+    def table(self, name: str) -> Table:
+        """The table of that name, with whatever sound rows of it are on disk; now the most recently used."""
+        with self._lock:
+            if name not in self._tables:
+                self._tables[name] = Table(name)
+                for block in _blocks_on_disk(self._folder(), name):
+                    self._tables[name].add(block)
+            self._tables.move_to_end(name)
+            return self._tables[name]
+
+    def clear(self) -> None:
+        """Forget everything held in memory."""
+        with self._lock:
+            self._tables.clear()
+
+    def held(self) -> int:
+        """Bytes in memory."""
+        return sum(b.bytes for table in list(self._tables.values()) for b in table.blocks if b.file is None)
+
+    def place_for(self, needed: int, keep: str) -> Where | None:
+        """Where ``needed`` bytes may go, after making room there; ``keep`` is the table that must stay. None: nowhere."""
+        if needed <= self._memory_budget():
+            self._evict(needed, keep)
+            return "memory"
+        if needed <= self._disk_budget():
+            _evict_files(self._folder(), self._disk_budget() - needed)
+            return "disk"
+        return None
+
+    def fill(
+        self, name: str, keys: np.ndarray, batches: Iterator[tuple[np.ndarray, torch.Tensor]]
+    ) -> Generator[tuple[int, int], None, Where | None]:
+        """Add rows to a table: ``batches`` yields (positions in ``keys``, rows) until all that can be computed are.
+
+        Keys that are never yielded get no row. Where the rows fit nowhere, or the disk fills up, nothing is added.
+
+        Yields:
+            (rows done, rows in all).
+
+        Returns:
+            Where the rows are; None when there is no place, and then ``batches`` was not, or not wholly, consumed.
+        """
+        writer: _Writer | None = None
+        order, done = [keys[:0]], 0
+        try:
+            for positions, rows in batches:
+                if writer is None:
+                    writer = self._writer(name, len(keys), rows)
+                    if writer is None:
+                        return None
+                writer.write(rows)
+                order.append(keys[positions])
+                done += len(positions)
+                yield done, len(keys)
+            if writer is None:
+                return "memory"
+            block = writer.finish(np.concatenate(order))
+        except OSError:  # the disk is full, or gone
+            if writer:
+                writer.discard()
+            return None
+        except BaseException:
+            if writer:
+                writer.discard()
+            raise
+        self.table(name).add(block)
+        return writer.where
+
+    def _writer(self, name: str, count: int, first: torch.Tensor) -> "_Writer | None":
+        where = self.place_for(count * first[0].numel() * first.element_size(), name)
+        if where == "memory":
+            return _MemoryWriter(count, first)
+        return _DiskWriter(self._folder(), name, first) if where == "disk" else None
+
+    def _memory_budget(self) -> int:
+        if limit := os.environ.get(_MEMORY_VARIABLE):
+            return int(float(limit) * 1e9)
+        return int(_MEMORY_SHARE * (psutil.virtual_memory().available + self.held()))
+
+    def _disk_budget(self) -> int:
+        if limit := os.environ.get(_DISK_VARIABLE):
+            return int(float(limit) * 1e9)
+        folder = self._folder()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        return int(_DISK_SHARE * (shutil.disk_usage(existing).free + sum(f.stat().st_size for f in _files(folder))))
+
+    def _evict(self, needed: int, keep: str) -> None:
+        """Drop the least recently used tables until ``needed`` bytes fit into the memory budget."""
+        with self._lock:
+            budget = self._memory_budget()
+            for name in list(self._tables):
+                if self.held() + needed <= budget:
+                    return
+                if name != keep:
+                    del self._tables[name]
+
+
+class _Writer:
+    """Takes rows in order; ``first`` shows their shape and layout."""
+
+    where: Where
+
+    def __init__(self, first: torch.Tensor) -> None:
+        plain, nhwc = first.is_contiguous(), first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
+        self._channels_last = nhwc and not plain
+        self._like = self._stored(first)
+
+    def _stored(self, rows: torch.Tensor) -> torch.Tensor:
+        return (rows.permute(0, 2, 3, 1) if self._channels_last else rows).contiguous()
+
+
+class _MemoryWriter(_Writer):
+    where = "memory"
+
+    def __init__(self, count: int, first: torch.Tensor) -> None:
+        super().__init__(first)
+        self._rows = torch.empty((count, *self._like.shape[1:]), dtype=first.dtype)
+        self._done = 0
+
+    def write(self, rows: torch.Tensor) -> None:
+        self._rows[self._done : self._done + len(rows)] = self._stored(rows)
+        self._done += len(rows)
+
+    def finish(self, keys: np.ndarray) -> Block:
+        return Block(keys, self._rows[: self._done], None, self._channels_last)
+
+    def discard(self) -> None:
+        del self._rows
+
+
+class _DiskWriter(_Writer):
+    """Writes beside, with a running checksum; the rename comes last. Written, not mapped: a full disk is then an error
+    that can be caught, and not a killed process."""
+
+    where = "disk"
+
+    def __init__(self, folder: Path, name: str, first: torch.Tensor) -> None:
+        super().__init__(first)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._final = folder / f"{name}-{os.urandom(4).hex()}.rows"
+        self._temporary = self._final.with_suffix(".part")
+        self._file = self._temporary.open("wb")
+        self._checksum = 0
+
+    def write(self, rows: torch.Tensor) -> None:
+        data = self._stored(rows).view(-1).view(torch.uint8).numpy().tobytes()
+        self._file.write(data)
+        self._checksum = zlib.crc32(data, self._checksum)
+
+    def finish(self, keys: np.ndarray) -> Block:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        described = {
+            "keys": [int(key) for key in keys],
+            "shape": list(self._like.shape[1:]),
+            "dtype": str(self._like.dtype).removeprefix("torch."),
+            "channels_last": self._channels_last,
+            "checksum": self._checksum,
+        }
+        self._final.with_suffix(".json").write_text(json.dumps(described))
+        self._temporary.rename(self._final)
+        rows = _mapped(self._final, (len(keys), *self._like.shape[1:]), self._like.dtype)
+        return Block(keys, rows, self._final, self._channels_last)
+
+    def discard(self) -> None:
+        self._file.close()
+        for leftover in (self._temporary, self._final, self._final.with_suffix(".json")):
+            leftover.unlink(missing_ok=True)
+
+
+def _blocks_on_disk(folder: Path, name: str) -> Iterator[Block]:
+    """What an earlier process left; files that are damaged or half written are dropped."""
+    for file in sorted(folder.glob(f"{name}-*.rows")) if folder.is_dir() else ():
+        try:
+            described = json.loads(file.with_suffix(".json").read_text())
+            keys = np.array(described["keys"], dtype=np.uint64)
+            dtype = getattr(torch, described["dtype"])
+            rows = _mapped(file, (len(keys), *described["shape"]), dtype)
+            if _checksum(file) != described["checksum"]:
+                raise ValueError("checksum")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+            file.unlink(missing_ok=True)
+            file.with_suffix(".json").unlink(missing_ok=True)
+            continue
+        yield Block(keys, rows, file, described["channels_last"])
+
+
+def _mapped(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    count = int(np.prod(shape, dtype=np.int64))
+    if file.stat().st_size != count * torch.empty(0, dtype=dtype).element_size():
+        raise ValueError("size")
+    return torch.from_file(str(file), shared=False, size=count, dtype=dtype).view(shape)
+
+
+def _checksum(file: Path) -> int:
+    checksum = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(1 << 24):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.rows"), key=lambda file: file.stat().st_mtime) if folder.is_dir() else []
+
+
+def _evict_files(folder: Path, budget: int) -> None:
+    """Delete the oldest files until the rest fits ``budget`` bytes. A file that is mapped stays readable until it is let go."""
+    files = _files(folder)
+    total = sum(file.stat().st_size for file in files)
+    for file in files:
+        if total <= budget:
+            return
+        total -= file.stat().st_size
+        file.unlink(missing_ok=True)
+        file.with_suffix(".json").unlink(missing_ok=True)
+
+
+CACHE = RowCache(lambda: paths.home() / "cache")

@@ -1,0 +1,110 @@
+"""A run that is ready to start: what the loop needs, and what it feeds to what."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.pixels import Pixels
+from finetune_core.data.splits import TRAIN
+from finetune_core.models.catalogue import BackboneInfo
+from finetune_core.models.network import Network
+from finetune_core.training.batches import augmented, epoch_batches, evaluated, in_order, normalised, prefetched
+from finetune_core.training.device import Device
+from finetune_core.training.strategies import Strategy
+from finetune_core.training.trunk import CachedTrunk, CacheReport, chosen_views
+
+_EVALUATION_BATCH = 32
+
+Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, channels_last."""
+
+    pixels: Pixels
+    config: RunConfig
+    info: BackboneInfo
+    keys: np.ndarray
+
+    def plain(self, rows: np.ndarray) -> torch.Tensor:
+        """As validation sees them."""
+        return self._normalised(evaluated(self.pixels.batch(rows), self.config.image_size))
+
+    def version(self, rows: np.ndarray, version: int) -> torch.Tensor:
+        """As training sees them, augmented; the same version is always the same."""
+        config = self.config
+        squares = self.pixels.batch(rows)
+        return self._normalised(
+            augmented(squares, config.augmentation, self.keys[rows], config.seed, version, config.image_size)
+        )
+
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
+        return normalised(images, self.info.mean, self.info.std)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the loop needs.
+
+    Attributes:
+        keys: uint64 a row of the data set's table, from its sample id.
+        labels: int64 a row.
+        rows: split -> row numbers of its readable images.
+        images: where they are needed; None when the trunk's cached output takes their place.
+        trunk: that output; None when the whole network runs in every step.
+        report: what the cache did, or why there is none.
+        decode_seconds: spent on reading images.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    network: Network
+    strategy: Strategy
+    device: Device
+    keys: np.ndarray
+    labels: np.ndarray
+    rows: dict[str, np.ndarray]
+    images: Images | None
+    trunk: CachedTrunk | None
+    report: CacheReport
+    decode_seconds: float
+
+    @property
+    def forward(self) -> nn.Module:
+        """What a step runs: the network, or its tail."""
+        return self.trunk.tail if self.trunk else self.network.model
+
+    def training_batches(self, epoch: int) -> list[np.ndarray]:
+        """Row numbers, batch by batch, of an epoch counted from 1."""
+        return epoch_batches(self.rows[TRAIN], self.keys, self.config.batch_size, self.config.seed, epoch)
+
+    def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
+        """(row numbers, what ``forward`` takes, on the device) for each batch."""
+        views = chosen_views(self.config)
+        version = (epoch - 1) % views if views else epoch
+
+        def make(rows: np.ndarray) -> torch.Tensor:
+            if self.trunk:
+                return (self.trunk.views[version] if self.trunk.views else self.trunk.plain).batch(rows)
+            return self.images.version(rows, version)
+
+        return self._on_device(prefetched(lambda rows: self._pinned(make(rows)), batches))
+
+    def evaluation_inputs(self, split: str) -> Inputs:
+        """The same for a split's images, in the table's order and without augmentation."""
+        make = self.trunk.plain.batch if self.trunk else self.images.plain
+        batches = in_order(self.rows[split], max(_EVALUATION_BATCH, self.config.batch_size))
+        return self._on_device(prefetched(lambda rows: self._pinned(make(rows)), batches))
+
+    def _pinned(self, inputs: torch.Tensor) -> torch.Tensor:
+        return inputs.pin_memory() if self.device.kind == "cuda" else inputs
+
+    def _on_device(self, batches: Inputs) -> Inputs:
+        for rows, inputs in batches:
+            yield rows, inputs.to(self.device.torch_device, non_blocking=True)

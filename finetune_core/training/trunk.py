@@ -1,0 +1,176 @@
+"""The frozen trunk, paid for once: its output for every image is computed, kept, and shared by every epoch and every run."""
+
+import hashlib
+import time
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune_core.config import RunConfig
+from finetune_core.data.rowcache import CACHE, Lookup, Where
+from finetune_core.models.network import Network
+from finetune_core.models.split import Segments, trace
+from finetune_core.training.batches import in_order, prefetched
+from finetune_core.training.device import Device
+
+_BATCH = 32
+_EPOCHS_A_VIEW = 4
+
+Images = Callable[[np.ndarray], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a run's cache did.
+
+    Attributes:
+        where: ``memory``, ``disk``, or ``off``; then ``reason`` says why.
+        views: augmented versions of a training image; 0 without augmentation or with a fresh one each epoch.
+        rows, bytes: activations that the run uses.
+        found: how many of them were there before.
+        trunk_seconds: spent on the others.
+        seconds_per_row: what one takes; None where it was never measured.
+    """
+
+    where: str
+    reason: str = ""
+    views: int = 0
+    rows: int = 0
+    bytes: int = 0
+    found: int = 0
+    trunk_seconds: float = 0.0
+    seconds_per_row: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class CachedTrunk:
+    """Activations in the place of images, and the tail in the place of the network.
+
+    Attributes:
+        plain: of every image, unaugmented, by row of the data set.
+        views: of the training images, one lookup a view.
+    """
+
+    tail: nn.Module
+    plain: Lookup
+    views: tuple[Lookup, ...]
+
+
+def chosen_views(config: RunConfig) -> int | None:
+    """How many augmented versions of an image the run goes through; 0 means a fresh one each epoch, None no augmentation."""
+    if config.augmentation == "none":
+        return None
+    if config.views is not None:
+        return config.views
+    return -(-config.epochs // _EPOCHS_A_VIEW)
+
+
+def why_uncached(config: RunConfig, cut: int) -> str:
+    """Why a run does without the cache, in words; empty when it does not."""
+    if config.cache == "off":
+        return "switched off for this run"
+    if cut == 0:
+        return "the first stage trains, so nothing is frozen before it"
+    if chosen_views(config) == 0:
+        return "every epoch augments the images afresh"
+    return ""
+
+
+@dataclass(frozen=True)
+class TrunkTables:
+    """Names of the cache's tables for one frozen trunk: everything that its output depends on, but the image."""
+
+    network: Network
+    device: Device
+    image_size: int
+
+    def name(self, cut: int, view: str = "") -> str:
+        info = self.network.info
+        known = (self.network.weights_hash, info.name, info.mean, info.std, self.image_size, self.device.kind)
+        digest = hashlib.sha256(repr((*known, self.device.precision, view, torch.__version__)).encode()).hexdigest()[:16]
+        return f"trunk-{digest}-{cut}"
+
+    def seconds_per_row(self, cut: int) -> float | None:
+        """What one image takes from pixels to this cut, where it was measured."""
+        return CACHE.table(self.name(cut)).seconds_per_row
+
+
+def split_network(network: Network) -> Segments:
+    """Trace a network.
+
+    Raises:
+        CannotSplit: when it cannot be cut, and has to train uncached.
+    """
+    return trace(network.model.eval(), network.stages)
+
+
+def fill_trunk(
+    tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: Images, view: str = ""
+) -> Generator[tuple[int, int], None, tuple[Lookup | None, int, float]]:
+    """Have the trunk's output for the wanted images, from the nearest shallower cut that has them all, else from pixels.
+
+    Args:
+        keys: uint64 ``[n]``, from the images' contents.
+        wanted: indices into ``keys``.
+        images: indices -> normalised images on the device.
+        view: which augmented version; empty without augmentation.
+
+    Yields:
+        (images done, images in all).
+
+    Returns:
+        The rows by index (None where there is no room), how many were there before, and the seconds that the others took.
+    """
+    name = tables.name(cut, view)
+    needed = wanted[CACHE.table(name).missing(keys[wanted])]
+    if not len(needed):
+        return CACHE.table(name).lookup(keys), len(wanted), 0.0
+    source, start = _nearest(tables, cut, keys, needed, view)
+    part = segments.part(start, cut)
+
+    def inputs(rows: np.ndarray) -> torch.Tensor:
+        return images(rows) if source is None else source.batch(rows).to(tables.device.torch_device)
+
+    began = time.monotonic()
+    where: Where | None = yield from CACHE.fill(name, keys[needed], _computed(part, tables.device, needed, inputs))
+    seconds = time.monotonic() - began
+    if where is None:
+        return None, 0, seconds
+    table = CACHE.table(name)
+    if source is None:
+        table.seconds_per_row = seconds / len(needed)
+    return table.lookup(keys), len(wanted) - len(needed), seconds
+
+
+def needs_images(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
+    """The wanted images whose pixels are needed: those that neither this cut nor a shallower one has."""
+    needed = wanted[CACHE.table(tables.name(cut, view)).missing(keys[wanted])]
+    return needed if len(needed) and _nearest(tables, cut, keys, needed, view)[0] is None else needed[:0]
+
+
+def _nearest(
+    tables: TrunkTables, cut: int, keys: np.ndarray, needed: np.ndarray, view: str
+) -> tuple[Lookup | None, int | None]:
+    for shallower in range(cut - 1, 0, -1):
+        table = CACHE.table(tables.name(shallower, view))
+        if table.blocks and not table.missing(keys[needed]).any():
+            return table.lookup(keys), shallower
+    return None, None
+
+
+def _computed(part: nn.Module, device: Device, rows: np.ndarray, inputs: Images) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(positions in ``rows``, the part's output on the CPU), batch by batch."""
+    part.eval()
+    position = 0
+    for batch, given in prefetched(inputs, in_order(rows, _BATCH)):
+        with torch.no_grad(), device.autocast():
+            output = part(given).cpu()
+        yield np.arange(position, position + len(batch)), output
+        position += len(batch)

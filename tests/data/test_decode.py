@@ -1,0 +1,305 @@
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, PngImagePlugin
+
+from finetune_core.data import decode
+from finetune_core.data.decode import ImageHeader, read_header, read_image, read_square, thumbnail
+from finetune_core.errors import ImageError
+
+quick = settings(deadline=None, derandomize=True, database=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def quarters():
+    """16 × 8, a different colour in each quarter: red, green / blue, black."""
+    pixels = np.zeros((8, 16, 3), np.uint8)
+    pixels[:4, :8] = (255, 0, 0)
+    pixels[:4, 8:] = (0, 255, 0)
+    pixels[4:, :8] = (0, 0, 255)
+    return Image.fromarray(pixels)
+
+
+def turned(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(quarters(), kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+def bare_png(width, height):
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+# What has to be done to the stored pixels so that they are shown upright: EXIF's own definition.
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a.transpose(1, 0, 2), 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_turns_the_pixels(orientation, kind):
+    expected = TURNS[orientation](np.asarray(quarters()))
+    np.testing.assert_array_equal(np.asarray(read_image(turned(kind, orientation))), expected)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "PNG",
+        "WEBP",
+        "JPEG",
+        "TIFF",
+    ],
+)
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_a_header_says_the_size_as_shown(orientation, kind):
+    header = read_header(turned(kind, orientation))
+    assert (header.width, header.height) == (8, 16)
+
+
+def test_a_png_header_says_the_size_as_shown_where_its_exif_is_in_a_text_chunk():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = exif.tobytes()
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(profile):8d}\n{profile.hex()}\n", zip=True)
+    content = encoded(quarters(), pnginfo=text)
+    header = read_header(content)
+    assert (header.width, header.height) == read_image(content).size
+
+
+def test_exif_orientation_of_a_jpeg_is_undone_once():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(quarters().resize((64, 32), Image.Resampling.NEAREST), "JPEG", exif=exif, quality=95)
+    image = read_image(content)
+    assert image.size == (32, 64)
+    assert image.getpixel((24, 16))[0] > 200  # red was top left, is now top right
+    assert 0x0112 not in image.getexif()
+
+
+def test_grayscale_becomes_three_equal_channels():
+    image = read_image(encoded(Image.new("L", (4, 4), 77), "JPEG", quality=100))
+    assert image.mode == "RGB"
+    assert image.getpixel((1, 1)) == (77, 77, 77)
+
+
+def test_palette_shows_its_colours():
+    image = read_image(encoded(quarters().quantize(4)))
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(image, int), np.asarray(quarters(), int), atol=3)
+
+
+def test_transparent_palette_entry_shows_white():
+    image = Image.new("P", (2, 1), 0)
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    shown = read_image(encoded(image, transparency=0))
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+
+
+def test_transparency_is_laid_on_white():
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128)])
+    shown = read_image(encoded(image))
+    assert shown.mode == "RGB"
+    assert shown.getpixel((0, 0)) == (255, 0, 0)
+    assert shown.getpixel((1, 0)) == (255, 255, 255)
+    assert abs(shown.getpixel((2, 0))[0] - 127) <= 1
+
+
+def test_gray_with_alpha_is_laid_on_white():
+    image = Image.new("LA", (2, 1))
+    image.putdata([(30, 255), (30, 0)])
+    shown = read_image(encoded(image))
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(30, 30, 30), (255, 255, 255)]
+
+
+def test_cmyk_jpeg_shows_the_printed_colours():
+    for ink, expected in (((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 0, 0, 0), (255, 255, 255))):
+        shown = read_image(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
+        np.testing.assert_allclose(shown.getpixel((8, 8)), expected, atol=6)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_gray_keeps_its_top_bits(kind):
+    values = np.array([[0, 257 * 10, 257 * 128, 65535]], np.uint16)
+    shown = np.asarray(read_image(encoded(Image.fromarray(values), kind)))
+    np.testing.assert_array_equal(shown[0, :, 0], [0, 10, 128, 255])
+    np.testing.assert_array_equal(shown[..., 0], shown[..., 2])
+
+
+def test_floating_point_gray_is_stretched_and_a_constant_one_is_not_divided_by_zero():
+    shown = np.asarray(read_image(encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF")))
+    np.testing.assert_allclose(shown[0, :, 0], [0, 128, 255], atol=1)
+    flat = np.asarray(read_image(encoded(Image.fromarray(np.full((2, 2), 7, np.float32)), "TIFF")))
+    np.testing.assert_array_equal(flat, 7)
+
+
+def test_one_bit_images_are_black_and_white():
+    image = Image.new("1", (2, 1))
+    image.putpixel((1, 0), 1)
+    shown = read_image(encoded(image))
+    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+
+
+def test_an_animation_shows_its_first_frame():
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert Image.open(io.BytesIO(content)).n_frames == 3
+    assert read_image(content).getpixel((2, 2)) == (255, 0, 0)
+
+
+def test_a_file_and_its_bytes_give_the_same(tmp_path):
+    file = tmp_path / "it's <b>an 🦦.png"
+    file.write_bytes(encoded(quarters()))
+    np.testing.assert_array_equal(np.asarray(read_image(file)), np.asarray(read_image(file.read_bytes())))
+    assert read_header(file) == read_header(file.read_bytes()) == ImageHeader(16, 8, "RGB", "PNG")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
+    random = np.random.default_rng(0)
+    content = encoded(Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8)), kind)
+    file = tmp_path / "half.img"
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ImageError, match=r"half\.img is damaged or cut short"):
+        read_image(file)
+    with pytest.raises(ImageError, match=r"half\.img"):
+        read_image(file, shorter_side=8)
+
+
+@pytest.mark.parametrize(
+    "reader", [read_header, read_image, lambda file: read_square(file, 8), lambda file: thumbnail(file, 8)]
+)
+@pytest.mark.parametrize("content", [b"", b"this is no picture\n", b"<svg xmlns='http://www.w3.org/2000/svg'/>"])
+def test_a_file_that_is_no_image_is_refused_by_name(tmp_path, reader, content):
+    file = tmp_path / "notes.jpg"
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match=r"notes\.jpg is not an image"):
+        reader(file)
+
+
+def test_a_format_that_is_not_listed_is_refused(tmp_path):
+    file = tmp_path / "drawing.jpg"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    with pytest.raises(ImageError, match=r"drawing\.jpg is not an image"):
+        read_image(file)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(ImageError, match=r"gone\.png is not there"):
+        read_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("reader", [read_header, read_image])
+def test_a_pixel_bomb_is_refused_before_it_is_decoded(tmp_path, reader):
+    file = tmp_path / "bomb.png"
+    file.write_bytes(bare_png(50_000, 50_000))
+    with pytest.raises(ImageError, match=r"bomb\.png claims more than 89 million pixels"):
+        reader(file)
+
+
+def test_the_pixel_limit_does_not_hang_on_warning_filters(tmp_path):
+    file = tmp_path / "bomb.png"
+    file.write_bytes(bare_png(10_000, 10_000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ImageError, match="claims more than"):
+            read_header(file)
+
+
+def test_the_pixel_limit_is_pillows():
+    assert decode.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_jpeg_read_small_is_at_least_as_large_as_asked():
+    content = encoded(quarters().resize((800, 400)), "JPEG")
+    image = read_image(content, shorter_side=60)
+    assert 60 <= min(image.size) < 400
+
+
+def test_a_square_is_the_centre_of_the_image():
+    pixels = np.zeros((10, 30, 3), np.uint8)
+    pixels[:, 10:20] = 255
+    square = read_square(encoded(Image.fromarray(pixels)), 10)
+    assert square.shape == (10, 10, 3)
+    assert square.dtype == np.uint8
+    np.testing.assert_array_equal(square, 255)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (7, 9)])
+def test_a_square_of_any_image(size):
+    assert read_square(encoded(Image.new("RGB", size, "red")), 16).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("size", [(200, 100), (8, 4), (1, 500)])
+def test_a_thumbnail_is_a_jpeg_of_the_longer_side(size):
+    shown = Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", size, "red")), 64)))
+    assert shown.format == "JPEG"
+    assert max(shown.size) == 64
+
+
+@quick
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_an_image_or_an_image_error(content):
+    for reader in (read_header, read_image):
+        try:
+            reader(content)
+        except ImageError:
+            continue
+
+
+SEEDS = [encoded(quarters(), kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, on damaged TIFFs
+@quick
+@given(
+    st.sampled_from(SEEDS), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 255)), max_size=6), st.integers(1, 999)
+)
+def test_damaged_images_are_an_image_or_an_image_error(content, changes, keep):
+    damaged = bytearray(content)
+    for position, value in changes:
+        damaged[position % len(damaged)] = value
+    damaged = bytes(damaged[: max(1, len(damaged) * keep // 999)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)  # so that a damaged size does not fill the memory
+        try:
+            image = read_image(damaged)
+        except ImageError:
+            return
+    assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize(("kind", "position"), [("PNG", 36), ("PNG", 11), ("GIF", 30), ("PPM", 5)])
+def test_damage_on_which_pillow_raises_other_than_oserror_is_an_image_error(tmp_path, kind, position):
+    content = bytearray(encoded(quarters(), kind))
+    content[position] = 0
+    file = tmp_path / "damaged.img"
+    file.write_bytes(content)
+    with pytest.raises(ImageError, match=r"damaged\.img"):
+        read_image(file)

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+import torch
+
+from finetune_core.data.decode import read_square
+from finetune_core.data.pixels import content_keys, decode_pixels, stored_side
+from finetune_core.data.rowcache import CACHE
+from finetune_core.errors import ImageError
+
+LIMITS = {"memory": {}, "disk": {"MEMORY": "0"}, "nowhere": {"MEMORY": "0", "DISK": "0"}}
+
+
+@pytest.fixture(autouse=True)
+def empty_cache():
+    CACHE.clear()
+    yield
+    CACHE.clear()
+
+
+@pytest.fixture(params=LIMITS)
+def place(request, monkeypatch):
+    """Where decoded images may be kept."""
+    for name, limit in LIMITS[request.param].items():
+        monkeypatch.setenv(f"THAW_CACHE_{name}_GB", limit)
+    return request.param
+
+
+@pytest.fixture
+def paths(image_folder, tmp_path):
+    image_folder(tmp_path, {"red": 3, "blue": 2})
+    return sorted(tmp_path.glob("*/*.png"))
+
+
+def decoded(paths, side=16, wanted=None):
+    """(progress, pixels): the one place that knows how decode_pixels is called."""
+    wanted = np.arange(len(paths)) if wanted is None else np.array(wanted)
+    decoding, steps = decode_pixels(paths, content_keys(paths), wanted, side), []
+    while True:
+        try:
+            steps.append(next(decoding))
+        except StopIteration as finished:
+            return steps, finished.value
+
+
+def test_a_batch_holds_the_images_asked_for(paths, place):
+    _, pixels = decoded(paths)
+    assert pixels.failed == {}
+    batch = pixels.batch(np.array([3, 0, 4]))
+    assert batch.shape == (3, 3, 16, 16)
+    assert batch.dtype == torch.uint8
+    for image, index in zip(batch, (3, 0, 4), strict=True):
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), read_square(paths[index], 16))
+
+
+def test_a_batch_is_in_channels_last_order(paths, place):
+    _, pixels = decoded(paths)
+    assert pixels.batch(np.array([3, 0])).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_changing_a_batch_does_not_change_what_is_kept(paths, place):
+    _, pixels = decoded(paths)
+    before = pixels.batch(np.arange(5)).clone()
+    pixels.batch(np.arange(5)).zero_()
+    assert torch.equal(pixels.batch(np.arange(5)), before)
+
+
+def test_progress_counts_up_to_all_images(paths, place):
+    steps, _ = decoded(paths)
+    assert steps[-1] == (5, 5)
+    assert steps == sorted(set(steps))
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_there(paths, place):
+    paths[2].write_text("no picture")
+    _, pixels = decoded(paths)
+    assert list(pixels.failed) == [2]
+    assert paths[2].name in pixels.failed[2]
+    got = pixels.batch(np.array([3]))[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(got, read_square(paths[3], 16))
+
+
+def test_a_file_that_is_gone_later_is_an_image_error_where_nothing_is_kept(paths, monkeypatch):
+    for name, limit in LIMITS["nowhere"].items():
+        monkeypatch.setenv(f"THAW_CACHE_{name}_GB", limit)
+    _, pixels = decoded(paths)
+    paths[1].unlink()
+    with pytest.raises(ImageError, match="not there"):
+        pixels.batch(np.array([0, 1]))
+
+
+def test_no_images_are_no_error():
+    steps, pixels = decoded([])
+    assert steps == []
+    assert pixels.failed == {}
+
+
+def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths):
+    decoded(paths)
+    assert decoded(paths)[0] == []
+    paths[0].write_bytes(paths[4].read_bytes() + b"\0")
+    steps, pixels = decoded(paths)
+    assert steps == [(1, 1)]
+    assert torch.equal(pixels.batch(np.array([0])), pixels.batch(np.array([4])))
+
+
+def test_another_side_is_another_image(paths):
+    decoded(paths, 16)
+    _, pixels = decoded(paths, 24)
+    assert pixels.batch(np.array([0])).shape == (1, 3, 24, 24)
+
+
+def test_the_stored_side_leaves_room_for_the_centre_crop():
+    assert stored_side(224) == 256
+    assert all(stored_side(size) > size for size in range(32, 1025))

@@ -1,0 +1,65 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from finetune_core.data import sample
+from finetune_core.data.sample import digits_folder, resolve_data
+
+
+def test_the_digits_are_written_once_as_an_image_folder(home):
+    folder = digits_folder()
+    assert folder == home / "data" / "digits"
+    assert sorted(entry.name for entry in folder.iterdir()) == [str(digit) for digit in range(10)]
+    files = sorted(folder.glob("*/*.png"), key=lambda file: file.name)
+    digits = load_digits()
+    assert [int(file.parent.name) for file in files] == digits.target.tolist()
+    assert os.listdir(folder.parent) == ["digits"]  # nothing half-written beside it
+    for number in (0, 1000):
+        shown = Image.open(files[number])
+        assert shown.size == (64, 64)
+        small = np.asarray(shown.resize((8, 8), Image.Resampling.BOX), float) * 16 / 255
+        assert np.corrcoef(small.ravel(), digits.images[number].ravel())[0, 1] > 0.95
+    files[0].unlink()
+    assert digits_folder() == folder
+    assert not files[0].exists()  # not written a second time
+
+
+def test_a_failure_leaves_nothing_behind(home, monkeypatch):
+    def fail(folder):
+        Path(folder, "0").mkdir()
+        raise OSError("disk full")
+
+    monkeypatch.setattr(sample, "_write_digits", fail)
+    with pytest.raises(OSError, match="disk full"):
+        digits_folder()
+    assert os.listdir(home / "data") == []
+
+
+def test_another_process_that_was_first_wins(home, monkeypatch):
+    def slow(folder):
+        Path(folder, "mine").mkdir()
+        (home / "data" / "digits" / "theirs").mkdir(parents=True)
+
+    monkeypatch.setattr(sample, "_write_digits", slow)
+    folder = digits_folder()
+    assert os.listdir(folder) == ["theirs"]
+    assert os.listdir(folder.parent) == ["digits"]
+
+
+def test_the_word_digits_names_the_sample_unless_there_is_such_a_folder(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "_write_digits", lambda folder: None)
+    monkeypatch.chdir(tmp_path)
+    assert resolve_data("digits") == str(home / "data" / "digits")
+    (tmp_path / "digits").mkdir()
+    assert resolve_data("digits") == str((tmp_path / "digits").resolve())
+
+
+def test_other_names_become_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_data("pets") == str((tmp_path / "pets").resolve())
+    assert resolve_data("~/pets") == str((tmp_path / "pets").resolve())

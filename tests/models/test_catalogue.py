@@ -1,0 +1,86 @@
+import pytest
+import torch
+import torchvision
+
+from finetune_core.errors import ConfigError
+from finetune_core.models import catalogue
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, create, create_on_meta, default_backbone
+
+
+@pytest.fixture(autouse=True)
+def no_downloads_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+
+def test_every_classification_model_of_torchvision_is_offered_and_the_packaged_one_first():
+    assert backbone_names()[0] == PACKAGED
+    assert set(backbone_names()[1:]) == set(torchvision.models.list_models(module=torchvision.models))
+    assert {"resnet18", "vit_b_16", "googlenet", "regnet_y_400mf"} <= set(backbone_names())
+
+
+@pytest.mark.parametrize("name", backbone_names())
+def test_every_backbone_has_an_entry(name):
+    info = backbone_info(name)
+    assert info.name == name
+    assert info.parameters > 500_000
+    assert len(info.mean) == len(info.std) == 3
+    if info.source == "torchvision":
+        assert info.url.startswith("https://")
+        assert info.file.name == info.url.rsplit("/", 1)[1]
+        assert 50 < info.top1 < 100
+
+
+@pytest.mark.parametrize("name", [PACKAGED, "resnet18", "squeezenet1_1", "googlenet"])
+def test_parameters_said_are_those_of_the_network(name):
+    assert sum(p.numel() for p in create_on_meta(name).parameters()) == backbone_info(name).parameters
+
+
+def test_the_packaged_backbone_is_always_ready_and_has_its_own_normalisation():
+    info = backbone_info(PACKAGED)
+    assert info.ready
+    assert info.url is None
+    assert info.mean == info.std == (0.5, 0.5, 0.5)
+
+
+def test_torchvisions_are_normalised_as_on_imagenet():
+    assert backbone_info("resnet18").mean == (0.485, 0.456, 0.406)
+    assert backbone_info("resnet18").std == (0.229, 0.224, 0.225)
+
+
+def test_the_default_is_resnet18_only_where_its_weights_are():
+    assert default_backbone() == PACKAGED
+    file = backbone_info("resnet18").file
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"weights")
+    assert backbone_info("resnet18").ready
+    assert default_backbone() == "resnet18"
+
+
+@pytest.mark.parametrize("name", ["resnet19", "", "quantized_resnet18", "fasterrcnn_resnet50_fpn"])
+def test_an_unknown_backbone_is_refused_by_name(name):
+    for ask in (backbone_info, create):
+        with pytest.raises(ConfigError) as caught:
+            ask(name)
+        assert repr(name) in caught.value.problems["backbone"]
+
+
+def test_a_missing_package_is_not_ready(monkeypatch):
+    monkeypatch.setattr(catalogue, "_packaged_file", lambda: None)
+    assert not backbone_info(PACKAGED).ready
+
+
+@pytest.mark.parametrize("name", ["regnet_x_400mf", "resnet18", "vit_b_16"])
+def test_on_meta_holds_no_numbers_but_the_same_tensors(name):
+    model = create_on_meta(name)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    assert torch.zeros(1).device.type == "cpu"  # nothing is left switched
+
+
+def test_on_meta_has_the_shapes_of_the_real_one():
+    real, meta = create("squeezenet1_1").state_dict(), create_on_meta("squeezenet1_1").state_dict()
+    assert {name: tensor.shape for name, tensor in real.items()} == {name: tensor.shape for name, tensor in meta.items()}
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_classifiers_are_not_built(name):
+    assert not [path for path, _ in create_on_meta(name).named_parameters() if "aux" in path.lower()]

@@ -1,0 +1,124 @@
+import os
+
+import pytest
+import torch
+
+from finetune_core.errors import ConfigError, WeightsError
+from finetune_core.models.catalogue import PACKAGED, create
+from finetune_core.models.network import build_network, check_image_size, head_path, network_stages
+
+SMALL = "squeezenet1_1"
+
+
+def same(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def head_of(network):
+    return network.model.get_submodule(network.head).state_dict()
+
+
+def backbone_of(network):
+    return {n: t for n, t in network.model.state_dict().items() if not n.startswith(f"{network.head}.")}
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "none"])
+def test_the_same_seed_gives_the_same_head_and_another_seed_another(weights):
+    first, again, other = (build_network(PACKAGED, weights, 5, seed) for seed in (0, 0, 1))
+    assert same(head_of(first), head_of(again))
+    assert not torch.equal(head_of(first)["weight"], head_of(other)["weight"])
+    assert not torch.equal(head_of(first)["bias"], head_of(other)["bias"])
+
+
+def test_the_head_does_not_depend_on_what_was_drawn_before():
+    first = build_network(SMALL, "none", 5, 3)
+    torch.rand(17)
+    assert same(head_of(first), head_of(build_network(SMALL, "none", 5, 3)))
+
+
+def test_a_new_head_starts_as_torch_starts_a_linear_layer():
+    network = build_network(PACKAGED, "none", 500, 0)
+    weight = head_of(network)["weight"]
+    bound = 1 / weight.shape[1] ** 0.5
+    assert weight.abs().max() <= bound
+    assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.01)
+    assert abs(weight.mean().item()) < bound / 50
+
+
+@pytest.mark.parametrize("name", [PACKAGED, SMALL])
+def test_the_network_scores_the_classes_asked_for(name):
+    network = build_network(name, "none", 7, 0)
+    with torch.no_grad():
+        assert network.model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
+    assert not network.model.training
+    assert all(tensor.dtype == torch.float32 for tensor in network.model.parameters())
+    assert network.stages == network_stages(name, 7)
+    assert network.head == head_path(name)
+    assert network.info.name == name
+
+
+def test_each_network_is_a_copy_of_its_own_and_the_pretrained_one_is_held_once():
+    first = build_network(PACKAGED, "pretrained", 2, 0)
+    held = {name: tensor.clone() for name, tensor in first.pretrained.state_dict().items()}
+    with torch.no_grad():
+        for tensor in first.model.state_dict().values():
+            tensor.zero_()
+    second = build_network(PACKAGED, "pretrained", 3, 1)
+    assert second.pretrained is first.pretrained
+    assert second.model is not first.model
+    assert same(held, second.pretrained.state_dict())
+    assert same(backbone_of(second), held)
+    assert first.weights_hash == second.weights_hash
+
+
+def test_the_pretrained_network_keeps_its_own_head():
+    network = build_network(PACKAGED, "pretrained", 2, 0)
+    assert network.pretrained.get_submodule(network.head).weight.shape[0] == 1000
+
+
+def test_random_weights_come_from_the_seed():
+    first, again, other = (build_network(SMALL, "none", 2, seed) for seed in (11, 11, 12))
+    assert same(backbone_of(first), backbone_of(again))
+    assert not same(backbone_of(first), backbone_of(other))
+    assert first.weights_hash == again.weights_hash != other.weights_hash
+
+
+def test_building_random_weights_leaves_torchs_own_generator_alone():
+    build_network(SMALL, "none", 2, 100)  # so that structure is known
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        build_network(SMALL, "none", 2, 101)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_replaced_file_of_weights_is_read_again(tmp_path):
+    file = tmp_path / "mine.pth"
+    hashes = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        torch.save(create(SMALL).state_dict(), file)
+        os.utime(file, ns=(seed * 10**9, seed * 10**9))
+        hashes.append(build_network(SMALL, str(file), 2, 0).weights_hash)
+    assert hashes[0] != hashes[1]
+    assert build_network(SMALL, str(file), 2, 5).weights_hash == hashes[1]
+
+
+def test_what_cannot_be_built_is_refused():
+    with pytest.raises(ConfigError):
+        build_network("resnet19", "none", 2, 0)
+    with pytest.raises(WeightsError, match=r"nowhere\.pth"):
+        build_network(SMALL, "nowhere.pth", 2, 0)
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 96), ("inception_v3", 32), ("alexnet", 32)])
+def test_an_image_size_that_a_network_cannot_take_is_refused_in_words(name, size):
+    with pytest.raises(ConfigError) as caught:
+        check_image_size(name, size)
+    assert f"{name} cannot take images of {size} × {size}" in caught.value.problems["image_size"]
+
+
+@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 224), (PACKAGED, 64), (PACKAGED, 224), ("resnet18", 96)])
+def test_image_sizes_that_a_network_can_take_pass(name, size):
+    check_image_size(name, size)

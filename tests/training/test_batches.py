@@ -1,0 +1,213 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare, kstest
+
+from finetune_core.training.batches import (
+    augmented,
+    epoch_batches,
+    evaluated,
+    in_order,
+    normalised,
+    prefetched,
+    sample_keys,
+    uniform,
+)
+
+quick = settings(deadline=None, derandomize=True, database=None, max_examples=80)
+KEYS = sample_keys([f"class/{number}.png" for number in range(20_000)])
+
+
+def pictures(count, side=32):
+    return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_keys_are_one_a_name_and_the_same_on_every_machine():
+    assert len(set(KEYS.tolist())) == len(KEYS)
+    assert sample_keys(["a.png"]).tolist() == [6266261796961190882]  # BLAKE2b, 8 bytes, little-endian
+    assert sample_keys(["a", "b"]).tolist() == [*sample_keys(["a"]).tolist(), *sample_keys(["b"]).tolist()]
+    assert sample_keys(["a"]).dtype == np.dtype("<u8")
+    assert len(sample_keys([])) == 0
+
+
+def test_keys_of_names_that_are_not_unicode():
+    assert len(sample_keys(["caf\udce9.png"])) == 1
+
+
+def test_uniform_looks_uniform():
+    drawn = uniform(KEYS, seed=0, epoch=3, draw=1)
+    assert drawn.dtype == np.float64
+    assert 0 <= drawn.min() < 0.001
+    assert 0.999 < drawn.max() < 1
+    assert kstest(drawn, "uniform").pvalue > 0.001
+    assert chisquare(np.histogram(drawn, 50, (0, 1))[0]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"epoch": 1}, {"draw": 1}])
+def test_another_seed_epoch_or_draw_is_independent(other):
+    first = uniform(KEYS, seed=0, epoch=0, draw=0)
+    second = uniform(KEYS, **({"seed": 0, "epoch": 0, "draw": 0} | other))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.03
+    table, _, _ = np.histogram2d(first, second, 8, ((0, 1), (0, 1)))
+    assert chisquare(table.ravel()).pvalue > 0.001
+
+
+def test_seed_epoch_and_draw_do_not_stand_for_each_other():
+    drawn = {tuple(uniform(KEYS[:3], *parts)) for parts in [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0), (2**31 - 1, 0, 0)]}
+    assert len(drawn) == 5
+
+
+def test_neighbouring_draws_of_one_image_are_uniform_too():
+    drawn = np.array([uniform(KEYS[:1], 0, epoch, 1)[0] for epoch in range(2000)])
+    assert kstest(drawn, "uniform").pvalue > 0.001
+
+
+@quick
+@given(st.integers(0, 70), st.integers(1, 20), st.integers(0, 2**31 - 1), st.integers(0, 1000))
+def test_an_epoch_sees_every_image_once(count, batch_size, seed, epoch):
+    indices = np.arange(count) * 2 + 1
+    batches = epoch_batches(indices, KEYS, batch_size, seed, epoch)
+    assert sorted(int(i) for batch in batches for i in batch) == indices.tolist()
+    assert all(len(batch) == batch_size for batch in batches[:-1]) or count % batch_size == 1
+    if batch_size > 1 and count > 1:
+        assert all(2 <= len(batch) <= batch_size + 1 for batch in batches)
+
+
+def order(seed, epoch, indices=None):
+    indices = np.arange(100) if indices is None else indices
+    return np.concatenate(epoch_batches(indices, KEYS, 8, seed, epoch)).tolist()
+
+
+def test_the_order_repeats_and_differs_by_epoch_and_seed():
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
+
+
+def test_the_order_depends_on_the_images_not_on_how_they_were_listed():
+    assert order(0, 0) == order(0, 0, np.arange(100)[::-1])
+    kept = [index for index in order(0, 0) if index % 2]
+    assert order(0, 0, np.arange(1, 100, 2)) == kept
+
+
+def sizes(count, batch_size):
+    return [len(batch) for batch in epoch_batches(np.arange(count), KEYS, batch_size, 0, 0)]
+
+
+def test_a_last_batch_of_one_joins_the_one_before():
+    assert sizes(9, 4) == [4, 5]
+    assert sizes(10, 4) == [4, 4, 2]
+    assert sizes(8, 4) == [4, 4]
+    assert sizes(1, 4) == [1]
+    assert sizes(3, 1) == [1, 1, 1]
+    assert sizes(0, 4) == []
+
+
+def test_in_order_keeps_the_order():
+    assert [batch.tolist() for batch in in_order(np.array([5, 3, 4]), 2)] == [[5, 3], [4]]
+
+
+def test_prefetched_makes_every_batch_once_and_in_order():
+    made = []
+
+    def make(indices):
+        made.append(indices.tolist())
+        return int(indices.sum())
+
+    batches = in_order(np.arange(7), 3)
+    got = [(indices.tolist(), batch) for indices, batch in prefetched(make, batches)]
+    assert got == [([0, 1, 2], 3), ([3, 4, 5], 12), ([6], 6)]
+    assert made == [[0, 1, 2], [3, 4, 5], [6]]
+    assert list(prefetched(make, [])) == []
+
+
+def test_prefetched_makes_the_next_batch_while_this_one_is_used():
+    second_begun = threading.Event()
+
+    def make(indices):
+        if indices[0] == 1:
+            second_begun.set()
+
+    using = prefetched(make, in_order(np.arange(3), 1))
+    next(using)
+    assert second_begun.wait(10)
+    using.close()
+
+
+def test_prefetched_passes_errors_on():
+    def fail(indices):
+        raise ValueError("cannot read")
+
+    with pytest.raises(ValueError, match="cannot read"):
+        list(prefetched(fail, in_order(np.arange(3), 2)))
+
+
+@pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
+def test_augmentation_depends_on_the_image_and_the_epoch_not_on_its_company(kind):
+    images, keys = pictures(6), KEYS[:6]
+    together = augmented(images, kind, keys, 0, 2, 24)
+    assert together.shape == (6, 3, 24, 24)
+    assert together.dtype == torch.uint8
+    for index in range(6):
+        alone = augmented(images[[index]], kind, keys[[index]], 0, 2, 24)
+        assert torch.equal(alone[0], together[index])
+    backwards = augmented(images.flip(0), kind, keys[::-1], 0, 2, 24)
+    assert torch.equal(backwards.flip(0), together)
+
+
+@pytest.mark.parametrize("kind", ["flips", "random_resized_crop"])
+def test_augmentation_differs_by_epoch_and_by_seed(kind):
+    images, keys = pictures(8), KEYS[:8]
+    seen = [augmented(images, kind, keys, seed, epoch, 24) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    assert torch.equal(seen[0], augmented(images, kind, keys, 0, 0, 24))
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_no_augmentation_is_the_centre_crop():
+    images = pictures(3, 32)
+    assert torch.equal(augmented(images, "none", KEYS[:3], 0, 0, 24), images[..., 4:28, 4:28])
+    assert torch.equal(evaluated(images, 24), images[..., 4:28, 4:28])
+
+
+def test_flips_mirror_about_half_the_images_and_change_nothing_else():
+    images, keys = pictures(200, 10), KEYS[:200]
+    plain, seen = evaluated(images, 8), augmented(images, "flips", keys, 0, 0, 8)
+    as_is = (seen == plain).flatten(1).all(1)
+    mirrored = (seen == plain.flip(-1)).flatten(1).all(1)
+    assert (as_is | mirrored).all()
+    assert 70 < mirrored.sum() < 130
+
+
+def test_crops_stay_inside_and_keep_half_the_area():
+    side = 100
+    ramp = torch.arange(side, dtype=torch.uint8)
+    images = torch.stack([ramp.expand(side, side), ramp[:, None].expand(side, side), torch.zeros(side, side).byte()])
+    seen = augmented(images.expand(200, 3, side, side), "random_resized_crop", KEYS[:200], 0, 0, side).float()
+    width = seen[:, 0].amax((1, 2)) - seen[:, 0].amin((1, 2)) + 1
+    height = seen[:, 1].amax((1, 2)) - seen[:, 1].amin((1, 2)) + 1
+    area = width * height / side**2
+    assert area.min() > 0.45
+    assert area.max() <= 1
+    assert area.std() > 0.05
+    assert ((width / height).log().abs() <= np.log(4 / 3) + 0.05).all()
+    assert seen[:, 0].amin((1, 2)).unique().numel() > 10  # not always from the left edge
+
+
+def test_normalised_is_pixels_less_mean_over_deviation():
+    images, mean, std = pictures(2, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    got = normalised(images, mean, std)
+    expected = (images.numpy() / 255 - np.array(mean)[:, None, None]) / np.array(std)[:, None, None]
+    assert got.dtype == torch.float32
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_normalising_leaves_the_pixels_alone():
+    images = pictures(2, 8)
+    before = images.clone()
+    normalised(images, (0.5,) * 3, (0.5,) * 3)
+    assert torch.equal(images, before)

@@ -1,0 +1,92 @@
+import pytest
+import torch
+
+from finetune_core.errors import ConfigError
+from finetune_core.training import device as device_module
+from finetune_core.training.device import choose_device, describe_machine
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend that this machine has the accelerators named, and a processor with the capabilities named."""
+
+    def pretend(*accelerators, capabilities=(), cuda_bf16=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in accelerators)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in accelerators)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Imaginary")
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda_bf16 or including_emulation)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(capabilities, True))
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("accelerators", "kind"), [(("cuda", "mps"), "cuda"), (("mps",), "mps"), ((), "cpu"), (("cuda",), "cuda")]
+)
+def test_cuda_then_apple_then_the_processor(machine, accelerators, kind):
+    machine(*accelerators)
+    assert choose_device().kind == kind
+
+
+def test_a_device_that_is_there_can_be_asked_for(machine):
+    machine("cuda", "mps")
+    for kind in ("cpu", "mps", "cuda"):
+        assert choose_device(kind).kind == kind
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(machine, kind):
+    machine()
+    with pytest.raises(ConfigError) as caught:
+        choose_device(kind)
+    assert caught.value.problems == {"device": f"there is no {kind} here; this machine has cpu"}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "precision"),
+    [((), "fp32"), (("avx2", "avx512_f"), "fp32"), (("avx512_bf16",), "bf16"), (("amx_bf16",), "bf16"), (("bf16",), "bf16")],
+)
+def test_auto_takes_bf16_only_where_the_processor_has_it(machine, capabilities, precision):
+    machine(capabilities=capabilities)
+    assert choose_device("cpu").precision == precision
+
+
+@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_auto_does_not_take_an_emulated_bf16_on_cuda(machine, native, precision):
+    machine("cuda", cuda_bf16=native)
+    assert choose_device("cuda").precision == precision
+
+
+def test_auto_stays_with_fp32_on_apples_gpu(machine):
+    machine("mps", capabilities=("bf16",))
+    assert choose_device("mps").precision == "fp32"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_asked_for_is_taken(machine, precision):
+    machine()
+    assert choose_device("cpu", precision).precision == precision
+
+
+def test_labels_are_for_people(machine):
+    machine("cuda", "mps")
+    assert choose_device("cuda").label == "NVIDIA Imaginary"
+    assert choose_device("mps").label == "Apple GPU"
+    assert choose_device("cpu").label.endswith(f"{torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast_computes_in_the_precision(precision, dtype):
+    chosen = choose_device("cpu", precision)
+    assert chosen.torch_device == torch.device("cpu")
+    with chosen.autocast():
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+    assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_the_machine_is_described():
+    machine = describe_machine()
+    assert machine.cores >= 1
+    assert 0 < machine.free_memory <= machine.memory
+    assert machine.device == choose_device()
+    assert machine.device.kind in device_module._present()
