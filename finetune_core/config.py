@@ -154,7 +154,14 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        raise ConfigError({_field(problem): _in_words(problem) for problem in error.errors()}) from None
+        problems = {_field(problem): _in_words(problem) for problem in error.errors()}
+    # Fields that do not agree with each other are found only once each is sound: ask again without the unsound ones.
+    sound = {"data": "any"} | {name: value for name, value in values.items() if name not in problems}
+    try:
+        RunConfig(**sound)
+    except ConfigError as error:
+        problems = error.problems | problems
+    raise ConfigError(problems)
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def number(count: float) -> str:
 
 def short_number(count: float) -> str:
     """8393728 -> ``8.4 M``; 9408 -> ``9.4 k``; for drawings."""
-    if count >= 1_000_000:
+    if count >= 999_950:
         return f"{count / 1e6:.1f} M"
     return f"{count / 1e3:.1f} k" if count >= 1_000 else f"{count:.0f}"
 
@@ -37,14 +37,16 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
 
 
 def size(count: float) -> str:
     """Bytes: 1536 -> ``1.5 kB``; 25769803776 -> ``25.8 GB`` (powers of ten)."""
     for unit in ("B", "kB", "MB"):
-        if count < 1000:
+        if count < 999.95:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"

@@ -159,3 +159,9 @@ def test_a_config_error_is_one_of_thaws_own_and_its_text_has_a_line_a_problem():
     error = ConfigError({"epochs": "too few", "seed": "odd"})
     assert isinstance(error, FinetuneError)
     assert str(error) == "epochs: too few\nseed: odd"
+
+
+def test_fields_that_do_not_agree_are_named_together_with_unsound_ones():
+    with pytest.raises(ConfigError) as error:
+        make_config({"data": "x", "learning_rate": -1, "strategy": "custom"})
+    assert set(error.value.problems) == {"learning_rate", "strategy"}

@@ -70,7 +70,7 @@ class Dataset:
     @property
     def fingerprint(self) -> str:
         """Changes when an image is added, removed, resized, relabelled or moved to another split."""
-        rows = self.table[["id", "label", "split", "bytes"]].sort_values("id")
+        rows = self.table[["id", "label", "split", "width", "height", "bytes"]].sort_values("id")
         return hashlib.sha256(rows.to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
@@ -113,13 +113,12 @@ def index_dataset(
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
         raise DataError(f"There is no folder {root}. Name a folder with one subfolder of images a class.")
-    split_folders = {
-        folder: splits.FOLDER_NAMES[folder.name.lower()]
-        for folder in _subfolders(root)
-        if folder.name.lower() in splits.FOLDER_NAMES
-    }
-    given = splits.TRAIN in split_folders.values()
-    listing = _list_files(split_folders if given else {root: ""})
+    split_folders = _split_folders(root)
+    given = bool(split_folders)
+    listing = _list_files(split_folders or {root: ""})
+    if given:
+        listing.ignored.extend(folder for folder in _subfolders(root) if folder not in split_folders)
+        listing.loose.extend(_images_in(root))
     if not listing.images:
         raise DataError(_nothing_found(root, listing))
     table, unreadable = yield from _read_headers(root, listing.images)
@@ -151,6 +150,23 @@ class _Listing:
     images: list[tuple[str, str, Path]]  # split name or "", class, file
     empty: list[Path]
     other: list[Path]
+    loose: list[Path]  # images outside any class folder
+    ignored: list[Path]  # folders beside train/ and val/
+
+
+def _split_folders(root: Path) -> dict[Path, str]:
+    """Folder -> split, where one of them is a ``train`` with class folders; else none (a class may be named "train")."""
+    found = {
+        folder: splits.FOLDER_NAMES[folder.name.lower()]
+        for folder in _subfolders(root)
+        if folder.name.lower() in splits.FOLDER_NAMES
+    }
+    return found if any(split == splits.TRAIN and _subfolders(folder) for folder, split in found.items()) else {}
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not _is_noise(entry.name))
+    return sorted(file for file in files if file.is_file())
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -162,8 +178,9 @@ def _is_noise(name: str) -> bool:
 
 
 def _list_files(split_folders: dict[Path, str]) -> _Listing:
-    listing = _Listing([], [], [])
+    listing = _Listing([], [], [], [], [])
     for split_folder, split in split_folders.items():
+        listing.loose.extend(_images_in(split_folder))
         for class_folder in _subfolders(split_folder):
             before = len(listing.images)
             for folder, folders, files in os.walk(class_folder):
@@ -182,10 +199,9 @@ def _list_files(split_folders: dict[Path, str]) -> _Listing:
 
 
 def _nothing_found(root: Path, listing: _Listing) -> str:
-    loose = sum(1 for entry in root.iterdir() if entry.suffix.lower() in EXTENSIONS)
     expected = "Thaw expects one subfolder of images a class, or train/ and val/ with such subfolders."
-    if loose:
-        return f"{root} holds {loose} images, but no class folders. {expected}"
+    if listing.loose:
+        return f"{root} holds {_images(len(listing.loose))}, but no class folders. {expected}"
     if listing.empty:
         return f"The class folders in {root} hold no images. {expected}"
     return f"{root} holds no images. {expected}"
@@ -246,6 +262,12 @@ def _file_findings(root: Path, listing: _Listing, unreadable: list[tuple[str, st
     if listing.empty:
         names = tuple(folder.relative_to(root).as_posix() for folder in listing.empty)
         yield Finding("empty_class", "warning", f"No images in {_some(names)}; left out.", names)
+    if listing.loose:
+        names = tuple(file.relative_to(root).as_posix() for file in listing.loose)
+        yield Finding("no_class", "warning", f"{_images(len(names))} in no class folder, left out: {_some(names)}.", names)
+    if listing.ignored:
+        names = tuple(folder.relative_to(root).as_posix() for folder in listing.ignored)
+        yield Finding("ignored_folder", "warning", f"Folders beside train/ and val/, left out: {_some(names)}.", names)
     if listing.other:
         names = tuple(file.relative_to(root).as_posix() for file in listing.other)
         yield Finding("not_an_image", "info", f"Files that are no images, left out: {_some(names)}.", names)

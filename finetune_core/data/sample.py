@@ -26,6 +26,7 @@ def digits_folder() -> Path:
     staging = Path(tempfile.mkdtemp(prefix=f".{SAMPLE_NAME}-", dir=folder.parent))
     try:
         _write_digits(staging)
+        staging.chmod(0o755)
         os.rename(staging, folder)
     except OSError:
         if not folder.is_dir():  # not merely another process that was first

@@ -48,6 +48,8 @@ def download(info: BackboneInfo) -> Iterator[tuple[int, int | None]]:
                 digest.update(chunk)
                 done += len(chunk)
                 yield done, total
+            if total and done != total:
+                raise ConnectionError(f"the connection ended after {done} of {total} bytes")
             _verify(digest.hexdigest(), info.file)
     except (OSError, HTTPException) as error:
         raise WeightsError(

@@ -306,3 +306,37 @@ def test_an_empty_val_folder_is_not_a_given_split(image_folder, tmp_path):
     image_folder(tmp_path, {"train/red": 10, "train/blue": 10})
     (tmp_path / "val" / "red").mkdir(parents=True)
     assert not load_dataset(tmp_path).given_splits
+
+
+def kinds(dataset):
+    return {finding.kind: finding for finding in dataset.findings}
+
+
+def test_images_in_no_class_folder_are_named(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "x", {"red": 12, "blue": 12})
+    (folder / "loose.png").write_bytes((folder / "red" / "000.png").read_bytes())
+    assert kinds(load_dataset(folder))["no_class"].paths == ("loose.png",)
+
+
+def test_images_in_train_but_in_no_class_are_named(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "x", {"train/red": 12, "train/blue": 12, "val/red": 3, "val/blue": 3})
+    (folder / "train" / "loose.png").write_bytes((folder / "train" / "red" / "000.png").read_bytes())
+    assert kinds(load_dataset(folder))["no_class"].paths == ("train/loose.png",)
+
+
+def test_folders_beside_train_are_named(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "x", {"train/red": 12, "train/blue": 12, "other/red": 12})
+    assert kinds(load_dataset(folder))["ignored_folder"].paths == ("other",)
+
+
+def test_a_class_may_be_named_train(image_folder, tmp_path):
+    assert load_dataset(image_folder(tmp_path / "x", {"train": 12, "bus": 12})).classes == ("bus", "train")
+
+
+def test_the_fingerprint_sees_an_image_that_was_turned(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "x", {"red": 12, "blue": 12}, suffix=".bmp")
+    before = load_dataset(folder).fingerprint
+    with Image.open(folder / "red" / "000.bmp") as image:
+        turned = image.transpose(Image.Transpose.ROTATE_90)
+    turned.save(folder / "red" / "000.bmp")
+    assert load_dataset(folder).fingerprint != before

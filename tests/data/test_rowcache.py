@@ -1,0 +1,143 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_core.data.rowcache import RowCache
+
+KEYS = np.arange(10, 30, dtype=np.uint64)
+ROWS = torch.randn(20, 3, 4, 4)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def cache(folder):
+    return RowCache(lambda: folder)
+
+
+@pytest.fixture
+def disk_only(monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+
+
+def batches(rows=ROWS, size=8):
+    for start in range(0, len(rows), size):
+        yield np.arange(start, min(len(rows), start + size)), rows[start : start + size]
+
+
+def filled(cache, name="t", keys=KEYS, rows=ROWS):
+    stream = cache.fill(name, keys, batches(rows))
+    while True:
+        try:
+            next(stream)
+        except StopIteration as done:
+            return done.value
+
+
+@pytest.mark.parametrize("rows", [ROWS, ROWS.to(memory_format=torch.channels_last), ROWS.bfloat16(), torch.randn(20, 7)])
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
+    if where == "disk":
+        monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    assert filled(cache, rows=rows) == where
+    found = cache.table("t").lookup(KEYS[::-1].copy())
+    assert found.where == where
+    chosen = found.batch(np.array([0, 5, 3]))
+    assert torch.equal(chosen, rows[[19, 14, 16]])
+    assert chosen.dtype == rows.dtype
+    if rows.ndim == 4 and not rows.is_contiguous():
+        assert chosen.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_rows_of_several_blocks_mix(cache):
+    filled(cache, keys=KEYS[:12], rows=ROWS[:12])
+    assert cache.table("t").missing(KEYS).tolist() == [False] * 12 + [True] * 8
+    filled(cache, keys=KEYS[12:], rows=ROWS[12:])
+    order = np.array([15, 2, 11, 12])
+    assert torch.equal(cache.table("t").lookup(KEYS).batch(order), ROWS[order])
+
+
+def test_an_abandoned_fill_leaves_nothing(cache, folder, disk_only):
+    stream = cache.fill("t", KEYS, batches())
+    next(stream)
+    stream.close()
+    assert list(folder.iterdir()) == []
+    assert cache.table("t").missing(KEYS).all()
+
+
+def test_another_process_finds_rows_on_disk(cache, folder, disk_only):
+    filled(cache)
+    again = RowCache(lambda: folder).table("t")
+    assert torch.equal(again.lookup(KEYS).batch(np.arange(20)), ROWS)
+
+
+def flip_a_bit(file):
+    data = bytearray(file.read_bytes())
+    data[100] ^= 1
+    file.write_bytes(data)
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+def without_description(file):
+    file.with_suffix(".json").unlink()
+
+
+def other_keys(file):
+    described = json.loads(file.with_suffix(".json").read_text())
+    described["keys"] = described["keys"][:-1]
+    file.with_suffix(".json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, without_description, other_keys])
+def test_a_damaged_file_is_noticed_dropped_and_filled_again(cache, folder, disk_only, damage):
+    filled(cache)
+    damage(next(folder.glob("*.rows")))
+    again = RowCache(lambda: folder)
+    assert again.table("t").missing(KEYS).all()
+    assert list(folder.iterdir()) == []
+    assert filled(again) == "disk"
+    assert torch.equal(again.table("t").lookup(KEYS).batch(np.arange(20)), ROWS)
+
+
+def test_a_full_disk_means_nowhere_and_leaves_nothing(cache, folder, disk_only, monkeypatch):
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert filled(cache) is None
+    assert list(folder.iterdir()) == []
+    assert cache.table("t").missing(KEYS).all()
+
+
+def test_without_room_anywhere_nothing_is_computed(cache, disk_only, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
+    assert filled(cache) is None
+
+
+def test_the_least_recently_used_table_makes_room_in_memory(cache, monkeypatch):
+    size = ROWS.numel() * 4
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(2.5 * size / 1e9))
+    filled(cache, "old")
+    filled(cache, "used")
+    kept = cache.table("old").lookup(KEYS)
+    filled(cache, "new")
+    assert cache.table("used").missing(KEYS).all()
+    assert not cache.table("old").missing(KEYS).any()
+    assert cache.held() <= 2.5 * size
+    assert torch.equal(kept.batch(np.arange(20)), ROWS)
+
+
+def test_the_oldest_files_make_room_on_disk(cache, folder, disk_only, monkeypatch):
+    size = ROWS.numel() * 4
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * size / 1e9))
+    filled(cache, "old")
+    filled(cache, "new")
+    assert [file.name.split("-")[0] for file in folder.glob("*.rows")] == ["new"]

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from finetune_core.config import make_config
+from finetune_core.data.rowcache import CACHE
+from finetune_core.models.split import CannotSplit
+from finetune_core.training import events, trunk
+from finetune_core.training.loop import fit
+from finetune_core.training.predictions import load_predictions
+
+
+@pytest.fixture(autouse=True)
+def fresh_cache():
+    CACHE.clear()
+    yield
+    CACHE.clear()
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12, "green": 12})
+
+    def make(**settings):
+        usual = {
+            "data": str(folder),
+            "image_size": 32,
+            "batch_size": 8,
+            "epochs": 3,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+        }
+        return make_config(usual | settings)
+
+    return make
+
+
+def run(config, folder):
+    folder.mkdir()
+    found = list(fit(config, folder))
+    return next(event for event in found if isinstance(event, events.RunStarted)).cache, found
+
+
+def same_results(a, b):
+    """Weights to 1e-5 relative, predictions identical."""
+    ours, theirs = load_file(a / "last.safetensors"), load_file(b / "last.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        difference = (tensor.double() - theirs[name].double()).norm()
+        assert difference <= 1e-5 * theirs[name].double().norm().clamp(min=1e-12), name
+    ours, theirs = load_predictions(a), load_predictions(b)
+    assert ours["id"].tolist() == theirs["id"].tolist()
+    assert [row.argmax() for row in ours["logits"]] == [row.argmax() for row in theirs["logits"]]
+
+
+NETWORKS = [("resnet18", 64), ("efficientnet_lite0", 64), ("densenet121", 64), ("convnext_tiny", 64), ("vit_b_16", 224)]
+
+
+@pytest.mark.parametrize(("backbone", "size"), NETWORKS)
+@pytest.mark.parametrize("augmentation", [{}, {"augmentation": "random_resized_crop", "views": 2}], ids=["plain", "views"])
+def test_cached_equals_uncached(image_folder, tmp_path, backbone, size, augmentation):
+    folder = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
+    settings = {"data": str(folder), "backbone": backbone, "weights": "none", "image_size": size, "batch_size": 4, "epochs": 3}
+    config = make_config(settings | {"precision": "fp32", "learning_rate": 1e-4} | augmentation)
+    cached, _ = run(config, tmp_path / "cached")
+    uncached, _ = run(config.model_copy(update={"cache": "off"}), tmp_path / "uncached")
+    assert cached["where"] == "memory"
+    assert uncached["where"] == "off"
+    same_results(tmp_path / "cached", tmp_path / "uncached")
+
+
+def test_a_second_run_computes_no_trunk_and_decodes_nothing(config, tmp_path):
+    first, _ = run(config(), tmp_path / "first")
+    second, found = run(config(seed=5), tmp_path / "second")
+    assert (first["found"], first["rows"]) == (0, 36)
+    assert (second["found"], second["rows"]) == (36, 36)
+    assert second["trunk_seconds"] == 0
+    assert not [event for event in found if isinstance(event, events.Progress) and event.phase in ("decode", "trunk")]
+
+
+def test_a_deeper_cut_starts_from_the_nearest_shallower_one(config, tmp_path, monkeypatch):
+    run(config(strategy="last_two_blocks"), tmp_path / "shallow")
+    starts = []
+    original = trunk.Segments.part
+
+    def spied(self, start, end):
+        starts.append((start, end))
+        return original(self, start, end)
+
+    monkeypatch.setattr(trunk.Segments, "part", spied)
+    _, found = run(config(strategy="feature_extraction"), tmp_path / "deep")
+    assert (6, 8) in starts
+    assert not [event for event in found if isinstance(event, events.Progress) and event.phase == "decode"]
+    monkeypatch.undo()
+    CACHE.clear()
+    run(config(strategy="feature_extraction"), tmp_path / "alone")
+    same_results(tmp_path / "deep", tmp_path / "alone")
+
+
+def test_images_that_were_added_are_the_only_ones_computed(config, image_folder, tmp_path):
+    run(config(), tmp_path / "before")
+    image_folder(tmp_path / "images", {"yellow": 5})
+    told, _ = run(config(), tmp_path / "after")
+    assert (told["found"], told["rows"]) == (36, 41)
+
+
+def test_a_changed_image_is_computed_again(config, tmp_path):
+    run(config(), tmp_path / "before")
+    victim = next((tmp_path / "images" / "red").iterdir())
+    other = next((tmp_path / "images" / "blue").iterdir())
+    victim.write_bytes(other.read_bytes()[:-12] + b"more" + other.read_bytes()[-12:])
+    told, _ = run(config(), tmp_path / "after")
+    assert told["found"] == 35
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"strategy": "full"}, "nothing is frozen"),
+        ({"cache": "off"}, "switched off"),
+        ({"augmentation": "flips", "views": 0}, "afresh"),
+    ],
+)
+def test_a_run_without_the_cache_says_why(config, tmp_path, settings, words):
+    told, _ = run(config(epochs=1, **settings), tmp_path / "run")
+    assert told["where"] == "off"
+    assert words in told["reason"]
+
+
+def test_views_are_chosen_by_the_epochs_and_written_on_the_run(config, tmp_path):
+    told, _ = run(config(augmentation="flips", epochs=6), tmp_path / "run")
+    assert told["views"] == 2
+    assert told["rows"] == 24 * 2 + 12
+
+
+def test_without_room_the_run_goes_on_and_says_so(config, tmp_path, monkeypatch):
+    run(config(), tmp_path / "roomy")
+    CACHE.clear()
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
+    told, _ = run(config(), tmp_path / "tight")
+    assert "neither into memory nor onto the disk" in told["reason"]
+    same_results(tmp_path / "roomy", tmp_path / "tight")
+
+
+def test_on_disk_the_results_are_the_same(config, tmp_path, monkeypatch):
+    run(config(), tmp_path / "memory")
+    CACHE.clear()
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    told, _ = run(config(), tmp_path / "disk")
+    assert told["where"] == "disk"
+    same_results(tmp_path / "memory", tmp_path / "disk")
+
+
+def test_a_network_that_cannot_be_cut_trains_uncached_and_says_why(config, tmp_path, monkeypatch):
+    def refuse(_network):
+        raise CannotSplit("its structure cannot be traced (TraceError)")
+
+    monkeypatch.setattr("finetune_core.training.prepare.split_network", refuse)
+    told, _ = run(config(epochs=1), tmp_path / "run")
+    assert told["reason"] == "its structure cannot be traced (TraceError)"
+
+
+def test_a_damaged_image_is_left_out_of_the_cache_too(config, tmp_path):
+    victim = sorted((tmp_path / "images" / "red").iterdir())[0]
+    settings = config(epochs=1)
+    victim.write_bytes(victim.read_bytes()[:1500])
+    told, found = run(settings, tmp_path / "run")
+    assert told["rows"] == 35
+    assert [event.count for event in found if isinstance(event, events.ImagesSkipped)] == [1]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_bf16_is_as_accurate_as_fp32_on_digits(tmp_path, seed):
+    """Within half a point of validation accuracy."""
+    from finetune_core.data.sample import digits_folder
+
+    scores = {}
+    for precision in ("fp32", "bf16"):
+        settings = {"data": str(digits_folder()), "image_size": 64, "epochs": 5, "learning_rate": 1e-3, "schedule": "cosine"}
+        _, found = run(
+            make_config(settings | {"seed": seed, "precision": precision, "val_fraction": 0.3}), tmp_path / precision
+        )
+        scores[precision] = found[-1].val_accuracy
+    assert abs(scores["fp32"] - scores["bf16"]) <= 0.005, scores
+
+
+def test_repeats_of_the_same_image_under_other_names_are_no_problem(config, tmp_path):
+    red = sorted((tmp_path / "images" / "red").iterdir())
+    settings = config(epochs=1)
+    (tmp_path / "images" / "red" / "copy.png").write_bytes(red[0].read_bytes())
+    told, _ = run(settings, tmp_path / "run")
+    assert told["rows"] == 37
+    assert np.isfinite(told["bytes"])
+    assert torch.isfinite(load_file(tmp_path / "run" / "last.safetensors")["classifier.weight"]).all()
