@@ -8,6 +8,7 @@ from finetune_core.config import (
     FEATURE_EXTRACTION_RECIPE,
     TUTORIAL_RECIPE,
     Augmentation,
+    Cache,
     DeviceChoice,
     Optimizer,
     Precision,
@@ -15,14 +16,17 @@ from finetune_core.config import (
     Schedule,
     make_config,
 )
+from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.words import things
+from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
-from pages.shared.state import data_folder, indexed_dataset, worker
+from pages.shared.state import data_folder, indexed_dataset, with_bar, worker
 
 page(
     "pages/configure.py",
@@ -56,8 +60,8 @@ def recipes() -> None:
         )
 
 
-def data_in_words(root: str) -> int | None:
-    """Says what will be trained on; the number of classes, where the data can be read."""
+def data_in_words(root: str) -> Dataset | None:
+    """Says what will be trained on; the data set, where it can be read."""
     if not root:
         st.warning("No data is chosen yet.", icon=":material/photo_library:")
         return None
@@ -72,7 +76,7 @@ def data_in_words(root: str) -> int | None:
     st.markdown(
         f"Training on **{plain(name)}**: {things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}."
     )
-    return len(dataset.classes)
+    return dataset
 
 
 def draw(found: dict[str, Any], classes: int | None) -> None:
@@ -122,6 +126,8 @@ def fields(problems: dict[str, str]) -> None:
         )
         with st.expander("More settings", expanded=any(name in problems for name in rest)):
             form.weights_field(problems)
+            form.views_field(problems)
+            form.choice_field("cache", Cache, problems)
             for name in ("warmup_epochs", "weight_decay", "val_fraction", "test_fraction"):
                 form.text_field(name, problems)
             form.number_field("split_seed", problems)
@@ -141,6 +147,49 @@ def about_weights(found: dict[str, Any]) -> None:
         st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
 
 
+def forecasts(config: RunConfig, dataset: Dataset) -> None:
+    """What each strategy would take, side by side."""
+    st.subheader("What it will take", anchor=False)
+    book = SpeedBook()
+    compared = comparable(config)
+    reading = book.decode_seconds(dataset, config.image_size)
+    speeds = {one.strategy: book.speed(one) for one in compared}
+    if reading is None or None in speeds.values():
+        st.caption(
+            "Thaw times a few steps of every strategy on this machine and works out the rest; each run that ends corrects it."
+        )
+        if st.button("Forecast all strategies", icon=":material/timer:"):
+            with_bar(calibrate(compared, dataset, book), "Timing a few steps of each strategy")
+            st.rerun()
+    rows = []
+    for one in compared:
+        row = {"Strategy": ("▸ " if one.strategy == config.strategy else "") + STRATEGIES[one.strategy].title}
+        if reading is not None and speeds[one.strategy]:
+            told = forecast(one, dataset, speeds[one.strategy], reading)
+            row |= {
+                "Trainable": number(told.trainable_parameters),
+                "In all": duration(told.seconds),
+                "An epoch": duration(told.epoch_seconds),
+                "Memory": size(told.memory_bytes),
+                "Cache": size(told.cache_bytes) if told.cache_bytes else "none",
+            }
+        rows.append(row)
+    if any(len(row) > 1 for row in rows):
+        st.dataframe(
+            rows,
+            hide_index=True,
+            column_config={
+                "In all": st.column_config.TextColumn(
+                    help="Everything, when nothing is cached yet: less after a run with the same frozen stages."
+                ),
+                "Memory": st.column_config.TextColumn(
+                    help="Weights, optimizer, decoded images, cache and what a step holds; the program itself comes on top."
+                ),
+                "Cache": st.column_config.TextColumn(help="What the frozen stages make of each image, computed once."),
+            },
+        )
+
+
 def start(config: RunConfig | None, problems: dict[str, str]) -> None:
     if problems:
         st.error(f"{things(len(problems), 'setting')} cannot be used; look for the red lines.", icon=":material/error:")
@@ -156,7 +205,8 @@ def start(config: RunConfig | None, problems: dict[str, str]) -> None:
 
 
 root = data_folder()
-classes = data_in_words(root)
+dataset = data_in_words(root)
+classes = len(dataset.classes) if dataset else None
 recipes()
 found = form.values(root)
 config, problems = form.checked(found) if classes else (None, {})
@@ -166,4 +216,6 @@ fields(problems)
 if classes is None:
     next_step("pages/dataset.py", "Choose data first")
 else:
+    if config and dataset:
+        forecasts(config, dataset)
     start(config, problems)

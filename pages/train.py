@@ -8,7 +8,7 @@ from finetune_core.evaluation.metrics import evaluate
 from finetune_core.runs.record import STOP_FILE, request_stop
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions
-from finetune_core.words import duration, number, percent, things
+from finetune_core.words import duration, number, percent, size, things
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.stages import draw_stages
 from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, store
@@ -85,6 +85,26 @@ def notices(run: Run) -> None:
         )
 
 
+def engine(run: Run) -> None:
+    """Where the time went, and what the cache did."""
+    history = run.history
+    if not history.started or not history.epochs:
+        return
+    cache, shares = history.started["cache"], history.time_shares()
+    names = {"decode": "Decoding", "trunk": "Frozen stages, once", "train": "Training", "validate": "Validating"}
+    st.markdown("**Where the time went** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
+    if cache["where"] == "off":
+        st.caption(plain(f"No cache: {cache['reason']}."))
+    else:
+        place = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
+        views = f", {things(cache['views'], 'augmented version')} of each training image" if cache["views"] else ""
+        saved = history.saved_seconds()
+        told = f"Cache: {size(cache['bytes'])} {place}{views}; {percent(cache['found'] / cache['rows'], 0)} of it was there before."
+        st.caption(plain(told + (f" Saved so far: {duration(saved)}." if saved else "")))
+    if run.history.end and run.history.end.get("seconds") and history.started["forecast_seconds"]:
+        st.caption(f"Forecast {duration(history.started['forecast_seconds'])}, took {duration(run.history.end['seconds'])}.")
+
+
 def curves(run: Run) -> None:
     history = run.history
     if not history.steps:
@@ -143,6 +163,7 @@ def live(run_id: str, was_active: bool) -> None:
         ending(run)
     numbers(run)
     curves(run)
+    engine(run)
     if run.history.started:
         draw_stages(run.history.started["stages"], run.config.learning_rate)
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune_core.data.rowcache import CACHE
+
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 
 
@@ -15,6 +17,7 @@ def home(tmp_path_factory, monkeypatch):
     """Nothing that a test does lands in the project's own runs and data."""
     folder = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("THAW_HOME", str(folder))
+    CACHE.clear()
     return folder
 
 

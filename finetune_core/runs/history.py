@@ -91,6 +91,27 @@ class History:
         now = max(self.steps[-1]["seconds"], self.epochs[-1]["seconds"] if self.epochs else 0.0)
         return now * (1 - self.fraction) / self.fraction
 
+    def time_shares(self) -> dict[str, float]:
+        """Where the time went so far, seconds: ``decode``, ``trunk``, ``train``, ``validate``."""
+        if not self.started:
+            return {}
+        return {
+            "decode": self.started["decode_seconds"],
+            "trunk": self.started["cache"]["trunk_seconds"],
+            "train": sum(row["train_seconds"] for row in self.epochs),
+            "validate": sum(row["val_seconds"] for row in self.epochs),
+        }
+
+    def saved_seconds(self) -> float | None:
+        """What the cache has saved so far: the trunk's time for all images of all ended epochs, less what was spent on it.
+        None without a cache, or where the trunk was never timed."""
+        cache = self.started["cache"] if self.started else {}
+        if not cache.get("seconds_per_row"):
+            return None
+        counts = self.started["counts"]
+        passed = len(self.epochs) * (counts["train"] + counts["val"])
+        return max(0.0, passed * cache["seconds_per_row"] - cache["trunk_seconds"])
+
     @property
     def images_per_second(self) -> float | None:
         """Training images a second over the last 50 steps of this epoch; None before its second step."""

@@ -15,7 +15,8 @@ from filelock import FileLock
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError
 from finetune_core.files import write_bytes
-from finetune_core.training.events import END_EVENTS, EpochEnded, Event, RunFailed, RunStopped
+from finetune_core.training.events import END_EVENTS, EpochEnded, Event, RunFailed, RunFinished, RunStarted, RunStopped
+from finetune_core.training.forecast import SpeedBook, learn_from_run
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.prepare import check_config
 
@@ -69,9 +70,15 @@ def execute(reservation: Reservation) -> Iterator[Event]:
     """
     run_dir = reservation.run_dir
     with (run_dir / EVENTS_FILE).open("ab") as file:
+        told: list[Event] = []
         try:
-            for event in _stoppable(fit(make_config(read_config(run_dir / CONFIG_FILE)), run_dir), run_dir / STOP_FILE):
+            config = make_config(read_config(run_dir / CONFIG_FILE))
+            for event in _stoppable(fit(config, run_dir), run_dir / STOP_FILE):
                 _write(file, event)
+                if isinstance(event, (RunStarted, EpochEnded)):
+                    told.append(event)
+                if isinstance(event, RunFinished):
+                    learn_from_run(SpeedBook(), config, told[0].to_json(), [epoch.to_json() for epoch in told[1:]])
                 yield event
         except FinetuneError as error:
             _write(file, RunFailed(str(error), ""))

@@ -34,6 +34,7 @@ class RunStarted(Event):
         weights_hash: of the backbone before training.
         cache: what the activation cache did: a ``CacheReport``.
         decode_seconds: spent on reading images.
+        forecast_seconds: what the whole run was expected to take; None where nothing was known.
     """
 
     backbone: str
@@ -54,6 +55,7 @@ class RunStarted(Event):
     precision: str
     cache: dict[str, Any]
     decode_seconds: float
+    forecast_seconds: float | None
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from finetune_core.training.events import (
     RunStopped,
     StepEnded,
 )
+from finetune_core.training.forecast import SpeedBook, forecast
 from finetune_core.training.job import Job
+from finetune_core.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
 from finetune_core.training.predictions import prediction_table, save_predictions
 from finetune_core.training.prepare import EVENT_SECONDS, prepare
-from finetune_core.training.strategies import apply, describe, parameter_groups, trainable_parameters
-
-_MOMENTUM = 0.9
+from finetune_core.training.strategies import apply, describe, trainable_parameters
 
 
 class StopRequested(Exception):
@@ -63,7 +63,8 @@ def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
     try:
         job = yield from prepare(config)
         yield _started(job)
-        optimizer, training_began = _optimizer(job), time.monotonic()
+        optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model)
+        training_began = time.monotonic()
         for epoch in range(1, config.epochs + 1):
             epoch_began = time.monotonic()
             train_loss, train_accuracy = yield from _train(job, optimizer, epoch, training_began)
@@ -100,20 +101,6 @@ def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
         yield RunStopped(epoch, best.epoch, time.monotonic() - began)
 
 
-def learning_rate_factor(config: RunConfig, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied by at a step counted from 0 over the whole run.
-
-    Cosine: a linear rise over the warm-up, then half a cosine towards 0 (Loshchilov & Hutter 2017, without restarts).
-    """
-    if config.schedule == "constant":
-        return 1.0
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    total = config.epochs * steps_per_epoch
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
 def audit_frozen(job: Job) -> int:
     """Compare every frozen parameter and buffer, bit for bit, with the backbone as it was loaded.
 
@@ -142,8 +129,7 @@ def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float)
     for step, (rows, inputs) in enumerate(job.training_inputs(batches, epoch), start=1):
         position = (epoch - 1) * len(batches) + step - 1
         factor = learning_rate_factor(config, position, len(batches))
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
+        set_learning_rate(optimizer, factor)
         torch.manual_seed((config.seed << 32) + position)  # dropout's randomness depends on the step alone
         labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
         optimizer.zero_grad(set_to_none=True)
@@ -199,15 +185,6 @@ def _score(job: Job, logits: np.ndarray, epoch: int) -> _Score:
     return _Score(epoch, float((logits.argmax(1) == labels).mean()), loss)
 
 
-def _optimizer(job: Job) -> torch.optim.Optimizer:
-    config = job.config
-    groups = parameter_groups(job.strategy, job.network.stages, job.network.model, config.learning_rate, config.weight_decay)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, fused=True)
-
-
 def _started(job: Job) -> RunStarted:
     config, stages, dataset = job.config, job.network.stages, job.dataset
     return RunStarted(
@@ -229,7 +206,16 @@ def _started(job: Job) -> RunStarted:
         precision=job.device.precision,
         cache=job.report.to_json(),
         decode_seconds=job.decode_seconds,
+        forecast_seconds=_expected_seconds(job),
     )
+
+
+def _expected_seconds(job: Job) -> float | None:
+    book = SpeedBook()
+    speed, reading = book.speed(job.config), book.decode_seconds(job.dataset, job.config.image_size)
+    if speed is None or reading is None:
+        return None
+    return forecast(job.config, job.dataset, speed, reading, job.report.found).seconds
 
 
 def _save(job: Job, run_dir: Path, name: str, epoch: int) -> CheckpointSaved:

@@ -27,6 +27,7 @@ _WORDS = {
     "flips": "Flips",
     "random_resized_crop": "Random crops and flips",
     "auto": "Automatic",
+    "off": "Off",
 }
 _LABELS = {
     "learning_rate": "Learning rate",
@@ -37,7 +38,8 @@ _LABELS = {
     "split_seed": "Split number",
     "val_fraction": "Validation share",
     "test_fraction": "Test share",
-    "augmentation": "Augmentation",
+    "views": "Augmented versions kept",
+    "cache": "Cache of frozen stages",
 }
 _FROM_STAGE, _EVERY_STAGE = "From one stage on", "A rate for every stage"
 
@@ -52,8 +54,9 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
 def values(data: str) -> dict[str, Any]:
     """The settings as they stand in the form, unchecked."""
     for name, default in DEFAULTS.items():
-        st.session_state.setdefault(_key(name), _as_widget(name, default))
-    found = {name: st.session_state[_key(name)] for name in DEFAULTS if name not in ("cut", "stage_rates", "weights")}
+        if default is not None:
+            st.session_state.setdefault(_key(name), _as_widget(name, default))
+    found = {name: st.session_state.get(_key(name)) for name in DEFAULTS if name not in ("cut", "stage_rates", "weights")}
     found["weights"] = _weights()
     if found["strategy"] == "custom":
         found |= _custom_strategy()
@@ -93,6 +96,20 @@ def choice_field(name: str, options: Any, problems: dict[str, str]) -> None:
         persist_state="session",
     )
     _problem(name, problems)
+
+
+def views_field(problems: dict[str, str]) -> None:
+    """A whole number, or nothing."""
+    st.number_input(
+        _label("views"),
+        key=_key("views"),
+        step=1,
+        value=None,
+        placeholder="chosen by Thaw",
+        help=_help("views"),
+        persist_state="session",
+    )
+    _problem("views", problems)
 
 
 def backbone_field(problems: dict[str, str]) -> None:

@@ -10,7 +10,8 @@ from finetune_core.errors import TrainingError
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.training import events
 from finetune_core.training.checkpoints import load_checkpoint
-from finetune_core.training.loop import StopRequested, fit, learning_rate_factor
+from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.optimizers import learning_rate_factor
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.strategies import plan
 

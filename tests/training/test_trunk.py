@@ -11,13 +11,6 @@ from finetune_core.training.loop import fit
 from finetune_core.training.predictions import load_predictions
 
 
-@pytest.fixture(autouse=True)
-def fresh_cache():
-    CACHE.clear()
-    yield
-    CACHE.clear()
-
-
 @pytest.fixture
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12, "green": 12})

@@ -1,0 +1,90 @@
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.data.dataset import load_dataset
+from finetune_core.runs.record import create_run, execute
+from finetune_core.training import events
+from finetune_core.training.forecast import Speed, SpeedBook, calibrate, comparable, forecast
+
+SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000)
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path):
+    return image_folder(tmp_path / "images", {"red": 20, "blue": 20})
+
+
+@pytest.fixture
+def config(folder):
+    def make(**settings):
+        return make_config(
+            {"data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 4, "precision": "fp32"} | settings
+        )
+
+    return make
+
+
+def test_a_cached_run_pays_for_the_trunk_once(config, folder):
+    dataset = load_dataset(folder)  # 28 train, 6 val, 6 test
+    told = forecast(config(), dataset, SPEED, 0.001)
+    assert told.epoch_seconds == pytest.approx(28 * 0.02 + 6 * 0.005)
+    once = 40 * 0.001 + 40 * 0.01 + 6 * 0.005
+    assert told.seconds - 4 * told.epoch_seconds - once == pytest.approx(0.8)
+    assert told.cache_bytes == 40_000
+
+
+def test_an_uncached_run_pays_every_epoch(config, folder):
+    told = forecast(config(cache="off"), load_dataset(folder), SPEED, 0.001)
+    assert told.epoch_seconds == pytest.approx(28 * 0.03 + 6 * 0.015)
+    assert told.cache_bytes == 0
+
+
+def test_views_are_passed_through_the_trunk_each(config, folder):
+    told = forecast(config(augmentation="flips", views=3), load_dataset(folder), SPEED, 0.001)
+    assert told.cache_bytes == (28 * 3 + 12) * 1000
+
+
+def test_what_is_cached_already_costs_nothing(config, folder):
+    dataset = load_dataset(folder)
+    fresh, found = (forecast(config(), dataset, SPEED, 0.001, found=n).seconds for n in (0, 40))
+    assert fresh - found == pytest.approx(40 * 0.011)
+
+
+def test_comparable_leaves_custom_settings_out():
+    config = make_config({"data": "x", "strategy": "custom", "cut": "block5"})
+    names = [one.strategy for one in comparable(config)]
+    assert names == ["custom", "feature_extraction", "last_block", "last_two_blocks", "full"]
+    assert comparable(config)[1].cut is None
+
+
+def test_calibration_fills_the_book_once(config, folder):
+    dataset, book = load_dataset(folder), SpeedBook()
+    compared = comparable(config())
+    steps = list(calibrate(compared, dataset, book))
+    assert steps[-1] == (4, 4)
+    speeds = [SpeedBook().speed(one) for one in compared]
+    assert all(speed.step > 0 for speed in speeds)
+    assert speeds[-1].trunk == 0
+    assert speeds[0].activation_bytes == 1280 * 4
+    before = (SpeedBook().speed(compared[0]), book.decode_seconds(dataset, 32))
+    list(calibrate(compared, dataset, book))
+    assert (SpeedBook().speed(compared[0]), book.decode_seconds(dataset, 32)) == before
+
+
+def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
+    def train(seed):
+        found = list(execute(create_run(config(seed=seed), tmp_path / "runs")))
+        return next(event for event in found if isinstance(event, events.RunStarted))
+
+    assert train(0).forecast_seconds is None
+    assert SpeedBook().speed(config()).trunk > 0
+    second = train(1)
+    assert second.forecast_seconds > 0
+    assert second.cache["found"] == 40
+
+
+def test_a_damaged_book_is_begun_again(config, home):
+    (home / "speeds.json").write_text("{broken")
+    assert SpeedBook().speed(config()) is None
+    SpeedBook().learn(config(), SPEED)
+    assert SpeedBook().speed(config()) == SPEED
