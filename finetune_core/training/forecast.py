@@ -26,7 +26,15 @@ from finetune_core.models.split import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.strategies import STRATEGIES, Strategy, apply, cut_index, plan, trainable_parameters
+from finetune_core.training.strategies import (
+    STRATEGIES,
+    Strategy,
+    apply,
+    cut_index,
+    keep_depthwise_exact,
+    plan,
+    trainable_parameters,
+)
 from finetune_core.training.trunk import chosen_views, split_network, why_uncached
 
 _SECONDS = 0.4  # of timing for each number
@@ -194,6 +202,8 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     network = build_network(config.backbone, weights, classes, config.seed)
     network.model.to(device.torch_device, memory_format=torch.channels_last)
     strategy = plan(config, network.stages)
+    if device.kind == "cpu" and device.precision == "bf16":
+        keep_depthwise_exact(strategy, network.stages, network.model)
     images = torch.randn(config.batch_size, 3, config.image_size, config.image_size, device=device.torch_device)
     images = images.contiguous(memory_format=torch.channels_last)
     cut = cut_index(strategy)

@@ -23,7 +23,7 @@ from finetune_core.training.batches import sample_keys
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.events import Event, ImagesSkipped, Progress
 from finetune_core.training.job import Images, Job
-from finetune_core.training.strategies import Strategy, cut_index, plan
+from finetune_core.training.strategies import Strategy, cut_index, keep_depthwise_exact, plan
 from finetune_core.training.trunk import (
     CachedTrunk,
     CacheReport,
@@ -93,6 +93,8 @@ def prepare(config: RunConfig) -> Generator[Event, None, Job]:
     network = build_network(config.backbone, config.weights, len(dataset.classes), config.seed)
     network.model.to(device.torch_device, memory_format=torch.channels_last)
     prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
+    if device.kind == "cpu" and device.precision == "bf16":
+        keep_depthwise_exact(prepared.strategy, network.stages, network.model)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:
         try:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from finetune_core.config import RunConfig
@@ -164,6 +165,24 @@ def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: 
                 norm.train(batchnorm != "frozen")
                 for parameter in norm.parameters():
                     parameter.requires_grad_(batchnorm == "train")
+
+
+def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
+    """Run the depthwise convolutions of the stages that train in fp32, whatever the rest runs in: in bf16 their backward
+    pass on a processor takes longer than all the others together (``benchmarks/depthwise.py``)."""
+    for stage, plan in zip(stages, strategy, strict=True):
+        for path in () if plan.frozen else stage.modules:
+            for module in model.get_submodule(path).modules():
+                if isinstance(module, nn.Conv2d) and 1 < module.groups == module.in_channels:
+                    module.forward = _without_autocast(module.forward)
+
+
+def _without_autocast(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def exact(inputs: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return forward(inputs.float())
+
+    return exact
 
 
 def parameter_groups(

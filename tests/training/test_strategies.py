@@ -11,6 +11,7 @@ from finetune_core.training.strategies import (
     apply,
     cut_index,
     describe,
+    keep_depthwise_exact,
     parameter_groups,
     plan,
     trainable_parameters,
@@ -142,3 +143,16 @@ def test_description_is_what_pages_draw():
     rows = describe(two(), TWO_STAGES)
     assert rows[0] == {"name": "a", "parameters": 24, "trains": False, "rate": 1.0, "thaw_epoch": 1}
     assert rows[1]["trains"]
+
+
+def test_depthwise_convolutions_that_train_run_in_fp32_under_autocast():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1))
+    stages = tuple(Stage(n, (n,), (f"{n}.weight", f"{n}.bias"), (), 1) for n in "012")
+    strategy = tuple(StagePlan(n, n == "0", 1.0, 1, "frozen") for n in "012")
+    keep_depthwise_exact(strategy, stages, model)
+    images = torch.randn(1, 4, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        frozen = model[0](images)
+        trained = model[1](frozen)
+        pointwise = model[2](trained)
+    assert (frozen.dtype, trained.dtype, pointwise.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
