@@ -56,13 +56,22 @@ def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
     """(indices, make(indices)) for each batch; the next one is made while this one is used."""
+    threads = torch.get_num_threads()
     with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
+        pool.submit(_compute_alone).result()
+        torch.set_num_threads(threads)  # new threads start with what was set last
         ahead = pool.submit(make, batches[0]) if len(batches) else None
         for position, indices in enumerate(batches):
             batch = ahead.result()
             if position + 1 < len(batches):
                 ahead = pool.submit(make, batches[position + 1])
             yield indices, batch
+
+
+def _compute_alone() -> None:
+    """Give this thread no helpers: two teams of threads on the same cores wait for each other more than they compute."""
+    torch.get_num_threads()  # a thread's first use of torch would overwrite what is set before it
+    torch.set_num_threads(1)
 
 
 def augmented(images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int) -> torch.Tensor:
