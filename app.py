@@ -27,7 +27,7 @@ def machine() -> None:
         st.metric(
             "Precision",
             found.device.precision,
-            help="Number format of the arithmetic. bf16 is half as long as fp32 and faster where the hardware has it; "
+            help="Number format of the arithmetic. bf16 takes half the memory of fp32 and is faster where the hardware has it; "
             "Thaw uses it only there.",
             border=True,
         )

@@ -20,14 +20,13 @@ from finetune_core.data.dataset import check_pixels, index_dataset
 from finetune_core.data.sample import resolve_data
 from finetune_core.errors import ConfigError, FinetuneError, ImageError, TrainingError
 from finetune_core.evaluation.metrics import Evaluation
-from finetune_core.evaluation.metrics import evaluate as judge
 from finetune_core.evaluation.predict import load_predictor
-from finetune_core.models.catalogue import backbone_info, backbone_names
+from finetune_core.evaluation.results import evaluation
+from finetune_core.models.catalogue import backbone_info, backbone_names, default_backbone
 from finetune_core.runs.record import create_run, execute, request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training import events
-from finetune_core.training.predictions import load_predictions
-from finetune_core.words import duration, things
+from finetune_core.words import PHASE_WORDS, duration, things
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",
@@ -39,7 +38,7 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
-Data = Annotated[str, typer.Argument(help="A folder with one subfolder of images a class, or the word 'digits'.")]
+Data = Annotated[str, typer.Argument(help="A folder with one subfolder of images for each class, or the word 'digits'.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 # What the command line calls differently from the config.
@@ -144,7 +143,10 @@ def train(
     weight_decay: Annotated[str | None, _setting("weight_decay", "X")] = None,
     schedule: Annotated[str | None, _setting("schedule", "NAME")] = None,
     warmup_epochs: Annotated[str | None, _setting("warmup_epochs", "X")] = None,
+    stage_rates: Annotated[str | None, _setting("stage_rates", "STAGE=X,…")] = None,
     augmentation: Annotated[str | None, _setting("augmentation", "NAME")] = None,
+    views: Annotated[str | None, _setting("views", "N")] = None,
+    cache: Annotated[str | None, _setting("cache", "NAME")] = None,
     image_size: Annotated[str | None, _setting("image_size", "N")] = None,
     val_fraction: Annotated[str | None, _setting("val_fraction", "X")] = None,
     test_fraction: Annotated[str | None, _setting("test_fraction", "X")] = None,
@@ -157,8 +159,12 @@ def train(
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops in good order and keeps the best epoch."""
     given = {name: value for name, value in locals().items() if name not in ("config", "runs_dir", "as_json")}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with _errors():
+        if stage_rates is not None:
+            settings["stage_rates"] = _rates(stage_rates)
+        if config is None:
+            settings.setdefault("backbone", default_backbone())
         if data is not None:
             settings["data"] = resolve_data(data)
         reservation = create_run(
@@ -185,8 +191,7 @@ def evaluate(
     """Judge a run on images it did not train on."""
     with _errors():
         run = RunStore(run_dir.parent).read(run_dir.resolve())
-        table = load_predictions(run.run_dir)
-        result = judge(table, tuple((run.history.started or {})["classes"]), split)
+        result = evaluation(run, split)
     if as_json:
         _print_json({"run_id": run.run_id, **_evaluation_json(result)})
         return
@@ -233,6 +238,18 @@ def predict(
             out.print(f"{escape(row['image'])}: {escape(row['class'])} ({row['probability']:.1%})")
     if skipped:
         raise typer.Exit(2)
+
+
+def _rates(text: str) -> dict[str, str]:
+    """``layer3=0.1,head=1`` -> stage -> rate, which the config then checks.
+
+    Raises:
+        ConfigError: when it is written otherwise.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and rate for name, _, rate in pairs):
+        raise ConfigError({"stage_rates": f"must be written STAGE=X,STAGE=X, not {text!r}"})
+    return {name.strip(): rate for name, _, rate in pairs}
 
 
 @contextmanager
@@ -288,16 +305,6 @@ def _shown(bar: Progress, description: str, work: Any) -> Any:
         bar.update(task, completed=done, total=total)
 
 
-_PHASES = {
-    "index": "Reading headers",
-    "download": "Downloading weights",
-    "decode": "Decoding images",
-    "trunk": "Running the frozen stages once",
-    "validate": "Validating",
-    "test": "Testing",
-}
-
-
 def _show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
     tasks: dict[str, Any] = {}
 
@@ -310,7 +317,7 @@ def _show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
     for event in stream:
         match event:
             case events.Progress(phase, done, total):
-                bar.update(task(_PHASES[phase], total), completed=done, visible=done != total)
+                bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
             case events.ImagesSkipped(count, examples):
                 err.print(escape(f"Left out, because unreadable: {things(count, 'image')}. {'; '.join(examples[:3])}"))
             case events.RunStarted():

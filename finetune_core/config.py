@@ -23,7 +23,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: str = Field(min_length=1, description="The folder with the images, one subfolder a class.")
+    data: str = Field(min_length=1, description="The folder with the images, one subfolder for each class.")
     backbone: str = Field("efficientnet_lite0", min_length=1, description="The pretrained network to start from.")
     weights: str = Field(
         "pretrained",
@@ -102,15 +102,13 @@ class RunConfig(BaseModel):
         problems = {}
         if self.strategy == "custom":
             if (self.cut is None) == (self.stage_rates is None):
-                problems["strategy"] = (
-                    "the custom strategy needs either a first stage that trains (cut) or a rate a stage (stage_rates)"
-                )
+                problems["strategy"] = "the custom strategy needs either a first stage that trains or a rate for each stage"
             if self.stage_rates is not None:
                 bad = [name for name, rate in self.stage_rates.items() if not 0 <= rate <= 1000]
                 if bad:
                     problems["stage_rates"] = f"rates go from 0 to 1000; look at {', '.join(bad)}"
         elif self.cut is not None or self.stage_rates is not None:
-            problems["strategy"] = f"cut and stage_rates belong to the custom strategy, not to {self.strategy}"
+            problems["strategy"] = f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
         if self.val_fraction + self.test_fraction >= 0.95:
             problems["val_fraction"] = "validation and test together leave too few images to train on"
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:

@@ -1,4 +1,14 @@
-"""Numbers as a person would say them."""
+"""Numbers, splits and phases of a run as a person would say them."""
+
+SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
+PHASE_WORDS = {
+    "index": "Reading image headers",
+    "download": "Downloading the pretrained weights",
+    "decode": "Decoding images",
+    "trunk": "Computing the frozen stages (once)",
+    "validate": "Validating",
+    "test": "Testing the best epoch",
+}
 
 
 def percent(share: float, digits: int = 1) -> str:

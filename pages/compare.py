@@ -4,15 +4,13 @@ import streamlit as st
 
 from finetune_core import figures
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.metrics import evaluate
+from finetune_core.evaluation.results import evaluation
 from finetune_core.runs.store import Run, summary
-from finetune_core.training.predictions import load_predictions
 from finetune_core.training.strategies import STRATEGIES
-from finetune_core.words import duration, number, percent
+from finetune_core.words import SPLIT_WORDS, duration, number, percent
+from pages.shared import form
 from pages.shared.chrome import next_step, page
 from pages.shared.state import nothing_yet, run_label, store
-
-SPLIT_WORDS = {"test": "test", "val": "validation"}
 
 page("pages/compare.py", "Put runs side by side: which stages were worth training, and what did it cost?")
 
@@ -30,10 +28,10 @@ def table(runs: list[Run]) -> None:
             "Best epoch": told["best_epoch"],
         }
         try:
-            result = evaluate(load_predictions(run.run_dir), tuple(told["classes"]))
+            result = evaluation(run)
             row["Accuracy"] = percent(result.accuracy)
             row["95 % interval"] = f"{percent(result.low)} to {percent(result.high)}"
-            row["On"] = f"{number(result.images)} {SPLIT_WORDS[result.split]}"
+            row["On"] = f"{number(result.images)} {SPLIT_WORDS[result.split].lower()}"
         except FinetuneError as error:
             row["Accuracy"] = str(error)
         rows.append(row)
@@ -56,7 +54,7 @@ def warn_of_differences(runs: list[Run]) -> None:
     differing = sorted(name for name in settings[0] if len({str(one[name]) for one in settings}) > 1)
     if differing:
         st.info(
-            f"Besides the strategy, these settings differ: {', '.join(name.replace('_', ' ') for name in differing)}.",
+            f"Besides the strategy, these settings differ: {', '.join(form.label(name).lower() for name in differing)}.",
             icon=":material/info:",
         )
 

@@ -26,7 +26,7 @@ from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
-from pages.shared.state import data_folder, indexed_dataset, with_bar, worker
+from pages.shared.state import data_folder, indexed_dataset, store, with_bar, worker
 
 page(
     "pages/configure.py",
@@ -66,9 +66,7 @@ def data_in_words(root: str) -> Dataset | None:
         st.warning("No data is chosen yet.", icon=":material/photo_library:")
         return None
     try:
-        dataset = indexed_dataset(
-            root, form.DEFAULTS["val_fraction"], form.DEFAULTS["test_fraction"], form.DEFAULTS["split_seed"]
-        )
+        dataset = indexed_dataset(root, *form.split_settings())
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
@@ -114,7 +112,10 @@ def fields(problems: dict[str, str]) -> None:
                 form.number_field("image_size", problems)
             with st.container():
                 form.number_field("seed", problems)
-        rest = (
+        rest = {
+            "weights",
+            "views",
+            "cache",
             "warmup_epochs",
             "weight_decay",
             "val_fraction",
@@ -122,9 +123,8 @@ def fields(problems: dict[str, str]) -> None:
             "split_seed",
             "precision",
             "device",
-            "weights",
-        )
-        with st.expander("More settings", expanded=any(name in problems for name in rest)):
+        }
+        with st.expander("More settings", expanded=bool(rest & problems.keys())):
             form.weights_field(problems)
             form.views_field(problems)
             form.choice_field("cache", Cache, problems)
@@ -152,42 +152,42 @@ def forecasts(config: RunConfig, dataset: Dataset) -> None:
     st.subheader("What it will take", anchor=False)
     book = SpeedBook()
     compared = comparable(config)
-    reading = book.decode_seconds(dataset, config.image_size)
-    speeds = {one.strategy: book.speed(one) for one in compared}
-    if reading is None or None in speeds.values():
+    if not all(book.knows(one, dataset) for one in compared):
         st.caption(
             "Thaw times a few steps of every strategy on this machine and works out the rest; each run that ends corrects it."
         )
-        if st.button("Forecast all strategies", icon=":material/timer:"):
-            with_bar(calibrate(compared, dataset, book), "Timing a few steps of each strategy")
+        busy = any(run.active for run in store().runs())
+        help_ = "A run is going on: it would slow the timing down, and the timing it." if busy else None
+        if st.button("Forecast all strategies", icon=":material/timer:", disabled=busy, help=help_):
+            try:
+                with_bar(calibrate(compared, dataset, book), "Timing a few steps of each strategy")
+            except FinetuneError as error:
+                st.error(plain(str(error)))
+                return
             st.rerun()
+        return
     rows = []
+    reading = book.decode_seconds(dataset, config.image_size)
     for one in compared:
-        row = {"Strategy": ("▸ " if one.strategy == config.strategy else "") + STRATEGIES[one.strategy].title}
-        if reading is not None and speeds[one.strategy]:
-            told = forecast(one, dataset, speeds[one.strategy], reading)
-            row |= {
+        told = forecast(one, dataset, book.speed(one), reading)
+        rows.append(
+            {
+                "Strategy": ("▸ " if one.strategy == config.strategy else "") + STRATEGIES[one.strategy].title,
                 "Trainable": number(told.trainable_parameters),
                 "In all": duration(told.seconds),
                 "An epoch": duration(told.epoch_seconds),
                 "Memory": size(told.memory_bytes),
                 "Cache": size(told.cache_bytes) if told.cache_bytes else "none",
             }
-        rows.append(row)
-    if any(len(row) > 1 for row in rows):
-        st.dataframe(
-            rows,
-            hide_index=True,
-            column_config={
-                "In all": st.column_config.TextColumn(
-                    help="Everything, when nothing is cached yet: less after a run with the same frozen stages."
-                ),
-                "Memory": st.column_config.TextColumn(
-                    help="Weights, optimizer, decoded images, cache and what a step holds; the program itself comes on top."
-                ),
-                "Cache": st.column_config.TextColumn(help="What the frozen stages make of each image, computed once."),
-            },
         )
+    notes = {
+        "In all": "Everything, when nothing is cached yet: less after a run with the same frozen stages.",
+        "Memory": "Weights, optimizer, decoded images, cache and what a step holds; the program itself comes on top.",
+        "Cache": "What the frozen stages make of each image, computed once.",
+    }
+    st.dataframe(
+        rows, hide_index=True, column_config={name: st.column_config.TextColumn(help=note) for name, note in notes.items()}
+    )
 
 
 def start(config: RunConfig | None, problems: dict[str, str]) -> None:

@@ -4,19 +4,17 @@ import numpy as np
 import streamlit as st
 
 from finetune_core import figures
-from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, check_pixels
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
-from finetune_core.models.catalogue import PACKAGED, backbone_names
+from finetune_core.models.catalogue import PACKAGED, backbone_names, default_backbone
 from finetune_core.training.preview import network_input
-from finetune_core.words import number, things
+from finetune_core.words import SPLIT_WORDS, number, things
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.form import DEFAULTS
+from pages.shared.form import DEFAULTS, split_settings
 from pages.shared.images import Picture, gallery
 from pages.shared.state import data_folder, indexed_dataset, with_bar
 
-SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
 SEVERITY = {
     "error": (st.error, ":material/error:"),
     "warning": (st.warning, ":material/warning:"),
@@ -42,7 +40,7 @@ def choose() -> str:
             key="data_folder",
             persist_state="session",
             placeholder="/home/me/pictures",
-            help="One subfolder of images a class; or train/ and val/ (and test/, if you like) with such subfolders.",
+            help="One subfolder of images for each class; or train/ and val/ (and test/, if you like) with such subfolders.",
         )
     return data_folder()
 
@@ -59,10 +57,9 @@ def overview(dataset: Dataset) -> None:
     if dataset.given_splits:
         st.caption("The folder itself says which images are for training and which for validation.")
     else:
-        defaults = RunConfig.model_fields
+        val, test, _ = split_settings()
         st.caption(
-            f"Thaw sets {defaults['val_fraction'].default:.0%} of each class aside for validation and "
-            f"{defaults['test_fraction'].default:.0%} for the final test; the same images every time."
+            f"Thaw sets {val:.0%} of each class aside for validation and {test:.0%} for the final test; the same images every time."
         )
 
 
@@ -89,7 +86,7 @@ def classes(dataset: Dataset) -> None:
     st.plotly_chart(
         figures.class_counts({split: counts[split].tolist() for split in counts.columns}, dataset.classes),
         key="class-counts",
-        alt="Bar chart: images a class, by split",
+        alt="Bar chart: images per class, by split",
     )
     with st.expander("Counts and image sizes as tables"):
         st.dataframe(counts.rename(columns=SPLIT_WORDS))
@@ -130,7 +127,7 @@ def browse(dataset: Dataset) -> None:
 
 def fed_to_network(dataset: Dataset) -> None:
     st.subheader("What the network is fed", anchor=False)
-    backbone = st.session_state.get("form_backbone", PACKAGED)
+    backbone = st.session_state.get("form_backbone", default_backbone())
     size = st.session_state.get("form_image_size", DEFAULTS["image_size"])
     if backbone not in backbone_names() or not isinstance(size, int) or not 32 <= size <= 1024:
         backbone, size = PACKAGED, DEFAULTS["image_size"]
@@ -158,7 +155,7 @@ if not root:
     st.stop()
 again = st.button("Read the folder again", icon=":material/refresh:", type="tertiary")
 try:
-    found = indexed_dataset(root, DEFAULTS["val_fraction"], DEFAULTS["test_fraction"], DEFAULTS["split_seed"], again=again)
+    found = indexed_dataset(root, *split_settings(), again=again)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     st.stop()

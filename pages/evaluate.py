@@ -6,15 +6,15 @@ import streamlit as st
 
 from finetune_core import figures
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.metrics import Evaluation, evaluate, judged_splits
+from finetune_core.evaluation.metrics import Evaluation
+from finetune_core.evaluation.results import evaluation, predicted_splits
 from finetune_core.runs.store import Run
-from finetune_core.training.predictions import load_predictions
-from finetune_core.words import number, percent, things
+from finetune_core.words import SPLIT_WORDS, number, percent, things
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.images import Picture, gallery
 from pages.shared.state import choose_run, nothing_yet, store
 
-SPLIT_WORDS = {"test": "Test images", "val": "Validation images"}
+MOST_CLASSES_DRAWN = 100
 
 page("pages/evaluate.py", "Judge a run on images it did not learn from, and look at its mistakes.")
 
@@ -38,6 +38,10 @@ def headline(result: Evaluation) -> None:
 
 def confusion(result: Evaluation) -> None:
     st.subheader("What is taken for what", anchor=False)
+    if len(result.classes) > MOST_CLASSES_DRAWN:
+        st.caption("Too many classes for a picture: these are the most frequent confusions.")
+        st.dataframe(result.confusions(50).rename(columns=str.capitalize), hide_index=True)
+        return
     st.plotly_chart(
         figures.confusion_heatmap(result.confusion, result.classes),
         key="confusion",
@@ -88,12 +92,13 @@ if not runs:
     st.stop()
 chosen = choose_run(runs)
 try:
-    table = load_predictions(chosen.run_dir)
-    splits = judged_splits(table)
+    splits = predicted_splits(chosen)
     split = splits[0]
     if len(splits) > 1:
-        split = st.segmented_control("Images", splits, format_func=SPLIT_WORDS.get, default=split, required=True)
-    outcome = evaluate(table, tuple(chosen.history.started["classes"]), split)
+        split = st.segmented_control(
+            "Images", splits, format_func=lambda name: f"{SPLIT_WORDS[name]} images", default=split, required=True
+        )
+    outcome = evaluation(chosen, split)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     st.stop()

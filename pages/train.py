@@ -4,23 +4,14 @@ import streamlit as st
 
 from finetune_core import figures
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.metrics import evaluate
+from finetune_core.evaluation.results import evaluation
 from finetune_core.runs.record import STOP_FILE, request_stop
-from finetune_core.runs.store import Run
-from finetune_core.training.predictions import load_predictions
-from finetune_core.words import duration, number, percent, size, things
+from finetune_core.runs.store import Run, summary
+from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.stages import draw_stages
 from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, store
 
-PHASES = {
-    "index": "Reading image headers",
-    "download": "Downloading the pretrained weights",
-    "decode": "Decoding images",
-    "trunk": "Running the frozen stages once",
-    "validate": "Validating",
-    "test": "Testing the best epoch",
-}
 REFRESH = 1.0  # seconds
 
 page("pages/train.py", "Watch a network learn. Close the tab if you like: the run goes on, and this page finds it again.")
@@ -35,9 +26,8 @@ def status_line(run: Run) -> None:
             st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
         if run.active:
             stopping = (run.run_dir / STOP_FILE).exists()
-            if st.button("Stopping…" if stopping else "Stop", icon=":material/stop:", disabled=stopping, key="stop"):
-                request_stop(run.run_dir)
-                st.rerun(scope="fragment")
+            words = "Stopping…" if stopping else "Stop"
+            st.button(words, icon=":material/stop:", disabled=stopping, key="stop", on_click=request_stop, args=(run.run_dir,))
 
 
 def bar(run: Run) -> None:
@@ -46,12 +36,15 @@ def bar(run: Run) -> None:
         st.progress(0.0, "Waiting for the run before it")
     elif history.progress and not history.started:
         done, total = history.progress["done"], history.progress["total"]
-        words = f"{PHASES[history.progress['phase']]}: {number(done)}" + (f" of {number(total)}" if total else "")
+        count = size if history.progress["phase"] == "download" else number
+        left = history.progress_seconds_left
+        words = f"{PHASE_WORDS[history.progress['phase']]}: {count(done)}" + (f" of {count(total)}" if total else "")
+        words += f", about {duration(left)} left" if left is not None else ""
         st.progress(done / total if total else 0.0, words)
     elif not history.steps:
         st.progress(0.0, "Preparing the network")
     elif history.fraction >= 1 and history.progress:
-        st.progress(1.0, PHASES[history.progress["phase"]])
+        st.progress(1.0, PHASE_WORDS[history.progress["phase"]])
     else:
         left = history.seconds_left
         epoch = f"Epoch {history.steps[-1]['epoch']} of {history.started['epochs']}"
@@ -91,7 +84,7 @@ def engine(run: Run) -> None:
     if not history.started or not history.epochs:
         return
     cache, shares = history.started["cache"], history.time_shares()
-    names = {"decode": "Decoding", "trunk": "Frozen stages, once", "train": "Training", "validate": "Validating"}
+    names = {"decode": "Decoding", "trunk": "Computing the frozen stages (once)", "train": "Training", "validate": "Validating"}
     st.markdown("**Where the time went** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
     if cache["where"] == "off":
         st.caption(plain(f"No cache: {cache['reason']}."))
@@ -134,11 +127,11 @@ def ending(run: Run) -> None:
         next_step("pages/configure.py", "Configure another run")
         return
     try:
-        result = evaluate(load_predictions(run.run_dir), tuple(run.history.started["classes"]))
+        result = evaluation(run)
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
-    best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]))["epoch"]
+    best = summary(run)["best_epoch"]
     kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
     took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
     st.info(
@@ -147,7 +140,9 @@ def ending(run: Run) -> None:
         icon=":material/flag:",
     )
     if end and end.get("frozen_tensors"):
-        st.caption(f"Checked: all {number(end['frozen_tensors'])} frozen tensors are bit for bit the pretrained ones.")
+        st.caption(
+            f"Checked: the frozen stages are bit for bit what they were before ({number(end['frozen_tensors'])} tensors compared)."
+        )
     next_step("pages/evaluate.py", "See the evaluation", run=run.run_id)
 
 
@@ -173,11 +168,13 @@ if not runs:
     nothing_yet("No run yet. Configure one, or see it work on the sample first.")
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
-chosen = choose_run(runs)
+chosen = choose_run(runs, prefer_active=True)
 # The panel refreshes itself only while there is something to see.
 st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
 with st.expander("Settings of this run"):
     st.json(chosen.config.model_dump())
-    st.caption(f"Run folder: {chosen.run_dir}. Its config.json repeats the run: python -m finetune_core train --config FILE")
+    st.caption(
+        plain(f"Run folder: {chosen.run_dir}. Its config.json repeats the run: python -m finetune_core train --config FILE")
+    )
 for name in store().damaged():
     st.caption(plain(f"The run folder {name} cannot be read."))

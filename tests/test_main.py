@@ -177,3 +177,30 @@ def test_interrupt_stops_in_good_order(trained, tmp_path):
     assert process.returncode == 1
     assert json.loads(stdout)["status"] == "stopped"
     assert "Traceback" not in stderr
+
+
+def test_rates_for_stages_from_the_command_line(trained, tmp_path):
+    data, *_ = trained
+    rates = ["--strategy", "custom", "--stage-rates", "block7=0.1,head=1"]
+    done = thaw("train", data, *QUICK, *rates, "--runs-dir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    config = json.loads(Path(json.loads(done.stdout)["run_dir"], "config.json").read_text())
+    assert config["stage_rates"] == {"block7": 0.1, "head": 1.0}
+    assert (
+        "--stage-rates" in thaw("train", data, "--strategy", "custom", "--stage-rates", "block7", "--runs-dir", tmp_path).stderr
+    )
+
+
+def test_a_runs_folder_that_cannot_be_written_is_a_wrong_request(trained, tmp_path):
+    data, *_ = trained
+    (tmp_path / "file").write_text("")
+    done = thaw("train", data, *QUICK, "--runs-dir", tmp_path / "file")
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+
+
+def test_the_cache_can_be_switched_off(trained, tmp_path):
+    data, *_ = trained
+    done = thaw("train", data, *QUICK, "--cache", "off", "--runs-dir", tmp_path, "--json")
+    first = Path(json.loads(done.stdout)["run_dir"], "events.jsonl").read_text()
+    assert '"where": "off"' in first

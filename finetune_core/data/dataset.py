@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -67,7 +67,7 @@ class Dataset:
         counts.columns.name = None
         return counts
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Changes when an image is added, removed, resized, relabelled or moved to another split."""
         rows = self.table[["id", "label", "split", "width", "height", "bytes"]].sort_values("id")
@@ -110,9 +110,15 @@ def index_dataset(
     Raises:
         DataError: when there is no such folder, or nothing to train on.
     """
-    root = Path(root).expanduser().resolve()
-    if not root.is_dir():
-        raise DataError(f"There is no folder {root}. Name a folder with one subfolder of images a class.")
+    try:
+        root = Path(root).expanduser().resolve()
+        readable = root.is_dir()
+        if readable:
+            next(root.iterdir(), None)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"The folder {root} cannot be read: {error}.") from None
+    if not readable:
+        raise DataError(f"There is no folder {root}. Name a folder with one subfolder of images for each class.")
     split_folders = _split_folders(root)
     given = bool(split_folders)
     listing = _list_files(split_folders or {root: ""})
@@ -199,7 +205,7 @@ def _list_files(split_folders: dict[Path, str]) -> _Listing:
 
 
 def _nothing_found(root: Path, listing: _Listing) -> str:
-    expected = "Thaw expects one subfolder of images a class, or train/ and val/ with such subfolders."
+    expected = "Thaw expects one subfolder of images for each class, or train/ and val/ with such subfolders."
     if listing.loose:
         return f"{root} holds {_images(len(listing.loose))}, but no class folders. {expected}"
     if listing.empty:
@@ -257,19 +263,19 @@ def _file_findings(root: Path, listing: _Listing, unreadable: list[tuple[str, st
             "unreadable",
             "error",
             f"{_images(len(unreadable))} cannot be read and will be left out: {unreadable[0][1]}",
-            tuple(sample for sample, _ in unreadable),
+            tuple(_printable(sample) for sample, _ in unreadable),
         )
     if listing.empty:
-        names = tuple(folder.relative_to(root).as_posix() for folder in listing.empty)
+        names = tuple(_shown(root, folder) for folder in listing.empty)
         yield Finding("empty_class", "warning", f"No images in {_some(names)}; left out.", names)
     if listing.loose:
-        names = tuple(file.relative_to(root).as_posix() for file in listing.loose)
+        names = tuple(_shown(root, file) for file in listing.loose)
         yield Finding("no_class", "warning", f"{_images(len(names))} in no class folder, left out: {_some(names)}.", names)
     if listing.ignored:
-        names = tuple(folder.relative_to(root).as_posix() for folder in listing.ignored)
+        names = tuple(_shown(root, folder) for folder in listing.ignored)
         yield Finding("ignored_folder", "warning", f"Folders beside train/ and val/, left out: {_some(names)}.", names)
     if listing.other:
-        names = tuple(file.relative_to(root).as_posix() for file in listing.other)
+        names = tuple(_shown(root, file) for file in listing.other)
         yield Finding("not_an_image", "info", f"Files that are no images, left out: {_some(names)}.", names)
 
 
@@ -316,8 +322,17 @@ def _refuse_unusable(dataset: Dataset) -> None:
         raise DataError(f"No training image in {dataset.root} can be read.")
     if not counts.get(splits.VAL, 0):
         raise DataError(
-            f"{dataset.root} has too few images to set any aside for validation: give a class at least three, or add a val/ folder."
+            f"{dataset.root} has too few images to set any aside for validation: give each class at least three, or add a val/ folder."
         )
+
+
+def _shown(root: Path, path: Path) -> str:
+    return _printable(path.relative_to(root).as_posix())
+
+
+def _printable(name: str) -> str:
+    """A file system's name need not be valid Unicode; what is shown must be."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _images(count: int) -> str:

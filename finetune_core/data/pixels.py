@@ -26,12 +26,14 @@ class Pixels:
         side: of the square, pixels.
         kept: the squares; None where they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.
+        decoded: how many images were read for this, successfully or not.
     """
 
     paths: Sequence[Path]
     side: int
     kept: Lookup | None
     failed: dict[int, str]
+    decoded: int
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """uint8 ``[n, 3, side, side]``, in channels_last order.
@@ -85,8 +87,8 @@ def decode_pixels(
                 if isinstance(square, str):
                     failed[int(index)] = square
                 yield done, len(wanted)
-            return Pixels(paths, side, None, failed)
-    return Pixels(paths, side, CACHE.table(name).lookup(keys), failed)
+            return Pixels(paths, side, None, failed, len(wanted))
+    return Pixels(paths, side, CACHE.table(name).lookup(keys), failed, len(wanted))
 
 
 def _decoded(

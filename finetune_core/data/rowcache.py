@@ -8,28 +8,33 @@ room for new ones, the least recently used first.
 import json
 import os
 import shutil
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Literal
+from weakref import WeakSet
 
 import numpy as np
 import psutil
 import torch
 
 from finetune_core import paths
+from finetune_core.errors import ConfigError
 
 Where = Literal["memory", "disk"]
 
 _MEMORY_SHARE = 0.5  # of free memory, what the cache holds counted as free
 _DISK_SHARE = 0.25  # of the free disk, likewise
+_LEFTOVER_SECONDS = 3600
 _MEMORY_VARIABLE, _DISK_VARIABLE = "THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """Rows computed together.
 
@@ -100,11 +105,6 @@ class Lookup:
         return found.permute(0, 3, 1, 2) if first.channels_last else found
 
     @property
-    def known(self) -> np.ndarray:
-        """Boolean ``[n]``: which positions have a row."""
-        return self.places[:, 0] >= 0
-
-    @property
     def row_bytes(self) -> int:
         return self.blocks[0].bytes // len(self.blocks[0].keys) if self.blocks else 0
 
@@ -119,6 +119,7 @@ class RowCache:
     def __init__(self, folder: Callable[[], Path]) -> None:
         self._folder = folder
         self._tables: OrderedDict[str, Table] = OrderedDict()
+        self._alive: WeakSet[Block] = WeakSet()
         self._lock = Lock()
 
     def table(self, name: str) -> Table:
@@ -128,6 +129,7 @@ class RowCache:
                 self._tables[name] = Table(name)
                 for block in _blocks_on_disk(self._folder(), name):
                     self._tables[name].add(block)
+                    self._alive.add(block)
             self._tables.move_to_end(name)
             return self._tables[name]
 
@@ -137,16 +139,18 @@ class RowCache:
             self._tables.clear()
 
     def held(self) -> int:
-        """Bytes in memory."""
-        return sum(b.bytes for table in list(self._tables.values()) for b in table.blocks if b.file is None)
+        """Bytes in memory, those of evicted tables that a run still reads among them."""
+        return sum(block.bytes for block in list(self._alive) if block.file is None)
 
     def place_for(self, needed: int, keep: str) -> Where | None:
         """Where ``needed`` bytes may go, after making room there; ``keep`` is the table that must stay. None: nowhere."""
-        if needed <= self._memory_budget():
-            self._evict(needed, keep)
-            return "memory"
+        budget = self._memory_budget()
+        if needed <= budget:
+            self._evict(needed, keep, budget)
+            if self.held() + needed <= budget:
+                return "memory"
         if needed <= self._disk_budget():
-            _evict_files(self._folder(), self._disk_budget() - needed)
+            self._evict_files(self._disk_budget() - needed)
             return "disk"
         return None
 
@@ -178,6 +182,7 @@ class RowCache:
             if writer is None:
                 return "memory"
             block = writer.finish(np.concatenate(order))
+            self._alive.add(block)
         except OSError:  # the disk is full, or gone
             if writer:
                 writer.discard()
@@ -196,25 +201,41 @@ class RowCache:
         return _DiskWriter(self._folder(), name, first) if where == "disk" else None
 
     def _memory_budget(self) -> int:
-        if limit := os.environ.get(_MEMORY_VARIABLE):
-            return int(float(limit) * 1e9)
+        if (limit := _limit(_MEMORY_VARIABLE)) is not None:
+            return limit
         return int(_MEMORY_SHARE * (psutil.virtual_memory().available + self.held()))
 
     def _disk_budget(self) -> int:
-        if limit := os.environ.get(_DISK_VARIABLE):
-            return int(float(limit) * 1e9)
+        if (limit := _limit(_DISK_VARIABLE)) is not None:
+            return limit
         folder = self._folder()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         return int(_DISK_SHARE * (shutil.disk_usage(existing).free + sum(f.stat().st_size for f in _files(folder))))
 
-    def _evict(self, needed: int, keep: str) -> None:
-        """Drop the least recently used tables until ``needed`` bytes fit into the memory budget."""
+    def _evict(self, needed: int, keep: str, budget: int) -> None:
+        """Drop the least recently used tables in memory until ``needed`` bytes fit into the budget."""
         with self._lock:
-            budget = self._memory_budget()
             for name in list(self._tables):
                 if self.held() + needed <= budget:
                     return
-                if name != keep:
+                if name != keep and any(block.file is None for block in self._tables[name].blocks):
+                    del self._tables[name]
+
+    def _evict_files(self, budget: int) -> None:
+        """Delete the oldest files until the rest fits ``budget`` bytes, and forget their tables: what a run has mapped
+        stays readable until it lets go."""
+        files = _files(self._folder())
+        total = sum(file.stat().st_size for file in files)
+        gone = set()
+        for file in files:
+            if total <= budget:
+                break
+            total -= file.stat().st_size
+            gone.add(file)
+            _delete(file)
+        with self._lock:
+            for name, table in list(self._tables.items()):
+                if any(block.file in gone for block in table.blocks):
                     del self._tables[name]
 
 
@@ -260,6 +281,7 @@ class _DiskWriter(_Writer):
     def __init__(self, folder: Path, name: str, first: torch.Tensor) -> None:
         super().__init__(first)
         folder.mkdir(parents=True, exist_ok=True)
+        _delete_leftovers(folder)
         self._final = folder / f"{name}-{os.urandom(4).hex()}.rows"
         self._temporary = self._final.with_suffix(".part")
         self._file = self._temporary.open("wb")
@@ -287,9 +309,10 @@ class _DiskWriter(_Writer):
         return Block(keys, rows, self._final, self._channels_last)
 
     def discard(self) -> None:
-        self._file.close()
-        for leftover in (self._temporary, self._final, self._final.with_suffix(".json")):
-            leftover.unlink(missing_ok=True)
+        with suppress(OSError):  # closing flushes, and the disk is still full
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+        _delete(self._final)
 
 
 def _blocks_on_disk(folder: Path, name: str) -> Iterator[Block]:
@@ -303,8 +326,7 @@ def _blocks_on_disk(folder: Path, name: str) -> Iterator[Block]:
             if _checksum(file) != described["checksum"]:
                 raise ValueError("checksum")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-            file.unlink(missing_ok=True)
-            file.with_suffix(".json").unlink(missing_ok=True)
+            _delete(file)
             continue
         yield Block(keys, rows, file, described["channels_last"])
 
@@ -324,20 +346,32 @@ def _checksum(file: Path) -> int:
     return checksum
 
 
+def _limit(variable: str) -> int | None:
+    """Bytes that the environment allows; None where it does not say."""
+    said = os.environ.get(variable)
+    try:
+        return int(float(said) * 1e9) if said else None
+    except ValueError:
+        raise ConfigError({"cache": f"{variable} must be a number of gigabytes, not {said!r}"}) from None
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.rows"), key=lambda file: file.stat().st_mtime) if folder.is_dir() else []
 
 
-def _evict_files(folder: Path, budget: int) -> None:
-    """Delete the oldest files until the rest fits ``budget`` bytes. A file that is mapped stays readable until it is let go."""
-    files = _files(folder)
-    total = sum(file.stat().st_size for file in files)
-    for file in files:
-        if total <= budget:
-            return
-        total -= file.stat().st_size
+def _delete(file: Path) -> None:
+    with suppress(OSError):
         file.unlink(missing_ok=True)
         file.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _delete_leftovers(folder: Path) -> None:
+    """What processes that were killed have left half written, once it is old enough not to be somebody's work."""
+    for file in (*folder.glob("*.part"), *folder.glob("*.json")):
+        with suppress(OSError):
+            lost = file.suffix == ".part" or not file.with_suffix(".rows").exists()
+            if lost and time.time() - file.stat().st_mtime > _LEFTOVER_SECONDS:
+                file.unlink()
 
 
 CACHE = RowCache(lambda: paths.home() / "cache")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from finetune_core.errors import DataError
 from finetune_core.paths import data_dir
 
 SAMPLE_NAME = "digits"
@@ -17,20 +18,26 @@ _SIDE = 64
 def digits_folder() -> Path:
     """The sample's folder, written on first use (all of it or nothing): ``data/digits/<0…9>/<number>.png``.
 
+    Raises:
+        DataError: when it cannot be written.
+
     Source: UCI ML hand-written digits test set (Alpaydin & Kaynak, 1998), as shipped in scikit-learn.
     """
     folder = data_dir() / SAMPLE_NAME
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{SAMPLE_NAME}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{SAMPLE_NAME}-", dir=folder.parent))
+    except OSError as error:
+        raise DataError(f"The sample cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be.") from None
     try:
         _write_digits(staging)
         staging.chmod(0o755)
         os.rename(staging, folder)
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():  # not merely another process that was first
-            raise
+            raise DataError(f"The sample cannot be written to {folder}: {error}.") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return folder

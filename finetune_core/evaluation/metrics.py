@@ -39,6 +39,15 @@ class Evaluation:
         wrong = self.predictions[~self.predictions["correct"]]
         return wrong.sort_values(["confidence", "id"], ascending=[False, True], ignore_index=True)
 
+    def confusions(self, count: int) -> pd.DataFrame:
+        """The most frequent confusions: ``true, predicted, images``."""
+        wrong = self.confusion - np.diag(np.diag(self.confusion))
+        rows, columns = np.nonzero(wrong)
+        order = np.argsort(-wrong[rows, columns], kind="stable")[:count]
+        names = np.array(self.classes, dtype=object)
+        rows, columns = rows[order], columns[order]
+        return pd.DataFrame({"true": names[rows], "predicted": names[columns], "images": wrong[rows, columns]})
+
 
 def judged_splits(table: pd.DataFrame) -> list[str]:
     """The splits that were predicted, the one to be believed first: choosing the best epoch made validation optimistic."""

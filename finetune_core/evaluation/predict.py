@@ -34,7 +34,7 @@ class Predictor:
         squares = torch.stack([network_input(image, name, self.image_size).tensor for image in images])
         with torch.no_grad(), self.device.autocast():
             logits = self.network.model(squares.to(self.device.torch_device))
-        return logits.double().softmax(1).cpu().numpy()
+        return logits.float().cpu().double().softmax(1).numpy()
 
 
 def load_predictor(run: Run) -> Predictor:

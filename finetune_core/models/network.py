@@ -14,6 +14,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create, create_on_meta
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
 from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, state_hash
+from finetune_core.randomness import seeded
 
 _building = Lock()
 
@@ -97,11 +98,10 @@ def build_network(name: str, weights: str, classes: int, seed: int) -> Network:
 
 @lru_cache(maxsize=4)
 def _held(name: str, weights: str, _file: tuple[str, int] | None, seed: int) -> tuple[nn.Module, str]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = create(name).eval()
     if weights == RANDOM:
-        return model, state_hash(model.state_dict())
+        return model, state_hash(model.state_dict(), head_path(name))
     return model, load_weights(model, head_path(name), backbone_info(name), weights)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 _OPEN_SHARE = 0.95  # of the backbone's parameters in one child: that child is a container, not a stage
 _OPEN_RESOLUTIONS = 3  # so many resolutions among its children: a container, too
@@ -43,10 +44,6 @@ class _Unit:
     positions: int  # spatial positions, or tokens, of its output; 1 after the final pooling
 
     @property
-    def has_parameters(self) -> bool:
-        return any(True for _ in self.module.parameters())
-
-    @property
     def weight_layers(self) -> int:
         return sum(isinstance(module, _WEIGHT_LAYERS) for module in self.module.modules())
 
@@ -72,13 +69,14 @@ def find_head(model: nn.Module, image_size: int = 224) -> str:
 
 
 def replace_head(model: nn.Module, head: str, classes: int) -> None:
-    """Put a new final layer for ``classes`` classes in the old one's place, same kind, same input, fresh weights."""
+    """Put a new final layer for ``classes`` classes in the old one's place: same kind, same input, weights not yet set."""
     old = model.get_submodule(head)
     device, dtype = old.weight.device, old.weight.dtype
     if isinstance(old, nn.Linear):
-        new: nn.Module = nn.Linear(old.in_features, classes, device=device, dtype=dtype)
+        new = skip_init(nn.Linear, old.in_features, classes, device=device, dtype=dtype)
     else:
-        new = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding, device=device, dtype=dtype)
+        shape = (old.in_channels, classes, old.kernel_size, old.stride, old.padding)
+        new = skip_init(nn.Conv2d, *shape, device=device, dtype=dtype)
     model.set_submodule(head, new)
     if hasattr(model, "num_classes"):
         model.num_classes = classes

@@ -86,13 +86,15 @@ def load_weights(model: nn.Module, head: str, info: BackboneInfo, weights: str) 
     wanted = model.state_dict()
     _refuse_other_network(state, wanted, head, file, info)
     model.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}, strict=False)
-    return state_hash(model.state_dict())
+    return state_hash(model.state_dict(), head)
 
 
-def state_hash(state: dict[str, torch.Tensor]) -> str:
-    """16 hexadecimal digits of the tensors' names and bytes."""
+def state_hash(state: dict[str, torch.Tensor], head: str) -> str:
+    """16 hexadecimal digits of the tensors' names and bytes, the head left out: it is replaced."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
+        if name.startswith(f"{head}."):
+            continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

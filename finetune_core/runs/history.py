@@ -11,6 +11,8 @@ from finetune_core.training.events import END_EVENTS
 
 _ENDS = {event.__name__ for event in END_EVENTS}
 
+_MOST_STEPS, _RECENT_STEPS = 3000, 100
+
 Row = dict[str, Any]
 
 
@@ -20,8 +22,10 @@ class History:
 
     Attributes:
         started: the RunStarted row; None before it.
-        progress: the latest Progress row of work that is not an epoch; None in the epochs' steps.
-        steps, epochs: StepEnded and EpochEnded rows.
+        progress, progress_began: the latest Progress row of work that is not a step, and the first of the same phase; None
+            while steps go on.
+        steps: StepEnded rows, the older ones thinned out.
+        epochs: EpochEnded rows.
         skipped: the ImagesSkipped row; None when every image could be read.
         end: the RunFinished, RunStopped or RunFailed row; None before the end.
     """
@@ -29,6 +33,7 @@ class History:
     run_dir: Path
     started: Row | None = None
     progress: Row | None = None
+    progress_began: Row | None = None
     steps: list[Row] = field(default_factory=list)
     epochs: list[Row] = field(default_factory=list)
     skipped: Row | None = None
@@ -59,6 +64,8 @@ class History:
             return
         if kind == "StepEnded":
             self.steps.append(row)
+            if len(self.steps) > _MOST_STEPS:  # a curve needs no more, and many runs are held at once
+                self.steps = self.steps[:-_RECENT_STEPS:2] + self.steps[-_RECENT_STEPS:]
         elif kind == "EpochEnded":
             self.epochs.append(row)
         elif kind == "RunStarted":
@@ -67,7 +74,12 @@ class History:
             self.skipped = row
         elif kind in _ENDS:
             self.end = row
-        self.progress = row if kind == "Progress" else None
+        if kind != "Progress":
+            self.progress = self.progress_began = None
+            return
+        if self.progress is None or self.progress["phase"] != row["phase"] or row["done"] < self.progress["done"]:
+            self.progress_began = row
+        self.progress = row
 
     @property
     def begun(self) -> bool:
@@ -82,6 +94,15 @@ class History:
         last = self.steps[-1]
         per_epoch = self.started["steps_per_epoch"]
         return ((last["epoch"] - 1) * per_epoch + last["step"]) / (self.started["epochs"] * per_epoch)
+
+    @property
+    def progress_seconds_left(self) -> float | None:
+        """Of the phase that goes on before the first step; None where its pace or its end is not known."""
+        now, first = self.progress, self.progress_began
+        if not now or not first or not now["total"] or now["done"] <= first["done"]:
+            return None
+        pace = (now["at"] - first["at"]) / (now["done"] - first["done"])
+        return pace * (now["total"] - now["done"])
 
     @property
     def seconds_left(self) -> float | None:

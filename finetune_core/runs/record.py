@@ -13,7 +13,7 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from finetune_core.config import RunConfig, make_config, read_config
-from finetune_core.errors import FinetuneError
+from finetune_core.errors import FinetuneError, RunError
 from finetune_core.files import write_bytes
 from finetune_core.training.events import END_EVENTS, EpochEnded, Event, RunFailed, RunFinished, RunStarted, RunStopped
 from finetune_core.training.forecast import SpeedBook, learn_from_run
@@ -36,14 +36,18 @@ def create_run(config: RunConfig, runs_dir: Path) -> Reservation:
 
     Raises:
         ConfigError: when the config cannot work; then there is no folder.
+        RunError: when nothing can be written there.
     """
     check_config(config)
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.backbone}-{config.strategy}-{secrets.token_hex(2)}"
     run_dir = runs_dir / name
-    run_dir.mkdir(parents=True)
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
-    lock.acquire(timeout=0)
-    write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
+    try:
+        run_dir.mkdir(parents=True)
+        lock.acquire(timeout=0)
+        write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
+    except OSError as error:
+        raise RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.") from None
     return Reservation(run_dir, lock)
 
 
@@ -54,12 +58,16 @@ def request_stop(run_dir: Path) -> None:
 
 def is_locked(run_dir: Path) -> bool:
     """Whether a living process has the run queued or running."""
+    if not (run_dir / LOCK_FILE).exists():
+        return False
     probe = FileLock(run_dir / LOCK_FILE)
     try:
         with probe.acquire(timeout=0):
             return False
     except TimeoutError:
         return True
+    except OSError:  # a folder that may only be read: nobody trains there
+        return False
 
 
 def execute(reservation: Reservation) -> Iterator[Event]:
@@ -74,11 +82,11 @@ def execute(reservation: Reservation) -> Iterator[Event]:
         try:
             config = make_config(read_config(run_dir / CONFIG_FILE))
             for event in _stoppable(fit(config, run_dir), run_dir / STOP_FILE):
-                _write(file, event)
                 if isinstance(event, (RunStarted, EpochEnded)):
                     told.append(event)
                 if isinstance(event, RunFinished):
                     learn_from_run(SpeedBook(), config, told[0].to_json(), [epoch.to_json() for epoch in told[1:]])
+                _write(file, event)
                 yield event
         except FinetuneError as error:
             _write(file, RunFailed(str(error), ""))

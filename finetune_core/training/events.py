@@ -33,7 +33,7 @@ class RunStarted(Event):
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
         cache: what the activation cache did: a ``CacheReport``.
-        decode_seconds: spent on reading images.
+        decode_seconds, decoded: spent on reading images that no run had read before, and how many.
         forecast_seconds: what the whole run was expected to take; None where nothing was known.
     """
 
@@ -55,6 +55,7 @@ class RunStarted(Event):
     precision: str
     cache: dict[str, Any]
     decode_seconds: float
+    decoded: int
     forecast_seconds: float | None
 
 

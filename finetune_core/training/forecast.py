@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from finetune_core.training.trunk import chosen_views, split_network, why_uncach
 
 _SECONDS = 0.4  # of timing for each number
 _DECODED = 48  # images
+_LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
 _FIXED_SECONDS = 0.8  # building the network, opening the data, the last checkpoint
 _KNOWN_SPEEDS = 200
 
@@ -87,7 +89,7 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     train, val, test = (int(counts.get(split, 0)) for split in (TRAIN, VAL, TEST))
     cached = not why_uncached(config, cut_index(strategy)) and speed.activation_bytes > 0
     again = 0.0 if cached else speed.trunk
-    rows = train * (chosen_views(config) or 1) + val + test
+    rows = train * (chosen_views(config, cut_index(strategy)) or 1) + val + test
     epoch = train * (speed.step + again) + val * (speed.forward + again)
     missing = max(0, rows - found) if cached else 0
     decoded = 0 if cached and not missing else train + val + test
@@ -121,11 +123,19 @@ class SpeedBook:
         self._file = file or paths.home() / "speeds.json"
 
     def speed(self, config: RunConfig) -> Speed | None:
-        found = self._read().get("speeds", {}).get(_key(config))
-        return Speed(**found) if found else None
+        found = self._read()["speeds"].get(_key(config))
+        try:
+            return Speed(**found) if found else None
+        except TypeError:  # written by another version
+            return None
 
     def decode_seconds(self, dataset: Dataset, image_size: int) -> float | None:
-        return self._read().get("decode", {}).get(f"{dataset.fingerprint}-{image_size}")
+        return self._read()["decode"].get(f"{dataset.fingerprint}-{image_size}")
+
+    def knows(self, config: RunConfig, dataset: Dataset) -> bool:
+        """Whether all of a forecast's numbers were measured."""
+        speed = self.speed(config)
+        return speed is not None and speed.step_bytes > 0 and self.decode_seconds(dataset, config.image_size) is not None
 
     def learn(self, config: RunConfig, speed: Speed) -> None:
         self._add("speeds", _key(config), asdict(speed))
@@ -133,19 +143,21 @@ class SpeedBook:
     def learn_decoding(self, fingerprint: str, image_size: int, seconds: float) -> None:
         self._add("decode", f"{fingerprint}-{image_size}", seconds)
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            return json.loads(self._file.read_text(encoding="utf-8"))
+            known = json.loads(self._file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # none yet, or damaged: speeds can be measured again
-            return {}
+            known = None
+        known = known if isinstance(known, dict) else {}
+        return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode")}
 
     def _add(self, kind: str, key: str, value: Any) -> None:
         known = self._read()
-        entries = known.get(kind, {})
-        entries.pop(key, None)
-        entries[key] = value
-        known[kind] = dict(list(entries.items())[-_KNOWN_SPEEDS:])
-        write_bytes(self._file, json.dumps(known, indent=1).encode())
+        known[kind].pop(key, None)
+        known[kind][key] = value
+        known[kind] = dict(list(known[kind].items())[-_KNOWN_SPEEDS:])
+        with suppress(OSError):  # a run is worth more than what can be learnt from it
+            write_bytes(self._file, json.dumps(known, indent=1).encode())
 
 
 def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook) -> Generator[tuple[int, int], None, None]:
@@ -159,7 +171,7 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook) -
         yield done, len(configs)
         if book.decode_seconds(dataset, config.image_size) is None:
             book.learn_decoding(dataset.fingerprint, config.image_size, _time_decoding(dataset, config.image_size))
-        if book.speed(config) is None:
+        if not book.knows(config, dataset):
             book.learn(config, _measure(config, len(dataset.classes)))
     yield len(configs), len(configs)
 
@@ -172,20 +184,22 @@ def learn_from_run(book: SpeedBook, config: RunConfig, started: dict[str, Any], 
         epochs: its EpochEnded rows, one at least.
     """
     cache, counts = started["cache"], started["counts"]
-    known = book.speed(config) or Speed(0.0, 0.0, 0.0, 0, 0)
+    known = book.speed(config)
+    if known is None:  # never calibrated: a run alone does not tell all that a forecast needs
+        return
     step = float(np.median([row["train_seconds"] for row in epochs])) / counts[TRAIN]
     forward = float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
     if cache["where"] == "off":
         # The whole network ran: what the book calls a step leaves the trunk out.
         learnt = replace(known, step=max(0.0, step - known.trunk), forward=max(0.0, forward - known.trunk))
     else:
-        trunk = cache["seconds_per_row"] or known.trunk
+        trunk = cache["seconds_per_row"] if cache["trunk_seconds"] and cache["seconds_per_row"] else known.trunk
         learnt = replace(
             known, step=step, forward=forward, trunk=trunk, activation_bytes=cache["bytes"] // max(1, cache["rows"])
         )
     book.learn(config, learnt)
     read = sum(counts.values())
-    if cache["found"] == 0 and started["decode_seconds"] > 0:
+    if started["decoded"] == read:
         book.learn_decoding(started["fingerprint"], config.image_size, started["decode_seconds"] / read)
 
 
@@ -204,7 +218,8 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     strategy = plan(config, network.stages)
     if device.kind == "cpu" and device.precision == "bf16":
         keep_depthwise_exact(strategy, network.stages, network.model)
-    images = torch.randn(config.batch_size, 3, config.image_size, config.image_size, device=device.torch_device)
+    batch = min(config.batch_size, _LARGEST_BATCH)
+    images = torch.randn(batch, 3, config.image_size, config.image_size, device=device.torch_device)
     images = images.contiguous(memory_format=torch.channels_last)
     cut = cut_index(strategy)
     try:
@@ -215,7 +230,7 @@ def _measure(config: RunConfig, classes: int) -> Speed:
         return _measure_tail(config, network, strategy, network.model, images, device, 0.0, 0)
     forward = _without_gradients(trunk.eval(), images, device)
     activation = forward()
-    seconds = _seconds_an_image(forward, config.batch_size)
+    seconds = _seconds_an_image(forward, batch)
     tail = split_network(network).part(cut, None)
     size = activation[0].numel() * activation.element_size()
     return _measure_tail(config, network, strategy, tail, activation, device, seconds, size)
@@ -231,7 +246,8 @@ def _measure_tail(
     trunk_seconds: float,
     activation_bytes: int,
 ) -> Speed:
-    forward = _seconds_an_image(_without_gradients(tail.eval(), inputs, device), config.batch_size)
+    batch = len(inputs)
+    forward = _seconds_an_image(_without_gradients(tail.eval(), inputs, device), batch)
     apply(strategy, network.stages, network.model, config.epochs)
     optimizer = make_optimizer(config, strategy, network.stages, network.model)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
@@ -250,7 +266,8 @@ def _measure_tail(
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         step()
-    return Speed(trunk_seconds, _seconds_an_image(step, config.batch_size), forward, activation_bytes, sum(kept.values()))
+    step_bytes = sum(kept.values()) * config.batch_size // batch
+    return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes)
 
 
 def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:
@@ -269,6 +286,8 @@ def _seconds_an_image(run: Callable[[], object], batch: int) -> float:
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+        elif torch.backends.mps.is_available():
+            torch.mps.synchronize()
         times.append(time.perf_counter() - at)
     return float(np.median(times)) / batch
 

@@ -16,7 +16,7 @@ from finetune_core.models.network import Network
 from finetune_core.training.batches import augmented, epoch_batches, evaluated, in_order, normalised, prefetched
 from finetune_core.training.device import Device
 from finetune_core.training.strategies import Strategy
-from finetune_core.training.trunk import CachedTrunk, CacheReport, chosen_views
+from finetune_core.training.trunk import CachedTrunk, CacheReport
 
 _EVALUATION_BATCH = 32
 
@@ -59,7 +59,7 @@ class Job:
         images: where they are needed; None when the trunk's cached output takes their place.
         trunk: that output; None when the whole network runs in every step.
         report: what the cache did, or why there is none.
-        decode_seconds: spent on reading images.
+        decode_seconds, decoded: spent on reading images that no run had read before, and how many.
     """
 
     config: RunConfig
@@ -74,6 +74,7 @@ class Job:
     trunk: CachedTrunk | None
     report: CacheReport
     decode_seconds: float
+    decoded: int
 
     @property
     def forward(self) -> nn.Module:
@@ -86,7 +87,7 @@ class Job:
 
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
         """(row numbers, what ``forward`` takes, on the device) for each batch."""
-        views = chosen_views(self.config)
+        views = self.report.views
         version = (epoch - 1) % views if views else epoch
 
         def make(rows: np.ndarray) -> torch.Tensor:
@@ -107,4 +108,4 @@ class Job:
 
     def _on_device(self, batches: Inputs) -> Inputs:
         for rows, inputs in batches:
-            yield rows, inputs.to(self.device.torch_device, non_blocking=True)
+            yield rows, inputs.to(self.device.torch_device, non_blocking=self.device.kind == "cuda")

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_core.config import RunConfig
-from finetune_core.data.splits import TEST, VAL
+from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
+from finetune_core.randomness import seeded
 from finetune_core.training.checkpoints import BEST, LAST, CheckpointInfo, changing_tensors, load_checkpoint, save_checkpoint
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -52,8 +54,8 @@ class _Score:
 def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
     """Train, validate, keep the best epoch, predict; checkpoints and predictions go to ``run_dir``.
 
-    The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. Predictions are written with the
-    best checkpoint, those of the test images at the end.
+    The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The validation images' predictions are
+    those of the best checkpoint; those of the test images join them at the end.
 
     Raises:
         FinetuneError: when the run cannot start, or cannot go on.
@@ -70,8 +72,17 @@ def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
             train_loss, train_accuracy = yield from _train(job, optimizer, epoch, training_began)
             trained = time.monotonic()
             logits = yield from _predict(job, VAL, "validate")
+            if not np.isfinite(logits).all():
+                raise _diverged(f"after epoch {epoch}", config.learning_rate)
             score = _score(job, logits, epoch)
             ended = time.monotonic()
+            saved = [LAST]
+            if score.beats(best):
+                best, best_logits = score, logits
+                saved.append(BEST)
+                save_predictions(run_dir, _table(job, VAL, logits))
+            # All is on disk before it is told: whoever stops the run at one of these events finds what they speak of.
+            checkpoints = [_save(job, run_dir, name, epoch) for name in saved]
             yield EpochEnded(
                 epoch,
                 train_loss,
@@ -82,12 +93,7 @@ def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
                 val_seconds=ended - trained,
                 seconds=ended - training_began,
             )
-            if score.beats(best):
-                best = score
-                yield _save(job, run_dir, BEST, epoch)
-                save_predictions(run_dir, _table(job, VAL, logits))
-                best_logits = logits
-            yield _save(job, run_dir, LAST, epoch)
+            yield from checkpoints
         if best.epoch != epoch:
             job.network.model.load_state_dict(load_checkpoint(run_dir, BEST)[0], strict=False)
         test_accuracy = None
@@ -130,20 +136,17 @@ def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float)
         position = (epoch - 1) * len(batches) + step - 1
         factor = learning_rate_factor(config, position, len(batches))
         set_learning_rate(optimizer, factor)
-        torch.manual_seed((config.seed << 32) + position)  # dropout's randomness depends on the step alone
         labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
         optimizer.zero_grad(set_to_none=True)
-        with device.autocast():
+        # Dropout's randomness depends on the step alone.
+        with seeded((config.seed << 32) + position), device.autocast(), _batchnorm_in_words():
             logits = job.forward(inputs)
         loss = cross_entropy(logits.float(), labels)
         loss.backward()
         optimizer.step()
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"The loss was no longer a number at step {step} of epoch {epoch} (learning rate {config.learning_rate * factor:g}). "
-                "Try a learning rate ten times lower. The best epoch before this is kept."
-            )
+            raise _diverged(f"at step {step} of epoch {epoch}", config.learning_rate * factor)
         seen += len(rows)
         loss_sum += value * len(rows)
         correct += int((logits.argmax(1) == labels).sum())
@@ -154,10 +157,29 @@ def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float)
             epoch_loss=loss_sum / seen,
             epoch_accuracy=correct / seen,
             learning_rate=config.learning_rate * factor,
-            images=(epoch - 1) * len(job.rows["train"]) + seen,
+            images=(epoch - 1) * len(job.rows[TRAIN]) + seen,
             seconds=time.monotonic() - began,
         )
     return loss_sum / seen, correct / seen
+
+
+def _diverged(when: str, learning_rate: float) -> TrainingError:
+    return TrainingError(
+        f"The loss was no longer a number {when} (learning rate {learning_rate:g}). "
+        "Try a learning rate ten times lower. The best epoch before this is kept."
+    )
+
+
+@contextmanager
+def _batchnorm_in_words() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TrainingError(
+            "BatchNorm cannot train on a single image at this image size. Use a batch size of 2 or more, or larger images."
+        ) from None
 
 
 @torch.no_grad()
@@ -206,6 +228,7 @@ def _started(job: Job) -> RunStarted:
         precision=job.device.precision,
         cache=job.report.to_json(),
         decode_seconds=job.decode_seconds,
+        decoded=job.decoded,
         forecast_seconds=_expected_seconds(job),
     )
 

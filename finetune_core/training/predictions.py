@@ -23,6 +23,12 @@ def save_predictions(run_dir: Path, table: pd.DataFrame) -> None:
     write_bytes(run_dir / _FILE, buffer.getvalue())
 
 
+def predictions_changed(run_dir: Path) -> int:
+    """When the run's predictions were written, in nanoseconds; 0 when there are none."""
+    file = run_dir / _FILE
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
 def load_predictions(run_dir: Path) -> pd.DataFrame:
     """The table of a run.
 

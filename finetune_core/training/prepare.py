@@ -150,6 +150,7 @@ class _Prepared:
         trunk: CachedTrunk | None,
         report: CacheReport,
         decode_seconds: float,
+        decoded: int,
     ) -> Job:
         labels = self.dataset.table["label"].to_numpy()
         return Job(
@@ -165,6 +166,7 @@ class _Prepared:
             trunk,
             report,
             decode_seconds,
+            decoded,
         )
 
 
@@ -173,8 +175,8 @@ def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job
     began = time.monotonic()
     pixels = yield from _decoded(prepared, np.arange(len(prepared.paths)))
     seconds = time.monotonic() - began
-    report = CacheReport("off", reason, views=chosen_views(prepared.config) or 0)
-    return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), None, report, seconds)
+    report = CacheReport("off", reason, views=prepared.config.views or 0)
+    return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), None, report, seconds, pixels.decoded)
 
 
 def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
@@ -214,7 +216,7 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
         trunk_seconds=seconds,
         seconds_per_row=tables.seconds_per_row(cut),
     )
-    return prepared.job(rows, None, CachedTrunk(tail, lookups[0], tuple(lookups[1:])), report, decode_seconds)
+    return prepared.job(rows, None, CachedTrunk(tail, lookups[0], tuple(lookups[1:])), report, decode_seconds, pixels.decoded)
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class _Pass:
 
 def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     config = prepared.config
-    views = chosen_views(config)
+    views = chosen_views(config, cut_index(prepared.strategy))
     if views is None:
         return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
     kept = np.sort(np.concatenate([rows[name] for name in SPLITS if name != TRAIN]))

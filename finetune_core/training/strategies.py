@@ -105,7 +105,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
     ),
     "custom": NamedStrategy(
         "Custom",
-        "You decide: a first stage that trains, or a rate for every stage.",
+        "You decide: a first stage that trains, or a rate for each stage.",
         "Lee et al. 2023, Surgical fine-tuning",
         _custom,
     ),

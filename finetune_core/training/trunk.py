@@ -63,13 +63,16 @@ class CachedTrunk:
     views: tuple[Lookup, ...]
 
 
-def chosen_views(config: RunConfig) -> int | None:
-    """How many augmented versions of an image the run goes through; 0 means a fresh one each epoch, None no augmentation."""
+def chosen_views(config: RunConfig, cut: int) -> int | None:
+    """How many augmented versions of an image the run goes through; 0 means a fresh one each epoch, None no augmentation.
+
+    Where the trunk cannot be cached, a fresh version costs no more than an old one.
+    """
     if config.augmentation == "none":
         return None
     if config.views is not None:
         return config.views
-    return -(-config.epochs // _EPOCHS_A_VIEW)
+    return 0 if config.cache == "off" or cut == 0 else -(-config.epochs // _EPOCHS_A_VIEW)
 
 
 def why_uncached(config: RunConfig, cut: int) -> str:
@@ -78,7 +81,7 @@ def why_uncached(config: RunConfig, cut: int) -> str:
         return "switched off for this run"
     if cut == 0:
         return "the first stage trains, so nothing is frozen before it"
-    if chosen_views(config) == 0:
+    if chosen_views(config, cut) == 0:
         return "every epoch augments the images afresh"
     return ""
 
@@ -119,7 +122,7 @@ def fill_trunk(
     Args:
         keys: uint64 ``[n]``, from the images' contents.
         wanted: indices into ``keys``.
-        images: indices -> normalised images on the device.
+        images: indices -> normalised images.
         view: which augmented version; empty without augmentation.
 
     Yields:
@@ -136,7 +139,7 @@ def fill_trunk(
     part = segments.part(start, cut)
 
     def inputs(rows: np.ndarray) -> torch.Tensor:
-        return images(rows) if source is None else source.batch(rows).to(tables.device.torch_device)
+        return images(rows) if source is None else source.batch(rows)
 
     began = time.monotonic()
     where: Where | None = yield from CACHE.fill(name, keys[needed], _computed(part, tables.device, needed, inputs))
@@ -144,7 +147,7 @@ def fill_trunk(
     if where is None:
         return None, 0, seconds
     table = CACHE.table(name)
-    if source is None:
+    if source is None and 2 * len(needed) >= len(wanted):  # of a few images, starting takes the most
         table.seconds_per_row = seconds / len(needed)
     return table.lookup(keys), len(wanted) - len(needed), seconds
 
@@ -171,6 +174,6 @@ def _computed(part: nn.Module, device: Device, rows: np.ndarray, inputs: Images)
     position = 0
     for batch, given in prefetched(inputs, in_order(rows, _BATCH)):
         with torch.no_grad(), device.autocast():
-            output = part(given).cpu()
+            output = part(given.to(device.torch_device)).cpu()
         yield np.arange(position, position + len(batch)), output
         position += len(batch)

@@ -13,9 +13,7 @@ from finetune_core.training.prepare import check_config
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import plain
 
-DEFAULTS: dict[str, Any] = {
-    name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()
-} | {"backbone": default_backbone()}
+DEFAULTS: dict[str, Any] = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
 
 _WORDS = {
     "adam": "Adam",
@@ -28,6 +26,11 @@ _WORDS = {
     "random_resized_crop": "Random crops and flips",
     "auto": "Automatic",
     "off": "Off",
+    "fp32": "fp32 (exact)",
+    "bf16": "bf16 (half the memory)",
+    "cpu": "Processor",
+    "cuda": "NVIDIA GPU",
+    "mps": "Apple GPU",
 }
 _LABELS = {
     "learning_rate": "Learning rate",
@@ -35,13 +38,13 @@ _LABELS = {
     "image_size": "Image size (pixels)",
     "warmup_epochs": "Warm-up (epochs)",
     "weight_decay": "Weight decay",
-    "split_seed": "Split number",
+    "split_seed": "Seed of the split",
     "val_fraction": "Validation share",
     "test_fraction": "Test share",
     "views": "Augmented versions kept",
     "cache": "Cache of frozen stages",
 }
-_FROM_STAGE, _EVERY_STAGE = "From one stage on", "A rate for every stage"
+_FROM_STAGE, _EVERY_STAGE = "From one stage on", "A rate for each stage"
 
 
 def apply_recipe(recipe: dict[str, Any]) -> None:
@@ -53,7 +56,7 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
 
 def values(data: str) -> dict[str, Any]:
     """The settings as they stand in the form, unchecked."""
-    for name, default in DEFAULTS.items():
+    for name, default in (DEFAULTS | {"backbone": default_backbone()}).items():
         if default is not None:
             st.session_state.setdefault(_key(name), _as_widget(name, default))
     found = {name: st.session_state.get(_key(name)) for name in DEFAULTS if name not in ("cut", "stage_rates", "weights")}
@@ -61,6 +64,17 @@ def values(data: str) -> dict[str, Any]:
     if found["strategy"] == "custom":
         found |= _custom_strategy()
     return found | {"data": data}
+
+
+def split_settings() -> tuple[float, float, int]:
+    """Validation share, test share and seed of the split as the form has them; the defaults where they cannot be used."""
+    names = ("val_fraction", "test_fraction", "split_seed")
+    found = {name: st.session_state.get(_key(name), DEFAULTS[name]) for name in names}
+    try:
+        config = make_config(found | {"data": "any"})
+    except ConfigError:
+        return tuple(DEFAULTS[name] for name in names)
+    return config.val_fraction, config.test_fraction, config.split_seed
 
 
 def checked(found: dict[str, Any]) -> tuple[RunConfig | None, dict[str, str]]:
@@ -75,20 +89,20 @@ def checked(found: dict[str, Any]) -> tuple[RunConfig | None, dict[str, str]]:
 
 def number_field(name: str, problems: dict[str, str]) -> None:
     """A whole number, without limits of the widget's own: the config names what is wrong, in words."""
-    st.number_input(_label(name), key=_key(name), step=1, help=_help(name), persist_state="session")
+    st.number_input(label(name), key=_key(name), step=1, help=_help(name), persist_state="session")
     _problem(name, problems)
 
 
 def text_field(name: str, problems: dict[str, str]) -> None:
     """A number typed as text, so that 1e-4 can be written."""
-    st.text_input(_label(name), key=_key(name), help=_help(name), persist_state="session")
+    st.text_input(label(name), key=_key(name), help=_help(name), persist_state="session")
     _problem(name, problems)
 
 
 def choice_field(name: str, options: Any, problems: dict[str, str]) -> None:
     """One of a few words."""
     st.selectbox(
-        _label(name),
+        label(name),
         get_args(options),
         format_func=lambda option: _WORDS.get(option, option),
         key=_key(name),
@@ -101,7 +115,7 @@ def choice_field(name: str, options: Any, problems: dict[str, str]) -> None:
 def views_field(problems: dict[str, str]) -> None:
     """A whole number, or nothing."""
     st.number_input(
-        _label("views"),
+        label("views"),
         key=_key("views"),
         step=1,
         value=None,
@@ -212,7 +226,8 @@ def _rate_key(stage: str) -> str:
     return f"custom_rate_{stage}"
 
 
-def _label(name: str) -> str:
+def label(name: str) -> str:
+    """What the form calls a field."""
     return _LABELS.get(name, name.replace("_", " ").capitalize())
 
 
@@ -222,4 +237,4 @@ def _help(name: str) -> str:
 
 def _problem(name: str, problems: dict[str, str]) -> None:
     if name in problems:
-        st.markdown(f":red[:material/error: {plain(_label(name))} {plain(problems[name])}]")
+        st.markdown(f":red[:material/error: {plain(label(name))} {plain(problems[name])}]")

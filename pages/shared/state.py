@@ -1,5 +1,8 @@
 """What the whole process shares (runs, worker, indexed folders), and what one session has chosen."""
 
+from datetime import datetime
+from pathlib import Path
+
 import streamlit as st
 
 from finetune_core import paths
@@ -12,6 +15,7 @@ from finetune_core.runs.worker import Worker
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import go, plain
 
+_MOST_INDEXED = 4
 STATUS_WORDS = {
     "queued": ("Waiting for the run before it", "gray", ":material/hourglass_empty:"),
     "running": ("Training", "orange", ":material/local_fire_department:"),
@@ -42,7 +46,8 @@ def _indexed() -> dict[tuple, Dataset]:
 def data_folder() -> str:
     """The folder that this session has chosen, or an empty string."""
     if st.session_state.get("data_source") == "folder":
-        return str(st.session_state.get("data_folder", "")).strip()
+        named = str(st.session_state.get("data_folder", "")).strip()
+        return str(Path(named).expanduser().resolve()) if named else ""
     return str(digits_folder()) if st.session_state.get("data_source", SAMPLE_NAME) == SAMPLE_NAME else ""
 
 
@@ -54,6 +59,8 @@ def indexed_dataset(root: str, val_fraction: float, test_fraction: float, split_
     """
     key = (root, val_fraction, test_fraction, split_seed)
     if again or key not in _indexed():
+        while len(_indexed()) >= _MOST_INDEXED:
+            _indexed().pop(next(iter(_indexed())), None)
         _indexed()[key] = with_bar(
             index_dataset(root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed),
             "Reading image headers",
@@ -70,7 +77,7 @@ def with_bar(work, text: str):
                 done, total = next(work)
             except StopIteration as finished:
                 return finished.value
-            if done % 50 == 0 or done == total:
+            if total < 50 or done % 50 == 0 or done == total:
                 bar.progress(done / max(1, total), f"{text}: {done:,} of {total:,}")
     finally:
         bar.empty()
@@ -83,18 +90,25 @@ def run_label(run: Run) -> str:
 
 def run_title(run: Run) -> str:
     """When, and what."""
-    day, time_of_day = run.run_id.split("-")[:2]
-    when = f"{day[6:8]}.{day[4:6]}. {time_of_day[:2]}:{time_of_day[2:4]}"
+    try:
+        when = f"{datetime.strptime(run.run_id[:15], '%Y%m%d-%H%M%S'):%d %b %H:%M}"
+    except ValueError:  # a folder that was renamed
+        when = run.run_id
     return f"{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title.lower()}"
 
 
-def choose_run(runs: list[Run]) -> Run:
-    """A box to choose one of ``runs`` (at least one); the choice is in the page's address, and taken to other pages."""
+def choose_run(runs: list[Run], *, prefer_active: bool = False) -> Run:
+    """A box to choose one of ``runs`` (at least one); the choice is in the page's address, and taken to other pages.
+
+    Args:
+        prefer_active: without an address, show the run that is going on, whatever was looked at elsewhere.
+    """
     by_id = {run.run_id: run for run in runs}
     asked = st.query_params.get("run")
     if asked is not None and asked not in by_id:
         st.warning(f"There is no run {plain(asked)} to show here; this is the latest one instead.", icon=":material/link_off:")
-    current = asked or st.session_state.get("selected_run")
+    active = next((run.run_id for run in reversed(runs) if run.active), None) if prefer_active else None
+    current = asked or active or st.session_state.get("selected_run")
     # The address wins, so that a link, a reload and the back button all show what they say.
     st.session_state["run_box"] = current if current in by_id else runs[0].run_id
     chosen = st.selectbox(

@@ -1,10 +1,12 @@
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from finetune_core.data.rowcache import RowCache
+from finetune_core.errors import ConfigError
 
 KEYS = np.arange(10, 30, dtype=np.uint64)
 ROWS = torch.randn(20, 3, 4, 4)
@@ -141,3 +143,48 @@ def test_the_oldest_files_make_room_on_disk(cache, folder, disk_only, monkeypatc
     filled(cache, "old")
     filled(cache, "new")
     assert [file.name.split("-")[0] for file in folder.glob("*.rows")] == ["new"]
+
+
+def test_rows_that_a_run_still_reads_count_towards_the_budget(cache, monkeypatch):
+    size = ROWS.numel() * 4
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(1.5 * size / 1e9))
+    filled(cache, "first")
+    reading = cache.table("first").lookup(KEYS)
+    assert filled(cache, "second") == "disk"
+    assert torch.equal(reading.batch(np.arange(20)), ROWS)
+
+
+def test_a_table_that_grows_stays_within_the_budget(cache, monkeypatch):
+    size = ROWS.numel() * 4
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", str(1.5 * size / 1e9))
+    filled(cache)
+    assert filled(cache, keys=KEYS + np.uint64(100)) == "disk"
+    assert cache.held() == size
+    both = cache.table("t").lookup(np.concatenate([KEYS[:2], KEYS[:2] + np.uint64(100)]))
+    assert torch.equal(both.batch(np.arange(4)), ROWS[[0, 1, 0, 1]])
+
+
+def test_evicted_files_are_forgotten_and_free_their_space(cache, folder, disk_only, monkeypatch):
+    size = ROWS.numel() * 4
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * size / 1e9))
+    filled(cache, "old")
+    filled(cache, "new")
+    assert cache.table("old").missing(KEYS).all()
+    assert sum(file.stat().st_size for file in folder.glob("*.rows")) == size
+
+
+def test_old_leftovers_of_killed_processes_are_cleared_away(cache, folder, disk_only):
+    folder.mkdir()
+    (folder / "t-dead.part").write_bytes(b"half")
+    (folder / "t-gone.json").write_text("{}")
+    for file in folder.iterdir():
+        os.utime(file, (0, 0))
+    (folder / "t-alive.part").write_bytes(b"half")
+    filled(cache)
+    assert sorted(file.suffix for file in folder.iterdir()) == [".json", ".part", ".rows"]
+
+
+def test_a_limit_that_is_no_number_is_said_in_words(cache, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "lots")
+    with pytest.raises(ConfigError, match="THAW_CACHE_MEMORY_GB must be a number"):
+        filled(cache)

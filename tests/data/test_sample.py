@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from finetune_core.data import sample
 from finetune_core.data.sample import digits_folder, resolve_data
+from finetune_core.errors import DataError
 
 
 def test_the_digits_are_written_once_as_an_image_folder(home):
@@ -34,7 +35,7 @@ def test_a_failure_leaves_nothing_behind(home, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(sample, "_write_digits", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(DataError, match="disk full"):
         digits_folder()
     assert os.listdir(home / "data") == []
 

@@ -185,7 +185,7 @@ def test_train_shows_a_finished_run_with_its_interval(run):
     told = words(at)
     assert "correct" in told
     assert "95 % interval" in told
-    assert "frozen tensors are bit for bit" in told
+    assert "frozen stages are bit for bit what they were" in told
     assert "See the evaluation" in labels(at)
 
 
@@ -242,3 +242,33 @@ def test_names_never_become_markup(run):
         at = opened(name, run=run_id)
         assert NASTY not in words(at)
         assert not any(NASTY in element.value for element in at.get("html"))
+
+
+def test_a_renamed_run_folder_is_listed_like_any_other(run):
+    run_id = run()
+    (paths.runs_dir() / run_id).rename(paths.runs_dir() / "baseline")
+    assert "baseline" in words(opened("home"))
+    assert "correct" in words(opened("train", run="baseline"))
+
+
+def test_forecast_puts_all_strategies_side_by_side(run):
+    at = opened("configure")
+    at.session_state["data_source"] = "folder"
+    at.session_state["data_folder"] = str(run.folder)
+    at.number_input(key="form_image_size").set_value(32)
+    at.number_input(key="form_batch_size").set_value(4)
+    at.run()
+    next(button for button in at.button if button.label == "Forecast all strategies").click().run()
+    assert not at.exception
+    table = at.dataframe[0].value
+    assert list(table["Strategy"]) == ["Feature extraction", "▸ Last block", "Last two blocks", "Everything"]
+    assert table["Cache"].tolist()[-1] == "none"
+
+
+def test_train_says_where_the_time_went_and_what_the_cache_did(run):
+    first, second = run(), run(seed=1)
+    assert "Computing the frozen stages \\(once\\)" in words(
+        opened("train", run=first)
+    ) or "Computing the frozen stages (once)" in words(opened("train", run=first))
+    assert "100 % of it was there before" in words(opened("train", run=second)).replace("\\", "")
+    assert "nothing is frozen" in words(opened("train", run=run(strategy="full"))).replace("\\", "")

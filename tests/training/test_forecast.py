@@ -77,14 +77,38 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
         return next(event for event in found if isinstance(event, events.RunStarted))
 
     assert train(0).forecast_seconds is None
-    assert SpeedBook().speed(config()).trunk > 0
+    assert SpeedBook().speed(config()) is None
+    book = SpeedBook()
+    book.learn(config(), SPEED)
+    book.learn_decoding(load_dataset(config().data).fingerprint, 32, 0.001)
     second = train(1)
-    assert second.forecast_seconds > 0
+    assert second.forecast_seconds == pytest.approx(0.8 + 4 * (28 * 0.02 + 6 * 0.005) + 6 * 0.005)
     assert second.cache["found"] == 40
+    learnt = book.speed(config())
+    assert learnt.step != SPEED.step
+    assert (learnt.trunk, learnt.step_bytes) == (SPEED.trunk, SPEED.step_bytes)
 
 
-def test_a_damaged_book_is_begun_again(config, home):
-    (home / "speeds.json").write_text("{broken")
+@pytest.mark.parametrize("content", ["{broken", "[]", '{"speeds": []}', '{"speeds": {}, "decode": 3}'])
+def test_a_damaged_book_is_begun_again(config, home, content):
+    (home / "speeds.json").write_text(content)
     assert SpeedBook().speed(config()) is None
     SpeedBook().learn(config(), SPEED)
     assert SpeedBook().speed(config()) == SPEED
+
+
+def test_a_book_that_cannot_be_written_costs_no_run(config, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("read-only")
+
+    monkeypatch.setattr("finetune_core.training.forecast.write_bytes", refuse)
+    found = list(execute(create_run(config(epochs=1), tmp_path / "runs")))
+    assert isinstance(found[-1], events.RunFinished)
+
+
+def test_speeds_of_another_version_are_measured_again(config, home):
+    (home / "speeds.json").write_text('{"speeds": {}, "decode": {}}')
+    book = SpeedBook()
+    book.learn(config(), SPEED)
+    (home / "speeds.json").write_text((home / "speeds.json").read_text().replace('"trunk"', '"before"'))
+    assert book.speed(config()) is None

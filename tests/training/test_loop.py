@@ -224,3 +224,42 @@ def test_events_are_plain_scalars(config, tmp_path):
 
 def test_stage_names_of_the_packaged_backbone_used_above_exist():
     assert {"block2", "block5", "head"} <= {stage.name for stage in network_stages("efficientnet_lite0", 3)}
+
+
+def test_stopped_at_the_end_of_an_epoch_its_results_are_there(config, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    stream = fit(config(epochs=50), folder)
+    while not isinstance(next(stream), events.EpochEnded):
+        pass
+    assert stream.throw(StopRequested()).best_epoch == 1
+    assert load_checkpoint(folder, "best")[1].epoch == 1
+    assert len(load_predictions(folder)) == 6
+
+
+def test_validation_that_is_no_number_is_said_in_words(config, tmp_path, monkeypatch):
+    from finetune_core.training import loop
+
+    monkeypatch.setattr(loop, "_logits", lambda job, inputs: np.full((len(inputs), 3), np.nan, np.float32))
+    with pytest.raises(TrainingError, match="after epoch 1"):
+        run(config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "predictions.parquet").exists()
+
+
+def test_batchnorm_on_a_single_image_is_refused_in_words(config, tmp_path):
+    with pytest.raises(TrainingError, match="batch size of 2"):
+        run(config(batch_size=1, strategy="last_block"), tmp_path / "run")
+
+
+def test_other_threads_using_torchs_randomness_change_nothing(config, tmp_path):
+    """A page that builds a network while a run with dropout goes on."""
+    settings = config(backbone="squeezenet1_1", weights="none", image_size=64, strategy="full", epochs=1)
+    run(settings, tmp_path / "alone")
+    folder = tmp_path / "disturbed"
+    folder.mkdir()
+    for event in fit(settings, folder):
+        if isinstance(event, events.StepEnded):
+            torch.rand(3)
+            build_network("squeezenet1_1", "none", 3, event.step)
+    a, b = (load_file(tmp_path / name / "last.safetensors") for name in ("alone", "disturbed"))
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -53,7 +53,7 @@ NETWORKS = [("resnet18", 64), ("efficientnet_lite0", 64), ("densenet121", 64), (
 @pytest.mark.parametrize(("backbone", "size"), NETWORKS)
 @pytest.mark.parametrize("augmentation", [{}, {"augmentation": "random_resized_crop", "views": 2}], ids=["plain", "views"])
 def test_cached_equals_uncached(image_folder, tmp_path, backbone, size, augmentation):
-    folder = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
+    folder = image_folder(tmp_path / "images", {"red": 5, "blue": 5})
     settings = {"data": str(folder), "backbone": backbone, "weights": "none", "image_size": size, "batch_size": 4, "epochs": 3}
     config = make_config(settings | {"precision": "fp32", "learning_rate": 1e-4} | augmentation)
     cached, _ = run(config, tmp_path / "cached")
@@ -171,7 +171,7 @@ def test_bf16_is_as_accurate_as_fp32_on_digits(tmp_path, seed):
 
     scores = {}
     for precision in ("fp32", "bf16"):
-        settings = {"data": str(digits_folder()), "image_size": 64, "epochs": 5, "learning_rate": 1e-3, "schedule": "cosine"}
+        settings = {"data": str(digits_folder()), "image_size": 48, "epochs": 4, "learning_rate": 1e-3, "schedule": "cosine"}
         _, found = run(
             make_config(settings | {"seed": seed, "precision": precision, "val_fraction": 0.3}), tmp_path / precision
         )
