@@ -42,6 +42,8 @@ def things(count: int, one: str, many: str | None = None) -> str:
 
 def duration(seconds: float) -> str:
     """0.42 -> ``0.4 s``; 130 -> ``2 min 10 s``; 7300 -> ``2 h 2 min``."""
+    if seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -12,7 +12,7 @@ from pages.shared.chrome import next_step, page, plain
 from pages.shared.stages import draw_stages
 from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, store
 
-REFRESH = 1.0  # seconds
+REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 
 page("pages/train.py", "Watch a network learn. Close the tab if you like: the run goes on, and this page finds it again.")
 
@@ -92,7 +92,12 @@ def engine(run: Run) -> None:
         place = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
         views = f", {things(cache['views'], 'augmented version')} of each training image" if cache["views"] else ""
         saved = history.saved_seconds()
-        told = f"Cache: {size(cache['bytes'])} {place}{views}; {percent(cache['found'] / cache['rows'], 0)} of it was there before."
+        found = (
+            f"{percent(cache['found'] / cache['rows'], 0)} of it was there before."
+            if cache["found"]
+            else "all of it computed for this run."
+        )
+        told = f"Cache: {size(cache['bytes'])} {place}{views}; " + found
         st.caption(plain(told + (f" Saved so far: {duration(saved)}." if saved else "")))
     if run.history.end and run.history.end.get("seconds") and history.started["forecast_seconds"]:
         st.caption(f"Forecast {duration(history.started['forecast_seconds'])}, took {duration(run.history.end['seconds'])}.")

@@ -93,7 +93,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
     ),
     "last_two_blocks": NamedStrategy(
         "Last two blocks",
-        "The last two stages and the head train. For images that look unlike ImageNet's, with some hundreds a class.",
+        "The last two stages and the head train. For images that look unlike ImageNet's, with some hundreds for each class.",
         "Yosinski et al. 2014",
         _last(3),
     ),
