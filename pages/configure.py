@@ -19,9 +19,11 @@ from finetune_core.config import (
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import PACKAGED, backbone_info
+from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, cut_index, plan
+from finetune_core.training.trunk import chosen_views, why_uncached
 from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
@@ -190,6 +192,21 @@ def forecasts(config: RunConfig, dataset: Dataset) -> None:
     )
 
 
+def about_augmentation(config: RunConfig) -> None:
+    """Which augmented images the run will see, before it starts."""
+    cut = cut_index(plan(config, network_stages(config.backbone)))
+    views = chosen_views(config, cut)
+    if views == 0:
+        st.caption(
+            "Augmentation: a fresh version of each image every epoch, so nothing is kept of what the frozen stages make of it."
+        )
+    elif views and not why_uncached(config, cut):
+        st.caption(
+            f"Augmentation: {things(views, 'version')} of each image, computed through the frozen stages once and used in turn "
+            "(More settings changes the number)."
+        )
+
+
 def start(config: RunConfig | None, problems: dict[str, str]) -> None:
     if problems:
         st.error(f"{things(len(problems), 'setting')} cannot be used; look for the red lines.", icon=":material/error:")
@@ -217,5 +234,6 @@ if classes is None:
     next_step("pages/dataset.py", "Choose data first")
 else:
     if config and dataset:
+        about_augmentation(config)
         forecasts(config, dataset)
     start(config, problems)

@@ -99,8 +99,15 @@ def engine(run: Run) -> None:
         )
         told = f"Cache: {size(cache['bytes'])} {place}{views}; " + found
         st.caption(plain(told + (f" Saved so far: {duration(saved)}." if saved else "")))
-    if run.history.end and run.history.end.get("seconds") and history.started["forecast_seconds"]:
-        st.caption(f"Forecast {duration(history.started['forecast_seconds'])}, took {duration(run.history.end['seconds'])}.")
+    expected, end = history.started["forecast"], history.end
+    if expected and end and end.get("seconds"):
+        epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
+        memory = max(row["memory_bytes"] for row in history.epochs)
+        st.caption(
+            f"Forecast and what happened: {duration(expected['seconds'])}, {duration(end['seconds'])} in all; "
+            f"{duration(expected['epoch_seconds'])}, {duration(epoch)} an epoch; "
+            f"{size(expected['memory_bytes'])}, {size(memory)} of memory; {size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
+        )
 
 
 def curves(run: Run) -> None:

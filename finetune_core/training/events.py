@@ -34,7 +34,7 @@ class RunStarted(Event):
         weights_hash: of the backbone before training.
         cache: what the activation cache did: a ``CacheReport``.
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
-        forecast_seconds: what the whole run was expected to take; None where nothing was known.
+        forecast: the ``seconds, epoch_seconds, memory_bytes, cache_bytes`` that were expected; None where nothing was known.
     """
 
     backbone: str
@@ -56,7 +56,7 @@ class RunStarted(Event):
     cache: dict[str, Any]
     decode_seconds: float
     decoded: int
-    forecast_seconds: float | None
+    forecast: dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,12 @@ class StepEnded(Event):
 
 @dataclass(frozen=True)
 class EpochEnded(Event):
-    """One epoch with its validation; ``seconds`` since the first step began."""
+    """One epoch with its validation.
+
+    Attributes:
+        seconds: since the first step began.
+        memory_bytes: what the run has added to the program's memory so far (on a GPU: its own peak).
+    """
 
     epoch: int
     train_loss: float
@@ -101,6 +106,7 @@ class EpochEnded(Event):
     train_seconds: float
     val_seconds: float
     seconds: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.randomness import seeded
 from finetune_core.training.checkpoints import BEST, LAST, CheckpointInfo, changing_tensors, load_checkpoint, save_checkpoint
+from finetune_core.training.device import used_memory
 from finetune_core.training.events import (
     CheckpointSaved,
     EpochEnded,
@@ -60,7 +61,7 @@ def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
     Raises:
         FinetuneError: when the run cannot start, or cannot go on.
     """
-    began = time.monotonic()
+    began, memory_before = time.monotonic(), used_memory()
     best, epoch = _Score(), 0
     try:
         job = yield from prepare(config)
@@ -92,6 +93,7 @@ def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
                 train_seconds=trained - epoch_began,
                 val_seconds=ended - trained,
                 seconds=ended - training_began,
+                memory_bytes=max(0, used_memory() - memory_before),
             )
             yield from checkpoints
         if best.epoch != epoch:
@@ -229,16 +231,17 @@ def _started(job: Job) -> RunStarted:
         cache=job.report.to_json(),
         decode_seconds=job.decode_seconds,
         decoded=job.decoded,
-        forecast_seconds=_expected_seconds(job),
+        forecast=_expected(job),
     )
 
 
-def _expected_seconds(job: Job) -> float | None:
+def _expected(job: Job) -> dict[str, float] | None:
     book = SpeedBook()
     speed, reading = book.speed(job.config), book.decode_seconds(job.dataset, job.config.image_size)
     if speed is None or reading is None:
         return None
-    return forecast(job.config, job.dataset, speed, reading, job.report.found).seconds
+    told = forecast(job.config, job.dataset, speed, reading, job.report.found)
+    return {name: getattr(told, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
 
 
 def _save(job: Job, run_dir: Path, name: str, epoch: int) -> CheckpointSaved:

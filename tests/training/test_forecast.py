@@ -76,13 +76,14 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
         found = list(execute(create_run(config(seed=seed), tmp_path / "runs")))
         return next(event for event in found if isinstance(event, events.RunStarted))
 
-    assert train(0).forecast_seconds is None
+    assert train(0).forecast is None
     assert SpeedBook().speed(config()) is None
     book = SpeedBook()
     book.learn(config(), SPEED)
     book.learn_decoding(load_dataset(config().data).fingerprint, 32, 0.001)
     second = train(1)
-    assert second.forecast_seconds == pytest.approx(0.8 + 4 * (28 * 0.02 + 6 * 0.005) + 6 * 0.005)
+    assert second.forecast["cache_bytes"] == 40_000
+    assert second.forecast["seconds"] == pytest.approx(0.8 + 4 * (28 * 0.02 + 6 * 0.005) + 6 * 0.005)
     assert second.cache["found"] == 40
     learnt = book.speed(config())
     assert learnt.step != SPEED.step

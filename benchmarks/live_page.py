@@ -1,0 +1,78 @@
+"""What an open Train page costs: the same run in the app with its page open in a browser on this machine, and closed.
+
+python benchmarks/live_page.py        (needs Chromium)
+"""
+
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUNDS, EPOCHS = 3, 5
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
+
+
+def start_run(page: Page, url: str) -> str:
+    page.goto(f"{url}/configure")
+    page.get_by_label("Image size (pixels)", exact=True).fill("96")
+    page.get_by_label("Epochs", exact=True).fill(str(EPOCHS))
+    page.get_by_label("Epochs", exact=True).press("Enter")
+    page.get_by_text("Everything", exact=True).first.click()
+    page.wait_for_timeout(1500)
+    page.get_by_text("Start training").click()
+    page.wait_for_url("**/train?run=*")
+    return page.url.split("run=")[1]
+
+
+def epoch_seconds(home: str, run: str) -> float:
+    """The median epoch once the run has ended, the first left out."""
+    events = Path(home, "runs", run, "events.jsonl")
+    while '"RunFinished"' not in events.read_text():
+        time.sleep(1)
+    rows = [json.loads(line) for line in events.read_text().splitlines()]
+    return statistics.median([row["train_seconds"] for row in rows if row["event"] == "EpochEnded"][1:])
+
+
+def main() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
+        command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"THAW_HOME": home}, **quiet)
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(100):
+            try:
+                urllib.request.urlopen(f"{url}/_stcore/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(0.3)
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(2 * ROUNDS):
+            stays = number % 2 == 0
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+            run = start_run(browser.new_page(viewport={"width": 1440, "height": 900}), url)
+            if not stays:
+                browser.close()
+            times[stays].append(epoch_seconds(home, run))
+            if stays:
+                browser.close()
+        server.terminate()
+        server.wait()
+    opened, closed = statistics.median(times[True]), statistics.median(times[False])
+    print(f"an epoch takes {opened:.2f} s with the page open, {closed:.2f} s with it closed: {opened / closed - 1:.1%} more")
+
+
+if __name__ == "__main__":
+    main()
