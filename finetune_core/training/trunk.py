@@ -117,7 +117,7 @@ def split_network(network: Network) -> Segments:
 def fill_trunk(
     tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: Images, view: str = ""
 ) -> Generator[tuple[int, int], None, tuple[Lookup | None, int, float]]:
-    """Have the trunk's output for the wanted images, from the nearest shallower cut that has them all, else from pixels.
+    """Have the trunk's output for the wanted images, each from the nearest shallower cut that has it, else from pixels.
 
     Args:
         keys: uint64 ``[n]``, from the images' contents.
@@ -131,41 +131,40 @@ def fill_trunk(
     Returns:
         The rows by index (None where there is no room), how many were there before, and the seconds that the others took.
     """
-    name = tables.name(cut, view)
+    name, spent = tables.name(cut, view), 0.0
     needed = wanted[CACHE.table(name).missing(keys[wanted])]
-    if not len(needed):
-        return CACHE.table(name).lookup(keys), len(wanted), 0.0
-    source, start = _nearest(tables, cut, keys, needed, view)
-    part = segments.part(start, cut)
-
-    def inputs(rows: np.ndarray) -> torch.Tensor:
-        return images(rows) if source is None else source.batch(rows)
-
-    began = time.monotonic()
-    where: Where | None = yield from CACHE.fill(name, keys[needed], _computed(part, tables.device, needed, inputs))
-    seconds = time.monotonic() - began
-    if where is None:
-        return None, 0, seconds
-    table = CACHE.table(name)
-    if source is None and 2 * len(needed) >= len(wanted):  # of a few images, starting takes the most
-        table.seconds_per_row = seconds / len(needed)
-    return table.lookup(keys), len(wanted) - len(needed), seconds
+    for start, rows in _sources(tables, cut, keys, needed, view):
+        shallower = CACHE.table(tables.name(start, view)).lookup(keys) if start else None
+        began = time.monotonic()
+        batches = _computed(segments.part(start, cut), tables.device, rows, shallower.batch if shallower else images)
+        where: Where | None = yield from CACHE.fill(name, keys[rows], batches)
+        seconds = time.monotonic() - began
+        spent += seconds
+        if where is None:
+            return None, 0, spent
+        if start is None and 2 * len(rows) >= len(wanted):  # of a few images, starting takes the most
+            CACHE.table(name).seconds_per_row = seconds / len(rows)
+    return CACHE.table(name).lookup(keys), len(wanted) - len(needed), spent
 
 
 def needs_images(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
     """The wanted images whose pixels are needed: those that neither this cut nor a shallower one has."""
     needed = wanted[CACHE.table(tables.name(cut, view)).missing(keys[wanted])]
-    return needed if len(needed) and _nearest(tables, cut, keys, needed, view)[0] is None else needed[:0]
+    return next((rows for start, rows in _sources(tables, cut, keys, needed, view) if start is None), needed[:0])
 
 
-def _nearest(
+def _sources(
     tables: TrunkTables, cut: int, keys: np.ndarray, needed: np.ndarray, view: str
-) -> tuple[Lookup | None, int | None]:
+) -> list[tuple[int | None, np.ndarray]]:
+    """Where the needed rows come from: (cut, rows) for each shallower cut that has some, the nearest first, and
+    (None, rows) for those that come from pixels."""
+    sources: list[tuple[int | None, np.ndarray]] = []
     for shallower in range(cut - 1, 0, -1):
-        table = CACHE.table(tables.name(shallower, view))
-        if table.blocks and not table.missing(keys[needed]).any():
-            return table.lookup(keys), shallower
-    return None, None
+        lacking = CACHE.table(tables.name(shallower, view)).missing(keys[needed])
+        if not lacking.all():
+            sources.append((shallower, needed[~lacking]))
+            needed = needed[lacking]
+    return [*sources, (None, needed)] if len(needed) else sources
 
 
 def _computed(part: nn.Module, device: Device, rows: np.ndarray, inputs: Images) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

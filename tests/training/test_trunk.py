@@ -187,3 +187,13 @@ def test_repeats_of_the_same_image_under_other_names_are_no_problem(config, tmp_
     assert told["rows"] == 37
     assert np.isfinite(told["bytes"])
     assert torch.isfinite(load_file(tmp_path / "run" / "last.safetensors")["classifier.weight"]).all()
+
+
+def test_a_damaged_image_does_not_cost_the_others_their_shallower_cut(config, tmp_path):
+    settings = config(strategy="last_two_blocks", epochs=1)
+    victim = sorted((tmp_path / "images" / "red").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:1500])
+    run(settings, tmp_path / "shallow")
+    told, found = run(config(strategy="last_block", epochs=1), tmp_path / "deep")
+    assert [event.decoded for event in found if isinstance(event, events.RunStarted)] == [1]
+    assert told["rows"] == 35
