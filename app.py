@@ -23,7 +23,7 @@ def machine() -> None:
     names = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "Processor"}
     ready = [name for name in backbone_names() if backbone_info(name).ready]
     with st.container(horizontal=True):
-        st.metric("Device", names[found.device.kind], help=found.device.label, border=True)
+        st.metric("Device", names[found.device.kind], help=f"{found.device.label}; {found.cores} processor cores", border=True)
         st.metric(
             "Precision",
             found.device.precision,

@@ -28,10 +28,6 @@ class Finding:
     message: str
     paths: tuple[str, ...] = ()
 
-    @property
-    def count(self) -> int:
-        return max(1, len(self.paths))
-
 
 @dataclass(frozen=True)
 class Dataset:
@@ -51,9 +47,6 @@ class Dataset:
     table: pd.DataFrame
     findings: tuple[Finding, ...]
     given_splits: bool
-
-    def rows(self, split: str) -> pd.DataFrame:
-        return self.table[self.table["split"] == split]
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
         return [self.root / sample for sample in rows["id"]]

@@ -67,7 +67,7 @@ def test_train_and_test_folders_keep_the_test_images(image_folder, tmp_path):
     image_folder(tmp_path, {"train/red": 10, "train/blue": 10, "test/red": 3, "test/blue": 3})
     dataset = load_dataset(tmp_path, val_fraction=0.2)
     assert dataset.counts().loc["red"].to_dict() == {"train": 8, "val": 2, "test": 3}
-    assert dataset.rows("test")["id"].str.startswith("test/").all()
+    assert dataset.table.loc[dataset.table["split"] == "test", "id"].str.startswith("test/").all()
 
 
 def test_plain_class_folders_are_split(image_folder, tmp_path):
@@ -190,7 +190,7 @@ def test_files_that_cannot_be_read_are_named_and_left_out(image_folder, tmp_path
     assert len(dataset.table) == 10
     unreadable = finding(dataset, "unreadable")
     assert set(unreadable.paths) == {"red/text.jpg", "red/empty.png"}
-    assert (unreadable.count, unreadable.severity) == (2, "error")
+    assert (len(unreadable.paths), unreadable.severity) == (2, "error")
     assert "2 images cannot be read" in unreadable.message
     assert finding(dataset, "not_an_image").paths == ("blue/labels.csv",)
 
