@@ -78,7 +78,7 @@ def augmented(images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: 
     """Training images as this epoch sees them: uint8 ``[n, 3, side, side]`` -> uint8 ``[n, 3, size, size]``."""
     if kind == "none":
         return evaluated(images, size)
-    flip = torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5)
+    flip = torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5).to(images.device)
     if kind == "flips":
         images = evaluated(images, size)
     else:

@@ -25,24 +25,32 @@ Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Images:
-    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, channels_last."""
+    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, channels_last.
+
+    They travel as uint8 and are cut out, augmented and normalised on the device; for Apple's GPU, which lacks some of these
+    operations, on the processor.
+    """
 
     pixels: Pixels
+    device: Device
     config: RunConfig
     info: BackboneInfo
     keys: np.ndarray
 
     def plain(self, rows: np.ndarray) -> torch.Tensor:
         """As validation sees them."""
-        return self._normalised(evaluated(self.pixels.batch(rows), self.config.image_size))
+        return self._normalised(evaluated(self._squares(rows), self.config.image_size))
 
     def version(self, rows: np.ndarray, version: int) -> torch.Tensor:
         """As training sees them, augmented; the same version is always the same."""
         config = self.config
-        squares = self.pixels.batch(rows)
         return self._normalised(
-            augmented(squares, config.augmentation, self.keys[rows], config.seed, version, config.image_size)
+            augmented(self._squares(rows), config.augmentation, self.keys[rows], config.seed, version, config.image_size)
         )
+
+    def _squares(self, rows: np.ndarray) -> torch.Tensor:
+        squares = self.pixels.batch(rows)
+        return squares.pin_memory().to("cuda", non_blocking=True) if self.device.kind == "cuda" else squares
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         return normalised(images, self.info.mean, self.info.std)
@@ -104,7 +112,7 @@ class Job:
         return self._on_device(prefetched(lambda rows: self._pinned(make(rows)), batches))
 
     def _pinned(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs.pin_memory() if self.device.kind == "cuda" else inputs
+        return inputs.pin_memory() if self.device.kind == "cuda" and inputs.device.type == "cpu" else inputs
 
     def _on_device(self, batches: Inputs) -> Inputs:
         for rows, inputs in batches:

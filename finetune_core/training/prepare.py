@@ -127,7 +127,7 @@ class _Prepared:
         return sample_keys(self.dataset.table["id"])
 
     def images(self, pixels: Pixels) -> Images:
-        return Images(pixels, self.config, self.network.info, self.keys)
+        return Images(pixels, self.device, self.config, self.network.info, self.keys)
 
     def rows(self, failed: dict[int, str]) -> dict[str, np.ndarray]:
         """Split -> rows of its readable images.
