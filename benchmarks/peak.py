@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
+from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import choose_device
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.strategies import apply, cut_index, plan
@@ -36,12 +36,12 @@ def matrix_peak(dtype: torch.dtype) -> float:
     return 2 * SIDE**3 / median_seconds(lambda: a @ b)
 
 
-def tail_step(strategy_name: str) -> Callable[[], None]:
+def tail_step(strategy_name: str) -> Callable[[], object]:
     config = make_config({"data": "none", "backbone": "resnet18", "strategy": strategy_name})
     device = choose_device()
     network = build_network("resnet18", "none", 10, 0)
-    network.model.to(memory_format=torch.channels_last)
     strategy = plan(config, network.stages)
+    place(network, strategy, device)
     cut, segments = cut_index(strategy), split_network(network)
     images = torch.randn(BATCH, 3, 224, 224).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), device.autocast():
@@ -51,14 +51,7 @@ def tail_step(strategy_name: str) -> Callable[[], None]:
     optimizer = make_optimizer(config, strategy, network.stages, network.model)
     labels = torch.zeros(BATCH, dtype=torch.long)
 
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with device.autocast():
-            logits = tail(inputs)
-        cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-
-    return step
+    return lambda: train_step(tail, inputs, labels, optimizer, device, 0)
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
 
 from finetune_core import paths
 from finetune_core.config import RunConfig
@@ -25,6 +24,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, network_stages
 from finetune_core.models.split import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.strategies import (
@@ -32,7 +32,6 @@ from finetune_core.training.strategies import (
     Strategy,
     apply,
     cut_index,
-    keep_depthwise_exact,
     plan,
     trainable_parameters,
 )
@@ -214,10 +213,8 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     device = choose_device(config.device, config.precision)
     weights = config.weights if config.weights != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
     network = build_network(config.backbone, weights, classes, config.seed)
-    network.model.to(device.torch_device, memory_format=torch.channels_last)
     strategy = plan(config, network.stages)
-    if device.kind == "cpu" and device.precision == "bf16":
-        keep_depthwise_exact(strategy, network.stages, network.model)
+    place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
     images = torch.randn(batch, 3, config.image_size, config.image_size, device=device.torch_device)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -254,11 +251,7 @@ def _measure_tail(
     kept: dict[int, int] = {}
 
     def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with device.autocast():
-            logits = tail(inputs)
-        cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
+        train_step(tail, inputs, labels, optimizer, device, config.seed)
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()

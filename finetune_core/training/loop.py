@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
-from finetune_core.randomness import seeded
 from finetune_core.training.checkpoints import BEST, LAST, CheckpointInfo, changing_tensors, load_checkpoint, save_checkpoint
+from finetune_core.training.compute import train_step
 from finetune_core.training.device import used_memory
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -130,8 +129,8 @@ def audit_frozen(job: Job) -> int:
 
 def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float) -> Generator[Event, None, tuple[float, float]]:
     """One epoch; returns its mean loss and accuracy, as they were while it went on."""
-    config, model, device = job.config, job.network.model, job.device
-    apply(job.strategy, job.network.stages, model, epoch)
+    config = job.config
+    apply(job.strategy, job.network.stages, job.network.model, epoch)
     batches = job.training_batches(epoch)
     seen, loss_sum, correct = 0, 0.0, 0
     for step, (rows, inputs) in enumerate(job.training_inputs(batches, epoch), start=1):
@@ -139,13 +138,8 @@ def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float)
         factor = learning_rate_factor(config, position, len(batches))
         set_learning_rate(optimizer, factor)
         labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
-        optimizer.zero_grad(set_to_none=True)
         # Dropout's randomness depends on the step alone.
-        with seeded((config.seed << 32) + position), device.autocast(), _batchnorm_in_words():
-            logits = job.forward(inputs)
-        loss = cross_entropy(logits.float(), labels)
-        loss.backward()
-        optimizer.step()
+        loss, logits = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position)
         value = loss.item()
         if not math.isfinite(value):
             raise _diverged(f"at step {step} of epoch {epoch}", config.learning_rate * factor)
@@ -170,18 +164,6 @@ def _diverged(when: str, learning_rate: float) -> TrainingError:
         f"The loss was no longer a number {when} (learning rate {learning_rate:g}). "
         "Try a learning rate ten times lower. The best epoch before this is kept."
     )
-
-
-@contextmanager
-def _batchnorm_in_words() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise TrainingError(
-            "BatchNorm cannot train on a single image at this image size. Use a batch size of 2 or more, or larger images."
-        ) from None
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, index_dataset
@@ -20,10 +19,11 @@ from finetune_core.models.network import Network, build_network, check_image_siz
 from finetune_core.models.split import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, download
 from finetune_core.training.batches import sample_keys
+from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.events import Event, ImagesSkipped, Progress
 from finetune_core.training.job import Images, Job
-from finetune_core.training.strategies import Strategy, cut_index, keep_depthwise_exact, plan
+from finetune_core.training.strategies import Strategy, cut_index, plan
 from finetune_core.training.trunk import (
     CachedTrunk,
     CacheReport,
@@ -91,10 +91,8 @@ def prepare(config: RunConfig) -> Generator[Event, None, Job]:
         yield from _reported("download", download(info))
     device = choose_device(config.device, config.precision)
     network = build_network(config.backbone, config.weights, len(dataset.classes), config.seed)
-    network.model.to(device.torch_device, memory_format=torch.channels_last)
     prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
-    if device.kind == "cpu" and device.precision == "bf16":
-        keep_depthwise_exact(prepared.strategy, network.stages, network.model)
+    place(network, prepared.strategy, device)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:
         try:

@@ -2,6 +2,7 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
+from finetune_core.errors import TrainingError
 from finetune_core.runs.record import create_run, execute
 from finetune_core.training import events
 from finetune_core.training.forecast import Speed, SpeedBook, calibrate, comparable, forecast
@@ -113,3 +114,8 @@ def test_speeds_of_another_version_are_measured_again(config, home):
     book.learn(config(), SPEED)
     (home / "speeds.json").write_text((home / "speeds.json").read_text().replace('"trunk"', '"before"'))
     assert book.speed(config()) is None
+
+
+def test_a_batch_that_cannot_train_is_refused_in_words(config, folder):
+    with pytest.raises(TrainingError, match="batch size of 2"):
+        list(calibrate([config(batch_size=1)], load_dataset(folder), SpeedBook()))
