@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,18 +16,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 
 from finetune_core import paths
-from finetune_core.config import bounds, make_config, read_config
-from finetune_core.data.dataset import check_pixels, index_dataset
-from finetune_core.data.sample import resolve_data
-from finetune_core.errors import ConfigError, FinetuneError, ImageError, TrainingError
+from finetune_core.config import SPLIT_FIELDS, bounds, make_config, read_config
+from finetune_core.data.dataset import Dataset, index_dataset
+from finetune_core.data.edits import edits_in_words, effective, load_edits
+from finetune_core.data.findings import KINDS, Finding, unanswered
+from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
+from finetune_core.data.sources import resolve_data
+from finetune_core.errors import ConfigError, DataError, FinetuneError, ImageError, TrainingError
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.predict import load_predictor
 from finetune_core.evaluation.results import evaluation
-from finetune_core.models.catalogue import backbone_info, backbone_names, default_backbone
+from finetune_core.inspection.deep import DeepReport, inspect_deeply
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.runs.record import create_run, execute, request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training import events
-from finetune_core.words import PHASE_WORDS, duration, things
+from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, size, things
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",
@@ -38,7 +43,12 @@ out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
-Data = Annotated[str, typer.Argument(help="A folder with one subfolder of images for each class, or the word 'digits'.")]
+DATA_HELP = (
+    "A folder with one subfolder of images for each class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
+    ".parquet with columns path and label), the word 'digits', or the name of a fetched public set."
+)
+Data = Annotated[str, typer.Argument(help=DATA_HELP)]
+AsIs = Annotated[bool, typer.Option("--as-is", help="Leave out the changes made to this data set in the app.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 # What the command line calls differently from the config.
@@ -83,54 +93,68 @@ def backbones(as_json: AsJson = False) -> None:
 @app.command()
 def inspect(
     data: Data,
-    headers_only: Annotated[bool, typer.Option(help="Do not decode the images; damaged ones stay unnoticed.")] = False,
+    deep: Annotated[
+        bool, typer.Option(help="Also compute features: wrong labels, outliers, splits that differ, where transfer ends.")
+    ] = False,
+    backbone: Annotated[str, typer.Option(metavar="NAME", help="Whose features, with --deep.")] = PACKAGED,
+    val_fraction: Annotated[str | None, _setting("val_fraction", "X")] = None,
+    test_fraction: Annotated[str | None, _setting("test_fraction", "X")] = None,
+    split_seed: Annotated[str | None, _setting("split_seed", "N")] = None,
+    groups: Annotated[str | None, _setting("groups", "PATTERN")] = None,
+    near_duplicates: Annotated[str | None, _setting("near_duplicates", "NAME")] = None,
+    as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
     """Look at a data set: classes, splits, sizes, and everything that looks wrong."""
-    with _errors(), _bar() as bar:
-        indexing = index_dataset(resolve_data(data), val_fraction=0.15, test_fraction=0.15, split_seed=0)
-        dataset = _shown(bar, "Reading headers", indexing)
-        findings = list(dataset.findings)
-        if not headers_only:
-            findings += _shown(bar, "Decoding images", check_pixels(dataset))
-    counts = dataset.counts()
-    widths, heights = dataset.table["width"], dataset.table["height"]
+    settings = {name: value for name, value in locals().items() if name in SPLIT_FIELDS and value is not None}
+    with _errors():
+        resolved = _resolved(data)
+        config = make_config(settings | {"data": resolved})
+        edits = () if as_is else load_edits(resolved)
+        with _bar() as bar:
+            dataset = _shown(bar, "Looking at images", index_dataset(resolved, **config.split_settings, edits=edits))
+            report = _show_phases(bar, inspect_deeply(dataset, backbone)) if deep else None
+    findings = unanswered([*dataset.findings, *(report.findings if report else ())], edits)
     if as_json:
-        _print_json(
-            {
-                "data": str(dataset.root),
-                "images": len(dataset.table),
-                "classes": list(dataset.classes),
-                "counts": {name: row.to_dict() for name, row in counts.iterrows()},
-                "splits": dataset.table["split"].value_counts().to_dict(),
-                "given_splits": dataset.given_splits,
-                "width": [int(widths.min()), int(widths.max())],
-                "height": [int(heights.min()), int(heights.max())],
-                "fingerprint": dataset.fingerprint,
-                "findings": [
-                    {"kind": f.kind, "severity": f.severity, "message": f.message, "paths": list(f.paths)} for f in findings
-                ],
-            }
-        )
+        _print_json(_inspection_json(dataset, findings, report))
+    else:
+        _print_inspection(dataset, findings, report)
+
+
+@app.command()
+def fetch(
+    name: Annotated[str | None, typer.Argument(help="The set to download; without one, all are listed.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Download a well-known public data set, or list them with sizes and licences."""
+    if name is None:
+        rows = [{**asdict(one), "fetched": is_fetched(one.name)} for one in PUBLIC_SETS.values()]
+        if as_json:
+            _print_json({"public_sets": rows})
+            return
+        table = Table("Name", "Images", "Classes", "Download", "On disk", "Here", Column("Licence", overflow="fold"), box=None)
+        for one in PUBLIC_SETS.values():
+            here = "yes" if is_fetched(one.name) else "no"
+            numbers = (f"{one.images:,}", f"{one.classes:,}", size(one.download_bytes), size(one.disk_bytes))
+            table.add_row(one.name, *numbers, here, escape(one.licence))
+        out.print(table)
         return
-    out.print(
-        f"{len(dataset.table):,} images in {len(dataset.classes)} classes, "
-        f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
-        f"the {'folder' if dataset.given_splits else 'program'} decides the split."
-    )
-    table = Table("Class", *(split for split in counts.columns), box=None)
-    for name, row in counts.iterrows():
-        table.add_row(escape(str(name)), *(f"{count:,}" for count in row))
-    out.print(table)
-    for finding in findings:
-        out.print(f"[bold]{finding.severity}[/bold]: {escape(finding.message)}")
-    if not findings:
-        out.print("Nothing looks wrong.")
+    with _errors():
+        if name not in PUBLIC_SETS:
+            raise DataError(f"There is no public set {name!r}; `python -m finetune_core fetch` lists them.")
+        with _bar() as bar:
+            folder = _shown(bar, PUBLIC_SETS[name].title, fetch_public(name))
+    if as_json:
+        _print_json({"name": name, "data": str(folder)})
+    else:
+        out.print(
+            f"{escape(PUBLIC_SETS[name].title)} is in {escape(str(folder))}. Licence: {escape(PUBLIC_SETS[name].licence)}"
+        )
 
 
 @app.command()
 def train(
-    data: Annotated[str | None, typer.Argument(help="A folder of images, or 'digits'. Not needed with --config.")] = None,
+    data: Annotated[str | None, typer.Argument(help=f"{DATA_HELP} Not needed with --config.")] = None,
     config: Annotated[Path | None, typer.Option(help="The config.json of an earlier run; other options change it.")] = None,
     backbone: Annotated[str | None, _setting("backbone", "NAME")] = None,
     weights: Annotated[str | None, _setting("weights", "FILE")] = None,
@@ -151,6 +175,9 @@ def train(
     val_fraction: Annotated[str | None, _setting("val_fraction", "X")] = None,
     test_fraction: Annotated[str | None, _setting("test_fraction", "X")] = None,
     split_seed: Annotated[str | None, _setting("split_seed", "N")] = None,
+    groups: Annotated[str | None, _setting("groups", "PATTERN")] = None,
+    near_duplicates: Annotated[str | None, _setting("near_duplicates", "NAME")] = None,
+    as_is: AsIs = False,
     precision: Annotated[str | None, _setting("precision", "NAME")] = None,
     device: Annotated[str | None, _setting("device", "NAME")] = None,
     seed: Annotated[str | None, _setting("seed", "N")] = None,
@@ -158,7 +185,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops in good order and keeps the best epoch."""
-    given = {name: value for name, value in locals().items() if name not in ("config", "runs_dir", "as_json")}
+    given = {name: value for name, value in locals().items() if name not in ("config", "runs_dir", "as_json", "as_is")}
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with _errors():
         if stage_rates is not None:
@@ -166,7 +193,12 @@ def train(
         if config is None:
             settings.setdefault("backbone", default_backbone())
         if data is not None:
-            settings["data"] = resolve_data(data)
+            settings["data"] = _resolved(data)
+            settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
+            if settings["edits"]:
+                err.print(
+                    f"With the changes made to this data set (--as-is leaves them out): {edits_in_words(settings['edits'])}"
+                )
         reservation = create_run(
             make_config((read_config(config) if config else {}) | settings), (runs_dir or paths.runs_dir()).resolve()
         )
@@ -240,6 +272,50 @@ def predict(
         raise typer.Exit(2)
 
 
+def _resolved(data: str) -> str:
+    with _bar() as bar:
+        return _shown(bar, "Unpacking", resolve_data(data))
+
+
+def _inspection_json(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> dict[str, Any]:
+    widths, heights = dataset.table["width"], dataset.table["height"]
+    told = {
+        "data": str(dataset.root),
+        "images": len(dataset.table),
+        "classes": list(dataset.classes),
+        "counts": {name: row.to_dict() for name, row in dataset.counts().iterrows()},
+        "splits": dataset.table["split"].value_counts().to_dict(),
+        "given_splits": dataset.given_splits,
+        "width": [int(widths.min()), int(widths.max())],
+        "height": [int(heights.min()), int(heights.max())],
+        "fingerprint": dataset.fingerprint,
+        "edits": [edit.model_dump() for edit in dataset.edits],
+        "findings": [finding.to_json() for finding in findings],
+    }
+    return told | ({"deep": report.to_json()} if report else {})
+
+
+def _print_inspection(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> None:
+    counts, widths, heights = dataset.counts(), dataset.table["width"], dataset.table["height"]
+    out.print(
+        f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
+        f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
+        f"{'the data say' if dataset.given_splits else 'the program decides'} which images validate."
+    )
+    if dataset.edits:
+        out.print(f"Changes: {edits_in_words(dataset.edits)}.")
+    table = Table("Class", *counts.columns, box=None)
+    for name, row in counts.iterrows():
+        table.add_row(escape(str(name)), *(f"{count:,}" for count in row))
+    out.print(table)
+    for finding in findings:
+        out.print(f"[bold]{finding.severity}[/bold]: {KINDS[finding.kind].title}. {escape(finding.message)}")
+    if not findings:
+        out.print("Nothing looks wrong.")
+    if report:
+        _print_transfer(report)
+
+
 def _rates(text: str) -> dict[str, str]:
     """``layer3=0.1,head=1`` -> stage -> rate, which the config then checks.
 
@@ -303,6 +379,32 @@ def _shown(bar: Progress, description: str, work: Any) -> Any:
         except StopIteration as finished:
             return finished.value
         bar.update(task, completed=done, total=total)
+
+
+def _show_phases(bar: Progress, work: Iterator[tuple[str, int, int]]) -> Any:
+    """Drain a generator of (phase, done, total) into a bar a phase; returns its result."""
+    tasks: dict[str, Any] = {}
+    while True:
+        try:
+            phase, done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        if phase not in tasks:
+            tasks[phase] = bar.add_task(PHASE_WORDS[phase], total=total, note="")
+        bar.update(tasks[phase], completed=done, total=total)
+
+
+def _print_transfer(report: DeepReport) -> None:
+    if report.probes:
+        table = Table("Stage", "Accuracy of a linear probe", box=None)
+        for one in report.probes:
+            table.add_row(escape(one.stage), f"{percent(one.accuracy)} ± {percent(one.error)}")
+        out.print(table)
+        out.print(escape(f"{report.suggestion.reason} Suggested: {report.suggestion.strategy}."))
+    for split, auc in report.auc.items():
+        out.print(
+            f"Training against {SPLIT_WORDS[split].lower()} images, told apart by features: AUC {auc:.2f} (0.5: not at all)."
+        )
 
 
 def _show_training(bar: Progress, stream: Iterator[events.Event]) -> None:

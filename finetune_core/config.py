@@ -16,6 +16,24 @@ Cache = Literal["auto", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 StrategyName = Literal["feature_extraction", "last_block", "last_two_blocks", "full", "custom"]
+NearDuplicates = Literal["together", "apart"]
+
+
+class Edit(BaseModel):
+    """One change to a data set.
+
+    Attributes:
+        paths: ids of the images.
+        to: the class or split that they get.
+        kind: of the finding that it answers, if any.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    action: Literal["exclude", "move", "relabel", "ignore"]
+    paths: tuple[str, ...]
+    to: str = ""
+    kind: str = ""
 
 
 class RunConfig(BaseModel):
@@ -23,7 +41,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: str = Field(min_length=1, description="The folder with the images, one subfolder for each class.")
+    data: str = Field(
+        min_length=1, description="The folder with the images, one subfolder for each class, or a manifest that names them."
+    )
     backbone: str = Field("efficientnet_lite0", min_length=1, description="The pretrained network to start from.")
     weights: str = Field(
         "pretrained",
@@ -89,6 +109,18 @@ class RunConfig(BaseModel):
     split_seed: int = Field(
         0, ge=0, le=2**31 - 1, description="Decides which images are set aside; the same number, the same split."
     )
+    groups: str = Field(
+        "",
+        max_length=200,
+        description="A pattern for file names such as {group}_*: images of the same group (a patient, a scene) stay in one split. "
+        "* stands for any letters.",
+    )
+    near_duplicates: NearDuplicates = Field(
+        "together", description="Whether copies and near-duplicates are kept in one split where Thaw makes the split."
+    )
+    edits: tuple[Edit, ...] = Field(
+        (), description="Changes made to the data set: images excluded, moved to another split, or relabelled."
+    )
     precision: Precision = Field(
         "auto", description="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it."
     )
@@ -113,10 +145,19 @@ class RunConfig(BaseModel):
             problems["val_fraction"] = "validation and test together leave too few images to train on"
         if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
             problems["warmup_epochs"] = f"the warm-up must end before training does ({self.epochs} epochs)"
+        if self.groups and self.groups.count("{group}") != 1:
+            problems["groups"] = "must hold {group} exactly once, as in {group}_*"
         if problems:
             raise ConfigError(problems)
         return self
 
+    @property
+    def split_settings(self) -> dict[str, Any]:
+        """What decides how a data set without splits of its own is split: arguments of ``index_dataset``."""
+        return self.model_dump(include=set(SPLIT_FIELDS))
+
+
+SPLIT_FIELDS = ("val_fraction", "test_fraction", "split_seed", "groups", "near_duplicates")
 
 TUTORIAL_RECIPE: dict[str, Any] = {
     "backbone": "resnet18",

@@ -20,6 +20,10 @@ RUN_COLORS = ("#c2568f", "#a88a12", "#4f6bd8", "#6f9a2e", "#8c5a3c", "#7c8791")
 # Opaque: plotly picks black or white labels by the cell, whatever the page behind it.
 _COLD_SCALE = ((0.0, "#edf5fa"), (1.0, "#0d5c8c"))
 _BEST_COLOR, _OTHER_COLOR = "#51677a", "#a9b8c4"
+_COLD, _WARM = "#5aa9d6", "#f08a3c"
+# Okabe & Ito's colours, which the colour-blind can tell apart, then three more; further classes get another symbol.
+_CLASS_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a800", "#7a5195", "#8c5a3c", "#7c8791")
+_SYMBOLS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
 _MAX_POINTS = 600
 _MOST_LABELLED_CELLS = 20
 
@@ -118,6 +122,68 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
         yaxis_title="Images",
         legend={"orientation": "h", "y": 1.12},
     )
+    return figure
+
+
+def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.Figure:
+    """A point an image, coloured by class or split; a point carries its image's id.
+
+    Args:
+        places: ``id, x, y`` and the column ``by``.
+        names: value of that column -> what it is called, in the order of the legend.
+    """
+    figure = go.Figure()
+    split_colors = {"train": TRAIN_COLOR, "val": VAL_COLOR, "test": TEST_COLOR}
+    for number, (value, name) in enumerate(names.items()):
+        rows = places[places[by] == value]
+        if rows.empty:
+            continue
+        color = split_colors[value] if by == "split" else _CLASS_COLORS[number % len(_CLASS_COLORS)]
+        symbol = _SYMBOLS[number // len(_CLASS_COLORS) % len(_SYMBOLS)]
+        figure.add_scattergl(
+            x=rows["x"],
+            y=rows["y"],
+            mode="markers",
+            name=_label(name),
+            customdata=rows[["id"]].to_numpy(),
+            text=[_label(sample, 60) for sample in rows["id"]],
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+            marker={"size": 6 if len(places) < 3000 else 4, "color": color, "symbol": symbol, "opacity": 0.8},
+        )
+    hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "title": None}
+    figure.update_xaxes(**hidden)
+    figure.update_yaxes(**hidden)
+    figure.update_layout(
+        height=560, margin={"l": 10, "r": 10, "t": 10, "b": 10}, legend={"itemsizing": "constant"}, dragmode="lasso"
+    )
+    return figure
+
+
+def probe_curve(probes: Sequence[Any], cut: str) -> go.Figure:
+    """Accuracy of a linear probe by stage, with its standard error; what would stay frozen is cold, what would train is warm.
+
+    Args:
+        probes: ``Probe`` of each stage, input to head.
+        cut: the first stage that the suggestion trains.
+    """
+    names = [one.stage for one in probes]
+    frozen = names.index(cut) if cut in names else len(names)
+    figure = go.Figure(
+        go.Scatter(
+            x=names,
+            y=[one.accuracy for one in probes],
+            error_y={"array": [one.error for one in probes], "thickness": 1.5, "color": _OTHER_COLOR},
+            mode="lines+markers+text",
+            line={"color": _OTHER_COLOR, "width": 2},
+            marker={"size": 14, "color": [_COLD if at < frozen else _WARM for at in range(len(names))]},
+            text=[f"{one.accuracy:.1%}" for one in probes],
+            textposition="top center",
+            hovertemplate="%{x}: %{text}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="Stage, input to head", type="category")
+    figure.update_yaxes(title_text="Validation accuracy of a linear probe", tickformat=".0%", rangemode="tozero")
+    figure.update_layout(height=380, margin={"l": 10, "r": 10, "t": 20, "b": 10})
     return figure
 
 

@@ -2,9 +2,15 @@
 
 SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
 PHASE_WORDS = {
-    "index": "Reading image headers",
+    "index": "Looking at images",
     "download": "Downloading the pretrained weights",
     "decode": "Decoding images",
+    "features": "Computing features",
+    "probe": "Finding where transfer ends",
+    "labels": "Looking for wrong labels",
+    "shift": "Comparing the splits",
+    "outliers": "Looking for outliers",
+    "map": "Drawing the map",
     "trunk": "Computing the frozen stages (once)",
     "validate": "Validating",
     "test": "Testing the best epoch",

@@ -6,6 +6,7 @@ import streamlit as st
 
 from finetune_core.config import (
     FEATURE_EXTRACTION_RECIPE,
+    SPLIT_FIELDS,
     TUTORIAL_RECIPE,
     Augmentation,
     Cache,
@@ -17,6 +18,7 @@ from finetune_core.config import (
     make_config,
 )
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import edits_in_words
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.models.network import network_stages
@@ -28,7 +30,7 @@ from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
-from pages.shared.state import data_folder, indexed_dataset, store, with_bar, worker
+from pages.shared.state import current_dataset, data_folder, store, with_bar, worker
 
 page(
     "pages/configure.py",
@@ -68,13 +70,14 @@ def data_in_words(root: str) -> Dataset | None:
         st.warning("No data is chosen yet.", icon=":material/photo_library:")
         return None
     try:
-        dataset = indexed_dataset(root, *form.split_settings())
+        dataset = current_dataset(form.split_settings()[0])
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
     name = "the sample of handwritten digits" if st.session_state.get("data_source", "digits") == "digits" else root
     st.markdown(
-        f"Training on **{plain(name)}**: {things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}."
+        f"Training on **{plain(name)}**: {things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}"
+        + (f", with your changes ({plain(edits_in_words(dataset.edits))})." if edits_in_words(dataset.edits) else ".")
     )
     return dataset
 
@@ -120,9 +123,6 @@ def fields(problems: dict[str, str]) -> None:
             "cache",
             "warmup_epochs",
             "weight_decay",
-            "val_fraction",
-            "test_fraction",
-            "split_seed",
             "precision",
             "device",
         }
@@ -130,9 +130,8 @@ def fields(problems: dict[str, str]) -> None:
             form.weights_field(problems)
             form.views_field(problems)
             form.choice_field("cache", Cache, problems)
-            for name in ("warmup_epochs", "weight_decay", "val_fraction", "test_fraction"):
+            for name in ("warmup_epochs", "weight_decay"):
                 form.text_field(name, problems)
-            form.number_field("split_seed", problems)
             form.choice_field("precision", Precision, problems)
             form.choice_field("device", DeviceChoice, problems)
 
@@ -160,9 +159,11 @@ def forecasts(config: RunConfig, dataset: Dataset) -> None:
         )
         busy = any(run.active for run in store().runs())
         help_ = "A run is going on: it would slow the timing down, and the timing it." if busy else None
-        if st.button("Forecast all strategies", icon=":material/timer:", disabled=busy, help=help_):
+        pressed = st.button("Forecast all strategies", icon=":material/timer:", disabled=busy, help=help_)
+        place = st.empty()
+        if pressed:
             try:
-                with_bar(calibrate(compared, dataset, book), "Timing a few steps of each strategy")
+                with_bar(calibrate(compared, dataset, book), "Timing a few steps of each strategy", place)
             except FinetuneError as error:
                 st.error(plain(str(error)))
                 return
@@ -210,8 +211,9 @@ def about_augmentation(config: RunConfig) -> None:
 def start(config: RunConfig | None, problems: dict[str, str]) -> None:
     if problems:
         st.error(f"{things(len(problems), 'setting')} cannot be used; look for the red lines.", icon=":material/error:")
-        if "data" in problems:
-            st.markdown(f":red[Data: {plain(problems['data'])}]")
+        for name in ("data", *SPLIT_FIELDS):
+            if name in problems:
+                st.markdown(f":red[{form.label(name)}, on the Dataset page: {plain(problems[name])}]")
     if st.button("Start training", type="primary", icon=":material/local_fire_department:", disabled=config is None):
         try:
             run = worker().submit(config)

@@ -1,87 +1,129 @@
-"""Dataset: choose the images and look at what is in them before training."""
+"""Dataset: choose the images, look at what is in them, and mend it, before training."""
 
 import numpy as np
 import streamlit as st
 
 from finetune_core import figures
-from finetune_core.data.dataset import Dataset, check_pixels
+from finetune_core.config import Augmentation
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import load_edits
+from finetune_core.data.findings import unanswered
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
-from finetune_core.models.catalogue import PACKAGED, backbone_names, default_backbone
-from finetune_core.training.preview import network_input
-from finetune_core.words import SPLIT_WORDS, number, things
-from pages.shared.chrome import next_step, page, plain
-from pages.shared.form import DEFAULTS, split_settings
+from finetune_core.inspection.deep import DeepReport, inspect_deeply
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
+from finetune_core.training.preview import augmented_versions, network_input
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.words import SPLIT_WORDS, number, percent, things
+from pages.shared import form
+from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.findings import cards, changes, tools
 from pages.shared.images import Picture, gallery
-from pages.shared.state import data_folder, indexed_dataset, with_bar
+from pages.shared.source import chosen_or_stop
+from pages.shared.state import current_dataset, data_folder, reports, with_bar
 
-SEVERITY = {
-    "error": (st.error, ":material/error:"),
-    "warning": (st.warning, ":material/warning:"),
-    "info": (st.info, ":material/info:"),
-}
+VERSIONS = 5
 
-page("pages/dataset.py", "Choose the images to learn from, and see what is in them before you train on them.")
-
-
-def choose() -> str:
-    st.segmented_control(
-        "Images",
-        ["digits", "folder"],
-        format_func={"digits": "Sample: handwritten digits", "folder": "A folder on the server"}.get,
-        default="digits",
-        required=True,
-        key="data_source",
-        persist_state="session",
-    )
-    if st.session_state["data_source"] == "folder":
-        st.text_input(
-            "Folder",
-            key="data_folder",
-            persist_state="session",
-            placeholder="/home/me/pictures",
-            help="One subfolder of images for each class; or train/ and val/ (and test/, if you like) with such subfolders.",
-        )
-    return data_folder()
+page("pages/dataset.py", "Choose the images to learn from, see what is in them, and mend it before you train on them.")
 
 
 def overview(dataset: Dataset) -> None:
-    table = dataset.table
-    counts = table["split"].value_counts()
+    counts = dataset.table["split"].value_counts()
     with st.container(horizontal=True):
-        st.metric("Images", number(len(table)), border=True)
+        st.metric("Images", number(len(dataset.table)), border=True)
         st.metric("Classes", number(len(dataset.classes)), border=True)
         for split in SPLITS:
             if split in counts:
                 st.metric(SPLIT_WORDS[split], number(counts[split]), border=True)
-    if dataset.given_splits:
-        st.caption("The folder itself says which images are for training and which for validation.")
-    else:
-        val, test, _ = split_settings()
-        st.caption(
-            f"Thaw sets {val:.0%} of each class aside for validation and {test:.0%} for the final test; the same images every time."
+
+
+def backbone_and_size() -> tuple[str, int]:
+    """As Configure has them, where they can be used."""
+    backbone = st.session_state.get("form_backbone", default_backbone())
+    size = st.session_state.get("form_image_size", form.DEFAULTS["image_size"])
+    if backbone not in backbone_names() or not isinstance(size, int) or not 32 <= size <= 1024:
+        return PACKAGED, form.DEFAULTS["image_size"]
+    return backbone, size
+
+
+def report_of(dataset: Dataset) -> DeepReport | None:
+    """The latest deep inspection of these images, if this process has made one."""
+    return next((report for (mark, *_), report in reversed(reports().items()) if mark == dataset.fingerprint), None)
+
+
+def look_deeper(dataset: Dataset, key: str) -> None:
+    """The button that computes features; a report of a data set that was changed since is not shown any more."""
+    _, image_size = backbone_and_size()
+    ready = [name for name in backbone_names() if backbone_info(name).ready]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        pressed = st.button("Look deeper", icon=":material/troubleshoot:", key=f"deeper-{key}", type="primary")
+        backbone = (
+            st.selectbox("with the features of", ready, key=f"deeper-backbone-{key}", width=260) if len(ready) > 1 else ready[0]
         )
-
-
-def findings(dataset: Dataset) -> None:
-    checked = st.session_state.setdefault("damaged", {})
-    found = [*dataset.findings, *checked.get(dataset.fingerprint, [])]
-    for finding in found:
-        show, icon = SEVERITY[finding.severity]
-        show(plain(finding.message), icon=icon)
-        if len(finding.paths) > 1:
-            with st.expander(f"Show all {number(len(finding.paths))}"):
-                st.dataframe({"Path": list(finding.paths)}, hide_index=True)
-    if not found:
-        st.success("Nothing looks wrong.", icon=":material/check_circle:")
-    if dataset.fingerprint in checked:
-        st.caption("Every image was decoded to its last row.")
-    elif st.button("Decode every image to find damaged ones", icon=":material/healing:"):
-        checked[dataset.fingerprint] = with_bar(check_pixels(dataset), "Decoding images")
+    st.caption(
+        f"Runs every image once through {backbone} at {image_size} pixels: finds probably wrong labels, outliers and splits that differ, "
+        "draws a map, and shows where transfer ends. What is computed is kept, so it goes on where it was stopped."
+    )
+    place = st.empty()
+    if pressed:
+        reports()[dataset.fingerprint, backbone, image_size] = with_bar(
+            inspect_deeply(dataset, backbone, image_size), "Computing features", place
+        )
         st.rerun()
 
 
-def classes(dataset: Dataset) -> None:
+def findings(dataset: Dataset) -> None:
+    report = report_of(dataset)
+    found = unanswered([*dataset.findings, *(report.findings if report else ())], dataset.edits)
+    if not found:
+        st.success("Nothing looks wrong.", icon=":material/check_circle:")
+    if report is None:
+        look_deeper(dataset, "findings")
+    cards(dataset, found)
+    if report:
+        told = ", ".join(f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items())
+        if told:
+            st.caption(
+                f"How well features tell a split from the training images (AUC; 0.5: not at all, 1: always): {told}.",
+                help="A linear model is trained to tell the two apart, and judged on images it has not seen.",
+            )
+
+
+def images(dataset: Dataset) -> None:
+    in_use = [split for split in SPLITS if (dataset.table["split"] == split).any()]
+    with st.container(horizontal=True):
+        split = st.selectbox("Split", ["all", *in_use], format_func=lambda s: SPLIT_WORDS.get(s, "All"), width=180)
+        label = st.selectbox(
+            "Class",
+            [-1, *range(len(dataset.classes))],
+            format_func=lambda index: "All" if index < 0 else dataset.classes[index],
+            width=260,
+        )
+        part = st.text_input("Name holds", width=220)
+    rows = dataset.table
+    rows = rows if split == "all" else rows[rows["split"] == split]
+    rows = rows if label < 0 else rows[rows["label"] == label]
+    rows = rows[rows["id"].str.contains(part, regex=False, case=False)] if part else rows
+    rows = rows.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
+    st.caption(things(len(rows), "image"))
+    place = st.container()
+    chosen = picture_gallery(dataset, rows["id"].to_numpy(), "browse", 24)
+    with place:
+        tools(dataset, chosen, "browse")
+
+
+def picture_gallery(dataset: Dataset, ids: np.ndarray, key: str, per_page: int) -> set[str]:
+    rows = dataset.table.set_index("id")
+
+    def picture(index: int) -> Picture:
+        sample = ids[index]
+        name, split = rows.at[sample, "class"], SPLIT_WORDS[rows.at[sample, "split"]].lower()
+        return Picture(dataset.root / sample, f"{name} · {split}", f"{sample}, class {name}", sample)
+
+    return gallery(len(ids), picture, key=key, per_page=per_page, choose=True)
+
+
+def classes_and_splits(dataset: Dataset, problems: dict[str, str]) -> None:
     counts = dataset.counts()
     st.plotly_chart(
         figures.class_counts({split: counts[split].tolist() for split in counts.columns}, dataset.classes),
@@ -97,40 +139,85 @@ def classes(dataset: Dataset) -> None:
         f"Image sizes: {widths.min()} × {heights.min()} to {widths.max()} × {heights.max()} pixels, "
         f"half of them at least {int(np.minimum(widths, heights).median())} pixels on the shorter side."
     )
-
-
-def browse(dataset: Dataset) -> None:
-    st.subheader("Images", anchor=False)
-    in_use = [split for split in SPLITS if (dataset.table["split"] == split).any()]
-    with st.container(horizontal=True):
-        split = st.selectbox("Split", ["all", *in_use], format_func=lambda s: SPLIT_WORDS.get(s, "All"), width=180)
-        label = st.selectbox(
-            "Class",
-            [-1, *range(len(dataset.classes))],
-            format_func=lambda index: "All" if index < 0 else dataset.classes[index],
-            width=260,
+    st.subheader("The split", anchor=False)
+    if dataset.given_splits:
+        st.markdown(
+            "The data say themselves which images are for training and which for validation. Single images can be moved."
         )
-    rows = dataset.table
-    rows = rows if split == "all" else rows[rows["split"] == split]
-    rows = rows if label < 0 else rows[rows["label"] == label]
-    rows = rows.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
-    st.caption(things(len(rows), "image"))
+    else:
+        st.markdown(
+            "Thaw makes the split, class by class. Images that have been split once stay where they are when files are added."
+        )
+        form.split_fields(problems)
+    st.download_button(
+        "Download the data set as a table",
+        lambda: dataset.manifest().to_csv(index=False).encode(),
+        file_name="manifest.csv",
+        mime="text/csv",
+        icon=":material/download:",
+        help="path, label, split: with your changes. Put it into the folder of the images, and Thaw reads it as a manifest: the same "
+        "split on any machine.",
+    )
 
-    def picture(index: int) -> Picture:
-        row = rows.iloc[index]
-        name = dataset.classes[row["label"]]
-        caption = f"{name} · {SPLIT_WORDS[row['split']].lower()}"
-        return Picture(dataset.root / row["id"], caption, f"{row['id']}, class {name}")
 
-    gallery(len(rows), picture, key=f"browse-{split}-{label}")
+def feature_map(dataset: Dataset) -> None:
+    report = report_of(dataset)
+    if report is None:
+        look_deeper(dataset, "map")
+        return
+    by = st.segmented_control("Colour", ["class", "split"], format_func=str.capitalize, default="class", required=True)
+    places = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
+    st.caption(
+        f"{things(len(places), 'image')}: those that {report.backbone} finds alike lie side by side. Click a point, or draw around some "
+        "(box or lasso, at the top right), to see the images. Distances between far groups mean little."
+    )
+    names = SPLIT_WORDS if by == "split" else {name: name for name in dataset.classes}
+    event = st.plotly_chart(
+        figures.feature_map(places, by, names),
+        key=f"map-{by}",
+        on_select="rerun",
+        selection_mode=("points", "box", "lasso"),
+        alt=f"Map of the images by their features, coloured by {by}",
+    )
+    picked = np.array([point["customdata"][0] for point in event["selection"]["points"]], dtype=object)
+    if len(picked):
+        place = st.container()
+        chosen = picture_gallery(dataset, picked, "map", 12)
+        with place:
+            st.markdown(f"**{things(len(picked), 'image')}** picked")
+            tools(dataset, chosen & set(picked), "map")
+
+
+def transfer(dataset: Dataset) -> None:
+    report = report_of(dataset)
+    if report is None:
+        look_deeper(dataset, "transfer")
+        return
+    if not report.probes:
+        st.info("There are too few validation images, or too few classes, to tell.", icon=":material/info:")
+        return
+    best = report.suggestion
+    title = STRATEGIES[best.strategy].title if best.strategy != "custom" else f"Train from {best.cut} on"
+    with st.container(border=True):
+        st.markdown(f"**Suggested: {title}.** {plain(best.reason)}")
+        if st.button(
+            "Configure it", icon=":material/tune:", on_click=form.set_strategy, args=(best.strategy, best.cut, report.backbone)
+        ):
+            go("pages/configure.py")
+    st.plotly_chart(
+        figures.probe_curve(report.probes, best.cut),
+        key="probes",
+        alt="Accuracy of a linear model on each stage's frozen features: "
+        + ", ".join(f"{one.stage} {percent(one.accuracy)}" for one in report.probes),
+    )
+    st.caption(
+        f"For each stage of {report.backbone}: how many validation images a linear model names, when it sees only what that frozen stage "
+        "makes of an image. Where the curve stops rising, what the network learned before stops helping. The bars are ± one standard error."
+    )
 
 
 def fed_to_network(dataset: Dataset) -> None:
-    st.subheader("What the network is fed", anchor=False)
-    backbone = st.session_state.get("form_backbone", default_backbone())
-    size = st.session_state.get("form_image_size", DEFAULTS["image_size"])
-    if backbone not in backbone_names() or not isinstance(size, int) or not 32 <= size <= 1024:
-        backbone, size = PACKAGED, DEFAULTS["image_size"]
+    backbone, size = backbone_and_size()
     some = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
     chosen = st.selectbox("Image", some, help="Three images of each class to choose from.")
     try:
@@ -147,21 +234,51 @@ def fed_to_network(dataset: Dataset) -> None:
             f"`{backbone}` was trained; the numbers here go from **{fed.low:.2f}** to **{fed.high:.2f}**. "
             "The picture is those numbers turned back into colours. Backbone and size are set on the Configure page."
         )
+    st.subheader("What augmentation makes of it", anchor=False)
+    form.fill_in()
+    with st.container(width=320):
+        form.choice_field("augmentation", Augmentation, {})
+    kind = st.session_state["form_augmentation"]
+    if kind == "none":
+        st.caption("Training images are fed as they are. Choose another augmentation to see it.")
+        return
+    seed = st.session_state["form_seed"] if isinstance(st.session_state["form_seed"], int) else 0
+    others = [sample for sample in dataset.table.groupby("label").head(1)["id"] if sample != chosen][:3]
+    for sample in (chosen, *others):
+        try:
+            versions = augmented_versions(dataset.root / sample, sample, kind, seed, VERSIONS, size)
+        except FinetuneError as error:
+            st.error(plain(str(error)))
+            continue
+        with st.grid("auto", min_column_width=110, gap="small"):
+            for number_, version in enumerate(versions, start=1):
+                with st.container():
+                    st.image(
+                        version, width="stretch", alt=f"{sample}, augmented version {number_}", caption=f"version {number_}"
+                    )
+    st.caption("These are the very images that a run with this seed trains on: one version an epoch, or in turn.")
 
 
-root = choose()
+chosen_or_stop()
+root = data_folder()
 if not root:
-    st.info("Name a folder above, or take the sample.", icon=":material/info:")
+    st.info("Choose images above, or take the sample.", icon=":material/info:")
     st.stop()
 again = st.button("Read the folder again", icon=":material/refresh:", type="tertiary")
+settings, wrong = form.split_settings()
 try:
-    found = indexed_dataset(root, *split_settings(), again=again)
+    found = current_dataset(settings, again=again)
+    overview(found)
+    changes(found.edits)
+    names = ["Findings", "Images", "Classes and splits", "Map", "Where transfer ends", "What the network sees"]
+    tabs = st.tabs(names, on_change="rerun", key="dataset_view")
+    bodies = [findings, images, lambda one: classes_and_splits(one, wrong), feature_map, transfer, fed_to_network]
+    for tab, body in zip(tabs, bodies, strict=True):
+        if tab.open:
+            with tab:
+                body(found)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
+    changes(load_edits(root))
     st.stop()
-overview(found)
-findings(found)
-classes(found)
-browse(found)
-fed_to_network(found)
 next_step("pages/configure.py", "Configure the training")

@@ -1,10 +1,9 @@
 """Evaluate: how good a run is on images it did not train on, and where it goes wrong."""
 
-from pathlib import Path
-
 import streamlit as st
 
 from finetune_core import figures
+from finetune_core.data.listing import image_root
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.results import evaluation, predicted_splits
@@ -80,7 +79,7 @@ def mistakes(run: Run, result: Evaluation) -> None:
         row = wrong.iloc[index]
         true, taken = result.classes[row["label"]], result.classes[row["predicted"]]
         caption = f"{true}, taken for {taken} ({percent(row['confidence'], 0)})"
-        return Picture(Path(run.config.data, row["id"]), caption, f"{row['id']}: {caption}")
+        return Picture(image_root(run.config.data) / row["id"], caption, f"{row['id']}: {caption}")
 
     gallery(len(wrong), picture, key="mistakes", per_page=12)
 

@@ -3,6 +3,7 @@
 import streamlit as st
 
 from finetune_core import figures
+from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.results import evaluation
 from finetune_core.runs.record import STOP_FILE, request_stop
@@ -76,6 +77,19 @@ def notices(run: Run) -> None:
             plain(f"Left out, because unreadable: {things(history.skipped['count'], 'image')}. {examples}"),
             icon=":material/broken_image:",
         )
+
+
+def data_changes(run: Run) -> None:
+    """What the data set had been changed by, as this run records it."""
+    told = edits_in_words(run.config.edits)
+    if not told:
+        return
+    with st.expander(f"Trained with changes to the data set: {told}", icon=":material/edit_note:"):
+        for edit in run.config.edits:
+            st.markdown(
+                f"**{plain(edit_in_words(edit))}**: {plain(', '.join(edit.paths[:50]))}"
+                + (" …" if len(edit.paths) > 50 else "")
+            )
 
 
 def engine(run: Run) -> None:
@@ -183,8 +197,9 @@ if not runs:
 chosen = choose_run(runs, prefer_active=True)
 # The panel refreshes itself only while there is something to see.
 st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
+data_changes(chosen)
 with st.expander("Settings of this run"):
-    st.json(chosen.config.model_dump())
+    st.json(chosen.config.model_dump(exclude={"edits"}))
     st.caption(
         plain(f"Run folder: {chosen.run_dir}. Its config.json repeats the run: python -m finetune_core train --config FILE")
     )

@@ -12,6 +12,14 @@ from finetune_core.data.rowcache import CACHE
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 
 
+@pytest.fixture(autouse=True, scope="session")
+def home_of_shared_fixtures(tmp_path_factory):
+    """What a whole file's fixtures write, before any test has a home of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THAW_HOME", str(tmp_path_factory.mktemp("shared-home")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
     """Nothing that a test does lands in the project's own runs and data."""

@@ -1,32 +1,28 @@
-"""A folder on disk -> a Dataset: one table of images with label and split, and what was found wrong on the way."""
+"""A folder or manifest -> a Dataset: one table of images with label and split, the changes made to it, and what was found."""
 
 import hashlib
-import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
+import numpy as np
 import pandas as pd
 
+from finetune_core.config import Edit, NearDuplicates
 from finetune_core.data import splits
-from finetune_core.data.decode import EXTENSIONS, ImageHeader, read_header, read_image
-from finetune_core.data.threads import in_threads
-from finetune_core.errors import DataError, ImageError
+from finetune_core.data.checks import class_findings, copy_findings, file_findings, image_findings
+from finetune_core.data.duplicates import united
+from finetune_core.data.edits import apply_edits
+from finetune_core.data.entry import entry_folder, read_table, write_table
+from finetune_core.data.findings import Finding
+from finetune_core.data.index import read_index
+from finetune_core.data.listing import Listing, list_data
+from finetune_core.errors import DataError
+from finetune_core.words import things
 
-_NOISE = ("__MACOSX", "Thumbs.db", "desktop.ini")
-_FEW = 10
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something about the data that a person should know before training on it."""
-
-    kind: str
-    severity: Literal["error", "warning", "info"]
-    message: str
-    paths: tuple[str, ...] = ()
+_COLUMNS = ["id", "label", "class", "split", "group", "near", "content", "bytes", "width", "height", "mode", "format", "frames"]
+_SEEN = ["brightness", "low", "high", "contrast", "sharpness"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,14 @@ class Dataset:
     """An indexed, split data set.
 
     Attributes:
-        root: the folder.
+        root: what ids are relative to.
         classes: class names; a label is an index into it.
-        table: one row a usable image: ``id`` (path below root, with ``/``), ``label`` (int), ``split``, ``width``,
-            ``height`` (pixels, as shown), ``mode``, ``bytes``.
-        findings: what was skipped, and what looks wrong.
-        given_splits: whether the folder itself said which images validate.
+        table: one row a usable image: ``id`` (path below root, with ``/``), ``label`` (int), ``class``, ``split``, ``group``
+            (empty: none), ``near`` (the same for near-duplicates), ``content`` (uint64 of the file), ``bytes``, ``width``,
+            ``height`` (pixels, as shown), ``mode``, ``format``, ``frames``, and the light and sharpness of a ``Look``.
+        findings: what was left out, and what looks wrong.
+        given_splits: whether the data say themselves which images validate.
+        edits: the changes that were applied.
     """
 
     root: Path
@@ -47,6 +45,7 @@ class Dataset:
     table: pd.DataFrame
     findings: tuple[Finding, ...]
     given_splits: bool
+    edits: tuple[Edit, ...] = ()
 
     def paths(self, rows: pd.DataFrame) -> list[Path]:
         return [self.root / sample for sample in rows["id"]]
@@ -60,22 +59,30 @@ class Dataset:
         counts.columns.name = None
         return counts
 
+    def manifest(self) -> pd.DataFrame:
+        """``path, label, split, group``: the data set as it stands, in the form of a manifest that Thaw reads."""
+        table = self.table[["id", "class", "split", "group"]].rename(columns={"id": "path", "class": "label"})
+        return table.drop(columns="group") if (table["group"] == "").all() else table
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Why each file that is no sound image was left out, in words."""
+        left_out = (
+            finding for finding in self.findings if finding.kind in ("damaged", "unreadable", "empty_file", "missing_file")
+        )
+        return [finding.notes[path] for finding in left_out for path in finding.paths]
+
     @cached_property
     def fingerprint(self) -> str:
-        """Changes when an image is added, removed, resized, relabelled or moved to another split."""
-        rows = self.table[["id", "label", "split", "width", "height", "bytes"]].sort_values("id")
-        return hashlib.sha256(rows.to_csv(index=False).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        """Changes when an image is added, removed, changed, relabelled or moved to another split."""
+        rows = self.table[["id", "class", "split", "content"]].sort_values("id")
+        hashed = pd.util.hash_pandas_object(rows.astype({"id": "str", "class": "str", "split": "str"}), index=False)
+        return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
 
 
-def load_dataset(
-    root: str | Path,
-    *,
-    val_fraction: float = 0.15,
-    test_fraction: float = 0.15,
-    split_seed: int = 0,
-) -> Dataset:
+def load_dataset(data: str | Path, **settings) -> Dataset:
     """``index_dataset`` without its progress."""
-    indexing = index_dataset(root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed)
+    indexing = index_dataset(data, **settings)
     while True:
         try:
             next(indexing)
@@ -84,18 +91,30 @@ def load_dataset(
 
 
 def index_dataset(
-    root: str | Path, *, val_fraction: float, test_fraction: float, split_seed: int
+    data: str | Path,
+    *,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    split_seed: int = 0,
+    groups: str = "",
+    near_duplicates: NearDuplicates = "together",
+    edits: Sequence[Edit] = (),
+    roots: Sequence[Path] = (),
 ) -> Generator[tuple[int, int], None, Dataset]:
-    """Index a folder: ``train/<class>/…`` with ``val/`` and ``test/`` where given, or plain ``<class>/…``.
+    """Index ``train/<class>/…`` with ``val/`` and ``test/`` where given, plain ``<class>/…``, or a manifest.
 
-    Image headers are read, in threads; pixels are not. Files that cannot be read are left out and named in a finding.
+    Every file is looked at once, in threads; files that cannot be decoded are left out and named in a finding.
 
     Args:
-        root: the folder.
-        val_fraction, test_fraction, split_seed: how to split where the folder does not say (see ``assign_splits``).
+        data: folder or manifest.
+        val_fraction, test_fraction, split_seed: how to split where the data do not say (see ``assign_splits``).
+        groups: a pattern for file names (see ``groups_of``); a manifest's own groups go before it.
+        near_duplicates: whether a split that Thaw makes keeps them on one side.
+        edits: changes to apply.
+        roots: when given, files elsewhere are left out.
 
     Yields:
-        (files read, files in all).
+        (files done, files in all).
 
     Returns:
         The data set.
@@ -103,235 +122,112 @@ def index_dataset(
     Raises:
         DataError: when there is no such folder, or nothing to train on.
     """
-    try:
-        root = Path(root).expanduser().resolve()
-        readable = root.is_dir()
-        if readable:
-            next(root.iterdir(), None)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"The folder {root} cannot be read: {error}.") from None
-    if not readable:
-        raise DataError(f"There is no folder {root}. Name a folder with one subfolder of images for each class.")
-    split_folders = _split_folders(root)
-    given = bool(split_folders)
-    listing = _list_files(split_folders or {root: ""})
-    if given:
-        listing.ignored.extend(folder for folder in _subfolders(root) if folder not in split_folders)
-        listing.loose.extend(_images_in(root))
-    if not listing.images:
-        raise DataError(_nothing_found(root, listing))
-    table, unreadable = yield from _read_headers(root, listing.images)
+    seen = yield from look_through(data, roots)
+    return assemble(
+        data,
+        seen,
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        split_seed=split_seed,
+        groups=groups,
+        near_duplicates=near_duplicates,
+        edits=edits,
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What lies in a folder or manifest, before it is split and changed: its listing, and one row a file (see ``read_index``)."""
+
+    listing: Listing
+    rows: pd.DataFrame
+
+
+def look_through(data: str | Path, roots: Sequence[Path] = ()) -> Generator[tuple[int, int], None, Seen]:
+    """The first, slow half of ``index_dataset``."""
+    listing = list_data(data, roots)
+    rows = yield from read_index(data, listing)
+    return Seen(listing, rows)
+
+
+def assemble(
+    data: str | Path,
+    seen: Seen,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    split_seed: int,
+    groups: str,
+    near_duplicates: NearDuplicates,
+    edits: Sequence[Edit],
+) -> Dataset:
+    """The second, quick half of ``index_dataset``: splits, changes, findings."""
+    listing, rows = seen.listing, seen.rows
+    broken = rows[rows["problem"] != ""]
+    table = rows[rows["problem"] == ""].drop(columns="problem")
     if table.empty:
-        raise DataError(f"None of the {len(unreadable)} image files in {root} can be read; the first: {unreadable[0][1]}")
+        raise DataError(f"None of the {len(broken)} image files in {data} can be read; the first: {broken['reason'].iloc[0]}")
+    given = bool((table["split"] == splits.VAL).any())
+    if groups:
+        table["group"] = table["group"].where(table["group"] != "", splits.groups_of(table["id"], groups))
+    rule = (val_fraction, test_fraction, split_seed, groups, near_duplicates)
+    table["split"] = table["split"].replace("", splits.TRAIN) if given else _split(data, table, rule)
+    table = apply_edits(table, edits)
+    if table.empty:
+        raise DataError("Every image of this data set is excluded. Undo some of the changes.")
     classes = tuple(sorted(table["class"].unique()))
     table["label"] = table["class"].map({name: index for index, name in enumerate(classes)}).astype("int64")
-    table["split"] = _split(table, val_fraction, 0.0 if given else test_fraction, split_seed)
-    table = table.drop(columns="class").sort_values("id", ignore_index=True)
-    findings = [*_file_findings(root, listing, unreadable), *_table_findings(table, classes)]
-    dataset = Dataset(root, classes, table, tuple(findings), given and splits.VAL in {split for split, _, _ in listing.images})
-    _refuse_unusable(dataset)
-    return dataset
+    table = table[[*_COLUMNS, *_SEEN]].sort_values("id", ignore_index=True)
+    _refuse_unusable(data, table)
+    return Dataset(listing.root, classes, table, tuple(_findings(listing, broken, table, classes)), given, tuple(edits))
 
 
-def check_pixels(dataset: Dataset) -> Generator[tuple[int, int], None, list[Finding]]:
-    """Decode every image, in threads: yields (images done, images in all), returns a finding for each damaged one."""
-    findings = []
-    decoding = in_threads(partial(_decode_error, dataset.root), dataset.table["id"])
-    for done, (sample, error) in enumerate(decoding, start=1):
-        if error:
-            findings.append(Finding("damaged", "error", error, (sample,)))
-        yield done, len(dataset.table)
-    return findings
+def _findings(listing: Listing, broken: pd.DataFrame, table: pd.DataFrame, classes: tuple[str, ...]) -> list[Finding]:
+    return [
+        *file_findings(broken, listing.notes),
+        *copy_findings(table),
+        *class_findings(table, classes),
+        *image_findings(table),
+    ]
 
 
-@dataclass
-class _Listing:
-    images: list[tuple[str, str, Path]]  # split name or "", class, file
-    empty: list[Path]
-    other: list[Path]
-    loose: list[Path]  # images outside any class folder
-    ignored: list[Path]  # folders beside train/ and val/
-
-
-def _split_folders(root: Path) -> dict[Path, str]:
-    """Folder -> split, where one of them is a ``train`` with class folders; else none (a class may be named "train")."""
-    found = {
-        folder: splits.FOLDER_NAMES[folder.name.lower()]
-        for folder in _subfolders(root)
-        if folder.name.lower() in splits.FOLDER_NAMES
-    }
-    return found if any(split == splits.TRAIN and _subfolders(folder) for folder, split in found.items()) else {}
-
-
-def _images_in(folder: Path) -> list[Path]:
-    files = (entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not _is_noise(entry.name))
-    return sorted(file for file in files if file.is_file())
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _is_noise(entry.name))
-
-
-def _is_noise(name: str) -> bool:
-    return name.startswith(".") or name in _NOISE
-
-
-def _list_files(split_folders: dict[Path, str]) -> _Listing:
-    listing = _Listing([], [], [], [], [])
-    for split_folder, split in split_folders.items():
-        listing.loose.extend(_images_in(split_folder))
-        for class_folder in _subfolders(split_folder):
-            before = len(listing.images)
-            for folder, folders, files in os.walk(class_folder):
-                folders[:] = sorted(name for name in folders if not _is_noise(name))
-                for name in sorted(files):
-                    if _is_noise(name):
-                        continue
-                    file = Path(folder, name)
-                    if file.suffix.lower() in EXTENSIONS:
-                        listing.images.append((split, class_folder.name, file))
-                    else:
-                        listing.other.append(file)
-            if len(listing.images) == before:
-                listing.empty.append(class_folder)
-    return listing
-
-
-def _nothing_found(root: Path, listing: _Listing) -> str:
-    expected = "Thaw expects one subfolder of images for each class, or train/ and val/ with such subfolders."
-    if listing.loose:
-        return f"{root} holds {_images(len(listing.loose))}, but no class folders. {expected}"
-    if listing.empty:
-        return f"The class folders in {root} hold no images. {expected}"
-    return f"{root} holds no images. {expected}"
-
-
-def _header_or_error(root: Path, sample: str) -> tuple[ImageHeader, int] | str:
-    if not sample.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in sample):
-        return f"{sample!r} has a name that is not valid Unicode; rename it"
-    try:
-        return read_header(root / sample), (root / sample).stat().st_size
-    except ImageError as error:
-        return str(error)
-
-
-def _decode_error(root: Path, sample: str) -> str | None:
-    try:
-        read_image(root / sample, shorter_side=64)
-    except ImageError as error:
-        return str(error)
-    return None
-
-
-def _read_headers(
-    root: Path, images: list[tuple[str, str, Path]]
-) -> Generator[tuple[int, int], None, tuple[pd.DataFrame, list[tuple[str, str]]]]:
-    samples = {file.relative_to(root).as_posix(): (split, name) for split, name, file in images}
-    rows, unreadable = [], []
-    for done, (sample, found) in enumerate(in_threads(partial(_header_or_error, root), samples), start=1):
-        if isinstance(found, str):
-            unreadable.append((sample, found))
-        else:
-            header, size = found
-            split, name = samples[sample]
-            rows.append((sample, name, split, header.width, header.height, header.mode, size))
-        yield done, len(samples)
-    columns = ["id", "class", "split", "width", "height", "mode", "bytes"]
-    return pd.DataFrame(rows, columns=columns), unreadable
-
-
-def _split(table: pd.DataFrame, val_fraction: float, test_fraction: float, seed: int) -> pd.Series:
-    """Keep the folder's own splits; where it has no validation images, take some out of its training images."""
-    split = table["split"].replace("", splits.TRAIN)
-    if (split == splits.VAL).any():
-        return split
-    training = table[split == splits.TRAIN].reset_index()
-    split.loc[training["index"]] = splits.assign_splits(training["id"], training["class"], val_fraction, test_fraction, seed)
+def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int, str, str]) -> pd.Series:
+    """Split what is for training; images that had a split by this rule before keep it, so that new files move none."""
+    val_fraction, test_fraction, seed, _, near_duplicates = rule
+    split = table["split"].replace("", splits.TRAIN).astype("object")
+    apart = bool((table["split"] != "").any())  # the data name their training images: a test share was not asked for
+    training = table[split == splits.TRAIN]
+    file = entry_folder(data) / f"split-{hashlib.sha256(repr((*rule, apart)).encode()).hexdigest()[:12]}.parquet"
+    before = read_table(file)
+    known = {} if before is None else dict(zip(before["id"], before["split"], strict=True))
+    assigned = splits.assign_splits(
+        training["id"],
+        training["class"],
+        val_fraction,
+        0.0 if apart else test_fraction,
+        seed,
+        _sides(training, near_duplicates == "together"),
+        known,
+    )
+    split.loc[training.index] = assigned
+    after = pd.DataFrame({"id": training["id"].to_numpy(), "split": assigned})
+    if known != dict(zip(after["id"], after["split"], strict=True)):
+        write_table(file, after)
     return split
 
 
-def _file_findings(root: Path, listing: _Listing, unreadable: list[tuple[str, str]]) -> Iterator[Finding]:
-    if unreadable:
-        yield Finding(
-            "unreadable",
-            "error",
-            f"{_images(len(unreadable))} cannot be read and will be left out: {unreadable[0][1]}",
-            tuple(_printable(sample) for sample, _ in unreadable),
-        )
-    if listing.empty:
-        names = tuple(_shown(root, folder) for folder in listing.empty)
-        yield Finding("empty_class", "warning", f"No images in {_some(names)}; left out.", names)
-    if listing.loose:
-        names = tuple(_shown(root, file) for file in listing.loose)
-        yield Finding("no_class", "warning", f"{_images(len(names))} in no class folder, left out: {_some(names)}.", names)
-    if listing.ignored:
-        names = tuple(_shown(root, folder) for folder in listing.ignored)
-        yield Finding("ignored_folder", "warning", f"Folders beside train/ and val/, left out: {_some(names)}.", names)
-    if listing.other:
-        names = tuple(_shown(root, file) for file in listing.other)
-        yield Finding("not_an_image", "info", f"Files that are no images, left out: {_some(names)}.", names)
+def _sides(table: pd.DataFrame, near: bool) -> np.ndarray:
+    """Int ``[n]``: images of the same number belong on one side of a split."""
+    groups = np.where(table["group"] != "", pd.factorize(table["group"])[0], -1)
+    return united(groups, table["near"].to_numpy()) if near else united(groups)
 
 
-def _table_findings(table: pd.DataFrame, classes: tuple[str, ...]) -> Iterator[Finding]:
-    if len(classes) == 1:
-        yield Finding(
-            "single_class",
-            "warning",
-            f"There is only one class, {classes[0]}: nothing to tell apart, so every score will be perfect.",
-            classes,
-        )
-    by_split = {split: set(table.loc[table["split"] == split, "label"]) for split in splits.SPLITS}
-    for split in (splits.TRAIN, splits.VAL):
-        missing = tuple(name for label, name in enumerate(classes) if label not in by_split[split])
-        if missing and split == splits.TRAIN:
-            yield Finding(
-                "class_not_trained",
-                "warning",
-                f"No training images for {_some(missing)}: the network cannot learn it.",
-                missing,
-            )
-        elif missing:
-            yield Finding(
-                "class_not_validated",
-                "warning",
-                f"No validation images for {_some(missing)}: nothing will be said about it.",
-                missing,
-            )
-    training = table.loc[table["split"] == splits.TRAIN, "label"].value_counts()
-    few = tuple(classes[label] for label in sorted(training.index) if training[label] < _FEW)
-    if few:
-        yield Finding("few_images", "warning", f"Fewer than {_FEW} training images in {_some(few)}.", few)
-    if len(training) > 1 and training.max() >= 10 * training.min():
-        yield Finding(
-            "imbalance",
-            "warning",
-            f"The largest class has {training.max() / training.min():.0f} times the training images of the smallest: accuracy alone will mislead.",
-        )
-
-
-def _refuse_unusable(dataset: Dataset) -> None:
-    counts = dataset.table["split"].value_counts()
+def _refuse_unusable(data: str | Path, table: pd.DataFrame) -> None:
+    counts = table["split"].value_counts()
     if not counts.get(splits.TRAIN, 0):
-        raise DataError(f"No training image in {dataset.root} can be read.")
+        raise DataError(f"There is no training image in {data} that can be used.")
     if not counts.get(splits.VAL, 0):
         raise DataError(
-            f"{dataset.root} has too few images to set any aside for validation: give each class at least three, or add a val/ folder."
+            f"{data} has too few images ({things(len(table), 'image')}) to set any aside for validation: give each class at least "
+            "three, or add a val/ folder."
         )
-
-
-def _shown(root: Path, path: Path) -> str:
-    return _printable(path.relative_to(root).as_posix())
-
-
-def _printable(name: str) -> str:
-    """A file system's name need not be valid Unicode; what is shown must be."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"
-
-
-def _some(names: tuple[str, ...], limit: int = 3) -> str:
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"

@@ -26,12 +26,14 @@ _BACKGROUND = (255, 255, 255)
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image's header says, without decoding it. Width and height are as shown, after EXIF orientation."""
+    """What an image's header says, without decoding it. Width and height are as shown, after EXIF orientation; more than one
+    frame makes an animation, or a TIFF of several pages."""
 
     width: int
     height: int
     mode: str
     format: str
+    frames: int = 1
 
 
 def read_header(source: Path | bytes) -> ImageHeader:
@@ -44,7 +46,7 @@ def read_header(source: Path | bytes) -> ImageHeader:
         width, height = image.size
         if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
-        return ImageHeader(width, height, image.mode, image.format or "")
+        return ImageHeader(width, height, image.mode, image.format or "", getattr(image, "n_frames", 1))
 
 
 def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:

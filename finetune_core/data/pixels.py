@@ -1,9 +1,7 @@
 """Images decoded once, to uint8 squares that every epoch, and every later run, reads again."""
 
-import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -54,18 +52,13 @@ def stored_side(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def content_keys(paths: Sequence[Path]) -> np.ndarray:
-    """One uint64 a file, from its bytes; 0 for a file that is not there."""
-    return np.array([key for _, key in in_threads(_content_key, paths)], dtype=np.uint64)
-
-
 def decode_pixels(
     paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, side: int
 ) -> Generator[tuple[int, int], None, Pixels]:
     """Decode those images that no run has decoded yet, in threads.
 
     Args:
-        paths, keys: ``[n]``: the files and their ``content_keys``.
+        paths, keys: ``[n]``: the files, and a hash of the content of each.
         wanted: int ``[m]``: indices of the images that are needed.
         side: of the square, pixels.
 
@@ -113,18 +106,3 @@ def _square(path: Path, side: int) -> np.ndarray | str:
         return read_square(path, side)
     except ImageError as error:
         return str(error)
-
-
-def _content_key(path: Path) -> int:
-    try:
-        status = path.stat()
-        return _hashed(path, status.st_size, status.st_mtime_ns)
-    except OSError:
-        return 0
-
-
-@lru_cache(maxsize=1_000_000)
-def _hashed(path: Path, _size: int, _changed: int) -> int:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
-    return int.from_bytes(digest, "little")

@@ -43,13 +43,6 @@ def digits_folder() -> Path:
     return folder
 
 
-def resolve_data(name: str) -> str:
-    """DATA as a person gives it -> a folder: the word ``digits`` is the sample, where no folder has that name."""
-    if name == SAMPLE_NAME and not Path(name).is_dir():
-        return str(digits_folder())
-    return str(Path(name).expanduser().resolve())
-
-
 def _write_digits(folder: Path) -> None:
     from sklearn.datasets import load_digits  # here: a third of a second, and needed once
 

@@ -1,6 +1,8 @@
-"""Deterministic, stratified splits: which images train, which validate, which are kept for the final test."""
+"""Deterministic, stratified splits that stay as they are when files are added: which images train, validate, and test."""
 
 import hashlib
+import re
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,39 +12,118 @@ SPLITS = (TRAIN, VAL, TEST)
 FOLDER_NAMES = {
     "train": TRAIN,
     "training": TRAIN,
+    "training_set": TRAIN,
     "val": VAL,
     "valid": VAL,
     "validation": VAL,
+    "validation_set": VAL,
     "test": TEST,
     "testing": TEST,
+    "test_set": TEST,
 }
 
 
-def assign_splits(ids: pd.Series, labels: pd.Series, val_fraction: float, test_fraction: float, seed: int) -> np.ndarray:
+def assign_splits(
+    ids: pd.Series,
+    labels: pd.Series,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    units: np.ndarray | None = None,
+    known: Mapping[str, str] | None = None,
+) -> np.ndarray:
     """A split name for every image, stratified by label.
 
-    Within a class, images are ordered by a hash of (seed, id), so the result depends on neither the order of the files
-    nor the machine. A class keeps at least one training image; from three images on it has a validation image, from four
-    on a test image (where a test share is asked for).
+    Within a class, units are ordered by a hash of (seed, id of their first image), so the result depends on neither the order
+    of the files nor the machine. A class keeps at least one training image; from three images on it has a validation image,
+    from four on a test image (where a test share is asked for), as far as its units allow.
 
     Args:
         ids: sample ids, ``[n]`` of str.
         labels: ``[n]``, any hashable.
         val_fraction, test_fraction: shares of each class.
         seed: another number gives another split.
+        units: int ``[n]``: images of the same number are kept on one side; a unit counts for the class of most of its images.
+        known: id -> split of images that were there before, and keep it; where a unit's disagree, new ones join the most.
 
     Returns:
         ``[n]`` of ``"train" | "val" | "test"``.
     """
-    order = ids.map(lambda sample: hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).hexdigest())
-    split = np.full(len(ids), TRAIN, dtype=object)
-    for rows in order.groupby(labels.to_numpy()).groups.values():
-        rows = order.loc[rows].sort_values().index.to_numpy()
-        n_val = _share(len(rows), val_fraction, from_count=3)
-        n_test = min(_share(len(rows), test_fraction, from_count=4), len(rows) - n_val - 1)
-        split[rows[:n_val]] = VAL
-        split[rows[n_val : n_val + n_test]] = TEST
-    return split
+    table = pd.DataFrame({"id": ids.to_numpy(), "label": labels.to_numpy()})
+    table["unit"] = np.arange(len(table)) if units is None else units
+    table["known"] = table["id"].map(known or {}).astype("object")
+    table = table.sort_values("id", kind="stable")
+    grouped = _units(table, seed)
+    chosen: dict[int, str] = {}
+    for _, rows in grouped.groupby("label", sort=False):
+        chosen |= _of_one_class(rows, val_fraction, test_fraction)
+    split = table["known"].fillna(table["unit"].map(chosen))
+    return split.sort_index().to_numpy(dtype=object)
+
+
+def groups_of(ids: pd.Series, pattern: str) -> pd.Series:
+    """The part of each image's name that ``{group}`` stands for in a pattern; empty where the name does not fit.
+
+    ``*`` stands for any letters but ``/``. Without a ``/`` the pattern is held against the file's name, else against its
+    whole path: ``{group}_*`` finds ``patient7`` in ``cats/patient7_02.png``.
+
+    Args:
+        pattern: with one ``{group}`` (``RunConfig`` checks it).
+    """
+    parts = (re.escape(part).replace(r"\*", "[^/]*") for part in pattern.split("{group}"))
+    expression = "([^/]+?)".join(parts)
+    names = ids if "/" in pattern else ids.str.rsplit("/", n=1).str[-1]
+    return names.str.extract(f"^{expression}$", expand=False).fillna("")
+
+
+def _units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """One row a unit, in hashed order: ``label``, ``size``, ``known`` (the split of most of its known images, or missing)."""
+    first = table.drop_duplicates("unit").set_index("unit")
+    order = first["id"].map(lambda sample: hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).hexdigest())
+    units = pd.DataFrame({"order": order, "size": table["unit"].value_counts()})
+    units["label"] = _most_frequent(table, "label")
+    units["known"] = _most_frequent(table.dropna(subset="known"), "known").astype("object").reindex(units.index)
+    return units.sort_values("order", kind="stable")
+
+
+def _most_frequent(table: pd.DataFrame, column: str) -> pd.Series:
+    """Unit -> the value that most of its images have, the first one of equals."""
+    counts = table.groupby(["unit", column], sort=False).size().reset_index(name="images")
+    counts = counts.sort_values("images", ascending=False, kind="stable").drop_duplicates("unit")
+    return counts.set_index("unit")[column]
+
+
+def _of_one_class(units: pd.DataFrame, val_fraction: float, test_fraction: float) -> dict[int, str]:
+    """Unit -> split. A unit goes where its images bring the share closer to what is wanted than leaving it out would."""
+    total = int(units["size"].sum())
+    wanted = {VAL: _share(total, val_fraction, from_count=3)}
+    wanted[TEST] = min(_share(total, test_fraction, from_count=4), max(0, total - wanted[VAL] - 1))
+    have = {name: int(units.loc[units["known"] == name, "size"].sum()) for name in SPLITS}
+    chosen = {}
+    fresh = 0
+    for unit, size, known in zip(units.index, units["size"], units["known"], strict=True):
+        fits = (name for name in (VAL, TEST) if 2 * (wanted[name] - have[name]) > size)
+        chosen[unit] = known if isinstance(known, str) else next(fits, TRAIN)
+        if not isinstance(known, str):
+            have[chosen[unit]] += size
+            fresh += 1
+    return _mended(units, chosen, wanted, have) if fresh else chosen
+
+
+def _mended(units: pd.DataFrame, chosen: dict[int, str], wanted: dict[str, int], have: dict[str, int]) -> dict[int, str]:
+    """Where a class is left without training or validation images, its smallest new unit that can be spared goes there."""
+    for name in (TRAIN, VAL):
+        if have[name] or (name == VAL and not wanted[VAL]):
+            continue
+        training = sum(split == TRAIN for split in chosen.values())
+        spare = units[units["known"].isna()]
+        spare = spare[[chosen[unit] != name and (chosen[unit] != TRAIN or training > 1) for unit in spare.index]]
+        if len(spare):
+            smallest = spare["size"].idxmin()
+            have[chosen[smallest]] -= int(spare.loc[smallest, "size"])
+            have[name] += int(spare.loc[smallest, "size"])
+            chosen[smallest] = name
+    return chosen
 
 
 def _share(count: int, fraction: float, from_count: int) -> int:

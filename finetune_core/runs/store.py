@@ -1,6 +1,7 @@
 """All runs of a folder, as the app and the command line see them."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -104,7 +105,7 @@ class RunStore:
         if not (run_dir / CONFIG_FILE).is_file():
             raise RunError(f"There is no run in {run_dir}.")
         try:
-            config = make_config(read_config(run_dir / CONFIG_FILE))
+            config = _config(run_dir / CONFIG_FILE, (run_dir / CONFIG_FILE).stat().st_mtime_ns)
         except ConfigError as error:
             raise RunError(f"The settings of the run in {run_dir} cannot be read: {error}") from None
         with self._lock:
@@ -122,6 +123,12 @@ class RunStore:
             return self.read(folder)
         except RunError:
             return None
+
+
+@lru_cache(maxsize=1000)
+def _config(file: Path, _changed: int) -> RunConfig:
+    """Written once, read at every look at the runs."""
+    return make_config(read_config(file))
 
 
 def _status(history: History) -> Status:

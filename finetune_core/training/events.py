@@ -29,7 +29,7 @@ class RunStarted(Event):
     Attributes:
         counts: images by split.
         stages: one object a stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
-        findings: one object a finding of the data set: ``severity, message``.
+        findings: one object a finding of the data set: ``kind, severity, count, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
         cache: what the activation cache did: a ``CacheReport``.
@@ -47,7 +47,7 @@ class RunStarted(Event):
     classes: list[str]
     counts: dict[str, int]
     fingerprint: str
-    findings: list[dict[str, str]]
+    findings: list[dict[str, Any]]
     epochs: int
     steps_per_epoch: int
     device: str

@@ -204,7 +204,10 @@ def _started(job: Job) -> RunStarted:
         classes=list(dataset.classes),
         counts={split: len(rows) for split, rows in job.rows.items() if len(rows)},
         fingerprint=dataset.fingerprint,
-        findings=[{"severity": finding.severity, "message": finding.message} for finding in dataset.findings],
+        findings=[
+            {"kind": finding.kind, "severity": finding.severity, "count": finding.count, "message": finding.message}
+            for finding in dataset.findings
+        ],
         epochs=config.epochs,
         steps_per_epoch=len(job.training_batches(1)),
         device=job.device.kind,

@@ -1,7 +1,7 @@
 """A config -> everything the loop needs: data decoded, network built, strategy worked out, device chosen."""
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,7 +11,8 @@ import numpy as np
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, index_dataset
-from finetune_core.data.pixels import Pixels, content_keys, decode_pixels, stored_side
+from finetune_core.data.listing import check_data
+from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
 from finetune_core.data.splits import SPLITS, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info
@@ -57,8 +58,7 @@ def check_config(config: RunConfig) -> None:
         except FinetuneError as error:
             problems[field] = str(error)
 
-    if not Path(config.data).is_dir():
-        problems["data"] = f"there is no folder {config.data}"
+    attempt("data", check_data, config.data)
     attempt("device", choose_device, config.device, config.precision)
     attempt("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
@@ -79,13 +79,10 @@ def prepare(config: RunConfig) -> Generator[Event, None, Job]:
     check_config(config)
     dataset = yield from _reported(
         "index",
-        index_dataset(
-            config.data,
-            val_fraction=config.val_fraction,
-            test_fraction=config.test_fraction,
-            split_seed=config.split_seed,
-        ),
+        index_dataset(config.data, **config.split_settings, edits=config.edits),
     )
+    if dataset.unreadable:
+        yield _skipped(dataset.unreadable)
     info = backbone_info(config.backbone)
     if config.weights == PRETRAINED and not info.ready:
         yield from _reported("download", download(info))
@@ -118,7 +115,7 @@ class _Prepared:
 
     @cached_property
     def content(self) -> np.ndarray:
-        return content_keys(self.paths)
+        return self.dataset.table["content"].to_numpy(np.uint64)
 
     @cached_property
     def keys(self) -> np.ndarray:
@@ -246,8 +243,12 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
     decoding = decode_pixels(prepared.paths, prepared.content, wanted, stored_side(prepared.config.image_size))
     pixels = yield from _reported("decode", decoding)
     if pixels.failed:
-        yield ImagesSkipped(len(pixels.failed), list(pixels.failed.values())[:_EXAMPLES])
+        yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
     return pixels
+
+
+def _skipped(reasons: Sequence[str]) -> ImagesSkipped:
+    return ImagesSkipped(len(reasons), list(reasons[:_EXAMPLES]))
 
 
 def _reported(phase: str, work: Generator[tuple[int, int | None], None, Value]) -> Generator[Event, None, Value]:

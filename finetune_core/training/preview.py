@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from finetune_core.config import Augmentation
 from finetune_core.data.decode import read_square
 from finetune_core.data.pixels import stored_side
 from finetune_core.models.catalogue import backbone_info
-from finetune_core.training.batches import evaluated, normalised
+from finetune_core.training.batches import augmented, evaluated, normalised, sample_keys
 
 
 @dataclass(frozen=True)
@@ -46,3 +47,20 @@ def network_input(image: Path | bytes, backbone: str, image_size: int) -> Networ
     mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
     shown = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return NetworkInput(tensor, shown.permute(1, 2, 0).numpy())
+
+
+def augmented_versions(
+    image: Path, sample: str, kind: Augmentation, seed: int, count: int, image_size: int
+) -> list[np.ndarray]:
+    """The first ``count`` versions of a training image that a run with this seed trains on, uint8 ``[size, size, 3]`` each.
+
+    Args:
+        sample: its id in the data set, from which the run draws its augmentation.
+
+    Raises:
+        ImageError: when it cannot be read.
+    """
+    square = torch.from_numpy(read_square(image, stored_side(image_size)).copy()).permute(2, 0, 1)[None]
+    keys = sample_keys([sample])
+    versions = [augmented(square, kind, keys, seed, version, image_size)[0] for version in range(count)]
+    return [version.permute(1, 2, 0).numpy() for version in versions]

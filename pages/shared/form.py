@@ -4,7 +4,8 @@ from typing import Any, get_args
 
 import streamlit as st
 
-from finetune_core.config import RunConfig, bounds, make_config
+from finetune_core.config import SPLIT_FIELDS, NearDuplicates, RunConfig, bounds, make_config
+from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info, backbone_names, default_backbone
 from finetune_core.models.network import network_stages
@@ -31,6 +32,8 @@ _WORDS = {
     "cpu": "Processor",
     "cuda": "NVIDIA GPU",
     "mps": "Apple GPU",
+    "together": "Kept on one side",
+    "apart": "Ignored",
 }
 _LABELS = {
     "learning_rate": "Learning rate",
@@ -41,9 +44,13 @@ _LABELS = {
     "split_seed": "Seed of the split",
     "val_fraction": "Validation share",
     "test_fraction": "Test share",
+    "edits": "Changes to the data set",
+    "groups": "Groups that stay together",
+    "near_duplicates": "Copies and near-duplicates",
     "views": "Augmented versions kept",
     "cache": "Cache of frozen stages",
 }
+_NO_WIDGETS = ("cut", "stage_rates", "weights", "edits")
 _FROM_STAGE, _EVERY_STAGE = "From one stage on", "A rate for each stage"
 
 
@@ -54,27 +61,58 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
     st.session_state["weights_from"] = "Pretrained"
 
 
+def fill_in() -> None:
+    """Give every field that has none yet its default."""
+    for name, default in (DEFAULTS | {"backbone": default_backbone()}).items():
+        if default is not None and name not in _NO_WIDGETS:
+            st.session_state.setdefault(_key(name), _as_widget(name, default))
+
+
 def values(data: str) -> dict[str, Any]:
     """The settings as they stand in the form, unchecked."""
-    for name, default in (DEFAULTS | {"backbone": default_backbone()}).items():
-        if default is not None:
-            st.session_state.setdefault(_key(name), _as_widget(name, default))
-    found = {name: st.session_state.get(_key(name)) for name in DEFAULTS if name not in ("cut", "stage_rates", "weights")}
+    fill_in()
+    found = {name: st.session_state.get(_key(name)) for name in DEFAULTS if name not in _NO_WIDGETS}
     found["weights"] = _weights()
+    found["edits"] = effective(load_edits(data)) if data else ()
     if found["strategy"] == "custom":
         found |= _custom_strategy()
     return found | {"data": data}
 
 
-def split_settings() -> tuple[float, float, int]:
-    """Validation share, test share and seed of the split as the form has them; the defaults where they cannot be used."""
-    names = ("val_fraction", "test_fraction", "split_seed")
-    found = {name: st.session_state.get(_key(name), DEFAULTS[name]) for name in names}
+def split_settings() -> tuple[dict[str, Any], dict[str, str]]:
+    """How to split, as the form has it, with the defaults where it cannot be used; and the problems by field."""
+    found = {name: st.session_state.get(_key(name), DEFAULTS[name]) for name in SPLIT_FIELDS}
     try:
-        config = make_config(found | {"data": "any"})
-    except ConfigError:
-        return tuple(DEFAULTS[name] for name in names)
-    return config.val_fraction, config.test_fraction, config.split_seed
+        return make_config(found | {"data": "any"}).split_settings, {}
+    except ConfigError as error:
+        return make_config({"data": "any"}).split_settings, error.problems
+
+
+def split_fields(problems: dict[str, str]) -> None:
+    """The widgets of how to split."""
+    fill_in()
+    with st.grid("auto", min_column_width=200, gap="small"):
+        for name in ("val_fraction", "test_fraction"):
+            with st.container():
+                text_field(name, problems)
+        with st.container():
+            number_field("split_seed", problems)
+        with st.container():
+            choice_field("near_duplicates", NearDuplicates, problems)
+        with st.container():
+            st.text_input(
+                label("groups"), key=_key("groups"), help=_help("groups"), placeholder="{group}_*", persist_state="session"
+            )
+            _problem("groups", problems)
+
+
+def set_strategy(name: str, cut: str, backbone: str) -> None:
+    """Put a suggested strategy into the form (a callback)."""
+    st.session_state[_key("backbone")] = backbone
+    st.session_state[_key("strategy")] = name
+    if name == "custom":
+        st.session_state["custom_how"] = _FROM_STAGE
+        st.session_state["custom_cut"] = cut
 
 
 def checked(found: dict[str, Any]) -> tuple[RunConfig | None, dict[str, str]]:

@@ -17,15 +17,24 @@ _SIDE = 160
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a gallery: its file, a caption, and what a screen reader says."""
+    """An image of a gallery: its file, a caption, what a screen reader says, and, where it can be chosen, its id."""
 
     path: Path
     caption: str
     alt: str
+    id: str = ""
 
 
-def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24) -> None:
-    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only."""
+def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, *, choose: bool = False) -> set[str]:
+    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only.
+
+    Args:
+        choose: whether images can be ticked.
+
+    Returns:
+        The ids of those that are, on whatever page of the gallery.
+    """
+    chosen: set[str] = st.session_state.setdefault(f"chosen-{key}", set())
     pages = -(-count // per_page)
     at = st.pagination(pages, key=key) if pages > 1 else 1
     shown = [picture(index) for index in range((at - 1) * per_page, min(count, at * per_page))]
@@ -33,9 +42,18 @@ def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: i
         for item, small in in_threads(_small, shown):
             with st.container(gap="xxsmall"):
                 if isinstance(small, bytes):
-                    st.image(small, caption=plain(item.caption), alt=item.alt, width="stretch")
+                    st.image(small, caption=None if choose else plain(item.caption), alt=item.alt, width="stretch")
                 else:
                     st.caption(plain(small))
+                if choose:
+                    box = f"choose-{key}-{item.id}"
+                    st.session_state[box] = item.id in chosen
+                    st.checkbox(plain(item.caption), key=box, on_change=_toggle, args=(chosen, item.id, box))
+    return chosen
+
+
+def _toggle(chosen: set[str], sample: str, box: str) -> None:
+    (chosen.add if st.session_state[box] else chosen.discard)(sample)
 
 
 def _small(picture: Picture) -> bytes | str:

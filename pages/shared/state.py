@@ -1,21 +1,31 @@
 """What the whole process shares (runs, worker, indexed folders), and what one session has chosen."""
 
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+from streamlit.errors import StreamlitSecretNotFoundError
 
 from finetune_core import paths
-from finetune_core.config import DEMO_RECIPE, make_config
-from finetune_core.data.dataset import Dataset, index_dataset
+from finetune_core.config import DEMO_RECIPE, Edit, make_config
+from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
+from finetune_core.data.edits import load_edits, save_edits
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
-from finetune_core.errors import FinetuneError
+from finetune_core.data.sources import check_roots, data_roots
+from finetune_core.errors import DataError, FinetuneError
+from finetune_core.inspection.deep import DeepReport
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.words import PHASE_WORDS, duration
 from pages.shared.chrome import go, plain
 
-_MOST_INDEXED = 4
+_MOST_HELD = 4  # data sets
+_BAR_SECONDS = 0.2
 STATUS_WORDS = {
     "queued": ("Waiting for the run before it", "gray", ":material/hourglass_empty:"),
     "running": ("Training", "orange", ":material/local_fire_department:"),
@@ -39,48 +49,128 @@ def worker() -> Worker:
 
 
 @st.cache_resource(show_spinner=False)
-def _indexed() -> dict[tuple, Dataset]:
+def _looked_through() -> dict[str, Seen]:
     return {}
 
 
+@st.cache_resource(show_spinner=False)
+def _assembled() -> dict[tuple, Dataset]:
+    return {}
+
+
+@st.cache_resource(show_spinner=False)
+def reports() -> dict[tuple[str, str, int], DeepReport]:
+    """Deep inspections of this process by (fingerprint of the data, backbone, image size)."""
+    return {}
+
+
+def readable_roots() -> tuple[Path, ...]:
+    """The folders that this server may read; its owner's home only where nobody has to sign in."""
+    try:
+        sign_in = "auth" in st.secrets
+    except StreamlitSecretNotFoundError:
+        sign_in = False
+    return data_roots(home_too=not sign_in)
+
+
 def data_folder() -> str:
-    """The folder that this session has chosen, or an empty string."""
-    if st.session_state.get("data_source") == "folder":
-        named = str(st.session_state.get("data_folder", "")).strip()
-        return str(Path(named).expanduser().resolve()) if named else ""
-    return str(digits_folder()) if st.session_state.get("data_source", SAMPLE_NAME) == SAMPLE_NAME else ""
+    """The folder or manifest that this session has chosen, or an empty string."""
+    source = st.session_state.get("data_source", SAMPLE_NAME)
+    if source == SAMPLE_NAME:
+        return str(digits_folder())
+    named = str(st.session_state.get(f"data_{source}") or "").strip()
+    named = st.session_state.get("data_unpacked", {}).get(named, named)
+    return str(Path(named).expanduser().resolve()) if named else ""
 
 
-def indexed_dataset(root: str, val_fraction: float, test_fraction: float, split_seed: int, *, again: bool = False) -> Dataset:
-    """The data set in a folder, indexed once a process; a bar shows the reading.
+def current_dataset(settings: dict[str, Any], *, again: bool = False) -> Dataset:
+    """The data set that this session has chosen, with the changes made to it; looked through once a process, with a bar.
+
+    Args:
+        settings: how to split: arguments of ``index_dataset``.
+        again: look for files that were added or changed.
 
     Raises:
-        DataError: when the folder cannot be used.
+        DataError: when it cannot be used, or may not be read.
     """
-    key = (root, val_fraction, test_fraction, split_seed)
-    if again or key not in _indexed():
-        while len(_indexed()) >= _MOST_INDEXED:
-            _indexed().pop(next(iter(_indexed())), None)
-        _indexed()[key] = with_bar(
-            index_dataset(root, val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed),
-            "Reading image headers",
-        )
-    return _indexed()[key]
+    root = data_folder()
+    place = st.empty()
+    check_roots(root, readable_roots())
+    edits = load_edits(root)
+    if again:
+        st.session_state["paused"] = None
+    if again or root not in _looked_through():
+        if st.session_state.get("paused") == root:
+            raise DataError(
+                "Looking at these images was stopped; what was seen is kept. Read the folder again to go on (Dataset page)."
+            )
+        _keep(_looked_through(), root, with_bar(look_through(root, readable_roots()), "Looking at images", place, _pause))
+        for key in [key for key in _assembled() if key[0] == root]:
+            _assembled().pop(key, None)
+    key = (root, tuple(settings.values()), edits)
+    if key not in _assembled():
+        _keep(_assembled(), key, assemble(root, _looked_through()[root], **settings, edits=edits))
+    return _assembled()[key]
 
 
-def with_bar(work, text: str):
-    """Drain a generator of (done, total) into a progress bar; its result."""
-    bar = st.progress(0.0, text)
+def _keep(held: dict, key: Any, value: Any) -> None:
+    while len(held) >= _MOST_HELD:
+        held.pop(next(iter(held)), None)
+    held[key] = value
+
+
+def change(*edits: Edit) -> None:
+    """Add changes to the chosen data set (a callback)."""
+    root = data_folder()
+    save_edits(root, (*load_edits(root), *edits))
+
+
+def undo(number: int) -> None:
+    """Take one change back (a callback); a negative number takes all of them."""
+    root = data_folder()
+    edits = load_edits(root)
+    save_edits(root, () if number < 0 else (*edits[:number], *edits[number + 1 :]))
+
+
+def with_bar(work: Iterator, text: str, place: DeltaGenerator, on_stop: Callable[[], None] | None = None) -> Any:
+    """Drain a generator of (done, total), or (phase, done, total), into a progress bar with the time left; its result.
+
+    Whatever is pressed while it works, the button beside the bar among others, ends it.
+
+    Args:
+        place: an ``st.empty()`` that the page draws in every run: what comes after it then stays where it is.
+        on_stop: called when the button beside the bar is pressed.
+    """
+    with place.container(horizontal=True, vertical_alignment="center"):
+        bar = st.progress(0.0, text)
+        st.button("Stop", icon=":material/stop:", key=f"stop-{text}", help="What was done so far is kept.", on_click=on_stop)
+    began, spoken, phase = time.monotonic(), 0.0, ""
     try:
         while True:
             try:
-                done, total = next(work)
+                *named, done, total = next(work)
             except StopIteration as finished:
                 return finished.value
-            if total < 50 or done % 50 == 0 or done == total:
-                bar.progress(done / max(1, total), f"{text}: {done:,} of {total:,}")
+            if named and named[0] != phase:
+                phase, began = named[0], time.monotonic()
+            now = time.monotonic()
+            if now - spoken >= _BAR_SECONDS:
+                spoken = now
+                bar.progress(
+                    min(1.0, done / max(1, total)), _bar_words(PHASE_WORDS[phase] if named else text, done, total, now - began)
+                )
     finally:
-        bar.empty()
+        work.close()
+        place.empty()
+
+
+def _bar_words(text: str, done: int, total: int, spent: float) -> str:
+    left = f", about {duration(spent / done * (total - done))} left" if done and spent > 2 else ""
+    return f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"
+
+
+def _pause() -> None:
+    st.session_state["paused"] = data_folder()
 
 
 def run_label(run: Run) -> str:

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from finetune_core.data.decode import read_square
-from finetune_core.data.pixels import content_keys, decode_pixels, stored_side
+from finetune_core.data.looks import look_at
+from finetune_core.data.pixels import decode_pixels, stored_side
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ImageError
 
@@ -34,7 +35,8 @@ def paths(image_folder, tmp_path):
 def decoded(paths, side=16, wanted=None):
     """(progress, pixels): the one place that knows how decode_pixels is called."""
     wanted = np.arange(len(paths)) if wanted is None else np.array(wanted)
-    decoding, steps = decode_pixels(paths, content_keys(paths), wanted, side), []
+    keys = np.array([look_at(path).content for path in paths], dtype=np.uint64)
+    decoding, steps = decode_pixels(paths, keys, wanted, side), []
     while True:
         try:
             steps.append(next(decoding))

@@ -7,7 +7,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from finetune_core.data import sample
-from finetune_core.data.sample import digits_folder, resolve_data
+from finetune_core.data.sample import digits_folder
 from finetune_core.errors import DataError
 
 
@@ -49,18 +49,3 @@ def test_another_process_that_was_first_wins(home, monkeypatch):
     folder = digits_folder()
     assert os.listdir(folder) == ["theirs"]
     assert os.listdir(folder.parent) == ["digits"]
-
-
-def test_the_word_digits_names_the_sample_unless_there_is_such_a_folder(home, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "_write_digits", lambda folder: None)
-    monkeypatch.chdir(tmp_path)
-    assert resolve_data("digits") == str(home / "data" / "digits")
-    (tmp_path / "digits").mkdir()
-    assert resolve_data("digits") == str((tmp_path / "digits").resolve())
-
-
-def test_other_names_become_absolute_paths(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert resolve_data("pets") == str((tmp_path / "pets").resolve())
-    assert resolve_data("~/pets") == str((tmp_path / "pets").resolve())

@@ -1,0 +1,246 @@
+"""The index -> findings, without looking at a file again: files, copies, classes, light and sharpness."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.data.findings import Finding, Severity
+from finetune_core.data.listing import Note
+from finetune_core.data.splits import SPLITS, TRAIN
+from finetune_core.words import SPLIT_WORDS, percent, things
+
+_FEW = 10  # training images a class
+_MANY_TIMES = 10  # the largest class over the smallest
+_WHOLE_SET = 0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
+_TINY, _LONG, _LARGE = 32, 3.0, 25e6  # pixels of the shorter side; longer over shorter side; pixels in all
+_DARK, _BRIGHT, _PLAIN = 40, 225, 4.0  # 95th and 5th percentile and standard deviation of the gray values, 0…255
+_BLUR_DEVIATIONS, _BLURRED = 5.0, 0.02  # below the set's median log sharpness, in robust deviations; and in itself
+_FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif", ".jpe"),
+    "MPO": (".jpg", ".jpeg", ".mpo"),
+    "PNG": (".png",),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+_LEFT_OUT: dict[str, Severity] = {
+    "damaged": "error",
+    "unreadable": "error",
+    "empty_file": "error",
+    "missing_file": "error",
+    "outside": "error",
+    "bad_name": "error",
+    "no_class": "warning",
+    "empty_class": "warning",
+    "ignored_folder": "warning",
+    "not_an_image": "info",
+}
+
+
+def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding]:
+    """What was left out; ``rows`` are those of the index that have a problem."""
+    reasons = dict(zip(rows["id"], rows["reason"], strict=True))
+    passed = pd.DataFrame([*notes, *zip(rows["problem"], rows["id"], strict=True)], columns=["kind", "path"])
+    for kind, severity in _LEFT_OUT.items():
+        paths = tuple(passed.loc[passed["kind"] == kind, "path"])
+        if paths:
+            first = reasons.get(paths[0], paths[0])
+            message = f"{things(len(paths), _thing(kind))} left out: {first}" + ("" if len(paths) == 1 else ", …")
+            yield Finding(
+                kind, severity, f"{message}.", len(paths), paths, notes={path: reasons.get(path, "") for path in paths}
+            )
+
+
+def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
+    """What single images are like; ``table`` is the data set's."""
+    extension = table["id"].str.lower().str.extract(r"(\.[^./]*)$", expand=False).fillna("")
+    expected = table["format"].map(_FORMATS)
+    misnamed = [bool(names) and ending not in names for names, ending in zip(expected, extension, strict=True)]
+    shorter, longer = table[["width", "height"]].min(axis=1), table[["width", "height"]].max(axis=1)
+    sharp = _log_sharpness(table)
+    found = {
+        "wrong_extension": (np.array(misnamed, dtype=bool), "are not what their extension says", table["id"]),
+        "animated": (table["frames"] > 1, "have more than one frame; the first is used", table["id"]),
+        "extreme_aspect": (longer > _LONG * shorter, f"are more than {_LONG:.0f} times as long as wide", -longer / shorter),
+        "tiny": (shorter < _TINY, f"are smaller than {_TINY} pixels on the shorter side", shorter),
+        "over_large": (table["width"] * table["height"] > _LARGE, f"have more than {_LARGE / 1e6:.0f} million pixels", -longer),
+        "odd_mode": (~table["mode"].isin(("RGB", "L")), "are neither RGB nor 8-bit gray", table["mode"]),
+        "uniform": (table["contrast"] < _PLAIN, "show nearly one colour only", table["contrast"]),
+        "dark": ((table["high"] < _DARK) & (table["contrast"] >= _PLAIN), "are very dark", table["high"]),
+        "bright": ((table["low"] > _BRIGHT) & (table["contrast"] >= _PLAIN), "are very bright", -table["low"]),
+        "blurry": (_blurred(sharp, table["contrast"]), "are much less sharp than the rest", sharp),
+    }
+    for kind, (mask, words, order) in found.items():
+        rows = table[np.asarray(mask)]
+        if rows.empty:
+            continue
+        rows = rows.iloc[order[rows.index].argsort(kind="stable")]
+        nature = len(rows) > _WHOLE_SET * len(table)
+        severity = "info" if nature or kind in ("wrong_extension", "over_large", "odd_mode") else "warning"
+        notes = dict(zip(rows["id"], rows["format"] if kind == "wrong_extension" else _sizes(rows), strict=True))
+        yield _on_images(kind, severity, rows["id"], words, len(table), notes)
+
+
+def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
+    """Copies and near-duplicates, across splits first: those inflate a score."""
+    rank = table["split"].map({split: number for number, split in enumerate(SPLITS)})
+    ordered = table.assign(rank=rank).sort_values(["rank", "id"])
+    exact = ordered[ordered["content"].duplicated(keep=False)]
+    conflicting = _differ(exact, "content", "label")
+    yield from _conflicts(exact[conflicting])
+    agreeing = exact[~conflicting]
+    yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
+    yield from _surplus("exact_duplicates", agreeing, "content")
+    alone = ordered[~ordered["content"].duplicated()]
+    near = alone[alone["near"].duplicated(keep=False)]
+    yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
+    yield from _surplus("near_duplicates", near, "near")
+
+
+def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
+    """What the numbers and names of the classes tell."""
+    if len(classes) == 1:
+        message = f"There is only one class, {classes[0]}: nothing to tell apart, so every score will be perfect."
+        yield Finding("single_class", "warning", message, 1, classes=tuple(classes))
+    counts = table.groupby(["split", "label"]).size()
+    training = counts[TRAIN] if TRAIN in counts else pd.Series(dtype=int)
+    for split, kind, words in (
+        (TRAIN, "class_not_trained", "No training images for {}: the network cannot learn it."),
+        ("val", "class_not_validated", "No validation images for {}: nothing will be said about it."),
+    ):
+        there = counts[split].index if split in counts else ()
+        missing = tuple(name for label, name in enumerate(classes) if label not in there)
+        if missing:
+            yield Finding(kind, "warning", words.format(some(missing)), len(missing), classes=missing)
+    few = tuple(classes[label] for label in training.index if training[label] < _FEW)
+    if few:
+        message = f"Fewer than {_FEW} training images in {some(few)}."
+        yield Finding("few_images", "warning", message, len(few), classes=few)
+    if len(training) > 1 and training.max() >= _MANY_TIMES * training.min():
+        times = training.max() / training.min()
+        message = f"The largest class has {times:.0f} times the training images of the smallest: accuracy alone will mislead."
+        extremes = (classes[training.idxmax()], classes[training.idxmin()])
+        yield Finding("imbalance", "warning", message, len(extremes), classes=extremes)
+    yield from _similar_names(table, classes)
+
+
+def some(names: Sequence[str], limit: int = 3) -> str:
+    """``a, b, c and 4 more``."""
+    shown = ", ".join(names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
+
+
+def _thing(kind: str) -> str:
+    return {"no_class": "image", "empty_class": "folder", "ignored_folder": "folder"}.get(kind, "file")
+
+
+def _sizes(rows: pd.DataFrame) -> list[str]:
+    return [f"{w} × {h}, {mode}" for w, h, mode in zip(rows["width"], rows["height"], rows["mode"], strict=True)]
+
+
+def _on_images(kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: dict[str, str]) -> Finding:
+    message = f"{things(len(ids), 'image')} ({percent(len(ids) / total)}) {words}."
+    if len(ids) == 1:
+        message = message.replace(" are ", " is ", 1).replace(" have ", " has ", 1).replace(" show ", " shows ", 1)
+    return Finding(kind, severity, message, len(ids), tuple(ids), notes=notes)
+
+
+def _log_sharpness(table: pd.DataFrame) -> pd.Series:
+    return np.log(table["sharpness"].clip(lower=1e-9))
+
+
+def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
+    """Far below the median of the set, and blurred in itself: a set that is soft by nature has no blurred images."""
+    usual = sharp[contrast >= _PLAIN]
+    if len(usual) < _FEW:
+        return pd.Series(False, index=sharp.index)
+    deviation = 1.4826 * (usual - usual.median()).abs().median()
+    return (sharp < usual.median() - _BLUR_DEVIATIONS * max(deviation, 0.1)) & (sharp < np.log(_BLURRED)) & (contrast >= _PLAIN)
+
+
+def _differ(rows: pd.DataFrame, key: str, column: str) -> pd.Series:
+    """Boolean a row: whether the rows that share its key have more than one value there."""
+    return rows.groupby(key)[column].transform("nunique") > 1
+
+
+def _sets(rows: pd.DataFrame, keys: list[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple(rows.groupby(keys, sort=False)["id"].agg(tuple))
+
+
+def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
+    if rows.empty:
+        return
+    sets = _sets(rows, ["content"])
+    paths = tuple(path for one in sets for path in one)
+    message = f"{things(len(sets), 'picture')} in two or more classes at once ({things(len(paths), 'file')})."
+    notes = dict(zip(rows["id"], rows["class"], strict=True))
+    yield Finding("conflicting_labels", "error", message, len(paths), paths, sets=sets, notes=notes)
+
+
+def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
+    """Sets that lie in more than one split, training first. Of exact copies those go that are trained on (validated on, where
+    the other one is for the test): the judged images stay what they were. Near-duplicates that are judged train, too."""
+    if rows.empty:
+        return
+    sets = _sets(rows, [key])
+    first, last = (rows.groupby(key)["split"].transform(which) for which in ("first", "last"))
+    judged = rows[rows["split"] != first]
+    inflated = [
+        f"{things(count, 'image')} of {SPLIT_WORDS[split].lower()}: its accuracy can come out up to "
+        f"{percent(count / (table['split'] == split).sum())} too high"
+        for split, count in judged["split"].value_counts().items()
+    ]
+    copied = "copied" if kind == "leakage" else "nearly copied"
+    message = f"{things(len(sets), 'picture')} {copied} across splits. {'; '.join(inflated)}."
+    gone = rows[rows["split"] != last] if kind == "leakage" else judged
+    to = {} if kind == "leakage" else dict(zip(judged["id"], first[judged.index], strict=True))
+    notes = dict(zip(rows["id"], rows["split"].map(SPLIT_WORDS), strict=True))
+    yield Finding(kind, "error", message, len(gone), tuple(gone["id"]), sets=sets, to=to, notes=notes)
+
+
+def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
+    keys = [key, "split"]
+    rows = rows[rows.duplicated(keys, keep=False)]
+    if rows.empty:
+        return
+    sets = _sets(rows, keys)
+    paths = tuple(rows.loc[rows.duplicated(keys), "id"])
+    words = "copies of" if kind == "exact_duplicates" else "near-duplicates of"
+    message = f"{things(len(paths), 'image')} that are {words} {things(len(sets), 'other')} in the same split."
+    yield Finding(kind, "warning" if kind == "exact_duplicates" else "info", message, len(paths), paths, sets=sets)
+
+
+def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
+    """Names that are equal but for case, spaces, signs and a plural s, or that one letter tells apart (digits are meant)."""
+    plain = [re.sub(r"[^\w]|_", "", name.casefold()).removesuffix("s") or name for name in classes]
+    keys: dict[str, list[int]] = {}
+    for label, name in enumerate(plain):
+        shortened = {name[:at] + name[at + 1 :] for at in range(len(name)) if len(name) >= 6 and not name[at].isdigit()}
+        for key in {name} | shortened:
+            keys.setdefault(key, []).append(label)
+    alike = {tuple(sorted(set(labels))) for labels in keys.values() if len(set(labels)) > 1}
+    pairs = sorted({(a, b) for labels in alike for a in labels for b in labels if a < b and _typo(plain[a], plain[b])})
+    if not pairs:
+        return
+    sizes = table["label"].value_counts()
+    to: dict[str, str] = {}
+    for a, b in pairs:
+        small, large = sorted((a, b), key=lambda label: (sizes.get(label, 0), label))
+        to |= dict.fromkeys(table.loc[table["label"] == small, "id"], classes[large])
+    names = tuple(sorted({classes[label] for pair in pairs for label in pair}))
+    message = "Perhaps the same class, spelled in two ways: " + some([f"{classes[a]} and {classes[b]}" for a, b in pairs]) + "."
+    yield Finding("similar_class_names", "warning", message, len(names), tuple(to), classes=names, to=to)
+
+
+def _typo(a: str, b: str) -> bool:
+    """Equal, or one letter added, dropped or replaced; digits tell classes apart on purpose."""
+    if re.findall(r"\d", a) != re.findall(r"\d", b):
+        return False
+    if len(a) == len(b):
+        return sum(x != y for x, y in zip(a, b, strict=True)) <= 1
+    short, long = sorted((a, b), key=len)
+    return len(long) - len(short) == 1 and any(long[:at] + long[at + 1 :] == short for at in range(len(long)))

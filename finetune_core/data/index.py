@@ -1,0 +1,90 @@
+"""The index: what is known of every file of a data set. Kept as Parquet in the app's own folder; only new and changed files are
+looked at again (by size and time of change)."""
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, fields
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.data.duplicates import near_sets
+from finetune_core.data.entry import entry_folder, read_table, write_table
+from finetune_core.data.listing import Listing
+from finetune_core.data.looks import Look, look_at
+from finetune_core.data.threads import in_threads
+
+_FILE = "index.parquet"
+_IDENTITY = ["id", "bytes", "changed"]
+_SEEN = [field.name for field in fields(Look)]
+_TYPES = dict.fromkeys(("bytes", "changed", "near", "width", "height", "frames"), "int64") | {"content": "uint64"}
+_UNKNOWN = -1  # the near set of a file that was not compared yet
+
+
+def read_index(data: str | Path, listing: Listing) -> Generator[tuple[int, int], None, pd.DataFrame]:
+    """Know every listed file, looking at those that are new or have changed. What was seen is kept, also when it is broken off.
+
+    Yields:
+        (files looked at, files to look at), then (images compared, images in all).
+
+    Returns:
+        The listing's rows with the fields of a ``Look`` and ``near``: images of the same number are near-duplicates.
+    """
+    file = entry_folder(data) / _FILE
+    known = _known(file)
+    position = _positions(known, listing.files)
+    fresh = np.flatnonzero(position < 0)
+    looks: list[Look] = []
+    kept = known[[*_IDENTITY, *_SEEN, "near"]].iloc[position[position >= 0]]
+    try:
+        for look in _looked_at(listing, fresh):
+            looks.append(look)
+            yield len(looks), len(fresh)
+    finally:
+        rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks)
+        if looks and len(looks) < len(fresh):
+            write_table(file, rows)
+    if len(fresh) or len(kept) < len(known) or (rows["near"] == _UNKNOWN).any():
+        usable = (rows["problem"] == "").to_numpy()
+        rows["near"] = np.arange(len(rows))
+        near = yield from near_sets(rows.loc[usable, "thumb"], rows.loc[usable, "content"].to_numpy(np.uint64))
+        rows.loc[usable, "near"] = np.flatnonzero(usable)[near]
+        write_table(file, rows)
+    seen = rows.drop(columns=["bytes", "changed"])
+    return listing.files.merge(seen, on="id", how="left", validate="one_to_one")
+
+
+def _known(file: Path) -> pd.DataFrame:
+    columns = [*_IDENTITY, *_SEEN, "near"]
+    table = read_table(file)
+    if table is None or set(columns) - set(table.columns):
+        return _joined(pd.DataFrame(columns=columns), pd.DataFrame(columns=_IDENTITY), [])
+    return table
+
+
+def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
+    """For each listed file its row in what is known; -1 where it is new or has changed."""
+    position = pd.Index(known["id"]).get_indexer(files["id"])
+    if len(known):
+        same = (known["bytes"].to_numpy()[position] == files["bytes"].to_numpy()) & (
+            known["changed"].to_numpy()[position] == files["changed"].to_numpy()
+        )
+        position = np.where(same & (files["bytes"].to_numpy() >= 0), position, -1)
+    return position
+
+
+def _looked_at(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
+    paths = [listing.root / sample for sample in listing.files["id"].iloc[rows]]
+    with closing(in_threads(partial(look_at), paths)) as looking:
+        for _, look in looking:
+            yield look
+
+
+def _joined(kept: pd.DataFrame, files: pd.DataFrame, looks: list[Look]) -> pd.DataFrame:
+    seen = pd.DataFrame([asdict(look) for look in looks], columns=_SEEN, index=files.index)
+    fresh = pd.concat([files[_IDENTITY], seen], axis=1).assign(near=_UNKNOWN)
+    # Each by itself: pandas joins int64 and uint64 to float64, which cannot hold a hash.
+    parts = [part.astype(_TYPES) for part in (kept, fresh) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else fresh.astype(_TYPES)

@@ -1,0 +1,227 @@
+"""A folder, or a manifest -> which image files there are, and what their place says about them. No file is opened."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from finetune_core.data import splits
+from finetune_core.data.decode import EXTENSIONS
+from finetune_core.data.manifest import is_manifest, read_manifest
+from finetune_core.data.names import is_noise
+from finetune_core.errors import ConfigError, DataError
+from finetune_core.words import things
+
+EXPECTED = "Thaw expects one subfolder of images for each class, or train/ and val/ with such subfolders."
+_COLUMNS = {"id": "str", "class": "str", "split": "str", "group": "str", "bytes": "int64", "changed": "int64"}
+
+Note = tuple[str, str]  # (kind of finding, the path as shown)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set.
+
+    Attributes:
+        root: what ids are relative to.
+        files: one row an image file: ``id`` (path below root, with ``/``), ``class``, ``split`` and ``group`` (empty where not
+            given), ``bytes``, ``changed`` (nanoseconds); -1 bytes for a file that is not there.
+        notes: what was passed over.
+    """
+
+    root: Path
+    files: pd.DataFrame
+    notes: tuple[Note, ...]
+
+
+def image_root(data: str | Path) -> Path:
+    """What the ids of a data set are relative to: the folder itself, or the one that its manifest lies in."""
+    path = Path(data)
+    return path.parent if is_manifest(path) and not path.is_dir() else path
+
+
+def check_data(data: str | Path) -> None:
+    """Whether there is such a folder or manifest.
+
+    Raises:
+        ConfigError: when there is not.
+    """
+    path = Path(data)
+    if not path.is_dir() and not (path.is_file() and is_manifest(path)):
+        raise ConfigError({"data": f"there is no folder {data}"})
+
+
+def list_data(data: str | Path, roots: Sequence[Path] = ()) -> Listing:
+    """List a folder of class folders, with or without ``train/`` and ``val/`` above them, or a manifest.
+
+    Args:
+        data: folder or file.
+        roots: when given, files that lie elsewhere (behind a link, or named by a manifest) are passed over.
+
+    Raises:
+        DataError: when there is no such folder or manifest, or no image in it.
+    """
+    path = _existing(data)
+    if path.is_file():
+        return _listed_manifest(path, roots)
+    top = _unwrapped(path)
+    split_folders = _split_folders(top)
+    walk = _Walk(path, roots, [], [])
+    for folder, split in (split_folders or {top: ""}).items():
+        walk.class_folders(folder, split)
+    if split_folders:
+        walk.notes += [("ignored_folder", walk.shown(folder)) for folder in _subfolders(top) if folder not in split_folders]
+        walk.notes += [("no_class", walk.shown(file)) for file in _images_in(top)]
+    if not walk.rows:
+        raise DataError(_nothing_found(path, walk.notes))
+    files = pd.DataFrame(walk.rows, columns=list(_COLUMNS)).astype(_COLUMNS).sort_values("id", ignore_index=True)
+    return Listing(path, files, tuple(walk.notes))
+
+
+def is_within(path: str | Path, roots: Sequence[Path]) -> bool:
+    """Whether what a path leads to, links followed, lies in one of the folders."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+@dataclass
+class _Walk:
+    """Collects the files of one folder."""
+
+    root: Path
+    roots: Sequence[Path]
+    rows: list[tuple[str, str, str, str, int, int]]
+    notes: list[Note]
+
+    def class_folders(self, folder: Path, split: str) -> None:
+        self.notes += [("no_class", self.shown(file)) for file in _images_in(folder)]
+        for class_folder in _subfolders(folder):
+            before = len(self.rows)
+            self._files(class_folder, class_folder.name, split)
+            if len(self.rows) == before:
+                self.notes.append(("empty_class", self.shown(class_folder)))
+
+    def _files(self, folder: Path, name: str, split: str) -> None:
+        prefix = folder.relative_to(self.root).as_posix()
+        for entry, below in _entries_below(folder, prefix):
+            if entry.name.lower().endswith(tuple(EXTENSIONS)):
+                self._image(entry, below, name, split)
+            else:
+                self.notes.append(("not_an_image", printable(below)))
+
+    def _image(self, entry: os.DirEntry, sample: str, name: str, split: str) -> None:
+        if printable(sample) != sample:
+            self.notes.append(("bad_name", printable(sample)))
+        elif self.roots and entry.is_symlink() and not is_within(entry.path, self.roots):
+            self.notes.append(("outside", sample))
+        else:
+            self.rows.append((sample, name, split, "", *_size_and_time(entry)))
+
+    def shown(self, path: Path) -> str:
+        return printable(path.relative_to(self.root).as_posix())
+
+
+def printable(name: str) -> str:
+    """A file system's name need not be valid Unicode; what is shown must be."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _existing(data: str | Path) -> Path:
+    try:
+        path = Path(data).expanduser().resolve()
+        if path.is_dir():
+            next(path.iterdir(), None)
+            return path
+        if path.is_file() and is_manifest(path):
+            return path
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"The folder {data} cannot be read: {error}.") from None
+    if path.is_file():
+        raise DataError(f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or .parquet).")
+    raise DataError(f"There is no folder {path}. Name a folder with one subfolder of images for each class.")
+
+
+def _listed_manifest(path: Path, roots: Sequence[Path]) -> Listing:
+    table = read_manifest(path)
+    notes, keep, stats = [], [], []
+    for sample in table["id"]:
+        inside = not roots or is_within(path.parent / sample, roots)
+        keep.append(inside)
+        stats.append(_size_and_time(path.parent / sample) if inside else (-1, 0))
+        if not inside:
+            notes.append(("outside", sample))
+    table["bytes"], table["changed"] = zip(*stats, strict=True)
+    files = table[list(_COLUMNS)].astype(_COLUMNS)[keep].sort_values("id", ignore_index=True)
+    if files.empty:
+        raise DataError(f"None of the images that {path.name} names lies in a folder that Thaw may read here.")
+    return Listing(path.parent, files, tuple(notes))
+
+
+def _size_and_time(file: os.DirEntry | Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except (OSError, ValueError):
+        return -1, 0
+    return status.st_size, status.st_mtime_ns
+
+
+def _unwrapped(folder: Path) -> Path:
+    """Below folders that hold nothing but one other folder of folders: what packing a data set leaves around it."""
+    while not _split_folders(folder):
+        inner = _subfolders(folder)
+        if len(inner) != 1 or _images_in(folder) or _images_in(inner[0]) or not _subfolders(inner[0]):
+            return folder
+        if not any(_images_in(below) or _subfolders(below) for below in _subfolders(inner[0])):
+            return folder
+        folder = inner[0]
+    return folder
+
+
+def _split_folders(root: Path) -> dict[Path, str]:
+    """Folder -> split, where one of them is a ``train`` with class folders; else none (a class may be named "train")."""
+    found = {
+        _same_split_inside(folder): splits.FOLDER_NAMES[folder.name.lower()]
+        for folder in _subfolders(root)
+        if folder.name.lower() in splits.FOLDER_NAMES
+    }
+    return found if any(split == splits.TRAIN and _subfolders(folder) for folder, split in found.items()) else {}
+
+
+def _same_split_inside(folder: Path) -> Path:
+    """``training_set/training_set/<class>`` is packed once too often."""
+    inner = _subfolders(folder)
+    names = splits.FOLDER_NAMES
+    twice = len(inner) == 1 and names.get(inner[0].name.lower()) == names[folder.name.lower()] and not _images_in(folder)
+    return inner[0] if twice else folder
+
+
+def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry, str]]:
+    """(file, its path below the root) for each file that is no noise; links to folders are not followed."""
+    with os.scandir(folder) as entries:
+        found = sorted((entry for entry in entries if not is_noise(entry.name)), key=lambda entry: entry.name)
+    for entry in found:
+        below = f"{prefix}/{entry.name}"
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries_below(Path(entry.path), below)
+        elif not entry.is_dir():
+            yield entry, below
+
+
+def _images_in(folder: Path) -> list[Path]:
+    files = (entry for entry in folder.iterdir() if entry.suffix.lower() in EXTENSIONS and not is_noise(entry.name))
+    return sorted(file for file in files if file.is_file())
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_noise(entry.name))
+
+
+def _nothing_found(root: Path, notes: Sequence[Note]) -> str:
+    loose = sum(kind == "no_class" for kind, _ in notes)
+    if loose:
+        return f"{root} holds {things(loose, 'image')}, but no class folders. {EXPECTED}"
+    if any(kind == "empty_class" for kind, _ in notes):
+        return f"The class folders in {root} hold no images. {EXPECTED}"
+    return f"{root} holds no images. {EXPECTED}"

@@ -1,0 +1,102 @@
+"""One look at an image file: its bytes are read once, and everything that an inspection needs to know is taken from them."""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from finetune_core.data.decode import read_header, read_image
+from finetune_core.errors import ImageError
+
+THUMB_SIDE = 12
+_LOOKED_AT = 96  # pixels: what is blurred at this size, a network sees blurred
+_PLAIN = 1e-3  # gray levels
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen.
+
+    Attributes:
+        problem: ``""``, or a finding's kind: ``empty_file``, ``unreadable``, ``damaged``, ``missing_file``.
+        reason: the problem in words.
+        content: uint64 of the file's bytes (BLAKE2b).
+        width, height: pixels, as shown. mode, format: Pillow's words. frames: more than 1 for an animation.
+        brightness: mean gray, 0…255. low, high: its 5th and 95th percentile. contrast: its standard deviation.
+        sharpness: variance of the Laplacian over the variance of the gray values (Pech-Pacheco et al. 2000), at a common scale.
+        thumb: RGB ``[12, 12, 3]`` as bytes, for near-duplicates.
+    """
+
+    problem: str = ""
+    reason: str = ""
+    content: int = 0
+    width: int = 0
+    height: int = 0
+    mode: str = ""
+    format: str = ""
+    frames: int = 1
+    brightness: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    contrast: float = 0.0
+    sharpness: float = 0.0
+    thumb: bytes = bytes(THUMB_SIDE * THUMB_SIDE * 3)
+
+
+def look_at(path: Path) -> Look:
+    """Read a file once and look at it; never raises for what a file may hold."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Look("missing_file", f"{path.name} is not there")
+    except OSError as error:
+        return Look("unreadable", f"{path.name} cannot be opened: {error.strerror}")
+    if not content:
+        return Look("empty_file", f"{path.name} is empty (0 bytes)")
+    digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
+    try:
+        header = read_header(content)
+    except ImageError as error:
+        return Look("unreadable", _named(error, path), digest)
+    try:
+        image = read_image(content, _LOOKED_AT)
+    except ImageError as error:
+        return Look("damaged", _named(error, path), digest, header.width, header.height, header.mode, header.format)
+    thumb = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
+    return Look(
+        "",
+        "",
+        digest,
+        header.width,
+        header.height,
+        header.mode,
+        header.format,
+        header.frames,
+        *_light_and_sharpness(image),
+        thumb,
+    )
+
+
+def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float, float]:
+    """Mean, 5th and 95th percentile, standard deviation, sharpness."""
+    gray = image.convert("L")
+    gray.thumbnail((_LOOKED_AT, _LOOKED_AT), Image.Resampling.BOX)
+    counts = np.array(gray.histogram(), dtype=np.float64)
+    levels, shares = np.arange(256), counts / counts.sum()
+    low, high = np.searchsorted(np.cumsum(shares), (0.05, 0.95))
+    mean = float(shares @ levels)
+    spread = math.sqrt(max(0.0, float(shares @ levels**2) - mean**2))
+    if min(gray.size) < 3 or spread < _PLAIN:
+        return mean, float(low), float(high), spread, 0.0
+    values = np.asarray(gray, dtype=np.int16)
+    inner = values[1:-1, 1:-1]
+    laplacian = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * inner
+    return mean, float(low), float(high), spread, float(laplacian.var(dtype=np.float32)) / spread**2
+
+
+def _named(error: ImageError, path: Path) -> str:
+    """The decoder saw bytes without a name."""
+    return str(error).replace("The image", path.name, 1)

@@ -1,0 +1,108 @@
+"""A manifest: a CSV or Parquet table with one row an image: path, label and, if given, split and group."""
+
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from finetune_core.data import splits
+from finetune_core.errors import DataError
+
+_SUFFIXES = (".csv", ".tsv", ".parquet")
+_NAMES = {
+    "id": ("path", "file", "filename", "file_name", "filepath", "image", "id"),
+    "class": ("label", "class", "class_name", "target", "category"),
+    "split": ("split", "set", "subset"),
+    "group": ("group",),
+}
+_SHOWN = 5
+
+
+def is_manifest(path: Path) -> bool:
+    """By its name."""
+    return path.suffix.lower() in _SUFFIXES
+
+
+def read_manifest(path: Path) -> pd.DataFrame:
+    """``id`` (relative to the manifest's folder where it lies in it, else absolute), ``class``, ``split``, ``group``, all str.
+
+    Columns are found by name, whatever their case: path (file, filename, image, …), label (class, target, category), split
+    (train, val, test and what people call them), group.
+
+    Raises:
+        DataError: when it cannot be read, or a row cannot be used; all problems at once.
+    """
+    raw = _read(path)
+    columns = {str(name).strip().lower(): name for name in raw.columns}
+    chosen = {ours: next((columns[name] for name in names if name in columns), None) for ours, names in _NAMES.items()}
+    missing = [theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None]
+    if missing:
+        found = ", ".join(map(str, raw.columns))
+        raise DataError(f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}.")
+    if raw.empty:
+        raise DataError(f"{path.name} has no rows.")
+    table = pd.DataFrame({ours: _text(raw[name]) if name is not None else "" for ours, name in chosen.items()}, index=raw.index)
+    words = table["split"].str.lower()
+    table["split"] = words.map(splits.FOLDER_NAMES | {"": ""})
+    table["id"] = [_relative(name, path.parent) for name in table["id"]]
+    _refuse(path, table, words)
+    return table.astype("str").drop_duplicates("id", ignore_index=True)
+
+
+def _refuse(path: Path, table: pd.DataFrame, words: pd.Series) -> None:
+    wrong = {
+        "without a path": table["id"] == "",
+        "without a label": table["class"] == "",
+        "with a split other than train, val or test": table["split"].isna(),
+        "that give an image twice, with different labels or splits": _contradicting(table),
+        "with a name that is not valid Unicode or holds a zero byte": ~table["id"].map(_sound),
+    }
+    problems = []
+    for what, rows in wrong.items():
+        lines = [str(number + 2) for number in range(len(table)) if rows.iloc[number]]
+        if lines:
+            shown = ", ".join(lines[:_SHOWN]) + (f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else "")
+            problems.append(f"rows {what}: {shown}")
+    if problems:
+        raise DataError(f"{path.name} cannot be used; {'; '.join(problems)} (the heading is row 1).")
+
+
+def _contradicting(table: pd.DataFrame) -> pd.Series:
+    said = table.fillna({"split": "?"}).drop_duplicates(["id", "class", "split"])
+    return table["id"].isin(said.loc[said["id"].duplicated(keep=False), "id"])
+
+
+def _sound(name: str) -> bool:
+    return "\0" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        separator = "\t" if path.suffix.lower() == ".tsv" else None
+        return pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, engine="python", encoding="utf-8-sig")
+    except Exception as error:  # the parsers raise nearly anything on what is no table
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} cannot be read as a table: {reason}") from None
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """As written: a missing value is empty, and 3.0 from a column of whole numbers with gaps is 3."""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    return column.astype("object").where(column.notna(), "").map(str).str.strip()
+
+
+def _relative(name: str, folder: Path) -> str:
+    """A path as an id: POSIX, without ``./`` and ``a/../``, relative where it lies in the folder."""
+    if not name or "\0" in name:
+        return name
+    parts: list[str] = []
+    path = PurePosixPath(name.replace("\\", "/"))
+    for part in path.parts:
+        if part == ".." and parts and parts[-1] not in ("..", "/"):
+            parts.pop()
+        else:
+            parts.append(part)
+    tidy = PurePosixPath(*parts)
+    return tidy.relative_to(folder.as_posix()).as_posix() if tidy.is_relative_to(folder.as_posix()) else tidy.as_posix()

@@ -1,0 +1,302 @@
+"""Well-known public data sets, through torchvision.datasets, downloaded on request and written as ordinary image folders."""
+
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from finetune_core.data.splits import SPLITS, TEST, TRAIN
+from finetune_core.errors import DataError
+from finetune_core.paths import data_dir
+
+_EVERY = 0.25  # seconds between two looks at what has arrived
+_PATIENCE = 120  # seconds without a byte; checksums and slow disks included
+_DOWNLOADED = (".gz", ".tgz", ".zip", ".mat")  # what the sets below are published as
+_NOT_IN_FILE_NAMES = re.compile(r'[<>:"/\\|?*]+')
+
+
+@dataclass(frozen=True)
+class PublicSet:
+    """A data set that anyone may download.
+
+    Attributes:
+        name: the word that stands for it where a folder is asked for.
+        title: its name in full.
+        classes, images: how many.
+        download_bytes: what is downloaded.
+        disk_bytes: about what it takes up afterwards, on a disk with blocks of 4 kB; until then the download, and what is
+            unpacked from it, come on top.
+        licence: what its authors say about its use.
+        source: the authors' page.
+        about: one sentence.
+    """
+
+    name: str
+    title: str
+    classes: int
+    images: int
+    download_bytes: int
+    disk_bytes: int
+    licence: str
+    source: str
+    about: str
+
+
+PUBLIC_SETS: dict[str, PublicSet] = {
+    known.name: known
+    for known in (
+        PublicSet(
+            name="oxford_pets",
+            title="Oxford-IIIT Pets",
+            classes=37,
+            images=7_349,
+            download_bytes=811_092_049,
+            disk_bytes=800_000_000,
+            licence="CC BY-SA 4.0; the copyright remains with the owners of the photographs",
+            source="https://www.robots.ox.ac.uk/~vgg/data/pets/",
+            about="Photographs of 12 breeds of cats and 25 of dogs, about 200 each: close to what ImageNet networks know.",
+        ),
+        PublicSet(
+            name="flowers102",
+            title="Oxford 102 Flowers",
+            classes=102,
+            images=8_189,
+            download_bytes=344_878_000,
+            disk_bytes=360_000_000,
+            licence="not stated by its authors; for research",
+            source="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
+            about="Photographs of flowers common in Britain, ten a class to train on: many classes, few images.",
+        ),
+        PublicSet(
+            name="eurosat",
+            title="EuroSAT (RGB)",
+            classes=10,
+            images=27_000,
+            download_bytes=94_280_567,
+            disk_bytes=130_000_000,
+            licence="MIT; made from free and open Copernicus Sentinel data",
+            source="https://github.com/phelber/EuroSAT",
+            about="Satellite images of 64 × 64 pixels by land use, fields to motorways: far from what ImageNet networks know.",
+        ),
+        PublicSet(
+            name="fashion_mnist",
+            title="Fashion-MNIST",
+            classes=10,
+            images=70_000,
+            download_bytes=30_878_645,
+            disk_bytes=290_000_000,
+            licence="MIT",
+            source="https://github.com/zalandoresearch/fashion-mnist",
+            about="Grey pictures of clothes from a shop, 28 × 28 pixels: small and plain.",
+        ),
+        PublicSet(
+            name="cifar10",
+            title="CIFAR-10",
+            classes=10,
+            images=60_000,
+            download_bytes=170_498_071,
+            disk_bytes=250_000_000,
+            licence="not stated by its authors; for research",
+            source="https://www.cs.toronto.edu/~kriz/cifar.html",
+            about="Colour photographs of animals and vehicles, 32 × 32 pixels: the classic small benchmark.",
+        ),
+    )
+}
+
+
+def public_folder(name: str) -> Path:
+    """Where a public set is, once it is fetched."""
+    return data_dir() / name
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a public set is there; it is written whole or not at all."""
+    return public_folder(name).is_dir()
+
+
+def fetch_public(name: str) -> Generator[tuple[int, int], None, Path]:
+    """Download a public set and write it as an image folder, all of it or nothing; one that is there is returned at once.
+
+    Args:
+        name: one of ``PUBLIC_SETS``.
+
+    Yields:
+        (bytes so far, about how many in all) while it is downloaded and unpacked, then (images written, images in all).
+
+    Returns:
+        The folder: ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…`` where the set has splits, else ``<class>/…``.
+
+    Raises:
+        DataError: without a network, when what arrived is not what was published, or when it cannot be written.
+    """
+    public, folder = PUBLIC_SETS[name], public_folder(name)
+    if is_fetched(name):
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".fetching-", dir=folder.parent))
+    except OSError as error:
+        raise DataError(
+            f"{public.title} cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be."
+        ) from None
+    download = _Download(public, staging)
+    try:
+        download.start()
+        yield from _watch(download)
+        yield from _write(download.parts, staging / name)
+        os.rename(staging / name, folder)
+    except OSError as error:
+        if not folder.is_dir():  # not merely another process that was first
+            raise DataError(f"{public.title} cannot be written to {folder}: {error}. Nothing of it was kept.") from None
+    finally:
+        download.abandoned.set()
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+class _Abandoned(Exception):
+    """Nobody waits for this download any more."""
+
+
+class _Download(threading.Thread):
+    """torchvision's download of one set, which reports nothing to callers, beside whoever waits for it.
+
+    Attributes:
+        parts: split (or ``""``) -> data set, once it has ended well.
+        error: why it has not.
+        abandoned: set by whoever waited, when nobody does any more.
+    """
+
+    def __init__(self, public: PublicSet, staging: Path) -> None:
+        super().__init__(name=f"fetch {public.name}", daemon=True)
+        self.public = public
+        self.staging = staging
+        self.parts: dict[str, Any] = {}
+        self.error: Exception | None = None
+        self.abandoned = threading.Event()
+
+    def run(self) -> None:
+        try:
+            self.parts = _download(self.public.name, self.staging / "download")
+        except Exception as error:
+            self.error = error
+        finally:
+            if self.abandoned.is_set():  # what was written since whoever waited cleared up
+                shutil.rmtree(self.staging, ignore_errors=True)
+
+
+class _NoBar:
+    """In the place of the bar that torchvision's downloads draw on stderr; ends a download that nobody waits for."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def __enter__(self) -> "_NoBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, _: int) -> None:
+        thread = threading.current_thread()
+        if isinstance(thread, _Download) and thread.abandoned.is_set():
+            raise _Abandoned
+
+
+def _download(name: str, root: Path) -> dict[str, Any]:
+    """Let torchvision download, check and unpack a set below ``root``.
+
+    All that leans on torchvision's insides is in this function.
+
+    Returns:
+        Split (or ``""``) -> a data set with ``classes`` and, at each index, (the image, or the file it is in; label).
+    """
+    from torchvision import datasets  # here: it imports torch
+
+    class PetFiles(datasets.OxfordIIITPet):
+        def __getitem__(self, index: int) -> tuple[Path, int]:
+            # Private, because this class alone takes no loader: it can only decode, and to encode again would lose quality.
+            return self._images[index], self._labels[index]
+
+    # There is no switch for the bar, and it would be drawn across whatever the caller draws. Without this name a later
+    # torchvision would show its bar again and end an abandoned download with its file; nothing else would change.
+    datasets.utils.tqdm = _NoBar
+    if name == "oxford_pets":
+        return {TRAIN: PetFiles(root, "trainval", download=True), TEST: PetFiles(root, "test")}
+    if name == "flowers102":
+        return {split: datasets.Flowers102(root, split, download=True, loader=Path) for split in SPLITS}
+    if name == "eurosat":
+        return {"": datasets.EuroSAT(root, download=True, loader=Path)}
+    kind = {"fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
+    return {TRAIN: kind(root, train=True, download=True), TEST: kind(root, train=False)}
+
+
+def _watch(download: _Download) -> Iterator[tuple[int, int]]:
+    """(bytes so far, bytes in all), a few times a second until the download has ended."""
+    total, before, since = download.public.download_bytes, 0, time.monotonic()
+    while download.is_alive():
+        download.join(_EVERY)
+        arrived, written = _bytes_below(download.staging)
+        if written != before:
+            before, since = written, time.monotonic()
+        if time.monotonic() - since > _PATIENCE:  # torchvision itself would wait for ever
+            raise _not_downloaded(download.public, f"nothing has arrived for {_PATIENCE} seconds")
+        yield min(arrived, total), total
+    if isinstance(download.error, (OSError, RuntimeError, HTTPException)):
+        raise _not_downloaded(download.public, _reason(download.error))
+    if download.error:
+        raise download.error
+
+
+def _bytes_below(folder: Path) -> tuple[int, int]:
+    """(bytes of what was downloaded, bytes of that and of what was unpacked from it)."""
+    downloaded = written = 0
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            with suppress(OSError):  # it may just have gone
+                size = os.path.getsize(os.path.join(parent, file))
+                written += size
+                downloaded += size if file.endswith(_DOWNLOADED) else 0
+    return downloaded, written
+
+
+def _write(parts: dict[str, Any], folder: Path) -> Iterator[tuple[int, int]]:
+    """Move or save every image to its class's folder: (images so far, images in all)."""
+    done, total = 0, sum(len(part) for part in parts.values())
+    for split, part in parts.items():
+        names = [_folder_name(title) for title in part.classes]
+        for index in range(len(part)):
+            image, label = part[index]
+            target = folder / split / names[label]
+            target.mkdir(parents=True, exist_ok=True)
+            if isinstance(image, Path):
+                os.rename(image, target / image.name)
+            else:
+                image.save(target / f"{index:05d}.png")
+            done += 1
+            yield done, total
+
+
+def _folder_name(title: str) -> str:
+    """``T-shirt/top`` -> ``T-shirt-top``: no letter that some file system refuses."""
+    return _NOT_IN_FILE_NAMES.sub("-", title).strip(" .-")
+
+
+def _reason(error: Exception) -> str:
+    reason = getattr(error, "reason", error)
+    return " ".join(str(reason).split()).rstrip(".") or type(reason).__name__
+
+
+def _not_downloaded(public: PublicSet, reason: str) -> DataError:
+    return DataError(
+        f"{public.title} could not be downloaded ({reason}). Nothing of it was kept. "
+        "Try again later, or use a folder or archive of your own, or the word digits."
+    )

@@ -1,0 +1,73 @@
+"""DATA as a person names it -> the folder or manifest it stands for; and which folders the app may read."""
+
+import os
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from finetune_core import paths
+from finetune_core.data.archives import import_archive, is_archive
+from finetune_core.data.listing import is_within
+from finetune_core.data.public import PUBLIC_SETS, is_fetched, public_folder
+from finetune_core.data.sample import SAMPLE_NAME, digits_folder
+from finetune_core.errors import DataError
+from finetune_core.words import size
+
+_VARIABLE = "THAW_DATA_ROOTS"
+
+
+def resolve_data(name: str) -> Generator[tuple[int, int], None, str]:
+    """A folder and a manifest are themselves, an archive is what it unpacks to, ``digits`` and the names of public sets are
+    their folders, where no folder here has that name.
+
+    Yields:
+        (bytes read, bytes in all) while an archive is unpacked.
+
+    Raises:
+        DataError: when an archive is refused, or a public set is not on this machine yet.
+    """
+    path = Path(name).expanduser()
+    if not path.exists():
+        if name == SAMPLE_NAME:
+            return str(digits_folder())
+        if name in PUBLIC_SETS:
+            return str(_fetched(name))
+    if path.is_file() and is_archive(path.name):
+        return str((yield from import_archive(path, path.name)))
+    return str(path.resolve())
+
+
+def data_roots(*, home_too: bool) -> tuple[Path, ...]:
+    """The folders that the app may read: its own data, and those that THAW_DATA_ROOTS names, or, where it names none and nobody
+    has to sign in, the home of whoever runs it."""
+    named = [Path(part).expanduser().resolve() for part in os.environ.get(_VARIABLE, "").split(os.pathsep) if part]
+    return (paths.data_dir(), *(named or ([Path.home()] if home_too else [])))
+
+
+def check_roots(data: str | Path, roots: Sequence[Path]) -> None:
+    """Refuse what the app may not read.
+
+    Raises:
+        DataError: when it lies in none of the folders, links followed.
+    """
+    if not is_within(data, roots):
+        allowed = ", ".join(str(root) for root in roots)
+        raise DataError(
+            f"{data} lies outside the folders that Thaw may read here: {allowed}. Put the images there, or start Thaw with "
+            f"{_VARIABLE} set to the folders it may read."
+        )
+
+
+def imported_folders() -> list[Path]:
+    """What lies in the app's own data folder, the latest first."""
+    folder = paths.data_dir()
+    found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")] if folder.is_dir() else []
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def _fetched(name: str) -> Path:
+    if not is_fetched(name):
+        one = PUBLIC_SETS[name]
+        raise DataError(
+            f"{one.title} is not on this machine yet: `python -m finetune_core fetch {name}` downloads it ({size(one.download_bytes)})."
+        )
+    return public_folder(name)

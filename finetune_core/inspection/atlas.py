@@ -1,0 +1,59 @@
+"""A map: every image a point in the plane, images that a network finds alike side by side (t-SNE, van der Maaten & Hinton 2008)."""
+
+import os
+from collections.abc import Generator
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.preprocessing import StandardScaler
+
+from finetune_core.inspection.background import in_background
+
+MOST_MAPPED = 10_000
+_DIMENSIONS = 50
+_EVERY = 25  # optimisation steps
+_STEPS = 750
+
+
+def lay_out(features: np.ndarray) -> Generator[tuple[str, int, int], None, np.ndarray]:
+    """Places in the plane for features ``[n, d]``.
+
+    Yields:
+        ("map", steps done, steps in all).
+
+    Returns:
+        float32 ``[n, 2]``.
+    """
+    from openTSNE import TSNE  # here: only a deep inspection needs it
+
+    reached, left = [0], [False]
+
+    def note(steps: int, *_: object) -> bool:
+        reached[0] += _EVERY
+        return left[0]
+
+    def place() -> np.ndarray:
+        some = StandardScaler().fit_transform(features)
+        reduced = PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0).fit_transform(some)
+        if len(reduced) < 10:
+            return _flat(reduced)
+        layout = TSNE(
+            perplexity=min(30, (len(reduced) - 1) / 3),
+            n_jobs=os.cpu_count() or 1,
+            random_state=0,
+            callbacks=note,
+            callbacks_every_iters=_EVERY,
+        ).fit(reduced)
+        return np.asarray(layout, dtype=np.float32)
+
+    try:
+        return (yield from in_background("map", place, lambda: min(reached[0], _STEPS), _STEPS))
+    finally:
+        left[0] = True
+
+
+def _flat(reduced: np.ndarray) -> np.ndarray:
+    """Too few images for neighbourhoods: the two main directions as they are."""
+    padded = np.zeros((len(reduced), 2), dtype=np.float32)
+    padded[:, : min(2, reduced.shape[1])] = reduced[:, :2]
+    return padded

@@ -1,0 +1,236 @@
+"""The deep inspection: features once, then everything that they tell, as findings, a map, and where transfer ends."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.config import make_config
+from finetune_core.data.checks import some
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.findings import Finding
+from finetune_core.data.splits import TEST, TRAIN, VAL
+from finetune_core.inspection.atlas import MOST_MAPPED, lay_out
+from finetune_core.inspection.background import in_background
+from finetune_core.inspection.features import Features, compute_features
+from finetune_core.inspection.learned import (
+    Probe,
+    far_away,
+    label_errors,
+    nearest_of_class,
+    out_of_fold,
+    probe,
+    two_sample_auc,
+)
+from finetune_core.models.network import network_stages
+from finetune_core.training.strategies import STRATEGIES, cut_index, plan
+from finetune_core.words import SPLIT_WORDS, percent, things
+
+IMAGE_SIZE = 224
+_SHIFTED = 0.6  # area under the curve
+_SURE = 3.0  # standard errors
+_ENOUGH = 0.97  # accuracy from frozen features that leaves little to win
+_FEWEST = 10  # images of a split
+
+Yields = Generator[tuple[str, int, int], None, Any]
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Which stages to train, judged by where a linear probe stops getting better.
+
+    Attributes:
+        strategy: a name of ``STRATEGIES``, or ``custom`` with ``cut``.
+        cut: the first stage to train.
+        reason: one sentence.
+    """
+
+    strategy: str
+    cut: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeepReport:
+    """What a backbone's features tell of a data set.
+
+    Attributes:
+        findings: probable label errors, splits that differ, outliers.
+        auc: split -> how well a linear model tells it from the training images (0.5: not at all).
+        probes: one a stage, input to head; empty where a split is too small.
+        suggestion: None without probes.
+        places: ``id, x, y`` of the map; a sample of the images where there are very many.
+    """
+
+    backbone: str
+    image_size: int
+    findings: tuple[Finding, ...]
+    auc: dict[str, float]
+    probes: tuple[Probe, ...]
+    suggestion: Suggestion | None
+    places: pd.DataFrame
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone,
+            "image_size": self.image_size,
+            "auc": self.auc,
+            "probes": [{"stage": one.stage, "accuracy": one.accuracy, "error": one.error} for one in self.probes],
+            "suggestion": vars(self.suggestion) if self.suggestion else None,
+        }
+
+
+def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE) -> Yields:
+    """Compute every stage's features once, and ask them everything.
+
+    Yields:
+        (phase, done, total); the phases are those of ``PHASE_WORDS``.
+
+    Returns:
+        A DeepReport.
+
+    Raises:
+        FinetuneError: when the features cannot be computed.
+    """
+    features = yield from compute_features(dataset, backbone, image_size)
+    table = dataset.table.iloc[features.rows].reset_index(drop=True)
+    probes = yield from _probes(features, table)
+    telling = features.by_stage[_best(probes)] if probes else features.final
+    findings = [(yield from _label_findings(telling, table, dataset.classes))]
+    auc, shifted = yield from _shift(features.final, table)
+    findings += shifted
+    findings.append((yield from _outliers(features.final, table)))
+    mapped = _mapped(len(table))
+    places = yield from lay_out(telling[mapped])
+    return DeepReport(
+        backbone,
+        image_size,
+        tuple(finding for finding in findings if finding),
+        auc,
+        tuple(probes),
+        suggest(probes, backbone) if probes else None,
+        pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
+    )
+
+
+def suggest(probes: list[Probe], backbone: str) -> Suggestion:
+    """Train what comes after the stage from which on deeper frozen features help no more."""
+    names = [stage.name for stage in network_stages(backbone)]
+    best = max(probes, key=lambda one: one.accuracy)
+    enough = next(one for one in probes if one.accuracy >= best.accuracy - best.error)
+    last = probes[-1]
+    rising = enough is last
+    told = f"A linear model on the frozen features of {enough.stage} names {percent(enough.accuracy)} of the validation images"
+    if rising and last.accuracy >= _ENOUGH:
+        cut = names[-1]
+        reason = (
+            f"{told}, the best of all stages: what the network learned before carries over to the end, so a new head may do."
+        )
+    elif rising:
+        cut = names[-2]
+        reason = f"{told}, more than any stage before it: the features carry over, and training the last one with the head adds to them."
+    else:
+        cut = names[min(names.index(enough.stage) + 1, len(names) - 2)]
+        reason = (
+            f"{told}, and deeper stages bring no more ({percent(last.accuracy)} at the end): what they learned before does not carry over, "
+            f"so train from {cut} on."
+        )
+    return Suggestion(_named(backbone, cut), cut, reason)
+
+
+def _named(backbone: str, cut: str) -> str:
+    """The ready-made strategy that trains from this stage on, if there is one."""
+    stages = network_stages(backbone)
+    at = [stage.name for stage in stages].index(cut)
+    ready = (name for name in STRATEGIES if name != "custom")
+    configs = {name: make_config({"data": "any", "backbone": backbone, "strategy": name}) for name in ready}
+    return next((name for name, config in configs.items() if cut_index(plan(config, stages)) == at), "custom")
+
+
+def _best(probes: list[Probe]) -> int:
+    return int(np.argmax([one.accuracy for one in probes]))
+
+
+def _probes(features: Features, table: pd.DataFrame) -> Yields:
+    train, val = (np.flatnonzero(table["split"] == split) for split in (TRAIN, VAL))
+    labels = table["label"].to_numpy()
+    if len(val) < _FEWEST or len(np.unique(labels[train])) < 2:
+        return []
+    probes: list[Probe] = []
+    for done, (stage, values) in enumerate(zip(features.stages, features.by_stage, strict=True)):
+        fit = partial(probe, stage, values, labels, train, val)
+        probes.append((yield from in_background("probe", fit, lambda done=done: done, len(features.stages))))
+    return probes
+
+
+def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Yields:
+    labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
+
+    def judge() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        probabilities, kept = out_of_fold(features, labels, sets)
+        suspects, alike = label_errors(probabilities, labels, kept)
+        shares = probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
+        return suspects, alike, shares, nearest_of_class(features, labels, suspects, alike)
+
+    suspects, alike, shares, twins = yield from in_background("labels", judge)
+    if not len(suspects):
+        return None
+    ids = table["id"].to_numpy()
+    paths = tuple(ids[suspects])
+    names = [classes[label] for label in alike]
+    notes = {
+        path: f"labelled {given}, looks like {name} ({percent(share, 0)})"
+        for path, given, name, share in zip(paths, table["class"].to_numpy()[suspects], names, shares, strict=True)
+    }
+    message = f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {'looks' if len(paths) == 1 else 'look'} like another class."
+    sets_shown = tuple(zip(paths, ids[twins], strict=True))
+    return Finding(
+        "label_errors",
+        "warning",
+        message,
+        len(paths),
+        paths,
+        sets=sets_shown,
+        to=dict(zip(paths, names, strict=True)),
+        notes=notes,
+    )
+
+
+def _shift(features: np.ndarray, table: pd.DataFrame) -> Yields:
+    auc: dict[str, float] = {}
+    findings = []
+    train = np.flatnonzero(table["split"] == TRAIN)
+    sets = table["near"].to_numpy()
+    for split in (VAL, TEST):
+        rows = np.flatnonzero(table["split"] == split)
+        if min(len(rows), len(train)) < _FEWEST:
+            continue
+        compare = partial(two_sample_auc, features[train], features[rows], sets[np.concatenate([train, rows])])
+        auc[split], error = yield from in_background("shift", compare)
+        if auc[split] >= _SHIFTED and auc[split] - 0.5 > _SURE * error:
+            name = SPLIT_WORDS[split].lower()
+            message = (
+                f"A linear model tells {name} images from training images with an AUC of {auc[split]:.2f} (0.5: not at all, 1: always). "
+                f"Results on {name} images say less about the training images' kind, and the other way round."
+            )
+            findings.append(Finding("shift", "warning", message, len(rows), tuple(table["id"].to_numpy()[rows])))
+    return auc, findings
+
+
+def _outliers(features: np.ndarray, table: pd.DataFrame) -> Yields:
+    far, scores = yield from in_background("outliers", partial(far_away, features, table["near"].to_numpy()))
+    if not len(far):
+        return None
+    paths = tuple(table["id"].to_numpy()[far])
+    message = f"{things(len(paths), 'image')} far from all others: {some(paths)}."
+    notes = {path: f"{score:.0f} times the usual spread away" for path, score in zip(paths, scores, strict=True)}
+    return Finding("outliers", "warning", message, len(paths), paths, notes=notes)
+
+
+def _mapped(count: int) -> np.ndarray:
+    if count <= MOST_MAPPED:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, MOST_MAPPED, replace=False))

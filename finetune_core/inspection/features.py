@@ -1,0 +1,157 @@
+"""What every stage of a pretrained network makes of every image, averaged over the picture: one pass, kept in the activation cache."""
+
+import hashlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
+from finetune_core.data.rowcache import CACHE
+from finetune_core.errors import DataError
+from finetune_core.models.network import Network, build_network, check_image_size
+from finetune_core.models.split import CannotSplit
+from finetune_core.models.weights import PRETRAINED
+from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.device import Device, choose_device
+from finetune_core.training.trunk import TrunkTables, split_network
+
+_BATCH = 32
+_KEPT_AT_ONCE = 1024  # images: what a pass that is broken off has done so far is not lost
+
+Progress = Generator[tuple[str, int, int], None, "Features"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled features of the images of a data set.
+
+    Attributes:
+        rows: int ``[n]``: row numbers of the data set's table; images that could not be decoded again are missing.
+        stages: names, input to the last one before the head.
+        by_stage: float32 ``[n, d]`` for each of them.
+    """
+
+    rows: np.ndarray
+    stages: tuple[str, ...]
+    by_stage: tuple[np.ndarray, ...]
+
+    @property
+    def final(self) -> np.ndarray:
+        """What the head would see."""
+        return self.by_stage[-1]
+
+
+def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Progress:
+    """Run every image once through a pretrained backbone; images that were seen before come from the cache.
+
+    Yields:
+        (phase, images done, images in all); phases are ``decode`` and ``features``.
+
+    Raises:
+        FinetuneError: when the weights are not at hand, the size does not fit, or there is no room for the features.
+    """
+    check_image_size(backbone, image_size)
+    network = build_network(backbone, PRETRAINED, len(dataset.classes), seed=0)
+    device = choose_device()
+    pooled, stages = _pooled(network)
+    pooled.to(device.torch_device, memory_format=torch.channels_last)
+    keys = dataset.table["content"].to_numpy(np.uint64)
+    name = _table_name(network, device, image_size)
+    wanted = np.unique(keys, return_index=True)[1]
+    needed = wanted[CACHE.table(name).missing(keys[wanted])]
+    pixels = yield from _told("decode", decode_pixels(dataset.paths(dataset.table), keys, needed, stored_side(image_size)))
+    needed = np.setdiff1d(needed, list(pixels.failed))
+    for start in range(0, len(needed), _KEPT_AT_ONCE):
+        some = needed[start : start + _KEPT_AT_ONCE]
+        filling = CACHE.fill(name, keys[some], _computed(pooled, network, device, pixels, some, image_size))
+        where = yield from _told("features", filling, start, len(needed))
+        if where is None:
+            raise DataError(
+                "There is no room for the features of these images. Make room on the disk, or let THAW_CACHE_DISK_GB allow more."
+            )
+    rows = np.flatnonzero(~CACHE.table(name).missing(keys))
+    if not len(rows):
+        raise DataError("None of the images could be decoded.")
+    values = CACHE.table(name).lookup(keys).batch(rows).numpy()
+    return Features(rows, stages, tuple(np.split(values, np.cumsum(pooled.widths)[:-1], axis=1)))
+
+
+class _Pooled(nn.Module):
+    """A network's stages one after the other; yields each one's output, averaged over the picture, side by side ``[n, sum d]``."""
+
+    def __init__(self, parts: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.widths: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = []
+        for part in self.parts:
+            images = part(images)
+            pooled.append(_averaged(images).float())
+        self.widths = [one.shape[1] for one in pooled]
+        return torch.cat(pooled, dim=1)
+
+
+def _averaged(output: torch.Tensor) -> torch.Tensor:
+    """``[n, d]`` from ``[n, d]``, tokens ``[n, t, d]``, a map ``[n, d, h, w]``, or a map with channels last (Swin)."""
+    if output.ndim == 3:
+        return output.mean(dim=1)
+    if output.ndim == 4:
+        _, first, second, third = output.shape
+        return output.mean(dim=(1, 2) if first == second != third else (2, 3))
+    return output
+
+
+def _pooled(network: Network) -> tuple[_Pooled, tuple[str, ...]]:
+    """The network cut at every stage where it can be, without its head.
+
+    Raises:
+        DataError: when it can be cut nowhere.
+    """
+    try:
+        segments = split_network(network)
+        cuts = [stage for stage in range(1, len(network.stages)) if segments.boundaries[stage - 1] is not None]
+        parts = [segments.part(start, end) for start, end in zip([None, *cuts], cuts, strict=False)]
+    except CannotSplit as error:
+        raise DataError(f"{network.info.name} cannot be looked into: {error}. Choose another backbone.") from None
+    if not parts:
+        raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
+    pooled = _Pooled(parts).eval()
+    with torch.no_grad():
+        pooled(torch.zeros(1, 3, 224, 224))  # to know the widths
+    return pooled, tuple(network.stages[cut - 1].name for cut in cuts)
+
+
+def _table_name(network: Network, device: Device, image_size: int) -> str:
+    """The cache's table for these weights, this size and this arithmetic."""
+    trunk = TrunkTables(network, device, image_size).name(len(network.stages), "pooled")
+    return f"features-{hashlib.sha256(trunk.encode()).hexdigest()[:16]}"
+
+
+def _computed(
+    pooled: _Pooled, network: Network, device: Device, pixels: Pixels, rows: np.ndarray, image_size: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    def make(some: np.ndarray) -> torch.Tensor:
+        return normalised(evaluated(pixels.batch(some), image_size), network.info.mean, network.info.std)
+
+    position = 0
+    for batch, images in prefetched(make, in_order(rows, _BATCH)):
+        with torch.no_grad(), device.autocast():
+            output = pooled(images.to(device.torch_device)).float().cpu()
+        yield np.arange(position, position + len(batch)), output
+        position += len(batch)
+
+
+def _told(phase: str, work: Generator, before: int = 0, total: int | None = None) -> Generator:
+    """Name the phase of a worker's (done, total), as part of a larger total where one is given."""
+    while True:
+        try:
+            done, whole = next(work)
+        except StopIteration as finished:
+            return finished.value
+        yield phase, before + done, total or whole

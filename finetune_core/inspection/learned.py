@@ -1,0 +1,160 @@
+"""Linear models on features: probable label errors, splits that differ, outliers, and a linear probe for each stage."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+_FOLDS = 5
+_DIMENSIONS = 128
+_MOST_FITTED = 20_000  # a linear model gains nothing from more, and takes longer
+_NEIGHBOURS = 5
+_FAR_DEVIATIONS = 5.0  # robust deviations of the log distance above its median
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How well a linear model on one stage's frozen features does on the validation images.
+
+    Attributes:
+        accuracy: share of the validation images; error: its standard error.
+    """
+
+    stage: str
+    accuracy: float
+    error: float
+
+
+def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Class probabilities for every image from a linear head that has seen neither it nor its near-duplicates.
+
+    Args:
+        features: ``[n, d]``. labels: int ``[n]``. sets: int ``[n]``, equal for near-duplicates.
+
+    Returns:
+        Probabilities ``[n, k]``, and the ``k`` labels that have enough images (those of other classes are NaN rows).
+    """
+    values, counts = np.unique(labels, return_counts=True)
+    kept = values[counts >= _FOLDS]
+    rows = np.flatnonzero(np.isin(labels, kept))
+    probabilities = np.full((len(labels), len(kept)), np.nan)
+    if len(kept) < 2:
+        return probabilities, kept
+    reduced = _reduced(features[rows])
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
+    for fitted, judged in folds.split(reduced, labels[rows], sets[rows]):
+        model = _head().fit(reduced[_some(fitted)], labels[rows][_some(fitted)])
+        columns = np.searchsorted(kept, model.classes_)
+        probabilities[rows[judged]] = 0.0
+        probabilities[np.ix_(rows[judged], columns)] = model.predict_proba(reduced[judged])
+    return probabilities, kept
+
+
+def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Confident learning (Northcutt et al. 2021, as in cleanlab): the images that look like another class, the surest first.
+
+    Returns:
+        Their positions, and the label each one looks like.
+    """
+    from cleanlab.filter import find_label_issues  # here: it takes a second to import
+
+    rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+    if not len(rows):
+        return rows, rows
+    given = np.searchsorted(kept, labels[rows])
+    suspects = find_label_issues(
+        given, probabilities[rows], filter_by="prune_by_class", return_indices_ranked_by="self_confidence", n_jobs=1
+    )
+    looks_like = probabilities[rows][suspects].argmax(axis=1)
+    other = looks_like != given[suspects]
+    return rows[suspects[other]], kept[looks_like[other]]
+
+
+def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> tuple[float, float]:
+    """Classifier two-sample test (Lopez-Paz & Oquab 2017): how well a linear model tells two samples apart, out of fold.
+
+    Args:
+        first, second: features ``[n, d]``, ``[m, d]``. sets: int ``[n + m]``, equal for near-duplicates.
+
+    Returns:
+        The area under the ROC curve (0.5: they are alike), and its standard error if they were.
+    """
+    which = np.repeat([0, 1], [len(first), len(second)])
+    reduced = _reduced(np.concatenate([first, second]))
+    scores = np.zeros(len(which))
+    for fitted, judged in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(reduced, which, sets):
+        model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=200).fit(
+            reduced[_some(fitted)], which[_some(fitted)]
+        )
+        scores[judged] = model.decision_function(reduced[judged])
+    error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
+    return float(roc_auc_score(which, scores)), float(error)
+
+
+def far_away(features: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images far from everything else: positions, the farthest first, and how many robust deviations each is.
+
+    The distance is the mean one to the nearest images that are no near-duplicates.
+    """
+    first = np.unique(sets, return_index=True)[1]
+    if len(first) <= 4 * _NEIGHBOURS:
+        return first[:0], np.empty(0)
+    reduced = _reduced(features[first])
+    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(reduced)
+    distance = np.log(np.maximum(nearest.kneighbors(reduced)[0][:, 1:].mean(axis=1), 1e-9))
+    deviation = 1.4826 * np.median(np.abs(distance - np.median(distance)))
+    score = (distance - np.median(distance)) / max(deviation, 1e-6)
+    order = np.argsort(-score)
+    order = order[score[order] > _FAR_DEVIATIONS]
+    return first[order], score[order]
+
+
+def probe(stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> Probe:
+    """Train a linear model on one stage's features of the training images, and judge it on the validation images.
+
+    Args:
+        train, val: positions.
+    """
+    reduced = _reduced(features, fitted_on=train)
+    some = _some(train)
+    accuracy = float((_head().fit(reduced[some], labels[some]).predict(reduced[val]) == labels[val]).mean())
+    return Probe(stage, accuracy, float(np.sqrt(max(accuracy * (1 - accuracy), 1 / len(val) ** 2) / len(val))))
+
+
+def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """For each position the one of the wanted class that is nearest to it in feature space."""
+    reduced = _reduced(features)
+    found = np.empty(len(positions), dtype=int)
+    wanted = np.asarray(wanted)
+    for label in np.unique(wanted):
+        members = np.setdiff1d(np.flatnonzero(labels == label), positions)
+        members = members if len(members) else np.flatnonzero(labels == label)
+        here = np.flatnonzero(wanted == label)
+        nearest = NearestNeighbors(n_neighbors=1).fit(reduced[members]).kneighbors(reduced[positions[here]])[1][:, 0]
+        found[here] = members[nearest]
+    return found
+
+
+def _head() -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+
+
+def _some(positions: np.ndarray) -> np.ndarray:
+    if len(positions) <= _MOST_FITTED:
+        return positions
+    return np.sort(np.random.default_rng(0).choice(positions, _MOST_FITTED, replace=False))
+
+
+def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
+    """Each feature scaled to the same spread, then the main directions ``[n, ≤128]``; labels play no part."""
+    some = features[_some(np.arange(len(features)) if fitted_on is None else fitted_on)]
+    directions = min(_DIMENSIONS, *some.shape)
+    pipeline = make_pipeline(StandardScaler(), PCA(directions, svd_solver="randomized", random_state=0)).fit(some)
+    return pipeline.transform(features).astype(np.float32)

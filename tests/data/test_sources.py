@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from finetune_core.data import sample
+from finetune_core.data.sources import check_roots, data_roots, imported_folders, resolve_data
+from finetune_core.errors import DataError
+
+
+def resolved(name):
+    resolving = resolve_data(name)
+    while True:
+        try:
+            next(resolving)
+        except StopIteration as finished:
+            return finished.value
+
+
+def test_the_word_digits_names_the_sample_unless_there_is_such_a_folder(home, tmp_path, monkeypatch):
+    monkeypatch.setattr(sample, "_write_digits", lambda folder: None)
+    monkeypatch.chdir(tmp_path)
+    assert resolved("digits") == str(home / "data" / "digits")
+    (tmp_path / "digits").mkdir()
+    assert resolved("digits") == str((tmp_path / "digits").resolve())
+
+
+def test_other_names_become_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolved("pets") == str((tmp_path / "pets").resolve())
+    assert resolved("~/pets") == str((tmp_path / "pets").resolve())
+
+
+def test_a_public_set_that_is_not_here_says_how_to_get_it(home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"fetch cifar10"):
+        resolved("cifar10")
+    (home / "data" / "cifar10").mkdir(parents=True)
+    assert resolved("cifar10") == str(home / "data" / "cifar10")
+
+
+def test_an_archive_is_what_it_unpacks_to(home, image_folder, tmp_path):
+    import shutil
+
+    image_folder(tmp_path / "images", {"red": 2, "blue": 2})
+    archive = shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "images")
+    folder = Path(resolved(archive))
+    assert folder.parent == home / "data"
+    assert len(list(folder.glob("*/*.png"))) == 4
+    assert imported_folders() == [folder]
+
+
+def test_the_home_folder_may_be_read_only_where_nobody_signs_in(home, monkeypatch):
+    monkeypatch.delenv("THAW_DATA_ROOTS", raising=False)
+    assert data_roots(home_too=True) == (home / "data", Path.home())
+    assert data_roots(home_too=False) == (home / "data",)
+
+
+def test_named_roots_replace_the_home_folder(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path / "a"))
+    assert data_roots(home_too=True) == (home / "data", tmp_path / "a")
+
+
+@pytest.mark.parametrize("way", ["../elsewhere", "link", "sub/../../elsewhere"])
+def test_what_lies_outside_the_roots_is_refused_by_whatever_way(tmp_path, way):
+    (tmp_path / "root" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    check_roots(tmp_path / "root" / "sub", [tmp_path / "root"])
+    with pytest.raises(DataError, match="THAW_DATA_ROOTS"):
+        check_roots(tmp_path / "root" / way, [tmp_path / "root"])
