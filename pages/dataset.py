@@ -113,14 +113,16 @@ def images(dataset: Dataset) -> None:
 
 
 def picture_gallery(dataset: Dataset, ids: np.ndarray, key: str, per_page: int) -> set[str]:
-    rows = dataset.table.set_index("id")
+    rows = dataset.by_id
 
     def picture(index: int) -> Picture:
         sample = ids[index]
         name, split = rows.at[sample, "class"], SPLIT_WORDS[rows.at[sample, "split"]].lower()
         return Picture(dataset.root / sample, f"{name} · {split}", f"{sample}, class {name}", sample)
 
-    return gallery(len(ids), picture, key=key, per_page=per_page, choose=True)
+    chosen = gallery(len(ids), picture, key=key, per_page=per_page, choose=True)
+    chosen.intersection_update(rows.index)  # ticks of another data set
+    return chosen
 
 
 def classes_and_splits(dataset: Dataset, problems: dict[str, str]) -> None:
@@ -185,7 +187,8 @@ def feature_map(dataset: Dataset) -> None:
         chosen = picture_gallery(dataset, picked, "map", 12)
         with place:
             st.markdown(f"**{things(len(picked), 'image')}** picked")
-            tools(dataset, chosen & set(picked), "map")
+            chosen.intersection_update(picked)
+            tools(dataset, chosen, "map")
 
 
 def transfer(dataset: Dataset) -> None:

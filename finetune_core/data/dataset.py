@@ -64,6 +64,11 @@ class Dataset:
         table = self.table[["id", "class", "split", "group"]].rename(columns={"id": "path", "class": "label"})
         return table.drop(columns="group") if (table["group"] == "").all() else table
 
+    @cached_property
+    def by_id(self) -> pd.DataFrame:
+        """The table, indexed by id."""
+        return self.table.set_index("id")
+
     @property
     def unreadable(self) -> list[str]:
         """Why each file that is no sound image was left out, in words."""
@@ -199,7 +204,11 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
     training = table[split == splits.TRAIN]
     file = entry_folder(data) / f"split-{hashlib.sha256(repr((*rule, apart)).encode()).hexdigest()[:12]}.parquet"
     before = read_table(file)
-    known = {} if before is None else dict(zip(before["id"], before["split"], strict=True))
+    known = pd.Series(dtype="object") if before is None else before.drop_duplicates("id").set_index("id")["split"]
+    kept = known.reindex(training["id"])
+    if kept.notna().all():
+        split.loc[training.index] = kept.to_numpy(dtype=object)
+        return split
     assigned = splits.assign_splits(
         training["id"],
         training["class"],
@@ -210,9 +219,7 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
         known,
     )
     split.loc[training.index] = assigned
-    after = pd.DataFrame({"id": training["id"].to_numpy(), "split": assigned})
-    if known != dict(zip(after["id"], after["split"], strict=True)):
-        write_table(file, after)
+    write_table(file, pd.DataFrame({"id": training["id"].to_numpy(), "split": assigned}))
     return split
 
 

@@ -17,7 +17,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 # Pillow warns from this many pixels and refuses from twice as many; a warning helps nobody, so Thaw refuses both.
 MAX_PIXELS = 89_478_485
+# Here, for the whole process: filters that hold for a block only hold for every thread, too, and may stay for good.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # on damaged metadata, which is no loss
 Image.init()
 
 _ORIENTATION_TAG = 0x0112
@@ -26,8 +28,8 @@ _BACKGROUND = (255, 255, 255)
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What an image's header says, without decoding it. Width and height are as shown, after EXIF orientation; more than one
-    frame makes an animation, or a TIFF of several pages."""
+    """What an image's header says, without decoding it. Width and height are as shown, after EXIF orientation; 2 frames stand
+    for any more than one, of an animation or a TIFF of several pages: to count them is to go through the whole file."""
 
     width: int
     height: int
@@ -42,11 +44,11 @@ def read_header(source: Path | bytes) -> ImageHeader:
     Raises:
         ImageError: when the file is no image, has no allowed format, or claims too many pixels.
     """
-    with _reading(source), _opened(source) as image:
+    with _opened(source) as image:
         width, height = image.size
         if _orientation(image) in (5, 6, 7, 8):
             width, height = height, width
-        return ImageHeader(width, height, image.mode, image.format or "", getattr(image, "n_frames", 1))
+        return ImageHeader(width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False))
 
 
 def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
@@ -59,7 +61,7 @@ def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
     Raises:
         ImageError: when it cannot be decoded to the last row.
     """
-    with _reading(source), _opened(source) as image:
+    with _opened(source) as image:
         if shorter_side is not None:
             image.draft("RGB", (shorter_side, shorter_side))
         image.load()
@@ -102,19 +104,17 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(_ORIENTATION_TAG, 1)
 
 
-def _opened(source: Path | bytes) -> Image.Image:
-    image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise Image.DecompressionBombError
-    return image
-
-
 @contextmanager
-def _reading(source: Path | bytes) -> Iterator[None]:
-    """Turns whatever a decoder raises into an ImageError: on damaged bytes Pillow's plugins raise nearly anything."""
+def _opened(source: Path | bytes) -> Iterator[Image.Image]:
+    """An image to be decoded. Whatever is raised meanwhile becomes an ImageError: on damaged bytes Pillow's plugins raise
+    nearly anything."""
     try:
-        yield
+        # Opened here, or Pillow would map some files into memory, and one that shrinks meanwhile would end the process.
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+            _check_pixels(*_webp_canvas(file.read(30)))
+            with Image.open(file, formats=FORMATS) as image:
+                _check_pixels(*image.size)
+                yield image
     except UnidentifiedImageError:
         raise ImageError(f"{_name(source)} is not an image in a format that Thaw reads") from None
     except Image.DecompressionBombError:
@@ -125,6 +125,28 @@ def _reading(source: Path | bytes) -> Iterator[None]:
         raise ImageError(f"{_name(source)} is not there any more") from None
     except Exception as error:
         raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+
+
+def _webp_canvas(head: bytes) -> tuple[int, int]:
+    """Width and height that the first 30 bytes of a WebP file claim, (0, 0) for any other: to open one reserves 8 bytes a pixel."""
+
+    def bits(first: int, count: int) -> int:
+        return int.from_bytes(head[20:], "little") >> first & (1 << count) - 1
+
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        match head[12:16]:
+            case b"VP8 ":
+                return bits(48, 14), bits(64, 14)
+            case b"VP8L":
+                return bits(8, 14) + 1, bits(22, 14) + 1
+            case b"VP8X":
+                return bits(32, 24) + 1, bits(56, 24) + 1
+    return 0, 0
 
 
 def _name(source: Path | bytes) -> str:
@@ -143,12 +165,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _wide_to_rgb(image: Image.Image) -> Image.Image:
-    """16-bit gray keeps its top 8 bits; 32-bit and floating-point gray, which has no fixed range, is stretched to it."""
-    values = np.asarray(image).astype(np.float64)
-    if image.mode.startswith("I;16") or (image.mode == "I" and values.min() >= 0 and 255 < values.max() <= 65535):
-        gray = values / 257.0
-    else:
-        finite = np.nan_to_num(values)
-        low, high = finite.min(), finite.max()
-        gray = (finite - low) * (255.0 / (high - low)) if high > low else np.clip(finite, 0, 255)
-    return Image.fromarray(np.rint(gray).astype(np.uint8)).convert("RGB")
+    """16-bit gray keeps its top 8 bits; 32-bit and floating-point gray, which has no fixed range, is stretched to it from its
+    finite values. What is beyond them is white or black, and what is no number is black."""
+    with np.errstate(invalid="ignore"):  # some of what is no number is reported when it is converted
+        gray = np.asarray(image).astype(np.float64)
+    gray[np.isnan(gray)] = -np.inf
+    finite = np.isfinite(gray)
+    low, high = gray.min(where=finite, initial=np.inf), gray.max(where=finite, initial=-np.inf)
+    if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
+        gray /= 257
+    elif high > low:
+        gray -= low
+        gray *= 255 / (high - low)
+    return Image.fromarray(np.rint(gray.clip(0, 255)).astype(np.uint8)).convert("RGB")

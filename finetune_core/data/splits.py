@@ -30,7 +30,7 @@ def assign_splits(
     test_fraction: float,
     seed: int,
     units: np.ndarray | None = None,
-    known: Mapping[str, str] | None = None,
+    known: Mapping[str, str] | pd.Series | None = None,
 ) -> np.ndarray:
     """A split name for every image, stratified by label.
 
@@ -51,7 +51,7 @@ def assign_splits(
     """
     table = pd.DataFrame({"id": ids.to_numpy(), "label": labels.to_numpy()})
     table["unit"] = np.arange(len(table)) if units is None else units
-    table["known"] = table["id"].map(known or {}).astype("object")
+    table["known"] = table["id"].map({} if known is None else known).astype("object")
     table = table.sort_values("id", kind="stable")
     grouped = _units(table, seed)
     chosen: dict[int, str] = {}

@@ -35,7 +35,7 @@ def lay_out(features: np.ndarray) -> Generator[tuple[str, int, int], None, np.nd
     def place() -> np.ndarray:
         some = StandardScaler().fit_transform(features)
         reduced = PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0).fit_transform(some)
-        if len(reduced) < 10:
+        if len(reduced) < 10 or not reduced.any():
             return _flat(reduced)
         layout = TSNE(
             perplexity=min(30, (len(reduced) - 1) / 3),
@@ -53,7 +53,7 @@ def lay_out(features: np.ndarray) -> Generator[tuple[str, int, int], None, np.nd
 
 
 def _flat(reduced: np.ndarray) -> np.ndarray:
-    """Too few images for neighbourhoods: the two main directions as they are."""
+    """Too few images for neighbourhoods, or all alike: the two main directions as they are."""
     padded = np.zeros((len(reduced), 2), dtype=np.float32)
     padded[:, : min(2, reduced.shape[1])] = reduced[:, :2]
     return padded

@@ -209,11 +209,14 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Yields:
         if min(len(rows), len(train)) < _FEWEST:
             continue
         compare = partial(two_sample_auc, features[train], features[rows], sets[np.concatenate([train, rows])])
-        auc[split], error = yield from in_background("shift", compare)
-        if auc[split] >= _SHIFTED and auc[split] - 0.5 > _SURE * error:
+        told, error = yield from in_background("shift", compare)
+        if np.isnan(told):
+            continue
+        auc[split] = told
+        if told >= _SHIFTED and told - 0.5 > _SURE * error:
             name = SPLIT_WORDS[split].lower()
             message = (
-                f"A linear model tells {name} images from training images with an AUC of {auc[split]:.2f} (0.5: not at all, 1: always). "
+                f"A linear model tells {name} images from training images with an AUC of {told:.2f} (0.5: not at all, 1: always). "
                 f"Results on {name} images say less about the training images' kind, and the other way round."
             )
             findings.append(Finding("shift", "warning", message, len(rows), tuple(table["id"].to_numpy()[rows])))

@@ -68,15 +68,17 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Progre
     for start in range(0, len(needed), _KEPT_AT_ONCE):
         some = needed[start : start + _KEPT_AT_ONCE]
         filling = CACHE.fill(name, keys[some], _computed(pooled, network, device, pixels, some, image_size))
-        where = yield from _told("features", filling, start, len(needed))
-        if where is None:
-            raise DataError(
-                "There is no room for the features of these images. Make room on the disk, or let THAW_CACHE_DISK_GB allow more."
-            )
-    rows = np.flatnonzero(~CACHE.table(name).missing(keys))
+        if (yield from _told("features", filling, start, len(needed))) is None:
+            break
+    table = CACHE.table(name)
+    if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():  # or later blocks have driven out earlier ones
+        raise DataError(
+            "There is no room for the features of these images. Make room on the disk, or let THAW_CACHE_DISK_GB allow more."
+        )
+    rows = np.flatnonzero(~table.missing(keys))
     if not len(rows):
         raise DataError("None of the images could be decoded.")
-    values = CACHE.table(name).lookup(keys).batch(rows).numpy()
+    values = table.lookup(keys).batch(rows).numpy()
     return Features(rows, stages, tuple(np.split(values, np.cumsum(pooled.widths)[:-1], axis=1)))
 
 

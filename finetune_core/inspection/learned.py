@@ -1,6 +1,6 @@
 """Linear models on features: probable label errors, splits that differ, outliers, and a linear probe for each stage."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +39,8 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> t
         features: ``[n, d]``. labels: int ``[n]``. sets: int ``[n]``, equal for near-duplicates.
 
     Returns:
-        Probabilities ``[n, k]``, and the ``k`` labels that have enough images (those of other classes are NaN rows).
+        Probabilities ``[n, k]``, and the ``k`` labels that have enough images. Rows are NaN for images of other classes, and where
+        nothing but its near-duplicates shows an image's class.
     """
     values, counts = np.unique(labels, return_counts=True)
     kept = values[counts >= _FOLDS]
@@ -48,10 +49,10 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> t
     if len(kept) < 2:
         return probabilities, kept
     reduced = _reduced(features[rows])
-    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
-    for fitted, judged in folds.split(reduced, labels[rows], sets[rows]):
+    for fitted, judged in _folds(labels[rows], sets[rows]):
         model = _head().fit(reduced[_some(fitted)], labels[rows][_some(fitted)])
         columns = np.searchsorted(kept, model.classes_)
+        judged = judged[np.isin(labels[rows[judged]], model.classes_)]
         probabilities[rows[judged]] = 0.0
         probabilities[np.ix_(rows[judged], columns)] = model.predict_proba(reduced[judged])
     return probabilities, kept
@@ -66,8 +67,8 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
     from cleanlab.filter import find_label_issues  # here: it takes a second to import
 
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
-    if not len(rows):
-        return rows, rows
+    if not len(rows) or len(kept) < 2:
+        return rows[:0], rows[:0]
     given = np.searchsorted(kept, labels[rows])
     suspects = find_label_issues(
         given, probabilities[rows], filter_by="prune_by_class", return_indices_ranked_by="self_confidence", n_jobs=1
@@ -84,18 +85,21 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
         first, second: features ``[n, d]``, ``[m, d]``. sets: int ``[n + m]``, equal for near-duplicates.
 
     Returns:
-        The area under the ROC curve (0.5: they are alike), and its standard error if they were.
+        The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates to tell), and its standard error if
+        they were.
     """
     which = np.repeat([0, 1], [len(first), len(second)])
     reduced = _reduced(np.concatenate([first, second]))
-    scores = np.zeros(len(which))
-    for fitted, judged in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(reduced, which, sets):
+    scores = np.full(len(which), np.nan)
+    for fitted, judged in _folds(which, sets):
         model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=200).fit(
             reduced[_some(fitted)], which[_some(fitted)]
         )
         scores[judged] = model.decision_function(reduced[judged])
     error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
-    return float(roc_auc_score(which, scores)), float(error)
+    told = ~np.isnan(scores)
+    auc = roc_auc_score(which[told], scores[told]) if len(np.unique(which[told])) == 2 else np.nan
+    return float(auc), float(error)
 
 
 def far_away(features: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,6 +144,15 @@ def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.nda
         nearest = NearestNeighbors(n_neighbors=1).fit(reduced[members]).kneighbors(reduced[positions[here]])[1][:, 0]
         found[here] = members[nearest]
     return found
+
+
+def _folds(labels: np.ndarray, sets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(positions to fit on, positions to judge), near-duplicates on one side; no fold without two labels to fit on."""
+    if len(np.unique(sets)) < _FOLDS:
+        return
+    for fitted, judged in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(labels, labels, sets):
+        if len(np.unique(labels[fitted])) > 1:
+            yield fitted, judged
 
 
 def _head() -> Pipeline:

@@ -8,7 +8,8 @@ from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.data.findings import KINDS, Finding
-from finetune_core.words import number, things
+from finetune_core.data.splits import SPLITS
+from finetune_core.words import SPLIT_WORDS, number, things
 from pages.shared.chrome import plain
 from pages.shared.images import Picture, gallery
 from pages.shared.state import change, undo
@@ -37,8 +38,7 @@ def _card(dataset: Dataset, finding: Finding) -> None:
         st.badge(f"{kind.title}: {number(finding.count)}", color=color, icon=icon)
         st.markdown(plain(finding.message), width="stretch")
     st.caption(plain(kind.why))
-    known = set(dataset.table["id"])
-    pictured = [path for path in finding.paths if path in known]
+    pictured = [path for path in finding.paths if path in dataset.by_id.index]
     if finding.kind == "shift" or not pictured:
         _as_text(finding)
         _answers(finding, [])
@@ -48,7 +48,7 @@ def _card(dataset: Dataset, finding: Finding) -> None:
 
 def _examples(dataset: Dataset, finding: Finding, pictured: list[str]) -> set[str]:
     """The images, each beside what it is compared with; returns those that were ticked."""
-    rows = dataset.table.set_index("id")[["class", "split"]]
+    rows = dataset.by_id
     beside = {path: next(other for other in one if other != path) for one in finding.sets for path in one[1:] + one[:1]}
 
     def picture(index: int) -> Picture:
@@ -57,16 +57,13 @@ def _examples(dataset: Dataset, finding: Finding, pictured: list[str]) -> set[st
         return Picture(dataset.root / path, note, f"{path}: {note}", path)
 
     chosen = gallery(len(pictured), picture, key=f"finding-{finding.kind}", per_page=_PER_PAGE, choose=True)
-    if finding.sets and st.toggle("Side by side with what they resemble", key=f"beside-{finding.kind}"):
+    shown = finding.kind == "label_errors"
+    if finding.sets and st.toggle("Side by side with what they resemble", value=shown, key=f"beside-{finding.kind}"):
         pairs = [path for path in pictured if path in beside]
 
         def pair(index: int) -> Picture:
             path = pairs[index // 2] if index % 2 == 0 else beside[pairs[index // 2]]
-            return (
-                Picture(dataset.root / path, f"{path} ({rows.at[path, 'class']})", path)
-                if path in rows.index
-                else Picture(dataset.root / path, path, path)
-            )
+            return Picture(dataset.root / path, f"{path} ({rows.at[path, 'class']})", path)
 
         gallery(2 * len(pairs), pair, key=f"pairs-{finding.kind}", per_page=_PER_PAGE)
     return chosen & set(pictured)
@@ -74,8 +71,8 @@ def _examples(dataset: Dataset, finding: Finding, pictured: list[str]) -> set[st
 
 def _as_text(finding: Finding) -> None:
     names = finding.paths if finding.kind != "shift" else finding.classes
-    if len(names) > 1:
-        with st.expander(f"All {number(len(names))}"):
+    if names:
+        with st.expander(f"All {number(len(names))}" if len(names) > 1 else "Which one"):
             st.dataframe([{"Path": path, "Why": finding.notes.get(path, "")} for path in names], hide_index=True)
 
 
@@ -88,12 +85,16 @@ def _answers(finding: Finding, chosen: list[str]) -> None:
             target = (
                 f" as {finding.to[paths[0]]}" if action == "relabel" and len({finding.to[path] for path in paths}) == 1 else ""
             )
-            words = (
-                f"{_VERBS[action]} {'the ' + number(len(paths)) + ' ticked' if chosen else 'all ' + number(len(paths))}{target}"
-            )
+            words = f"{_VERBS[action]} {_which(paths, chosen)}{target}"
             st.button(plain(words), key=f"act-{finding.kind}", on_click=change, args=finding.edits(paths))
         leave = Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)
         st.button("Leave as it is", key=f"ignore-{finding.kind}", type="tertiary", on_click=change, args=(leave,))
+
+
+def _which(paths: Sequence[str], chosen: Sequence[str]) -> str:
+    if chosen:
+        return f"the {number(len(paths))} ticked"
+    return "it" if len(paths) == 1 else f"all {number(len(paths))}"
 
 
 def changes(edits: Sequence[Edit]) -> None:
@@ -128,15 +129,15 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
         return
     paths = tuple(sorted(chosen))
 
-    def act(action: str, to_key: str = "") -> None:
-        to = str(st.session_state.get(to_key) or "").strip()
-        if action == "exclude" or to:
+    def act(action: str, widget: str | None = None) -> None:
+        to = str(st.session_state[widget] or "").strip() if widget else ""
+        if to or not widget:
             change(Edit(action=action, paths=paths, to=to))
             chosen.clear()
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(f"Exclude {things(len(paths), 'image')}", key=f"{key}-exclude", on_click=act, args=("exclude",))
-        st.selectbox("Split", ["train", "val", "test"], key=f"{key}-split", width=130)
+        st.selectbox("Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.get, width=140)
         st.button("Move there", key=f"{key}-move", on_click=act, args=("move", f"{key}-split"))
         st.selectbox("Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200)
         st.button("Relabel", key=f"{key}-relabel", on_click=act, args=("relabel", f"{key}-class"))

@@ -25,6 +25,7 @@ ARGUMENTS = [
 PAGES = ("", "dataset", "configure", "train", "evaluate", "compare", "predict")
 LINKS = ["Home", "Dataset", "Configure", "Train", "Evaluate", "Compare", "Predict"]
 MINUTE = 60_000
+SIZES = {"train": 14, "val": 5}
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 
@@ -123,6 +124,47 @@ def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page):
     assert page.url == address
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("is kept").wait_for()
+    no_error_on(page)
+
+
+@pytest.fixture
+def archive(image_folder, tmp_path):
+    """A ZIP with the noise of a Mac around it, a folder too many, a text that poses as an image, and a copy across splits."""
+    top = image_folder(
+        tmp_path / "packed" / "pets", {f"{split}/{name}": n for split, n in SIZES.items() for name in ("red", "blue")}
+    )
+    (top / "train" / "red" / "note.png").write_text("no picture")
+    shutil.copy(top / "train" / "red" / "000.png", top / "val" / "red" / "copy.png")
+    (tmp_path / "packed" / "__MACOSX").mkdir()
+    (tmp_path / "packed" / "__MACOSX" / "._000.png").write_bytes(b"x")
+    return shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "packed")
+
+
+def test_an_uploaded_archive_is_inspected_mended_and_trained_on_and_the_run_says_so(server, page, archive):
+    page.goto(f"{server.url}/dataset")
+    page.get_by_text("Upload", exact=True).click()
+    page.locator("input[type=file]").set_input_files(archive)
+    page.get_by_text("Leakage: copies across splits: 1").wait_for()
+    page.get_by_text("Not images: 1").wait_for()
+    page.get_by_role("tab", name="Images").click()
+    page.get_by_text("Tick images to exclude").wait_for()
+    boxes = page.locator("[data-testid=stMain] [data-testid=stCheckbox] label")
+    for number in range(3):
+        boxes.nth(number).click()
+        page.get_by_role("button", name=f"Exclude {number + 1} image").wait_for()
+    page.get_by_role("button", name="Exclude 3 images").click()
+    page.get_by_text("Changes to this data set: 3 images excluded").wait_for()
+    page.get_by_role("button", name="Configure the training").click()
+    page.get_by_text("with your changes (3 images excluded)").wait_for()
+    page.get_by_label("Epochs", exact=True).fill("2")
+    page.get_by_label("Image size (pixels)", exact=True).fill("32")
+    page.get_by_label("Image size (pixels)", exact=True).press("Enter")
+    page.get_by_text("Start training").click()
+    page.wait_for_url(re.compile(r"/train\?run="))
+    page.get_by_text("Trained with changes to the data set: 3 images excluded").wait_for()
+    page.get_by_role("button", name="See the evaluation").wait_for()
+    page.get_by_text("Trained with changes to the data set: 3 images excluded").click()
+    page.get_by_text(re.compile(r"3 images excluded: pets/train/blue/000.png")).wait_for()
     no_error_on(page)
 
 
