@@ -367,6 +367,7 @@ def _bar() -> Progress:
         TextColumn("{task.fields[note]}"),
         console=err,
         transient=True,
+        disable=not err.is_interactive,  # else it leaves an empty line
     )
 
 

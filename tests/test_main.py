@@ -4,13 +4,18 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
+from finetune_core.config import Edit
+from finetune_core.data.edits import save_edits
+from finetune_core.inspection.deep import inspect_deeply
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--epochs", "2", "--image-size", "32", "--batch-size", "8", "--lr", "0.001", "--precision", "fp32"]
@@ -204,3 +209,221 @@ def test_the_cache_can_be_switched_off(trained, tmp_path):
     done = thaw("train", data, *QUICK, "--cache", "off", "--runs-dir", tmp_path, "--json")
     first = Path(json.loads(done.stdout)["run_dir"], "events.jsonl").read_text()
     assert '"where": "off"' in first
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Deep inspections at 32 pixels."""
+    monkeypatch.setattr("finetune_core.__main__.inspect_deeply", lambda *given: inspect_deeply(*given, image_size=32))
+
+
+def zipped(folder, file, inside=""):
+    """``inside`` the archive the classes lie in that folder."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(Path(folder).rglob("*.png")):
+            archive.write(path, Path(inside, path.relative_to(folder)))
+    return file
+
+
+def test_a_deep_inspection_is_one_json_object(image_folder, tmp_path):
+    data = image_folder(tmp_path / "images", {"red": 36, "blue <b>": 36})
+    done = thaw("inspect", data, "--deep", "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    told = json.loads(done.stdout)
+    assert told["deep"]["backbone"] == "efficientnet_lite0"
+    assert told["deep"]["image_size"] == 224
+    assert [one["stage"] for one in told["deep"]["probes"]] == ["stem", *(f"block{n}" for n in range(1, 8))]
+    assert set(told["deep"]["suggestion"]) == {"strategy", "cut", "reason"}
+    assert set(told["deep"]["auc"]) == {"val", "test"}
+    in_words = thaw("inspect", data, "--deep")
+    assert "Accuracy of a linear probe" in in_words.stdout
+    assert told["deep"]["suggestion"]["reason"] in in_words.stdout
+    assert "blue <b>" in in_words.stdout
+
+
+def test_without_deep_nothing_is_computed(trained, monkeypatch):
+    data, *_ = trained
+    monkeypatch.setattr("finetune_core.__main__.inspect_deeply", None)
+    assert "deep" not in json.loads(thaw("inspect", data, "--json").stdout)
+
+
+def test_a_deep_inspection_where_nothing_can_be_probed(trained, small):
+    data, *_ = trained
+    done = thaw("inspect", data, "--deep", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["deep"]["suggestion"] is None  # four validation images
+    assert thaw("inspect", data, "--deep").returncode == 0
+
+
+def test_what_features_find_is_among_the_findings(image_folder, tmp_path, small):
+    data = image_folder(tmp_path / "images", {"train/red": 20, "train/blue": 20, "val/red": 12, "val/blue": 12})
+    for file in (data / "val").rglob("*.png"):
+        ImageOps.invert(Image.open(file)).save(file)
+    found = json.loads(thaw("inspect", data, "--deep", "--json").stdout)["findings"]
+    shift = next(one for one in found if one["kind"] == "shift")
+    assert shift["count"] == 24
+    assert shift["action"] is None
+    assert "shift" not in [one["kind"] for one in json.loads(thaw("inspect", data, "--json").stdout)["findings"]]
+
+
+def test_inspect_takes_an_archive(trained, tmp_path):
+    data, *_ = trained
+    done = thaw("inspect", zipped(data, tmp_path / "pictures.zip", inside="holiday"), "--json")
+    assert done.returncode == 0, done.stderr
+    told, plain = json.loads(done.stdout), json.loads(thaw("inspect", data, "--json").stdout)
+    assert told["images"] == plain["images"] == 24
+    assert told["counts"] == plain["counts"]
+    assert Path(told["data"]).is_dir()
+
+
+def test_inspect_takes_a_manifest(trained, tmp_path):
+    data, *_ = trained
+    files = sorted(Path(data).rglob("*.png"))
+    rows = [f"{file},{file.parent.name.upper()},{'val' if number % 4 == 0 else 'train'}" for number, file in enumerate(files)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    told = json.loads(thaw("inspect", tmp_path / "list.csv", "--json").stdout)
+    assert told["given_splits"] is True
+    assert told["counts"] == {"BLUE <B>": {"train": 9, "val": 3}, "RED": {"train": 9, "val": 3}}
+
+
+def no_archive(file):
+    file.write_bytes(b"PK\x03\x04 and then nothing that makes sense")
+
+
+def escaping(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("../outside.png", b"x")
+
+
+def empty(file):
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("notes.txt", "hello")
+
+
+@pytest.mark.parametrize("make", [no_archive, escaping, empty])
+@pytest.mark.parametrize("command", [["inspect"], ["inspect", "--deep"], ["train"]])
+def test_a_refused_archive_ends_with_2_and_one_line(tmp_path, make, command):
+    make(tmp_path / "pictures.zip")
+    done = thaw(*command, tmp_path / "pictures.zip", "--json")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("pictures.zip was not imported: ")
+    assert not (tmp_path / "outside.png").exists()
+
+
+def test_a_manifest_that_cannot_be_used_ends_with_2_and_one_line(tmp_path):
+    (tmp_path / "list.csv").write_text("path,label\na.png,\n")
+    done = thaw("inspect", tmp_path / "list.csv", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "rows without a label: 2" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unknown_backbone_ends_with_2(trained):
+    data, *_ = trained
+    done = thaw("inspect", data, "--deep", "--backbone", "resnet0", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("--backbone: ")
+
+
+def test_saved_edits_show_and_can_be_left_out(trained):
+    data, *_ = trained
+    ids = ("red/000.png", "red/001.png")
+    save_edits(data, [Edit(action="exclude", paths=ids), Edit(action="ignore", paths=("red", "blue <b>"), kind="few_images")])
+    told = json.loads(thaw("inspect", data, "--json").stdout)
+    assert told["images"] == 22
+    assert [edit["action"] for edit in told["edits"]] == ["exclude", "ignore"]
+    assert "few_images" not in [one["kind"] for one in told["findings"]]
+    assert "2 images excluded" in thaw("inspect", data).stdout
+    told = json.loads(thaw("inspect", data, "--as-is", "--json").stdout)
+    assert (told["images"], told["edits"]) == (24, [])
+    assert "few_images" in [one["kind"] for one in told["findings"]]
+
+
+def test_train_records_saved_edits_and_says_so(trained, tmp_path):
+    data, *_ = trained
+    excluded = Edit(action="exclude", paths=("red/000.png",))
+    relabelled = Edit(action="relabel", paths=("red/001.png",), to="blue <b>")
+    save_edits(data, [excluded, Edit(action="ignore", paths=("red",), kind="few_images"), relabelled])
+    done = thaw("train", data, *QUICK, "--epochs", 1, "--runs-dir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "1 image excluded, 1 image relabelled" in done.stderr
+    run = Path(json.loads(done.stdout)["run_dir"])
+    config = json.loads((run / "config.json").read_text())
+    assert config["edits"] == [excluded.model_dump(mode="json"), relabelled.model_dump(mode="json")]
+    assert '"images": 24' not in (run / "events.jsonl").read_text()
+    # The run repeats with its own edits, whatever is made of the data set since.
+    save_edits(data, [])
+    again = json.loads(thaw("train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json").stdout)
+    assert json.loads(Path(again["run_dir"], "config.json").read_text()) == config
+    assert Path(again["run_dir"], "last.safetensors").read_bytes() == (run / "last.safetensors").read_bytes()
+
+
+def test_train_as_is_leaves_saved_edits_out(trained, tmp_path):
+    data, *_ = trained
+    save_edits(data, [Edit(action="exclude", paths=("red/000.png",))])
+    done = thaw("train", data, *QUICK, "--epochs", 1, "--as-is", "--runs-dir", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    assert "excluded" not in done.stderr
+    assert json.loads(Path(json.loads(done.stdout)["run_dir"], "config.json").read_text())["edits"] == []
+
+
+def test_train_takes_an_archive(trained, tmp_path):
+    data, _, told, _ = trained
+    archive = zipped(data, tmp_path / "pictures.zip")
+    done = thaw("train", archive, *QUICK, "--runs-dir", tmp_path / "runs", "--seed", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    run = Path(json.loads(done.stdout)["run_dir"])
+    unpacked = Path(json.loads((run / "config.json").read_text())["data"])
+    assert sorted(path.name for path in unpacked.iterdir()) == ["blue <b>", "red"]
+    assert (run / "last.safetensors").read_bytes() == Path(told["run_dir"], "last.safetensors").read_bytes()
+    archive.unlink()
+    again = thaw("train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json")
+    assert again.returncode == 0, again.stderr
+
+
+def test_public_sets_are_listed_with_sizes_and_licences():
+    rows = {row["name"]: row for row in json.loads(thaw("fetch", "--json").stdout)["public_sets"]}
+    assert {"oxford_pets", "flowers102", "eurosat", "fashion_mnist", "cifar10"} == set(rows)
+    for row in rows.values():
+        assert row["licence"]
+        assert row["source"].startswith("https://")
+        assert row["download_bytes"] > 1e7
+        assert row["images"] > row["classes"] > 1
+        assert row["fetched"] is False
+    shown = thaw("fetch").stdout
+    assert all(name in shown for name in rows)
+    assert "CC BY-SA 4.0" in shown
+
+
+def test_a_set_that_is_there_is_not_fetched_again(home, image_folder):
+    folder = image_folder(home / "data" / "eurosat", {"Forest": 3})
+    rows = {row["name"]: row for row in json.loads(thaw("fetch", "--json").stdout)["public_sets"]}
+    assert [name for name, row in rows.items() if row["fetched"]] == ["eurosat"]
+    done = thaw("fetch", "eurosat", "--json")
+    assert json.loads(done.stdout) == {"name": "eurosat", "data": str(folder)}
+    assert "Licence: MIT" in thaw("fetch", "eurosat").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fetch", "imagenet"], ["no public set 'imagenet'", "fetch` lists them"]),
+        (["inspect", "cifar10"], ["CIFAR-10 is not on this machine yet", "fetch cifar10", "170.5 MB"]),
+        (["train", "cifar10"], ["CIFAR-10 is not on this machine yet"]),
+    ],
+)
+def test_a_public_set_that_cannot_be_had_ends_with_2_and_one_line(arguments, words):
+    done = thaw(*arguments, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert all(word in done.stderr for word in words), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_fetching_without_a_network_ends_with_2_and_words(monkeypatch):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    done = thaw("fetch", "eurosat", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "EuroSAT" in done.stderr

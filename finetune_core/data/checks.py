@@ -63,7 +63,7 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
     shorter, longer = table[["width", "height"]].min(axis=1), table[["width", "height"]].max(axis=1)
     sharp = _log_sharpness(table)
     found = {
-        "wrong_extension": (np.array(misnamed, dtype=bool), "are not what their extension says", table["id"]),
+        "wrong_extension": (np.array(misnamed, dtype=bool), "are not what the extension says", table["id"]),
         "animated": (table["frames"] > 1, "have more than one frame; the first is used", table["id"]),
         "extreme_aspect": (longer > _LONG * shorter, f"are more than {_LONG:.0f} times as long as wide", -longer / shorter),
         "tiny": (shorter < _TINY, f"are smaller than {_TINY} pixels on the shorter side", shorter),
@@ -208,8 +208,8 @@ def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
         return
     sets = _sets(rows, keys)
     paths = tuple(rows.loc[rows.duplicated(keys), "id"])
-    words = "copies of" if kind == "exact_duplicates" else "near-duplicates of"
-    message = f"{things(len(paths), 'image')} that are {words} {things(len(sets), 'other')} in the same split."
+    copies = things(len(paths), "copy", "copies") if kind == "exact_duplicates" else things(len(paths), "near-duplicate")
+    message = f"{copies} of {things(len(sets), 'image')} in the same split."
     yield Finding(kind, "warning" if kind == "exact_duplicates" else "info", message, len(paths), paths, sets=sets)
 
 

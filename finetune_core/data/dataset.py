@@ -211,6 +211,7 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
     if kept.notna().all():
         split.loc[training.index] = kept.to_numpy(dtype=object)
         return split
+    kept = kept.fillna(kept.groupby(groups).transform("first"))  # the group first, then whatever is nearly alike
     assigned = splits.assign_splits(
         training["id"],
         training["class"],

@@ -17,6 +17,7 @@ MOST_COMPARED = 200_000  # all pairs of more would take hours
 _ENTRIES = 20_000_000  # of the matrix of products that is held at a time
 _MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
 _KEPT_DIRECTIONS = 31
+_COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
 
 
 def near_sets(thumbs: pd.Series, content: np.ndarray) -> Generator[tuple[int, int], None, np.ndarray]:
@@ -56,7 +57,7 @@ def _alike(vectors: np.ndarray, rows: np.ndarray) -> Generator[tuple[int, int], 
     Most pairs are ruled out in few dimensions: with p the part of a unit vector in the main directions and r the length of
     the rest, v·w ≤ p·q + r·s, which is itself a product of short vectors.
     """
-    short = _shortened(vectors[rows])
+    short = _shortened(vectors[rows]) if len(rows) > _COMPARED_WHOLE else vectors[rows]
     pairs, likeness = [np.empty((0, 2), dtype=np.int64)], [np.empty(0, dtype=np.float32)]
     block = max(16, _ENTRIES // max(1, len(rows)))
     for start in range(0, len(rows), block):
@@ -79,7 +80,7 @@ def _alike(vectors: np.ndarray, rows: np.ndarray) -> Generator[tuple[int, int], 
 
 def _thinned(pairs: np.ndarray, likeness: np.ndarray, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Fewer than ``count`` of the pairs, which connect the same images at every likeness: the closest spanning tree."""
-    distance = coo_array((2 - likeness, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    distance = coo_array((2 - likeness.astype(np.float64), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     tree = minimum_spanning_tree(distance.tocsr()).tocoo()
     return [np.stack([tree.row, tree.col], axis=1).astype(np.int64)], [np.float32(2 - tree.data)]
 
@@ -87,8 +88,7 @@ def _thinned(pairs: np.ndarray, likeness: np.ndarray, count: int) -> tuple[list[
 def _shortened(vectors: np.ndarray) -> np.ndarray:
     """``[n, 32]``: each vector in the main directions, and the length of what is left."""
     some = vectors[:: max(1, len(vectors) // 5000)]
-    directions = np.linalg.svd(some, full_matrices=False)[2][:_KEPT_DIRECTIONS]
-    main = vectors @ directions.T
+    main = vectors @ np.linalg.eigh(some.T @ some)[1][:, -_KEPT_DIRECTIONS:]
     rest = np.sqrt(np.maximum(0, 1 - np.square(main).sum(axis=1, keepdims=True)))
     return np.concatenate([main, rest], axis=1)
 

@@ -217,8 +217,15 @@ def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry, str
         below = f"{prefix}/{entry.name}"
         if entry.is_dir(follow_symlinks=False):
             yield from _entries_below(Path(entry.path), below)
-        elif not entry.is_dir():
+        elif not _leads_to_folder(entry):
             yield entry, below
+
+
+def _leads_to_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _images_in(folder: Path) -> list[Path]:

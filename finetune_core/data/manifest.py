@@ -7,6 +7,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from finetune_core.data import splits
+from finetune_core.data.names import shown
 from finetune_core.errors import DataError
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -39,7 +40,9 @@ def read_manifest(path: Path) -> pd.DataFrame:
     chosen = {ours: next((columns[name] for name in names if name in columns), None) for ours, names in _NAMES.items()}
     missing = [theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None]
     if missing:
-        found = ", ".join(map(str, raw.columns[:_MOST_COLUMNS])) + (", …" if len(raw.columns) > _MOST_COLUMNS else "")
+        found = ", ".join(shown(str(name)) for name in raw.columns[:_MOST_COLUMNS]) + (
+            ", …" if len(raw.columns) > _MOST_COLUMNS else ""
+        )
         raise DataError(f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}.")
     if raw.empty:
         raise DataError(f"{path.name} has no rows.")
@@ -63,8 +66,8 @@ def _refuse(path: Path, table: pd.DataFrame, words: pd.Series) -> None:
     for what, rows in wrong.items():
         lines = [str(number + 2) for number in table.index[rows]]
         if lines:
-            shown = ", ".join(lines[:_SHOWN]) + (f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else "")
-            problems.append(f"rows {what}: {shown}")
+            some = ", ".join(lines[:_SHOWN]) + (f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else "")
+            problems.append(f"rows {what}: {some}")
     if problems:
         raise DataError(f"{path.name} cannot be used; {'; '.join(problems)} (the heading is row 1).")
 

@@ -102,7 +102,7 @@ def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE
     findings = [(yield from _label_findings(telling, table, dataset.classes))]
     auc, shifted = yield from _shift(features.final, table)
     findings += shifted
-    findings.append((yield from _outliers(features.final, table)))
+    findings.append((yield from _outliers(features, table)))
     mapped = _mapped(len(table))
     places = yield from lay_out(telling[mapped])
     return DeepReport(
@@ -223,8 +223,9 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Yields:
     return auc, findings
 
 
-def _outliers(features: np.ndarray, table: pd.DataFrame) -> Yields:
-    far, scores = yield from in_background("outliers", partial(far_away, features, table["near"].to_numpy()))
+def _outliers(features: Features, table: pd.DataFrame) -> Yields:
+    deeper = features.by_stage[len(features.by_stage) // 2 :]  # the last one alone sees little of what ImageNet does not hold
+    far, scores = yield from in_background("outliers", partial(far_away, deeper, table["near"].to_numpy()))
     if not len(far):
         return None
     paths = tuple(table["id"].to_numpy()[far])

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 
 _FOLDS = 5
 _DIMENSIONS = 128
@@ -102,22 +102,33 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
     return float(auc), float(error)
 
 
-def far_away(features: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Images far from everything else: positions, the farthest first, and how many robust deviations each is.
+def far_away(stages: Sequence[np.ndarray], sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images far from everything else: positions, the farthest first, and how many robust deviations each is, the mean of all stages.
 
-    The distance is the mean one to the nearest images that are no near-duplicates.
+    Args:
+        stages: features ``[n, d]`` of each. sets: int ``[n]``, equal for near-duplicates: of those only the first one counts.
     """
     first = np.unique(sets, return_index=True)[1]
     if len(first) <= 4 * _NEIGHBOURS:
         return first[:0], np.empty(0)
-    reduced = _reduced(features[first])
-    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(reduced)
-    distance = np.log(np.maximum(nearest.kneighbors(reduced)[0][:, 1:].mean(axis=1), 1e-9))
-    deviation = 1.4826 * np.median(np.abs(distance - np.median(distance)))
-    score = (distance - np.median(distance)) / max(deviation, 1e-6)
+    score = np.mean([_remoteness(features[first]) for features in stages], axis=0)
     order = np.argsort(-score)
     order = order[score[order] > _FAR_DEVIATIONS]
     return first[order], score[order]
+
+
+def _remoteness(features: np.ndarray) -> np.ndarray:
+    """How many robust deviations the log of each one's mean distance to the nearest others lies above the median.
+
+    Features are brought to unit length. Scaled one by one, those that hardly ever respond would decide.
+    """
+    unit = normalize(features)
+    some = unit[_some(np.arange(len(unit)))]
+    reduced = PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0).fit(some).transform(unit)
+    nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(reduced)
+    distance = np.log(np.maximum(nearest.kneighbors(reduced)[0][:, 1:].mean(axis=1), 1e-9))
+    deviation = 1.4826 * np.median(np.abs(distance - np.median(distance)))
+    return (distance - np.median(distance)) / max(deviation, 1e-6)
 
 
 def probe(stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> Probe:

@@ -7,7 +7,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from finetune_core.config import Edit
 from finetune_core.data.dataset import index_dataset, load_dataset
+from finetune_core.data.entry import entry_folder
+from finetune_core.data.sources import resolve_data
 from finetune_core.errors import DataError
 
 ODD_NAMES = ["with space", "it's", 'double"quote', "<script>alert(1)</script>", "otter 🦦", "naïve, 100%"]
@@ -337,3 +340,258 @@ def test_the_fingerprint_sees_an_image_that_was_turned(image_folder, tmp_path):
         turned = image.transpose(Image.Transpose.ROTATE_90)
     turned.save(folder / "red" / "000.bmp")
     assert load_dataset(folder).fingerprint != before
+
+
+def splits_of(data, **settings):
+    """{id: split}"""
+    table = load_dataset(data, **settings).table
+    return dict(zip(table["id"], table["split"], strict=True))
+
+
+def darkened(file, target):
+    with Image.open(file) as image:
+        image.point(lambda value: value * 0.9).save(target)
+
+
+def test_files_that_are_added_move_no_others_and_the_shares_hold(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "x", {"red": 40, "blue": 20})
+    before = splits_of(folder, val_fraction=0.2, test_fraction=0.1)
+    for batch in ("early", "late"):
+        image_folder(tmp_path / batch, {f"{batch}/red": 40})
+        for number, file in enumerate(sorted((tmp_path / batch).glob("*/*/*.png"))):
+            shutil.copy(file, folder / "red" / (f"!{number}.png" if batch == "early" else f"z{number}.png"))
+        after = splits_of(folder, val_fraction=0.2, test_fraction=0.1)
+        assert before.items() <= after.items()
+        red = pd.Series([split for name, split in after.items() if name.startswith("red")]).value_counts(normalize=True)
+        assert red.round(2).to_dict() == {"train": 0.7, "val": 0.2, "test": 0.1}
+        before = after
+    assert splits_of(folder, val_fraction=0.2, test_fraction=0.1) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"split_seed": 1}, {"val_fraction": 0.3}, {"test_fraction": 0.3}, {"near_duplicates": "apart"}, {"groups": "{group}_*"}],
+)
+def test_another_rule_is_another_split_and_the_first_one_comes_back(image_folder, tmp_path, other):
+    folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
+    for name in ("red", "blue"):
+        for number, file in enumerate(sorted((folder / name).glob("*.png"))):
+            file.rename(folder / name / f"{number // 4}_{number}.png")
+        shutil.copy(folder / name / "0_0.png", folder / name / "5_copy.png")
+    first = splits_of(folder)
+    assert splits_of(folder, **other) != first
+    assert splits_of(folder) == first
+
+
+def test_a_split_that_is_lost_or_damaged_is_made_again(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "x", {"red": 12, "blue": 12})
+    before = splits_of(folder)
+    for file in entry_folder(folder).glob("split-*"):
+        file.write_bytes(b"x")
+    assert splits_of(folder) == before
+    shutil.rmtree(entry_folder(folder))
+    assert splits_of(folder) == before
+
+
+def test_a_home_that_cannot_be_written_gives_the_same_split(image_folder, tmp_path, monkeypatch):
+    folder = image_folder(tmp_path / "x", {"red": 12, "blue": 12})
+    before = splits_of(folder)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THAW_HOME", str(tmp_path / "file" / "home"))
+    assert splits_of(folder) == before
+
+
+def straddling(table):
+    """The groups that lie in more than one split."""
+    grouped = table[table["group"] != ""].groupby("group")["split"].nunique()
+    return set(grouped[grouped > 1].index)
+
+
+@pytest.fixture
+def patients(image_folder, tmp_path):
+    """60 images of 12 patients, of whom each has both classes, and one image of nobody."""
+    folder = image_folder(tmp_path / "x", {"red": 30, "blue": 31})
+    for name in ("red", "blue"):
+        for number, file in enumerate(sorted((folder / name).glob("*.png"))):
+            if number < 30:
+                file.rename(folder / name / f"p{number % 12}_{number}.png")
+    return folder
+
+
+def test_groups_by_a_pattern_never_straddle(patients):
+    plain, grouped = load_dataset(patients), load_dataset(patients, groups="{group}_*")
+    assert (plain.table["group"] == "").all()
+    assert grouped.table["group"].nunique() == 13
+    assert grouped.table.set_index("id").loc["blue/030.png", "group"] == ""
+    assert straddling(plain.table.assign(group=grouped.table["group"])) != set()
+    assert straddling(grouped.table) == set()
+    assert set(grouped.table["split"]) == {"train", "val", "test"}
+
+
+def test_groups_hold_when_images_are_added(patients):
+    load_dataset(patients, groups="{group}_*")
+    for number in range(12):
+        darkened(patients / "red" / "p0_0.png", patients / "red" / f"p{number}_new.png")
+    assert straddling(load_dataset(patients, groups="{group}_*", near_duplicates="apart").table) == set()
+    assert straddling(load_dataset(patients, groups="{group}_*").table) == set()
+
+
+def test_groups_of_a_manifest_never_straddle_and_go_before_the_pattern(patients):
+    files = sorted(file.relative_to(patients).as_posix() for file in patients.glob("*/*.png"))
+    table = pd.DataFrame(
+        {"path": files, "label": [name.split("/")[0] for name in files], "group": [n % 7 for n in range(len(files))]}
+    )
+    table.to_csv(patients / "m.csv", index=False)
+    for pattern in ("", "{group}_*"):
+        dataset = load_dataset(patients / "m.csv", groups=pattern)
+        assert dataset.table["group"].nunique() == 7
+        assert straddling(dataset.table) == set()
+        assert set(dataset.table["split"]) == {"train", "val", "test"}
+
+
+def test_groups_that_a_manifest_names_later_are_kept_together_from_then_on(patients):
+    files = sorted(file.relative_to(patients).as_posix() for file in patients.glob("*/*.png"))
+    table = pd.DataFrame({"path": files, "label": [name.split("/")[0] for name in files]})
+    table.to_csv(patients / "m.csv", index=False)
+    before = splits_of(patients / "m.csv")
+    table["group"] = [n % 7 if n < 40 else "" for n in range(len(files))]
+    table.to_csv(patients / "m.csv", index=False)
+    after = load_dataset(patients / "m.csv")
+    assert straddling(after.table) == set()
+    alone = after.table[after.table["group"] == ""]
+    assert all(before[row.id] == row.split for row in alone.itertuples())
+
+
+@pytest.fixture
+def copied(image_folder, tmp_path):
+    """Of 60 images, 24 have a copy, exact or nearly."""
+    folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
+    for name in ("red", "blue"):
+        for number in range(12):
+            source = folder / name / f"{number:03d}.png"
+            target = folder / name / f"copy{number:03d}.png"
+            darkened(source, target) if number % 2 else shutil.copy(source, target)
+    return folder
+
+
+def apart(split):
+    return [name for name, side in split.items() if "copy" in name and side != split[name.replace("copy", "")]]
+
+
+def test_copies_and_near_duplicates_are_on_one_side_unless_they_are_to_be_apart(copied):
+    together = load_dataset(copied)
+    assert apart(dict(zip(together.table["id"], together.table["split"], strict=True))) == []
+    assert set(together.table["split"]) == {"train", "val", "test"}
+    assert not {"leakage", "near_leakage"} & set(kinds(together))
+    torn = load_dataset(copied, near_duplicates="apart")
+    assert apart(dict(zip(torn.table["id"], torn.table["split"], strict=True))) != []
+    assert {"leakage", "near_leakage"} <= set(kinds(torn))
+
+
+def test_copies_that_are_added_join_their_originals(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "x", {"red": 30, "blue": 30})
+    before = splits_of(folder)
+    for number in range(20):
+        darkened(folder / "red" / f"{number:03d}.png", folder / "red" / f"copy{number:03d}.png")
+    after = splits_of(folder)
+    assert before.items() <= after.items()
+    assert apart(after) == []
+
+
+def test_given_splits_are_kept_whatever_is_copied(image_folder, tmp_path):
+    image_folder(tmp_path, {"train/red": 10, "train/blue": 10, "val/red": 3, "val/blue": 3})
+    shutil.copy(tmp_path / "train/red/000.png", tmp_path / "val/red/copy.png")
+    split = splits_of(tmp_path, groups="{group}.png")
+    assert (split["train/red/000.png"], split["val/red/copy.png"]) == ("train", "val")
+
+
+@pytest.mark.parametrize("why", [{"near_duplicates": "together"}, {"near_duplicates": "apart", "groups": "{group}_*"}])
+def test_nothing_but_one_group_a_class_is_said(image_folder, tmp_path, why):
+    folder = image_folder(tmp_path / "x", {"red": 1, "blue": 1})
+    for name in ("red", "blue"):
+        (folder / name / "000.png").rename(folder / name / "a_0.png")
+        for number in range(1, 6):
+            shutil.copy(folder / name / "a_0.png", folder / name / f"a_{number}.png")
+    with pytest.raises(DataError, match="one group, or nothing but near-duplicates"):
+        load_dataset(folder, **why)
+    assert set(splits_of(folder, near_duplicates="apart").values()) == {"train", "val", "test"}
+
+
+def test_hashes_of_the_table_are_whole(image_folder, tmp_path):
+    image_folder(tmp_path, {"red": 6, "blue": 6})
+    first, second = load_dataset(tmp_path), load_dataset(tmp_path)
+    assert first.table["content"].dtype == second.table["content"].dtype == np.uint64
+    assert first.table["content"].tolist() == second.table["content"].tolist()
+    assert first.fingerprint == second.fingerprint
+
+
+def test_edits_are_applied_after_the_split_and_recorded(image_folder, tmp_path):
+    image_folder(tmp_path, {"red": 12, "blue": 12})
+    before = splits_of(tmp_path)
+    trained = [name for name, split in before.items() if split == "train"]
+    edits = (
+        Edit(action="exclude", paths=(trained[0],)),
+        Edit(action="move", paths=(trained[1],), to="test"),
+        Edit(action="relabel", paths=(trained[2],), to="green"),
+        Edit(action="ignore", paths=(trained[3],), kind="dark"),
+    )
+    dataset = load_dataset(tmp_path, edits=edits)
+    assert dataset.edits == edits
+    assert dataset.classes == ("blue", "green", "red")
+    rows = dataset.table.set_index("id")
+    assert trained[0] not in rows.index
+    assert rows.loc[trained[1], "split"] == "test"
+    assert rows.loc[trained[2], ["class", "label"]].tolist() == ["green", 1]
+    after = dict(zip(dataset.table["id"], dataset.table["split"], strict=True))
+    assert {name for name in after if after[name] != before[name]} == {trained[1]}
+    assert splits_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("action", ["exclude", "move", "relabel"])
+def test_the_fingerprint_changes_with_an_edit_and_comes_back_without(image_folder, tmp_path, action):
+    image_folder(tmp_path, {"train/red": 4, "train/blue": 4, "val/red": 2, "val/blue": 2})
+    edit = Edit(action=action, paths=("train/red/000.png",), to={"move": "test", "relabel": "blue"}.get(action, ""))
+    before = load_dataset(tmp_path).fingerprint
+    assert load_dataset(tmp_path, edits=[edit]).fingerprint != before
+    assert load_dataset(tmp_path).fingerprint == before
+    assert load_dataset(tmp_path, edits=[Edit(action="ignore", paths=edit.paths, kind="dark")]).fingerprint == before
+
+
+def test_a_class_whose_images_are_all_excluded_is_no_class(image_folder, tmp_path):
+    image_folder(tmp_path, {"red": 6, "blue": 6, "green": 3})
+    gone = Edit(action="exclude", paths=tuple(f"green/00{n}.png" for n in range(3)))
+    assert load_dataset(tmp_path, edits=[gone]).classes == ("blue", "red")
+
+
+def test_excluding_everything_or_all_that_trains_is_refused(image_folder, tmp_path):
+    image_folder(tmp_path, {"train/red": 2, "val/red": 2})
+    trained, judged = (tuple(f"{split}/red/00{n}.png" for n in range(2)) for split in ("train", "val"))
+    with pytest.raises(DataError, match="Every image of this data set is excluded"):
+        load_dataset(tmp_path, edits=[Edit(action="exclude", paths=trained + judged)])
+    with pytest.raises(DataError, match="no training image"):
+        load_dataset(tmp_path, edits=[Edit(action="exclude", paths=trained)])
+    with pytest.raises(DataError, match="validation"):
+        load_dataset(tmp_path, edits=[Edit(action="exclude", paths=judged)])
+
+
+def test_a_data_set_as_a_manifest_names_groups_only_where_there_are_some(image_folder, tmp_path):
+    image_folder(tmp_path, {"red": 6, "blue": 6})
+    assert load_dataset(tmp_path).manifest().columns.tolist() == ["path", "label", "split"]
+    assert load_dataset(tmp_path, groups="{group}.png").manifest().columns.tolist() == ["path", "label", "split", "group"]
+
+
+def test_a_manifest_with_some_splits_leaves_the_others_to_thaw(image_folder, tmp_path):
+    image_folder(tmp_path, {"red": 20, "blue": 20})
+    names = [f"{name}/{n:03d}.png" for name in ("red", "blue") for n in range(20)]
+    lines = [f"{name},{name.split('/')[0]},{'test' if int(name[-6:-4]) < 5 else ''}" for name in names]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label,split", *lines]))
+    dataset = load_dataset(tmp_path / "m.csv", val_fraction=0.2, test_fraction=0.2)
+    assert not dataset.given_splits
+    assert dataset.counts().loc["red"].to_dict() == {"train": 12, "val": 3, "test": 5}
+    assert {name for name in names if int(name[-6:-4]) < 5} == set(dataset.table.loc[dataset.table["split"] == "test", "id"])
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "~nobody-of-that-name/x", "a\0b"])
+def test_names_that_nothing_can_have_are_refused(name):
+    with pytest.raises(DataError, match="cannot be read"):
+        drained(resolve_data(name))

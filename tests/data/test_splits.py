@@ -1,9 +1,10 @@
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_core.data.splits import TEST, TRAIN, VAL, assign_splits
+from finetune_core.data.splits import TEST, TRAIN, VAL, assign_splits, groups_of
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 COUNTS = st.lists(st.integers(1, 40), min_size=1, max_size=5)
@@ -80,3 +81,176 @@ def test_another_seed_gives_another_split():
 @pytest.mark.parametrize(("count", "val", "test"), [(4, 0.4, 0.4), (10, 0.46, 0.46)])
 def test_large_shares_still_leave_a_training_image(count, val, test):
     assert counted([count], val, test)[TRAIN].item() >= 1
+
+
+def split_of(ids, labels, *, val=0.2, test=0.1, seed=0, **settings):
+    """{id: split}"""
+    ids, labels = pd.Series(ids, dtype="str"), pd.Series(labels)
+    return dict(zip(ids, assign_splits(ids, labels, val, test, seed, **settings), strict=True))
+
+
+def numbered(first, last, name="x"):
+    return [f"{name}/{number:04d}.png" for number in range(first, last)]
+
+
+def shares(split):
+    counts = pd.Series(split).value_counts(normalize=True)
+    return [round(float(counts.get(name, 0)), 2) for name in (TRAIN, VAL, TEST)]
+
+
+@pytest.mark.parametrize("first", [0, 500])
+def test_images_that_are_added_move_no_others_and_the_shares_hold(first):
+    """New names sort before the old ones, or after them; a second batch is like the first."""
+    ids = numbered(200, 300)
+    split = split_of(ids, ["x"] * 100)
+    for batch in (numbered(first, first + 60), numbered(first + 60, first + 200)):
+        ids = [*ids, *batch]
+        after = split_of(ids, ["x"] * len(ids), known=split)
+        assert split.items() <= after.items()
+        assert shares(after) == [0.7, 0.2, 0.1]
+        assert {after[name] for name in batch} == {TRAIN, VAL, TEST}
+        split = after
+
+
+def test_a_class_that_is_added_leaves_the_others_as_they_are():
+    ids, more = numbered(0, 50), numbered(0, 50, "y")
+    split = split_of(ids, ["x"] * 50)
+    after = split_of([*ids, *more], ["x"] * 50 + ["y"] * 50, known=split)
+    assert split.items() <= after.items()
+    assert shares({name: after[name] for name in more}) == [0.7, 0.2, 0.1]
+
+
+def test_a_class_that_was_too_small_validates_once_there_are_more():
+    split = split_of(numbered(0, 2), ["x"] * 2)
+    assert set(split.values()) == {TRAIN}
+    after = split_of(numbered(0, 3), ["x"] * 3, known=split)
+    assert after["x/0002.png"] == VAL
+
+
+def test_images_that_went_do_no_harm():
+    split = split_of(numbered(0, 50), ["x"] * 50)
+    after = split_of(numbered(10, 50), ["x"] * 40, known=split)
+    assert after.items() <= split.items()
+
+
+def test_known_splits_may_come_as_a_column_with_gaps():
+    ids = numbered(0, 50)
+    split = pd.Series(split_of(ids, ["x"] * 50))
+    after = split_of(ids, ["x"] * 50, known=split.where(np.arange(50) < 40))
+    assert all(after[name] == split[name] for name in ids[:40])
+    assert not pd.Series(after).isna().any()
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"val": 0.3}, {"test": 0.2}])
+def test_another_seed_or_share_is_another_split(other):
+    ids = numbered(0, 100)
+    assert split_of(ids, ["x"] * 100) != split_of(ids, ["x"] * 100, **other)
+
+
+def test_a_new_image_of_a_unit_goes_where_the_unit_is():
+    ids = [*numbered(0, 30), "x/new.png"]
+    split = split_of(ids[:30], ["x"] * 30, units=np.arange(30))
+    for number in range(30):
+        assert split_of(ids, ["x"] * 31, units=np.array([*range(30), number]), known=split)["x/new.png"] == split[ids[number]]
+
+
+def test_a_new_image_joins_the_most_where_its_unit_lies_on_both_sides():
+    known = {"x/0000.png": TRAIN, "x/0001.png": VAL, "x/0002.png": VAL, "x/0003.png": TRAIN}
+    after = split_of(numbered(0, 5), ["x"] * 5, units=np.array([0, 0, 0, 1, 0]), known=known)
+    assert after == known | {"x/0004.png": VAL}
+
+
+def test_a_unit_in_two_classes_counts_for_the_one_of_most_of_its_images():
+    labels = ["x"] * 10 + ["y"] * 10
+    units = np.array([*range(10), 9, 9, *range(10, 18)])  # one of x together with two of y
+    ids = [*numbered(0, 10), *numbered(0, 10, "y")]
+    split = split_of(ids, labels, units=units)
+    assert split["x/0009.png"] == split["y/0000.png"] == split["y/0001.png"]
+
+
+@pytest.mark.parametrize("sizes", [[30, 30], [100, 3], [50, 40, 30], [1, 60, 60], [2, 1]])
+def test_a_class_of_few_large_groups_trains_and_validates(sizes):
+    units = np.repeat(np.arange(len(sizes)), sizes)
+    for seed in range(5):
+        split = split_of(numbered(0, len(units)), ["x"] * len(units), units=units, seed=seed, val=0.15, test=0.15)
+        assert {TRAIN, VAL} <= set(split.values())
+
+
+def test_a_class_of_one_group_trains():
+    assert set(split_of(numbered(0, 30), ["x"] * 30, units=np.zeros(30, dtype=int)).values()) == {TRAIN}
+
+
+def test_shares_hold_for_groups_of_many_sizes():
+    random = np.random.default_rng(0)
+    units = np.repeat(np.arange(200), random.integers(1, 12, 200))
+    split = split_of(numbered(0, len(units)), ["x"] * len(units), units=units)
+    assert shares(split) == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
+
+
+UNITS = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=4)  # sizes of units, a class each
+
+
+@settings(quick, max_examples=60)
+@given(UNITS, FRACTIONS, st.integers(0, 2**31 - 1))
+def test_no_unit_straddles_and_whatever_can_train_and_validate_does(sizes, fractions, seed):
+    ids, labels = images([sum(of_class) for of_class in sizes])
+    units = np.repeat(np.arange(sum(map(len, sizes))), [size for of_class in sizes for size in of_class])
+    split = pd.Series(assign_splits(ids, labels, *fractions, seed, units))
+    assert (split.groupby(units).nunique() == 1).all()
+    for label, of_class in enumerate(sizes):
+        there = set(split[labels == label])
+        assert TRAIN in there
+        if len(of_class) >= 2 and sum(of_class) >= 3:
+            assert VAL in there
+    if fractions[1] == 0:
+        assert TEST not in set(split)
+
+
+@settings(quick, max_examples=50)
+@given(st.data(), FRACTIONS, st.integers(0, 1000))
+def test_known_images_keep_their_split_whatever_comes(data, fractions, seed):
+    count = data.draw(st.integers(1, 40))
+    ids = pd.Series(numbered(0, count))
+    labels = pd.Series(data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count)))
+    units = np.array(data.draw(st.lists(st.integers(0, 12), min_size=count, max_size=count)))  # across classes, too
+    then = np.array(data.draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    before = (
+        split_of(ids[then], labels[then], val=fractions[0], test=fractions[1], seed=seed, units=units[then])
+        if then.any()
+        else {}
+    )
+    after = split_of(ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=before)
+    assert before.items() <= after.items()
+    assert (ids.map(after).groupby(units).nunique() == 1).all()
+    assert split_of(ids, labels, val=fractions[0], test=fractions[1], seed=seed, units=units, known=after) == after
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "group"),
+    [
+        ("{group}_*", "cats/patient7_02.png", "patient7"),
+        ("{group}_*", "cats/patient7_left_02.png", "patient7"),
+        ("{group}_*", "patient7_02.png", "patient7"),
+        ("{group}_*", "cats/patient7.png", ""),
+        ("{group}_*", "cats/_7.png", ""),
+        ("scan-{group}-*", "cats/scan-12-3.png", "12"),
+        ("scan-{group}-*", "cats/photo-12-3.png", ""),
+        ("*_{group}.png", "cats/a_b_7.png", "7"),
+        ("{group}.png", "cats/naïve 🦦.png", "naïve 🦦"),
+        ("{group}.png", "cats/apng", ""),
+        ("*/{group}/*", "cats/patient7/02.png", "patient7"),
+        ("*/{group}/*", "cats/02.png", ""),
+        ("*/{group}/*", "train/cats/patient7/02.png", ""),
+        ("*/*/{group}/*", "train/cats/patient7/02.png", "patient7"),
+        ("*/{group}_*", "cats/patient7_02.png", "patient7"),
+        ("{group}[1]*", "cats/a[1]b.png", "a"),
+        ("{group}[1]*", "cats/a1b.png", ""),
+    ],
+)
+def test_groups_from_names(pattern, name, group):
+    assert groups_of(pd.Series([name], dtype="str"), pattern).tolist() == [group]
+
+
+def test_names_of_which_none_fits_are_in_no_group():
+    assert groups_of(pd.Series(["a.png", "b.png"], dtype="str"), "{group}_*").tolist() == ["", ""]
+    assert groups_of(pd.Series([], dtype="str"), "{group}_*").tolist() == []

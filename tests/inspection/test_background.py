@@ -12,6 +12,14 @@ def impatient(monkeypatch):
     monkeypatch.setattr(background, "_EVERY", 0.01)
 
 
+def finished(work):
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
 def test_yields_while_it_waits_and_hands_the_result_on():
     go_on, done = threading.Event(), [0]
 
@@ -24,21 +32,11 @@ def test_yields_while_it_waits_and_hands_the_result_on():
     done[0] = 3
     assert next(work) == ("map", 3, 7)
     go_on.set()
-    with pytest.raises(StopIteration) as finished:
-        for _ in range(1000):
-            next(work)
-    assert finished.value.value == "result"
+    assert finished(work) == "result"
 
 
 def test_the_call_runs_in_a_thread_of_that_name():
-    def result_of(work):
-        return (yield from work)
-
-    work = result_of(in_background("labels", lambda: threading.current_thread().name))
-    with pytest.raises(StopIteration) as finished:
-        while True:
-            next(work)
-    assert finished.value.value.startswith("labels")
+    assert finished(in_background("labels", lambda: threading.current_thread().name)).startswith("labels")
 
 
 def test_what_the_call_raises_is_raised_where_it_is_waited_for():
@@ -59,17 +57,17 @@ def test_nothing_begins_before_the_first_step():
 
 
 def test_closing_leaves_the_thread_to_finish():
-    go_on, finished = threading.Event(), threading.Event()
+    go_on, ended = threading.Event(), threading.Event()
 
     def call():
         go_on.wait(5)
-        finished.set()
+        ended.set()
 
     work = in_background("map", call)
     next(work)
     began = time.monotonic()
     work.close()
     assert time.monotonic() - began < 1
-    assert not finished.is_set()
+    assert not ended.is_set()
     go_on.set()
-    assert finished.wait(5)
+    assert ended.wait(5)

@@ -1,0 +1,254 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageDraw, ImageEnhance
+
+from finetune_core.data import duplicates
+from finetune_core.data.duplicates import near_sets, united
+from finetune_core.data.looks import look_at
+from finetune_core.data.sample import digits_folder
+
+
+def drained(generator):
+    steps = []
+    while True:
+        try:
+            steps.append(next(generator))
+        except StopIteration as finished:
+            return steps, finished.value
+
+
+def sets_of(looks):
+    thumbs = pd.Series([look.thumb for look in looks], dtype="object")
+    return drained(near_sets(thumbs, np.array([look.content for look in looks], dtype=np.uint64)))[1]
+
+
+def sets_of_vectors(pixels, content=None):
+    thumbs = pd.Series([one.astype(np.uint8).tobytes() for one in pixels], dtype="object")
+    content = np.arange(len(thumbs), dtype=np.uint64) if content is None else np.array(content, dtype=np.uint64)
+    return drained(near_sets(thumbs, content))[1]
+
+
+def photo(seed, size=(192, 128)):
+    """Light that changes slowly, and things with edges."""
+    random = np.random.default_rng(seed)
+    image = Image.fromarray(random.integers(0, 256, (3, 4, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for x, y, *colour in random.integers(0, 256, (12, 5)):
+        left, top = x * size[0] // 256, y * size[1] // 256
+        draw.ellipse((left, top, left + size[0] // 4, top + size[1] // 4), tuple(map(int, colour)))
+    return image
+
+
+def saved_again(quality):
+    def changed(image):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        return Image.open(buffer).convert("RGB")
+
+    return changed
+
+
+def scaled(factor):
+    return lambda image: image.resize([round(side * factor) for side in image.size], Image.Resampling.BILINEAR)
+
+
+def noisy(image):
+    pixels = np.asarray(image)
+    return Image.fromarray(np.uint8(np.clip(pixels + np.random.default_rng(0).normal(0, 6, pixels.shape), 0, 255)))
+
+
+CHANGES = {
+    **{f"JPEG quality {quality}": saved_again(quality) for quality in (30, 60, 90)},
+    **{f"scaled by {factor}": scaled(factor) for factor in (0.75, 1.5)},
+    **{f"brightness × {factor}": lambda image, by=factor: ImageEnhance.Brightness(image).enhance(by) for factor in (0.7, 1.2)},
+    **{f"contrast × {factor}": lambda image, by=factor: ImageEnhance.Contrast(image).enhance(by) for factor in (0.7, 1.3)},
+    "noise": noisy,
+}
+
+
+@pytest.fixture(scope="module", params=["digits", "photos"])
+def distinct(request, home_of_shared_fixtures, tmp_path_factory):
+    """Files of distinct images, and the looks at them."""
+    if request.param == "digits":
+        files = sorted(digits_folder().glob("*/*.png"))[::2]
+    else:
+        files = [tmp_path_factory.getbasetemp() / f"photo{seed}.png" for seed in range(60)]
+        for seed, file in enumerate(files):
+            photo(seed).save(file)
+    return files, [look_at(file) for file in files]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_nine_of_ten_near_duplicates_land_in_the_set_of_their_original(distinct, change, tmp_path):
+    files, looks = distinct
+    chosen = np.random.default_rng(1).choice(len(files), 40, replace=False)
+    planted = []
+    for number in chosen:
+        CHANGES[change](Image.open(files[number]).convert("RGB")).save(tmp_path / "changed.bmp")
+        planted.append(look_at(tmp_path / "changed.bmp"))
+    sets = sets_of([*looks, *planted])
+    assert np.mean(sets[len(looks) :] == sets[chosen]) >= 0.9
+
+
+def test_distinct_images_are_rarely_taken_for_near_duplicates(distinct):
+    sets = sets_of(distinct[1])
+    assert (np.bincount(sets)[sets] > 1).mean() < 0.05
+
+
+def test_a_mirrored_or_turned_image_is_another_one(tmp_path):
+    looks = []
+    for name, turn in (("a", None), ("b", Image.Transpose.FLIP_LEFT_RIGHT), ("c", Image.Transpose.ROTATE_180)):
+        image = photo(0) if turn is None else photo(0).transpose(turn)
+        image.save(tmp_path / f"{name}.png")
+        looks.append(look_at(tmp_path / f"{name}.png"))
+    assert sets_of(looks).tolist() == [0, 1, 2]
+
+
+def test_images_of_one_colour_each_are_no_near_duplicates(tmp_path):
+    looks = []
+    for number, colour in enumerate([(0, 0, 0), (255, 255, 255), (200, 30, 30), (200, 31, 30), (30, 30, 200)]):
+        Image.new("RGB", (40, 40), colour).save(tmp_path / f"{number}.png")
+        looks.append(look_at(tmp_path / f"{number}.png"))
+    assert sets_of(looks).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_images_of_one_colour_with_a_speck_are_no_near_duplicates():
+    speck = np.random.default_rng(0).integers(-1, 2, 432)
+    assert sets_of_vectors([level + speck for level in (40, 80, 120, 160)]).tolist() == [0, 1, 2, 3]
+
+
+def test_equal_content_is_one_set_whatever_the_looks(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 432))
+    pixels[4] = pixels[1]
+    assert sets_of_vectors(pixels, [7, 8, 7, 9, 8]).tolist() == [0, 1, 0, 3, 1]
+    plain = np.full((3, 432), 80)
+    assert sets_of_vectors(plain, [5, 6, 5]).tolist() == [0, 1, 0]
+
+
+def test_content_is_told_apart_to_the_last_bit():
+    plain = np.full((3, 432), 80)
+    assert sets_of_vectors(plain, [2**63 + 1, 2**63, 2**63 + 1]).tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_and_one_image(count):
+    assert sets_of_vectors(np.zeros((count, 432))).tolist() == list(range(count))
+
+
+def test_two_copies_and_nothing_else():
+    assert sets_of_vectors(np.zeros((2, 432)), [3, 3]).tolist() == [0, 0]
+
+
+def test_likeness_is_passed_on():
+    """a ~ b and b ~ c make one set, even where a and c alone would not."""
+    random = np.random.default_rng(0)
+    base, change = random.normal(0, 40, (2, 432))
+    steps = [128 + base + share * change for share in (0, 0.16, 0.32)]
+    assert np.corrcoef(steps[0], steps[2])[0, 1] < 0.97
+    assert sets_of_vectors(np.clip(steps, 0, 255)).tolist() == [0, 0, 0]
+
+
+def test_progress_ends_with_all_images():
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 432)).astype(np.uint8)
+    thumbs = pd.Series([one.tobytes() for one in pixels])
+    steps, _ = drained(near_sets(thumbs, np.arange(9, dtype=np.uint64)))
+    assert steps[-1] == (9, 9)
+
+
+def test_sets_do_not_depend_on_the_order_of_the_images(distinct):
+    looks = distinct[1]
+    order = np.random.default_rng(0).permutation(len(looks))
+    straight, shuffled = sets_of(looks), sets_of([looks[number] for number in order])
+    assert np.array_equal((straight[:, None] == straight)[np.ix_(order, order)], shuffled[:, None] == shuffled)
+
+
+def alike(random, count, noise):
+    """Thumbnails of one scene, with noise."""
+    scene = random.integers(40, 216, 432)
+    return np.clip(scene + random.normal(0, noise, (count, 432)), 0, 255)
+
+
+def test_a_set_that_is_too_large_is_linked_again_by_closer_likeness():
+    """Forty pictures of one scene; five of them saved twice. All are alike, but only the copies nearly equal."""
+    random = np.random.default_rng(0)
+    scene = alike(random, 40, 5)
+    pixels = [*scene, *(scene[:5] + random.normal(0, 0.7, (5, 432)))]
+    assert np.corrcoef(pixels[0], pixels[1])[0, 1] > 0.985
+    sets = sets_of_vectors(pixels)
+    assert sets[40:].tolist() == [0, 1, 2, 3, 4]
+    assert len(set(sets)) == 40
+
+
+def test_a_set_that_is_not_too_large_stays_whole():
+    sets = sets_of_vectors([*alike(np.random.default_rng(0), 15, 5), *alike(np.random.default_rng(1), 15, 5)])
+    assert sets.tolist() == [0] * 15 + [15] * 15
+
+
+def test_one_large_set_leaves_the_others_as_they_are():
+    pixels = [*alike(np.random.default_rng(0), 40, 5), *alike(np.random.default_rng(1), 3, 5)]
+    assert sets_of_vectors(pixels)[40:].tolist() == [40, 40, 40]
+
+
+@pytest.mark.parametrize("whole", [0, 2000])
+@pytest.mark.parametrize("most", [duplicates._MOST_PAIRS, 200])
+@pytest.mark.parametrize("entries", [duplicates._ENTRIES, 2000])
+@pytest.mark.parametrize("noise", [1, 5, 13])
+def test_few_dimensions_and_few_pairs_at_a_time_lose_no_set(monkeypatch, whole, most, entries, noise):
+    """Against all products of all vectors."""
+    monkeypatch.setattr(duplicates, "_COMPARED_WHOLE", whole)
+    monkeypatch.setattr(duplicates, "_MOST_PAIRS", most)
+    monkeypatch.setattr(duplicates, "_ENTRIES", entries)
+    random = np.random.default_rng(noise)
+    scenes = [alike(random, count, noise) for count in (30, 25, 6, 6, 2)]
+    pixels = np.concatenate([*scenes, alike(random, 5, 2 * noise), random.integers(0, 256, (40, 432))])
+    vectors, _ = duplicates._vectors(pd.Series([one.astype(np.uint8).tobytes() for one in pixels]))
+    products = np.triu(vectors @ vectors.T, 1)
+    pairs = np.argwhere(products >= 0.985)
+    expected = duplicates._first_of_each(duplicates._grown(pairs, products[tuple(pairs.T)], len(vectors)))
+    assert sets_of_vectors(pixels).tolist() == expected.tolist()
+
+
+def test_the_short_vectors_never_say_less_than_the_whole_ones():
+    random = np.random.default_rng(0)
+    pixels = np.concatenate([alike(random, 100, noise) for noise in (2, 8, 30, 100)])
+    vectors, _ = duplicates._vectors(pd.Series([one.astype(np.uint8).tobytes() for one in pixels]))
+    short = duplicates._shortened(vectors)
+    assert short.shape == (400, 32)
+    assert (short @ short.T >= vectors @ vectors.T - 1e-4).all()
+
+
+def test_images_of_a_fixed_camera_need_no_memory_for_all_their_pairs(monkeypatch):
+    """Every pair of 1,500 is alike: a vector for each side of each would be 4 GB."""
+    monkeypatch.setattr(duplicates, "_MOST_PAIRS", 100_000)
+    einsum, grown, multiplied, kept = np.einsum, duplicates._grown, [0], []
+    monkeypatch.setattr(np, "einsum", lambda *given: multiplied.append(len(given[1])) or einsum(*given))
+    monkeypatch.setattr(duplicates, "_grown", lambda *given: kept.append(len(given[0])) or grown(*given))
+    sets = sets_of_vectors(alike(np.random.default_rng(0), 1500, 1.5))
+    assert set(sets) == {0}
+    assert max(multiplied) < 100_000
+    assert kept[0] < 100_000
+
+
+def test_more_images_than_can_be_compared_keep_their_exact_copies(monkeypatch):
+    monkeypatch.setattr(duplicates, "MOST_COMPARED", 3)
+    pixels = alike(np.random.default_rng(0), 5, 1)
+    assert sets_of_vectors(pixels, [1, 2, 3, 4, 1]).tolist() == [0, 1, 2, 3, 0]
+
+
+def test_united_rows_share_a_value_in_any_column():
+    one = np.array([0, 0, 1, 2, 3, -1, -1])
+    two = np.array([5, 6, 7, 7, 8, 9, -1])
+    assert united(one, two).tolist() == [0, 0, 2, 2, 4, 5, 6]
+    assert united(two, one).tolist() == [0, 0, 2, 2, 4, 5, 6]
+
+
+def test_united_chains_through_the_columns():
+    assert united(np.array([0, 0, 1, 1]), np.array([5, 6, 6, 7])).tolist() == [0, 0, 0, 0]
+
+
+def test_nothing_links_what_has_no_value():
+    assert united(np.full(4, -1)).tolist() == [0, 1, 2, 3]
+    assert united(np.array([], dtype=int)).tolist() == []

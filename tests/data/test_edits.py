@@ -1,0 +1,196 @@
+import json
+
+import pandas as pd
+import pytest
+from pydantic import ValidationError
+
+from finetune_core.config import Edit
+from finetune_core.data.edits import apply_edits, edit_in_words, edits_in_words, effective, ignored, load_edits, save_edits
+from finetune_core.data.entry import entry_folder
+from finetune_core.errors import DataError
+
+TABLE = pd.DataFrame({"id": ["a", "b", "c", "d"], "class": ["x", "x", "y", "y"], "split": ["train", "val", "train", "test"]})
+
+
+def exclude(*paths):
+    return Edit(action="exclude", paths=paths)
+
+
+def move(to, *paths):
+    return Edit(action="move", paths=paths, to=to)
+
+
+def relabel(to, *paths):
+    return Edit(action="relabel", paths=paths, to=to)
+
+
+def ignore(kind, *paths):
+    return Edit(action="ignore", paths=paths, kind=kind)
+
+
+def applied(*edits):
+    """{id: (class, split)} of what is left."""
+    return {row[0]: tuple(row[1:]) for row in apply_edits(TABLE, edits).to_numpy().tolist()}
+
+
+AS_IT_WAS = {"a": ("x", "train"), "b": ("x", "val"), "c": ("y", "train"), "d": ("y", "test")}
+
+
+def test_no_edits_change_nothing():
+    assert applied() == AS_IT_WAS
+
+
+def test_excluded_images_are_gone():
+    assert set(applied(exclude("a", "d"))) == {"b", "c"}
+
+
+def test_moved_images_have_another_split():
+    assert applied(move("test", "a", "b")) == AS_IT_WAS | {"a": ("x", "test"), "b": ("x", "test")}
+
+
+def test_relabelled_images_have_another_class_new_or_not():
+    assert applied(relabel("y", "a"), relabel("new", "d")) == AS_IT_WAS | {"a": ("y", "train"), "d": ("new", "test")}
+
+
+def test_ignoring_a_finding_changes_nothing():
+    assert applied(ignore("dark", "a")) == AS_IT_WAS
+
+
+def test_the_last_of_several_edits_holds():
+    assert applied(relabel("y", "a"), relabel("z", "a"))["a"] == ("z", "train")
+    assert applied(relabel("z", "a"), relabel("y", "a"))["a"] == ("y", "train")
+    assert applied(move("val", "a"), relabel("z", "a"), move("test", "a"))["a"] == ("z", "test")
+
+
+@pytest.mark.parametrize("edits", [[exclude("a"), move("val", "a")], [relabel("y", "a"), exclude("a")]])
+def test_what_is_excluded_stays_out_in_any_order(edits):
+    assert "a" not in applied(*edits)
+
+
+@pytest.mark.parametrize("edit", [exclude("gone"), move("val", "gone"), relabel("y", "gone")])
+def test_unknown_paths_are_passed_over(edit):
+    assert applied(edit) == AS_IT_WAS
+
+
+def test_known_paths_among_unknown_ones_are_not():
+    assert applied(relabel("z", "gone", "a", "gone too")) == AS_IT_WAS | {"a": ("z", "train")}
+
+
+def test_the_table_that_was_given_stays_as_it_is():
+    before = TABLE.copy()
+    applied(exclude("a"), move("val", "c"), relabel("x", "d"))
+    pd.testing.assert_frame_equal(TABLE, before)
+
+
+def test_a_table_whose_index_has_gaps():
+    table = TABLE.iloc[[3, 1]]
+    assert apply_edits(table, [relabel("z", "d")])["class"].tolist() == ["z", "x"]
+
+
+@pytest.mark.parametrize("to", ["", "validation", "holdout"])
+def test_there_are_three_splits_to_move_to(to):
+    with pytest.raises(DataError, match="train, val, test"):
+        applied(move(to, "a"))
+
+
+@pytest.fixture
+def edits():
+    return (exclude("a/1.png", "a/2.png"), move("val", "otter 🦦.png"), relabel("c, d", 'q".png'), ignore("dark", "a/3.png"))
+
+
+def test_edits_are_kept_in_order(tmp_path, edits):
+    assert load_edits(tmp_path) == ()
+    save_edits(tmp_path, edits)
+    assert load_edits(tmp_path) == edits
+    save_edits(tmp_path, edits[::-1])
+    assert load_edits(tmp_path) == edits[::-1]
+    save_edits(tmp_path, ())
+    assert load_edits(tmp_path) == ()
+
+
+def test_edits_are_kept_for_each_data_set_and_outside_of_it(home, tmp_path, edits):
+    (tmp_path / "one").mkdir()
+    save_edits(tmp_path / "one", edits)
+    assert load_edits(tmp_path / "two") == ()
+    assert not list((tmp_path / "one").iterdir())
+    assert [path.name for path in home.rglob("*.json")] == ["edits.json"]
+
+
+DAMAGED = {
+    "cut short": b'[{"action": "exclude", "pat',
+    "empty": b"",
+    "another thing": b"3",
+    "an object": b'{"action": "exclude"}',
+    "nothing": b"null",
+    "an unknown action": b'[{"action": "delete", "paths": []}]',
+    "an unknown field": b'[{"action": "exclude", "paths": [], "why": ""}]',
+    "no paths": b'[{"action": "exclude"}]',
+    "not text": b"\xff\xfe\x00",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_edits_are_said_and_left_as_they_are(tmp_path, damage):
+    save_edits(tmp_path, [exclude("a")])
+    file = entry_folder(tmp_path) / "edits.json"
+    file.write_bytes(DAMAGED[damage])
+    with pytest.raises(DataError, match=r"edits\.json"):
+        load_edits(tmp_path)
+    assert file.read_bytes() == DAMAGED[damage]
+
+
+def test_edits_that_cannot_be_kept_are_said(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THAW_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(DataError, match="cannot be kept"):
+        save_edits(tmp_path, [exclude("a")])
+
+
+def test_a_failure_while_writing_leaves_the_edits_that_were_there(tmp_path, monkeypatch, edits):
+    save_edits(tmp_path, edits)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DataError, match="No space left"):
+        save_edits(tmp_path, ())
+    assert load_edits(tmp_path) == edits
+
+
+def test_edits_survive_json():
+    edit = move("val", "a", "b")
+    assert Edit(**json.loads(edit.model_dump_json())) == edit
+
+
+def test_there_are_four_actions():
+    with pytest.raises(ValidationError):
+        Edit(action="delete", paths=("a",))
+
+
+def test_ignored_paths_are_gathered_by_kind():
+    edits = [ignore("dark", "a"), ignore("dark", "b"), ignore("tiny", "a"), exclude("c")]
+    assert ignored(edits) == {"dark": {"a", "b"}, "tiny": {"a"}}
+
+
+def test_a_run_records_what_changes_the_training(edits):
+    assert effective(edits) == edits[:3]
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (exclude("a", "b", "c"), "3 images excluded"),
+        (move("val", "a"), "1 image moved to validation"),
+        (relabel("cat", "a"), "1 image relabelled as cat"),
+        (ignore("dark", "a", "b"), "2 images left as they are"),
+    ],
+)
+def test_one_edit_in_words(edit, words):
+    assert edit_in_words(edit) == words
+
+
+def test_all_edits_in_words():
+    edits = [move("val", "a"), exclude("b", "c"), ignore("dark", "d"), exclude("e"), move("test", "f"), relabel("x", "g")]
+    assert edits_in_words(edits) == "3 images excluded, 2 images moved to another split, 1 image relabelled"
+    assert edits_in_words([]) == edits_in_words([ignore("dark", "d")]) == ""

@@ -1,0 +1,309 @@
+import os
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from finetune_core.data import index
+from finetune_core.data.entry import entry_folder, read_table, write_table
+from finetune_core.data.index import read_index
+from finetune_core.data.listing import list_data
+from finetune_core.data.looks import look_at
+
+
+def drained(generator):
+    steps = []
+    while True:
+        try:
+            steps.append(next(generator))
+        except StopIteration as finished:
+            return steps, finished.value
+
+
+def indexed(data):
+    return drained(read_index(data, list_data(data)))[1]
+
+
+def index_file(data):
+    return entry_folder(data) / "index.parquet"
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """The names of the files that were looked at since the list was last cleared."""
+    names = []
+
+    def counted(path):
+        names.append(path.name)
+        return look_at(path)
+
+    monkeypatch.setattr(index, "look_at", counted)
+    return names
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path):
+    return image_folder(tmp_path / "pets", {"red": 6, "blue": 6})
+
+
+def everything_below(root):
+    return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in root.rglob("*")}
+
+
+def test_a_row_says_what_a_look_says(folder):
+    rows = indexed(folder).set_index("id")
+    seen = look_at(folder / "red" / "000.png")
+    row = rows.loc["red/000.png"]
+    assert len(rows) == 12
+    assert (row["class"], row["problem"], row["content"], row["thumb"]) == ("red", "", seen.content, seen.thumb)
+    assert (row["width"], row["height"], row["sharpness"]) == (40, 32, seen.sharpness)
+
+
+def test_it_is_kept_below_the_home_and_nothing_is_written_into_the_folder(home, folder):
+    before = everything_below(folder.parent)
+    indexed(folder)
+    assert everything_below(folder.parent) == before
+    files = [path for path in home.rglob("*") if path.is_file()]
+    assert files == [index_file(folder)]
+    assert files[0].parent.parent == home / "datasets"
+    assert len(pd.read_parquet(files[0])) == 12
+
+
+def test_data_sets_of_one_name_have_entries_of_their_own(image_folder, tmp_path):
+    one, two = (image_folder(tmp_path / place / "pets", {"red": number, "blue": 1}) for number, place in ((1, "a"), (2, "b")))
+    assert entry_folder(one) != entry_folder(two)
+    assert [len(indexed(data)) for data in (one, two, one)] == [2, 3, 2]
+
+
+@pytest.mark.parametrize("name", ["x" * 250, "naïve 🦦", "a b/../c d", "-", ".hidden", 'quote"s'])
+def test_entries_have_harmless_names(home, tmp_path, name):
+    entry = entry_folder(tmp_path / name)
+    assert entry.parent == home / "datasets"
+    assert set(entry.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+    assert len(entry.name) <= 60
+
+
+def test_a_second_reading_looks_at_no_file_and_finds_the_same(folder, looked):
+    first = indexed(folder)
+    assert len(looked) == 12
+    looked.clear()
+    second = indexed(folder)
+    assert looked == []
+    pd.testing.assert_frame_equal(first, second, check_dtype=False)
+
+
+def test_a_second_reading_writes_nothing(folder):
+    indexed(folder)
+    before = index_file(folder).stat().st_mtime_ns
+    indexed(folder)
+    assert index_file(folder).stat().st_mtime_ns == before
+
+
+def test_only_an_added_file_is_looked_at(folder, looked):
+    indexed(folder)
+    looked.clear()
+    Image.new("RGB", (9, 9), "green").save(folder / "red" / "new.png")
+    assert len(indexed(folder)) == 13
+    assert looked == ["new.png"]
+
+
+def test_only_a_changed_file_is_looked_at(folder, looked):
+    indexed(folder)
+    looked.clear()
+    Image.new("RGB", (9, 7), "green").save(folder / "red" / "003.png")
+    row = indexed(folder).set_index("id").loc["red/003.png"]
+    assert looked == ["003.png"]
+    assert (row["width"], row["height"]) == (9, 7)
+    indexed(folder)
+    assert looked == ["003.png"]
+
+
+def test_a_file_of_the_same_size_but_a_later_time_is_looked_at(folder, looked):
+    indexed(folder)
+    looked.clear()
+    os.utime(folder / "red" / "003.png", ns=(1, 1))
+    indexed(folder)
+    assert looked == ["003.png"]
+
+
+def test_a_deleted_file_is_gone_and_nothing_is_looked_at(folder, looked):
+    indexed(folder)
+    looked.clear()
+    (folder / "red" / "003.png").unlink()
+    assert "red/003.png" not in set(indexed(folder)["id"])
+    assert "red/003.png" not in set(pd.read_parquet(index_file(folder))["id"])
+    assert looked == []
+
+
+def test_a_renamed_file_is_a_new_one(folder, looked):
+    indexed(folder)
+    looked.clear()
+    (folder / "red" / "003.png").rename(folder / "blue" / "moved.png")
+    rows = indexed(folder).set_index("id")
+    assert looked == ["moved.png"]
+    assert rows.loc["blue/moved.png", "class"] == "blue"
+
+
+DAMAGES = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "text": lambda content: b"not a table",
+    "one byte changed": lambda content: content[:400] + bytes([content[400] ^ 255]) + content[401:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_index_is_made_again(folder, looked, damage):
+    first = indexed(folder)
+    file = index_file(folder)
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    looked.clear()
+    pd.testing.assert_frame_equal(indexed(folder), first)
+    assert len(looked) == 12
+    assert len(pd.read_parquet(file)) == 12
+
+
+def test_an_index_of_another_version_is_made_again(folder, looked):
+    indexed(folder)
+    pd.read_parquet(index_file(folder)).drop(columns="sharpness").to_parquet(index_file(folder))
+    looked.clear()
+    assert len(indexed(folder)) == 12
+    assert len(looked) == 12
+
+
+def test_damaged_tables_never_stop_a_reading(tmp_path):
+    """Any changed byte is noticed, or does no harm."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"id": [f"red/{n}.png" for n in range(50)], "thumb": [random.bytes(50) for _ in range(50)]})
+    write_table(tmp_path / "t.parquet", table)
+    content = (tmp_path / "t.parquet").read_bytes()
+    noticed = 0
+    for position in random.integers(0, len(content), 300):
+        changed = bytearray(content)
+        changed[position] ^= int(random.integers(1, 256))
+        (tmp_path / "t.parquet").write_bytes(changed)
+        read = read_table(tmp_path / "t.parquet")
+        noticed += read is None
+        assert read is None or read.to_numpy().tolist() == table.to_numpy().tolist() or set(read) != set(table)
+    assert noticed > 200
+
+
+def test_what_an_interrupted_reading_saw_is_kept(folder, looked):
+    reading = read_index(folder, list_data(folder))
+    for _ in range(5):
+        next(reading)
+    reading.close()
+    looked.clear()
+    steps, rows = drained(read_index(folder, list_data(folder)))
+    assert len(looked) == 12 - 5
+    assert steps[0] == (1, 7)
+    assert (rows["near"] >= 0).all()
+
+
+def test_a_reading_that_is_interrupted_while_it_compares_has_seen_all(folder, looked):
+    reading = read_index(folder, list_data(folder))
+    for _ in range(13):  # the first step of comparing
+        next(reading)
+    reading.close()
+    looked.clear()
+    shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")
+    rows = indexed(folder).set_index("id")
+    assert looked == ["copy.png"]
+    assert rows.loc["red/copy.png", "near"] == rows.loc["red/000.png", "near"]
+
+
+def test_an_interrupted_second_reading_forgets_nothing(folder, looked, image_folder):
+    indexed(folder)
+    image_folder(folder, {"green": 6})
+    reading = read_index(folder, list_data(folder))
+    next(reading)
+    reading.close()
+    looked.clear()
+    assert len(indexed(folder)) == 18
+    assert len(looked) == 5
+
+
+def test_a_reading_that_was_never_begun_looks_at_nothing(folder, looked):
+    read_index(folder, list_data(folder)).close()
+    assert looked == []
+
+
+def test_a_home_that_cannot_be_written_does_not_stop_the_reading(folder, tmp_path, monkeypatch, looked):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("THAW_HOME", str(tmp_path / "file" / "home"))
+    assert len(indexed(folder)) == len(indexed(folder)) == 12
+    assert len(looked) == 24
+
+
+def test_a_disk_that_is_full_does_not_stop_the_reading(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("finetune_core.data.entry.write_bytes", full)
+    assert len(indexed(folder)) == 12
+    assert not index_file(folder).exists()
+
+
+def test_hashes_keep_all_their_bits_on_disk_and_among_new_rows(folder, image_folder):
+    def wrong():
+        rows = indexed(folder)
+        assert rows["content"].dtype == np.uint64
+        return [row.id for row in rows.itertuples() if row.content != look_at(folder / row.id).content]
+
+    assert (indexed(folder)["content"] > 2**63).any()  # which is where int64 ends
+    assert wrong() == []  # read back
+    image_folder(folder, {"green": 6})
+    assert wrong() == []  # old and new ones
+    assert wrong() == []
+    (folder / "red" / "broken.png").write_bytes(b"")
+    (folder / "red" / "000.png").unlink()
+    assert wrong() == []
+
+
+def test_what_is_broken_is_looked_at_once_too(folder, looked):
+    (folder / "red" / "broken.png").write_bytes(b"no image")
+    (folder / "red" / "empty.png").touch()
+    rows = indexed(folder).set_index("id")
+    assert rows.loc[["red/broken.png", "red/empty.png"], "problem"].tolist() == ["unreadable", "empty_file"]
+    looked.clear()
+    assert len(indexed(folder)) == 14
+    assert looked == []
+
+
+def test_a_file_that_could_not_be_opened_is_tried_again(folder, looked, monkeypatch):
+    """A right that was given since changes neither size nor time."""
+    read_bytes = index.Path.read_bytes
+
+    def refuse(path):
+        if path.name == "003.png":
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index.Path, "read_bytes", refuse)
+        assert (indexed(folder)["problem"] == "unreadable").sum() == 2
+    looked.clear()
+    assert (indexed(folder)["problem"] == "").all()
+    assert looked == ["003.png", "003.png"]
+
+
+def test_a_missing_file_makes_nobody_compare_all_images_again(folder, monkeypatch):
+    (folder / "m.csv").write_text("path,label\nred/000.png,a\nred/001.png,a\nred/gone.png,a\n")
+    assert indexed(folder / "m.csv")["problem"].tolist() == ["", "", "missing_file"]
+    monkeypatch.setattr(index, "near_sets", lambda *_: pytest.fail("compared again"))
+    assert len(indexed(folder / "m.csv")) == 3
+    monkeypatch.undo()
+    shutil.copy(folder / "red" / "002.png", folder / "red" / "gone.png")
+    assert (indexed(folder / "m.csv")["problem"] == "").all()
+
+
+def test_copies_are_found_among_old_and_new_files(folder):
+    indexed(folder)
+    shutil.copy(folder / "red" / "000.png", folder / "blue" / "copy.png")
+    near = indexed(folder).set_index("id")["near"]
+    assert near["blue/copy.png"] == near["red/000.png"]
+    assert near.nunique() == 12
+    (folder / "red" / "000.png").unlink()
+    assert indexed(folder)["near"].nunique() == 12

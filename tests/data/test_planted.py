@@ -1,0 +1,181 @@
+"""A real data set with defects of every kind planted into it, and whether the quick inspection finds them."""
+
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from finetune_core.data.dataset import load_dataset
+from finetune_core.data.sample import digits_folder
+
+CLASSES = [str(digit) for digit in range(10)]
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+NEARLY = {
+    "-saved-again.jpg": lambda image: encoded(image, "JPEG", quality=60),
+    "-scaled.png": lambda image: encoded(image.resize((48, 48), Image.Resampling.BILINEAR)),
+    "-brightened.png": lambda image: encoded(ImageEnhance.Brightness(image).enhance(1.2)),
+}
+
+
+class Planted:
+    """The digits in train/ and val/, and what was done to them."""
+
+    def __init__(self, folder, digits):
+        self.folder = folder
+        self.random = np.random.default_rng(0)
+        self.sources = []  # training images that nothing was planted from yet
+        self.truth = {}  # kind -> {planted path: the path it comes from}
+        for name in CLASSES:
+            for number, file in enumerate(sorted((digits / name).glob("*.png"))[:66]):
+                target = f"{'val' if number % 6 == 0 else 'train'}/{name}/{file.name}"
+                (folder / target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, folder / target)
+                self.sources += [target] if target.startswith("train") else []
+        self.random.shuffle(self.sources)
+
+    def source(self):
+        return self.sources.pop()
+
+    def plant(self, kind, target, content, source=""):
+        (self.folder / target).write_bytes(content)
+        self.truth.setdefault(kind, {})[target] = source
+
+    def content(self, source):
+        return (self.folder / source).read_bytes()
+
+    def opened(self, source):
+        return Image.open(self.folder / source).convert("RGB")
+
+    def noise(self, width=64, height=64, levels=256):
+        return Image.fromarray(self.random.integers(0, levels, (height, width), np.uint8))
+
+    def corrupt(self):
+        source = self.source()
+        png, jpeg = self.content(source), encoded(self.opened(source), "JPEG")
+        share = self.random.uniform(0.3, 0.95)
+        self.plant("damaged", source.replace(".png", "-short.png"), png[: int(len(png) * share)])
+        self.plant("damaged", source.replace(".png", "-short.jpg"), jpeg[: int(len(jpeg) * 0.9)])
+        self.plant("empty_file", source.replace(".png", "-empty.png"), b"")
+        self.plant("unreadable", source.replace(".png", "-text.png"), b"this is no picture\n" * 20)
+
+    def copied(self):
+        source = self.source()
+        self.plant("exact_duplicates", source.replace(".png", "-copy.png"), self.content(source), source)
+        source = self.source()
+        self.plant("leakage", source.replace("train/", "val/").replace(".png", "-leak.png"), self.content(source), source)
+        source = self.source()
+        _, label, name = source.split("/")
+        other = CLASSES[(int(label) + 3) % 10]
+        self.plant("conflicting_labels", f"train/{other}/{name}", self.content(source), source)
+
+    def nearly_copied(self, ending):
+        for kind, split in (("near_duplicates", "train/"), ("near_leakage", "val/")):
+            source = self.source()
+            self.plant(
+                kind, source.replace("train/", split).replace(".png", ending), NEARLY[ending](self.opened(source)), source
+            )
+
+    def single_ones(self):
+        self.plant("wrong_extension", "train/1/png-inside.jpg", encoded(self.noise()))
+        self.plant("dark", "train/2/night.png", encoded(self.noise(levels=32)))
+        self.plant("bright", "train/3/snow.png", encoded(self.noise(levels=28).point(lambda value: 255 - value)))
+        self.plant("uniform", "train/4/wall.png", encoded(Image.new("RGB", (64, 64), (140, 150, 160))))
+        self.plant("extreme_aspect", "val/5/banner.png", encoded(self.noise(300)))
+        self.plant("tiny", "train/6/icon.png", encoded(self.noise(16, 16)))
+        film = encoded(self.noise(), "GIF", save_all=True, append_images=[self.noise(), self.noise()])
+        self.plant("animated", "train/7/film.gif", film)
+        self.plant("odd_mode", "train/8/print.jpg", encoded(Image.merge("CMYK", [self.noise() for _ in range(4)]), "JPEG"))
+        wide = Image.fromarray(self.random.integers(0, 2**16, (64, 64), np.uint16))
+        self.plant("odd_mode", "val/9/scan.png", encoded(wide))
+
+
+@pytest.fixture(scope="module")
+def planted(home_of_shared_fixtures, tmp_path_factory):
+    done = Planted(tmp_path_factory.mktemp("planted"), digits_folder())
+    for _ in range(8):
+        done.corrupt()
+        done.copied()
+        for ending in NEARLY:
+            done.nearly_copied(ending)
+    done.single_ones()
+    return done
+
+
+@pytest.fixture(scope="module")
+def dataset(planted):
+    return load_dataset(planted.folder)
+
+
+def finding(dataset, kind):
+    return next((one for one in dataset.findings if one.kind == kind), None)
+
+
+def in_one_set(dataset, kind, *paths):
+    return any(set(paths) <= set(one) for one in finding(dataset, kind).sets)
+
+
+@pytest.mark.parametrize("kind", ["damaged", "empty_file", "unreadable"])
+def test_every_corrupt_file_is_found_and_no_other(planted, dataset, kind):
+    found = finding(dataset, kind)
+    assert set(found.paths) == set(planted.truth[kind])
+    assert found.count == len(planted.truth[kind]) >= 8
+    assert not set(found.paths) & set(dataset.table["id"])
+
+
+def test_every_exact_copy_within_a_class_is_found_and_no_other(planted, dataset):
+    truth = planted.truth["exact_duplicates"]
+    assert all(in_one_set(dataset, "exact_duplicates", *pair) for pair in truth.items())
+    assert finding(dataset, "exact_duplicates").count == len(truth)
+
+
+def test_every_exact_leak_is_found_and_no_other(planted, dataset):
+    truth = planted.truth["leakage"]
+    assert all(in_one_set(dataset, "leakage", *pair) for pair in truth.items())
+    assert set(finding(dataset, "leakage").paths) == set(truth.values())
+    validated = (dataset.table["split"] == "val").sum()
+    assert f"up to {100 * len(truth) / validated:.1f} % too high" in finding(dataset, "leakage").message
+
+
+def test_every_picture_in_two_classes_is_found_and_no_other(planted, dataset):
+    truth = planted.truth["conflicting_labels"]
+    assert set(finding(dataset, "conflicting_labels").paths) == {path for pair in truth.items() for path in pair}
+
+
+@pytest.mark.parametrize("kind", ["near_duplicates", "near_leakage"])
+def test_nine_of_ten_near_duplicates_are_found_and_few_others(planted, dataset, kind):
+    truth = planted.truth[kind]
+    assert len(truth) == 24
+    assert np.mean([in_one_set(dataset, kind, *pair) for pair in truth.items()]) >= 0.9
+    others = set(finding(dataset, kind).paths) - set(truth) - set(truth.values())
+    assert len(others) < 0.03 * len(dataset.table)
+
+
+@pytest.mark.parametrize(
+    "kind", ["wrong_extension", "dark", "bright", "uniform", "extreme_aspect", "tiny", "animated", "odd_mode"]
+)
+def test_each_single_defect_is_found_and_no_other(planted, dataset, kind):
+    assert set(finding(dataset, kind).paths) == set(planted.truth[kind])
+
+
+def test_no_class_is_accused(dataset):
+    assert {one.kind for one in dataset.findings} & {"few_images", "imbalance", "similar_class_names", "single_class"} == set()
+
+
+def test_the_actions_that_are_offered_clean_the_set(planted, dataset):
+    edits = [edit for one in dataset.findings for edit in one.edits(one.paths)]
+    after = load_dataset(planted.folder, edits=edits)
+    left = {one.kind for one in after.findings} - {"damaged", "empty_file", "unreadable", "wrong_extension", "odd_mode"}
+    assert left <= {"near_duplicates"}  # of what moved to training
+    again = load_dataset(planted.folder, edits=[*edits, *(edit for one in after.findings for edit in one.edits(one.paths))])
+    assert finding(again, "near_duplicates") is None
+    assert finding(again, "leakage") is None
+    assert finding(again, "near_leakage") is None

@@ -1,0 +1,413 @@
+"""Real images, with defects planted among them; the linear models by themselves stand in ``test_learned.py``."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from finetune_core.config import Edit, make_config
+from finetune_core.data.dataset import assemble, load_dataset, look_through
+from finetune_core.data.findings import KINDS
+from finetune_core.data.sample import digits_folder
+from finetune_core.inspection import deep
+from finetune_core.inspection.atlas import lay_out
+from finetune_core.inspection.deep import inspect_deeply, suggest
+from finetune_core.inspection.learned import Probe
+from finetune_core.models.network import network_stages
+from finetune_core.training.strategies import cut_index, plan
+from finetune_core.words import PHASE_WORDS
+
+LITE = "efficientnet_lite0"
+
+
+def finished(work):
+    """(what a generator returns, what it yields)."""
+    told = []
+    while True:
+        try:
+            told.append(next(work))
+        except StopIteration as end:
+            return end.value, told
+
+
+def found_in(report, kind):
+    return next((one for one in report.findings if one.kind == kind), None)
+
+
+def no_map(features):
+    return np.zeros((len(features), 2))
+    yield
+
+
+@pytest.fixture
+def unmapped(monkeypatch):
+    """The map takes the most time, and has tests of its own."""
+    monkeypatch.setattr(deep, "lay_out", no_map)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Class -> files of the sample, shuffled: they are in the order of who wrote them."""
+    random = np.random.default_rng(0)
+    return {folder.name: random.permutation(sorted(folder.iterdir())) for folder in sorted(digits_folder().iterdir())}
+
+
+def copied(digits, root, counts, change=None, skip=0):
+    """The first digits of each class below ``root``; ``change`` turns an image into another."""
+    for name, files in digits.items():
+        target = Path(root, name)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in files[skip : skip + counts]:
+            if change is None:
+                shutil.copy(file, target)
+            else:
+                change(Image.open(file)).save(target / file.name)
+    return Path(root)
+
+
+@pytest.fixture
+def some_digits(digits, tmp_path):
+    return copied(digits, tmp_path / "digits", 20)
+
+
+# --- Wrong labels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swapped(digits):
+    """Seed -> (report, id -> the right class of the images that were given a wrong one); None is the sample as it is."""
+    seen, _ = finished(look_through(digits_folder()))
+    rules = {"val_fraction": 0.15, "test_fraction": 0.15, "split_seed": 0, "groups": "", "near_duplicates": "together"}
+    reports = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deep, "lay_out", no_map)
+        patch.setattr(deep, "two_sample_auc", lambda *_: (0.5, 1.0))
+        for seed in (None, 0, 1):
+            right = assemble(digits_folder(), seen, **rules, edits=()).table.set_index("id")["class"]
+            wrong = {} if seed is None else _wrong_labels(right, seed)
+            edits = [Edit(action="relabel", paths=(sample,), to=label) for sample, label in wrong.items()]
+            dataset = assemble(digits_folder(), seen, **rules, edits=edits)
+            report, _ = finished(inspect_deeply(dataset, LITE, 64))
+            reports[seed] = report, right[list(wrong)].to_dict()
+    return reports
+
+
+def _wrong_labels(right, seed):
+    random = np.random.default_rng(seed)
+    chosen = random.choice(len(right), len(right) // 20, replace=False)
+    return {right.index[row]: str((int(right.iloc[row]) + random.integers(1, 10)) % 10) for row in chosen}
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(swapped, seed):
+    report, right = swapped[seed]
+    finding = found_in(report, "label_errors")
+    hits = [path for path in finding.paths if path in right]
+    assert len(right) == 89
+    assert len(hits) >= 0.7 * len(right)
+    assert len(finding.paths) <= 2 * len(right)
+    assert len(hits) >= 0.7 * len(finding.paths)
+    # Relabelling them as suggested mends nearly all.
+    assert sum(finding.to[path] == right[path] for path in hits) >= 0.9 * len(hits)
+
+
+def test_clean_labels_make_a_short_list(swapped):
+    finding = found_in(swapped[None][0], "label_errors")
+    assert finding is None or finding.count < 0.03 * 1797
+
+
+def test_the_surest_wrong_labels_come_first(swapped):
+    for seed in (0, 1):
+        report, right = swapped[seed]
+        assert all(path in right for path in found_in(report, "label_errors").paths[:20])
+
+
+def test_a_suspect_is_shown_beside_an_image_of_the_class_it_looks_like(swapped):
+    report, right = swapped[0]
+    finding = found_in(report, "label_errors")
+    assert KINDS[finding.kind].action == "relabel"
+    assert [pair[0] for pair in finding.sets] == list(finding.paths)
+    assert set(finding.to) == set(finding.notes) == set(finding.paths)
+    assert set(finding.to.values()) <= set("0123456789")
+    for suspect, twin in finding.sets:
+        assert twin not in finding.paths
+        assert twin.split("/")[0] == finding.to[suspect] or twin in right  # the sample's folders are the right classes
+        assert f"looks like {finding.to[suspect]}" in finding.notes[suspect]
+    assert finding.count == len(finding.paths)
+    assert f"{finding.count} images" in finding.message
+
+
+def test_edits_from_the_finding_relabel_each_image_as_suggested(swapped):
+    finding = found_in(swapped[0][0], "label_errors")
+    edits = finding.edits(finding.paths)
+    assert {path: edit.to for edit in edits for path in edit.paths} == finding.to
+    assert {edit.action for edit in edits} == {"relabel"}
+
+
+# --- Splits that differ, and outliers -----------------------------------------------------------------------------------
+
+
+CHANGES = {
+    "inverted": ImageOps.invert,
+    "blurred": lambda image: image.filter(ImageFilter.GaussianBlur(5)),
+    "brightened": lambda image: image.point(lambda value: 128 + value // 2),
+    "dimmed": lambda image: ImageEnhance.Brightness(image).enhance(0.3),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change):
+    copied(digits, tmp_path / "train", 12)
+    copied(digits, tmp_path / "val", 4, CHANGES[change], skip=12)
+    copied(digits, tmp_path / "test", 4, skip=16)
+    report, _ = finished(inspect_deeply(load_dataset(tmp_path), LITE, 64))
+    assert report.auc["val"] > 0.95
+    assert report.auc["test"] < 0.7
+    shifts = [one for one in report.findings if one.kind == "shift"]
+    assert len(shifts) == 1
+    assert {path.split("/")[0] for path in shifts[0].paths} == {"val"}
+    assert shifts[0].count == 40
+    assert "validation images" in shifts[0].message
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_random_split_is_no_shift(some_digits, unmapped, seed):
+    dataset = load_dataset(some_digits, val_fraction=0.25, test_fraction=0.25, split_seed=seed)
+    report, _ = finished(inspect_deeply(dataset, LITE, 64))
+    assert set(report.auc) == {"val", "test"}
+    assert found_in(report, "shift") is None
+
+
+@pytest.mark.parametrize("size", [64, 128])
+def test_strays_among_digits_are_found_first(some_digits, unmapped, size):
+    random = np.random.default_rng(0)
+    for number in range(3):
+        noise = np.uint8(random.integers(0, 256, (64, 64, 3)))
+        Image.fromarray(noise).save(some_digits / str(number) / "noise.png")
+    x, y = np.meshgrid(np.arange(64), np.arange(64))
+    stripes = np.stack([(x // 8 % 2) * 255, (y // 4 % 2) * 200, x * 4], axis=-1)
+    Image.fromarray(np.uint8(stripes)).save(some_digits / "7" / "stripes.png")
+    report, _ = finished(inspect_deeply(load_dataset(some_digits), LITE, size))
+    finding = found_in(report, "outliers")
+    assert set(finding.paths[:4]) == {"0/noise.png", "1/noise.png", "2/noise.png", "7/stripes.png"}
+    assert finding.count <= 6
+    assert finding.paths[0] in finding.message
+    assert "times the usual spread" in finding.notes[finding.paths[0]]
+
+
+def test_clean_digits_hold_no_strays(swapped):
+    assert found_in(swapped[None][0], "outliers") is None
+
+
+def test_sets_of_one_kind_have_no_outliers(image_folder, tmp_path, unmapped):
+    report, _ = finished(inspect_deeply(load_dataset(image_folder(tmp_path, {"red": 60, "blue": 60})), LITE, 64))
+    assert found_in(report, "outliers") is None
+
+
+# --- Where transfer ends ------------------------------------------------------------------------------------------------
+
+
+def probes(accuracies, error=0.01, backbone=LITE):
+    names = [stage.name for stage in network_stages(backbone)]
+    return [Probe(name, accuracy, error) for name, accuracy in zip(names, accuracies, strict=False)]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "strategy", "cut"),
+    [
+        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.98], "feature_extraction", "head"),
+        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9], "last_block", "block7"),
+        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.85], "last_block", "block7"),
+        ([0.3, 0.4, 0.5, 0.6, 0.7, 0.9, 0.8, 0.7], "last_two_blocks", "block6"),
+        ([0.3, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.7], "custom", "block3"),
+        ([0.9, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4], "custom", "block1"),
+        ([0.3, 0.4, 0.895, 0.9, 0.9, 0.9, 0.9, 0.9], "custom", "block3"),  # within one standard error of the best
+        ([0.3, 0.4, 0.885, 0.9, 0.9, 0.9, 0.9, 0.9], "custom", "block4"),
+        ([1.0] * 8, "custom", "block1"),
+        ([0.1] * 8, "custom", "block1"),
+    ],
+)
+def test_what_is_suggested(accuracies, strategy, cut):
+    suggestion = suggest(probes(accuracies), LITE)
+    assert (suggestion.strategy, suggestion.cut) == (strategy, cut)
+
+
+def test_the_reason_names_the_stage_and_its_accuracy():
+    reason = suggest(probes([0.3, 0.4, 0.91, 0.8, 0.7, 0.7, 0.7, 0.72]), LITE).reason
+    assert "block2" in reason
+    assert "91.0 %" in reason
+    assert "72.0 % at the end" in reason
+    assert "train from block3 on" in reason
+
+
+@pytest.mark.parametrize("backbone", [LITE, "resnet18", "vgg11", "densenet121", "swin_t", "vit_b_16"])
+def test_every_suggestion_can_be_trained(backbone):
+    stages = network_stages(backbone)
+    names = [stage.name for stage in stages]
+    rising = [(np.linspace(0.1, top, len(names) - 1), len(names) - 1 - (top < 0.97)) for top in (0.99, 0.8)]
+    plateaus = [([0.5] * at + [0.9] * (len(names) - 1 - at), min(at + 1, len(names) - 2)) for at in range(1, len(names) - 2)]
+    for accuracies, first in [*rising, *plateaus]:
+        suggestion = suggest(probes(accuracies, backbone=backbone), backbone)
+        cut = {"cut": suggestion.cut} if suggestion.strategy == "custom" else {}
+        config = make_config({"data": "any", "backbone": backbone, "strategy": suggestion.strategy} | cut)
+        strategy = plan(config, stages)
+        assert names[cut_index(strategy)] == suggestion.cut == names[first]
+        assert not strategy[-1].frozen
+
+
+# --- The map ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("count", [1, 2, 3, 9, 10, 11, 40])
+def test_every_image_has_a_finite_place(count):
+    places, _ = finished(lay_out(np.random.default_rng(0).normal(size=(count, 24)).astype(np.float32)))
+    assert places.shape == (count, 2)
+    assert places.dtype == np.float32
+    assert np.isfinite(places).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_images_that_are_all_alike_have_a_place_too():
+    places, _ = finished(lay_out(np.ones((40, 24), np.float32)))
+    assert np.isfinite(places).all()
+
+
+def test_the_map_is_the_same_again_and_keeps_neighbours_together():
+    random = np.random.default_rng(0)
+    corners = random.normal(size=(4, 24)) * 10
+    features = (corners.repeat(50, axis=0) + random.normal(size=(200, 24))).astype(np.float32)
+    first, told = finished(lay_out(features))
+    second, _ = finished(lay_out(features))
+    assert np.array_equal(first, second)
+    assert all(phase == "map" and 0 <= done <= total for phase, done, total in told)
+    near = np.linalg.norm(first[:, None] - first[None], axis=-1).argsort(axis=1)[:, 1:6]
+    assert (near // 50 == np.arange(200)[:, None] // 50).mean() > 0.98
+
+
+def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
+    monkeypatch.setattr("finetune_core.inspection.background._EVERY", 0.01)
+    work = lay_out(np.random.default_rng(0).normal(size=(2000, 24)).astype(np.float32))
+    _, done, total = next(one for one in work if one[1] > 0)
+    assert done < total
+    began = time.monotonic()
+    work.close()
+    thread = next(thread for thread in threading.enumerate() if thread.name.startswith("map"))
+    thread.join(60)
+    assert not thread.is_alive()
+    spent = time.monotonic() - began
+    began = time.monotonic()
+    finished(lay_out(np.random.default_rng(0).normal(size=(2000, 24)).astype(np.float32)))
+    assert spent < (time.monotonic() - began) / 2
+
+
+def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
+    monkeypatch.setattr(deep, "MOST_MAPPED", 30)
+    dataset = load_dataset(some_digits)
+    report, _ = finished(inspect_deeply(dataset, LITE, 32))
+    again, _ = finished(inspect_deeply(dataset, LITE, 32))
+    assert len(set(report.places["id"])) == 30
+    assert set(report.places["id"]) < set(dataset.table["id"])
+    pd.testing.assert_frame_equal(report.places, again.places)
+
+
+# --- The whole ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_deep_inspection_of_digits(some_digits):
+    dataset = load_dataset(some_digits)
+    report, told = finished(inspect_deeply(dataset, LITE, 64))
+    phases = [phase for phase, _, _ in told]
+    assert set(phases) <= set(PHASE_WORDS)
+    assert {"decode", "features"} <= set(phases)
+    assert all(0 <= done <= total for _, done, total in told)
+    assert (report.backbone, report.image_size) == (LITE, 64)
+    assert [one.stage for one in report.probes] == [stage.name for stage in network_stages(LITE)[:-1]]
+    assert max(one.accuracy for one in report.probes) > 0.7
+    assert set(report.auc) == {"val", "test"}
+    assert sorted(report.places["id"]) == dataset.table["id"].tolist()
+    assert np.isfinite(report.places[["x", "y"]]).all(axis=None)
+    told = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert told["probes"][0].keys() == {"stage", "accuracy", "error"}
+    assert told["suggestion"]["strategy"] == report.suggestion.strategy
+    json.dumps([one.to_json() for one in report.findings], allow_nan=False)
+    assert {one.kind for one in report.findings} <= {"label_errors", "shift", "outliers"}
+
+
+ODD = {
+    "one class": {"red": 30},
+    "one class of four": {"red": 4},
+    "two images a class": {f"class{n}": 2 for n in range(9)} | {"more": 3},
+    "sixty classes of three": {f"class{n}": 3 for n in range(60)},
+    "one large class": {"red": 100, "blue": 3, "green": 6},
+    "splits of its own": {
+        f"{split}/{name}": n for split, n in (("train", 12), ("val", 12), ("test", 3)) for name in ("red", "blue")
+    },
+    "a class that is only validated": {"train/red": 12, "train/blue": 12, "val/red": 6, "val/green": 6},
+    "one class trained, two validated": {"train/red": 12, "val/red": 6, "val/green": 6},
+}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("layout", ODD)
+def test_odd_data_sets_are_inspected_too(image_folder, tmp_path, layout):
+    assert_sound(load_dataset(image_folder(tmp_path / "images", ODD[layout])))
+
+
+def test_a_data_set_without_test_images(image_folder, tmp_path):
+    dataset = load_dataset(image_folder(tmp_path / "images", {"red": 40, "blue": 40}), val_fraction=0.25, test_fraction=0)
+    assert set(assert_sound(dataset).auc) == {"val"}
+
+
+@pytest.mark.filterwarnings("ignore:May not flag all label issues")
+def test_classes_of_near_duplicates_are_inspected_too(image_folder, tmp_path):
+    """A film a class: one scene again and again."""
+    folder = image_folder(tmp_path / "images", {"other": 30})
+    random = np.random.default_rng(0)
+    for name in ("first", "second"):
+        scene = np.asarray(Image.fromarray(np.uint8(random.integers(0, 255, (6, 6, 3)))).resize((48, 48)), float)
+        (folder / name).mkdir()
+        for number in range(14):
+            frame = np.clip(scene + random.normal(0, 2, scene.shape), 0, 255)
+            Image.fromarray(np.uint8(frame)).save(folder / name / f"{number}.png")
+    dataset = load_dataset(folder)
+    assert dataset.table["near"].nunique() == 32
+    report = assert_sound(dataset)
+    finding = found_in(report, "label_errors")
+    assert finding is None or not any(path.startswith(("first", "second")) for path in finding.paths)
+
+
+def test_a_validation_split_of_near_duplicates_is_compared_with_nothing(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"train/red": 20, "train/blue": 20, "val/blue": 1})
+    picture = next((folder / "val" / "blue").iterdir())
+    for number in range(14):
+        (folder / "val" / "blue" / f"copy{number}.png").write_bytes(picture.read_bytes())
+    assert assert_sound(load_dataset(folder)).auc == {}
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_plain_pictures_are_inspected_too(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            Image.new("RGB", (32 + number, 32 + number), (100, 100, 100)).save(tmp_path / name / f"{number}.png")
+    report = assert_sound(load_dataset(tmp_path))
+    assert found_in(report, "outliers") is None
+
+
+def assert_sound(dataset):
+    report, told = finished(inspect_deeply(dataset, LITE, 32))
+    assert {phase for phase, _, _ in told} <= set(PHASE_WORDS)
+    json.dumps([report.to_json(), *(one.to_json() for one in report.findings)], allow_nan=False)
+    assert len(report.places) == len(dataset.table)
+    assert np.isfinite(report.places[["x", "y"]]).all(axis=None)
+    assert (report.suggestion is None) == (report.probes == ())
+    ids = set(dataset.table["id"])
+    assert all(path in ids for one in report.findings for path in one.paths)
+    return report
