@@ -11,7 +11,7 @@ from finetune_core.errors import ConfigError, RunError
 from finetune_core.runs.history import History
 from finetune_core.runs.record import CONFIG_FILE, is_locked
 
-Status = Literal["queued", "running", "finished", "stopped", "failed", "interrupted"]
+Status = Literal["queued", "running", "finished", "stopped", "paused", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Run:
     @property
     def active(self) -> bool:
         return self.status in ("queued", "running")
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on from where it was left."""
+        return self.status in ("stopped", "paused", "failed", "interrupted")
 
     @property
     def judged(self) -> bool:
@@ -137,7 +142,7 @@ def _status(history: History) -> Status:
     history.refresh()
     if history.end:
         ends: dict[str, Status] = {"RunFinished": "finished", "RunStopped": "stopped", "RunFailed": "failed"}
-        return ends[history.end["event"]]
+        return "paused" if history.end.get("paused") else ends[history.end["event"]]
     if not locked:
         return "interrupted"
     return "running" if history.begun else "queued"

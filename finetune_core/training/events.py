@@ -60,6 +60,19 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True)
+class RunReopened(Event):
+    """A run that had ended, or was cut off, waits to go on."""
+
+
+@dataclass(frozen=True)
+class RunResumed(Event):
+    """A run goes on after ``step`` steps of ``epoch``; whatever was told of later ones is told again."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
 class ImagesSkipped(Event):
     """Images that could not be read and are left out of this run."""
 
@@ -139,11 +152,12 @@ class RunFinished(Event):
 
 @dataclass(frozen=True)
 class RunStopped(Event):
-    """A person stopped it. ``best_epoch`` is 0 when no epoch had ended: then there is nothing to evaluate."""
+    """A person stopped it, or paused it. ``best_epoch`` is 0 when no epoch had ended: then there is nothing to evaluate."""
 
     epoch: int
     best_epoch: int
     seconds: float
+    paused: bool = False
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def test_a_config_that_cannot_work_leaves_no_folder(config, tmp_path):
 
 
 def test_failures_are_written_before_they_are_raised(config, tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         yield events.Progress("index", 1, 1)
         raise TrainingError("it broke")
 
@@ -81,7 +81,7 @@ def test_failures_are_written_before_they_are_raised(config, tmp_path, monkeypat
 
 
 def test_a_bug_is_written_with_its_traceback(config, tmp_path, monkeypatch):
-    def buggy(*_):
+    def buggy(*_, **__):
         yield events.Progress("index", 1, 1)
         raise ValueError("oops")
 
@@ -171,7 +171,7 @@ def test_run_names_cannot_leave_the_folder(tmp_path, name):
 
 def test_the_worker_trains_one_run_at_a_time_in_order(config, tmp_path):
     worker = Worker(tmp_path / "runs")
-    first, second = worker.submit(config), worker.submit(config)
+    first, second = worker.submit(config), worker.submit(config.model_copy(update={"seed": 1}))
     store = RunStore(tmp_path / "runs")
     seen = []
 
