@@ -9,8 +9,11 @@ from finetune_core.config import (
     SPLIT_FIELDS,
     TUTORIAL_RECIPE,
     Augmentation,
+    BatchNorm,
     Cache,
+    ClassWeights,
     DeviceChoice,
+    EarlyStopping,
     Optimizer,
     Precision,
     RunConfig,
@@ -31,6 +34,25 @@ from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
 from pages.shared.state import current_dataset, data_folder, store, with_bar, worker
+
+MORE = {
+    "weights",
+    "views",
+    "cache",
+    "warmup_epochs",
+    "weight_decay",
+    "l2_sp",
+    "label_smoothing",
+    "clip_norm",
+    "ema",
+    "class_weights",
+    "batchnorm",
+    "early_stopping",
+    "patience",
+    "micro_batch",
+    "precision",
+    "device",
+}
 
 page(
     "pages/configure.py",
@@ -84,7 +106,8 @@ def data_in_words(root: str) -> Dataset | None:
 
 def draw(found: dict[str, Any], classes: int | None) -> None:
     """Draw the strategy, whatever else is still wrong in the form."""
-    only = {name: found[name] for name in ("backbone", "strategy", "cut", "stage_rates", "learning_rate") if name in found}
+    drawn = ("backbone", "strategy", "cut", "stage_rates", "thaw_every", "layer_decay", "batchnorm", "epochs", "learning_rate")
+    only = {name: found[name] for name in drawn if name in found}
     for settings in (only, {name: value for name, value in only.items() if name != "learning_rate"}):
         try:
             draw_strategy(make_config(settings | {"data": "any"}), classes or 1000)
@@ -117,21 +140,17 @@ def fields(problems: dict[str, str]) -> None:
                 form.number_field("image_size", problems)
             with st.container():
                 form.number_field("seed", problems)
-        rest = {
-            "weights",
-            "views",
-            "cache",
-            "warmup_epochs",
-            "weight_decay",
-            "precision",
-            "device",
-        }
-        with st.expander("More settings", expanded=bool(rest & problems.keys())):
+        with st.expander("More settings", expanded=bool(MORE & problems.keys())):
             form.weights_field(problems)
-            form.views_field(problems)
+            form.optional_field("views", problems)
             form.choice_field("cache", Cache, problems)
-            for name in ("warmup_epochs", "weight_decay"):
+            for name in ("warmup_epochs", "weight_decay", "l2_sp", "label_smoothing", "clip_norm", "ema"):
                 form.text_field(name, problems)
+            form.choice_field("class_weights", ClassWeights, problems)
+            form.choice_field("batchnorm", BatchNorm, problems)
+            form.choice_field("early_stopping", EarlyStopping, problems)
+            form.number_field("patience", problems)
+            form.optional_field("micro_batch", problems)
             form.choice_field("precision", Precision, problems)
             form.choice_field("device", DeviceChoice, problems)
 

@@ -11,7 +11,7 @@ from finetune_core.runs.store import Run, summary
 from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.stages import draw_stages
-from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, store
+from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, store, worker
 
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 
@@ -25,10 +25,45 @@ def status_line(run: Run) -> None:
         st.badge(word, color=color, icon=icon)
         if started:
             st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
-        if run.active:
+        if run.active and worker().waiting(run.run_id):
+            queue_buttons(run)
+        elif run.active:
             stopping = (run.run_dir / STOP_FILE).exists()
+            pause = {"on_click": request_stop, "args": (run.run_dir,), "kwargs": {"pause": True}, "disabled": stopping}
+            st.button(
+                "Pause", icon=":material/pause:", key="pause", help="Frees the device; it goes on whenever you say.", **pause
+            )
             words = "Stopping…" if stopping else "Stop"
             st.button(words, icon=":material/stop:", disabled=stopping, key="stop", on_click=request_stop, args=(run.run_dir,))
+        elif run.resumable:
+            st.button(
+                "Resume",
+                icon=":material/resume:",
+                key="resume",
+                type="primary",
+                on_click=resume,
+                args=(run.run_id,),
+                help="Goes on from the last checkpoint, and ends as if it had never been interrupted.",
+            )
+
+
+def queue_buttons(run: Run) -> None:
+    """A run that waits: its place, and ways to change it."""
+    place = worker().waiting(run.run_id)
+    if place is None:  # its turn has come meanwhile
+        return
+    st.caption(f"place {place[0]} of {place[1]}")
+    if place[0] > 1:
+        st.button("Earlier", icon=":material/arrow_upward:", key="earlier", on_click=worker().move_up, args=(run.run_id,))
+    st.button("Cancel", icon=":material/close:", key="cancel", on_click=worker().cancel, args=(run.run_id,))
+
+
+def resume(run_id: str) -> None:
+    """A callback: what is wrong is told by the page that is drawn next."""
+    try:
+        worker().resume(run_id)
+    except FinetuneError as error:
+        st.session_state["resume_problem"] = str(error)
 
 
 def bar(run: Run) -> None:
@@ -144,11 +179,11 @@ def ending(run: Run) -> None:
                 st.code(end["traceback"], language=None)
     elif run.status == "interrupted":
         st.warning(
-            "The program ended while this run was going on. What its best epoch had learned is kept.",
+            "The program ended while this run was going on. *Resume* goes on from its last checkpoint.",
             icon=":material/power_off:",
         )
     if not run.judged:
-        if run.status in ("stopped", "interrupted"):
+        if run.status in ("stopped", "paused", "interrupted"):
             st.info("No epoch had ended, so there is nothing to evaluate.", icon=":material/info:")
         next_step("pages/configure.py", "Configure another run")
         return
@@ -195,6 +230,8 @@ if not runs:
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, prefer_active=True)
+if problem := st.session_state.pop("resume_problem", None):
+    st.error(plain(problem), icon=":material/error:")
 # The panel refreshes itself only while there is something to see.
 st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
 data_changes(chosen)

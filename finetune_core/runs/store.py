@@ -56,7 +56,7 @@ def summary(run: Run) -> dict[str, Any]:
         "status": run.status,
         "strategy": run.config.strategy,
         "backbone": run.config.backbone,
-        "weights": run.config.weights,
+        "weights": run.config.starts_from,
         "trainable_parameters": started.get("trainable_parameters"),
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),

@@ -90,6 +90,8 @@ class StepEnded(Event):
         epoch_loss, epoch_accuracy: over the epoch so far.
         images: seen so far in the whole run.
         seconds: since the first step began.
+        gradient_norm: length of the gradient of all that trains, before clipping.
+        micro_batch: images that went through the network at a time.
     """
 
     epoch: int
@@ -100,6 +102,8 @@ class StepEnded(Event):
     learning_rate: float
     images: int
     seconds: float
+    gradient_norm: float = 0.0
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True)

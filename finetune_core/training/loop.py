@@ -1,8 +1,9 @@
 """The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
 
-import math
 import time
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
+from finetune_core.training.average import Average
 from finetune_core.training.checkpoints import (
     BEST,
     LAST,
@@ -22,7 +24,7 @@ from finetune_core.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from finetune_core.training.compute import train_step
+from finetune_core.training.compute import NotFinite, StepRule, train_step
 from finetune_core.training.device import used_memory
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -36,12 +38,12 @@ from finetune_core.training.events import (
     StepEnded,
 )
 from finetune_core.training.forecast import SpeedBook, forecast
-from finetune_core.training.job import Job
+from finetune_core.training.job import Job, step_rule
 from finetune_core.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
 from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
 from finetune_core.training.prepare import EVENT_SECONDS, prepare
 from finetune_core.training.standing import Standing, restore_standing, save_standing
-from finetune_core.training.strategies import apply, describe, trainable_parameters
+from finetune_core.training.strategies import apply, describe, frozen_tensors, trainable_parameters
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
@@ -67,28 +69,54 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False) -> Iterator[E
         FinetuneError: when the run cannot start, or cannot go on.
     """
     began, memory_before = time.monotonic(), used_memory()
-    at, optimizer = Standing(), None
+    at, trainer = Standing(), None
     try:
         job = yield from prepare(config)
         yield _started(job)
-        optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model)
+        trainer = _trainer(job, run_dir)
         if resume:
             if checkpoint_path(run_dir, LAST).exists():
-                at = restore_standing(job, optimizer, run_dir)
+                at = restore_standing(job, trainer.optimizer, trainer.average, run_dir)
             yield RunResumed(at.epoch, at.step)
         at.since = time.monotonic()
-        while at.epoch <= config.epochs:
-            yield from _train(job, optimizer, at, run_dir)
-            yield from _validate(job, optimizer, at, run_dir, memory_before)
-        tested = yield from _test(job, at, run_dir)
+        while at.epoch <= config.epochs and not at.is_stalled(config.early_stopping, config.patience):
+            yield from _train(trainer, at)
+            yield from _validate(trainer, at, memory_before)
+        tested = yield from _test(trainer, at)
         frozen = audit_frozen(job)
         seconds = time.monotonic() - began + at.seconds
-        yield RunFinished(config.epochs, at.best_epoch, at.best_accuracy, at.best_loss, tested, seconds, frozen)
+        yield RunFinished(at.epoch - 1, at.best_epoch, at.best_accuracy, at.best_loss, tested, seconds, frozen)
     except StopRequested as request:
-        if optimizer is not None:
-            save_standing(job, optimizer, at, run_dir)
+        if trainer is not None:
+            trainer.save(at)
         epoch = at.epoch if at.step else at.epoch - 1
         yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What changes while a run goes on, and where it is kept."""
+
+    job: Job
+    run_dir: Path
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    rule: StepRule
+
+    def save(self, at: Standing) -> CheckpointSaved:
+        return save_standing(self.job, self.optimizer, self.average, at, self.run_dir)
+
+    def judged(self) -> AbstractContextManager[None]:
+        """The network as it is judged and kept."""
+        return self.average.in_place(self.job.network.model) if self.average else nullcontext()
+
+
+def _trainer(job: Job, run_dir: Path) -> _Trainer:
+    config, network = job.config, job.network
+    optimizer = make_optimizer(config, job.strategy, network.stages, network.model)
+    changing = changing_tensors(network.model, network.stages, job.strategy)
+    average = Average(changing, config.ema) if config.ema else None
+    return _Trainer(job, run_dir, optimizer, average, step_rule(job))
 
 
 def audit_frozen(job: Job) -> int:
@@ -101,8 +129,7 @@ def audit_frozen(job: Job) -> int:
     names = [
         name
         for stage, plan in zip(job.network.stages, job.strategy, strict=True)
-        if plan.frozen and plan.batchnorm == "frozen"
-        for name in (*stage.parameters, *stage.buffers)
+        for name in frozen_tensors(plan, stage)
         if name in now
     ]
     if moved := [name for name in names if not torch.equal(now[name].cpu(), before[name])]:
@@ -110,29 +137,31 @@ def audit_frozen(job: Job) -> int:
     return len(names)
 
 
-def _train(job: Job, optimizer: torch.optim.Optimizer, at: Standing, run_dir: Path) -> Iterator[Event]:
+def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
     """The rest of an epoch's steps; ``at`` moves on with each."""
-    config, epoch = job.config, at.epoch
+    job, optimizer, config, epoch = trainer.job, trainer.optimizer, trainer.job.config, at.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
     batches = job.training_batches(epoch)
     began, saved = time.monotonic() - at.train_seconds, time.monotonic()
     for step, (rows, inputs) in enumerate(job.training_inputs(batches[at.step :], epoch), start=at.step + 1):
         position = (epoch - 1) * len(batches) + step - 1
-        factor = learning_rate_factor(config, position, len(batches))
-        set_learning_rate(optimizer, factor)
+        rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, len(batches)))
         labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
-        # Dropout's randomness depends on the step alone.
-        loss, logits = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise _diverged(f"at step {step} of epoch {epoch}", config.learning_rate * factor)
+        try:
+            # Dropout's randomness depends on the step alone.
+            done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, trainer.rule)
+        except NotFinite:
+            raise _diverged(f"at step {step} of epoch {epoch}", rate) from None
+        if trainer.average:
+            trainer.average.update(job.network.model)
+        value = done.loss.item()
         at.step = step
         at.seen += len(rows)
         at.loss_sum += value * len(rows)
-        at.correct += int((logits.argmax(1) == labels).sum())
+        at.correct += int((done.logits.argmax(1) == labels).sum())
         at.train_seconds = time.monotonic() - began
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            yield save_standing(job, optimizer, at, run_dir)
+            yield trainer.save(at)
             saved = time.monotonic()
         yield StepEnded(
             epoch,
@@ -140,23 +169,29 @@ def _train(job: Job, optimizer: torch.optim.Optimizer, at: Standing, run_dir: Pa
             value,
             epoch_loss=at.loss_sum / at.seen,
             epoch_accuracy=at.correct / at.seen,
-            learning_rate=config.learning_rate * factor,
+            learning_rate=rate,
             images=(epoch - 1) * len(job.rows[TRAIN]) + at.seen,
             seconds=at.elapsed,
+            gradient_norm=done.gradient_norm.item(),
+            micro_batch=done.micro_batch,
         )
 
 
-def _validate(
-    job: Job, optimizer: torch.optim.Optimizer, at: Standing, run_dir: Path, memory_before: int
-) -> Generator[Event, None, None]:
+def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[Event, None, None]:
     """Judge an epoch that is trained, keep what is worth keeping, and go on to the next one."""
-    began = time.monotonic()
-    logits = yield from _predict(job, VAL, "validate")
-    if not np.isfinite(logits).all():
-        raise _diverged(f"after epoch {at.epoch}", job.config.learning_rate)
-    epoch, labels = at.epoch, job.labels[job.rows[VAL]]
-    loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
-    accuracy = float((logits.argmax(1) == labels).mean())
+    job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
+    with trainer.judged():
+        logits = yield from _predict(job, VAL, "validate")
+        if not np.isfinite(logits).all():
+            raise _diverged(f"after epoch {epoch}", job.config.learning_rate)
+        labels = job.labels[job.rows[VAL]]
+        loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
+        accuracy = float((logits.argmax(1) == labels).mean())
+        # All is on disk before it is told: whoever stops the run at one of these events finds what they speak of.
+        saved = []
+        if at.take(epoch, accuracy, loss):
+            save_predictions(run_dir, _table(job, VAL, logits))
+            saved.append(_save_best(job, run_dir, epoch))
     ended = EpochEnded(
         epoch,
         at.loss_sum / at.seen,
@@ -168,21 +203,16 @@ def _validate(
         seconds=at.elapsed,
         memory_bytes=max(0, used_memory() - memory_before),
     )
-    # All is on disk before it is told: whoever stops the run at one of these events finds what they speak of.
-    saved = []
-    if at.is_better(accuracy, loss):
-        at.best_epoch, at.best_accuracy, at.best_loss = epoch, accuracy, loss
-        save_predictions(run_dir, _table(job, VAL, logits))
-        saved.append(_save_best(job, run_dir, epoch))
     at.next_epoch()
-    saved.append(save_standing(job, optimizer, at, run_dir))
+    saved.append(trainer.save(at))
     yield ended
     yield from saved
 
 
-def _test(job: Job, at: Standing, run_dir: Path) -> Generator[Event, None, float | None]:
+def _test(trainer: _Trainer, at: Standing) -> Generator[Event, None, float | None]:
     """Predict the test images with the best epoch's weights; their accuracy, or None where there are none."""
-    if at.best_epoch != job.config.epochs:
+    job, run_dir = trainer.job, trainer.run_dir
+    if trainer.average or at.best_epoch != at.epoch - 1:
         job.network.model.load_state_dict(load_checkpoint(run_dir, BEST)[0], strict=False)
     if not len(job.rows[TEST]):
         return None
@@ -195,7 +225,7 @@ def _test(job: Job, at: Standing, run_dir: Path) -> Generator[Event, None, float
 
 def _diverged(when: str, learning_rate: float) -> TrainingError:
     return TrainingError(
-        f"The loss was no longer a number {when} (learning rate {learning_rate:g}). "
+        f"The loss or its gradient was no longer a number {when} (learning rate {learning_rate:g}). "
         "Try a learning rate ten times lower. The best epoch before this is kept."
     )
 
@@ -223,7 +253,7 @@ def _started(job: Job) -> RunStarted:
     config, stages, dataset = job.config, job.network.stages, job.dataset
     return RunStarted(
         backbone=config.backbone,
-        weights=config.weights,
+        weights=config.starts_from,
         weights_hash=job.network.weights_hash,
         strategy=config.strategy,
         stages=describe(job.strategy, stages),
