@@ -1,11 +1,15 @@
-"""Writing files so that a reader, or a crash, never meets half of one."""
+"""Writing files and folders so that a reader, or a crash, never meets half of one."""
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_LEFT_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -33,6 +37,34 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write all of a file or none of it."""
     with replacing(path) as file:
         file.write(content)
+
+
+@contextmanager
+def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A folder in ``parent`` to fill and to ``settle``; gone when the block ends, with whatever was not settled.
+
+    Folders of that prefix that are older than a day were left by processes that were killed: they go first.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(FileNotFoundError):  # another process sweeps, too
+            if time.time() - left.lstat().st_mtime > _LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def settle(staged: Path, folder: Path) -> None:
+    """Give a staged folder its name, unless another process has given that name to the same before."""
+    try:
+        staged.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
 
 
 def _sync_folder(folder: Path) -> None:

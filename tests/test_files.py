@@ -1,8 +1,9 @@
 import os
+import time
 
 import pytest
 
-from finetune_core.files import replacing, write_bytes
+from finetune_core.files import replacing, settle, staging_folder, write_bytes
 
 
 def test_write_bytes_writes_the_whole_file_and_makes_its_folders(tmp_path):
@@ -55,3 +56,71 @@ def test_a_block_that_fails_leaves_nothing_where_nothing_was(tmp_path):
 def test_the_file_can_be_read_by_others(tmp_path):
     write_bytes(tmp_path / "c.bin", b"x")
     assert (tmp_path / "c.bin").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_staged_folder_is_there_once_it_is_settled(tmp_path):
+    with staging_folder(tmp_path / "data", ".new-") as staging:
+        assert staging.parent == tmp_path / "data"
+        assert staging.name.startswith(".new-")
+        (staging / "1.jpg").write_bytes(b"x")
+        settle(staging, tmp_path / "data" / "pets")
+    assert os.listdir(tmp_path / "data") == ["pets"]
+    assert os.listdir(tmp_path / "data" / "pets") == ["1.jpg"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_staged_folder_can_be_read_by_others(tmp_path):
+    with staging_folder(tmp_path, ".new-") as staging:
+        settle(staging, tmp_path / "pets")
+    assert (tmp_path / "pets").stat().st_mode & 0o777 == 0o755
+
+
+def stage_halfway(parent, error):
+    with staging_folder(parent, ".new-") as staging:
+        (staging / "cat").mkdir()
+        (staging / "cat" / "1.jpg").write_bytes(b"half of")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
+def test_a_block_that_fails_leaves_no_staging_folder(tmp_path, error):
+    with pytest.raises(error):
+        stage_halfway(tmp_path, error)
+    assert os.listdir(tmp_path) == []
+
+
+def test_whoever_settled_first_wins(tmp_path):
+    with staging_folder(tmp_path, ".new-") as staging:
+        (staging / "mine").mkdir()
+        (tmp_path / "pets" / "theirs").mkdir(parents=True)
+        settle(staging, tmp_path / "pets")
+    assert os.listdir(tmp_path) == ["pets"]
+    assert os.listdir(tmp_path / "pets") == ["theirs"]
+
+
+def test_a_file_in_the_place_of_the_folder_is_an_error(tmp_path):
+    (tmp_path / "pets").write_bytes(b"")
+    with staging_folder(tmp_path, ".new-") as staging, pytest.raises(OSError, match="pets"):
+        settle(staging, tmp_path / "pets")
+
+
+def test_folders_of_killed_processes_go_after_a_day(tmp_path):
+    for name, hours in ((".new-old", 25), (".new-young", 23), (".other-old", 25), ("old", 25)):
+        (tmp_path / name / "cat").mkdir(parents=True)
+        (tmp_path / name / "cat" / "1.jpg").write_bytes(b"x")
+        past = time.time() - hours * 3600
+        os.utime(tmp_path / name, (past, past))
+    with staging_folder(tmp_path, ".new-") as staging:
+        assert sorted(os.listdir(tmp_path)) == sorted([staging.name, ".new-young", ".other-old", "old"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights elsewhere")
+def test_nothing_is_swept_through_a_link(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "1.jpg").write_bytes(b"x")
+    (tmp_path / "data").mkdir()
+    link = tmp_path / "data" / ".new-link"
+    link.symlink_to(tmp_path / "kept")
+    os.utime(link, (0, 0), follow_symlinks=False)
+    with staging_folder(tmp_path / "data", ".new-"):
+        assert os.listdir(tmp_path / "kept") == ["1.jpg"]

@@ -95,10 +95,9 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     agreeing = exact[~conflicting]
     yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
     yield from _surplus("exact_duplicates", agreeing, "content")
-    alone = ordered[~ordered["content"].duplicated()]
-    near = alone[alone["near"].duplicated(keep=False)]
+    near = ordered[_differ(ordered, "near", "content")]  # exact copies among them, too: they have to move with the rest
     yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
-    yield from _surplus("near_duplicates", near, "near")
+    yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
 
 
 def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
@@ -227,9 +226,18 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     if not pairs:
         return
     sizes = table["label"].value_counts()
+
+    def rank(label: int) -> tuple[int, int]:
+        return sizes.get(label, 0), label
+
+    larger: dict[int, int] = {}
+    for pair in pairs:
+        small, large = sorted(pair, key=rank)
+        larger[small] = max(larger.get(small, large), large, key=rank)
     to: dict[str, str] = {}
-    for a, b in pairs:
-        small, large = sorted((a, b), key=lambda label: (sizes.get(label, 0), label))
+    for small, large in larger.items():
+        while large in larger:  # where that one goes itself
+            large = larger[large]
         to |= dict.fromkeys(table.loc[table["label"] == small, "id"], classes[large])
     names = tuple(sorted({classes[label] for pair in pairs for label in pair}))
     message = "Perhaps the same class, spelled in two ways: " + some([f"{classes[a]} and {classes[b]}" for a, b in pairs]) + "."

@@ -183,7 +183,7 @@ def assemble(
     classes = tuple(sorted(table["class"].unique()))
     table["label"] = table["class"].map({name: index for index, name in enumerate(classes)}).astype("int64")
     table = table[[*_COLUMNS, *_SEEN]].sort_values("id", ignore_index=True)
-    _refuse_unusable(data, table)
+    _refuse_unusable(data, table, near_duplicates == "together")
     return Dataset(listing.root, classes, table, tuple(_findings(listing, broken, table, classes)), given, tuple(edits))
 
 
@@ -206,6 +206,8 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
     before = read_table(file)
     known = pd.Series(dtype="object") if before is None else before.drop_duplicates("id").set_index("id")["split"]
     kept = known.reindex(training["id"])
+    groups = training["group"].where(training["group"] != "").to_numpy()
+    kept = kept.mask(kept.groupby(groups).transform("nunique") > 1)  # a group that was not one before
     if kept.notna().all():
         split.loc[training.index] = kept.to_numpy(dtype=object)
         return split
@@ -216,7 +218,7 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
         0.0 if apart else test_fraction,
         seed,
         _sides(training, near_duplicates == "together"),
-        known,
+        kept,
     )
     split.loc[training.index] = assigned
     write_table(file, pd.DataFrame({"id": training["id"].to_numpy(), "split": assigned}))
@@ -229,11 +231,17 @@ def _sides(table: pd.DataFrame, near: bool) -> np.ndarray:
     return united(groups, table["near"].to_numpy()) if near else united(groups)
 
 
-def _refuse_unusable(data: str | Path, table: pd.DataFrame) -> None:
+def _refuse_unusable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
     counts = table["split"].value_counts()
     if not counts.get(splits.TRAIN, 0):
         raise DataError(f"There is no training image in {data} that can be used.")
     if not counts.get(splits.VAL, 0):
+        of_class = pd.Series(_sides(table, near)).groupby(table["class"])
+        if of_class.size().max() >= 3 and of_class.nunique().max() == 1:
+            raise DataError(
+                f"Every class of {data} is one group, or nothing but near-duplicates, which are kept together: none can be set aside "
+                "for validation. Name smaller groups, choose near_duplicates=apart, or add a val/ folder."
+            )
         raise DataError(
             f"{data} has too few images ({things(len(table), 'image')}) to set any aside for validation: give each class at least "
             "three, or add a val/ folder."

@@ -133,7 +133,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 
 def _webp_canvas(head: bytes) -> tuple[int, int]:
-    """Width and height that the first 30 bytes of a WebP file claim, (0, 0) for any other: to open one reserves 8 bytes a pixel."""
+    """Width and height as a WebP file's first 30 bytes claim them, or noughts: Pillow reserves 8 bytes a pixel to open one."""
 
     def bits(first: int, count: int) -> int:
         return int.from_bytes(head[20:], "little") >> first & (1 << count) - 1
@@ -177,4 +177,4 @@ def _wide_to_rgb(image: Image.Image) -> Image.Image:
     elif high > low:
         gray -= low
         gray *= 255 / (high - low)
-    return Image.fromarray(np.rint(gray.clip(0, 255)).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(np.rint(gray.clip(0, 255, out=gray), out=gray).astype(np.uint8)).convert("RGB")

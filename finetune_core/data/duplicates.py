@@ -5,7 +5,7 @@ from collections.abc import Generator
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 
 # Correlation of two 12 × 12 colour thumbnails. Saving again, scaling, light and contrast stay above the first; where that
 # links too many images, the pictures of this data set simply look alike, and more is asked of those.
@@ -15,6 +15,7 @@ _LARGEST_SHARE = 0.01
 _PLAIN = 2.0  # gray levels: of images with less contrast, the thumbnail tells nothing
 MOST_COMPARED = 200_000  # all pairs of more would take hours
 _ENTRIES = 20_000_000  # of the matrix of products that is held at a time
+_MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
 _KEPT_DIRECTIONS = 31
 
 
@@ -59,15 +60,28 @@ def _alike(vectors: np.ndarray, rows: np.ndarray) -> Generator[tuple[int, int], 
     pairs, likeness = [np.empty((0, 2), dtype=np.int64)], [np.empty(0, dtype=np.float32)]
     block = max(16, _ENTRIES // max(1, len(rows)))
     for start in range(0, len(rows), block):
-        left, right = np.nonzero(short[start : start + block] @ short[start:].T >= _LIKENESS[0])
-        left, right = left[right > left] + start, right[right > left] + start
-        left, right = rows[left], rows[right]
-        alike = np.einsum("nd,nd->n", vectors[left], vectors[right])
-        kept = alike >= _LIKENESS[0]
-        pairs.append(np.stack([left[kept], right[kept]], axis=1))
-        likeness.append(alike[kept])
+        likely = np.triu(short[start : start + block] @ short[start:].T >= _LIKENESS[0], 1)
+        if np.count_nonzero(likely) > _MOST_PAIRS // 40:  # then all products at once are quicker, and need less memory
+            products = vectors[rows[start : start + block]] @ vectors[rows[start:]].T
+            left, right = np.nonzero(likely & (products >= _LIKENESS[0]))
+            alike = products[left, right]
+        else:
+            left, right = np.nonzero(likely)
+            alike = np.einsum("nd,nd->n", vectors[rows[left + start]], vectors[rows[right + start]])
+            left, right, alike = (values[alike >= _LIKENESS[0]] for values in (left, right, alike))
+        pairs.append(np.stack([rows[left + start], rows[right + start]], axis=1))
+        likeness.append(alike)
+        if sum(map(len, likeness)) > _MOST_PAIRS:
+            pairs, likeness = _thinned(np.concatenate(pairs), np.concatenate(likeness), len(vectors))
         yield min(start + block, len(rows)), len(rows)
     return np.concatenate(pairs), np.concatenate(likeness)
+
+
+def _thinned(pairs: np.ndarray, likeness: np.ndarray, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Fewer than ``count`` of the pairs, which connect the same images at every likeness: the closest spanning tree."""
+    distance = coo_array((2 - likeness, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    tree = minimum_spanning_tree(distance.tocsr()).tocoo()
+    return [np.stack([tree.row, tree.col], axis=1).astype(np.int64)], [np.float32(2 - tree.data)]
 
 
 def _shortened(vectors: np.ndarray) -> np.ndarray:

@@ -22,14 +22,14 @@ def entry_folder(data: str | Path) -> Path:
 def read_table(file: Path) -> pd.DataFrame | None:
     """A Parquet file of the entry; None where there is none, or it is damaged: it can always be made again."""
     try:
-        return pd.read_parquet(file)
-    except (OSError, ValueError):
+        return pd.read_parquet(file, page_checksum_verification=True)
+    except Exception:  # on damaged bytes the reader raises nearly anything
         return None
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:
     """Keep a table; where nothing can be written, Thaw works without."""
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
+    table.to_parquet(buffer, index=False, write_page_checksum=True)
     with suppress(OSError):
         write_bytes(file, buffer.getvalue())

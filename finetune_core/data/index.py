@@ -38,22 +38,31 @@ def read_index(data: str | Path, listing: Listing) -> Generator[tuple[int, int],
     fresh = np.flatnonzero(position < 0)
     looks: list[Look] = []
     kept = known[[*_IDENTITY, *_SEEN, "near"]].iloc[position[position >= 0]]
+    if (kept["problem"] == "").sum() < (known["problem"] == "").sum():
+        kept = kept.assign(near=_UNKNOWN)
+    near = None
     try:
         for look in _looked_at(listing, fresh):
             looks.append(look)
             yield len(looks), len(fresh)
+        near = yield from _near(_joined(kept, listing.files.iloc[fresh], looks))
     finally:
         rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks)
-        if looks and len(looks) < len(fresh):
+        if near is not None:
+            rows["near"] = near
+        if not rows.equals(known):
             write_table(file, rows)
-    if len(fresh) or len(kept) < len(known) or (rows["near"] == _UNKNOWN).any():
-        usable = (rows["problem"] == "").to_numpy()
-        rows["near"] = np.arange(len(rows))
-        near = yield from near_sets(rows.loc[usable, "thumb"], rows.loc[usable, "content"].to_numpy(np.uint64))
-        rows.loc[usable, "near"] = np.flatnonzero(usable)[near]
-        write_table(file, rows)
     seen = rows.drop(columns=["bytes", "changed"])
     return listing.files.merge(seen, on="id", how="left", validate="one_to_one")
+
+
+def _near(rows: pd.DataFrame) -> Generator[tuple[int, int], None, np.ndarray]:
+    """The near sets: as they are known, unless an image came or went."""
+    usable = (rows["problem"] == "").to_numpy()
+    near = rows["near"].to_numpy(copy=True)
+    if (near[usable] == _UNKNOWN).any():
+        near[usable] = yield from near_sets(rows.loc[usable, "thumb"], rows.loc[usable, "content"].to_numpy(np.uint64))
+    return near
 
 
 def _known(file: Path) -> pd.DataFrame:
@@ -68,10 +77,12 @@ def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     """For each listed file its row in what is known; -1 where it is new or has changed."""
     position = pd.Index(known["id"]).get_indexer(files["id"])
     if len(known):
+        # What could not be opened may be by now, without another time of change.
+        opened = ((known["content"] != 0) | (known["problem"] == "empty_file")).to_numpy()
         same = (known["bytes"].to_numpy()[position] == files["bytes"].to_numpy()) & (
             known["changed"].to_numpy()[position] == files["changed"].to_numpy()
         )
-        position = np.where(same & (files["bytes"].to_numpy() >= 0), position, -1)
+        position = np.where(same & opened[position] & (files["bytes"].to_numpy() >= 0), position, -1)
     return position
 
 

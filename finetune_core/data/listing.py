@@ -49,7 +49,11 @@ def check_data(data: str | Path) -> None:
         ConfigError: when there is not.
     """
     path = Path(data)
-    if not path.is_dir() and not (path.is_file() and is_manifest(path)):
+    try:
+        there = path.is_dir() or (path.is_file() and is_manifest(path))
+    except OSError:  # such a long name, say, that there cannot be one
+        there = False
+    if not there:
         raise ConfigError({"data": f"there is no folder {data}"})
 
 
@@ -64,8 +68,13 @@ def list_data(data: str | Path, roots: Sequence[Path] = ()) -> Listing:
         DataError: when there is no such folder or manifest, or no image in it.
     """
     path = _existing(data)
-    if path.is_file():
-        return _listed_manifest(path, roots)
+    try:
+        return _listed_manifest(path, roots) if path.is_file() else _listed_folder(path, roots)
+    except OSError as error:
+        raise DataError(f"{printable(str(error.filename or path))} cannot be read: {error.strerror}.") from None
+
+
+def _listed_folder(path: Path, roots: Sequence[Path]) -> Listing:
     top = _unwrapped(path)
     split_folders = _split_folders(top)
     walk = _Walk(path, roots, [], [])
@@ -98,6 +107,9 @@ class _Walk:
     def class_folders(self, folder: Path, split: str) -> None:
         self.notes += [("no_class", self.shown(file)) for file in _images_in(folder)]
         for class_folder in _subfolders(folder):
+            if self.roots and not is_within(class_folder, self.roots):
+                self.notes.append(("outside", self.shown(class_folder)))
+                continue
             before = len(self.rows)
             self._files(class_folder, class_folder.name, split)
             if len(self.rows) == before:
@@ -136,7 +148,7 @@ def _existing(data: str | Path) -> Path:
             return path
         if path.is_file() and is_manifest(path):
             return path
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"The folder {data} cannot be read: {error}.") from None
     if path.is_file():
         raise DataError(f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or .parquet).")

@@ -49,6 +49,8 @@ class Look:
 def look_at(path: Path) -> Look:
     """Read a file once and look at it; never raises for what a file may hold."""
     try:
+        if path.exists() and not path.is_file():
+            return Look("unreadable", f"{path.name} is no file")  # a pipe, say, which would keep its reader waiting
         content = path.read_bytes()
     except FileNotFoundError:
         return Look("missing_file", f"{path.name} is not there")

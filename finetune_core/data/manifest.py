@@ -1,8 +1,10 @@
 """A manifest: a CSV or Parquet table with one row an image: path, label and, if given, split and group."""
 
-from pathlib import Path, PurePosixPath
+import os
+from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet
 
 from finetune_core.data import splits
 from finetune_core.errors import DataError
@@ -15,6 +17,7 @@ _NAMES = {
     "group": ("group",),
 }
 _SHOWN = 5
+_MOST_COLUMNS = 20
 
 
 def is_manifest(path: Path) -> bool:
@@ -36,7 +39,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     chosen = {ours: next((columns[name] for name in names if name in columns), None) for ours, names in _NAMES.items()}
     missing = [theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None]
     if missing:
-        found = ", ".join(map(str, raw.columns))
+        found = ", ".join(map(str, raw.columns[:_MOST_COLUMNS])) + (", …" if len(raw.columns) > _MOST_COLUMNS else "")
         raise DataError(f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}.")
     if raw.empty:
         raise DataError(f"{path.name} has no rows.")
@@ -58,7 +61,7 @@ def _refuse(path: Path, table: pd.DataFrame, words: pd.Series) -> None:
     }
     problems = []
     for what, rows in wrong.items():
-        lines = [str(number + 2) for number in range(len(table)) if rows.iloc[number]]
+        lines = [str(number + 2) for number in table.index[rows]]
         if lines:
             shown = ", ".join(lines[:_SHOWN]) + (f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else "")
             problems.append(f"rows {what}: {shown}")
@@ -78,31 +81,37 @@ def _sound(name: str) -> bool:
 def _read(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
+            table = pyarrow.parquet.read_table(path)
+            table.validate(full=True)  # Arrow itself lets text pass that is not UTF-8
+            return table.to_pandas(ignore_metadata=True)
         separator = "\t" if path.suffix.lower() == ".tsv" else None
-        return pd.read_csv(path, dtype=str, keep_default_na=False, sep=separator, engine="python", encoding="utf-8-sig")
+        table = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            sep=separator,
+            engine="python",
+            encoding="utf-8-sig",
+            skip_blank_lines=False,  # they count as rows
+        )
     except Exception as error:  # the parsers raise nearly anything on what is no table
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path} cannot be read as a table: {reason}") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes what is too much for names of rows
+        raise DataError(f"{path.name}: its rows hold more values than the heading. Put values with a comma in them in quotes.")
+    return table[((table != "") & table.notna()).any(axis=1)]
 
 
 def _text(column: pd.Series) -> pd.Series:
     """As written: a missing value is empty, and 3.0 from a column of whole numbers with gaps is 3."""
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all() and (column.dropna().abs() < 2**53).all():
         column = column.astype("Int64")
     return column.astype("object").where(column.notna(), "").map(str).str.strip()
 
 
 def _relative(name: str, folder: Path) -> str:
-    """A path as an id: POSIX, without ``./`` and ``a/../``, relative where it lies in the folder."""
+    """A path as an id: with ``/``, without ``./`` and ``a/../``, relative where it lies in the folder, else absolute."""
     if not name or "\0" in name:
         return name
-    parts: list[str] = []
-    path = PurePosixPath(name.replace("\\", "/"))
-    for part in path.parts:
-        if part == ".." and parts and parts[-1] not in ("..", "/"):
-            parts.pop()
-        else:
-            parts.append(part)
-    tidy = PurePosixPath(*parts)
-    return tidy.relative_to(folder.as_posix()).as_posix() if tidy.is_relative_to(folder.as_posix()) else tidy.as_posix()
+    path = Path(os.path.normpath(folder / name.replace("\\", "/")))
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()

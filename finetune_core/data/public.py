@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Generator, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from finetune_core.data.splits import SPLITS, TEST, TRAIN
 from finetune_core.errors import DataError
+from finetune_core.files import settle, staging_folder
 from finetune_core.paths import data_dir
 
 _EVERY = 0.25  # seconds between two looks at what has arrived
@@ -141,24 +141,20 @@ def fetch_public(name: str) -> Generator[tuple[int, int], None, Path]:
     if is_fetched(name):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".fetching-", dir=folder.parent))
+        with staging_folder(folder.parent, ".fetching-") as staging:
+            download = _Download(public, staging)
+            try:
+                download.start()
+                yield from _watch(download)
+                yield from _write(download.parts, staging / name)
+            finally:
+                download.abandoned.set()
+            settle(staging / name, folder)
     except OSError as error:
         raise DataError(
-            f"{public.title} cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be."
+            f"{public.title} cannot be written to {folder}: {error}. Nothing of it was kept. "
+            "Set THAW_HOME to another folder, or make room there."
         ) from None
-    download = _Download(public, staging)
-    try:
-        download.start()
-        yield from _watch(download)
-        yield from _write(download.parts, staging / name)
-        os.rename(staging / name, folder)
-    except OSError as error:
-        if not folder.is_dir():  # not merely another process that was first
-            raise DataError(f"{public.title} cannot be written to {folder}: {error}. Nothing of it was kept.") from None
-    finally:
-        download.abandoned.set()
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

@@ -1,14 +1,12 @@
 """The bundled sample: scikit-learn's 1,797 real handwritten digits, written out as an image folder."""
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from finetune_core.errors import DataError
+from finetune_core.files import settle, staging_folder
 from finetune_core.paths import data_dir
 
 SAMPLE_NAME = "digits"
@@ -27,19 +25,11 @@ def digits_folder() -> Path:
     if folder.is_dir():
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{SAMPLE_NAME}-", dir=folder.parent))
+        with staging_folder(folder.parent, f".{SAMPLE_NAME}-") as staging:
+            _write_digits(staging)
+            settle(staging, folder)
     except OSError as error:
         raise DataError(f"The sample cannot be written to {folder}: {error}. Set THAW_HOME to a folder that can be.") from None
-    try:
-        _write_digits(staging)
-        staging.chmod(0o755)
-        os.rename(staging, folder)
-    except OSError as error:
-        if not folder.is_dir():  # not merely another process that was first
-            raise DataError(f"The sample cannot be written to {folder}: {error}.") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

@@ -23,17 +23,22 @@ def resolve_data(name: str) -> Generator[tuple[int, int], None, str]:
         (bytes read, bytes in all) while an archive is unpacked.
 
     Raises:
-        DataError: when an archive is refused, or a public set is not on this machine yet.
+        DataError: when an archive is refused, a public set is not on this machine yet, or nothing can have such a name.
     """
-    path = Path(name).expanduser()
-    if not path.exists():
+    try:
+        path = Path(name).expanduser()
+        there = path.exists()
+        whole = str(path.resolve())
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{name} cannot be read: {error}.") from None
+    if not there:
         if name == SAMPLE_NAME:
             return str(digits_folder())
         if name in PUBLIC_SETS:
             return str(_fetched(name))
     if path.is_file() and is_archive(path.name):
         return str((yield from import_archive(path, path.name)))
-    return str(path.resolve())
+    return whole
 
 
 def data_roots(*, home_too: bool) -> tuple[Path, ...]:

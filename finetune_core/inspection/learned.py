@@ -67,9 +67,9 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
     from cleanlab.filter import find_label_issues  # here: it takes a second to import
 
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
-    if not len(rows) or len(kept) < 2:
-        return rows[:0], rows[:0]
     given = np.searchsorted(kept, labels[rows])
+    if len(np.unique(given)) < 2:
+        return rows[:0], rows[:0]
     suspects = find_label_issues(
         given, probabilities[rows], filter_by="prune_by_class", return_indices_ranked_by="self_confidence", n_jobs=1
     )

@@ -1,5 +1,6 @@
 import io
 import struct
+import time
 import warnings
 import zlib
 
@@ -159,6 +160,21 @@ def test_floating_point_gray_is_stretched_and_a_constant_one_is_not_divided_by_z
     np.testing.assert_array_equal(flat, 7)
 
 
+def test_what_is_beyond_any_range_is_white_or_black_and_leaves_the_rest_its_range():
+    values = np.array([[np.nan, -np.inf, -3e38, 0, 3e38, np.inf]], np.float32)
+    shown = np.asarray(read_image(encoded(Image.fromarray(values), "TIFF")))
+    np.testing.assert_array_equal(shown[0, :, 0], [0, 0, 0, 128, 255, 255])
+    for value, expected in ((np.inf, 255), (-np.inf, 0), (np.nan, 0)):
+        flat = np.asarray(read_image(encoded(Image.fromarray(np.full((2, 2), value, np.float32)), "TIFF")))
+        np.testing.assert_array_equal(flat, expected)
+
+
+def test_32_bit_integers_are_stretched_unless_they_are_16_bit_ones():
+    for values, expected in (([0, 257, 65535], [0, 1, 255]), ([-100, 0, 155], [0, 100, 255]), ([0, 1, 2**31 - 1], [0, 0, 255])):
+        shown = np.asarray(read_image(encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")))
+        np.testing.assert_array_equal(shown[0, :, 0], expected)
+
+
 def test_one_bit_images_are_black_and_white():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
@@ -171,6 +187,21 @@ def test_an_animation_shows_its_first_frame():
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert Image.open(io.BytesIO(content)).n_frames == 3
     assert read_image(content).getpixel((2, 2)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "TIFF", "PNG"])
+def test_a_header_tells_one_frame_from_several(kind):
+    frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue", "green")]
+    assert read_header(encoded(frames[0], kind)).frames == 1
+    assert read_header(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).frames == 2
+
+
+def test_a_header_is_read_at_once_however_many_frames_follow():
+    frame = struct.pack("<B4H3B", 0x2C, 0, 0, 10, 10, 0, 2, 0)
+    content = struct.pack("<6s2HB8x", b"GIF89a", 10, 10, 128) + frame * 1_000_000 + b";"
+    started = time.perf_counter()
+    assert read_header(content).frames == 2
+    assert time.perf_counter() - started < 0.2  # to count them takes a second
 
 
 def test_a_file_and_its_bytes_give_the_same(tmp_path):
@@ -221,6 +252,42 @@ def test_a_pixel_bomb_is_refused_before_it_is_decoded(tmp_path, reader):
     file.write_bytes(bare_png(50_000, 50_000))
     with pytest.raises(ImageError, match=r"bomb\.png claims more than 89 million pixels"):
         reader(file)
+
+
+def webp(kind, content):
+    return b"RIFF" + struct.pack("<I4s4sI", 12 + len(content), b"WEBP", kind, len(content)) + content
+
+
+LARGE_WEBP = {  # to open the first, Pillow reserves a gigabyte
+    "lossless": bytes.fromhex(
+        "524946464e000000574542505650384c410000002f783be517f9574cfd04723cebc78aeed0abb2d04e25e17433ef4e226ddbd050d94f906d4335bc091d"
+        "6f020fb5691b304e59933bd0a925cf1ad077fc580abe591400"
+    ),
+    "lossy": webp(b"VP8 ", struct.pack("<6s2H", b"\x30\1\0\x9d\1\x2a", 15225, 8085 | 1 << 14)),
+    "extended": webp(b"VP8X", b"\x10\0\0\0" + (15224).to_bytes(3, "little") + (8084).to_bytes(3, "little")),
+    "shortest": webp(b"VP8L", struct.pack("<BI", 0x2F, 15224 | 8084 << 14)),
+}
+
+
+@pytest.mark.parametrize("reader", [read_header, read_image])
+@pytest.mark.parametrize("kind", LARGE_WEBP)
+def test_a_webp_bomb_is_refused_before_pillow_opens_it(tmp_path, monkeypatch, reader, kind):
+    monkeypatch.setattr(Image, "open", None)
+    file = tmp_path / "bomb.jpg"
+    file.write_bytes(LARGE_WEBP[kind])
+    for source in (file, LARGE_WEBP[kind]):
+        with pytest.raises(ImageError, match=r"(bomb\.jpg|The image) claims more than 89 million pixels"):
+            reader(source)
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0", "quality": 90}])
+def test_a_webp_claims_the_size_that_it_has(monkeypatch, options):
+    content = encoded(Image.new("RGB", (300, 700)), "WEBP", **options)
+    assert read_header(content).width == 300
+    monkeypatch.setattr(decode, "MAX_PIXELS", 300 * 700 - 1)
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(ImageError, match="claims more than"):
+        read_header(content)
 
 
 def test_the_pixel_limit_does_not_hang_on_warning_filters(tmp_path):

@@ -503,6 +503,16 @@ def test_a_bug_stays_visible(home, monkeypatch):
     assert_nothing_is_left(home)
 
 
+def test_what_killed_processes_left_goes_after_a_day(published, home):
+    published("eurosat")
+    for name, hours in ((".fetching-old", 25), (".fetching-new", 23)):
+        (home / "data" / name / "download").mkdir(parents=True)
+        past = time.time() - hours * 3600
+        os.utime(home / "data" / name, (past, past))
+    drain(fetch_public("eurosat"))
+    assert sorted(os.listdir(home / "data")) == [".fetching-new", "eurosat"]
+
+
 def test_another_process_that_was_first_wins(published, home):
     published("eurosat")
     fetching = fetch_public("eurosat")

@@ -1,0 +1,75 @@
+import threading
+import time
+
+import pytest
+
+from finetune_core.inspection import background
+from finetune_core.inspection.background import in_background
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(background, "_EVERY", 0.01)
+
+
+def test_yields_while_it_waits_and_hands_the_result_on():
+    go_on, done = threading.Event(), [0]
+
+    def call():
+        assert go_on.wait(5)
+        return "result"
+
+    work = in_background("map", call, lambda: done[0], 7)
+    assert next(work) == ("map", 0, 7)
+    done[0] = 3
+    assert next(work) == ("map", 3, 7)
+    go_on.set()
+    with pytest.raises(StopIteration) as finished:
+        for _ in range(1000):
+            next(work)
+    assert finished.value.value == "result"
+
+
+def test_the_call_runs_in_a_thread_of_that_name():
+    def result_of(work):
+        return (yield from work)
+
+    work = result_of(in_background("labels", lambda: threading.current_thread().name))
+    with pytest.raises(StopIteration) as finished:
+        while True:
+            next(work)
+    assert finished.value.value.startswith("labels")
+
+
+def test_what_the_call_raises_is_raised_where_it_is_waited_for():
+    def call():
+        time.sleep(0.03)
+        raise ZeroDivisionError("broken")
+
+    with pytest.raises(ZeroDivisionError, match="broken"):
+        list(in_background("map", call))
+
+
+def test_nothing_begins_before_the_first_step():
+    begun = []
+    work = in_background("map", lambda: begun.append(1))
+    assert begun == []
+    list(work)
+    assert begun == [1]
+
+
+def test_closing_leaves_the_thread_to_finish():
+    go_on, finished = threading.Event(), threading.Event()
+
+    def call():
+        go_on.wait(5)
+        finished.set()
+
+    work = in_background("map", call)
+    next(work)
+    began = time.monotonic()
+    work.close()
+    assert time.monotonic() - began < 1
+    assert not finished.is_set()
+    go_on.set()
+    assert finished.wait(5)

@@ -1,0 +1,243 @@
+import numpy as np
+import pytest
+import torch
+
+from finetune_core.data.dataset import load_dataset
+from finetune_core.data.rowcache import CACHE
+from finetune_core.errors import ConfigError, DataError
+from finetune_core.inspection import features
+from finetune_core.inspection.features import compute_features
+from finetune_core.models.network import build_network
+from finetune_core.models.split import CannotSplit
+from finetune_core.training.device import choose_device
+from finetune_core.training.preview import network_input
+from finetune_core.training.trunk import split_network
+
+LITE = "efficientnet_lite0"
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    monkeypatch.setattr(features, "choose_device", lambda: choose_device("cpu", "fp32"))
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path):
+    return image_folder(tmp_path / "images", {"red": 4, "blue": 4, "green": 4})
+
+
+def computed(folder, size=32):
+    """(features, what was yielded)."""
+    work, told = compute_features(load_dataset(folder), LITE, size), []
+    while True:
+        try:
+            told.append(next(work))
+        except StopIteration as finished:
+            return finished.value, told
+
+
+def same(ours, theirs):
+    assert ours.rows.tolist() == theirs.rows.tolist()
+    assert ours.stages == theirs.stages
+    assert all(np.array_equal(a, b) for a, b in zip(ours.by_stage, theirs.by_stage, strict=True))
+
+
+def hooked(network, images):
+    """What the last module of each stage but the head yields, averaged over the picture by hand."""
+    seen, hooks = {}, []
+    for stage in network.stages[:-1]:
+        module = network.model.get_submodule(stage.modules[-1])
+        hooks.append(module.register_forward_hook(lambda _m, _i, output, name=stage.name: seen.__setitem__(name, output)))
+    with torch.no_grad():
+        network.model(images)
+    for hook in hooks:
+        hook.remove()
+    axes = {"swin_t": (1, 2), "vit_b_16": (1,)}.get(network.info.name, (2, 3))
+    return {name: output.mean(axes) if output.ndim > 2 else output for name, output in seen.items()}
+
+
+def test_features_are_the_means_of_what_each_stage_yields(folder):
+    found, _ = computed(folder, 64)
+    dataset = load_dataset(folder)
+    images = torch.stack([network_input(path, LITE, 64).tensor for path in dataset.paths(dataset.table)])
+    wanted = hooked(build_network(LITE, "pretrained", 3, seed=0), images)
+    assert found.stages == tuple(wanted) == ("stem", *(f"block{n}" for n in range(1, 8)))
+    assert found.rows.tolist() == list(range(12))
+    for stage, ours in zip(found.stages, found.by_stage, strict=True):
+        assert ours.dtype == np.float32
+        assert ours == pytest.approx(wanted[stage].numpy(), rel=1e-4, abs=1e-4), stage
+    assert found.final is found.by_stage[-1]
+    assert found.final.shape == (12, 1280)
+
+
+@pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), ("swin_t", 64), ("vit_b_16", 224)])
+def test_other_structures_are_averaged_over_the_picture_too(backbone, size):
+    network = build_network(backbone, "none", 3, seed=0)
+    pooled, stages = features._pooled(network)
+    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
+    wanted = hooked(network, images)
+    assert stages == tuple(wanted)
+    for stage in stages:
+        assert found[stage].shape == wanted[stage].shape, stage
+        torch.testing.assert_close(found[stage], wanted[stage], rtol=1e-4, atol=1e-5)
+
+
+def test_features_before_the_head_are_what_the_head_gets():
+    network = build_network("resnet18", "none", 3, seed=0)
+    pooled, _ = features._pooled(network)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        last = pooled(images)[:, -pooled.widths[-1] :]
+        head = network.model.get_submodule(network.head)
+        torch.testing.assert_close(head(last), network.model(images))
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"),
+    [((2, 5), ()), ((2, 7, 5), (1,)), ((2, 5, 4, 4), (2, 3)), ((2, 4, 4, 5), (1, 2)), ((2, 5, 1, 1), (2, 3)), ((2, 1, 1, 5), (1, 2))],
+)
+def test_averages_of_vectors_tokens_and_both_kinds_of_maps(shape, axes):
+    output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    found = features._averaged(output)
+    assert found.shape == (2, 5)
+    torch.testing.assert_close(found, output.mean(axes) if axes else output)
+
+
+def test_a_second_time_nothing_is_decoded_or_computed(folder, monkeypatch):
+    first, told = computed(folder)
+    assert {phase for phase, _, _ in told} == {"decode", "features"}
+    assert told[-1] == ("features", 12, 12)
+    monkeypatch.setattr("finetune_core.data.pixels.read_square", None)
+    second, told = computed(folder)
+    assert told == []
+    same(first, second)
+
+
+def test_images_that_were_added_are_the_only_ones_computed(folder, image_folder):
+    before, _ = computed(folder)
+    image_folder(folder, {"yellow": 3})
+    after, told = computed(folder)
+    assert [one for one in told if one[0] == "features"] == [("features", 3, 3)]
+    assert len(after.rows) == 15
+    assert np.array_equal(after.final[:12], before.final)  # yellow comes last
+
+
+def test_a_relabelled_set_needs_nothing_new(folder):
+    first, _ = computed(folder)
+    (folder / "red").rename(folder / "aardvark")
+    second, told = computed(folder)
+    assert told == []
+    assert np.array_equal(np.sort(first.final, axis=0), np.sort(second.final, axis=0))
+
+
+def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
+    monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
+    work = compute_features(load_dataset(folder), LITE, 32)
+    assert next(one for one in work if one[0] == "features" and one[1] > 5) == ("features", 10, 12)
+    work.close()
+    whole, told = computed(folder)
+    assert [one for one in told if one[0] == "features"] == [("features", 5, 7), ("features", 7, 7)]
+    CACHE.clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(features, "choose_device", lambda: choose_device("cpu", "fp32"))
+    at_once, _ = computed(folder)
+    assert whole.final == pytest.approx(at_once.final, rel=1e-4, abs=1e-4)
+
+
+def test_exact_copies_are_computed_once(folder):
+    original = folder / "red" / "000.png"
+    (folder / "red" / "copy.png").write_bytes(original.read_bytes())
+    found, told = computed(folder)
+    assert told[-1] == ("features", 12, 12)
+    ids = load_dataset(folder).table["id"].tolist()
+    assert len(found.rows) == 13
+    assert np.array_equal(found.final[ids.index("red/000.png")], found.final[ids.index("red/copy.png")])
+
+
+def test_without_room_it_says_so(folder, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
+    with pytest.raises(DataError, match="no room for the features.*THAW_CACHE_DISK_GB"):
+        computed(folder)
+
+
+def test_with_room_for_some_only_it_says_so_rather_than_leave_the_others_out(folder, monkeypatch):
+    monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0.00005")  # a block takes 0.00003, all of them 0.00008
+    with pytest.raises(DataError, match="no room for the features"):
+        computed(folder)
+
+
+def test_on_disk_the_numbers_are_the_same_and_stay(folder, monkeypatch):
+    first, _ = computed(folder)
+    CACHE.clear()
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    second, told = computed(folder)
+    assert told[-1] == ("features", 12, 12)
+    CACHE.clear()  # as after a restart
+    third, told = computed(folder)
+    assert told == []
+    same(first, second)
+    same(first, third)
+
+
+def test_another_size_is_another_table(folder):
+    small, _ = computed(folder, 32)
+    large, told = computed(folder, 48)
+    assert told[-1] == ("features", 12, 12)
+    assert not np.allclose(small.final, large.final)
+    again, told = computed(folder, 32)
+    assert told == []
+    same(small, again)
+
+
+def test_what_cannot_be_decoded_any_more_is_missing(folder):
+    dataset = load_dataset(folder)
+    gone = dataset.table["id"].tolist().index("green/002.png")
+    (folder / "green/002.png").unlink()
+    work = compute_features(dataset, LITE, 32)
+    with pytest.raises(StopIteration) as finished:
+        while True:
+            next(work)
+    found = finished.value.value
+    assert found.rows.tolist() == [row for row in range(12) if row != gone]
+    assert len(found.final) == 11
+
+
+def test_nothing_that_can_be_decoded_is_an_error_in_words(folder):
+    dataset = load_dataset(folder)
+    for file in folder.rglob("*.png"):
+        file.unlink()
+    with pytest.raises(DataError, match="None of the images could be decoded"):
+        list(compute_features(dataset, LITE, 32))
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_before_any_work(folder):
+    with pytest.raises(ConfigError, match="vit_b_16 cannot take images of 64"):
+        next(compute_features(load_dataset(folder), "vit_b_16", 64))
+
+
+def test_a_network_that_cannot_be_cut_is_refused_in_words(folder, monkeypatch):
+    def refuse(_network):
+        raise CannotSplit("its structure cannot be traced (TraceError)")
+
+    monkeypatch.setattr(features, "split_network", refuse)
+    with pytest.raises(DataError, match=r"cannot be looked into: its structure.*Choose another backbone"):
+        next(compute_features(load_dataset(folder), LITE, 32))
+
+
+def test_the_parts_are_the_cuts_of_the_trunk():
+    """The same activations as a run's cached trunk has, only averaged."""
+    network = build_network(LITE, "none", 3, seed=1)
+    pooled, stages = features._pooled(network)
+    segments = split_network(network)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = pooled(images).split(pooled.widths, dim=1)
+        for cut, ours in enumerate(found, start=1):
+            whole = segments.part(None, cut).eval()(images)
+            torch.testing.assert_close(ours, whole.mean((2, 3)) if whole.ndim == 4 else whole, rtol=1e-5, atol=1e-6)
+    assert stages == tuple(stage.name for stage in network.stages[:-1])
