@@ -6,6 +6,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -127,6 +128,11 @@ def execute(reservation: Reservation) -> Iterator[Event]:
         except FinetuneError as error:
             _write(file, RunFailed(str(error), ""))
             raise
+        except OSError as error:
+            failed = RunFailed(f"A file could not be written or read: {error}. Make room on the disk, then resume the run.", "")
+            with suppress(OSError):  # of a full disk, its lock and its last checkpoint tell what to do
+                _write(file, failed)
+            raise RunError(failed.message) from error
         except Exception as error:
             _write(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
             raise

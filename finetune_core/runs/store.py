@@ -137,9 +137,11 @@ def _config(file: Path, _changed: int) -> RunConfig:
 
 
 def _status(history: History) -> Status:
-    # The lock first: a run that ends between the two looks is then seen as ended, never as interrupted.
-    locked = history.end is None and is_locked(history.run_dir)
-    history.refresh()
+    locked = False
+    if history.refresh().end is None:
+        # Read on after the look at the lock: a run that ends between the two is seen as ended, never as interrupted.
+        locked = is_locked(history.run_dir)
+        history.refresh()
     if history.end:
         ends: dict[str, Status] = {"RunFinished": "finished", "RunStopped": "stopped", "RunFailed": "failed"}
         return "paused" if history.end.get("paused") else ends[history.end["event"]]
