@@ -19,6 +19,8 @@ page("pages/train.py", "Watch a network learn. Close the tab if you like: the ru
 
 
 def status_line(run: Run) -> None:
+    if problem := st.session_state.pop("resume_problem", None):
+        st.error(plain(problem), icon=":material/error:")
     word, color, icon = STATUS_WORDS[run.status]
     started = run.history.started
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -209,7 +211,7 @@ def ending(run: Run) -> None:
 
 def live(run_id: str, was_active: bool) -> None:
     run = store().run(run_id)
-    if was_active and not run.active:
+    if was_active != run.active:  # it has ended, or was resumed: the panel has to stop refreshing itself, or to begin
         st.rerun()
     status_line(run)
     notices(run)
@@ -230,8 +232,6 @@ if not runs:
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, prefer_active=True)
-if problem := st.session_state.pop("resume_problem", None):
-    st.error(plain(problem), icon=":material/error:")
 # The panel refreshes itself only while there is something to see.
 st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
 data_changes(chosen)
