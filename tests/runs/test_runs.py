@@ -318,3 +318,27 @@ def test_the_worker_resumes_what_was_stopped(config, tmp_path):
     run_dir = stopped_run(config, store.runs_dir)
     worker.resume(run_dir.name)
     wait_for(lambda: store.run(run_dir.name).status == "finished")
+
+
+def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    reservation = create_run(config, store.runs_dir)
+    store.describe(reservation.run_dir.name, " baseline ", "<b>first</b>")
+    run = store.run(reservation.run_dir.name)
+    assert (run.name, run.note) == ("baseline", "<b>first</b>")
+    (run.run_dir / "about.json").write_text("[")
+    assert store.run(run.run_id).name == ""
+    reservation.lock.release(force=True)
+
+
+def test_a_deleted_run_goes_to_the_trash_and_comes_back(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    reservation = create_run(config, store.runs_dir)
+    with pytest.raises(RunError, match="stop it first"):
+        store.delete(reservation.run_dir.name)
+    request_stop(reservation.run_dir)
+    list(execute(reservation))
+    place = store.delete(reservation.run_dir.name)
+    assert store.runs() == []
+    place.rename(reservation.run_dir)
+    assert [run.status for run in store.runs()] == ["stopped"]
