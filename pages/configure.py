@@ -4,6 +4,7 @@ from typing import Any
 
 import streamlit as st
 
+from finetune_core import figures
 from finetune_core.config import (
     FEATURE_EXTRACTION_RECIPE,
     SPLIT_FIELDS,
@@ -26,6 +27,7 @@ from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.finder import RateCurve, find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
 from finetune_core.training.strategies import STRATEGIES, cut_index, plan
 from finetune_core.training.trunk import chosen_views, why_uncached
@@ -212,6 +214,33 @@ def forecasts(config: RunConfig, dataset: Dataset) -> None:
     )
 
 
+def rate_finder(config: RunConfig) -> None:
+    """Try rising learning rates, and offer the one that suits."""
+    st.subheader("Which learning rate", anchor=False)
+    st.caption("Trains a copy for a hundred steps at ever higher rates. A good rate lies where the loss still falls.")
+    pressed = st.button("Find a learning rate", icon=":material/speed:")
+    place = st.empty()
+    key = config.model_dump_json(exclude={"learning_rate", "epochs"})
+    found: dict[str, RateCurve] = st.session_state.setdefault("rate_curves", {})
+    if pressed:
+        try:
+            found[key] = with_bar(find_rate(config), "Trying learning rates", place)
+        except FinetuneError as error:
+            st.error(plain(str(error)))
+            return
+    curve = found.get(key)
+    if curve is None:
+        return
+    st.plotly_chart(
+        figures.rate_curve(curve.rates, curve.losses, curve.suggestion), key="rates", alt="Loss at rising learning rates"
+    )
+    if curve.suggestion is None:
+        st.info("The loss did not fall within a hundred steps, so there is nothing to suggest.", icon=":material/info:")
+    else:
+        words = f"Use {curve.suggestion:g}"
+        st.button(words, icon=":material/check:", on_click=form.apply_recipe, args=({"learning_rate": curve.suggestion},))
+
+
 def about_augmentation(config: RunConfig) -> None:
     """Which augmented images the run will see, before it starts."""
     cut = cut_index(plan(config, network_stages(config.backbone)))
@@ -256,5 +285,6 @@ if classes is None:
 else:
     if config and dataset:
         about_augmentation(config)
+        rate_finder(config)
         forecasts(config, dataset)
     start(config, problems)

@@ -75,7 +75,8 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
     """Set the form's fields (a callback: before the widgets are drawn)."""
     for name, value in recipe.items():
         st.session_state[_key(name)] = _as_widget(name, value)
-    st.session_state["weights_from"] = "Pretrained"
+    if "weights" in recipe:
+        st.session_state["weights_from"] = "Pretrained"
 
 
 def fill_in() -> None:
