@@ -28,7 +28,7 @@ from finetune_core.evaluation.predict import load_predictor
 from finetune_core.evaluation.results import evaluation
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
-from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.record import Reservation, create_run, execute, reopen_run, request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training import events
 from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, size, things
@@ -160,6 +160,10 @@ def train(
     weights: Annotated[str | None, _setting("weights", "FILE")] = None,
     strategy: Annotated[str | None, _setting("strategy", "NAME")] = None,
     cut: Annotated[str | None, _setting("cut", "STAGE")] = None,
+    thaw_every: Annotated[str | None, _setting("thaw_every", "N")] = None,
+    layer_decay: Annotated[str | None, _setting("layer_decay", "X")] = None,
+    batchnorm: Annotated[str | None, _setting("batchnorm", "NAME")] = None,
+    l2_sp: Annotated[str | None, _setting("l2_sp", "X")] = None,
     epochs: Annotated[str | None, _setting("epochs", "N")] = None,
     batch_size: Annotated[str | None, _setting("batch_size", "N")] = None,
     learning_rate: Annotated[str | None, _setting("learning_rate", "X")] = None,
@@ -168,6 +172,13 @@ def train(
     schedule: Annotated[str | None, _setting("schedule", "NAME")] = None,
     warmup_epochs: Annotated[str | None, _setting("warmup_epochs", "X")] = None,
     stage_rates: Annotated[str | None, _setting("stage_rates", "STAGE=X,…")] = None,
+    label_smoothing: Annotated[str | None, _setting("label_smoothing", "X")] = None,
+    class_weights: Annotated[str | None, _setting("class_weights", "NAME")] = None,
+    clip_norm: Annotated[str | None, _setting("clip_norm", "X")] = None,
+    micro_batch: Annotated[str | None, _setting("micro_batch", "N")] = None,
+    ema: Annotated[str | None, _setting("ema", "X")] = None,
+    early_stopping: Annotated[str | None, _setting("early_stopping", "NAME")] = None,
+    patience: Annotated[str | None, _setting("patience", "N")] = None,
     augmentation: Annotated[str | None, _setting("augmentation", "NAME")] = None,
     views: Annotated[str | None, _setting("views", "N")] = None,
     cache: Annotated[str | None, _setting("cache", "NAME")] = None,
@@ -202,6 +213,11 @@ def train(
         reservation = create_run(
             make_config((read_config(config) if config else {}) | settings), (runs_dir or paths.runs_dir()).resolve()
         )
+    _train_to_the_end(reservation, as_json)
+
+
+def _train_to_the_end(reservation: Reservation, as_json: bool) -> None:
+    with _errors():
         with _interrupts_stop(reservation.run_dir), _bar() as bar:
             _show_training(bar, execute(reservation))
         run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
@@ -212,6 +228,15 @@ def train(
         out.print(_result_in_words(result))
     if run.status != "finished":
         raise typer.Exit(1)
+
+
+@app.command()
+def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Go on with a run that was stopped, failed, or cut off, from its last checkpoint."""
+    with _errors():
+        RunStore(run_dir.parent).read(run_dir.resolve())
+        reservation = reopen_run(run_dir.resolve())
+    _train_to_the_end(reservation, as_json)
 
 
 @app.command()
@@ -431,6 +456,8 @@ def _show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
                     f"train on {escape(event.device_label)} in {event.precision}"
                 )
+            case events.RunResumed(epoch, step):
+                err.print(f"Going on after {things(step, 'step')} of epoch {epoch}.")
             case events.StepEnded() if started:
                 done = (event.epoch - 1) * started.steps_per_epoch + event.step
                 note = f"loss {event.epoch_loss:.3f}  accuracy {event.epoch_accuracy:.1%}"

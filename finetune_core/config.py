@@ -10,12 +10,28 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from finetune_core.errors import ConfigError
 
 Optimizer = Literal["adam", "adamw", "sgd"]
-Schedule = Literal["constant", "cosine"]
+Schedule = Literal["constant", "cosine", "one_cycle", "step"]
 Augmentation = Literal["none", "flips", "random_resized_crop"]
 Cache = Literal["auto", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
-StrategyName = Literal["feature_extraction", "last_block", "last_two_blocks", "full", "custom"]
+StrategyName = Literal[
+    "feature_extraction",
+    "last_block",
+    "last_two_blocks",
+    "full",
+    "linear_probe_then_full",
+    "gradual_unfreezing",
+    "discriminative",
+    "first_block",
+    "batchnorm_only",
+    "bias_only",
+    "from_scratch",
+    "custom",
+]
+BatchNorm = Literal["auto", "frozen", "statistics"]
+ClassWeights = Literal["none", "balanced"]
+EarlyStopping = Literal["off", "val_accuracy", "val_loss"]
 NearDuplicates = Literal["together", "apart"]
 
 
@@ -58,6 +74,33 @@ class RunConfig(BaseModel):
         None,
         description="For the custom strategy: how many times the learning rate each stage gets; 0, or not named, is frozen.",
     )
+    thaw_every: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="With gradual unfreezing: epochs between two stages that thaw; with head first: epochs of the head alone. Empty lets "
+        "Thaw choose.",
+    )
+    layer_decay: float = Field(
+        0.4,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="With slower towards the input: each stage gets this many times the learning rate of the next one.",
+    )
+    batchnorm: BatchNorm = Field(
+        "auto",
+        description="BatchNorm in the stages that train: trains ('auto'), stays as it was ('frozen': for very small batches), or only its "
+        "running statistics follow the data ('statistics').",
+    )
+    l2_sp: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
+        description="How strongly trained stages are pulled back to their pretrained weights, a soft freeze (L2-SP, Li et al. 2018); "
+        "0.01 is a usual strength.",
+    )
     epochs: int = Field(10, ge=1, le=1000, description="How many times every training image is seen.")
     batch_size: int = Field(32, ge=1, le=4096, description="How many images one step learns from.")
     optimizer: Optimizer = Field(
@@ -76,15 +119,51 @@ class RunConfig(BaseModel):
         description="How strongly weights are pulled towards zero; 0.01 is usual with AdamW.",
     )
     schedule: Schedule = Field(
-        "constant", description="How the learning rate changes: not at all, or warmed up and then lowered along a cosine."
+        "constant",
+        description="How the learning rate changes: not at all; along a cosine down to 0; one cycle, up for a third of the run and down "
+        "to next to nothing; or by steps, to a tenth after half and after three quarters.",
     )
     warmup_epochs: float = Field(
         0.5,
         ge=0,
         le=100,
         allow_inf_nan=False,
-        description="With the cosine schedule: epochs over which the rate rises from near 0.",
+        description="With the cosine and step schedules: epochs over which the rate rises from near 0.",
     )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="How much of each label is spread over all classes, against overconfidence; 0.1 is usual.",
+    )
+    class_weights: ClassWeights = Field(
+        "none",
+        description="Whether images of rare classes count for more in the loss ('balanced'), so that all classes weigh the same.",
+    )
+    clip_norm: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="Gradients longer than this are shortened to it, against sudden jumps; 0 is off, 1 is usual.",
+    )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="How many images of a batch go through the network at a time; their gradients add up to the whole batch's. Empty: all "
+        "at once, and fewer where memory runs out.",
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="Judge and keep a moving average of the weights, which is steadier: 0.99 averages over about a hundred steps. 0 is off.",
+    )
+    early_stopping: EarlyStopping = Field("off", description="End the run when this has not got better for a while.")
+    patience: int = Field(5, ge=1, le=1000, description="With early stopping: how many epochs that may be.")
     augmentation: Augmentation = Field(
         "none", description="Random changes to training images, so that fewer are learned by heart."
     )
@@ -143,13 +222,20 @@ class RunConfig(BaseModel):
             problems["strategy"] = f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
         if self.val_fraction + self.test_fraction >= 0.95:
             problems["val_fraction"] = "validation and test together leave too few images to train on"
-        if self.schedule == "cosine" and self.warmup_epochs >= self.epochs:
+        if self.schedule in ("cosine", "step") and self.warmup_epochs >= self.epochs:
             problems["warmup_epochs"] = f"the warm-up must end before training does ({self.epochs} epochs)"
+        if self.micro_batch is not None and self.micro_batch > self.batch_size:
+            problems["micro_batch"] = f"must not be more than the batch size ({self.batch_size})"
         if self.groups and self.groups.count("{group}") != 1:
             problems["groups"] = "must hold {group} exactly once, as in {group}_*"
         if problems:
             raise ConfigError(problems)
         return self
+
+    @property
+    def starts_from(self) -> str:
+        """The weights that training starts from: those asked for, but for the control that starts from scratch."""
+        return "none" if self.strategy == "from_scratch" else self.weights
 
     @property
     def split_settings(self) -> dict[str, Any]:

@@ -125,6 +125,25 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     return figure
 
 
+def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> go.Figure:
+    """Loss at ever higher learning rates, and the rate that is suggested."""
+    figure = go.Figure(
+        go.Scatter(
+            x=list(rates),
+            y=list(losses),
+            mode="lines",
+            line={"color": TRAIN_COLOR, "width": 2.5},
+            hovertemplate="rate %{x:.1e}: loss %{y:.3f}<extra></extra>",
+        )
+    )
+    if suggestion is not None:
+        figure.add_vline(suggestion, line={"color": _WARM, "width": 2, "dash": "dash"}, annotation_text=f"{suggestion:g}")
+    figure.update_xaxes(type="log", title_text="Learning rate", exponentformat="power")
+    figure.update_yaxes(title_text="Training loss, smoothed")
+    figure.update_layout(height=320, margin={"l": 10, "r": 10, "t": 20, "b": 10})
+    return figure
+
+
 def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.Figure:
     """A point an image, coloured by class or split; a point carries its image's id.
 

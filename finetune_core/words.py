@@ -12,6 +12,7 @@ PHASE_WORDS = {
     "outliers": "Looking for outliers",
     "map": "Drawing the map",
     "trunk": "Computing the frozen stages (once)",
+    "rates": "Trying learning rates",
     "validate": "Validating",
     "test": "Testing the best epoch",
 }

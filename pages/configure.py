@@ -4,13 +4,17 @@ from typing import Any
 
 import streamlit as st
 
+from finetune_core import figures
 from finetune_core.config import (
     FEATURE_EXTRACTION_RECIPE,
     SPLIT_FIELDS,
     TUTORIAL_RECIPE,
     Augmentation,
+    BatchNorm,
     Cache,
+    ClassWeights,
     DeviceChoice,
+    EarlyStopping,
     Optimizer,
     Precision,
     RunConfig,
@@ -23,6 +27,7 @@ from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.finder import RateCurve, find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
 from finetune_core.training.strategies import STRATEGIES, cut_index, plan
 from finetune_core.training.trunk import chosen_views, why_uncached
@@ -31,6 +36,25 @@ from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
 from pages.shared.state import current_dataset, data_folder, store, with_bar, worker
+
+MORE = {
+    "weights",
+    "views",
+    "cache",
+    "warmup_epochs",
+    "weight_decay",
+    "l2_sp",
+    "label_smoothing",
+    "clip_norm",
+    "ema",
+    "class_weights",
+    "batchnorm",
+    "early_stopping",
+    "patience",
+    "micro_batch",
+    "precision",
+    "device",
+}
 
 page(
     "pages/configure.py",
@@ -84,7 +108,8 @@ def data_in_words(root: str) -> Dataset | None:
 
 def draw(found: dict[str, Any], classes: int | None) -> None:
     """Draw the strategy, whatever else is still wrong in the form."""
-    only = {name: found[name] for name in ("backbone", "strategy", "cut", "stage_rates", "learning_rate") if name in found}
+    drawn = ("backbone", "strategy", "cut", "stage_rates", "thaw_every", "layer_decay", "batchnorm", "epochs", "learning_rate")
+    only = {name: found[name] for name in drawn if name in found}
     for settings in (only, {name: value for name, value in only.items() if name != "learning_rate"}):
         try:
             draw_strategy(make_config(settings | {"data": "any"}), classes or 1000)
@@ -117,21 +142,17 @@ def fields(problems: dict[str, str]) -> None:
                 form.number_field("image_size", problems)
             with st.container():
                 form.number_field("seed", problems)
-        rest = {
-            "weights",
-            "views",
-            "cache",
-            "warmup_epochs",
-            "weight_decay",
-            "precision",
-            "device",
-        }
-        with st.expander("More settings", expanded=bool(rest & problems.keys())):
+        with st.expander("More settings", expanded=bool(MORE & problems.keys())):
             form.weights_field(problems)
-            form.views_field(problems)
+            form.optional_field("views", problems)
             form.choice_field("cache", Cache, problems)
-            for name in ("warmup_epochs", "weight_decay"):
+            for name in ("warmup_epochs", "weight_decay", "l2_sp", "label_smoothing", "clip_norm", "ema"):
                 form.text_field(name, problems)
+            form.choice_field("class_weights", ClassWeights, problems)
+            form.choice_field("batchnorm", BatchNorm, problems)
+            form.choice_field("early_stopping", EarlyStopping, problems)
+            form.number_field("patience", problems)
+            form.optional_field("micro_batch", problems)
             form.choice_field("precision", Precision, problems)
             form.choice_field("device", DeviceChoice, problems)
 
@@ -193,6 +214,33 @@ def forecasts(config: RunConfig, dataset: Dataset) -> None:
     )
 
 
+def rate_finder(config: RunConfig) -> None:
+    """Try rising learning rates, and offer the one that suits."""
+    st.subheader("Which learning rate", anchor=False)
+    st.caption("Trains a copy for a hundred steps at ever higher rates. A good rate lies where the loss still falls.")
+    pressed = st.button("Find a learning rate", icon=":material/speed:")
+    place = st.empty()
+    key = config.model_dump_json(exclude={"learning_rate", "epochs"})
+    found: dict[str, RateCurve] = st.session_state.setdefault("rate_curves", {})
+    if pressed:
+        try:
+            found[key] = with_bar(find_rate(config), "Trying learning rates", place)
+        except FinetuneError as error:
+            st.error(plain(str(error)))
+            return
+    curve = found.get(key)
+    if curve is None:
+        return
+    st.plotly_chart(
+        figures.rate_curve(curve.rates, curve.losses, curve.suggestion), key="rates", alt="Loss at rising learning rates"
+    )
+    if curve.suggestion is None:
+        st.info("The loss did not fall within a hundred steps, so there is nothing to suggest.", icon=":material/info:")
+    else:
+        words = f"Use {curve.suggestion:g}"
+        st.button(words, icon=":material/check:", on_click=form.apply_recipe, args=({"learning_rate": curve.suggestion},))
+
+
 def about_augmentation(config: RunConfig) -> None:
     """Which augmented images the run will see, before it starts."""
     cut = cut_index(plan(config, network_stages(config.backbone)))
@@ -237,5 +285,6 @@ if classes is None:
 else:
     if config and dataset:
         about_augmentation(config)
+        rate_finder(config)
         forecasts(config, dataset)
     start(config, problems)

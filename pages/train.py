@@ -1,5 +1,7 @@
 """Train: watch a run live, stop it, and find it again. Everything shown is read from the run's folder."""
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from finetune_core import figures
@@ -11,7 +13,7 @@ from finetune_core.runs.store import Run, summary
 from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.stages import draw_stages
-from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, store
+from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, run_title, store, worker
 
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 
@@ -19,16 +21,79 @@ page("pages/train.py", "Watch a network learn. Close the tab if you like: the ru
 
 
 def status_line(run: Run) -> None:
+    if problem := st.session_state.pop("problem", None):
+        st.error(plain(problem), icon=":material/error:")
     word, color, icon = STATUS_WORDS[run.status]
     started = run.history.started
     with st.container(horizontal=True, vertical_alignment="center"):
         st.badge(word, color=color, icon=icon)
         if started:
             st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
-        if run.active:
+        if run.active and worker().waiting(run.run_id):
+            queue_buttons(run)
+        elif run.active:
             stopping = (run.run_dir / STOP_FILE).exists()
+            pause = {"on_click": request_stop, "args": (run.run_dir,), "kwargs": {"pause": True}, "disabled": stopping}
+            st.button(
+                "Pause", icon=":material/pause:", key="pause", help="Frees the device; it goes on whenever you say.", **pause
+            )
             words = "Stopping…" if stopping else "Stop"
             st.button(words, icon=":material/stop:", disabled=stopping, key="stop", on_click=request_stop, args=(run.run_dir,))
+        elif run.resumable:
+            st.button(
+                "Resume",
+                icon=":material/resume:",
+                key="resume",
+                type="primary",
+                on_click=attempt,
+                args=(lambda: worker().resume(run.run_id),),
+                help="Goes on from the last checkpoint, and ends as if it had never been interrupted.",
+            )
+
+
+def queue_buttons(run: Run) -> None:
+    """A run that waits: its place, and ways to change it."""
+    place = worker().waiting(run.run_id)
+    if place is None:  # its turn has come meanwhile
+        return
+    st.caption(f"place {place[0]} of {place[1]}")
+    if place[0] > 1:
+        st.button("Earlier", icon=":material/arrow_upward:", key="earlier", on_click=worker().move_up, args=(run.run_id,))
+    st.button("Cancel", icon=":material/close:", key="cancel", on_click=worker().cancel, args=(run.run_id,))
+
+
+def about(run: Run) -> None:
+    """Its name and note, and the way to the trash."""
+    if run.note:
+        st.markdown(plain(run.note))
+    with st.expander("Name, note, delete"):
+        with st.form(f"about-{run.run_id}", border=False):
+            name = st.text_input("Name", run.name, max_chars=80)
+            note = st.text_area("Note", run.note, max_chars=2000, help="What you tried, and why.")
+            if st.form_submit_button("Save"):
+                attempt(lambda: store().describe(run.run_id, name, note))
+                st.rerun()
+        if st.button("Delete this run", icon=":material/delete:", disabled=run.active):
+            confirm_delete(run)
+
+
+@st.dialog("Delete this run?")
+def confirm_delete(run: Run) -> None:
+    st.markdown(
+        f"**{plain(run_title(run))}** goes to the trash: the folder `.trash` among the runs. Move it back from there, or delete it for good."
+    )
+    if st.button("Move to the trash", type="primary"):
+        attempt(lambda: store().delete(run.run_id))
+        st.query_params.clear()
+        st.rerun()
+
+
+def attempt(act: Callable[[], object]) -> None:
+    """Do something; what is wrong with it is told by the page that is drawn next."""
+    try:
+        act()
+    except FinetuneError as error:
+        st.session_state["problem"] = str(error)
 
 
 def bar(run: Run) -> None:
@@ -144,11 +209,11 @@ def ending(run: Run) -> None:
                 st.code(end["traceback"], language=None)
     elif run.status == "interrupted":
         st.warning(
-            "The program ended while this run was going on. What its best epoch had learned is kept.",
+            "The program ended while this run was going on. *Resume* goes on from its last checkpoint.",
             icon=":material/power_off:",
         )
     if not run.judged:
-        if run.status in ("stopped", "interrupted"):
+        if run.status in ("stopped", "paused", "interrupted"):
             st.info("No epoch had ended, so there is nothing to evaluate.", icon=":material/info:")
         next_step("pages/configure.py", "Configure another run")
         return
@@ -174,7 +239,7 @@ def ending(run: Run) -> None:
 
 def live(run_id: str, was_active: bool) -> None:
     run = store().run(run_id)
-    if was_active and not run.active:
+    if was_active != run.active:  # it has ended, or was resumed: the panel has to stop refreshing itself, or to begin
         st.rerun()
     status_line(run)
     notices(run)
@@ -197,6 +262,7 @@ if not runs:
 chosen = choose_run(runs, prefer_active=True)
 # The panel refreshes itself only while there is something to see.
 st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
+about(chosen)
 data_changes(chosen)
 with st.expander("Settings of this run"):
     st.json(chosen.config.model_dump(exclude={"edits"}))

@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.config import Edit
+from finetune_core.config import Edit, make_config
 from finetune_core.data.edits import save_edits
 from finetune_core.inspection.deep import inspect_deeply
+from finetune_core.runs.record import create_run, execute, request_stop
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--epochs", "2", "--image-size", "32", "--batch-size", "8", "--lr", "0.001", "--precision", "fp32"]
@@ -182,6 +183,19 @@ def test_interrupt_stops_in_good_order(trained, tmp_path):
     assert process.returncode == 1
     assert json.loads(stdout)["status"] == "stopped"
     assert "Traceback" not in stderr
+
+
+def test_a_stopped_run_is_resumed_from_the_command_line(trained, tmp_path):
+    data, *_ = trained
+    reservation = create_run(make_config({"data": str(data), "image_size": 32, "epochs": 2}), tmp_path)
+    request_stop(reservation.run_dir)
+    list(execute(reservation))
+    done = thaw("resume", reservation.run_dir, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "finished"
+    again = thaw("resume", reservation.run_dir)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "is finished" in again.stderr
 
 
 def test_rates_for_stages_from_the_command_line(trained, tmp_path):

@@ -46,7 +46,7 @@ def load_predictor(run: Run) -> Predictor:
     """
     tensors, info = load_checkpoint(run.run_dir, BEST)
     config = run.config
-    network = build_network(info.backbone, config.weights, len(info.classes), config.seed)
+    network = build_network(info.backbone, config.starts_from, len(info.classes), config.seed)
     if network.weights_hash != info.weights_hash:
         raise RunError(f"The weights of {info.backbone} on this machine are not those that {run.run_id} was trained from.")
     network.model.load_state_dict(tensors, strict=False)

@@ -6,7 +6,8 @@ and loose layers join the stage before them while the resolution stays the same;
 are the stem. Where no block changes the resolution (transformers), every block is a stage.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,6 +17,8 @@ from torch.nn.utils import skip_init
 _OPEN_SHARE = 0.95  # of the backbone's parameters in one child: that child is a container, not a stage
 _OPEN_RESOLUTIONS = 3  # so many resolutions among its children: a container, too
 _SAME_RESOLUTION = 0.6  # unpadded convolutions lose a few rows within what is still one resolution
+_BATCHNORM = nn.modules.batchnorm._BatchNorm
+_NORM_LAYERS = (_BATCHNORM, nn.LayerNorm, nn.GroupNorm)
 _WEIGHT_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _DROPOUTS = (nn.Dropout, nn.Dropout2d)
 
@@ -28,6 +31,8 @@ class Stage:
         modules: paths of the modules it owns, in forward order.
         parameters, buffers: names of the tensors it owns, as in ``named_parameters()`` and ``named_buffers()``.
         parameter_count: numbers in its parameters.
+        sizes: numbers in each of its parameters, by name.
+        norms, batchnorms: names of the parameters of its normalisation layers, and of those of them that keep statistics.
     """
 
     name: str
@@ -35,6 +40,9 @@ class Stage:
     parameters: tuple[str, ...]
     buffers: tuple[str, ...]
     parameter_count: int
+    sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
+    norms: tuple[str, ...] = ()
+    batchnorms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,11 @@ def _stage(name: str, units: list[_Unit], model: nn.Module) -> Stage:
     paths = tuple(unit.path for unit in units)
     parameters = {n: p for n, p in model.named_parameters() if _owner(n, paths)}
     buffers = tuple(n for n, _ in model.named_buffers() if _owner(n, paths))
-    return Stage(name, paths, tuple(parameters), buffers, sum(p.numel() for p in parameters.values()))
+    sizes = {key: parameter.numel() for key, parameter in parameters.items()}
+    owners = {key: model.get_submodule(key.rpartition(".")[0]) for key in sizes}
+    norms = tuple(key for key, owner in owners.items() if isinstance(owner, _NORM_LAYERS))
+    batchnorms = tuple(key for key, owner in owners.items() if isinstance(owner, _BATCHNORM))
+    return Stage(name, paths, tuple(parameters), buffers, sum(sizes.values()), sizes, norms, batchnorms)
 
 
 def _owner(tensor: str, paths: tuple[str, ...]) -> bool:

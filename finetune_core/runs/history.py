@@ -27,6 +27,7 @@ class History:
         steps: StepEnded rows, the older ones thinned out.
         epochs: EpochEnded rows.
         skipped: the ImagesSkipped row; None when every image could be read.
+        waiting: whether it was reopened and has not gone on yet.
         end: the RunFinished, RunStopped or RunFailed row; None before the end.
     """
 
@@ -38,6 +39,7 @@ class History:
     epochs: list[Row] = field(default_factory=list)
     skipped: Row | None = None
     end: Row | None = None
+    waiting: bool = False
     _offset: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
 
@@ -70,10 +72,17 @@ class History:
             self.epochs.append(row)
         elif kind == "RunStarted":
             self.started = row
+        elif kind == "RunReopened":
+            self.end = None
+        elif kind == "RunResumed":
+            position = (row["epoch"], row["step"])
+            self.steps = [step for step in self.steps if (step["epoch"], step["step"]) <= position]
+            self.epochs = [epoch for epoch in self.epochs if epoch["epoch"] < row["epoch"]]
         elif kind == "ImagesSkipped":
             self.skipped = row
         elif kind in _ENDS:
             self.end = row
+        self.waiting = kind == "RunReopened"
         if kind != "Progress":
             self.progress = self.progress_began = None
             return
@@ -83,8 +92,8 @@ class History:
 
     @property
     def begun(self) -> bool:
-        """Whether anything has been said at all."""
-        return self._offset > 0
+        """Whether anything has been said since it was queued."""
+        return self._offset > 0 and not self.waiting
 
     @property
     def fraction(self) -> float:

@@ -6,6 +6,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,11 +16,21 @@ from filelock import FileLock
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.files import write_bytes
-from finetune_core.training.events import END_EVENTS, EpochEnded, Event, RunFailed, RunFinished, RunStarted, RunStopped
+from finetune_core.training.events import (
+    END_EVENTS,
+    EpochEnded,
+    Event,
+    RunFailed,
+    RunFinished,
+    RunReopened,
+    RunStarted,
+    RunStopped,
+)
 from finetune_core.training.forecast import SpeedBook, learn_from_run
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.prepare import check_config
 
+_PAUSE = "pause"
 CONFIG_FILE, EVENTS_FILE, LOCK_FILE, STOP_FILE = "config.json", "events.jsonl", "lock", "stop"
 
 
@@ -29,6 +40,7 @@ class Reservation:
 
     run_dir: Path
     lock: FileLock
+    resume: bool = False
 
 
 def create_run(config: RunConfig, runs_dir: Path) -> Reservation:
@@ -51,9 +63,34 @@ def create_run(config: RunConfig, runs_dir: Path) -> Reservation:
     return Reservation(run_dir, lock)
 
 
-def request_stop(run_dir: Path) -> None:
-    """Ask the process that trains this run, whichever it is, to stop it."""
-    (run_dir / STOP_FILE).touch()
+def reopen_run(run_dir: Path) -> Reservation:
+    """Lock a run that had ended, or was cut off, so that it can go on.
+
+    Raises:
+        RunError: when somebody has it already, or it is finished, or nothing can be written there.
+    """
+    lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+        if _is_finished(run_dir):
+            lock.release(force=True)
+            raise RunError(f"The run {run_dir.name} is finished; start a new one with its config.json to train it again.")
+        (run_dir / STOP_FILE).unlink(missing_ok=True)
+        with _events_file(run_dir) as file:
+            _write(file, RunReopened())
+    except TimeoutError:
+        raise RunError(f"The run {run_dir.name} is going on already.") from None
+    except OSError as error:
+        lock.release(force=True)
+        raise RunError(
+            f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there."
+        ) from None
+    return Reservation(run_dir, lock, resume=True)
+
+
+def request_stop(run_dir: Path, *, pause: bool = False) -> None:
+    """Ask the process that trains this run, whichever it is, to stop it, for now or for good."""
+    (run_dir / STOP_FILE).write_text(_PAUSE if pause else "")
 
 
 def is_locked(run_dir: Path) -> bool:
@@ -77,11 +114,11 @@ def execute(reservation: Reservation) -> Iterator[Event]:
         FinetuneError: as ``fit`` does, once RunFailed is written; anything else that is raised is a bug, and written, too.
     """
     run_dir = reservation.run_dir
-    with (run_dir / EVENTS_FILE).open("ab") as file:
+    with _events_file(run_dir) as file:
         told: list[Event] = []
         try:
             config = make_config(read_config(run_dir / CONFIG_FILE))
-            for event in _stoppable(fit(config, run_dir), run_dir / STOP_FILE):
+            for event in _stoppable(fit(config, run_dir, resume=reservation.resume), run_dir / STOP_FILE):
                 if isinstance(event, (RunStarted, EpochEnded)):
                     told.append(event)
                 if isinstance(event, RunFinished):
@@ -91,6 +128,11 @@ def execute(reservation: Reservation) -> Iterator[Event]:
         except FinetuneError as error:
             _write(file, RunFailed(str(error), ""))
             raise
+        except OSError as error:
+            failed = RunFailed(f"A file could not be written or read: {error}. Make room on the disk, then resume the run.", "")
+            with suppress(OSError):  # of a full disk, its lock and its last checkpoint tell what to do
+                _write(file, failed)
+            raise RunError(failed.message) from error
         except Exception as error:
             _write(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
             raise
@@ -101,7 +143,7 @@ def execute(reservation: Reservation) -> Iterator[Event]:
 def _stoppable(events: Iterator[Event], stop_file: Path) -> Iterator[Event]:
     """The events, until the stop file appears; then those of an orderly end."""
     if stop_file.exists():
-        yield RunStopped(0, 0, 0.0)
+        yield RunStopped(0, 0, 0.0, paused=_is_pause(stop_file))
         return
     stopping = False
     for event in events:
@@ -110,7 +152,32 @@ def _stoppable(events: Iterator[Event], stop_file: Path) -> Iterator[Event]:
             return
         if not stopping and stop_file.exists():
             stopping = True
-            yield events.throw(StopRequested())  # type: ignore[attr-defined]
+            yield events.throw(StopRequested(pause=_is_pause(stop_file)))  # type: ignore[attr-defined]
+
+
+def _is_pause(stop_file: Path) -> bool:
+    try:
+        return stop_file.read_text() == _PAUSE
+    except OSError:
+        return False
+
+
+def _events_file(run_dir: Path) -> BinaryIO:
+    """Opened to write at its end; half a line that a crash left behind is closed, so that it spoils no other."""
+    file = (run_dir / EVENTS_FILE).open("ab+")
+    if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file
+
+
+def _is_finished(run_dir: Path) -> bool:
+    try:
+        lines = (run_dir / EVENTS_FILE).read_bytes().splitlines()
+    except FileNotFoundError:
+        return False
+    return any(line.startswith(b'{"event": "RunFinished"') for line in lines[-3:])
 
 
 def _write(file: BinaryIO, event: Event) -> None:

@@ -1,5 +1,7 @@
 """All runs of a folder, as the app and the command line see them."""
 
+import json
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,10 +10,13 @@ from typing import Any, Literal
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
+from finetune_core.files import write_bytes
 from finetune_core.runs.history import History
 from finetune_core.runs.record import CONFIG_FILE, is_locked
 
-Status = Literal["queued", "running", "finished", "stopped", "failed", "interrupted"]
+_ABOUT_FILE, _TRASH = "about.json", ".trash"
+
+Status = Literal["queued", "running", "finished", "stopped", "paused", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +25,15 @@ class Run:
 
     Attributes:
         status: ``interrupted`` means that its process went away in the middle.
+        name, note: that a person gave it; empty where nobody did.
     """
 
     run_dir: Path
     config: RunConfig
     history: History
     status: Status
+    name: str = ""
+    note: str = ""
 
     @property
     def run_id(self) -> str:
@@ -34,6 +42,11 @@ class Run:
     @property
     def active(self) -> bool:
         return self.status in ("queued", "running")
+
+    @property
+    def resumable(self) -> bool:
+        """Whether it can go on from where it was left."""
+        return self.status in ("stopped", "paused", "failed", "interrupted")
 
     @property
     def judged(self) -> bool:
@@ -51,7 +64,7 @@ def summary(run: Run) -> dict[str, Any]:
         "status": run.status,
         "strategy": run.config.strategy,
         "backbone": run.config.backbone,
-        "weights": run.config.weights,
+        "weights": run.config.starts_from,
         "trainable_parameters": started.get("trainable_parameters"),
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),
@@ -110,7 +123,36 @@ class RunStore:
             raise RunError(f"The settings of the run in {run_dir} cannot be read: {error}") from None
         with self._lock:
             history = self._histories.setdefault(run_dir, History(run_dir))
-        return Run(run_dir, config, history, _status(history))
+        return Run(run_dir, config, history, _status(history), *_about(run_dir))
+
+    def describe(self, run_id: str, name: str, note: str) -> None:
+        """Give a run a name and a note.
+
+        Raises:
+            RunError: when they cannot be written.
+        """
+        run_dir = self.run(run_id).run_dir
+        try:
+            write_bytes(run_dir / _ABOUT_FILE, json.dumps({"name": name.strip(), "note": note.strip()}).encode())
+        except OSError as error:
+            raise RunError(f"The name cannot be written to {run_dir}: {error}.") from None
+
+    def delete(self, run_id: str) -> Path:
+        """Move a run to the trash, from which a person can move it back; returns where it is.
+
+        Raises:
+            RunError: when it is going on, or cannot be moved.
+        """
+        run = self.run(run_id)
+        if run.active:
+            raise RunError(f"The run {run_id} is going on; stop it first.")
+        place = self.runs_dir / _TRASH / run_id
+        try:
+            place.parent.mkdir(exist_ok=True)
+            os.rename(run.run_dir, place)
+        except OSError as error:
+            raise RunError(f"The run {run_id} cannot be moved to {place.parent}: {error}.") from None
+        return place
 
     def _folders(self) -> list[Path]:
         if not self.runs_dir.is_dir():
@@ -125,6 +167,14 @@ class RunStore:
             return None
 
 
+def _about(run_dir: Path) -> tuple[str, str]:
+    try:
+        told = json.loads((run_dir / _ABOUT_FILE).read_text(encoding="utf-8"))
+        return str(told["name"]), str(told["note"])
+    except (OSError, ValueError, KeyError, TypeError):  # none was given; a damaged one is worth no trouble
+        return "", ""
+
+
 @lru_cache(maxsize=1000)
 def _config(file: Path, _changed: int) -> RunConfig:
     """Written once, read at every look at the runs."""
@@ -132,12 +182,14 @@ def _config(file: Path, _changed: int) -> RunConfig:
 
 
 def _status(history: History) -> Status:
-    # The lock first: a run that ends between the two looks is then seen as ended, never as interrupted.
-    locked = history.end is None and is_locked(history.run_dir)
-    history.refresh()
+    locked = False
+    if history.refresh().end is None:
+        # Read on after the look at the lock: a run that ends between the two is seen as ended, never as interrupted.
+        locked = is_locked(history.run_dir)
+        history.refresh()
     if history.end:
         ends: dict[str, Status] = {"RunFinished": "finished", "RunStopped": "stopped", "RunFailed": "failed"}
-        return ends[history.end["event"]]
+        return "paused" if history.end.get("paused") else ends[history.end["event"]]
     if not locked:
         return "interrupted"
     return "running" if history.begun else "queued"

@@ -1,13 +1,13 @@
 """Trains runs inside the app's own process: one thread a device, a queue before it. Knows nothing of Streamlit."""
 
 import logging
+from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Lock, Thread
+from threading import Condition, Thread
 
-from finetune_core.config import RunConfig
+from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError
-from finetune_core.runs.record import Reservation, create_run, execute
+from finetune_core.runs.record import CONFIG_FILE, Reservation, create_run, execute, reopen_run, request_stop
 from finetune_core.training.device import choose_device
 
 log = logging.getLogger(__name__)
@@ -18,34 +18,101 @@ class Worker:
 
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
-        self._queues: dict[str, SimpleQueue[Reservation]] = {}
-        self._lock = Lock()
+        self._queues: dict[str, _Queue] = {}
+        self._changed = Condition()
 
     def submit(self, config: RunConfig) -> str:
-        """Queue a run; returns its id.
+        """Queue a run; returns its id. The same settings that wait or train already are not queued again: a second click.
 
         Raises:
             ConfigError: when it cannot work; then nothing is queued.
         """
-        reservation = create_run(config, self.runs_dir)
-        self._queue(choose_device(config.device).kind).put(reservation)
+        with self._changed:
+            same = next((one for queue in self._queues.values() for one in queue.all() if one.config == config), None)
+            return same.run_id if same else self._put(create_run(config, self.runs_dir), config)
+
+    def resume(self, run_id: str) -> None:
+        """Queue a run that had ended, or was cut off, to go on.
+
+        Raises:
+            RunError: when it cannot.
+        """
+        with self._changed:
+            reservation = reopen_run(self.runs_dir / run_id)
+            self._put(reservation, make_config(read_config(reservation.run_dir / CONFIG_FILE)))
+
+    def waiting(self, run_id: str) -> tuple[int, int] | None:
+        """(place in its queue from 1, how many wait there); None when it does not wait."""
+        with self._changed:
+            for queue in self._queues.values():
+                ids = [one.run_id for one in queue.waiting]
+                if run_id in ids:
+                    return ids.index(run_id) + 1, len(ids)
+        return None
+
+    def move_up(self, run_id: str) -> None:
+        """Let a waiting run go before the one that waits before it."""
+        with self._changed:
+            for queue in self._queues.values():
+                ids = [one.run_id for one in queue.waiting]
+                at = ids.index(run_id) if run_id in ids else 0
+                if at:
+                    queue.waiting[at - 1], queue.waiting[at] = queue.waiting[at], queue.waiting[at - 1]
+
+    def cancel(self, run_id: str) -> None:
+        """Take a waiting run out of its queue; it counts as stopped. Does nothing to one that trains."""
+        with self._changed:
+            found = None
+            for queue in self._queues.values():
+                found = found or next((one for one in queue.waiting if one.run_id == run_id), None)
+                queue.waiting = [one for one in queue.waiting if one.run_id != run_id]
+        if found:
+            request_stop(found.reservation.run_dir)
+            _drain(found.reservation)
+
+    def _put(self, reservation: Reservation, config: RunConfig) -> str:
+        device = choose_device(config.device).kind
+        if device not in self._queues:
+            self._queues[device] = _Queue()
+            Thread(target=self._work, args=(self._queues[device],), name=f"training-{device}", daemon=True).start()
+        self._queues[device].waiting.append(_Queued(reservation, config))
+        self._changed.notify_all()
         return reservation.run_dir.name
 
-    def _queue(self, device: str) -> "SimpleQueue[Reservation]":
-        with self._lock:
-            if device not in self._queues:
-                queue = self._queues[device] = SimpleQueue()
-                Thread(target=_work, args=(queue,), name=f"training-{device}", daemon=True).start()
-            return self._queues[device]
+    def _work(self, queue: "_Queue") -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: queue.waiting)
+                queue.training = queue.waiting.pop(0)
+            _drain(queue.training.reservation)
+            with self._changed:
+                queue.training = None
 
 
-def _work(queue: "SimpleQueue[Reservation]") -> None:
-    while True:
-        reservation = queue.get()
-        try:
-            for _ in execute(reservation):
-                pass
-        except FinetuneError as error:
-            log.warning("run %s failed: %s", reservation.run_dir.name, error)
-        except Exception:  # a bug in one run must not end the queue; it is in the run's events and in the log
-            log.exception("run %s failed", reservation.run_dir.name)
+@dataclass(frozen=True)
+class _Queued:
+    reservation: Reservation
+    config: RunConfig
+
+    @property
+    def run_id(self) -> str:
+        return self.reservation.run_dir.name
+
+
+@dataclass
+class _Queue:
+    waiting: list[_Queued] = field(default_factory=list)
+    training: _Queued | None = None
+
+    def all(self) -> list[_Queued]:
+        return [*self.waiting, *([self.training] if self.training else [])]
+
+
+def _drain(reservation: Reservation) -> None:
+    try:
+        for _ in execute(reservation):
+            pass
+    except FinetuneError as error:
+        log.warning("run %s failed: %s", reservation.run_dir.name, error)
+    except Exception:  # a bug in one run must not end the queue; it is in the run's events and in the log
+        log.exception("run %s failed", reservation.run_dir.name)

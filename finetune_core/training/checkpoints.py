@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,13 +24,16 @@ class CheckpointInfo:
     """What a checkpoint needs to be put back into a network.
 
     Attributes:
+        epoch: how many are done.
         weights_hash: of the backbone that the frozen tensors come from.
+        standing: in ``last``: where the run stands (``standing.py``).
     """
 
     epoch: int
     backbone: str
     weights_hash: str
     classes: tuple[str, ...]
+    standing: dict[str, Any] | None = None
 
 
 def checkpoint_path(run_dir: Path, name: str) -> Path:
@@ -51,7 +55,17 @@ def save_checkpoint(run_dir: Path, name: str, tensors: dict[str, torch.Tensor], 
 
 
 def load_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
-    """Tensors by name, and what they belong to.
+    """The network's tensors by name, and what they belong to.
+
+    Raises:
+        RunError: when it is missing or damaged.
+    """
+    tensors, info = load_tensors(run_dir, name)
+    return {key: tensor for key, tensor in tensors.items() if "/" not in key}, info
+
+
+def load_tensors(run_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
+    """Everything in a checkpoint: those of the optimizer, too, whose names hold a ``/``.
 
     Raises:
         RunError: when it is missing or damaged.

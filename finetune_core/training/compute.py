@@ -1,7 +1,9 @@
 """A network put on its device, and the one training step: forward, loss, backward, step."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -21,29 +23,125 @@ def place(network: Network, strategy: Strategy, device: Device) -> None:
         keep_depthwise_exact(strategy, network.stages, network.model)
 
 
+class NotFinite(Exception):
+    """A loss or gradient is infinite, or no number."""
+
+
+@dataclass(frozen=True)
+class StepRule:
+    """What a step does beside forward, backward and step.
+
+    Attributes:
+        label_smoothing: share of each label that is spread over all classes (Szegedy et al. 2016).
+        class_weights: ``[classes]`` on the device, or None for equal ones.
+        clip_norm: the longest gradient; 0 is off.
+        micro_batch: images that go through the network at a time; None: all.
+        pull: strength of L2-SP (Li et al. 2018), and (parameter, its pretrained value) for each that is pulled.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: torch.Tensor | None = None
+    clip_norm: float = 0.0
+    micro_batch: int | None = None
+    pull: tuple[float, tuple[tuple[nn.Parameter, torch.Tensor], ...]] = (0.0, ())
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step; tensors stay on the device.
+
+    Attributes:
+        loss: mean over the batch.
+        logits: ``[n, classes]``.
+        gradient_norm: of all that trains, before clipping.
+        micro_batch: images that went through the network at a time: fewer than asked where memory ran out.
+    """
+
+    loss: torch.Tensor
+    logits: torch.Tensor
+    gradient_norm: torch.Tensor
+    micro_batch: int
+
+
+PLAIN = StepRule()
+
+
 def train_step(
-    forward: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer, device: Device, seed: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+    forward: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    optimizer: torch.optim.Optimizer,
+    device: Device,
+    seed: int,
+    rule: StepRule = PLAIN,
+) -> StepResult:
     """One step of gradient descent on the cross-entropy.
+
+    Where memory runs out, half as many images go through at a time, and their gradients add up to the same step.
 
     Args:
         forward: a network, or its tail.
         inputs, labels: one batch, on the device; ``labels`` int64 ``[n]``.
         seed: of dropout.
 
-    Returns:
-        The loss, and the logits ``[n, classes]``.
-
     Raises:
-        TrainingError: when BatchNorm is left with a single value.
+        NotFinite: when a gradient is no number; the weights are then as they were before.
+        TrainingError: when BatchNorm is left with a single value, or memory does not even hold one image.
     """
-    optimizer.zero_grad(set_to_none=True)
-    with seeded(seed), device.autocast(), _batchnorm_in_words():
-        logits = forward(inputs)
-    loss = cross_entropy(logits.float(), labels)
-    loss.backward()
+    size = min(rule.micro_batch or len(inputs), len(inputs))
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            loss, logits = _accumulated(forward, inputs, labels, device, seed, rule, size)
+            break
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            if size == 1:
+                raise TrainingError(
+                    "There is not enough memory for a single image. Choose a smaller image size, or freeze more stages."
+                ) from None
+            size = -(-size // 2)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    strength, pulled = rule.pull
+    for parameter, start in pulled:
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=strength)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if not math.isfinite(norm.item()):
+        raise NotFinite
+    if rule.clip_norm:
+        nn.utils.clip_grads_with_norm_(parameters, rule.clip_norm, norm)
     optimizer.step()
-    return loss, logits
+    return StepResult(loss, logits, norm, size)
+
+
+def _accumulated(
+    forward: nn.Module,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    device: Device,
+    seed: int,
+    rule: StepRule,
+    size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of the whole batch, ``size`` images at a time; its loss and logits."""
+    weights = rule.class_weights
+    whole = labels.numel() if weights is None else weights[labels].sum()
+    losses, logits = [], []
+    with seeded(seed):
+        for some, told in zip(inputs.split(size), labels.split(size), strict=True):
+            with device.autocast(), _batchnorm_in_words():
+                output = forward(some).float()
+            loss = cross_entropy(output, told, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
+            loss.backward()
+            losses.append(loss.detach())
+            logits.append(output.detach())
+    return torch.stack(losses).sum(), torch.cat(logits)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 @contextmanager

@@ -60,6 +60,19 @@ class RunStarted(Event):
 
 
 @dataclass(frozen=True)
+class RunReopened(Event):
+    """A run that had ended, or was cut off, waits to go on."""
+
+
+@dataclass(frozen=True)
+class RunResumed(Event):
+    """A run goes on after ``step`` steps of ``epoch``; whatever was told of later ones is told again."""
+
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
 class ImagesSkipped(Event):
     """Images that could not be read and are left out of this run."""
 
@@ -77,6 +90,8 @@ class StepEnded(Event):
         epoch_loss, epoch_accuracy: over the epoch so far.
         images: seen so far in the whole run.
         seconds: since the first step began.
+        gradient_norm: length of the gradient of all that trains, before clipping.
+        micro_batch: images that went through the network at a time.
     """
 
     epoch: int
@@ -87,6 +102,8 @@ class StepEnded(Event):
     learning_rate: float
     images: int
     seconds: float
+    gradient_norm: float = 0.0
+    micro_batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,11 +156,12 @@ class RunFinished(Event):
 
 @dataclass(frozen=True)
 class RunStopped(Event):
-    """A person stopped it. ``best_epoch`` is 0 when no epoch had ended: then there is nothing to evaluate."""
+    """A person stopped it, or paused it. ``best_epoch`` is 0 when no epoch had ended: then there is nothing to evaluate."""
 
     epoch: int
     best_epoch: int
     seconds: float
+    paused: bool = False
 
 
 @dataclass(frozen=True)

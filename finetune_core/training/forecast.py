@@ -109,10 +109,10 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
 
 
 def comparable(config: RunConfig) -> list[RunConfig]:
-    """The config once with each strategy that needs no further settings, its own among them."""
-    names = [name for name in STRATEGIES if name != "custom"]
+    """The config once with each classic strategy, and with its own."""
+    names = [name for name, strategy in STRATEGIES.items() if strategy.classic]
     others = [config.model_copy(update={"strategy": name, "cut": None, "stage_rates": None}) for name in names]
-    return [config, *others] if config.strategy == "custom" else others
+    return others if config.strategy in names else [config, *others]
 
 
 class SpeedBook:
@@ -211,7 +211,8 @@ def _key(config: RunConfig) -> str:
 
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = choose_device(config.device, config.precision)
-    weights = config.weights if config.weights != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
+    asked = config.starts_from
+    weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
     network = build_network(config.backbone, weights, classes, config.seed)
     strategy = plan(config, network.stages)
     place(network, strategy, device)

@@ -14,8 +14,9 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.network import Network
 from finetune_core.training.batches import augmented, epoch_batches, evaluated, in_order, normalised, prefetched
+from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
-from finetune_core.training.strategies import Strategy
+from finetune_core.training.strategies import Strategy, trained_parameters
 from finetune_core.training.trunk import CachedTrunk, CacheReport
 
 _EVALUATION_BATCH = 32
@@ -117,3 +118,20 @@ class Job:
     def _on_device(self, batches: Inputs) -> Inputs:
         for rows, inputs in batches:
             yield rows, inputs.to(self.device.torch_device, non_blocking=self.device.kind == "cuda")
+
+
+def step_rule(job: Job) -> StepRule:
+    """What the config asks of each step, on the job's device."""
+    config, network = job.config, job.network
+    weights = None
+    if config.class_weights == "balanced":
+        counts = np.bincount(job.labels[job.rows[TRAIN]], minlength=len(job.dataset.classes))
+        balanced = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        weights = torch.tensor(balanced, dtype=torch.float32, device=job.device.torch_device)
+    pulled = []
+    if config.l2_sp:
+        parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
+        for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):  # the head is new: nothing to go back to
+            for name in trained_parameters(plan, stage):
+                pulled.append((parameters[name], start[name].to(job.device.torch_device)))
+    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, (config.l2_sp, tuple(pulled)))

@@ -1,8 +1,8 @@
 """The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
 
-import math
 import time
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,17 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
-from finetune_core.training.checkpoints import BEST, LAST, CheckpointInfo, changing_tensors, load_checkpoint, save_checkpoint
-from finetune_core.training.compute import train_step
+from finetune_core.training.average import Average
+from finetune_core.training.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointInfo,
+    changing_tensors,
+    checkpoint_path,
+    load_checkpoint,
+    save_checkpoint,
+)
+from finetune_core.training.compute import NotFinite, StepRule, train_step
 from finetune_core.training.device import used_memory
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -23,89 +32,91 @@ from finetune_core.training.events import (
     Event,
     Progress,
     RunFinished,
+    RunResumed,
     RunStarted,
     RunStopped,
     StepEnded,
 )
 from finetune_core.training.forecast import SpeedBook, forecast
-from finetune_core.training.job import Job
+from finetune_core.training.job import Job, step_rule
 from finetune_core.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
-from finetune_core.training.predictions import prediction_table, save_predictions
+from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
 from finetune_core.training.prepare import EVENT_SECONDS, prepare
-from finetune_core.training.strategies import apply, describe, trainable_parameters
+from finetune_core.training.standing import Standing, restore_standing, save_standing
+from finetune_core.training.strategies import apply, describe, frozen_tensors, trainable_parameters
+
+CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
 
 class StopRequested(Exception):
-    """Thrown into ``fit`` to end a run early and in good order."""
+    """Thrown into ``fit`` to end a run early and in good order; ``pause`` says that it is meant to go on later."""
+
+    def __init__(self, *, pause: bool = False) -> None:
+        super().__init__()
+        self.pause = pause
 
 
-@dataclass(frozen=True)
-class _Score:
-    """How well an epoch did; the best one is the most accurate, at a tie the one with the lower loss."""
-
-    epoch: int = 0
-    accuracy: float = -1.0
-    loss: float = math.inf
-
-    def beats(self, other: "_Score") -> bool:
-        return (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
-
-
-def fit(config: RunConfig, run_dir: Path) -> Iterator[Event]:
+def fit(config: RunConfig, run_dir: Path, *, resume: bool = False) -> Iterator[Event]:
     """Train, validate, keep the best epoch, predict; checkpoints and predictions go to ``run_dir``.
 
     The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The validation images' predictions are
     those of the best checkpoint; those of the test images join them at the end.
 
+    Args:
+        resume: go on from where ``last`` was written, as if nothing had happened.
+
     Raises:
         FinetuneError: when the run cannot start, or cannot go on.
     """
     began, memory_before = time.monotonic(), used_memory()
-    best, epoch = _Score(), 0
+    at, trainer = Standing(), None
     try:
         job = yield from prepare(config)
         yield _started(job)
-        optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model)
-        training_began = time.monotonic()
-        for epoch in range(1, config.epochs + 1):
-            epoch_began = time.monotonic()
-            train_loss, train_accuracy = yield from _train(job, optimizer, epoch, training_began)
-            trained = time.monotonic()
-            logits = yield from _predict(job, VAL, "validate")
-            if not np.isfinite(logits).all():
-                raise _diverged(f"after epoch {epoch}", config.learning_rate)
-            score = _score(job, logits, epoch)
-            ended = time.monotonic()
-            saved = [LAST]
-            if score.beats(best):
-                best, best_logits = score, logits
-                saved.append(BEST)
-                save_predictions(run_dir, _table(job, VAL, logits))
-            # All is on disk before it is told: whoever stops the run at one of these events finds what they speak of.
-            checkpoints = [_save(job, run_dir, name, epoch) for name in saved]
-            yield EpochEnded(
-                epoch,
-                train_loss,
-                train_accuracy,
-                score.loss,
-                score.accuracy,
-                train_seconds=trained - epoch_began,
-                val_seconds=ended - trained,
-                seconds=ended - training_began,
-                memory_bytes=max(0, used_memory() - memory_before),
-            )
-            yield from checkpoints
-        if best.epoch != epoch:
-            job.network.model.load_state_dict(load_checkpoint(run_dir, BEST)[0], strict=False)
-        test_accuracy = None
-        if len(job.rows[TEST]):
-            logits = yield from _predict(job, TEST, "test")
-            save_predictions(run_dir, pd.concat([_table(job, VAL, best_logits), _table(job, TEST, logits)], ignore_index=True))
-            test_accuracy = float((logits.argmax(1) == job.labels[job.rows[TEST]]).mean())
+        trainer = _trainer(job, run_dir)
+        if resume:
+            if checkpoint_path(run_dir, LAST).exists():
+                at = restore_standing(job, trainer.optimizer, trainer.average, run_dir)
+            yield RunResumed(at.epoch, at.step)
+        at.since = time.monotonic()
+        while at.epoch <= config.epochs and not at.is_stalled(config.early_stopping, config.patience):
+            yield from _train(trainer, at)
+            yield from _validate(trainer, at, memory_before)
+        tested = yield from _test(trainer, at)
         frozen = audit_frozen(job)
-        yield RunFinished(epoch, best.epoch, best.accuracy, best.loss, test_accuracy, time.monotonic() - began, frozen)
-    except StopRequested:
-        yield RunStopped(epoch, best.epoch, time.monotonic() - began)
+        seconds = time.monotonic() - began + at.seconds
+        yield RunFinished(at.epoch - 1, at.best_epoch, at.best_accuracy, at.best_loss, tested, seconds, frozen)
+    except StopRequested as request:
+        if trainer is not None:
+            trainer.save(at)
+        epoch = at.epoch if at.step else at.epoch - 1
+        yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
+
+
+@dataclass(frozen=True)
+class _Trainer:
+    """What changes while a run goes on, and where it is kept."""
+
+    job: Job
+    run_dir: Path
+    optimizer: torch.optim.Optimizer
+    average: Average | None
+    rule: StepRule
+
+    def save(self, at: Standing) -> CheckpointSaved:
+        return save_standing(self.job, self.optimizer, self.average, at, self.run_dir)
+
+    def judged(self) -> AbstractContextManager[None]:
+        """The network as it is judged and kept."""
+        return self.average.in_place(self.job.network.model) if self.average else nullcontext()
+
+
+def _trainer(job: Job, run_dir: Path) -> _Trainer:
+    config, network = job.config, job.network
+    optimizer = make_optimizer(config, job.strategy, network.stages, network.model)
+    changing = changing_tensors(network.model, network.stages, job.strategy)
+    average = Average(changing, config.ema) if config.ema else None
+    return _Trainer(job, run_dir, optimizer, average, step_rule(job))
 
 
 def audit_frozen(job: Job) -> int:
@@ -118,8 +129,7 @@ def audit_frozen(job: Job) -> int:
     names = [
         name
         for stage, plan in zip(job.network.stages, job.strategy, strict=True)
-        if plan.frozen and plan.batchnorm == "frozen"
-        for name in (*stage.parameters, *stage.buffers)
+        for name in frozen_tensors(plan, stage)
         if name in now
     ]
     if moved := [name for name in names if not torch.equal(now[name].cpu(), before[name])]:
@@ -127,41 +137,95 @@ def audit_frozen(job: Job) -> int:
     return len(names)
 
 
-def _train(job: Job, optimizer: torch.optim.Optimizer, epoch: int, began: float) -> Generator[Event, None, tuple[float, float]]:
-    """One epoch; returns its mean loss and accuracy, as they were while it went on."""
-    config = job.config
+def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
+    """The rest of an epoch's steps; ``at`` moves on with each."""
+    job, optimizer, config, epoch = trainer.job, trainer.optimizer, trainer.job.config, at.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
     batches = job.training_batches(epoch)
-    seen, loss_sum, correct = 0, 0.0, 0
-    for step, (rows, inputs) in enumerate(job.training_inputs(batches, epoch), start=1):
+    began, saved = time.monotonic() - at.train_seconds, time.monotonic()
+    for step, (rows, inputs) in enumerate(job.training_inputs(batches[at.step :], epoch), start=at.step + 1):
         position = (epoch - 1) * len(batches) + step - 1
-        factor = learning_rate_factor(config, position, len(batches))
-        set_learning_rate(optimizer, factor)
+        rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, len(batches)))
         labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
-        # Dropout's randomness depends on the step alone.
-        loss, logits = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise _diverged(f"at step {step} of epoch {epoch}", config.learning_rate * factor)
-        seen += len(rows)
-        loss_sum += value * len(rows)
-        correct += int((logits.argmax(1) == labels).sum())
+        try:
+            # Dropout's randomness depends on the step alone.
+            done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, trainer.rule)
+        except NotFinite:
+            raise _diverged(f"at step {step} of epoch {epoch}", rate) from None
+        if trainer.average:
+            trainer.average.update(job.network.model)
+        value = done.loss.item()
+        at.step = step
+        at.seen += len(rows)
+        at.loss_sum += value * len(rows)
+        at.correct += int((done.logits.argmax(1) == labels).sum())
+        at.train_seconds = time.monotonic() - began
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            yield trainer.save(at)
+            saved = time.monotonic()
         yield StepEnded(
             epoch,
             step,
             value,
-            epoch_loss=loss_sum / seen,
-            epoch_accuracy=correct / seen,
-            learning_rate=config.learning_rate * factor,
-            images=(epoch - 1) * len(job.rows[TRAIN]) + seen,
-            seconds=time.monotonic() - began,
+            epoch_loss=at.loss_sum / at.seen,
+            epoch_accuracy=at.correct / at.seen,
+            learning_rate=rate,
+            images=(epoch - 1) * len(job.rows[TRAIN]) + at.seen,
+            seconds=at.elapsed,
+            gradient_norm=done.gradient_norm.item(),
+            micro_batch=done.micro_batch,
         )
-    return loss_sum / seen, correct / seen
+
+
+def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[Event, None, None]:
+    """Judge an epoch that is trained, keep what is worth keeping, and go on to the next one."""
+    job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
+    with trainer.judged():
+        logits = yield from _predict(job, VAL, "validate")
+        if not np.isfinite(logits).all():
+            raise _diverged(f"after epoch {epoch}", job.config.learning_rate)
+        labels = job.labels[job.rows[VAL]]
+        loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
+        accuracy = float((logits.argmax(1) == labels).mean())
+        # All is on disk before it is told: whoever stops the run at one of these events finds what they speak of.
+        saved = []
+        if at.take(epoch, accuracy, loss):
+            save_predictions(run_dir, _table(job, VAL, logits))
+            saved.append(_save_best(job, run_dir, epoch))
+    ended = EpochEnded(
+        epoch,
+        at.loss_sum / at.seen,
+        at.correct / at.seen,
+        loss,
+        accuracy,
+        train_seconds=at.train_seconds,
+        val_seconds=time.monotonic() - began,
+        seconds=at.elapsed,
+        memory_bytes=max(0, used_memory() - memory_before),
+    )
+    at.next_epoch()
+    saved.append(trainer.save(at))
+    yield ended
+    yield from saved
+
+
+def _test(trainer: _Trainer, at: Standing) -> Generator[Event, None, float | None]:
+    """Predict the test images with the best epoch's weights; their accuracy, or None where there are none."""
+    job, run_dir = trainer.job, trainer.run_dir
+    if trainer.average or at.best_epoch != at.epoch - 1:
+        job.network.model.load_state_dict(load_checkpoint(run_dir, BEST)[0], strict=False)
+    if not len(job.rows[TEST]):
+        return None
+    logits = yield from _predict(job, TEST, "test")
+    validated = load_predictions(run_dir)
+    validated = validated[validated["split"] == VAL]
+    save_predictions(run_dir, pd.concat([validated, _table(job, TEST, logits)], ignore_index=True))
+    return float((logits.argmax(1) == job.labels[job.rows[TEST]]).mean())
 
 
 def _diverged(when: str, learning_rate: float) -> TrainingError:
     return TrainingError(
-        f"The loss was no longer a number {when} (learning rate {learning_rate:g}). "
+        f"The loss or its gradient was no longer a number {when} (learning rate {learning_rate:g}). "
         "Try a learning rate ten times lower. The best epoch before this is kept."
     )
 
@@ -185,17 +249,11 @@ def _predict(job: Job, split: str, phase: str) -> Generator[Event, None, np.ndar
     return np.concatenate(found)
 
 
-def _score(job: Job, logits: np.ndarray, epoch: int) -> _Score:
-    labels = job.labels[job.rows[VAL]]
-    loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
-    return _Score(epoch, float((logits.argmax(1) == labels).mean()), loss)
-
-
 def _started(job: Job) -> RunStarted:
     config, stages, dataset = job.config, job.network.stages, job.dataset
     return RunStarted(
         backbone=config.backbone,
-        weights=config.weights,
+        weights=config.starts_from,
         weights_hash=job.network.weights_hash,
         strategy=config.strategy,
         stages=describe(job.strategy, stages),
@@ -229,11 +287,11 @@ def _expected(job: Job) -> dict[str, float] | None:
     return {name: getattr(told, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
 
 
-def _save(job: Job, run_dir: Path, name: str, epoch: int) -> CheckpointSaved:
+def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
     info = CheckpointInfo(epoch, job.config.backbone, job.network.weights_hash, job.dataset.classes)
-    save_checkpoint(run_dir, name, tensors, info)
-    return CheckpointSaved(name, epoch)
+    save_checkpoint(run_dir, BEST, tensors, info)
+    return CheckpointSaved(BEST, epoch)
 
 
 def _table(job: Job, split: str, logits: np.ndarray) -> pd.DataFrame:

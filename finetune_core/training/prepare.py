@@ -64,7 +64,7 @@ def check_config(config: RunConfig) -> None:
     if "backbone" not in problems:
         attempt("strategy", lambda: plan(config, network_stages(config.backbone)))
         attempt("image_size", check_image_size, config.backbone, config.image_size)
-    if config.weights not in (PRETRAINED, "none") and not Path(config.weights).expanduser().is_file():
+    if config.starts_from not in (PRETRAINED, "none") and not Path(config.weights).expanduser().is_file():
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
         raise ConfigError(problems)
@@ -84,10 +84,10 @@ def prepare(config: RunConfig) -> Generator[Event, None, Job]:
     if dataset.unreadable:
         yield _skipped(dataset.unreadable)
     info = backbone_info(config.backbone)
-    if config.weights == PRETRAINED and not info.ready:
+    if config.starts_from == PRETRAINED and not info.ready:
         yield from _reported("download", download(info))
     device = choose_device(config.device, config.precision)
-    network = build_network(config.backbone, config.weights, len(dataset.classes), config.seed)
+    network = build_network(config.backbone, config.starts_from, len(dataset.classes), config.seed)
     prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
     place(network, prepared.strategy, device)
     reason = why_uncached(config, cut_index(prepared.strategy))

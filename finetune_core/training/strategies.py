@@ -13,6 +13,9 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.stages import Stage
 
 BatchNormMode = Literal["frozen", "statistics", "train"]
+Part = Literal["all", "norms", "biases"]
+
+_MODES: dict[str, BatchNormMode] = {"auto": "train", "frozen": "frozen", "statistics": "statistics"}
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class StagePlan:
         thaw_epoch: the epoch, counted from 1, from which it trains.
         batchnorm: ``frozen`` keeps running statistics and affine weights; ``statistics`` lets the statistics follow the
             data; ``train`` trains the affine weights, too.
+        part: which of its weights train: all, those of its normalisation layers, or its biases (those of norms among them).
     """
 
     stage: str
@@ -32,6 +36,7 @@ class StagePlan:
     rate: float
     thaw_epoch: int
     batchnorm: BatchNormMode
+    part: Part = "all"
 
     def trains_in(self, epoch: int) -> bool:
         return not self.frozen and epoch >= self.thaw_epoch
@@ -41,41 +46,85 @@ Strategy = tuple[StagePlan, ...]
 
 
 @dataclass(frozen=True)
+class Rule:
+    """What a strategy says of one stage: rate 0 is frozen."""
+
+    rate: float
+    thaw_epoch: int = 1
+    part: Part = "all"
+
+
+@dataclass(frozen=True)
 class NamedStrategy:
     """A strategy that a person can choose.
 
     Attributes:
-        rates: (config, stage names) -> how many times the learning rate each stage gets; 0 is frozen.
+        rules: (config, stage names) -> one rule a stage, input to head.
         help: when it pays, in one or two sentences.
         source: where it comes from.
+        classic: whether forecasts show it beside any other.
     """
 
     title: str
     help: str
     source: str
-    rates: Callable[[RunConfig, Sequence[str]], Sequence[float]]
+    rules: Callable[[RunConfig, Sequence[str]], Sequence[Rule]]
+    classic: bool = False
 
 
-def _last(count: int) -> Callable[[RunConfig, Sequence[str]], Sequence[float]]:
-    def rates(_config: RunConfig, names: Sequence[str]) -> Sequence[float]:
+Rules = Callable[[RunConfig, Sequence[str]], Sequence[Rule]]
+
+
+def _last(count: int) -> Rules:
+    def rules(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
         first = max(0, len(names) - count)
-        return [float(index >= first) for index in range(len(names))]
+        return [Rule(float(index >= first)) for index in range(len(names))]
 
-    return rates
+    return rules
 
 
-def _custom(config: RunConfig, names: Sequence[str]) -> Sequence[float]:
+def _first_block(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    """The stem, the first stage after it, and the new head."""
+    return [Rule(float(index < 2 or index == len(names) - 1)) for index in range(len(names))]
+
+
+def _everything(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    return [Rule(1.0)] * len(names)
+
+
+def _only(part: Part) -> Rules:
+    def rules(_config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+        return [*[Rule(1.0, part=part)] * (len(names) - 1), Rule(1.0)]
+
+    return rules
+
+
+def _discriminative(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    return [Rule(config.layer_decay ** (len(names) - 1 - index)) for index in range(len(names))]
+
+
+def _probe_then_full(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    thaw = 1 + (config.thaw_every or max(1, config.epochs // 2))
+    return [*[Rule(1.0, thaw)] * (len(names) - 1), Rule(1.0)]
+
+
+def _gradual(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    every = config.thaw_every or max(1, config.epochs // len(names))
+    return [Rule(1.0, 1 + every * (len(names) - 1 - index)) for index in range(len(names))]
+
+
+def _custom(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     known = f"the stages of {config.backbone} are {', '.join(names)}"
     if config.cut is not None:
         if config.cut not in names:
             raise ConfigError({"cut": f"there is no stage {config.cut!r}; {known}"})
-        return [float(index >= names.index(config.cut)) for index in range(len(names))]
+        return [Rule(float(index >= names.index(config.cut))) for index in range(len(names))]
     given = config.stage_rates or {}
     if unknown := [name for name in given if name not in names]:
         raise ConfigError({"stage_rates": f"there is no stage {', '.join(map(repr, unknown))}; {known}"})
     if not given.get("head"):
         raise ConfigError({"stage_rates": "the head is new and has to train: give it a rate above 0"})
-    return [given.get(name, 0.0) for name in names]
+    return [Rule(given.get(name, 0.0)) for name in names]
 
 
 STRATEGIES: dict[str, NamedStrategy] = {
@@ -84,24 +133,72 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "Only the new head trains. The fastest, and hard to overfit: right for few images, or images like ImageNet's.",
         "Donahue et al. 2014, DeCAF",
         _last(1),
+        classic=True,
     ),
     "last_block": NamedStrategy(
         "Last block",
         "The last stage and the head train. The usual first choice when feature extraction is not good enough.",
         "Yosinski et al. 2014, How transferable are features in deep neural networks?",
         _last(2),
+        classic=True,
     ),
     "last_two_blocks": NamedStrategy(
         "Last two blocks",
         "The last two stages and the head train. For images that look unlike ImageNet's, with some hundreds for each class.",
         "Yosinski et al. 2014",
         _last(3),
+        classic=True,
     ),
     "full": NamedStrategy(
         "Everything",
         "All stages train. The slowest; pays with many images, or images very unlike ImageNet's.",
         "Kornblith et al. 2019, Do better ImageNet models transfer better?",
-        lambda _config, names: [1.0] * len(names),
+        _everything,
+        classic=True,
+    ),
+    "linear_probe_then_full": NamedStrategy(
+        "Head first, then everything",
+        "The head trains alone, then everything with it. Spoils less of what the network knows: pays when the images it will meet "
+        "differ from those it learns from.",
+        "Kumar et al. 2022, Fine-tuning can distort pretrained features (LP-FT)",
+        _probe_then_full,
+    ),
+    "gradual_unfreezing": NamedStrategy(
+        "Gradual unfreezing",
+        "The head first, then one stage more every few epochs. For small data sets that full fine-tuning overfits.",
+        "Howard & Ruder 2018, ULMFiT",
+        _gradual,
+    ),
+    "discriminative": NamedStrategy(
+        "Slower towards the input",
+        "Everything trains, each stage slower than the one after it. A safe way to train all of it.",
+        "Howard & Ruder 2018; Bao et al. 2022, BEiT",
+        _discriminative,
+    ),
+    "first_block": NamedStrategy(
+        "First block",
+        "The stem, the first stage and the head train. Pays when the images differ in their pixels (noise, blur, another camera), "
+        "not in what they show.",
+        "Lee et al. 2023, Surgical fine-tuning",
+        _first_block,
+    ),
+    "batchnorm_only": NamedStrategy(
+        "Norms only",
+        "The normalisation layers and the head train: few weights, much effect on how features are scaled.",
+        "Frankle et al. 2021, Training BatchNorm and only BatchNorm",
+        _only("norms"),
+    ),
+    "bias_only": NamedStrategy(
+        "Biases only",
+        "The biases and the head train. A very small change to the network, for small data sets.",
+        "Ben Zaken et al. 2022, BitFit; Cai et al. 2020, TinyTL",
+        _only("biases"),
+    ),
+    "from_scratch": NamedStrategy(
+        "From scratch",
+        "Random weights, everything trains: the control that shows what pretraining was worth.",
+        "He et al. 2019, Rethinking ImageNet pre-training",
+        _everything,
     ),
     "custom": NamedStrategy(
         "Custom",
@@ -116,13 +213,48 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
     """The config's strategy on these stages.
 
     Raises:
-        ConfigError: when a custom strategy names a stage that is not there, or trains nothing.
+        ConfigError: when a custom strategy names a stage that is not there, or trains nothing; when a stage would thaw after
+            the last epoch.
     """
-    rates = STRATEGIES[config.strategy].rates(config, [stage.name for stage in stages])
-    return tuple(
-        StagePlan(stage.name, rate == 0, rate, 1, "frozen" if rate == 0 else "train")
-        for stage, rate in zip(stages, rates, strict=True)
-    )
+    rules = STRATEGIES[config.strategy].rules(config, [stage.name for stage in stages])
+    if (late := max(rule.thaw_epoch for rule in rules)) > config.epochs:
+        raise ConfigError({"thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"})
+    return tuple(_stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True))
+
+
+def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
+    planned = StagePlan(stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, _batchnorm(config, rule), rule.part)
+    if rule.rate and not trained_parameters(planned, stage):  # no norms here, say
+        return StagePlan(stage.name, True, 0.0, 1, "frozen")
+    return planned
+
+
+def _batchnorm(config: RunConfig, rule: Rule) -> BatchNormMode:
+    """Where only biases train, the statistics stay: a moving mean is a moving bias."""
+    if rule.rate == 0 or rule.part == "biases":
+        return "frozen"
+    return "train" if rule.part == "norms" else _MODES[config.batchnorm]
+
+
+def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
+    """Names of the parameters of a stage that train, at the end of the run at the latest."""
+    if plan.frozen:
+        return ()
+    if plan.part == "biases":
+        return tuple(name for name in stage.parameters if name.endswith("bias"))
+    if plan.part == "norms":
+        return stage.norms
+    spared = set() if plan.batchnorm == "train" else set(stage.batchnorms)
+    return tuple(name for name in stage.parameters if name not in spared)
+
+
+def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
+    """Names of the parameters and buffers of a stage that nothing may change: what an audit compares."""
+    if plan.frozen and plan.batchnorm != "frozen":
+        return ()
+    trained = set(trained_parameters(plan, stage))
+    buffers = stage.buffers if plan.batchnorm == "frozen" else ()
+    return tuple(name for name in (*stage.parameters, *buffers) if name not in trained)
 
 
 def cut_index(strategy: Strategy) -> int:
@@ -132,18 +264,24 @@ def cut_index(strategy: Strategy) -> int:
 
 def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     """Numbers that train, at the end of the run at the latest."""
-    return sum(stage.parameter_count for stage, plan in zip(stages, strategy, strict=True) if not plan.frozen)
+    return sum(_trained_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
+
+
+def _trained_count(plan: StagePlan, stage: Stage) -> int:
+    return sum(stage.sizes[name] for name in trained_parameters(plan, stage))
 
 
 def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """One plain row a stage, input to head: ``name, parameters, trains, rate, thaw_epoch``."""
+    """One plain row a stage, input to head: ``name, parameters, trains, trained, rate, thaw_epoch, part``."""
     return [
         {
             "name": stage.name,
             "parameters": stage.parameter_count,
             "trains": not plan.frozen,
+            "trained": _trained_count(plan, stage),
             "rate": plan.rate,
             "thaw_epoch": plan.thaw_epoch,
+            "part": plan.part,
         }
         for stage, plan in zip(stages, strategy, strict=True)
     ]
@@ -157,13 +295,14 @@ def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: 
     for stage, plan in zip(stages, strategy, strict=True):
         trains = plan.trains_in(epoch)
         batchnorm: BatchNormMode = plan.batchnorm if trains or plan.frozen else "frozen"
+        chosen = set(trained_parameters(plan, stage)) if trains else set()
         for name in stage.parameters:
-            parameters[name].requires_grad_(trains)
+            parameters[name].requires_grad_(name in chosen)
         for path in stage.modules:
             module = model.get_submodule(path).train(trains)
             for norm in (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
                 norm.train(batchnorm != "frozen")
-                for parameter in norm.parameters():
+                for parameter in norm.parameters() if plan.part == "all" else ():
                     parameter.requires_grad_(batchnorm == "train")
 
 
@@ -192,10 +331,9 @@ def parameter_groups(
     parameters = dict(model.named_parameters())
     groups = []
     for stage, plan in zip(stages, strategy, strict=True):
-        if plan.frozen:
-            continue
+        names = trained_parameters(plan, stage)
         for decay in (weight_decay, 0.0) if weight_decay else (0.0,):
-            chosen = [parameters[n] for n in stage.parameters if not weight_decay or (parameters[n].ndim > 1) == bool(decay)]
+            chosen = [parameters[n] for n in names if not weight_decay or (parameters[n].ndim > 1) == bool(decay)]
             if chosen:
                 rate = learning_rate * plan.rate
                 groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay, "stage": stage.name})

@@ -22,6 +22,13 @@ _WORDS = {
     "sgd": "SGD with momentum",
     "constant": "Constant",
     "cosine": "Cosine with warm-up",
+    "one_cycle": "One cycle",
+    "step": "Steps with warm-up",
+    "balanced": "Balanced",
+    "val_accuracy": "Validation accuracy",
+    "val_loss": "Validation loss",
+    "frozen": "Frozen",
+    "statistics": "Statistics only",
     "none": "None",
     "flips": "Flips",
     "random_resized_crop": "Random crops and flips",
@@ -44,6 +51,16 @@ _LABELS = {
     "split_seed": "Seed of the split",
     "val_fraction": "Validation share",
     "test_fraction": "Test share",
+    "thaw_every": "Thaw a stage every (epochs)",
+    "layer_decay": "Rate from stage to stage",
+    "batchnorm": "BatchNorm in stages that train",
+    "l2_sp": "Pull to pretrained weights",
+    "label_smoothing": "Label smoothing",
+    "class_weights": "Class weights",
+    "clip_norm": "Longest gradient",
+    "micro_batch": "Images at a time",
+    "ema": "Average of weights",
+    "early_stopping": "Early stopping",
     "edits": "Changes to the data set",
     "groups": "Groups that stay together",
     "near_duplicates": "Copies and near-duplicates",
@@ -58,7 +75,8 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
     """Set the form's fields (a callback: before the widgets are drawn)."""
     for name, value in recipe.items():
         st.session_state[_key(name)] = _as_widget(name, value)
-    st.session_state["weights_from"] = "Pretrained"
+    if "weights" in recipe:
+        st.session_state["weights_from"] = "Pretrained"
 
 
 def fill_in() -> None:
@@ -150,18 +168,18 @@ def choice_field(name: str, options: Any, problems: dict[str, str]) -> None:
     _problem(name, problems)
 
 
-def views_field(problems: dict[str, str]) -> None:
+def optional_field(name: str, problems: dict[str, str]) -> None:
     """A whole number, or nothing."""
     st.number_input(
-        label("views"),
-        key=_key("views"),
+        label(name),
+        key=_key(name),
         step=1,
         value=None,
         placeholder="chosen by Thaw",
-        help=_help("views"),
+        help=_help(name),
         persist_state="session",
     )
-    _problem("views", problems)
+    _problem(name, problems)
 
 
 def backbone_field(problems: dict[str, str]) -> None:
@@ -185,8 +203,13 @@ def strategy_field(problems: dict[str, str]) -> None:
         help=_help("strategy"),
         persist_state="session",
     )
-    if st.session_state[_key("strategy")] == "custom":
+    chosen = st.session_state[_key("strategy")]
+    if chosen == "custom":
         _custom_widgets()
+    if chosen in ("linear_probe_then_full", "gradual_unfreezing"):
+        optional_field("thaw_every", problems)
+    if chosen == "discriminative":
+        text_field("layer_decay", problems)
     for name in ("strategy", "cut", "stage_rates"):
         _problem(name, problems)
 

@@ -14,6 +14,7 @@ from finetune_core.words import number, percent, rate, short_number
 # Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
 _LOOKS = {
     "frozen": ("#cfe8f7", "#0b3c5d", "#8cc4e6", "❄ frozen"),
+    "thaws": ("#ece3dd", "#4a3326", "#f0a35e", ""),
     "warm": ("#ffd9b0", "#6b2a00", "#f0a35e", "🔥 trains"),
     "head": ("#ff9d57", "#4a1a00", "#d9622b", "🔥 new, trains"),
 }
@@ -38,14 +39,18 @@ def draw_stages(stages: Sequence[Mapping[str, Any]], learning_rate: float) -> No
     """
     tiles = "".join(_tile(stage, index, len(stages), learning_rate) for index, stage in enumerate(stages))
     st.html(f'<div role="list" style="display:flex;flex-wrap:wrap;gap:6px;align-items:stretch">{tiles}</div>')
-    trained = sum(stage["parameters"] for stage in stages if stage["trains"])
+    trained = sum(stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages)
     total = sum(stage["parameters"] for stage in stages)
     st.markdown(f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total)}).")
 
 
 def _tile(stage: Mapping[str, Any], index: int, count: int, learning_rate: float) -> str:
-    look = "frozen" if not stage["trains"] else "head" if index == count - 1 else "warm"
+    look = "frozen" if not stage["trains"] else "head" if index == count - 1 else "thaws" if stage["thaw_epoch"] > 1 else "warm"
     background, ink, edge, word = _LOOKS[look]
+    parts = {"norms": "🔥 norms only", "biases": "🔥 biases only"}
+    word = parts.get(stage.get("part", "all"), word) if look == "warm" else word
+    if look == "thaws":
+        word = f"🔥 from epoch {stage['thaw_epoch']}"
     rate_line = f"rate {rate(learning_rate * stage['rate'])}" if stage["trains"] else "unchanged"
     return (
         f'<div role="listitem" style="flex:1 1 92px;min-width:92px;padding:10px 8px;border-radius:10px;text-align:center;'

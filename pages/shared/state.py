@@ -31,6 +31,7 @@ STATUS_WORDS = {
     "running": ("Training", "orange", ":material/local_fire_department:"),
     "finished": ("Finished", "green", ":material/check_circle:"),
     "stopped": ("Stopped", "blue", ":material/stop_circle:"),
+    "paused": ("Paused", "blue", ":material/pause_circle:"),
     "failed": ("Failed", "red", ":material/error:"),
     "interrupted": ("Interrupted", "violet", ":material/power_off:"),
 }
@@ -179,12 +180,13 @@ def run_label(run: Run) -> str:
 
 
 def run_title(run: Run) -> str:
-    """When, and what."""
+    """Its name, when, and what."""
     try:
         when = f"{datetime.strptime(run.run_id[:15], '%Y%m%d-%H%M%S'):%d %b %H:%M}"
     except ValueError:  # a folder that was renamed
         when = run.run_id
-    return f"{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title.lower()}"
+    named = f"{run.name} · " if run.name else ""
+    return f"{named}{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title.lower()}"
 
 
 def choose_run(runs: list[Run], *, prefer_active: bool = False) -> Run:

@@ -1,5 +1,6 @@
 """Each page, run by Streamlit's own test harness against real run folders."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,21 @@ def test_train_shows_a_failure_in_words(run):
         )
     at = opened("train")
     assert "no longer a number" in words(at)
+
+
+def test_a_stopped_run_is_resumed_from_its_page(run):
+    reservation = create_run(make_config({"data": str(run.folder), "image_size": 32, "epochs": 2}), paths.runs_dir())
+    request_stop(reservation.run_dir, pause=True)
+    list(execute(reservation))
+    at = opened("train", run=reservation.run_dir.name)
+    assert "Resume" in labels(at)
+    next(button for button in at.button if button.label == "Resume").click().run()
+    assert not at.exception
+    end = time.monotonic() + 60
+    while "RunFinished" not in (reservation.run_dir / "events.jsonl").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert "Resume" not in labels(opened("train", run=reservation.run_dir.name))
 
 
 def test_an_unknown_run_in_the_address_is_said_and_not_fatal(run):

@@ -8,7 +8,7 @@ import pytest
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError, TrainingError
 from finetune_core.runs.history import History
-from finetune_core.runs.record import create_run, execute, is_locked, request_stop
+from finetune_core.runs.record import create_run, execute, is_locked, reopen_run, request_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.runs.worker import Worker
 from finetune_core.training import events
@@ -68,7 +68,7 @@ def test_a_config_that_cannot_work_leaves_no_folder(config, tmp_path):
 
 
 def test_failures_are_written_before_they_are_raised(config, tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         yield events.Progress("index", 1, 1)
         raise TrainingError("it broke")
 
@@ -81,7 +81,7 @@ def test_failures_are_written_before_they_are_raised(config, tmp_path, monkeypat
 
 
 def test_a_bug_is_written_with_its_traceback(config, tmp_path, monkeypatch):
-    def buggy(*_):
+    def buggy(*_, **__):
         yield events.Progress("index", 1, 1)
         raise ValueError("oops")
 
@@ -171,7 +171,7 @@ def test_run_names_cannot_leave_the_folder(tmp_path, name):
 
 def test_the_worker_trains_one_run_at_a_time_in_order(config, tmp_path):
     worker = Worker(tmp_path / "runs")
-    first, second = worker.submit(config), worker.submit(config)
+    first, second = worker.submit(config), worker.submit(config.model_copy(update={"seed": 1}))
     store = RunStore(tmp_path / "runs")
     seen = []
 
@@ -228,3 +228,117 @@ def test_many_readers_at_once_see_every_step_once(tmp_path):
     for thread in threads:
         thread.join()
     assert [row["step"] for row in history.refresh().steps] == list(range(steps))
+
+
+def stopped_run(config, runs, *, pause=False):
+    reservation = create_run(config, runs)
+    for event in execute(reservation):
+        if isinstance(event, events.StepEnded) and event.epoch == 2 and event.step == 1:
+            request_stop(reservation.run_dir, pause=pause)
+    return reservation.run_dir
+
+
+@pytest.mark.parametrize(("pause", "status"), [(False, "stopped"), (True, "paused")])
+def test_a_run_that_was_stopped_or_paused_goes_on(config, tmp_path, pause, status):
+    store = RunStore(tmp_path / "runs")
+    run_dir = stopped_run(config, store.runs_dir, pause=pause)
+    run = store.run(run_dir.name)
+    assert (run.status, run.resumable, run.judged) == (status, True, True)
+    reservation = reopen_run(run_dir)
+    assert store.run(run_dir.name).status == "queued"
+    for event in execute(reservation):
+        if isinstance(event, events.StepEnded):
+            assert store.run(run_dir.name).status == "running"
+    run = store.run(run_dir.name)
+    assert (run.status, run.resumable) == ("finished", False)
+    assert [(row["epoch"], row["step"]) for row in run.history.steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_a_finished_run_is_not_opened_again(config, tmp_path):
+    reservation = create_run(config, tmp_path / "runs")
+    list(execute(reservation))
+    with pytest.raises(RunError, match="is finished"):
+        reopen_run(reservation.run_dir)
+    assert not is_locked(reservation.run_dir)
+
+
+def test_a_run_that_goes_on_is_not_opened_twice(config, tmp_path):
+    run_dir = stopped_run(config, tmp_path / "runs")
+    reservation = reopen_run(run_dir)
+    with pytest.raises(RunError, match="going on already"):
+        reopen_run(run_dir)
+    reservation.lock.release(force=True)
+
+
+def test_half_a_line_of_a_crash_spoils_no_other(config, tmp_path):
+    run_dir = stopped_run(config, tmp_path / "runs")
+    with (run_dir / "events.jsonl").open("ab") as file:
+        file.write(b'{"event": "StepEn')
+    list(execute(reopen_run(run_dir)))
+    assert RunStore(tmp_path / "runs").run(run_dir.name).status == "finished"
+
+
+@pytest.fixture
+def slow_queue(config, tmp_path):
+    """A worker whose first run takes until it is asked to stop; (worker, first run, config)."""
+    worker = Worker(tmp_path / "runs")
+    first = worker.submit(config.model_copy(update={"epochs": 1000}))
+    store = RunStore(tmp_path / "runs")
+    wait_for(lambda: store.run(first).history.steps)
+    yield worker, store, config
+    request_stop(store.runs_dir / first)
+    wait_for(lambda: not store.run(first).active)
+
+
+def test_a_second_click_starts_no_second_run(slow_queue):
+    worker, store, config = slow_queue
+    once, twice = worker.submit(config), worker.submit(config)
+    assert once == twice
+    assert len(store.runs()) == 2
+    worker.cancel(once)
+
+
+def test_waiting_runs_have_places_can_go_earlier_and_can_be_cancelled(slow_queue):
+    worker, store, config = slow_queue
+    second, third = (worker.submit(config.model_copy(update={"seed": seed})) for seed in (1, 2))
+    assert (worker.waiting(second), worker.waiting(third)) == ((1, 2), (2, 2))
+    worker.move_up(third)
+    assert (worker.waiting(third), worker.waiting(second)) == ((1, 2), (2, 2))
+    worker.move_up(third)
+    worker.cancel(third)
+    assert worker.waiting(third) is None
+    assert store.run(third).status == "stopped"
+    assert worker.waiting(second) == (1, 1)
+    worker.cancel(second)
+    assert store.run(second).status == "stopped"
+
+
+def test_the_worker_resumes_what_was_stopped(config, tmp_path):
+    worker, store = Worker(tmp_path / "runs"), RunStore(tmp_path / "runs")
+    run_dir = stopped_run(config, store.runs_dir)
+    worker.resume(run_dir.name)
+    wait_for(lambda: store.run(run_dir.name).status == "finished")
+
+
+def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    reservation = create_run(config, store.runs_dir)
+    store.describe(reservation.run_dir.name, " baseline ", "<b>first</b>")
+    run = store.run(reservation.run_dir.name)
+    assert (run.name, run.note) == ("baseline", "<b>first</b>")
+    (run.run_dir / "about.json").write_text("[")
+    assert store.run(run.run_id).name == ""
+    reservation.lock.release(force=True)
+
+
+def test_a_deleted_run_goes_to_the_trash_and_comes_back(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    reservation = create_run(config, store.runs_dir)
+    with pytest.raises(RunError, match="stop it first"):
+        store.delete(reservation.run_dir.name)
+    request_stop(reservation.run_dir)
+    list(execute(reservation))
+    place = store.delete(reservation.run_dir.name)
+    assert store.runs() == []
+    place.rename(reservation.run_dir)
+    assert [run.status for run in store.runs()] == ["stopped"]

@@ -47,6 +47,59 @@ def test_last_block_of_resnet_is_exactly_layer4_and_fc():
     assert trainable_parameters(strategy_of("last_block"), stages) == 8_393_728 + 512 * 3 + 3
 
 
+def test_head_first_then_everything():
+    strategy = strategy_of("linear_probe_then_full", epochs=10)
+    assert [one.thaw_epoch for one in strategy] == [6, 6, 6, 6, 6, 1]
+    assert [one.thaw_epoch for one in strategy_of("linear_probe_then_full", epochs=10, thaw_every=3)] == [4, 4, 4, 4, 4, 1]
+
+
+def test_gradual_unfreezing_goes_from_the_head_towards_the_input():
+    assert [one.thaw_epoch for one in strategy_of("gradual_unfreezing", epochs=12)] == [11, 9, 7, 5, 3, 1]
+
+
+def test_a_stage_that_would_thaw_after_the_end_is_refused():
+    with pytest.raises(ConfigError) as error:
+        strategy_of("gradual_unfreezing", epochs=5)
+    assert list(error.value.problems) == ["thaw_every"]
+
+
+def test_rates_fall_towards_the_input():
+    rates = [one.rate for one in strategy_of("discriminative", layer_decay=0.5)]
+    assert rates == [1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1]
+
+
+def test_the_first_block_is_the_stem_and_the_stage_after_it():
+    assert training_stages(strategy_of("first_block")) == ["stem", "layer1", "head"]
+
+
+def test_norms_only_and_biases_only_count_what_they_train():
+    stages = network_stages("resnet18", 3)
+    head = 512 * 3 + 3
+    assert trainable_parameters(strategy_of("batchnorm_only"), stages) == 9600 + head
+    assert trainable_parameters(strategy_of("bias_only"), stages) == 4800 + head
+
+
+def test_a_network_without_norms_trains_its_head_alone_and_keeps_the_cache():
+    strategy = strategy_of("batchnorm_only", backbone="alexnet")
+    assert training_stages(strategy) == ["head"]
+    assert cut_index(strategy) == len(strategy) - 1
+
+
+def test_transformers_have_norms_and_biases_too():
+    stages = network_stages("vit_b_16", 3)
+    for name in ("batchnorm_only", "bias_only"):
+        assert 30_000 < trainable_parameters(strategy_of(name, backbone="vit_b_16"), stages) < 200_000
+
+
+@pytest.mark.parametrize(("mode", "trains"), [("auto", True), ("statistics", False), ("frozen", False)])
+def test_the_batchnorm_setting_decides_for_the_stages_that_train(mode, trains):
+    stages = network_stages("resnet18", 3)
+    strategy = strategy_of("last_block", batchnorm=mode)
+    assert strategy[-2].batchnorm == {"auto": "train"}.get(mode, mode)
+    counted = trainable_parameters(strategy, stages)
+    assert counted == 8_393_728 + 512 * 3 + 3 - (0 if trains else 5 * 512 * 2)
+
+
 def test_custom_cut_trains_from_that_stage_on():
     strategy = strategy_of("custom", cut="layer2")
     assert training_stages(strategy) == ["layer2", "layer3", "layer4", "head"]
@@ -80,9 +133,11 @@ class Two(nn.Module):
         self.head = nn.Linear(4, 2)
 
 
+SIZES_A = {"a.0.weight": 12, "a.0.bias": 4, "a.1.weight": 4, "a.1.bias": 4}
+NORM_A = ("a.1.weight", "a.1.bias")
 TWO_STAGES = (
-    Stage("a", ("a",), ("a.0.weight", "a.0.bias", "a.1.weight", "a.1.bias"), ("a.1.running_mean", "a.1.running_var"), 24),
-    Stage("head", ("head",), ("head.weight", "head.bias"), (), 10),
+    Stage("a", ("a",), tuple(SIZES_A), ("a.1.running_mean", "a.1.running_var"), 24, SIZES_A, NORM_A, NORM_A),
+    Stage("head", ("head",), ("head.weight", "head.bias"), (), 10, {"head.weight": 8, "head.bias": 2}),
 )
 
 
@@ -131,7 +186,7 @@ def test_groups_are_one_a_stage_at_its_own_rate():
 
 
 def test_weight_decay_spares_norms_and_biases():
-    groups = parameter_groups(two(frozen=False), TWO_STAGES, Two(), 0.01, 0.05)
+    groups = parameter_groups(two(frozen=False, batchnorm="train"), TWO_STAGES, Two(), 0.01, 0.05)
     decayed = [parameter for group in groups if group["weight_decay"] for parameter in group["params"]]
     spared = [parameter for group in groups if not group["weight_decay"] for parameter in group["params"]]
     assert sorted(p.ndim for p in decayed) == [2, 4]
@@ -141,8 +196,16 @@ def test_weight_decay_spares_norms_and_biases():
 
 def test_description_is_what_pages_draw():
     rows = describe(two(), TWO_STAGES)
-    assert rows[0] == {"name": "a", "parameters": 24, "trains": False, "rate": 1.0, "thaw_epoch": 1}
-    assert rows[1]["trains"]
+    assert rows[0] == {
+        "name": "a",
+        "parameters": 24,
+        "trains": False,
+        "trained": 0,
+        "rate": 1.0,
+        "thaw_epoch": 1,
+        "part": "all",
+    }
+    assert (rows[1]["trains"], rows[1]["trained"]) == (True, 10)
 
 
 def test_depthwise_convolutions_that_train_run_in_fp32_under_autocast():

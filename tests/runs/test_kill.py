@@ -1,0 +1,103 @@
+"""kill -9 at any moment: every run can be read, and resumed to the very weights of one that was never killed."""
+
+import hashlib
+import multiprocessing
+import os
+import random
+import time
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, execute, reopen_run
+from finetune_core.runs.store import RunStore
+from finetune_core.training import loop
+from finetune_core.training.checkpoints import load_tensors
+
+KILLS = 30
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that start with torch loaded, but with no thread of its own yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["finetune_core.runs.record", "timm"])
+    return context
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
+    settings = {
+        "image_size": 32,
+        "batch_size": 6,
+        "epochs": 4,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+        "schedule": "cosine",
+    }
+    return make_config(settings | {"data": str(folder)})
+
+
+def train(run_dir, started):
+    """Go on with a run whose last process died; a checkpoint after every step, so that many are hit."""
+    loop.CHECKPOINT_SECONDS = 0
+    reservation = reopen_run(run_dir)
+    started.set()
+    for _ in execute(reservation):
+        pass
+
+
+def marks(run_dir):
+    digest = hashlib.sha256()
+    for name in ("last", "best"):
+        tensors, _ = load_tensors(run_dir, name)
+        for key in sorted(tensors):
+            digest.update(key.encode() + tensors[key].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def new_run(config, runs):
+    reservation = create_run(config, runs)
+    reservation.lock.release(force=True)
+    return reservation.run_dir
+
+
+def process_for(processes, run_dir):
+    started = processes.Event()
+    process = processes.Process(target=train, args=(run_dir, started))
+    process.start()
+    assert started.wait(60)
+    return process
+
+
+def test_thirty_kills_lose_nothing(config, processes, tmp_path):
+    random.seed(0)
+    store = RunStore(tmp_path / "runs")
+    whole = new_run(config, store.runs_dir)
+    began = time.monotonic()
+    process_for(processes, whole).join()
+    usual = time.monotonic() - began
+    wanted, kills = marks(whole), 0
+    while kills < KILLS:
+        run_dir = new_run(config, store.runs_dir)
+        # A run that is cut into ever longer pieces is hit at its start, in mid-epoch, while it writes, and at its end.
+        for share in (0.2, 0.5, 0.8, 1.0, 1.0, 1.0):
+            process = process_for(processes, run_dir)
+            time.sleep(random.uniform(0, share * usual))
+            if not process.is_alive():
+                break
+            process.kill()
+            process.join()
+            kills += 1
+            assert store.run(run_dir.name).status in ("interrupted", "finished"), "a killed run cannot be read"
+        if store.run(run_dir.name).status != "finished":
+            process_for(processes, run_dir).join()
+        run = store.run(run_dir.name)
+        assert run.status == "finished"
+        assert marks(run_dir) == wanted
+        assert [row["epoch"] for row in run.history.epochs] == [1, 2, 3, 4]
+        steps = [(row["epoch"], row["step"]) for row in run.history.steps]
+        assert steps == sorted(set(steps)), "steps are told twice"

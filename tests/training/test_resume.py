@@ -1,0 +1,132 @@
+"""A run that is stopped anywhere and resumed ends with the very weights of one that never was."""
+
+import hashlib
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.errors import RunError
+from finetune_core.training import events, loop
+from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.predictions import load_predictions
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
+
+    def make(**settings):
+        usual = {
+            "data": str(folder),
+            "image_size": 32,
+            "batch_size": 10,
+            "epochs": 3,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+        }
+        return make_config(usual | settings)
+
+    return make
+
+
+def whole(config, folder):
+    folder.mkdir()
+    return list(fit(config, folder))
+
+
+def stopped_at(config, folder, step):
+    """Train until ``step`` steps are done in all, stop, and resume to the end; the events of the second part."""
+    folder.mkdir()
+    stream, done = fit(config, folder), 0
+    for event in stream:
+        done += isinstance(event, events.StepEnded)
+        if isinstance(event, events.StepEnded) and done == step:
+            break
+    assert isinstance(stream.throw(StopRequested()), events.RunStopped)
+    return list(fit(config, folder, resume=True))
+
+
+def marks(folder):
+    """Of every tensor in both checkpoints, the optimizer's among them."""
+    digest = hashlib.sha256()
+    for name in ("last", "best"):
+        tensors, _ = load_tensors(folder, name)
+        for key in sorted(tensors):
+            digest.update(key.encode() + tensors[key].numpy().tobytes())
+    return digest.hexdigest()
+
+
+SETTINGS = {
+    "head, Adam": {"strategy": "feature_extraction"},
+    "last block, AdamW, cosine": {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.01},
+    "last block, SGD, augmented": {"optimizer": "sgd", "augmentation": "random_resized_crop", "views": 2},
+    "everything, fresh versions": {"strategy": "full", "augmentation": "flips", "epochs": 2},
+    "dropout": {"backbone": "mobilenet_v3_small", "weights": "none", "strategy": "last_two_blocks", "epochs": 2},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, name):
+    settings = config(**SETTINGS[name])
+    before = whole(settings, tmp_path / "whole")
+    end, per_epoch = before[-1], sum(isinstance(e, events.StepEnded) and e.epoch == 1 for e in before)
+    for step in (per_epoch, per_epoch + 1):
+        folder = tmp_path / f"stopped-{step}"
+        found = stopped_at(settings, folder, step)
+        assert marks(folder) == marks(tmp_path / "whole"), step
+        assert (found[-1].best_epoch, found[-1].val_loss) == (end.best_epoch, end.val_loss)
+        assert load_predictions(folder).equals(load_predictions(tmp_path / "whole"))
+
+
+def test_the_numbers_of_an_epoch_that_was_cut_in_two_are_those_of_the_whole(config, tmp_path):
+    before = whole(config(), tmp_path / "whole")
+    after = stopped_at(config(), tmp_path / "stopped", 2)
+    told = [e for e in after if isinstance(e, events.EpochEnded)]
+    wanted = [e for e in before if isinstance(e, events.EpochEnded)]
+    assert [(e.epoch, e.train_loss, e.train_accuracy, e.val_loss) for e in told] == [
+        (e.epoch, e.train_loss, e.train_accuracy, e.val_loss) for e in wanted
+    ]
+    assert [e for e in after if isinstance(e, events.RunResumed)] == [events.RunResumed(1, 2)]
+
+
+def test_stopped_while_it_validates(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "EVENT_SECONDS", 0)
+    whole(config(), tmp_path / "whole")
+    (tmp_path / "stopped").mkdir()
+    stream = fit(config(), tmp_path / "stopped")
+    for event in stream:
+        if isinstance(event, events.Progress) and event.phase == "validate":
+            break
+    stream.throw(StopRequested())
+    list(fit(config(), tmp_path / "stopped", resume=True))
+    assert marks(tmp_path / "stopped") == marks(tmp_path / "whole")
+
+
+def test_checkpoints_within_an_epoch_and_a_process_that_dies_between_them(config, tmp_path, monkeypatch):
+    whole(config(), tmp_path / "whole")
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0)
+    (tmp_path / "killed").mkdir()
+    stream = fit(config(), tmp_path / "killed")
+    for event in stream:
+        if isinstance(event, events.StepEnded) and (event.epoch, event.step) == (2, 2):
+            break
+    stream.close()  # nothing is written any more
+    found = list(fit(config(), tmp_path / "killed", resume=True))
+    assert events.RunResumed(2, 2) in found
+    assert marks(tmp_path / "killed") == marks(tmp_path / "whole")
+
+
+def test_without_a_checkpoint_it_starts_again(config, tmp_path):
+    whole(config(), tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    found = list(fit(config(), tmp_path / "killed", resume=True))
+    assert events.RunResumed(1, 0) in found
+    assert marks(tmp_path / "killed") == marks(tmp_path / "whole")
+
+
+def test_other_classes_than_before_are_refused(config, image_folder, tmp_path):
+    stopped_at(config(), tmp_path / "stopped", 1)
+    image_folder(tmp_path / "images", {"yellow": 14})
+    with pytest.raises(RunError, match="classes have changed"):
+        list(fit(config(), tmp_path / "stopped", resume=True))

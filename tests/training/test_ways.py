@@ -1,0 +1,256 @@
+"""Every way to thaw trains, keeps what it promises to keep, and can be stopped and resumed; so does every setting."""
+
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+
+from finetune_core.config import make_config
+from finetune_core.errors import TrainingError
+from finetune_core.models.network import build_network
+from finetune_core.training import compute, events
+from finetune_core.training.average import Average
+from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.compute import NotFinite, StepRule, train_step
+from finetune_core.training.device import Device
+from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.optimizers import learning_rate_factor
+from finetune_core.training.strategies import STRATEGIES
+
+CPU = Device("cpu", "a processor", "fp32")
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
+
+    def make(**settings):
+        usual = {
+            "data": str(folder),
+            "image_size": 32,
+            "batch_size": 10,
+            "epochs": 9,
+            "learning_rate": 1e-3,
+            "precision": "fp32",
+        }
+        return make_config(usual | settings)
+
+    return make
+
+
+def whole(config, folder):
+    folder.mkdir()
+    return list(fit(config, folder))
+
+
+def changed(config, folder):
+    """Names of the tensors of ``last`` that differ from the network before training."""
+    before = build_network(config.backbone, config.starts_from, 3, config.seed).model.state_dict()
+    tensors, _ = load_tensors(folder, "last")
+    return {name for name, tensor in tensors.items() if "/" not in name and not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "custom"])
+def test_every_strategy_learns_the_colours_and_passes_the_audit(config, tmp_path, strategy):
+    end = whole(config(strategy=strategy), tmp_path / "run")[-1]
+    assert isinstance(end, events.RunFinished)
+    assert strategy == "from_scratch" or end.val_accuracy >= 0.8  # random weights learn little in nine epochs
+    assert (end.frozen_tensors > 0) == (
+        strategy not in ("full", "linear_probe_then_full", "gradual_unfreezing", "discriminative", "from_scratch")
+    )
+
+
+def test_norms_only_change_norms_and_the_head(config, tmp_path):
+    settings = config(strategy="batchnorm_only", epochs=1)
+    whole(settings, tmp_path / "run")
+    assert all(
+        ".bn" in name or "bn" in name.split(".")[-2] or name.startswith("classifier")
+        for name in changed(settings, tmp_path / "run")
+    )
+    assert any("running_mean" in name for name in changed(settings, tmp_path / "run"))
+
+
+def test_biases_only_change_biases_and_the_head(config, tmp_path):
+    settings = config(strategy="bias_only", epochs=1)
+    whole(settings, tmp_path / "run")
+    found = changed(settings, tmp_path / "run")
+    assert all(name.endswith("bias") or name.startswith("classifier") for name in found)
+    assert len(found) > 20
+
+
+def test_before_they_thaw_stages_are_what_they_were(config, tmp_path):
+    settings = config(strategy="linear_probe_then_full", epochs=4, thaw_every=2)
+    (tmp_path / "run").mkdir()
+    stream = fit(settings, tmp_path / "run")
+    for event in stream:
+        if isinstance(event, events.EpochEnded) and event.epoch == 2:
+            break
+    assert changed(settings, tmp_path / "run") == {"classifier.weight", "classifier.bias"}
+    list(stream)
+    assert len(changed(settings, tmp_path / "run")) > 100
+
+
+EXTRAS = {
+    "thawing": {"strategy": "gradual_unfreezing"},
+    "average of weights": {"ema": 0.9},
+    "everything else": {
+        "l2_sp": 0.1,
+        "label_smoothing": 0.1,
+        "class_weights": "balanced",
+        "clip_norm": 0.5,
+        "micro_batch": 4,
+        "schedule": "one_cycle",
+    },
+}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, name):
+    settings = config(**EXTRAS[name])
+    end = whole(settings, tmp_path / "whole")[-1]
+    (tmp_path / "cut").mkdir()
+    stream = fit(settings, tmp_path / "cut")
+    for event in stream:
+        if isinstance(event, events.StepEnded) and (event.epoch, event.step) == (6, 2):
+            break
+    stream.throw(StopRequested())
+    again = list(fit(settings, tmp_path / "cut", resume=True))[-1]
+    assert (again.best_epoch, again.val_loss, again.test_accuracy) == (end.best_epoch, end.val_loss, end.test_accuracy)
+    assert _mark(tmp_path / "cut") == _mark(tmp_path / "whole")
+
+
+def _mark(folder):
+    digest = hashlib.sha256()
+    for name in ("last", "best"):
+        tensors, _ = load_tensors(folder, name)
+        for key in sorted(tensors):
+            digest.update(key.encode() + tensors[key].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_early_stopping_ends_the_run_after_its_patience(config, tmp_path):
+    found = whole(config(epochs=200, learning_rate=1e-7, early_stopping="val_accuracy", patience=2), tmp_path / "run")
+    end = found[-1]
+    assert isinstance(end, events.RunFinished)
+    assert end.epochs < 200
+    assert end.epochs == end.best_epoch + 2
+
+
+def test_a_strong_pull_keeps_weights_near_their_start(config, tmp_path):
+    far, near = config(epochs=3), config(epochs=3, l2_sp=50, optimizer="sgd", learning_rate=1e-2)
+    assert _moved(near, tmp_path / "near") < 0.3 * _moved(
+        far.model_copy(update={"optimizer": "sgd", "learning_rate": 1e-2}), tmp_path / "far"
+    )
+
+
+def _moved(config, folder):
+    whole(config, folder)
+    before = build_network(config.backbone, config.starts_from, 3, config.seed).model.state_dict()
+    tensors, _ = load_tensors(folder, "last")
+    kept = [name for name in tensors if name.startswith("blocks") and name.endswith("weight")]
+    return sum((tensors[name] - before[name]).norm().item() for name in kept)
+
+
+def step_on(rule, forward=None, images=8):
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, labels = torch.randn(images, 6), torch.arange(images) % 3
+    done = train_step(forward(model) if forward else model, inputs, labels, optimizer, CPU, 0, rule)
+    return model, done
+
+
+@pytest.mark.parametrize("micro", [1, 3, 8])
+def test_parts_of_a_batch_add_up_to_the_whole(micro):
+    weights = torch.tensor([1.0, 2.0, 0.5])
+    whole_model, before = step_on(StepRule(0.1, weights))
+    parts, after = step_on(StepRule(0.1, weights, micro_batch=micro))
+    torch.testing.assert_close(parts.weight, whole_model.weight)
+    torch.testing.assert_close(after.loss, before.loss)
+    torch.testing.assert_close(after.logits, before.logits)
+
+
+class Hungry(nn.Module):
+    """Out of memory for more than so many images."""
+
+    def __init__(self, inner, most):
+        super().__init__()
+        self.inner, self.most = inner, most
+
+    def forward(self, inputs):
+        if len(inputs) > self.most:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
+            )
+        return self.inner(inputs)
+
+
+def test_out_of_memory_halves_what_goes_through_and_keeps_the_step():
+    wanted, _ = step_on(StepRule())
+    model, done = step_on(StepRule(), lambda inner: Hungry(inner, 3))
+    assert done.micro_batch == 2
+    torch.testing.assert_close(model.weight, wanted.weight)
+
+
+def test_not_even_one_image_fits():
+    with pytest.raises(TrainingError, match="not enough memory for a single image"):
+        step_on(StepRule(), lambda inner: Hungry(inner, 0))
+
+
+def test_a_gradient_that_is_no_number_changes_nothing():
+    class Broken(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, inputs):
+            return self.inner(inputs) * float("nan")
+
+    torch.manual_seed(0)
+    before = nn.Linear(6, 3).weight.detach().clone()
+    seen = []
+    with pytest.raises(NotFinite):
+        step_on(StepRule(), lambda inner: seen.append(inner) or Broken(inner))
+    assert torch.equal(seen[0].weight, before)
+
+
+def test_long_gradients_are_shortened():
+    free, done = step_on(StepRule())
+    short, clipped = step_on(StepRule(clip_norm=0.01))
+    assert done.gradient_norm == clipped.gradient_norm
+    torch.manual_seed(0)
+    start = nn.Linear(6, 3)
+    moved = torch.cat([(short.weight - start.weight).flatten(), short.bias - start.bias]).norm().item()
+    assert moved == pytest.approx(0.1 * 0.01, rel=1e-3)
+    assert not torch.equal(free.weight, short.weight)
+
+
+def test_one_cycle_is_torchs():
+    config = make_config({"data": "x", "schedule": "one_cycle", "epochs": 4, "learning_rate": 1.0})
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1.0, total_steps=40, cycle_momentum=False)
+    for step in range(40):
+        assert learning_rate_factor(config, step, 10) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9), step
+        optimizer.step()
+        theirs.step()
+
+
+def test_steps_go_to_a_tenth_at_half_and_at_three_quarters():
+    config = make_config({"data": "x", "schedule": "step", "epochs": 4, "warmup_epochs": 0})
+    assert [learning_rate_factor(config, step, 2) for step in range(8)] == [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01]
+
+
+def test_an_average_lags_behind_and_is_put_back():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = Average(model.state_dict(), 0.5)
+    for _ in range(20):
+        with torch.no_grad():
+            model.weight += 1
+        average.update(model)
+    assert average.tensors["weight"].item() == pytest.approx(19, abs=0.1)
+    with average.in_place(model):
+        assert model.weight.item() == pytest.approx(19, abs=0.1)
+    assert model.weight.item() == 20
+    assert StepRule() == compute.PLAIN
