@@ -8,7 +8,7 @@ import pandas as pd
 
 from finetune_core.data.findings import Finding, Severity
 from finetune_core.data.listing import Note
-from finetune_core.data.splits import SPLITS, TRAIN
+from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.words import SPLIT_WORDS, percent, things
 
 _FEW = 10  # training images a class
@@ -109,8 +109,11 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     training = counts[TRAIN] if TRAIN in counts else pd.Series(dtype=int)
     for split, kind, words in (
         (TRAIN, "class_not_trained", "No training images for {}: the network cannot learn it."),
-        ("val", "class_not_validated", "No validation images for {}: nothing will be said about it."),
+        (VAL, "class_not_validated", "No validation images for {}: nothing will be said about it."),
+        (TEST, "class_not_tested", "No test images for {}: the final result says nothing about it."),
     ):
+        if split == TEST and split not in counts:  # no test at all is a choice
+            continue
         there = counts[split].index if split in counts else ()
         missing = tuple(name for label, name in enumerate(classes) if label not in there)
         if missing:

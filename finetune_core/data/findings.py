@@ -78,6 +78,7 @@ KINDS: dict[str, Kind] = {
     "single_class": Kind("Only one class", "There is nothing to tell apart, so every score will be perfect."),
     "class_not_trained": Kind("Classes without training images", "The network cannot learn them."),
     "class_not_validated": Kind("Classes without validation images", "Nothing will be said about them while training."),
+    "class_not_tested": Kind("Classes without test images", "The final result says nothing about them."),
     "few_images": Kind("Classes with few images", "A class is hardly learned from fewer than ten pictures."),
     "imbalance": Kind(
         "Unequal classes", "Accuracy alone will mislead: naming the largest class always is right most of the time."

@@ -118,10 +118,12 @@ def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page):
     page.get_by_text(re.compile(r"Epoch \d+ of 300")).wait_for()
     assert page.url == address
     page.get_by_role("link", name="Dataset").click()
-    page.get_by_text("What the network is fed").wait_for()
+    page.get_by_role("tab", name="Findings").wait_for()
     page.get_by_role("link", name="Train").click()
     page.get_by_text(re.compile(r"Epoch \d+ of 300")).wait_for()
     assert page.url == address
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("button", name="Resume").click()
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("is kept").wait_for()
     no_error_on(page)

@@ -45,6 +45,11 @@ def emptied(folder, *names):
         shutil.rmtree(folder / name)
 
 
+def made(folder):
+    folder.mkdir()
+    return folder
+
+
 def added(folder, image_folder, layout):
     image_folder(folder, layout)
 
@@ -100,11 +105,20 @@ PLANTED = {
     "single_class": (lambda f: emptied(f, "train/red", "val/red"), "warning", ["blue"]),
     "class_not_trained": (lambda f: emptied(f, "train/red"), "warning", ["red"]),
     "class_not_validated": (lambda f: emptied(f, "val/red"), "warning", ["red"]),
+    "class_not_tested": (lambda f: (f / "val/red").rename(made(f / "test") / "red"), "warning", ["blue"]),
     "few_images": (lambda f: [(f / f"train/red/00{n}.png").unlink() for n in range(3)], "warning", ["red"]),
     "imbalance": (lambda f: [(f / f"train/red/{n:03d}.png").unlink() for n in range(1, 12)], "warning", ["blue", "red"]),
     "similar_class_names": (lambda f: (f / "val/red").rename(f / "val/Reds"), "warning", ["Reds", "red"]),
 }
-OF_CLASSES = {"single_class", "class_not_trained", "class_not_validated", "few_images", "imbalance", "similar_class_names"}
+OF_CLASSES = {
+    "single_class",
+    "class_not_trained",
+    "class_not_validated",
+    "class_not_tested",
+    "few_images",
+    "imbalance",
+    "similar_class_names",
+}
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change
     assert "validation images" in shifts[0].message
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_random_split_is_no_shift(some_digits, unmapped, seed):
     dataset = load_dataset(some_digits, val_fraction=0.25, test_fraction=0.25, split_seed=seed)
     report, _ = finished(inspect_deeply(dataset, LITE, 64))
@@ -293,7 +293,7 @@ def test_the_map_is_the_same_again_and_keeps_neighbours_together():
 
 def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     monkeypatch.setattr("finetune_core.inspection.background._EVERY", 0.01)
-    work = lay_out(np.random.default_rng(0).normal(size=(2000, 24)).astype(np.float32))
+    work = lay_out(np.random.default_rng(0).normal(size=(1000, 24)).astype(np.float32))
     _, done, total = next(one for one in work if one[1] > 0)
     assert done < total
     began = time.monotonic()
@@ -303,7 +303,7 @@ def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     assert not thread.is_alive()
     spent = time.monotonic() - began
     began = time.monotonic()
-    finished(lay_out(np.random.default_rng(0).normal(size=(2000, 24)).astype(np.float32)))
+    finished(lay_out(np.random.default_rng(0).normal(size=(1000, 24)).astype(np.float32)))
     assert spent < (time.monotonic() - began) / 2
 
 

@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -28,21 +29,8 @@ DIVERGING = {
 
 
 @pytest.fixture
-def config(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
-
-    def make(**settings):
-        usual = {
-            "data": str(folder),
-            "image_size": 32,
-            "batch_size": 8,
-            "epochs": 2,
-            "learning_rate": 1e-3,
-            "precision": "fp32",
-        }
-        return make_config(usual | settings)
-
-    return make
+def config(colour_config):
+    return partial(colour_config, batch_size=8, epochs=2)
 
 
 def run(config, folder):
