@@ -205,11 +205,12 @@ def train(
             settings.setdefault("backbone", default_backbone())
         if data is not None:
             settings["data"] = _resolved(data)
-            settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
-            if settings["edits"]:
-                err.print(
-                    f"With the changes made to this data set (--as-is leaves them out): {edits_in_words(settings['edits'])}"
-                )
+            settings["edits"] = effective(load_edits(settings["data"]))
+        if as_is:
+            settings["edits"] = ()
+        if data is not None and settings["edits"]:
+            told = edits_in_words(settings["edits"])
+            err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
         reservation = create_run(
             make_config((read_config(config) if config else {}) | settings), (runs_dir or paths.runs_dir()).resolve()
         )

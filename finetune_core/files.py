@@ -12,6 +12,14 @@ from typing import BinaryIO
 _LEFT_SECONDS = 24 * 3600
 
 
+def is_file(name: str) -> bool:
+    """Whether what a person typed names a file; what no system could read names none."""
+    try:
+        return Path(name).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes ``path``'s place when the block ends well, and vanishes when it does not.

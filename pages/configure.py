@@ -22,7 +22,7 @@ from finetune_core.config import (
     make_config,
 )
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import edits_in_words
+from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.models.network import network_stages
@@ -35,7 +35,7 @@ from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
-from pages.shared.state import current_dataset, data_folder, store, with_bar, worker
+from pages.shared.state import current_dataset, data_folder, readable_roots, store, with_bar, worker
 
 MORE = {
     "weights",
@@ -159,13 +159,13 @@ def fields(problems: dict[str, str]) -> None:
 
 def about_weights(found: dict[str, Any]) -> None:
     info = backbone_info(found["backbone"])
-    if found["weights"] == PRETRAINED and not info.ready:
+    if found["weights"] == PRETRAINED and found["strategy"] != "from_scratch" and not info.ready:
         st.info(
             f"The weights of {info.name} are not on this machine yet: training starts with downloading them. "
             f"Without a network, take {PACKAGED} or a file of weights (More settings).",
             icon=":material/download:",
         )
-    if found["weights"] == RANDOM:
+    if found["weights"] == RANDOM or found["strategy"] == "from_scratch":
         st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
 
 
@@ -224,7 +224,7 @@ def rate_finder(config: RunConfig) -> None:
     found: dict[str, RateCurve] = st.session_state.setdefault("rate_curves", {})
     if pressed:
         try:
-            found[key] = with_bar(find_rate(config), "Trying learning rates", place)
+            found[key] = with_bar(find_rate(config, readable_roots()), "Trying learning rates", place)
         except FinetuneError as error:
             st.error(plain(str(error)))
             return
@@ -238,7 +238,7 @@ def rate_finder(config: RunConfig) -> None:
         st.info("The loss did not fall within a hundred steps, so there is nothing to suggest.", icon=":material/info:")
     else:
         words = f"Use {curve.suggestion:g}"
-        st.button(words, icon=":material/check:", on_click=form.apply_recipe, args=({"learning_rate": curve.suggestion},))
+        st.button(words, icon=":material/check:", on_click=form.set_fields, args=({"learning_rate": curve.suggestion},))
 
 
 def about_augmentation(config: RunConfig) -> None:
@@ -275,8 +275,8 @@ root = data_folder()
 dataset = data_in_words(root)
 classes = len(dataset.classes) if dataset else None
 recipes()
-found = form.values(root)
-config, problems = form.checked(found) if classes else (None, {})
+found = form.values(root, effective(dataset.edits) if dataset else ())
+config, problems = form.checked(found, readable_roots()) if classes else (None, {})
 draw(found, classes)
 about_weights(found)
 fields(problems)

@@ -1,5 +1,7 @@
 """Dataset: choose the images, look at what is in them, and mend it, before training."""
 
+from contextlib import suppress
+
 import numpy as np
 import streamlit as st
 
@@ -8,9 +10,10 @@ from finetune_core.config import Augmentation
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.data.findings import unanswered
+from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
-from finetune_core.inspection.deep import DeepReport, inspect_deeply
+from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.training.preview import augmented_versions, network_input
 from finetune_core.training.strategies import STRATEGIES
@@ -20,7 +23,7 @@ from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.findings import cards, changes, tools
 from pages.shared.images import Picture, gallery
 from pages.shared.source import chosen_or_stop
-from pages.shared.state import current_dataset, data_folder, reports, with_bar
+from pages.shared.state import current_dataset, data_folder, keep_report, readable_roots, report_of, with_bar
 
 VERSIONS = 5
 
@@ -46,11 +49,6 @@ def backbone_and_size() -> tuple[str, int]:
     return backbone, size
 
 
-def report_of(dataset: Dataset) -> DeepReport | None:
-    """The latest deep inspection of these images, if this process has made one."""
-    return next((report for (mark, *_), report in reversed(reports().items()) if mark == dataset.fingerprint), None)
-
-
 def look_deeper(dataset: Dataset, key: str) -> None:
     """The button that computes features; a report of a data set that was changed since is not shown any more."""
     _, image_size = backbone_and_size()
@@ -66,9 +64,7 @@ def look_deeper(dataset: Dataset, key: str) -> None:
     )
     place = st.empty()
     if pressed:
-        reports()[dataset.fingerprint, backbone, image_size] = with_bar(
-            inspect_deeply(dataset, backbone, image_size), "Computing features", place
-        )
+        keep_report(dataset, with_bar(inspect_deeply(dataset, backbone, image_size), "Computing features", place))
         st.rerun()
 
 
@@ -245,7 +241,8 @@ def fed_to_network(dataset: Dataset) -> None:
     if kind == "none":
         st.caption("Training images are fed as they are. Choose another augmentation to see it.")
         return
-    seed = st.session_state["form_seed"] if isinstance(st.session_state["form_seed"], int) else 0
+    seed = st.session_state["form_seed"]
+    seed = seed if isinstance(seed, int) and 0 <= seed < 2**31 else 0
     others = [sample for sample in dataset.table.groupby("label").head(1)["id"] if sample != chosen][:3]
     for sample in (chosen, *others):
         try:
@@ -269,6 +266,8 @@ if not root:
     st.stop()
 again = st.button("Read the folder again", icon=":material/refresh:", type="tertiary")
 settings, wrong = form.split_settings()
+if problem := st.session_state.pop("change_problem", None):
+    st.error(plain(problem), icon=":material/error:")
 try:
     found = current_dataset(settings, again=again)
     overview(found)
@@ -282,6 +281,8 @@ try:
                 body(found)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
-    changes(load_edits(root))
+    with suppress(FinetuneError):  # changes may be what is wrong: they can be undone, but for folders that nobody may see
+        check_roots(root, readable_roots())
+        changes(load_edits(root))
     st.stop()
 next_step("pages/configure.py", "Configure the training")

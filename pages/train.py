@@ -98,22 +98,23 @@ def attempt(act: Callable[[], object]) -> None:
 
 def bar(run: Run) -> None:
     history = run.history
+    progress, steps = history.progress, history.steps  # another session may read on meanwhile
     if run.status == "queued":
         st.progress(0.0, "Waiting for the run before it")
-    elif history.progress and not history.started:
-        done, total = history.progress["done"], history.progress["total"]
-        count = size if history.progress["phase"] == "download" else number
+    elif progress and not steps:
+        done, total = progress["done"], progress["total"]
+        count = size if progress["phase"] == "download" else number
         left = history.progress_seconds_left
-        words = f"{PHASE_WORDS[history.progress['phase']]}: {count(done)}" + (f" of {count(total)}" if total else "")
+        words = f"{PHASE_WORDS[progress['phase']]}: {count(done)}" + (f" of {count(total)}" if total else "")
         words += f", about {duration(left)} left" if left is not None else ""
         st.progress(done / total if total else 0.0, words)
-    elif not history.steps:
+    elif not steps:
         st.progress(0.0, "Preparing the network")
-    elif history.fraction >= 1 and history.progress:
-        st.progress(1.0, PHASE_WORDS[history.progress["phase"]])
+    elif progress and history.fraction >= 1:
+        st.progress(1.0, PHASE_WORDS[progress["phase"]])
     else:
         left = history.seconds_left
-        epoch = f"Epoch {history.steps[-1]['epoch']} of {history.started['epochs']}"
+        epoch = f"Epoch {steps[-1]['epoch']} of {history.started['epochs']}"
         st.progress(history.fraction, epoch + (f", about {duration(left)} left" if left is not None else ""))
 
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from threading import Lock
 
 import pandas as pd
 
@@ -15,6 +16,7 @@ from finetune_core.files import write_bytes
 from finetune_core.words import SPLIT_WORDS, things
 
 _FILE = "edits.json"
+_changing = Lock()  # of this process: two sessions must not write over each other
 
 
 def load_edits(data: str | Path) -> tuple[Edit, ...]:
@@ -32,6 +34,30 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
         raise DataError(
             f"The changes to this data set, in {file}, cannot be read: {error}. Repair or delete that file."
         ) from None
+
+
+def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:
+    """Add changes, whatever others add at the same time.
+
+    Raises:
+        DataError: when they cannot be kept.
+    """
+    with _changing:
+        save_edits(data, (*load_edits(data), *edits))
+
+
+def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
+    """Take changes back, the latest of equal ones; those that somebody has taken back already are passed over.
+
+    Raises:
+        DataError: when that cannot be kept.
+    """
+    with _changing:
+        left = list(load_edits(data))
+        for edit in edits:
+            if edit in left:
+                del left[len(left) - 1 - left[::-1].index(edit)]
+        save_edits(data, left)
 
 
 def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:

@@ -25,20 +25,29 @@ def resolve_data(name: str) -> Generator[tuple[int, int], None, str]:
     Raises:
         DataError: when an archive is refused, a public set is not on this machine yet, or nothing can have such a name.
     """
-    try:
-        path = Path(name).expanduser()
-        there = path.exists()
-        whole = str(path.resolve())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{name} cannot be read: {error}.") from None
-    if not there:
+    path = whole_path(name)
+    if not path.exists():
         if name == SAMPLE_NAME:
             return str(digits_folder())
         if name in PUBLIC_SETS:
             return str(_fetched(name))
     if path.is_file() and is_archive(path.name):
         return str((yield from import_archive(path, path.name)))
-    return whole
+    return str(path)
+
+
+def whole_path(name: str) -> Path:
+    """What a person typed as an absolute path, links followed; it need not be there.
+
+    Raises:
+        DataError: when nothing can have such a name.
+    """
+    try:
+        path = Path(name).expanduser().resolve()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{name} cannot be read: {error}.") from None
+    return path
 
 
 def data_roots(*, home_too: bool) -> tuple[Path, ...]:

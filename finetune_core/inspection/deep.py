@@ -101,7 +101,7 @@ def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE
     telling = features.by_stage[_best(probes)] if probes else features.final
     findings = [(yield from _label_findings(telling, table, dataset.classes))]
     auc, shifted = yield from _shift(features.final, table)
-    findings += shifted
+    findings.append(shifted)
     findings.append((yield from _outliers(features, table)))
     mapped = _mapped(len(table))
     places = yield from lay_out(telling[mapped])
@@ -122,22 +122,22 @@ def suggest(probes: list[Probe], backbone: str) -> Suggestion:
     best = max(probes, key=lambda one: one.accuracy)
     enough = next(one for one in probes if one.accuracy >= best.accuracy - best.error)
     last = probes[-1]
-    rising = enough is last
-    told = f"A linear model on the frozen features of {enough.stage} names {percent(enough.accuracy)} of the validation images"
-    if rising and last.accuracy >= _ENOUGH:
-        cut = names[-1]
-        reason = (
-            f"{told}, the best of all stages: what the network learned before carries over to the end, so a new head may do."
-        )
-    elif rising:
-        cut = names[-2]
-        reason = f"{told}, more than any stage before it: the features carry over, and training the last one with the head adds to them."
-    else:
+
+    def told(one: Probe) -> str:
+        return f"A linear model on the frozen features of {one.stage} names {percent(one.accuracy)} of the validation images"
+
+    if last.accuracy < best.accuracy - best.error:
         cut = names[min(names.index(enough.stage) + 1, len(names) - 2)]
         reason = (
-            f"{told}, and deeper stages bring no more ({percent(last.accuracy)} at the end): what they learned before does not carry over, "
-            f"so train from {cut} on."
+            f"{told(enough)}, and deeper stages do worse ({percent(last.accuracy)} at the end): what they learned before does not carry "
+            f"over, so train from {cut} on."
         )
+    elif last.accuracy >= _ENOUGH:
+        cut = names[-1]
+        reason = f"{told(last)}, and no stage does clearly better: what the network learned carries over to its end, so a new head may do."
+    else:
+        cut = names[-2]
+        reason = f"{told(last)}, and no stage does clearly better: the features carry over, and training the last one with the head adds to them."
     return Suggestion(_named(backbone, cut), cut, reason)
 
 
@@ -145,7 +145,7 @@ def _named(backbone: str, cut: str) -> str:
     """The ready-made strategy that trains from this stage on, if there is one."""
     stages = network_stages(backbone)
     at = [stage.name for stage in stages].index(cut)
-    ready = (name for name in STRATEGIES if name != "custom")
+    ready = (name for name, strategy in STRATEGIES.items() if strategy.classic)
     configs = {name: make_config({"data": "any", "backbone": backbone, "strategy": name}) for name in ready}
     return next((name for name, config in configs.items() if cut_index(plan(config, stages)) == at), "custom")
 
@@ -201,7 +201,7 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
 
 def _shift(features: np.ndarray, table: pd.DataFrame) -> Yields:
     auc: dict[str, float] = {}
-    findings = []
+    shifted, messages = [], []
     train = np.flatnonzero(table["split"] == TRAIN)
     sets = table["near"].to_numpy()
     for split in (VAL, TEST):
@@ -214,13 +214,15 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Yields:
             continue
         auc[split] = told
         if told >= _SHIFTED and told - 0.5 > _SURE * error:
-            name = SPLIT_WORDS[split].lower()
-            message = (
-                f"A linear model tells {name} images from training images with an AUC of {told:.2f} (0.5: not at all, 1: always). "
-                f"Results on {name} images say less about the training images' kind, and the other way round."
-            )
-            findings.append(Finding("shift", "warning", message, len(rows), tuple(table["id"].to_numpy()[rows])))
-    return auc, findings
+            shifted.extend(table["id"].to_numpy()[rows])
+            messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {told:.2f}")
+    if not messages:
+        return auc, None
+    message = (
+        f"A linear model tells from the training images: {' and '.join(messages)} (0.5: not at all, 1: always). "
+        "Results on the ones say less about the others."
+    )
+    return auc, Finding("shift", "warning", message, len(shifted), tuple(shifted))
 
 
 def _outliers(features: Features, table: pd.DataFrame) -> Yields:

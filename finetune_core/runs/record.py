@@ -5,7 +5,7 @@ import os
 import secrets
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +67,12 @@ def reopen_run(run_dir: Path) -> Reservation:
     """Lock a run that had ended, or was cut off, so that it can go on.
 
     Raises:
+        ConfigError: when it cannot work any more: its data or its device are gone.
         RunError: when somebody has it already, or it is finished, or nothing can be written there.
     """
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise RunError(f"There is no run in {run_dir} any more.")
+    check_config(make_config(read_config(run_dir / CONFIG_FILE)))
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=0)
@@ -107,8 +111,11 @@ def is_locked(run_dir: Path) -> bool:
         return False
 
 
-def execute(reservation: Reservation) -> Iterator[Event]:
+def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Event]:
     """Train a reserved run to its end, writing every event to its folder before it is yielded.
+
+    Args:
+        roots: when given, images that lie elsewhere are left out.
 
     Raises:
         FinetuneError: as ``fit`` does, once RunFailed is written; anything else that is raised is a bug, and written, too.
@@ -118,7 +125,7 @@ def execute(reservation: Reservation) -> Iterator[Event]:
         told: list[Event] = []
         try:
             config = make_config(read_config(run_dir / CONFIG_FILE))
-            for event in _stoppable(fit(config, run_dir, resume=reservation.resume), run_dir / STOP_FILE):
+            for event in _stoppable(fit(config, run_dir, resume=reservation.resume, roots=roots), run_dir / STOP_FILE):
                 if isinstance(event, (RunStarted, EpochEnded)):
                     told.append(event)
                 if isinstance(event, RunFinished):

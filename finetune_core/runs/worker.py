@@ -1,6 +1,7 @@
 """Trains runs inside the app's own process: one thread a device, a queue before it. Knows nothing of Streamlit."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
@@ -14,10 +15,14 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One a process. Runs on one device wait for each other; those on different devices do not."""
+    """One a process. Runs on one device wait for each other; those on different devices do not.
 
-    def __init__(self, runs_dir: Path) -> None:
-        self.runs_dir = runs_dir
+    Attributes:
+        roots: the folders that runs may read; empty where they may read all.
+    """
+
+    def __init__(self, runs_dir: Path, roots: Sequence[Path] = ()) -> None:
+        self.runs_dir, self.roots = runs_dir, tuple(roots)
         self._queues: dict[str, _Queue] = {}
         self._changed = Condition()
 
@@ -35,7 +40,7 @@ class Worker:
         """Queue a run that had ended, or was cut off, to go on.
 
         Raises:
-            RunError: when it cannot.
+            ConfigError, RunError: when it cannot.
         """
         with self._changed:
             reservation = reopen_run(self.runs_dir / run_id)
@@ -68,7 +73,7 @@ class Worker:
                 queue.waiting = [one for one in queue.waiting if one.run_id != run_id]
         if found:
             request_stop(found.reservation.run_dir)
-            _drain(found.reservation)
+            _drain(found.reservation, self.roots)
 
     def _put(self, reservation: Reservation, config: RunConfig) -> str:
         device = choose_device(config.device).kind
@@ -84,7 +89,7 @@ class Worker:
             with self._changed:
                 self._changed.wait_for(lambda: queue.waiting)
                 queue.training = queue.waiting.pop(0)
-            _drain(queue.training.reservation)
+            _drain(queue.training.reservation, self.roots)
             with self._changed:
                 queue.training = None
 
@@ -108,9 +113,9 @@ class _Queue:
         return [*self.waiting, *([self.training] if self.training else [])]
 
 
-def _drain(reservation: Reservation) -> None:
+def _drain(reservation: Reservation, roots: Sequence[Path]) -> None:
     try:
-        for _ in execute(reservation):
+        for _ in execute(reservation, roots):
             pass
     except FinetuneError as error:
         log.warning("run %s failed: %s", reservation.run_dir.name, error)

@@ -26,6 +26,7 @@ class CheckpointInfo:
     Attributes:
         epoch: how many are done.
         weights_hash: of the backbone that the frozen tensors come from.
+        fingerprint: of the images, their labels and splits.
         standing: in ``last``: where the run stands (``standing.py``).
     """
 
@@ -33,6 +34,7 @@ class CheckpointInfo:
     backbone: str
     weights_hash: str
     classes: tuple[str, ...]
+    fingerprint: str = ""
     standing: dict[str, Any] | None = None
 
 

@@ -1,7 +1,8 @@
 """A learning-rate range test (Smith 2017): a few steps at ever higher rates, on a network of its own, from the cached trunk."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -36,8 +37,11 @@ class RateCurve:
     suggestion: float | None
 
 
-def find_rate(config: RunConfig) -> Generator[tuple[str, int, int], None, RateCurve]:
+def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[tuple[str, int, int], None, RateCurve]:
     """Prepare what a run would train, and train a copy of it at rising rates; nothing is kept.
+
+    Args:
+        roots: when given, images that lie elsewhere are left out.
 
     Yields:
         (phase, done, total), phases as in ``PHASE_WORDS``.
@@ -45,7 +49,7 @@ def find_rate(config: RunConfig) -> Generator[tuple[str, int, int], None, RateCu
     Raises:
         FinetuneError: when the run could not start, or no step at all could be made.
     """
-    preparing = prepare(config)
+    preparing = prepare(config, roots)
     while True:
         try:
             event = next(preparing)

@@ -1,6 +1,7 @@
 """What a run will take, before it starts: a few steps are timed on this machine, and corrected by every run that ends."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
@@ -124,7 +125,8 @@ class SpeedBook:
     def speed(self, config: RunConfig) -> Speed | None:
         found = self._read()["speeds"].get(_key(config))
         try:
-            return Speed(**found) if found else None
+            speed = Speed(**found) if found else None
+            return speed if speed is None or all(math.isfinite(value) for value in asdict(speed).values()) else None
         except TypeError:  # written by another version
             return None
 
@@ -180,11 +182,11 @@ def learn_from_run(book: SpeedBook, config: RunConfig, started: dict[str, Any], 
 
     Args:
         started: the run's RunStarted row.
-        epochs: its EpochEnded rows, one at least.
+        epochs: its EpochEnded rows; none where it was resumed after its last one.
     """
     cache, counts = started["cache"], started["counts"]
     known = book.speed(config)
-    if known is None:  # never calibrated: a run alone does not tell all that a forecast needs
+    if known is None or not epochs:  # never calibrated: a run alone does not tell all that a forecast needs
         return
     step = float(np.median([row["train_seconds"] for row in epochs])) / counts[TRAIN]
     forward = float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]

@@ -97,7 +97,7 @@ class Job:
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
         """(row numbers, what ``forward`` takes, on the device) for each batch."""
         views = self.report.views
-        version = (epoch - 1) % views if views else epoch
+        version = (epoch - 1) % views if views else epoch - 1
 
         def make(rows: np.ndarray) -> torch.Tensor:
             if self.trunk:

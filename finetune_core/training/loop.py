@@ -1,7 +1,7 @@
 """The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,7 @@ class StopRequested(Exception):
         self.pause = pause
 
 
-def fit(config: RunConfig, run_dir: Path, *, resume: bool = False) -> Iterator[Event]:
+def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequence[Path] = ()) -> Iterator[Event]:
     """Train, validate, keep the best epoch, predict; checkpoints and predictions go to ``run_dir``.
 
     The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The validation images' predictions are
@@ -64,6 +64,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False) -> Iterator[E
 
     Args:
         resume: go on from where ``last`` was written, as if nothing had happened.
+        roots: when given, images that lie elsewhere are left out.
 
     Raises:
         FinetuneError: when the run cannot start, or cannot go on.
@@ -71,7 +72,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False) -> Iterator[E
     began, memory_before = time.monotonic(), used_memory()
     at, trainer = Standing(), None
     try:
-        job = yield from prepare(config)
+        job = yield from prepare(config, roots)
         yield _started(job)
         trainer = _trainer(job, run_dir)
         if resume:
@@ -187,7 +188,7 @@ def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[
         labels = job.labels[job.rows[VAL]]
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
         accuracy = float((logits.argmax(1) == labels).mean())
-        # All is on disk before it is told: whoever stops the run at one of these events finds what they speak of.
+        # On disk before it is told: whoever stops the run at one of these events finds what they speak of.
         saved = []
         if at.take(epoch, accuracy, loss):
             save_predictions(run_dir, _table(job, VAL, logits))
@@ -203,10 +204,10 @@ def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[
         seconds=at.elapsed,
         memory_bytes=max(0, used_memory() - memory_before),
     )
-    at.next_epoch()
-    saved.append(trainer.save(at))
-    yield ended
     yield from saved
+    at.next_epoch()
+    yield ended  # before it is saved: a run that is killed between the two tells the epoch again, and none is lost
+    yield trainer.save(at)
 
 
 def _test(trainer: _Trainer, at: Standing) -> Generator[Event, None, float | None]:
@@ -289,7 +290,7 @@ def _expected(job: Job) -> dict[str, float] | None:
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
-    info = CheckpointInfo(epoch, job.config.backbone, job.network.weights_hash, job.dataset.classes)
+    info = CheckpointInfo(epoch, job.config.backbone, job.network.weights_hash, job.dataset.classes, job.dataset.fingerprint)
     save_checkpoint(run_dir, BEST, tensors, info)
     return CheckpointSaved(BEST, epoch)
 

@@ -15,6 +15,7 @@ from finetune_core.data.listing import check_data
 from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
 from finetune_core.data.splits import SPLITS, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
+from finetune_core.files import is_file
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, check_image_size, network_stages
 from finetune_core.models.split import CannotSplit, Segments
@@ -64,14 +65,17 @@ def check_config(config: RunConfig) -> None:
     if "backbone" not in problems:
         attempt("strategy", lambda: plan(config, network_stages(config.backbone)))
         attempt("image_size", check_image_size, config.backbone, config.image_size)
-    if config.starts_from not in (PRETRAINED, "none") and not Path(config.weights).expanduser().is_file():
+    if config.starts_from not in (PRETRAINED, "none") and not is_file(config.weights):
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
         raise ConfigError(problems)
 
 
-def prepare(config: RunConfig) -> Generator[Event, None, Job]:
+def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, None, Job]:
     """Do what comes before the first step, saying how far it is.
+
+    Args:
+        roots: when given, images that lie elsewhere are left out.
 
     Raises:
         FinetuneError: when the data, the weights or a setting cannot be used.
@@ -79,7 +83,7 @@ def prepare(config: RunConfig) -> Generator[Event, None, Job]:
     check_config(config)
     dataset = yield from _reported(
         "index",
-        index_dataset(config.data, **config.split_settings, edits=config.edits),
+        index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
     )
     if dataset.unreadable:
         yield _skipped(dataset.unreadable)

@@ -84,7 +84,8 @@ def save_standing(
     if average:
         tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
     told = asdict(at) | {"seconds": at.elapsed, "since": 0.0, "averaged": average.steps if average else 0}
-    info = CheckpointInfo(at.epoch - 1, job.config.backbone, job.network.weights_hash, job.dataset.classes, told)
+    network, dataset = job.network, job.dataset
+    info = CheckpointInfo(at.epoch - 1, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, told)
     save_checkpoint(run_dir, LAST, tensors, info)
     return CheckpointSaved(LAST, at.epoch - 1)
 
@@ -100,6 +101,11 @@ def restore_standing(job: Job, optimizer: torch.optim.Optimizer, average: Averag
         raise RunError(f"The run in {run_dir} was written by an earlier version, which could not resume. Start it again.")
     if (info.weights_hash, info.classes) != (job.network.weights_hash, job.dataset.classes):
         raise RunError(f"The pretrained weights or the classes have changed since the run in {run_dir} began. Start a new one.")
+    if info.fingerprint != job.dataset.fingerprint:
+        raise RunError(
+            f"The images, their labels or their split have changed since the run in {run_dir} began: put them back to resume it, or "
+            "start a new one."
+        )
     kept = {name: tensor for name, tensor in tensors.items() if "/" not in name}
     job.network.model.load_state_dict(kept, strict=False)
     state: dict[int, dict[str, torch.Tensor]] = {}

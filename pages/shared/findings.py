@@ -70,7 +70,7 @@ def _examples(dataset: Dataset, finding: Finding, pictured: list[str]) -> set[st
 
 
 def _as_text(finding: Finding) -> None:
-    names = finding.paths if finding.kind != "shift" else finding.classes
+    names = finding.paths or finding.classes
     if names:
         with st.expander(f"All {number(len(names))}" if len(names) > 1 else "Which one"):
             st.dataframe([{"Path": path, "Why": finding.notes.get(path, "")} for path in names], hide_index=True)
@@ -110,8 +110,8 @@ def changes(edits: Sequence[Edit]) -> None:
         for number_, edit in enumerate(edits):
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {_some(edit.paths)}"), width="stretch")
-                st.button("Undo", key=f"undo-{number_}", icon=":material/undo:", on_click=undo, args=(number_,))
-        st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(-1,))
+                st.button("Undo", key=f"undo-{number_}", icon=":material/undo:", on_click=undo, args=((edit,),))
+        st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
 
 
 def _reason(edit: Edit) -> str:

@@ -1,12 +1,14 @@
 """The training settings as widgets: the same fields, help and bounds as the config, problems beside their field."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import streamlit as st
 
-from finetune_core.config import SPLIT_FIELDS, NearDuplicates, RunConfig, bounds, make_config
-from finetune_core.data.edits import effective, load_edits
-from finetune_core.errors import ConfigError
+from finetune_core.config import SPLIT_FIELDS, Edit, NearDuplicates, RunConfig, bounds, make_config
+from finetune_core.data.sources import check_roots
+from finetune_core.errors import ConfigError, DataError
 from finetune_core.models.catalogue import backbone_info, backbone_names, default_backbone
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
@@ -72,11 +74,16 @@ _FROM_STAGE, _EVERY_STAGE = "From one stage on", "A rate for each stage"
 
 
 def apply_recipe(recipe: dict[str, Any]) -> None:
-    """Set the form's fields (a callback: before the widgets are drawn)."""
-    for name, value in recipe.items():
+    """Set the form's fields, those that the recipe does not name to their defaults (a callback: before the widgets are drawn)."""
+    kept = (*SPLIT_FIELDS, *_NO_WIDGETS, "device", "precision", "seed", "cache")
+    set_fields({name: value for name, value in (DEFAULTS | recipe).items() if name not in kept})
+    st.session_state["weights_from"] = "Pretrained"
+
+
+def set_fields(values: dict[str, Any]) -> None:
+    """Set some of the form's fields (a callback)."""
+    for name, value in values.items():
         st.session_state[_key(name)] = _as_widget(name, value)
-    if "weights" in recipe:
-        st.session_state["weights_from"] = "Pretrained"
 
 
 def fill_in() -> None:
@@ -86,15 +93,14 @@ def fill_in() -> None:
             st.session_state.setdefault(_key(name), _as_widget(name, default))
 
 
-def values(data: str) -> dict[str, Any]:
-    """The settings as they stand in the form, unchecked."""
+def values(data: str, edits: Sequence[Edit]) -> dict[str, Any]:
+    """The settings as they stand in the form, unchecked, for data with these changes."""
     fill_in()
     found = {name: st.session_state.get(_key(name)) for name in DEFAULTS if name not in _NO_WIDGETS}
     found["weights"] = _weights()
-    found["edits"] = effective(load_edits(data)) if data else ()
     if found["strategy"] == "custom":
         found |= _custom_strategy()
-    return found | {"data": data}
+    return found | {"data": data, "edits": edits}
 
 
 def split_settings() -> tuple[dict[str, Any], dict[str, str]]:
@@ -133,13 +139,17 @@ def set_strategy(name: str, cut: str, backbone: str) -> None:
         st.session_state["custom_cut"] = cut
 
 
-def checked(found: dict[str, Any]) -> tuple[RunConfig | None, dict[str, str]]:
-    """The config, where it can be used, and the problems by field."""
+def checked(found: dict[str, Any], roots: Sequence[Path]) -> tuple[RunConfig | None, dict[str, str]]:
+    """The config, where it can be used, and the problems by field; a file of weights has to lie in one of the folders."""
     try:
         config = make_config(found)
+        if config.starts_from not in (PRETRAINED, RANDOM):
+            check_roots(config.weights, roots)
         check_config(config)
     except ConfigError as error:
         return None, error.problems
+    except DataError as error:
+        return None, {"weights": str(error)}
     return config, {}
 
 

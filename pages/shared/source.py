@@ -10,8 +10,8 @@ from finetune_core.data.archives import ARCHIVE_SUFFIXES, import_archive, import
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
 from finetune_core.data.sample import SAMPLE_NAME
-from finetune_core.data.sources import check_roots, imported_folders
-from finetune_core.errors import FinetuneError
+from finetune_core.data.sources import check_roots, imported_folders, whole_path
+from finetune_core.errors import DataError, FinetuneError
 from finetune_core.words import number, size
 from pages.shared.chrome import plain
 from pages.shared.state import readable_roots, with_bar
@@ -51,8 +51,10 @@ def _folder() -> None:
         "split and group.",
     )
     named = st.session_state["data_folder"].strip()
-    path = Path(named).expanduser()
-    if named and is_archive(named) and path.is_file():
+    if not named:
+        return
+    path = whole_path(named)
+    if is_archive(named) and path.is_file():
         check_roots(path, readable_roots())
         path = _once((str(path), path.stat().st_mtime_ns), import_archive(path, path.name), "Unpacking")
         st.session_state["data_unpacked"] = {named: str(path)}
@@ -101,16 +103,23 @@ def _public() -> None:
     pressed = not fetched and st.button(words, icon=":material/download:")
     place = st.empty()
     if pressed:
-        with_bar(fetch_public(name), one.title, place)
+        with_bar(fetch_public(name), one.title, place, kept=False)
         st.rerun()
 
 
 def _once(key: tuple[Any, ...], work: Iterator[tuple[int, int]], words: str) -> Path:
-    """What was made of an upload, made once a session: the browser's widget hands the same one over at every rerun."""
+    """What was made of an upload, made once a session: the browser's widget hands the same one over at every rerun.
+
+    Raises:
+        DataError: when it was stopped.
+    """
     place = st.empty()
     made: dict[tuple[Any, ...], Path] = st.session_state.setdefault("imported", {})
-    if key not in made or not made[key].is_dir():
-        made[key] = with_bar(work, words, place)
+    if key in made and made[key].is_dir():
+        return made[key]
+    if st.session_state.get("stopped_import") == key and not st.button("Try again", icon=":material/replay:"):
+        raise DataError(f"{words} was stopped; nothing of it was kept.")
+    made[key] = with_bar(work, words, place, lambda: st.session_state.update(stopped_import=key), kept=False)
     return made[key]
 
 

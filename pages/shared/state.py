@@ -1,7 +1,7 @@
 """What the whole process shares (runs, worker, indexed folders), and what one session has chosen."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from streamlit.errors import StreamlitSecretNotFoundError
 from finetune_core import paths
 from finetune_core.config import DEMO_RECIPE, Edit, make_config
 from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
-from finetune_core.data.edits import load_edits, save_edits
+from finetune_core.data.edits import add_edits, load_edits, remove_edits
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
-from finetune_core.data.sources import check_roots, data_roots
+from finetune_core.data.sources import check_roots, data_roots, whole_path
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.runs.store import Run, RunStore
@@ -46,7 +46,7 @@ def store() -> RunStore:
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
     """The process's one worker."""
-    return Worker(paths.runs_dir())
+    return Worker(paths.runs_dir(), readable_roots())
 
 
 @st.cache_resource(show_spinner=False)
@@ -60,7 +60,7 @@ def _assembled() -> dict[tuple, Dataset]:
 
 
 @st.cache_resource(show_spinner=False)
-def reports() -> dict[tuple[str, str, int], DeepReport]:
+def _reports() -> dict[tuple[str, str, int], DeepReport]:
     """Deep inspections of this process by (fingerprint of the data, backbone, image size)."""
     return {}
 
@@ -81,7 +81,10 @@ def data_folder() -> str:
         return str(digits_folder())
     named = str(st.session_state.get(f"data_{source}") or "").strip()
     named = st.session_state.get("data_unpacked", {}).get(named, named)
-    return str(Path(named).expanduser().resolve()) if named else ""
+    try:
+        return str(whole_path(named)) if named else ""
+    except DataError:  # the page with the box says so
+        return ""
 
 
 def current_dataset(settings: dict[str, Any], *, again: bool = False) -> Dataset:
@@ -100,40 +103,62 @@ def current_dataset(settings: dict[str, Any], *, again: bool = False) -> Dataset
     edits = load_edits(root)
     if again:
         st.session_state["paused"] = None
-    if again or root not in _looked_through():
+    seen = None if again else _looked_through().get(root)
+    if seen is None:
         if st.session_state.get("paused") == root:
             raise DataError(
                 "Looking at these images was stopped; what was seen is kept. Read the folder again to go on (Dataset page)."
             )
-        _keep(_looked_through(), root, with_bar(look_through(root, readable_roots()), "Looking at images", place, _pause))
-        for key in [key for key in _assembled() if key[0] == root]:
-            _assembled().pop(key, None)
+        seen = with_bar(look_through(root, readable_roots()), "Looking at images", place, _pause)
+        _keep(_looked_through(), root, seen)
+        for key in list(_assembled()):
+            if key[0] == root:
+                _assembled().pop(key, None)
     key = (root, tuple(settings.values()), edits)
-    if key not in _assembled():
-        _keep(_assembled(), key, assemble(root, _looked_through()[root], **settings, edits=edits))
-    return _assembled()[key]
+    dataset = _assembled().get(key)
+    if dataset is None:
+        dataset = assemble(root, seen, **settings, edits=edits)
+        _keep(_assembled(), key, dataset)
+    return dataset
+
+
+def keep_report(dataset: Dataset, report: DeepReport) -> None:
+    """Hold a deep inspection for every session."""
+    _keep(_reports(), (dataset.fingerprint, report.backbone, report.image_size), report)
+
+
+def report_of(dataset: Dataset) -> DeepReport | None:
+    """The latest deep inspection of these images, if this process has made one."""
+    return next((report for (mark, *_), report in reversed(list(_reports().items())) if mark == dataset.fingerprint), None)
 
 
 def _keep(held: dict, key: Any, value: Any) -> None:
+    """Sessions share these: what another one has taken out meanwhile is no loss."""
     while len(held) >= _MOST_HELD:
-        held.pop(next(iter(held)), None)
+        held.pop(next(iter(list(held))), None)
     held[key] = value
 
 
 def change(*edits: Edit) -> None:
     """Add changes to the chosen data set (a callback)."""
-    root = data_folder()
-    save_edits(root, (*load_edits(root), *edits))
+    _answered(lambda: add_edits(data_folder(), edits))
 
 
-def undo(number: int) -> None:
-    """Take one change back (a callback); a negative number takes all of them."""
-    root = data_folder()
-    edits = load_edits(root)
-    save_edits(root, () if number < 0 else (*edits[:number], *edits[number + 1 :]))
+def undo(edits: Sequence[Edit]) -> None:
+    """Take changes back (a callback)."""
+    _answered(lambda: remove_edits(data_folder(), edits))
 
 
-def with_bar(work: Iterator, text: str, place: DeltaGenerator, on_stop: Callable[[], None] | None = None) -> Any:
+def _answered(act: Callable[[], None]) -> None:
+    try:
+        act()
+    except FinetuneError as error:  # a callback has no place on the page: the next drawing says it
+        st.session_state["change_problem"] = str(error)
+
+
+def with_bar(
+    work: Iterator, text: str, place: DeltaGenerator, on_stop: Callable[[], None] | None = None, *, kept: bool = True
+) -> Any:
     """Drain a generator of (done, total), or (phase, done, total), into a progress bar with the time left; its result.
 
     Whatever is pressed while it works, the button beside the bar among others, ends it.
@@ -141,10 +166,12 @@ def with_bar(work: Iterator, text: str, place: DeltaGenerator, on_stop: Callable
     Args:
         place: an ``st.empty()`` that the page draws in every run: what comes after it then stays where it is.
         on_stop: called when the button beside the bar is pressed.
+        kept: whether what was done until then is kept.
     """
     with place.container(horizontal=True, vertical_alignment="center"):
         bar = st.progress(0.0, text)
-        st.button("Stop", icon=":material/stop:", key=f"stop-{text}", help="What was done so far is kept.", on_click=on_stop)
+        note = "What was done so far is kept." if kept else "Nothing of it is kept."
+        st.button("Stop", icon=":material/stop:", key=f"stop-{text}", help=note, on_click=on_stop)
     began, spoken, phase = time.monotonic(), 0.0, ""
     try:
         while True:

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import shutil
 import threading
 import time
 
@@ -342,3 +343,34 @@ def test_a_deleted_run_goes_to_the_trash_and_comes_back(config, tmp_path):
     assert store.runs() == []
     place.rename(reservation.run_dir)
     assert [run.status for run in store.runs()] == ["stopped"]
+
+
+def test_resuming_what_was_deleted_makes_no_folder(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    run_dir = stopped_run(config, store.runs_dir)
+    store.delete(run_dir.name)
+    with pytest.raises(RunError, match="no run in"):
+        reopen_run(run_dir)
+    assert not run_dir.exists()
+
+
+def test_resuming_what_cannot_work_any_more_leaves_the_run_as_it_was(config, tmp_path):
+    run_dir = stopped_run(config, tmp_path / "runs")
+    shutil.rmtree(config.data)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        reopen_run(run_dir)
+    assert RunStore(tmp_path / "runs").run(run_dir.name).status == "stopped"
+
+
+def test_a_run_of_the_app_reads_no_image_outside_its_folders(config, image_folder, tmp_path):
+    outside = image_folder(tmp_path / "outside", {"red": 3})
+    for file in (outside / "red").iterdir():
+        (tmp_path / "images" / "red" / f"link-{file.name}").symlink_to(file)
+    store = RunStore(tmp_path / "runs")
+    counted = {}
+    for roots in ((), (tmp_path / "images",)):
+        worker = Worker(store.runs_dir, roots)
+        run = worker.submit(config.model_copy(update={"seed": len(roots)}))
+        wait_for(lambda run=run: store.run(run).status == "finished")
+        counted[len(roots)] = sum(store.run(run).history.started["counts"].values())
+    assert counted == {0: 23, 1: 20}

@@ -105,3 +105,25 @@ def test_other_classes_than_before_are_refused(config, image_folder, tmp_path):
     image_folder(tmp_path / "images", {"yellow": 14})
     with pytest.raises(RunError, match="classes have changed"):
         list(fit(config(), tmp_path / "stopped", resume=True))
+
+
+def test_other_images_than_before_are_refused(config, image_folder, tmp_path):
+    stopped_at(config(), tmp_path / "stopped", 1)
+    image_folder(tmp_path / "images", {"red": 15})
+    with pytest.raises(RunError, match="The images, their labels or their split have changed"):
+        list(fit(config(), tmp_path / "stopped", resume=True))
+
+
+def test_a_process_that_dies_before_an_epoch_is_saved_tells_it_again(config, tmp_path, marks):
+    before = whole(config(), tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    stream = fit(config(), tmp_path / "killed")
+    for event in stream:
+        if isinstance(event, events.EpochEnded) and event.epoch == 2:
+            break
+    stream.close()
+    found = list(fit(config(), tmp_path / "killed", resume=True))
+    told = [event.epoch for event in found if isinstance(event, events.EpochEnded)]
+    assert told == [2, 3]
+    assert found[-1].best_epoch == before[-1].best_epoch
+    assert marks(tmp_path / "killed") == marks(tmp_path / "whole")
