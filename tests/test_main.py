@@ -66,7 +66,7 @@ def test_the_config_of_a_run_repeats_it(trained, tmp_path):
     assert again.returncode == 0, again.stderr
     repeated = json.loads(again.stdout)
     assert Path(repeated["run_dir"], "config.json").read_bytes() == Path(told["run_dir"], "config.json").read_bytes()
-    assert Path(repeated["run_dir"], "last.safetensors").read_bytes() == Path(told["run_dir"], "last.safetensors").read_bytes()
+    assert Path(repeated["run_dir"], "best.safetensors").read_bytes() == Path(told["run_dir"], "best.safetensors").read_bytes()
 
 
 def test_evaluate_and_predict_json(trained):
@@ -372,7 +372,7 @@ def test_train_records_saved_edits_and_says_so(trained, tmp_path):
     save_edits(data, [])
     again = json.loads(thaw("train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json").stdout)
     assert json.loads(Path(again["run_dir"], "config.json").read_text()) == config
-    assert Path(again["run_dir"], "last.safetensors").read_bytes() == (run / "last.safetensors").read_bytes()
+    assert Path(again["run_dir"], "best.safetensors").read_bytes() == (run / "best.safetensors").read_bytes()
 
 
 def test_train_as_is_leaves_saved_edits_out(trained, tmp_path):
@@ -392,7 +392,7 @@ def test_train_takes_an_archive(trained, tmp_path):
     run = Path(json.loads(done.stdout)["run_dir"])
     unpacked = Path(json.loads((run / "config.json").read_text())["data"])
     assert sorted(path.name for path in unpacked.iterdir()) == ["blue <b>", "red"]
-    assert (run / "last.safetensors").read_bytes() == Path(told["run_dir"], "last.safetensors").read_bytes()
+    assert (run / "best.safetensors").read_bytes() == Path(told["run_dir"], "best.safetensors").read_bytes()
     archive.unlink()
     again = thaw("train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json")
     assert again.returncode == 0, again.stderr
