@@ -152,8 +152,8 @@ class RunConfig(BaseModel):
         None,
         ge=1,
         le=4096,
-        description="How many images of a batch go through the network at a time; their gradients add up to the whole batch's. Empty: all "
-        "at once, and fewer where memory runs out.",
+        description="How many images of a batch go through the network at a time; their gradients add up to the whole batch's (but for "
+        "BatchNorm that trains, which normalises each part by itself). Empty: all at once, and fewer where memory runs out.",
     )
     ema: float = Field(
         0.0,

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from finetune_core.config import RunConfig, make_config, read_config
-from finetune_core.errors import FinetuneError, RunError
+from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import write_bytes
 from finetune_core.training.events import (
     END_EVENTS,
@@ -139,7 +139,7 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
             failed = RunFailed(f"A file could not be written or read: {error}. Make room on the disk, then resume the run.", "")
             with suppress(OSError):  # of a full disk, its lock and its last checkpoint tell what to do
                 _write(file, failed)
-            raise RunError(failed.message) from error
+            raise TrainingError(failed.message) from error
         except Exception as error:
             _write(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
             raise

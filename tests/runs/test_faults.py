@@ -7,7 +7,7 @@ from contextlib import suppress
 import pytest
 
 from finetune_core.config import make_config
-from finetune_core.errors import RunError
+from finetune_core.errors import TrainingError
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training.checkpoints import load_tensors
@@ -47,7 +47,7 @@ def test_a_full_disk_costs_nothing_that_was_there(config, tmp_path, monkeypatch,
     for number in range(1, calls + 1):
         reservation = create_run(config, store.runs_dir)
         faults.fails = faults.calls + number
-        with suppress(RunError):
+        with suppress(TrainingError):
             list(execute(reservation))
         faults.fails = None
         run = store.run(reservation.run_dir.name)
