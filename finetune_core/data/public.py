@@ -238,8 +238,10 @@ def _download(name: str, root: Path) -> dict[str, Any]:
 def _watch(download: _Download) -> Iterator[tuple[int, int]]:
     """(bytes so far, bytes in all), a few times a second until the download has ended."""
     total, before, since = download.public.download_bytes, 0, time.monotonic()
-    while download.is_alive():
+    going = True
+    while going:
         download.join(_EVERY)
+        going = download.is_alive()
         arrived, written = _bytes_below(download.staging)
         if written != before:
             before, since = written, time.monotonic()

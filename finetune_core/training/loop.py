@@ -204,9 +204,9 @@ def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[
         seconds=at.elapsed,
         memory_bytes=max(0, used_memory() - memory_before),
     )
-    yield from saved
     at.next_epoch()
     yield ended  # before it is saved: a run that is killed between the two tells the epoch again, and none is lost
+    yield from saved
     yield trainer.save(at)
 
 

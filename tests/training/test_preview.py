@@ -69,8 +69,8 @@ def test_a_run_with_fresh_versions_has_the_epochs_number(folder):
     job = job_of(folder, strategy="full", augmentation="random_resized_crop", seed=7)
     for epoch in (1, 2):
         for sample, image in fed(job, epoch).items():
-            versions = augmented_versions(folder / sample, sample, "random_resized_crop", 7, epoch + 1, 32)
-            assert np.array_equal(image, versions[epoch])
+            versions = augmented_versions(folder / sample, sample, "random_resized_crop", 7, epoch, 32)
+            assert np.array_equal(image, versions[epoch - 1])
 
 
 def test_versions_differ_by_number_seed_and_sample(folder):
