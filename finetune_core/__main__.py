@@ -1,8 +1,6 @@
 """The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr."""
 
-import json
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,16 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
 from finetune_core import paths
 from finetune_core.config import SPLIT_FIELDS, bounds, make_config, read_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
-from finetune_core.data.findings import KINDS, Finding, unanswered
+from finetune_core.data.findings import Finding, unanswered
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError, DataError, FinetuneError, ImageError, TrainingError
@@ -30,8 +26,18 @@ from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run, request_stop
 from finetune_core.runs.store import RunStore, summary
-from finetune_core.training import events
-from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, size, things
+from finetune_core.terminal import (
+    err,
+    out,
+    print_inspection,
+    print_json,
+    progress_bar,
+    result_in_words,
+    show_phases,
+    show_training,
+    shown,
+)
+from finetune_core.words import size
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",
@@ -39,8 +45,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
 DATA_HELP = (
@@ -80,7 +84,7 @@ def backbones(as_json: AsJson = False) -> None:
         for info in infos
     ]
     if as_json:
-        _print_json({"backbones": rows})
+        print_json({"backbones": rows})
         return
     table = Table("Name", "Parameters", "ImageNet top-1", "Ready", Column("Weights", overflow="fold"), box=None)
     for row in rows:
@@ -111,14 +115,14 @@ def inspect(
         resolved = _resolved(data)
         config = make_config(settings | {"data": resolved})
         edits = () if as_is else load_edits(resolved)
-        with _bar() as bar:
-            dataset = _shown(bar, "Looking at images", index_dataset(resolved, **config.split_settings, edits=edits))
-            report = _show_phases(bar, inspect_deeply(dataset, backbone)) if deep else None
+        with progress_bar() as bar:
+            dataset = shown(bar, "Looking at images", index_dataset(resolved, **config.split_settings, edits=edits))
+            report = show_phases(bar, inspect_deeply(dataset, backbone)) if deep else None
     findings = unanswered([*dataset.findings, *(report.findings if report else ())], edits)
     if as_json:
-        _print_json(_inspection_json(dataset, findings, report))
+        print_json(_inspection_json(dataset, findings, report))
     else:
-        _print_inspection(dataset, findings, report)
+        print_inspection(dataset, findings, report)
 
 
 @app.command()
@@ -130,7 +134,7 @@ def fetch(
     if name is None:
         rows = [{**asdict(one), "fetched": is_fetched(one.name)} for one in PUBLIC_SETS.values()]
         if as_json:
-            _print_json({"public_sets": rows})
+            print_json({"public_sets": rows})
             return
         table = Table("Name", "Images", "Classes", "Download", "On disk", "Here", Column("Licence", overflow="fold"), box=None)
         for one in PUBLIC_SETS.values():
@@ -142,10 +146,10 @@ def fetch(
     with _errors():
         if name not in PUBLIC_SETS:
             raise DataError(f"There is no public set {name!r}; `python -m finetune_core fetch` lists them.")
-        with _bar() as bar:
-            folder = _shown(bar, PUBLIC_SETS[name].title, fetch_public(name))
+        with progress_bar() as bar:
+            folder = shown(bar, PUBLIC_SETS[name].title, fetch_public(name))
     if as_json:
-        _print_json({"name": name, "data": str(folder)})
+        print_json({"name": name, "data": str(folder)})
     else:
         out.print(
             f"{escape(PUBLIC_SETS[name].title)} is in {escape(str(folder))}. Licence: {escape(PUBLIC_SETS[name].licence)}"
@@ -219,14 +223,14 @@ def train(
 
 def _train_to_the_end(reservation: Reservation, as_json: bool) -> None:
     with _errors():
-        with _interrupts_stop(reservation.run_dir), _bar() as bar:
-            _show_training(bar, execute(reservation))
+        with _interrupts_stop(reservation.run_dir), progress_bar() as bar:
+            show_training(bar, execute(reservation))
         run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
     result = summary(run)
     if as_json:
-        _print_json(result)
+        print_json(result)
     else:
-        out.print(_result_in_words(result))
+        out.print(result_in_words(result))
     if run.status != "finished":
         raise typer.Exit(1)
 
@@ -251,16 +255,16 @@ def evaluate(
         run = RunStore(run_dir.parent).read(run_dir.resolve())
         result = evaluation(run, split)
     if as_json:
-        _print_json({"run_id": run.run_id, **_evaluation_json(result)})
+        print_json({"run_id": run.run_id, **_evaluation_json(result)})
         return
     out.print(
         f"Accuracy {result.accuracy:.1%} on {result.images:,} {result.split} images "
         f"(95 % interval {result.low:.1%} to {result.high:.1%}), loss {result.loss:.3f}"
     )
-    shown = Table("Class", "Precision", "Recall", "F1", "Images", box=None)
+    judged = Table("Class", "Precision", "Recall", "F1", "Images", box=None)
     for row in result.per_class.itertuples(index=False):
-        shown.add_row(escape(row[0]), f"{row[1]:.1%}", f"{row[2]:.1%}", f"{row[3]:.1%}", f"{row[4]:,}")
-    out.print(shown)
+        judged.add_row(escape(row[0]), f"{row[1]:.1%}", f"{row[2]:.1%}", f"{row[3]:.1%}", f"{row[4]:,}")
+    out.print(judged)
 
 
 @app.command()
@@ -290,7 +294,7 @@ def predict(
                 }
             )
     if as_json:
-        _print_json({"run_id": run_dir.resolve().name, "predictions": named, "skipped": skipped})
+        print_json({"run_id": run_dir.resolve().name, "predictions": named, "skipped": skipped})
     else:
         for row in named:
             out.print(f"{escape(row['image'])}: {escape(row['class'])} ({row['probability']:.1%})")
@@ -299,8 +303,8 @@ def predict(
 
 
 def _resolved(data: str) -> str:
-    with _bar() as bar:
-        return _shown(bar, "Unpacking", resolve_data(data))
+    with progress_bar() as bar:
+        return shown(bar, "Unpacking", resolve_data(data))
 
 
 def _inspection_json(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> dict[str, Any]:
@@ -319,27 +323,6 @@ def _inspection_json(dataset: Dataset, findings: list[Finding], report: DeepRepo
         "findings": [finding.to_json() for finding in findings],
     }
     return told | ({"deep": report.to_json()} if report else {})
-
-
-def _print_inspection(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> None:
-    counts, widths, heights = dataset.counts(), dataset.table["width"], dataset.table["height"]
-    out.print(
-        f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
-        f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
-        f"{'the data say' if dataset.given_splits else 'the program decides'} which images validate."
-    )
-    if dataset.edits:
-        out.print(f"Changes: {edits_in_words(dataset.edits)}.")
-    table = Table("Class", *counts.columns, box=None)
-    for name, row in counts.iterrows():
-        table.add_row(escape(str(name)), *(f"{count:,}" for count in row))
-    out.print(table)
-    for finding in findings:
-        out.print(f"[bold]{finding.severity}[/bold]: {KINDS[finding.kind].title}. {escape(finding.message)}")
-    if not findings:
-        out.print("Nothing looks wrong.")
-    if report:
-        _print_transfer(report)
 
 
 def _rates(text: str) -> dict[str, str]:
@@ -384,103 +367,6 @@ def _interrupts_stop(run_dir: Path) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
-        console=err,
-        transient=True,
-        disable=not err.is_interactive,  # else it leaves an empty line
-    )
-
-
-def _shown(bar: Progress, description: str, work: Any) -> Any:
-    """Drain a generator of (done, total) into the bar; returns its result."""
-    task = bar.add_task(description, total=None, note="")
-    while True:
-        try:
-            done, total = next(work)
-        except StopIteration as finished:
-            return finished.value
-        bar.update(task, completed=done, total=total)
-
-
-def _show_phases(bar: Progress, work: Iterator[tuple[str, int, int]]) -> Any:
-    """Drain a generator of (phase, done, total) into a bar a phase; returns its result."""
-    tasks: dict[str, Any] = {}
-    while True:
-        try:
-            phase, done, total = next(work)
-        except StopIteration as finished:
-            return finished.value
-        if phase not in tasks:
-            tasks[phase] = bar.add_task(PHASE_WORDS[phase], total=total, note="")
-        bar.update(tasks[phase], completed=done, total=total)
-
-
-def _print_transfer(report: DeepReport) -> None:
-    if report.probes:
-        table = Table("Stage", "Accuracy of a linear probe", box=None)
-        for one in report.probes:
-            table.add_row(escape(one.stage), f"{percent(one.accuracy)} ± {percent(one.error)}")
-        out.print(table)
-        out.print(escape(f"{report.suggestion.reason} Suggested: {report.suggestion.strategy}."))
-    for split, auc in report.auc.items():
-        out.print(
-            f"Training against {SPLIT_WORDS[split].lower()} images, told apart by features: AUC {auc:.2f} (0.5: not at all)."
-        )
-
-
-def _show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
-    tasks: dict[str, Any] = {}
-
-    def task(name: str, total: int) -> Any:
-        if name not in tasks:
-            tasks[name] = bar.add_task(name, total=total or None, note="")
-        return tasks[name]
-
-    started = None
-    for event in stream:
-        match event:
-            case events.Progress(phase, done, total):
-                bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
-            case events.ImagesSkipped(count, examples):
-                err.print(escape(f"Left out, because unreadable: {things(count, 'image')}. {'; '.join(examples[:3])}"))
-            case events.RunStarted():
-                started = event
-                if event.weights == "none":
-                    err.print("The backbone starts from random weights.")
-                err.print(
-                    f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
-                    f"train on {escape(event.device_label)} in {event.precision}"
-                )
-            case events.RunResumed(epoch, step):
-                err.print(f"Going on after {things(step, 'step')} of epoch {epoch}.")
-            case events.StepEnded() if started:
-                done = (event.epoch - 1) * started.steps_per_epoch + event.step
-                note = f"loss {event.epoch_loss:.3f}  accuracy {event.epoch_accuracy:.1%}"
-                bar.update(task("Training", started.epochs * started.steps_per_epoch), completed=done, note=note)
-            case events.EpochEnded() if started:
-                err.print(
-                    f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {event.train_accuracy:.1%}; "
-                    f"validation loss {event.val_loss:.4f}, accuracy {event.val_accuracy:.1%}"
-                )
-
-
-def _result_in_words(result: dict[str, Any]) -> str:
-    if not result["best_epoch"]:
-        return f"Stopped before the first epoch ended. {escape(result['run_dir'])}"
-    test = f", test accuracy {result['test_accuracy']:.1%}" if result["test_accuracy"] is not None else ""
-    took = f" in {duration(result['seconds'])}"
-    return (
-        f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
-        f"{result['val_accuracy']:.1%}{test}\n{escape(result['run_dir'])}"
-    )
-
-
 def _evaluation_json(result: Evaluation) -> dict[str, Any]:
     return {
         "split": result.split,
@@ -493,10 +379,6 @@ def _evaluation_json(result: Evaluation) -> dict[str, Any]:
         "confusion": result.confusion.tolist(),
         "per_class": result.per_class.to_dict(orient="records"),
     }
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
     if not file.is_file():
         return ()
     try:
-        return tuple(Edit(**edit) for edit in json.loads(file.read_text(encoding="utf-8")))
+        told = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(told, list):
+            raise ValueError("a list was expected")
+        return tuple(Edit(**edit) for edit in told)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"The changes to this data set, in {file}, cannot be read: {error}. Repair or delete that file."

@@ -69,7 +69,7 @@ def decode_pixels(
         The pixels; of the wanted images, those that could not be read are in ``failed``.
     """
     name = f"pixels-{side}"
-    wanted = wanted[CACHE.table(name).missing(keys[wanted])]
+    asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
         batches = _decoded(paths, wanted, side, failed)
@@ -81,7 +81,10 @@ def decode_pixels(
                     failed[int(index)] = square
                 yield done, len(wanted)
             return Pixels(paths, side, None, failed, len(wanted))
-    return Pixels(paths, side, CACHE.table(name).lookup(keys), failed, len(wanted))
+    table = CACHE.table(name)
+    if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():  # on a tight disk new rows have driven out older ones
+        return Pixels(paths, side, None, failed, len(wanted))
+    return Pixels(paths, side, table.lookup(keys), failed, len(wanted))
 
 
 def _decoded(

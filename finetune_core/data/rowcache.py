@@ -93,6 +93,8 @@ class Lookup:
     def batch(self, positions: np.ndarray) -> torch.Tensor:
         """``[len(positions), *shape]``, one row a position; every one of them must be known."""
         places = self.places[positions]
+        if (places < 0).any():  # -1 would quietly read the last row
+            raise KeyError("a row that the cache does not hold")
         used = np.unique(places[:, 0])
         first = self.blocks[used[0]]
         if len(used) == 1:

@@ -20,6 +20,7 @@ from finetune_core.training.device import Device, choose_device
 from finetune_core.training.trunk import TrunkTables, split_network
 
 _BATCH = 32
+_USUAL_SIZE = 224  # pixels
 _KEPT_AT_ONCE = 1024  # images: what a pass that is broken off has done so far is not lost
 
 Progress = Generator[tuple[str, int, int], None, "Features"]
@@ -88,25 +89,38 @@ class _Pooled(nn.Module):
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
+        self.places: list[tuple[int, ...]] = []
         self.widths: list[int] = []
+        with torch.no_grad():
+            images = torch.zeros(1, 3, _USUAL_SIZE, _USUAL_SIZE)
+            for part in parts:
+                images = part(images)
+                self.places.append(_places(images))
+                self.widths.append(_averaged(images, self.places[-1]).shape[1])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pooled = []
-        for part in self.parts:
+        for part, places in zip(self.parts, self.places, strict=True):
             images = part(images)
-            pooled.append(_averaged(images).float())
-        self.widths = [one.shape[1] for one in pooled]
+            pooled.append(_averaged(images, places).float())
         return torch.cat(pooled, dim=1)
 
 
-def _averaged(output: torch.Tensor) -> torch.Tensor:
-    """``[n, d]`` from ``[n, d]``, tokens ``[n, t, d]``, a map ``[n, d, h, w]``, or a map with channels last (Swin)."""
+def _places(output: torch.Tensor) -> tuple[int, ...]:
+    """Over which dimensions to average ``[n, d]``, tokens ``[n, t, d]``, a map ``[n, d, h, w]``, or one with channels last (Swin).
+
+    At the usual size no network's channels last are as many as its rows: at others they may be.
+    """
     if output.ndim == 3:
-        return output.mean(dim=1)
+        return (1,)
     if output.ndim == 4:
         _, first, second, third = output.shape
-        return output.mean(dim=(1, 2) if first == second != third else (2, 3))
-    return output
+        return (1, 2) if first == second != third else (2, 3)
+    return ()
+
+
+def _averaged(output: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
+    return output.mean(dim=places) if places else output
 
 
 def _pooled(network: Network) -> tuple[_Pooled, tuple[str, ...]]:
@@ -123,10 +137,7 @@ def _pooled(network: Network) -> tuple[_Pooled, tuple[str, ...]]:
         raise DataError(f"{network.info.name} cannot be looked into: {error}. Choose another backbone.") from None
     if not parts:
         raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
-    pooled = _Pooled(parts).eval()
-    with torch.no_grad():
-        pooled(torch.zeros(1, 3, 224, 224))  # to know the widths
-    return pooled, tuple(network.stages[cut - 1].name for cut in cuts)
+    return _Pooled([part.eval() for part in parts]).eval(), tuple(network.stages[cut - 1].name for cut in cuts)
 
 
 def _table_name(network: Network, device: Device, image_size: int) -> str:

@@ -144,6 +144,8 @@ def fill_trunk(
             return None, 0, spent
         if start is None and 2 * len(rows) >= len(wanted):  # of a few images, starting takes the most
             CACHE.table(name).seconds_per_row = seconds / len(rows)
+    if CACHE.table(name).missing(keys[wanted]).any():  # on a tight disk the new rows have driven out those that were there
+        return None, 0, spent
     return CACHE.table(name).lookup(keys), len(wanted) - len(needed), spent
 
 

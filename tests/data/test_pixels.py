@@ -114,3 +114,15 @@ def test_another_side_is_another_image(paths):
 def test_the_stored_side_leaves_room_for_the_centre_crop():
     assert stored_side(224) == 256
     assert all(stored_side(size) > size for size in range(32, 1025))
+
+
+def test_images_that_new_ones_drive_out_of_a_tight_disk_are_decoded_again(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    image_folder(tmp_path / "images", {"red": 3, "blue": 3})
+    paths = sorted((tmp_path / "images").glob("*/*.png"))
+    decoded(paths, wanted=[0, 1, 2])
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", str(4 * 16 * 16 * 3 / 1e9))
+    _, pixels = decoded(paths)
+    for index in range(6):
+        batch = pixels.batch(np.array([index]))
+        np.testing.assert_array_equal(batch[0].permute(1, 2, 0).numpy(), read_square(paths[index], 16))

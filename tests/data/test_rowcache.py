@@ -164,6 +164,12 @@ def test_a_table_that_grows_stays_within_the_budget(cache, monkeypatch):
     assert torch.equal(both.batch(np.arange(4)), ROWS[[0, 1, 0, 1]])
 
 
+def test_a_row_that_is_not_there_is_not_read_from_another(cache):
+    filled(cache)
+    with pytest.raises(KeyError):
+        cache.table("t").lookup(np.array([10, 999], dtype=np.uint64)).batch(np.array([0, 1]))
+
+
 def test_evicted_files_are_forgotten_and_free_their_space(cache, folder, disk_only, monkeypatch):
     size = ROWS.numel() * 4
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1.5 * size / 1e9))

@@ -114,7 +114,8 @@ def test_features_before_the_head_are_what_the_head_gets():
 )
 def test_averages_of_vectors_tokens_and_both_kinds_of_maps(shape, axes):
     output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    found = features._averaged(output)
+    assert features._places(output) == axes
+    found = features._averaged(output, axes)
     assert found.shape == (2, 5)
     torch.testing.assert_close(found, output.mean(axes) if axes else output)
 
@@ -237,6 +238,16 @@ def test_a_network_that_cannot_be_cut_is_refused_in_words(folder, monkeypatch):
     monkeypatch.setattr(features, "split_network", refuse)
     with pytest.raises(DataError, match=r"cannot be looked into: its structure.*Choose another backbone"):
         next(compute_features(load_dataset(folder), LITE, 32))
+
+
+def test_swin_is_averaged_over_the_picture_at_a_size_that_has_as_many_rows_as_channels():
+    network = build_network("swin_t", "none", 3, seed=1)
+    pooled, _ = features._pooled(network)
+    images = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = split_network(network).part(None, 1).eval()(images)
+        assert whole.shape == (1, 96, 96, 96)
+        torch.testing.assert_close(pooled(images)[:, :96], averaged(whole, (1, 2)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("backbone", "axes"), [("resnet18", (2, 3)), ("swin_t", (1, 2))])

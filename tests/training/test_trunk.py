@@ -3,6 +3,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.rowcache import CACHE
 from finetune_core.models.split import CannotSplit
@@ -197,3 +198,18 @@ def test_a_damaged_image_does_not_cost_the_others_their_shallower_cut(config, tm
     told, found = run(config(strategy="last_block", epochs=1), tmp_path / "deep")
     assert [event.decoded for event in found if isinstance(event, events.RunStarted)] == [0]
     assert told["rows"] == 35
+
+
+def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(config, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    first, _ = run(config(epochs=1), tmp_path / "first")
+    assert first["where"] == "disk"
+    image_folder(tmp_path / "images", {"yellow": 12})
+    room = sum(file.stat().st_size for file in (paths.home() / "cache").glob("*.rows"))
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", str(0.9 * room / 1e9))
+    CACHE.clear()
+    told, _ = run(config(epochs=1), tmp_path / "tight")
+    CACHE.clear()
+    run(config(epochs=1, cache="off"), tmp_path / "uncached")
+    same_results(tmp_path / "tight", tmp_path / "uncached")
+    assert told["where"] in ("off", "disk")

@@ -1,0 +1,148 @@
+"""What the command line looks like on a terminal: results on stdout, bars and problems on stderr."""
+
+import json
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import edits_in_words
+from finetune_core.data.findings import KINDS, Finding
+from finetune_core.inspection.deep import DeepReport
+from finetune_core.training import events
+from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One object, on one line."""
+    sys.stdout.write(json.dumps(value) + "\n")
+
+
+def progress_bar() -> Progress:
+    """For any number of tasks; drawn on a terminal only, and gone at the end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+        transient=True,
+        disable=not err.is_interactive,  # else it leaves an empty line
+    )
+
+
+def shown(bar: Progress, description: str, work: Any) -> Any:
+    """Drain a generator of (done, total) into the bar; returns its result."""
+    task = bar.add_task(description, total=None, note="")
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        bar.update(task, completed=done, total=total)
+
+
+def show_phases(bar: Progress, work: Iterator[tuple[str, int, int]]) -> Any:
+    """Drain a generator of (phase, done, total) into a bar a phase; returns its result."""
+    tasks: dict[str, Any] = {}
+    while True:
+        try:
+            phase, done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        if phase not in tasks:
+            tasks[phase] = bar.add_task(PHASE_WORDS[phase], total=total, note="")
+        bar.update(tasks[phase], completed=done, total=total)
+
+
+def _print_transfer(report: DeepReport) -> None:
+    if report.probes:
+        table = Table("Stage", "Accuracy of a linear probe", box=None)
+        for one in report.probes:
+            table.add_row(escape(one.stage), f"{percent(one.accuracy)} ± {percent(one.error)}")
+        out.print(table)
+        out.print(escape(f"{report.suggestion.reason} Suggested: {report.suggestion.strategy}."))
+    for split, auc in report.auc.items():
+        out.print(
+            f"Training against {SPLIT_WORDS[split].lower()} images, told apart by features: AUC {auc:.2f} (0.5: not at all)."
+        )
+
+
+def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
+    """Drain a run's events: steps into the bar, epochs in lines."""
+    tasks: dict[str, Any] = {}
+
+    def task(name: str, total: int) -> Any:
+        if name not in tasks:
+            tasks[name] = bar.add_task(name, total=total or None, note="")
+        return tasks[name]
+
+    started = None
+    for event in stream:
+        match event:
+            case events.Progress(phase, done, total):
+                bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
+            case events.ImagesSkipped(count, examples):
+                err.print(escape(f"Left out, because unreadable: {things(count, 'image')}. {'; '.join(examples[:3])}"))
+            case events.RunStarted():
+                started = event
+                if event.weights == "none":
+                    err.print("The backbone starts from random weights.")
+                err.print(
+                    f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
+                    f"train on {escape(event.device_label)} in {event.precision}"
+                )
+            case events.RunResumed(epoch, step):
+                err.print(f"Going on after {things(step, 'step')} of epoch {epoch}.")
+            case events.StepEnded() if started:
+                done = (event.epoch - 1) * started.steps_per_epoch + event.step
+                note = f"loss {event.epoch_loss:.3f}  accuracy {event.epoch_accuracy:.1%}"
+                bar.update(task("Training", started.epochs * started.steps_per_epoch), completed=done, note=note)
+            case events.EpochEnded() if started:
+                err.print(
+                    f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {event.train_accuracy:.1%}; "
+                    f"validation loss {event.val_loss:.4f}, accuracy {event.val_accuracy:.1%}"
+                )
+
+
+def result_in_words(result: dict[str, Any]) -> str:
+    """What came of a run, from its ``summary``."""
+    if not result["best_epoch"]:
+        return f"Stopped before the first epoch ended. {escape(result['run_dir'])}"
+    test = f", test accuracy {result['test_accuracy']:.1%}" if result["test_accuracy"] is not None else ""
+    took = f" in {duration(result['seconds'])}"
+    return (
+        f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
+        f"{result['val_accuracy']:.1%}{test}\n{escape(result['run_dir'])}"
+    )
+
+
+def print_inspection(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> None:
+    """A data set, what was found, and where transfer ends."""
+    counts, widths, heights = dataset.counts(), dataset.table["width"], dataset.table["height"]
+    out.print(
+        f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
+        f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
+        f"{'the data say' if dataset.given_splits else 'the program decides'} which images validate."
+    )
+    if dataset.edits:
+        out.print(f"Changes: {edits_in_words(dataset.edits)}.")
+    table = Table("Class", *counts.columns, box=None)
+    for name, row in counts.iterrows():
+        table.add_row(escape(str(name)), *(f"{count:,}" for count in row))
+    out.print(table)
+    for finding in findings:
+        out.print(f"[bold]{finding.severity}[/bold]: {KINDS[finding.kind].title}. {escape(finding.message)}")
+    if not findings:
+        out.print("Nothing looks wrong.")
+    if report:
+        _print_transfer(report)
