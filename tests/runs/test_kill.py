@@ -77,8 +77,9 @@ def test_thirty_kills_lose_nothing(config, processes, tmp_path):
     random.seed(0)
     store = RunStore(tmp_path / "runs")
     whole = new_run(config, store.runs_dir)
+    process = process_for(processes, whole)
     began = time.monotonic()
-    process_for(processes, whole).join()
+    process.join()
     usual = time.monotonic() - began
     wanted, kills = marks(whole), 0
     while kills < KILLS:
