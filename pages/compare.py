@@ -2,9 +2,9 @@
 
 import streamlit as st
 
-from finetune_core import figures
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.results import evaluation
+from finetune_core.figures.curves import compared_curve
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import SPLIT_WORDS, duration, number, percent
@@ -93,7 +93,7 @@ warn_of_differences(compared)
 table(compared)
 st.subheader("Validation, epoch by epoch", anchor=False)
 for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
-    curves = figures.compared_curve(kind, [(short_label(run), run.history.epochs) for run in compared])
+    curves = compared_curve(kind, [(short_label(run), run.history.epochs) for run in compared])
     column.altair_chart(curves, alt=f"Validation {kind} by epoch, one line a run")
 st.caption("Where the intervals overlap much, these images cannot tell the runs apart.")
 next_step("pages/predict.py", "Try a run on new images")

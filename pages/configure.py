@@ -4,7 +4,6 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core import figures
 from finetune_core.config import (
     FEATURE_EXTRACTION_RECIPE,
     SPLIT_FIELDS,
@@ -24,6 +23,7 @@ from finetune_core.config import (
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.figures.curves import rate_curve
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
@@ -231,9 +231,7 @@ def rate_finder(config: RunConfig) -> None:
     curve = found.get(key)
     if curve is None:
         return
-    st.plotly_chart(
-        figures.rate_curve(curve.rates, curve.losses, curve.suggestion), key="rates", alt="Loss at rising learning rates"
-    )
+    st.plotly_chart(rate_curve(curve.rates, curve.losses, curve.suggestion), key="rates", alt="Loss at rising learning rates")
     if curve.suggestion is None:
         st.info("The loss did not fall within a hundred steps, so there is nothing to suggest.", icon=":material/info:")
     else:

@@ -5,7 +5,6 @@ from contextlib import suppress
 import numpy as np
 import streamlit as st
 
-from finetune_core import figures
 from finetune_core.config import Augmentation
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import load_edits
@@ -13,6 +12,7 @@ from finetune_core.data.findings import unanswered
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
+from finetune_core.figures.data import class_counts, feature_map, probe_curve
 from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.training.preview import augmented_versions, network_input
@@ -124,7 +124,7 @@ def picture_gallery(dataset: Dataset, ids: np.ndarray, key: str, per_page: int) 
 def classes_and_splits(dataset: Dataset, problems: dict[str, str]) -> None:
     counts = dataset.counts()
     st.plotly_chart(
-        figures.class_counts({split: counts[split].tolist() for split in counts.columns}, dataset.classes),
+        class_counts({split: counts[split].tolist() for split in counts.columns}, dataset.classes),
         key="class-counts",
         alt="Bar chart: images per class, by split",
     )
@@ -158,7 +158,7 @@ def classes_and_splits(dataset: Dataset, problems: dict[str, str]) -> None:
     )
 
 
-def feature_map(dataset: Dataset) -> None:
+def map_of_images(dataset: Dataset) -> None:
     report = report_of(dataset)
     if report is None:
         look_deeper(dataset, "map")
@@ -171,7 +171,7 @@ def feature_map(dataset: Dataset) -> None:
     )
     names = SPLIT_WORDS if by == "split" else {name: name for name in dataset.classes}
     event = st.plotly_chart(
-        figures.feature_map(places, by, names),
+        feature_map(places, by, names),
         key=f"map-{by}",
         on_select="rerun",
         selection_mode=("points", "box", "lasso"),
@@ -204,7 +204,7 @@ def transfer(dataset: Dataset) -> None:
         ):
             go("pages/configure.py")
     st.plotly_chart(
-        figures.probe_curve(report.probes, best.cut),
+        probe_curve(report.probes, best.cut),
         key="probes",
         alt="Accuracy of a linear model on each stage's frozen features: "
         + ", ".join(f"{one.stage} {percent(one.accuracy)}" for one in report.probes),
@@ -274,7 +274,7 @@ try:
     changes(found.edits)
     names = ["Findings", "Images", "Classes and splits", "Map", "Where transfer ends", "What the network sees"]
     tabs = st.tabs(names, on_change="rerun", key="dataset_view")
-    bodies = [findings, images, lambda one: classes_and_splits(one, wrong), feature_map, transfer, fed_to_network]
+    bodies = [findings, images, lambda one: classes_and_splits(one, wrong), map_of_images, transfer, fed_to_network]
     for tab, body in zip(tabs, bodies, strict=True):
         if tab.open:
             with tab:

@@ -2,11 +2,11 @@
 
 import streamlit as st
 
-from finetune_core import figures
 from finetune_core.data.listing import image_root
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.results import evaluation, predicted_splits
+from finetune_core.figures.judged import confusion_heatmap
 from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, number, percent, things
 from pages.shared.chrome import next_step, page, plain
@@ -42,7 +42,7 @@ def confusion(result: Evaluation) -> None:
         st.dataframe(result.confusions(50).rename(columns=str.capitalize), hide_index=True)
         return
     st.plotly_chart(
-        figures.confusion_heatmap(result.confusion, result.classes),
+        confusion_heatmap(result.confusion, result.classes),
         key="confusion",
         alt="Confusion matrix: true classes by row, predicted classes by column",
     )

@@ -2,10 +2,10 @@
 
 import streamlit as st
 
-from finetune_core import figures
 from finetune_core.data.decode import thumbnail
 from finetune_core.errors import FinetuneError, ImageError
 from finetune_core.evaluation.predict import Predictor, load_predictor
+from finetune_core.figures.judged import probability_bars
 from finetune_core.words import percent
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.state import choose_run, nothing_yet, store
@@ -36,7 +36,7 @@ def show(number: int, name: str, data: bytes, network: Predictor) -> None:
             with st.container(width="stretch"):
                 st.markdown(f"### {plain(best)} · {percent(probabilities[order[0]])}")
                 st.plotly_chart(
-                    figures.probability_bars([network.classes[i] for i in order], probabilities[order]),
+                    probability_bars([network.classes[i] for i in order], probabilities[order]),
                     key=f"bars-{number}",
                     alt=f"Probabilities of the likeliest classes of {name}",
                 )

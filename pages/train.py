@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import streamlit as st
 
-from finetune_core import figures
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.results import evaluation
+from finetune_core.figures.curves import training_curve
 from finetune_core.runs.record import STOP_FILE, request_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
@@ -196,7 +196,7 @@ def curves(run: Run) -> None:
         return
     started = history.started
     for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
-        figure = figures.training_curve(kind, history.steps, history.epochs, started["steps_per_epoch"], started["epochs"])
+        figure = training_curve(kind, history.steps, history.epochs, started["steps_per_epoch"], started["epochs"])
         column.altair_chart(figure, alt=f"{kind} by epoch, for training and validation images")
 
 

@@ -4,7 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune_core import figures
+from finetune_core.figures.curves import compared_curve, training_curve
+from finetune_core.figures.data import class_counts, feature_map, probe_curve
+from finetune_core.figures.judged import confusion_heatmap, probability_bars
+from finetune_core.figures.style import TRAIN_COLOR, VAL_COLOR
 from finetune_core.inspection.learned import Probe
 
 EPOCHS = [{"epoch": n, "val_loss": 1 / n, "val_accuracy": 1 - 1 / n} for n in (1, 2, 3)]
@@ -17,7 +20,7 @@ def rows_of(chart):
 
 
 def test_training_curve_shows_both_splits_and_stays_small():
-    rows = rows_of(figures.training_curve("accuracy", STEPS, EPOCHS, 1000, 3))
+    rows = rows_of(training_curve("accuracy", STEPS, EPOCHS, 1000, 3))
     training = [row for row in rows if row["series"] == "Training"]
     validation = [(row["epoch"], row["value"]) for row in rows if row["series"] == "Validation"]
     assert len(training) <= 600
@@ -26,12 +29,12 @@ def test_training_curve_shows_both_splits_and_stays_small():
 
 
 def test_curves_work_before_anything_has_happened():
-    figures.training_curve("loss", [], [], 10, 5).to_json()
-    figures.compared_curve("loss", []).to_json()
+    training_curve("loss", [], [], 10, 5).to_json()
+    compared_curve("loss", []).to_json()
 
 
 def test_confusion_heatmap_keeps_the_counts_and_escapes_names():
-    figure = figures.confusion_heatmap(np.array([[3, 1], [0, 0]]), ["<b>a</b>", 'say "x"'])
+    figure = confusion_heatmap(np.array([[3, 1], [0, 0]]), ["<b>a</b>", 'say "x"'])
     heat = figure.data[0]
     assert np.array(heat.z).tolist() == [[0.75, 0.25], [0.0, 0.0]]
     assert np.array(heat.text).tolist() == [["3", "1"], ["", ""]]
@@ -40,8 +43,8 @@ def test_confusion_heatmap_keeps_the_counts_and_escapes_names():
 
 
 def test_bars_and_counts_take_any_names():
-    figures.probability_bars(["<i>", "🐸"], [0.7, 0.3]).to_json()
-    figure = figures.class_counts({"train": [3, 4], "val": [1, 1]}, ["1", "1e3"])
+    probability_bars(["<i>", "🐸"], [0.7, 0.3]).to_json()
+    figure = class_counts({"train": [3, 4], "val": [1, 1]}, ["1", "1e3"])
     assert [bar.name for bar in figure.data] == ["Training", "Validation"]
 
 
@@ -51,7 +54,7 @@ def places(**columns):
 
 
 def test_a_map_has_a_point_an_image_that_carries_its_id():
-    figure = figures.feature_map(places(label=[0, 1, 0, 1, 1]), "label", {0: "cats", 1: "<b>dogs</b>"})
+    figure = feature_map(places(label=[0, 1, 0, 1, 1]), "label", {0: "cats", 1: "<b>dogs</b>"})
     assert [trace.name for trace in figure.data] == ["cats", "&lt;b&gt;dogs&lt;/b&gt;"]
     assert [trace.customdata[:, 0].tolist() for trace in figure.data] == [
         ["a/0.png", "a/2.png"],
@@ -64,19 +67,19 @@ def test_a_map_has_a_point_an_image_that_carries_its_id():
 
 def test_a_map_by_split_has_the_colours_that_splits_have_everywhere():
     names = {"train": "Training", "val": "Validation", "test": "Test"}
-    figure = figures.feature_map(places(split=["val", "train", "train"]), "split", names)
+    figure = feature_map(places(split=["val", "train", "train"]), "split", names)
     colours = {trace.name: trace.marker.color for trace in figure.data}
-    assert colours == {"Training": figures.TRAIN_COLOR, "Validation": figures.VAL_COLOR}  # no test images, no legend for them
+    assert colours == {"Training": TRAIN_COLOR, "Validation": VAL_COLOR}  # no test images, no legend for them
 
 
 def test_on_a_map_of_many_classes_no_two_look_alike():
-    figure = figures.feature_map(places(label=range(60)), "label", {n: f"class {n}" for n in range(60)})
+    figure = feature_map(places(label=range(60)), "label", {n: f"class {n}" for n in range(60)})
     assert len({(trace.marker.color, trace.marker.symbol) for trace in figure.data}) == 60
 
 
 def test_a_map_takes_any_names_and_shortens_long_ones():
     strange = places(label=[0, 1]).assign(id=["<img src=x>/1.png", "b" * 200])
-    figure = figures.feature_map(strange, "label", {0: "🐸" * 40, 1: '"&'})
+    figure = feature_map(strange, "label", {0: "🐸" * 40, 1: '"&'})
     assert figure.data[0].text == ("&lt;img src=x&gt;/1.png",)
     assert len(figure.data[1].text[0]) == 60
     assert figure.data[1].customdata[0, 0] == "b" * 200  # the id itself stays whole
@@ -86,7 +89,7 @@ def test_a_map_takes_any_names_and_shortens_long_ones():
 @pytest.mark.parametrize(("cut", "cold"), [("stem", 0), ("layer2", 2), ("head", 3)])
 def test_a_probe_curve_is_cold_before_the_cut_and_warm_from_it_on(cut, cold):
     probes = [Probe("stem", 0.5, 0.05), Probe("layer1", 0.75, 0.04), Probe("layer2", 0.999, 0.001)]
-    line = figures.probe_curve(probes, cut).data[0]
+    line = probe_curve(probes, cut).data[0]
     assert list(line.x) == ["stem", "layer1", "layer2"]
     assert list(line.y) == [0.5, 0.75, 0.999]
     assert list(line.error_y.array) == [0.05, 0.04, 0.001]
@@ -98,4 +101,4 @@ def test_a_probe_curve_is_cold_before_the_cut_and_warm_from_it_on(cut, cold):
 
 
 def test_a_probe_curve_without_probes_is_drawn():
-    figures.probe_curve([], "head").to_json()
+    probe_curve([], "head").to_json()

@@ -1,0 +1,112 @@
+"""Curves over a run's epochs or a range test's rates.
+
+Those that grow while they are looked at are Altair charts: Streamlit updates these in place, while it replaces a Plotly
+chart, which then flickers, whenever its data change.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from finetune_core.figures.style import RUN_COLORS, TRAIN_COLOR, VAL_COLOR, WARM
+
+_MAX_POINTS = 600
+
+Rows = Sequence[Mapping[str, Any]]
+Kind = Literal["loss", "accuracy"]
+
+
+def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, total_epochs: int) -> alt.LayerChart:
+    """Loss or accuracy of one run over its epochs, training and validation.
+
+    Args:
+        steps: StepEnded rows; shown as means over the epoch so far, thinned out.
+        epochs: EpochEnded rows.
+    """
+    points = [
+        ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False) for row in _thinned(steps)
+    ]
+    points += [("Validation", row["epoch"], row[f"val_{kind}"], True) for row in epochs]
+    return _curves(kind, points, {"Training": (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
+
+
+def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
+    """Validation loss or accuracy of several runs on shared axes; ``runs`` are (label, EpochEnded rows)."""
+    points = [(label, row["epoch"], row[f"val_{kind}"], True) for label, epochs in runs for row in epochs]
+    dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
+    styles = {label: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)]) for i, (label, _) in enumerate(runs)}
+    return _curves(kind, points, styles, max((len(epochs) for _, epochs in runs), default=1), 1)
+
+
+def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> go.Figure:
+    """Loss at ever higher learning rates, and the rate that is suggested."""
+    figure = go.Figure(
+        go.Scatter(
+            x=list(rates),
+            y=list(losses),
+            mode="lines",
+            line={"color": TRAIN_COLOR, "width": 2.5},
+            hovertemplate="rate %{x:.1e}: loss %{y:.3f}<extra></extra>",
+        )
+    )
+    if suggestion is not None:
+        figure.add_vline(suggestion, line={"color": WARM, "width": 2, "dash": "dash"}, annotation_text=f"{suggestion:g}")
+    figure.update_xaxes(type="log", title_text="Learning rate", exponentformat="power")
+    figure.update_yaxes(title_text="Training loss, smoothed")
+    figure.update_layout(height=320, margin={"l": 10, "r": 10, "t": 20, "b": 10})
+    return figure
+
+
+def _curves(
+    kind: Kind,
+    points: Sequence[tuple[str, float, float, bool]],
+    styles: Mapping[str, tuple[str, list[int]]],
+    epochs: int,
+    legend_columns: int,
+) -> alt.LayerChart:
+    """Lines over epochs; ``points`` are (series, epoch, value, marked), ``styles`` series -> (colour, dash)."""
+    data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked"])
+    names = list(styles)
+    legend = alt.Legend(
+        title=None,
+        orient="top",
+        labelLimit=400,
+        columns=legend_columns,
+        symbolType="stroke",
+    )
+    percent = kind == "accuracy"
+    base = alt.Chart(data).encode(
+        x=alt.X(
+            "epoch:Q",
+            title="Epoch",
+            scale=alt.Scale(domain=[0, epochs]),
+            axis=alt.Axis(tickMinStep=1, tickCount=min(epochs, 10), format="d"),
+        ),
+        y=alt.Y(
+            "value:Q",
+            title=kind.capitalize(),
+            scale=alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=True),
+            axis=alt.Axis(format=".0%") if percent else alt.Axis(),
+        ),
+        color=alt.Color("series:N", scale=alt.Scale(domain=names, range=[styles[n][0] for n in names]), legend=legend),
+        tooltip=[
+            alt.Tooltip("series:N", title=" "),
+            alt.Tooltip("epoch:Q", title="Epoch", format=".2~f"),
+            alt.Tooltip("value:Q", title=kind.capitalize(), format=".1%" if percent else ".3f"),
+        ],
+    )
+    dashes = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=[styles[n][1] for n in names]), legend=legend)
+    lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dashes)
+    marks = base.transform_filter("datum.marked").mark_point(filled=True, size=60, opacity=1)
+    return (lines + marks).properties(height=320)
+
+
+def _thinned(rows: Rows) -> Rows:
+    """At most ``_MAX_POINTS`` rows, evenly spaced, the last one among them."""
+    if len(rows) <= _MAX_POINTS:
+        return rows
+    return [rows[index] for index in np.linspace(0, len(rows) - 1, _MAX_POINTS).astype(int)]

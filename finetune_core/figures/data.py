@@ -1,0 +1,92 @@
+"""Figures of a data set: its classes, its map, where transfer ends."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from finetune_core.figures.style import COLD, MARGIN, OTHER_COLOR, SPLIT_COLORS, WARM, label
+
+# Okabe & Ito's colours, which the colour-blind can tell apart, then three more; further classes get another symbol.
+_CLASS_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a800", "#7a5195", "#8c5a3c", "#7c8791")
+_SYMBOLS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
+
+
+def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> go.Figure:
+    """Images a class, stacked by split; ``counts`` is split -> one number a class."""
+    figure = go.Figure()
+    at = list(range(len(classes)))
+    names = {"train": "Training", "val": "Validation", "test": "Test"}
+    for split, values in counts.items():
+        figure.add_bar(x=at, y=list(values), name=names[split], marker_color=SPLIT_COLORS[split])
+    ticks = [label(name) for name in classes]
+    if len(classes) <= 60:
+        figure.update_xaxes(tickmode="array", tickvals=at, ticktext=ticks)
+    figure.update_layout(
+        barmode="stack",
+        height=320,
+        margin=MARGIN,
+        yaxis_title="Images",
+        legend={"orientation": "h", "y": 1.12},
+    )
+    return figure
+
+
+def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.Figure:
+    """A point an image, coloured by class or split; a point carries its image's id.
+
+    Args:
+        places: ``id, x, y`` and the column ``by``.
+        names: value of that column -> what it is called, in the order of the legend.
+    """
+    figure = go.Figure()
+    for number, (value, name) in enumerate(names.items()):
+        rows = places[places[by] == value]
+        if rows.empty:
+            continue
+        color = SPLIT_COLORS[value] if by == "split" else _CLASS_COLORS[number % len(_CLASS_COLORS)]
+        symbol = _SYMBOLS[number // len(_CLASS_COLORS) % len(_SYMBOLS)]
+        figure.add_scattergl(
+            x=rows["x"],
+            y=rows["y"],
+            mode="markers",
+            name=label(name),
+            customdata=rows[["id"]].to_numpy(),
+            text=[label(sample, 60) for sample in rows["id"]],
+            hovertemplate="%{text}<extra>%{fullData.name}</extra>",
+            marker={"size": 6 if len(places) < 3000 else 4, "color": color, "symbol": symbol, "opacity": 0.8},
+        )
+    hidden = {"showgrid": False, "zeroline": False, "showticklabels": False, "title": None}
+    figure.update_xaxes(**hidden)
+    figure.update_yaxes(**hidden)
+    figure.update_layout(height=560, margin=MARGIN, legend={"itemsizing": "constant"}, dragmode="lasso")
+    return figure
+
+
+def probe_curve(probes: Sequence[Any], cut: str) -> go.Figure:
+    """Accuracy of a linear probe by stage, with its standard error; what would stay frozen is cold, what would train is warm.
+
+    Args:
+        probes: ``Probe`` of each stage, input to head.
+        cut: the first stage that the suggestion trains.
+    """
+    names = [one.stage for one in probes]
+    frozen = names.index(cut) if cut in names else len(names)
+    figure = go.Figure(
+        go.Scatter(
+            x=names,
+            y=[one.accuracy for one in probes],
+            error_y={"array": [one.error for one in probes], "thickness": 1.5, "color": OTHER_COLOR},
+            mode="lines+markers+text",
+            line={"color": OTHER_COLOR, "width": 2},
+            marker={"size": 14, "color": [COLD if at < frozen else WARM for at in range(len(names))]},
+            text=[f"{one.accuracy:.1%}" for one in probes],
+            textposition="top center",
+            hovertemplate="%{x}: %{text}<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="Stage, input to head", type="category")
+    figure.update_yaxes(title_text="Validation accuracy of a linear probe", tickformat=".0%", rangemode="tozero")
+    figure.update_layout(height=380, margin={"l": 10, "r": 10, "t": 20, "b": 10})
+    return figure

@@ -1,0 +1,24 @@
+"""What all figures share: colours that mean the same everywhere, and names that plotly does not take for markup."""
+
+import html
+
+COLD, WARM = "#5aa9d6", "#f08a3c"  # frozen, training
+TRAIN_COLOR, VAL_COLOR = "#8b73d6", "#1fa287"  # told apart in light, dark and by the colour-blind; dashes tell them, too
+TEST_COLOR = "#7d8590"
+SPLIT_COLORS = {"train": TRAIN_COLOR, "val": VAL_COLOR, "test": TEST_COLOR}
+# Runs get neither the cold and warm of stages nor the colours of the splits.
+RUN_COLORS = ("#c2568f", "#a88a12", "#4f6bd8", "#6f9a2e", "#8c5a3c", "#7c8791")
+BEST_COLOR, OTHER_COLOR = "#51677a", "#a9b8c4"
+# Opaque: plotly picks black or white labels by the cell, whatever the page behind it.
+COLD_SCALE = ((0.0, "#edf5fa"), (1.0, "#0d5c8c"))
+MARGIN = {"l": 10, "r": 10, "t": 10, "b": 10}
+
+
+def label(name: str, letters: int = 18) -> str:
+    """An escaped name, cut to so many letters."""
+    return escaped(name if len(name) <= letters else f"{name[: letters - 1]}…")
+
+
+def escaped(name: str) -> str:
+    """A name for plotly, which takes tags in labels for markup, but knows no &quot;."""
+    return html.escape(name, quote=False)
