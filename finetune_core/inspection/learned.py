@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
 _FOLDS = 5
@@ -92,9 +92,7 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
     reduced = _reduced(np.concatenate([first, second]))
     scores = np.full(len(which), np.nan)
     for fitted, judged in _folds(which, sets):
-        model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=200).fit(
-            reduced[_some(fitted)], which[_some(fitted)]
-        )
+        model = _head("balanced").fit(reduced[_some(fitted)], which[_some(fitted)])
         scores[judged] = model.decision_function(reduced[judged])
     error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
     told = ~np.isnan(scores)
@@ -166,8 +164,8 @@ def _folds(labels: np.ndarray, sets: np.ndarray) -> Iterator[tuple[np.ndarray, n
             yield fitted, judged
 
 
-def _head() -> Pipeline:
-    return make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300))
+def _head(class_weight: str | None = None) -> LogisticRegression:
+    return LogisticRegression(C=1.0, max_iter=300, class_weight=class_weight)
 
 
 def _some(positions: np.ndarray) -> np.ndarray:
@@ -177,8 +175,12 @@ def _some(positions: np.ndarray) -> np.ndarray:
 
 
 def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.ndarray:
-    """Each feature scaled to the same spread, then the main directions ``[n, ≤128]``; labels play no part."""
+    """Each feature scaled to the same spread, then the main directions ``[n, ≤128]``; labels play no part.
+
+    The directions share one scale, that of the first: scaled one by one, the last ones, mostly noise, would count for as much.
+    """
     some = features[_some(np.arange(len(features)) if fitted_on is None else fitted_on)]
     directions = min(_DIMENSIONS, *some.shape)
-    pipeline = make_pipeline(StandardScaler(), PCA(directions, svd_solver="randomized", random_state=0)).fit(some)
-    return pipeline.transform(features).astype(np.float32)
+    pipeline = make_pipeline(StandardScaler(), PCA(directions, svd_solver="randomized", random_state=0))
+    scale = max(float(pipeline.fit_transform(some)[:, 0].std()), 1e-6)
+    return (pipeline.transform(features) / scale).astype(np.float32)

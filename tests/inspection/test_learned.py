@@ -67,7 +67,7 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other(s
     labels = np.repeat([0, 1], 60)
     features = random.normal(size=(120, 4))
     features[:, 0] += np.where(labels == 0, -4, 4)
-    copies = np.array([-4, 6, 0, 0]) + random.normal(size=(8, 4)) * 0.02  # of an unusual image of the first class
+    copies = np.array([-6, 6, 0, 0]) + random.normal(size=(8, 4)) * 0.02  # of an unusual image of the first class
     features, labels = np.concatenate([features, copies]).astype(np.float32), np.concatenate([labels, [1] * 8])
     copied = set(range(120, 128))
     assert copied <= set(suspects_of(features, labels, [*range(120), *[120] * 8])[0])
