@@ -58,7 +58,7 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Progre
     check_image_size(backbone, image_size)
     network = build_network(backbone, PRETRAINED, len(dataset.classes), seed=0)
     device = choose_device()
-    pooled, stages = _pooled(network)
+    pooled, stages = pooled_stages(network)
     pooled.to(device.torch_device, memory_format=torch.channels_last)
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
@@ -83,7 +83,7 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Progre
     return Features(rows, stages, tuple(np.split(values, np.cumsum(pooled.widths)[:-1], axis=1)))
 
 
-class _Pooled(nn.Module):
+class PooledStages(nn.Module):
     """A network's stages one after the other; yields each one's output, averaged over the picture, side by side ``[n, sum d]``."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
@@ -106,6 +106,34 @@ class _Pooled(nn.Module):
         return torch.cat(pooled, dim=1)
 
 
+def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
+    """The network cut at every stage where it can be, without its head.
+
+    Raises:
+        DataError: when it can be cut nowhere.
+    """
+    try:
+        segments = split_network(network)
+        cuts = [stage for stage in range(1, len(network.stages)) if segments.boundaries[stage - 1] is not None]
+        parts = [segments.part(start, end) for start, end in zip([None, *cuts], cuts, strict=False)]
+    except CannotSplit as error:
+        raise DataError(f"{network.info.name} cannot be looked into: {error}. Choose another backbone.") from None
+    if not parts:
+        raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
+    return PooledStages([part.eval() for part in parts]).eval(), tuple(network.stages[cut - 1].name for cut in cuts)
+
+
+def network_inputs(
+    network: Network, pixels: Pixels, rows: np.ndarray, image_size: int
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(rows, images as validation feeds them to the network ``[n, 3, s, s]``), batch by batch, the next one made meanwhile."""
+
+    def make(some: np.ndarray) -> torch.Tensor:
+        return normalised(evaluated(pixels.batch(some), image_size), network.info.mean, network.info.std)
+
+    return prefetched(make, in_order(rows, _BATCH))
+
+
 def _places(output: torch.Tensor) -> tuple[int, ...]:
     """Over which dimensions to average ``[n, d]``, tokens ``[n, t, d]``, a map ``[n, d, h, w]``, or one with channels last (Swin).
 
@@ -123,23 +151,6 @@ def _averaged(output: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
     return output.mean(dim=places) if places else output
 
 
-def _pooled(network: Network) -> tuple[_Pooled, tuple[str, ...]]:
-    """The network cut at every stage where it can be, without its head.
-
-    Raises:
-        DataError: when it can be cut nowhere.
-    """
-    try:
-        segments = split_network(network)
-        cuts = [stage for stage in range(1, len(network.stages)) if segments.boundaries[stage - 1] is not None]
-        parts = [segments.part(start, end) for start, end in zip([None, *cuts], cuts, strict=False)]
-    except CannotSplit as error:
-        raise DataError(f"{network.info.name} cannot be looked into: {error}. Choose another backbone.") from None
-    if not parts:
-        raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
-    return _Pooled([part.eval() for part in parts]).eval(), tuple(network.stages[cut - 1].name for cut in cuts)
-
-
 def _table_name(network: Network, device: Device, image_size: int) -> str:
     """The cache's table for these weights, this size and this arithmetic."""
     trunk = TrunkTables(network, device, image_size).name(len(network.stages), "pooled")
@@ -147,13 +158,10 @@ def _table_name(network: Network, device: Device, image_size: int) -> str:
 
 
 def _computed(
-    pooled: _Pooled, network: Network, device: Device, pixels: Pixels, rows: np.ndarray, image_size: int
+    pooled: PooledStages, network: Network, device: Device, pixels: Pixels, rows: np.ndarray, image_size: int
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    def make(some: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(pixels.batch(some), image_size), network.info.mean, network.info.std)
-
     position = 0
-    for batch, images in prefetched(make, in_order(rows, _BATCH)):
+    for batch, images in network_inputs(network, pixels, rows, image_size):
         with torch.no_grad(), device.autocast():
             output = pooled(images.to(device.torch_device)).float().cpu()
         yield np.arange(position, position + len(batch)), output

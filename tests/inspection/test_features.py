@@ -80,7 +80,7 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
 @pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), ("vit_b_16", 224)])
 def test_other_structures_are_averaged_over_the_picture_too(backbone, size):
     network = build_network(backbone, "none", 3, seed=0)
-    pooled, stages = features._pooled(network)
+    pooled, stages = features.pooled_stages(network)
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
@@ -93,7 +93,7 @@ def test_other_structures_are_averaged_over_the_picture_too(backbone, size):
 
 def test_features_before_the_head_are_what_the_head_gets():
     network = build_network("resnet18", "none", 3, seed=0)
-    pooled, _ = features._pooled(network)
+    pooled, _ = features.pooled_stages(network)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         last = pooled(images)[:, -pooled.widths[-1] :]
@@ -242,7 +242,7 @@ def test_a_network_that_cannot_be_cut_is_refused_in_words(folder, monkeypatch):
 
 def test_swin_is_averaged_over_the_picture_at_a_size_that_has_as_many_rows_as_channels():
     network = build_network("swin_t", "none", 3, seed=1)
-    pooled, _ = features._pooled(network)
+    pooled, _ = features.pooled_stages(network)
     images = torch.rand(1, 3, 384, 384, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole = split_network(network).part(None, 1).eval()(images)
@@ -253,7 +253,7 @@ def test_swin_is_averaged_over_the_picture_at_a_size_that_has_as_many_rows_as_ch
 @pytest.mark.parametrize(("backbone", "axes"), [("resnet18", (2, 3)), ("swin_t", (1, 2))])
 def test_stages_are_the_cuts_of_a_cached_trunk(backbone, axes):
     network = build_network(backbone, "none", 3, seed=1)
-    pooled, stages = features._pooled(network)
+    pooled, stages = features.pooled_stages(network)
     segments = split_network(network)
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
