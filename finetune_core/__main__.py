@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
@@ -21,7 +22,10 @@ from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError, DataError, FinetuneError, ImageError, TrainingError
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.predict import load_predictor
-from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.results import evaluation, scores
+from finetune_core.evaluation.scores import Scores
+from finetune_core.export.formats import FORMATS, export_run
+from finetune_core.export.tensors import is_export, load_export
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run, request_stop
@@ -31,6 +35,7 @@ from finetune_core.terminal import (
     out,
     print_inspection,
     print_json,
+    print_scores,
     progress_bar,
     result_in_words,
     show_phases,
@@ -254,29 +259,27 @@ def evaluate(
     with _errors():
         run = RunStore(run_dir.parent).read(run_dir.resolve())
         result = evaluation(run, split)
+        numbers = scores(run, result.split)
     if as_json:
-        print_json({"run_id": run.run_id, **_evaluation_json(result)})
+        print_json({"run_id": run.run_id, **_evaluation_json(result, numbers)})
         return
     out.print(
         f"Accuracy {result.accuracy:.1%} on {result.images:,} {result.split} images "
         f"(95 % interval {result.low:.1%} to {result.high:.1%}), loss {result.loss:.3f}"
     )
-    judged = Table("Class", "Precision", "Recall", "F1", "Images", box=None)
-    for row in result.per_class.itertuples(index=False):
-        judged.add_row(escape(row[0]), f"{row[1]:.1%}", f"{row[2]:.1%}", f"{row[3]:.1%}", f"{row[4]:,}")
-    out.print(judged)
+    print_scores(result, numbers)
 
 
 @app.command()
 def predict(
-    run_dir: RunFolder,
+    run_dir: Annotated[Path, typer.Argument(help="The folder of a run, or one that was exported as safetensors.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     as_json: AsJson = False,
 ) -> None:
     """Name images with a trained run. Files that cannot be read are reported; the others are still named."""
     named, skipped = [], []
     with _errors():
-        predictor = load_predictor(RunStore(run_dir.parent).read(run_dir.resolve()))
+        predictor = load_export(run_dir) if is_export(run_dir) else load_predictor(RunStore(run_dir.parent).read(run_dir.resolve()))
         for image in images:
             try:
                 probabilities = predictor.probabilities([image])[0]
@@ -300,6 +303,32 @@ def predict(
             out.print(f"{escape(row['image'])}: {escape(row['class'])} ({row['probability']:.1%})")
     if skipped:
         raise typer.Exit(2)
+
+
+@app.command()
+def export(
+    run_dir: RunFolder,
+    format: Annotated[str, typer.Option(metavar="NAME", help=f"What to make: {', '.join(FORMATS)}.")],
+    out_dir: Annotated[
+        Path | None, typer.Option("--out", metavar="PATH", help="A new folder for it; in the run's own folder when not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a run into something that works without Thaw: weights, ONNX, torch.export, a training script, a model card."""
+    with _errors():
+        made = export_run(RunStore(run_dir.parent).read(run_dir.resolve()), format, out_dir)
+    if as_json:
+        folder = str(made.folder)
+        told = {"run_id": run_dir.resolve().name, "format": format, "out": folder, "files": list(made.files)}
+        print_json(told | {"checked": made.checked})
+        return
+    out.print(escape(f"{FORMATS[format].title} in {made.folder}: {', '.join(made.files)}"))
+    if "largest_difference" in made.checked:
+        batches = ", ".join(map(str, made.checked["batches"]))
+        out.print(
+            f"Checked with {made.checked['with']} at batch sizes {batches}: logits differ by at most "
+            f"{made.checked['largest_difference']:.1g} of the largest ({made.checked['tolerance']:g} is allowed)."
+        )
 
 
 def _resolved(data: str) -> str:
@@ -367,7 +396,8 @@ def _interrupts_stop(run_dir: Path) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _evaluation_json(result: Evaluation) -> dict[str, Any]:
+def _evaluation_json(result: Evaluation, numbers: Scores) -> dict[str, Any]:
+    """What is not defined is null."""
     return {
         "split": result.split,
         "images": result.images,
@@ -377,8 +407,15 @@ def _evaluation_json(result: Evaluation) -> dict[str, Any]:
         "loss": result.loss,
         "classes": list(result.classes),
         "confusion": result.confusion.tolist(),
-        "per_class": result.per_class.to_dict(orient="records"),
+        "per_class": _without_nan(result.per_class),
+        "scores": {row.pop("name"): row for row in _without_nan(numbers.table)},
+        "resamples": numbers.resamples,
+        "absent_classes": [result.classes[label] for label in numbers.absent],
     }
+
+
+def _without_nan(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table.astype("object").where(table.notna(), None).to_dict(orient="records")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from math import isnan
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,8 @@ from rich.table import Table
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words
 from finetune_core.data.findings import KINDS, Finding
+from finetune_core.evaluation.metrics import Evaluation
+from finetune_core.evaluation.scores import NAMES, Scores
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.training import events
 from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
@@ -124,6 +127,31 @@ def result_in_words(result: dict[str, Any]) -> str:
         f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
         f"{result['val_accuracy']:.1%}{test}\n{escape(result['run_dir'])}"
     )
+
+
+def print_scores(result: Evaluation, numbers: Scores) -> None:
+    """Every number of a split with its interval, then the classes."""
+    table = Table("Number", "Value", "95 % interval", box=None)
+    for row in numbers.table.itertuples(index=False):
+        table.add_row(NAMES[row.name], _share(row.value), f"{_share(row.low)} to {_share(row.high)}")
+    out.print(table)
+    if numbers.absent:
+        missing = ", ".join(result.classes[label] for label in numbers.absent)
+        out.print(escape(f"Without images here, and left out of averages: {missing}."))
+    judged = Table("Class", "Precision", "Recall", "F1", "Images", "ROC AUC", "Average precision", box=None)
+    for row in result.per_class.itertuples(index=False):
+        shares = (row.precision, row.recall, row.f1)
+        areas = (row.roc_auc, row.average_precision)
+        judged.add_row(escape(row[0]), *map(_percent, shares), f"{row.images:,}", *map(_share, areas))
+    out.print(judged)
+
+
+def _share(value: float) -> str:
+    return "not defined" if isnan(value) else f"{value:.3f}"
+
+
+def _percent(value: float) -> str:
+    return "not defined" if isnan(value) else f"{value:.1%}"
 
 
 def print_inspection(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> None:

@@ -75,6 +75,10 @@ def test_evaluate_and_predict_json(trained):
     assert judged["split"] == "test"
     assert judged["accuracy_low"] <= judged["accuracy"] <= judged["accuracy_high"]
     assert [row["class"] for row in judged["per_class"]] == ["blue <b>", "red"]
+    numbers = judged["scores"]
+    assert numbers["accuracy"]["value"] == judged["accuracy"]
+    assert all(row["low"] <= row["value"] <= row["high"] for row in numbers.values())
+    assert (judged["resamples"], judged["absent_classes"]) == (1000, [])
     files = sorted(Path(data, "red").iterdir())[:2]
     named = json.loads(thaw("predict", told["run_dir"], *files, "--json").stdout)
     assert [row["image"] for row in named["predictions"]] == [str(file) for file in files]
@@ -97,6 +101,7 @@ def test_plain_words_for_people(trained):
     _, _, told, _ = trained
     done = thaw("evaluate", told["run_dir"])
     assert "95 % interval" in done.stdout
+    assert "Balanced accuracy" in done.stdout
     assert "blue <b>" in done.stdout
 
 

@@ -56,6 +56,12 @@ def read_index(data: str | Path, listing: Listing) -> Generator[tuple[int, int],
     return listing.files.merge(seen, on="id", how="left", validate="one_to_one")
 
 
+def known_images(data: str | Path) -> pd.DataFrame:
+    """What was seen of each image of a data set when it was last looked at (the fields of a ``Look``), by id; empty if never."""
+    known = _known(entry_folder(data) / _FILE)
+    return known[known["problem"] == ""].drop_duplicates("id").set_index("id")[["bytes", *_SEEN]]
+
+
 def _near(rows: pd.DataFrame) -> Generator[tuple[int, int], None, np.ndarray]:
     """The near sets: as they are known, unless an image came or went."""
     usable = (rows["problem"] == "").to_numpy()

@@ -54,6 +54,23 @@ def read_manifest(path: Path) -> pd.DataFrame:
     return table.astype("str").drop_duplicates("id", ignore_index=True)
 
 
+def other_columns(path: Path) -> pd.DataFrame:
+    """What a manifest says of its images beyond what Thaw needs: str columns by ``id``, under their own names.
+
+    Raises:
+        DataError: when it cannot be read.
+    """
+    raw = _read(path)
+    columns = {str(name).strip().lower(): name for name in raw.columns}
+    taken = [next((columns[name] for name in names if name in columns), None) for names in _NAMES.values()]
+    if taken[0] is None:
+        raise DataError(f"{path.name} has no column path any more.")
+    rest = [name for name in raw.columns if name not in taken]
+    table = pd.DataFrame({str(name): _text(raw[name]) for name in rest}, index=raw.index)
+    table.index = pd.Index([_relative(name, path.parent) for name in _text(raw[taken[0]])], name="id")
+    return table[~table.index.duplicated()]
+
+
 def _refuse(path: Path, table: pd.DataFrame, words: pd.Series) -> None:
     wrong = {
         "without a path": table["id"] == "",

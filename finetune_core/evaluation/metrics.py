@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import softmax
+from scipy.special import log_softmax
 
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
+from finetune_core.evaluation.scores import score
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,9 @@ class Evaluation:
         accuracy, low, high: with its 95 % interval (Wilson 1927).
         loss: mean cross-entropy.
         confusion: int64 ``[classes, classes]``, true class by row.
-        per_class: one row a class: ``class, precision, recall, f1, images``.
-        predictions: the split's rows with ``predicted, confidence, correct`` (and ``probabilities``).
+        per_class: one row a class: ``class, precision, recall, f1, images, roc_auc, average_precision``; NaN where a number is not
+            defined: the split has no image of the class, or, for precision, none was taken for it.
+        predictions: the split's rows with ``predicted, confidence, correct``, ``loss`` (nats) and ``probabilities``.
     """
 
     split: str
@@ -38,6 +40,22 @@ class Evaluation:
         """Wrong predictions, the most confident first."""
         wrong = self.predictions[~self.predictions["correct"]]
         return wrong.sort_values(["confidence", "id"], ascending=[False, True], ignore_index=True)
+
+    @property
+    def top_losses(self) -> pd.DataFrame:
+        """All predictions, the worst first: an image whose true class was given next to no probability."""
+        return self.predictions.sort_values(["loss", "id"], ascending=[False, True], ignore_index=True)
+
+    @property
+    def hardest(self) -> pd.DataFrame:
+        """``per_class`` with the classes first that are found least; those without images last."""
+        return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
+
+    def cell(self, true: int, predicted: int) -> pd.DataFrame:
+        """The images of one cell of the confusion matrix, the surest first."""
+        rows = self.predictions
+        rows = rows[(rows["label"] == true) & (rows["predicted"] == predicted)]
+        return rows.sort_values(["confidence", "id"], ascending=[False, True], ignore_index=True)
 
     def confusions(self, count: int) -> pd.DataFrame:
         """The most frequent confusions: ``true, predicted, images``."""
@@ -74,40 +92,69 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     rows = table[table["split"] == split].reset_index(drop=True)
     if rows.empty:
         raise RunError(f"The run has no predictions for {split} images; it has {', '.join(judged_splits(table))}.")
-    labels = rows["label"].to_numpy()
-    probabilities = softmax(np.stack(rows["logits"].to_numpy()).astype(np.float64), axis=1)
+    labels, probabilities, losses = judged_arrays(rows)
     predicted = probabilities.argmax(1)
     correct = predicted == labels
     interval = binomtest(int(correct.sum()), len(rows)).proportion_ci(method="wilson")
     every = np.arange(len(classes))
-    precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
+    precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=np.nan)
+    columns = {
+        "class": classes,
+        "precision": precision,
+        "recall": recall,
+        "f1": np.where(images > 0, f1, np.nan),
+        "images": images,
+        **score(labels, probabilities, losses, resamples=0).classes[["roc_auc", "average_precision"]],
+    }
     return Evaluation(
         split,
         len(rows),
         float(correct.mean()),
         float(interval.low),
         float(interval.high),
-        _log_loss(labels, probabilities),
+        float(losses.mean()),
         classes,
         _confusion(labels, predicted, len(classes)),
-        pd.DataFrame({"class": classes, "precision": precision, "recall": recall, "f1": f1, "images": images}),
+        pd.DataFrame(columns),
         rows.drop(columns="logits").assign(
             predicted=predicted,
             confidence=probabilities.max(1),
             correct=correct,
+            loss=losses,
             probabilities=list(probabilities),
         ),
     )
 
 
+def judged_arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels int ``[n]``, probabilities float64 ``[n, classes]`` and cross-entropies ``[n]`` of rows of a table of predictions."""
+    labels = rows["label"].to_numpy()
+    logs = log_softmax(logits_of(rows), axis=1)
+    # From the logits: a probability that is too small for a float has a finite loss all the same.
+    return labels, np.exp(logs), -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+
+
+def logits_of(rows: pd.DataFrame) -> np.ndarray:
+    """Float64 ``[n, classes]``."""
+    return np.stack(rows["logits"].to_numpy()).astype(np.float64)
+
+
+def confusion_order(confusion: np.ndarray) -> list[int]:
+    """An order of the classes in which those that are taken for each other stand side by side.
+
+    Hierarchical clustering with optimal leaf order (Bar-Joseph et al. 2001); the nearer, the larger the share that is confused.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(confusion) < 3:
+        return list(range(len(confusion)))
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    far = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(far, 0)
+    return leaves_list(linkage(squareform(far, checks=False), "average", optimal_ordering=True)).tolist()
+
+
 def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     # scikit-learn's own warns about a single class, which is a legitimate data set here.
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
-
-
-def _log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    from sklearn.metrics import log_loss
-
-    if probabilities.shape[1] == 1:  # a single class is always predicted with certainty
-        return 0.0
-    return float(log_loss(labels, probabilities, labels=np.arange(probabilities.shape[1])))

@@ -1,10 +1,12 @@
+from math import nan
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as oracle
 
 from finetune_core.errors import RunError
-from finetune_core.evaluation.metrics import evaluate, judged_splits
+from finetune_core.evaluation.metrics import confusion_order, evaluate, judged_splits
 
 CLASSES = ("a", "b", "c", "never seen")
 
@@ -37,9 +39,8 @@ def test_everything_agrees_with_scikit_learn(table):
     report = oracle.classification_report(labels, predicted, labels=[0, 1, 2, 3], output_dict=True, zero_division=0)
     for index, row in result.per_class.iterrows():
         told = report[str(index)]
-        assert (row["precision"], row["recall"], row["f1"]) == pytest.approx(
-            (told["precision"], told["recall"], told["f1-score"])
-        )
+        expected = (told["precision"], told["recall"], told["f1-score"]) if told["support"] else (told["precision"], nan, nan)
+        assert (row["precision"], row["recall"], row["f1"]) == pytest.approx(expected, nan_ok=True)
 
 
 def test_wilson_interval_of_a_known_case():
@@ -55,6 +56,52 @@ def test_mistakes_come_with_the_most_confident_first(table):
     assert len(result.mistakes) == round((1 - result.accuracy) * result.images)
     assert result.mistakes["confidence"].is_monotonic_decreasing
     assert (result.mistakes["predicted"] != result.mistakes["label"]).all()
+
+
+def test_a_class_that_was_never_named_has_no_precision():
+    table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": [0, 1], "logits": [np.array([2.0, 1.0])] * 2})
+    row = evaluate(table, ("a", "b")).per_class.iloc[1]
+    assert np.isnan(row["precision"])
+    assert (row["recall"], row["f1"]) == (0, 0)
+
+
+def test_losses_are_finite_where_probabilities_vanish():
+    table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": [0, 1], "logits": [np.array([0.0, 2000.0])] * 2})
+    result = evaluate(table, ("a", "b"))
+    assert result.top_losses[["id", "loss"]].to_numpy().tolist() == [["x", 2000.0], ["y", 0.0]]
+    assert result.loss == 1000
+
+
+def test_the_hardest_classes_come_first_and_those_without_images_last(table):
+    hardest = evaluate(table, CLASSES).hardest
+    assert hardest["recall"].head(3).is_monotonic_increasing
+    assert hardest["class"].iloc[-1] == "never seen"
+
+
+def test_a_cell_of_the_confusion_matrix_has_its_images(table):
+    result = evaluate(table, CLASSES)
+    true, predicted = np.argwhere(result.confusion * (1 - np.eye(4, dtype=int)))[0]
+    cell = result.cell(true, predicted)
+    assert len(cell) == result.confusion[true, predicted]
+    assert (cell["label"] == true).all()
+    assert (cell["predicted"] == predicted).all()
+    assert cell["confidence"].is_monotonic_decreasing
+
+
+def test_classes_that_are_confused_stand_side_by_side():
+    confusion = np.diag([20] * 6)
+    for one, other in ((0, 5), (2, 4)):
+        confusion[one, other] = confusion[other, one] = 9
+    order = confusion_order(confusion)
+    assert sorted(order) == list(range(6))
+    assert abs(order.index(0) - order.index(5)) == 1
+    assert abs(order.index(2) - order.index(4)) == 1
+
+
+@pytest.mark.parametrize("classes", [1, 2, 200])
+def test_any_number_of_classes_has_an_order(classes):
+    confusion = np.random.default_rng(0).integers(0, 2, (classes, classes))
+    assert sorted(confusion_order(confusion)) == list(range(classes))
 
 
 def test_a_single_class_is_judged_without_a_warning(recwarn):

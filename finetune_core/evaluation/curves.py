@@ -1,0 +1,95 @@
+"""Curves of one split: one class against the rest, and accuracy against how many images are named at all."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.evaluation.metrics import Evaluation
+
+_POINTS = 300  # more than a screen shows
+
+
+@dataclass(frozen=True)
+class OneVsRest:
+    """A class against all others, by its probability.
+
+    Attributes:
+        roc: ``false_positives, true_positives``, shares.
+        recall_precision: ``recall, precision``.
+        share: of the class among the images: the precision of a guess.
+    """
+
+    label: int
+    roc: pd.DataFrame
+    recall_precision: pd.DataFrame
+    share: float
+
+
+def one_vs_rest(result: Evaluation, label: int) -> OneVsRest | None:
+    """The curves of a class; None where they are not defined: all images are of this class, or none is."""
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    positive = result.predictions["label"].to_numpy() == label
+    if positive.all() or not positive.any():
+        return None
+    probability = np.stack(result.predictions["probabilities"].to_numpy())[:, label]
+    false, true, _ = roc_curve(positive, probability)
+    precision, recall, _ = precision_recall_curve(positive, probability, drop_intermediate=True)
+    return OneVsRest(
+        label,
+        thinned(pd.DataFrame({"false_positives": false, "true_positives": true})),
+        thinned(pd.DataFrame({"recall": recall, "precision": precision})),
+        float(positive.mean()),
+    )
+
+
+def coverage_curve(result: Evaluation) -> pd.DataFrame:
+    """What is right among the images that the network is surest of (El-Yaniv & Wiener 2010).
+
+    Returns:
+        ``coverage`` (share of images named), ``accuracy`` among those, ``threshold`` (the least confidence among them); the surest
+        first. Images of equal confidence are named together.
+    """
+    rows = result.predictions.sort_values("confidence", ascending=False)
+    confidence, named = rows["confidence"].to_numpy(), np.arange(1, len(rows) + 1)
+    last = np.append(confidence[1:] != confidence[:-1], True)
+    table = pd.DataFrame(
+        {"coverage": named / len(rows), "accuracy": rows["correct"].to_numpy().cumsum() / named, "threshold": confidence}
+    )
+    return thinned(table[last].reset_index(drop=True))
+
+
+@dataclass(frozen=True)
+class Named:
+    """The images that are named with at least some confidence; accuracy and interval are NaN where there is none."""
+
+    images: int
+    share: float
+    accuracy: float
+    low: float
+    high: float
+
+
+def named_at(result: Evaluation, threshold: float) -> Named:
+    """What becomes of a split when only images are named that the network is at least this sure of."""
+    kept = result.predictions["correct"][result.predictions["confidence"] >= threshold]
+    accuracy, low, high = accuracy_interval(int(kept.sum()), len(kept))
+    return Named(len(kept), len(kept) / result.images, accuracy, low, high)
+
+
+def accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
+    """Share, and its 95 % interval (Wilson 1927); NaN of no images."""
+    from scipy.stats import binomtest
+
+    if not images:
+        return float("nan"), float("nan"), float("nan")
+    interval = binomtest(correct, images).proportion_ci(method="wilson")
+    return correct / images, float(interval.low), float(interval.high)
+
+
+def thinned(curve: pd.DataFrame, points: int = _POINTS) -> pd.DataFrame:
+    """At most so many rows, evenly spread, the first and the last among them."""
+    if len(curve) <= points:
+        return curve
+    return curve.iloc[np.linspace(0, len(curve) - 1, points).round().astype(int)].reset_index(drop=True)
