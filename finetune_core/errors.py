@@ -35,3 +35,7 @@ class RunError(FinetuneError):
 
 class TrainingError(FinetuneError):
     """A run that had started could not go on."""
+
+
+class ExportError(FinetuneError):
+    """A run cannot be exported in this form, or an exported folder cannot be read."""

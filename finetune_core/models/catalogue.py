@@ -84,12 +84,24 @@ def create(name: str) -> nn.Module:
     Raises:
         ConfigError: when there is no backbone of that name.
     """
-    if name == PACKAGED:
+    recipe = build_recipe(name)
+    if recipe["library"] == "timm":
         import timm
 
-        return timm.create_model("tf_efficientnet_lite0")
+        return timm.create_model(recipe["name"])
+    return torchvision.models.get_model(recipe["name"], weights=None, **recipe["options"])
+
+
+def build_recipe(name: str) -> dict[str, Any]:
+    """Which library builds a backbone, under which name and with which options: ``library, name, options``.
+
+    Raises:
+        ConfigError: when there is no backbone of that name.
+    """
+    if name == PACKAGED:
+        return {"library": "timm", "name": "tf_efficientnet_lite0", "options": {}}
     backbone_info(name)
-    return torchvision.models.get_model(name, weights=None, **_BUILD_OPTIONS.get(name, {}))
+    return {"library": "torchvision", "name": name, "options": _BUILD_OPTIONS.get(name, {})}
 
 
 def create_on_meta(name: str) -> nn.Module:

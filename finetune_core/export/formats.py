@@ -1,0 +1,167 @@
+"""The forms in which a run can leave Thaw, and how one is made: whole or not at all."""
+
+import io
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_core.errors import ExportError
+from finetune_core.export.card import write_card
+from finetune_core.export.graphs import write_onnx, write_program
+from finetune_core.export.script import write_script
+from finetune_core.export.source import Source, load_source
+from finetune_core.export.tensors import write_safetensors
+from finetune_core.files import staging_folder
+from finetune_core.runs.store import Run
+from finetune_core.training.checkpoints import BEST, checkpoint_path
+
+_PROJECT = Path(__file__).resolve().parents[2]
+_EXAMPLE = Path(__file__).with_name("standalone") / "predict.py"
+
+
+@dataclass(frozen=True)
+class Format:
+    """A form of export.
+
+    Attributes:
+        help: what it is for, in one or two sentences.
+        write: puts its files into a folder, and returns what was checked.
+        network: whether it holds the network, so that a card and an example go with it.
+        apart: whether it is made in a process of its own when the app asks: tracing changes torch's global state.
+    """
+
+    title: str
+    help: str
+    write: Callable[[Source, Path], dict[str, Any]]
+    network: bool = True
+    apart: bool = False
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(
+        "Weights",
+        "All weights as safetensors, which cannot run code, with classes and preprocessing beside them. Thaw reads it back.",
+        write_safetensors,
+    ),
+    "onnx": Format(
+        "ONNX",
+        "The network as a program that runs nearly everywhere without PyTorch; checked against the original in onnxruntime.",
+        write_onnx,
+        apart=True,
+    ),
+    "torch_export": Format(
+        "torch.export",
+        "The network as a PyTorch program that needs no model code; checked against the original.",
+        write_program,
+        apart=True,
+    ),
+    "script": Format(
+        "Training script",
+        "One plain PyTorch file that repeats this run without Thaw, with the split beside it. Good to read, to learn from, and to "
+        "change.",
+        write_script,
+        network=False,
+    ),
+    "card": Format(
+        "Model card",
+        "What a reader has to know: data, recipe, results with intervals, limits, licences. In Hugging Face's format.",
+        write_card,
+        network=False,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """An export on disk.
+
+    Attributes:
+        files: names in the folder.
+        checked: what was compared before it was handed over; empty where nothing has to be.
+    """
+
+    format: str
+    folder: Path
+    files: tuple[str, ...]
+    checked: dict[str, Any]
+
+
+def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
+    """Export a run into a folder: all of it, or nothing.
+
+    Args:
+        format: one of ``FORMATS``.
+        out: a new or empty folder; in the run's own when None, where an earlier export is replaced.
+
+    Raises:
+        FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
+    """
+    chosen = _format(format)
+    target = (out or export_folder(run, format)).expanduser().resolve()
+    if out is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ExportError(f"{target} is there already and is not empty: name a new folder.")
+    source = load_source(run)
+    try:
+        with staging_folder(target.parent, ".export-") as staging:
+            made = staging / "new"
+            made.mkdir()
+            checked = chosen.write(source, made)
+            if chosen.network:
+                write_card(source, made, format)
+                shutil.copyfile(_EXAMPLE, made / _EXAMPLE.name)
+            if target.exists():
+                target.rename(staging / "old")
+            made.rename(target)
+    except OSError as error:
+        raise ExportError(f"The export cannot be written to {target}: {error}") from None
+    return Exported(format, target, tuple(sorted(file.name for file in target.iterdir())), checked)
+
+
+def export_from_app(run: Run, format: str) -> None:
+    """``export_run`` into the run's own folder, from a process that trains meanwhile: where it has to be, in another process.
+
+    Raises:
+        FinetuneError: as ``export_run``.
+    """
+    if not _format(format).apart:
+        export_run(run, format)
+        return
+    command = [sys.executable, "-m", "finetune_core", "export", str(run.run_dir), "--format", format, "--json"]
+    done = subprocess.run(command, cwd=_PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise ExportError(done.stderr.strip() or f"The export ended with status {done.returncode}: memory may have run out.")
+
+
+def export_folder(run: Run, format: str) -> Path:
+    """Where a run's export goes unless another folder is named."""
+    return run.run_dir / "export" / format
+
+
+def finished_export(run: Run, format: str) -> Path | None:
+    """The folder of an export that is there and was made from the weights that the run has now, else None."""
+    folder = export_folder(run, format)
+    try:
+        made, trained = folder.stat().st_mtime_ns, checkpoint_path(run.run_dir, BEST).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+    return folder if made >= trained else None
+
+
+def zipped(folder: Path, name: str) -> bytes:
+    """A ZIP of a folder's files, below a folder ``name``. Weights hardly get smaller, so nothing is compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in sorted(folder.iterdir()):
+            archive.write(file, f"{name}/{file.name}")
+    return buffer.getvalue()
+
+
+def _format(name: str) -> Format:
+    if name not in FORMATS:
+        raise ExportError(f"There is no format {name!r}; there are {', '.join(FORMATS)}.")
+    return FORMATS[name]

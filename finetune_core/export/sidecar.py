@@ -1,0 +1,106 @@
+"""``model.json``: all that a program needs beside the weights. It is written next to every exported network, and into it."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from finetune_core.data.pixels import stored_side
+from finetune_core.errors import ExportError
+from finetune_core.export.source import Source
+from finetune_core.files import write_bytes
+from finetune_core.models.catalogue import BackboneInfo, build_recipe
+
+SIDECAR = "model.json"
+_KIND, _VERSION = "thaw-export", 1
+
+
+def describe_network(source: Source) -> dict[str, Any]:
+    """Classes, preprocessing, structure, metrics and hashes of a run's network, as plain JSON values."""
+    judged, network, config = source.judged, source.network, source.run.config
+    return {
+        "kind": _KIND,
+        "version": _VERSION,
+        "classes": list(source.classes),
+        "preprocessing": preprocessing(network.info, source.image_size),
+        "output": "logits: one number a class; softmax turns them into probabilities",
+        "network": {
+            "backbone": config.backbone,
+            **build_recipe(config.backbone),
+            "head": network.head,
+            "head_kind": "linear" if isinstance(network.model.get_submodule(network.head), nn.Linear) else "conv",
+        },
+        "metrics": {
+            "split": judged.split,
+            "images": judged.images,
+            "accuracy": judged.accuracy,
+            "accuracy_95_percent_interval": [judged.low, judged.high],
+            "loss": judged.loss,
+        },
+        "hashes": {
+            "backbone_weights": network.weights_hash,
+            "data": (source.run.history.started or {}).get("fingerprint", ""),
+        },
+        "run": {"id": source.run.run_id, "epoch": source.epoch, "settings": _settings(source)},
+        "software": {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__},
+    }
+
+
+def preprocessing(info: BackboneInfo, image_size: int) -> dict[str, Any]:
+    """How an image becomes the network's input, step by step: what ``read_square``, ``evaluated`` and ``normalised`` do."""
+    return {
+        "decode": "upright by EXIF, 8-bit RGB, transparency on white; 16-bit gray by its top 8 bits; the first frame of an animation",
+        "jpeg_draft": "a JPEG may be decoded at a smaller scale that is at least resize_to: Pillow's draft('RGB', (resize_to, resize_to))",
+        "resize_to": stored_side(image_size),
+        "resize": "the centre square, resized to resize_to pixels: Pillow's ImageOps.fit, bilinear",
+        "centre_crop_to": image_size,
+        "scale": "divided by 255",
+        "mean": list(info.mean),
+        "std": list(info.std),
+        "input": f"float32 [batch, 3, {image_size}, {image_size}], RGB, (pixel - mean) / std",
+    }
+
+
+def write_sidecar(folder: Path, told: dict[str, Any], weights: Path | None = None) -> None:
+    """Write ``model.json``, with the hash of the file of weights that it belongs to."""
+    if weights:
+        told = told | {"hashes": told["hashes"] | {weights.name: file_hash(weights)}}
+    write_bytes(folder / SIDECAR, json.dumps(told, indent=2).encode())
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """The ``model.json`` of an exported folder.
+
+    Raises:
+        ExportError: when there is none, or it is not one of Thaw's.
+    """
+    file = folder / SIDECAR
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExportError(f"{file} cannot be read: {error}") from None
+    if not isinstance(told, dict) or (told.get("kind"), told.get("version")) != (_KIND, _VERSION):
+        raise ExportError(f"{file} was not written by this version of Thaw.")
+    return told
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _settings(source: Source) -> dict[str, Any]:
+    """The run's settings without where things lie on this machine, and without the names of single images."""
+    config = source.run.config
+    weights = config.weights.replace("\\", "/").rpartition("/")[2]
+    return config.model_dump(mode="json", exclude={"edits"}) | {
+        "data": source.data_name,
+        "weights": weights,
+        "edits": len(config.edits),
+    }

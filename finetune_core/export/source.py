@@ -1,0 +1,65 @@
+"""What every export starts from: a run's best network on the processor, and what is known of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune_core.errors import ExportError
+from finetune_core.evaluation.metrics import Evaluation
+from finetune_core.evaluation.predict import load_predictor
+from finetune_core.evaluation.results import evaluation
+from finetune_core.models.network import Network
+from finetune_core.runs.store import Run, summary
+from finetune_core.training.checkpoints import BEST, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run that can be exported.
+
+    Attributes:
+        network: with the best epoch's weights, float32, on the processor, in eval mode.
+        epoch: the best one.
+        judged: how it did on the split to be believed first.
+    """
+
+    run: Run
+    network: Network
+    classes: tuple[str, ...]
+    epoch: int
+    judged: Evaluation
+
+    @property
+    def image_size(self) -> int:
+        return self.run.config.image_size
+
+    @property
+    def data_name(self) -> str:
+        """The data set's own name: where it lies is nobody else's business."""
+        return data_name(self.run)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """The run in one flat row (see ``summary``)."""
+        return summary(self.run)
+
+
+def load_source(run: Run) -> Source:
+    """Put together what a run is exported from.
+
+    Raises:
+        FinetuneError: when the run is going on, has no finished epoch, or its backbone's weights are not here any more.
+    """
+    if run.active:
+        raise ExportError(f"The run {run.run_id} is going on. Wait until it ends, or stop it; then export it.")
+    predictor = load_predictor(run)
+    _, info = load_checkpoint(run.run_dir, BEST)
+    predictor.network.model.to("cpu", memory_format=torch.contiguous_format)
+    return Source(run, predictor.network, predictor.classes, info.epoch, evaluation(run))
+
+
+def data_name(run: Run) -> str:
+    """The last part of the path of a run's data, without a manifest's suffix."""
+    name = run.config.data.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
+    return name.removesuffix(".csv").removesuffix(".tsv").removesuffix(".parquet") or "data"

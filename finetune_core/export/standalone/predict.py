@@ -1,0 +1,110 @@
+"""Name images with the network in this folder, without Thaw.
+
+    python predict.py IMAGE…
+
+Needs pillow, numpy, and for model.onnx: onnxruntime; for model.pt2: torch; for model.safetensors: torch, safetensors, and
+torchvision or timm, whichever model.json names.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def preprocess(path, steps):
+    """An image file -> float32 [3, size, size], as the network was trained on it."""
+    side, size = steps["resize_to"], steps["centre_crop_to"]
+    with Image.open(path) as image:
+        image.draft("RGB", (side, side))  # decode a large JPEG at a smaller scale; other formats take no notice
+        image.load()
+        image = to_rgb(ImageOps.exif_transpose(image))
+    square = np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
+    edge = round((side - size) / 2)
+    pixels = square[edge : edge + size, edge : edge + size].astype(np.float32) / 255
+    pixels = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])
+    return pixels.transpose(2, 0, 1)
+
+
+def to_rgb(image):
+    """8-bit RGB: transparency on white, 16-bit gray by its top 8 bits, gray without a fixed range stretched to it."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        gray = np.asarray(image).astype(np.float64)
+        gray[np.isnan(gray)] = -np.inf
+        finite = np.isfinite(gray)
+        low, high = gray.min(where=finite, initial=np.inf), gray.max(where=finite, initial=-np.inf)
+        if image.mode.startswith("I;16") or (image.mode == "I" and low >= 0 and 255 < high <= 65535):
+            gray = gray / 257
+        elif high > low:
+            gray = (gray - low) * 255 / (high - low)
+        return Image.fromarray(np.rint(gray.clip(0, 255)).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def load(told):
+    """A function: float32 [batch, 3, size, size] -> logits [batch, classes]."""
+    if (FOLDER / "model.onnx").exists():
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(FOLDER / "model.onnx")
+        return lambda images: session.run(["logits"], {"image": images})[0]
+
+    import torch
+
+    if (FOLDER / "model.pt2").exists():
+        model = torch.export.load(FOLDER / "model.pt2").module()
+    else:
+        model = rebuild(told["network"], len(told["classes"]))
+
+    @torch.no_grad()
+    def answer(images):
+        return model(torch.from_numpy(images)).numpy()
+
+    return answer
+
+
+def rebuild(network, classes):
+    """The network's structure from the library that defines it, filled with model.safetensors."""
+    from safetensors.torch import load_file
+    from torch import nn
+
+    if network["library"] == "timm":
+        import timm
+
+        model = timm.create_model(network["name"])
+    else:
+        from torchvision.models import get_model
+
+        model = get_model(network["name"], weights=None, **network["options"])
+    old = model.get_submodule(network["head"])
+    if network["head_kind"] == "linear":
+        head = nn.Linear(old.in_features, classes)
+    else:
+        head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
+    model.set_submodule(network["head"], head)
+    model.load_state_dict(load_file(FOLDER / "model.safetensors"))
+    return model.eval()
+
+
+def main():
+    told = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
+    answer = load(told)
+    for path in sys.argv[1:]:
+        logits = answer(preprocess(path, told["preprocessing"])[None])[0].astype(np.float64)
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()
+        best = int(shares.argmax())
+        print(json.dumps({"image": path, "class": told["classes"][best], "probability": float(shares[best])}))
+
+
+if __name__ == "__main__":
+    main()
