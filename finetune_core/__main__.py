@@ -1,6 +1,5 @@
 """The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr."""
 
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,13 +12,22 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from finetune_core import paths
-from finetune_core.config import SPLIT_FIELDS, bounds, make_config, read_config
+from finetune_core.compare_command import (
+    found_rates,
+    numbers,
+    print_comparison,
+    said_of_training,
+    train_all,
+    write_report,
+)
+from finetune_core.config import SPLIT_FIELDS, RunConfig, bounds, make_config, read_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
 from finetune_core.data.findings import Finding, unanswered
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError, DataError, FinetuneError, ImageError, TrainingError
+from finetune_core.evaluation.comparison import compare_runs
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.predict import load_predictor
 from finetune_core.evaluation.results import evaluation, scores
@@ -28,10 +36,12 @@ from finetune_core.export.formats import FORMATS, export_run
 from finetune_core.export.tensors import is_export, load_export
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
-from finetune_core.runs.record import Reservation, create_run, execute, reopen_run, request_stop
+from finetune_core.runs.design import design
+from finetune_core.runs.record import CONFIG_FILE, Reservation, create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.terminal import (
     err,
+    interrupts_stop,
     out,
     print_inspection,
     print_json,
@@ -228,7 +238,7 @@ def train(
 
 def _train_to_the_end(reservation: Reservation, as_json: bool) -> None:
     with _errors():
-        with _interrupts_stop(reservation.run_dir), progress_bar() as bar:
+        with interrupts_stop(reservation.run_dir), progress_bar() as bar:
             show_training(bar, execute(reservation))
         run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
     result = summary(run)
@@ -271,6 +281,84 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    targets: Annotated[list[str], typer.Argument(help=f"Folders of runs, to judge them; or data to train on. {DATA_HELP}")],
+    strategies: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Strategies to train; from:STAGE trains everything from that stage on.")
+    ] = "feature_extraction,last_block,full",
+    seeds: Annotated[str, typer.Option(metavar="N,…", help="Each strategy is trained once with each.")] = "0,1,2",
+    backbones: Annotated[str, typer.Option(metavar="NAME,…", help="Networks to start from.")] = "",
+    fractions: Annotated[str, typer.Option(metavar="X,…", help="Shares of the training images to train on.")] = "",
+    find_rates: Annotated[
+        bool,
+        typer.Option("--find-rates", help="Search a learning rate for each strategy first: one rate favours one strategy."),
+    ] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Take finished runs with the same settings instead of training anew.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Write the comparison to this HTML file.")] = None,
+    config: Annotated[Path | None, typer.Option(help="The config.json of a run, for all other settings.")] = None,
+    weights: Annotated[str | None, _setting("weights", "FILE")] = None,
+    epochs: Annotated[str | None, _setting("epochs", "N")] = None,
+    batch_size: Annotated[str | None, _setting("batch_size", "N")] = None,
+    learning_rate: Annotated[str | None, _setting("learning_rate", "X")] = None,
+    optimizer: Annotated[str | None, _setting("optimizer", "NAME")] = None,
+    weight_decay: Annotated[str | None, _setting("weight_decay", "X")] = None,
+    schedule: Annotated[str | None, _setting("schedule", "NAME")] = None,
+    augmentation: Annotated[str | None, _setting("augmentation", "NAME")] = None,
+    cache: Annotated[str | None, _setting("cache", "NAME")] = None,
+    image_size: Annotated[str | None, _setting("image_size", "N")] = None,
+    val_fraction: Annotated[str | None, _setting("val_fraction", "X")] = None,
+    test_fraction: Annotated[str | None, _setting("test_fraction", "X")] = None,
+    split_seed: Annotated[str | None, _setting("split_seed", "N")] = None,
+    groups: Annotated[str | None, _setting("groups", "PATTERN")] = None,
+    near_duplicates: Annotated[str | None, _setting("near_duplicates", "NAME")] = None,
+    as_is: AsIs = False,
+    precision: Annotated[str | None, _setting("precision", "NAME")] = None,
+    device: Annotated[str | None, _setting("device", "NAME")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="Where the runs' folders go.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train strategies against each other on the same images, or take runs that are there, and say which one to use."""
+    settings = {name: value for name, value in locals().items() if name in RunConfig.model_fields and value is not None}
+    trained = None
+    with _errors():
+        if (Path(targets[0]) / CONFIG_FILE).is_file():
+            folders = [Path(target).resolve() for target in targets]
+            runs = [RunStore(folder.parent).read(folder) for folder in folders]
+        else:
+            if len(targets) > 1:
+                raise ConfigError({"data": f"one data set at a time; {targets[0]} is no folder of a run"})
+            settings["data"] = _resolved(targets[0])
+            settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
+            base = make_config((read_config(config) if config else {"backbone": default_backbone()}) | settings)
+            configs = design(
+                base,
+                [name.strip() for name in strategies.split(",") if name.strip()],
+                numbers("seeds", seeds, int),
+                [name.strip() for name in backbones.split(",") if name.strip()],
+                numbers("fractions", fractions, float),
+            )
+            trained = train_all(
+                found_rates(configs) if find_rates else configs, (runs_dir or paths.runs_dir()).resolve(), reuse=reuse
+            )
+            said_of_training(trained, len(configs))
+            runs = trained.runs
+        if trained and not runs:
+            raise typer.Exit(1)
+        comparison = compare_runs(runs)
+        if report:
+            write_report(comparison, report)
+    broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
+    if as_json:
+        print_json(comparison.to_json() | broken)
+    else:
+        print_comparison(comparison)
+    if trained and (trained.failed or trained.stopped):
+        raise typer.Exit(1)
+
+
+@app.command()
 def predict(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a run, or one that was exported as safetensors.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -279,7 +367,9 @@ def predict(
     """Name images with a trained run. Files that cannot be read are reported; the others are still named."""
     named, skipped = [], []
     with _errors():
-        predictor = load_export(run_dir) if is_export(run_dir) else load_predictor(RunStore(run_dir.parent).read(run_dir.resolve()))
+        predictor = (
+            load_export(run_dir) if is_export(run_dir) else load_predictor(RunStore(run_dir.parent).read(run_dir.resolve()))
+        )
         for image in images:
             try:
                 probabilities = predictor.probabilities([image])[0]
@@ -378,22 +468,6 @@ def _errors() -> Iterator[None]:
     except FinetuneError as error:
         err.print(escape(str(error)))
         raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
-
-
-@contextmanager
-def _interrupts_stop(run_dir: Path) -> Iterator[None]:
-    """Ctrl-C asks the run to stop; a second one breaks off."""
-
-    def on_interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        err.print("Stopping after this step; Ctrl-C again breaks off.")
-        request_stop(run_dir)
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _evaluation_json(result: Evaluation, numbers: Scores) -> dict[str, Any]:

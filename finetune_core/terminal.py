@@ -1,9 +1,12 @@
 """What the command line looks like on a terminal: results on stdout, bars and problems on stderr."""
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isnan
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +20,7 @@ from finetune_core.data.findings import KINDS, Finding
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.scores import NAMES, Scores
 from finetune_core.inspection.deep import DeepReport
+from finetune_core.runs.record import request_stop
 from finetune_core.training import events
 from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
 
@@ -115,6 +119,22 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {event.train_accuracy:.1%}; "
                     f"validation loss {event.val_loss:.4f}, accuracy {event.val_accuracy:.1%}"
                 )
+
+
+@contextmanager
+def interrupts_stop(run_dir: Path) -> Iterator[None]:
+    """Ctrl-C asks the run to stop; a second one breaks off."""
+
+    def on_interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        err.print("Stopping after this step; Ctrl-C again breaks off.")
+        request_stop(run_dir)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def result_in_words(result: dict[str, Any]) -> str:

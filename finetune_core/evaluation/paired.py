@@ -7,6 +7,7 @@ trained, and only the images count: what another seed would do, nobody has seen.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -138,6 +139,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+@lru_cache(maxsize=256)
 def smallest_seen(test: PairedTest, pairs: int = 1) -> float:
     """The smallest true difference that this comparison would have shown four times out of five.
 

@@ -1,0 +1,131 @@
+"""What the ``compare`` command does: trains the runs of a comparison one after the other, judges them, prints what came of it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from finetune_core.config import RunConfig
+from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.evaluation.comparison import Comparison
+from finetune_core.evaluation.report import arms_table, report_html
+from finetune_core.figures.compared import comparison_figures
+from finetune_core.files import write_bytes
+from finetune_core.runs.design import by_arm, with_rates
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import Run, RunStore
+from finetune_core.terminal import err, interrupts_stop, out, progress_bar, show_phases, show_training
+from finetune_core.training.finder import find_rate
+from finetune_core.training.prepare import check_config
+from finetune_core.words import things
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of the runs of a comparison.
+
+    Attributes:
+        failed: one object a run that broke: ``arm, seed, problem``.
+        stopped: whether somebody stopped it before all had trained.
+    """
+
+    runs: list[Run]
+    failed: list[dict[str, str | int]]
+    stopped: bool
+
+
+def numbers(option: str, text: str, kind: Callable[[str], float]) -> list:
+    """``0,1,2`` -> numbers.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError({option: f"must be numbers with commas between them, not {text!r}"}) from None
+
+
+def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The configs, each arm with the learning rate that suits it; searched with the arm's first seed."""
+    rates = {}
+    for arm, some in by_arm(configs).items():
+        with progress_bar() as bar:
+            rates[arm] = show_phases(bar, find_rate(some[0])).suggestion
+        told = f"{rates[arm]:g}" if rates[arm] else f"none found, {some[0].learning_rate:g} stays"
+        err.print(f"{some[0].backbone}, {some[0].strategy}: learning rate {told}")
+    return with_rates(configs, rates)
+
+
+def train_all(configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool) -> Trained:
+    """Train one run after the other. One that breaks does not keep the others from training; Ctrl-C ends with the run it stops.
+
+    Args:
+        reuse: take finished runs with the same settings from ``runs_dir``.
+
+    Raises:
+        ConfigError, RunError: when a config cannot work or nothing can be written; then nothing is trained.
+    """
+    for config in configs:
+        check_config(config)
+    store = RunStore(runs_dir)
+    there = {run.config.model_dump_json(): run for run in store.runs() if run.status == "finished"} if reuse else {}
+    runs: list[Run] = []
+    failed: list[dict[str, str | int]] = []
+    for number, config in enumerate(configs, 1):
+        err.print(f"Run {number} of {len(configs)}: {config.strategy}, seed {config.seed}")
+        if found := there.get(config.model_dump_json()):
+            err.print(escape(f"Trained before: {found.run_id}"))
+            runs.append(found)
+            continue
+        reservation = create_run(config, runs_dir)
+        try:
+            with interrupts_stop(reservation.run_dir), progress_bar() as bar:
+                show_training(bar, execute(reservation))
+        except FinetuneError as error:
+            err.print(escape(str(error)))
+            failed.append({"run_dir": str(reservation.run_dir), "seed": config.seed, "problem": str(error)})
+            continue
+        run = store.read(reservation.run_dir)
+        if run.status != "finished":
+            return Trained(runs, failed, stopped=True)
+        runs.append(run)
+    return Trained(runs, failed, stopped=False)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The verdict, what is behind it, and what to know."""
+    out.print(f"[bold]{escape(comparison.verdict)}[/bold]")
+    columns, rows = arms_table(comparison)
+    shown = ["Strategy", "Accuracy", "95 % interval", "Over seeds", "Time"]
+    table = Table(*(Column(name, no_wrap=name != "Strategy") for name in shown), box=None)
+    for row in rows:
+        table.add_row(*(escape(row[columns.index(name)]) for name in shown))
+    out.print(table)
+    for pair in comparison.pairs:
+        out.print(escape(pair.verdict))
+    for note in comparison.notes:
+        out.print(escape(note))
+
+
+def write_report(comparison: Comparison, file: Path) -> None:
+    """The comparison as one HTML file.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    try:
+        write_bytes(file, report_html(comparison, comparison_figures(comparison)).encode())
+    except OSError as error:
+        raise RunError(f"The report cannot be written to {file}: {error}.") from None
+    err.print(escape(f"The report is in {file}."))
+
+
+def said_of_training(trained: Trained, wanted: int) -> None:
+    """On stderr: what did not train."""
+    if trained.stopped:
+        err.print(f"Stopped: {things(len(trained.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there.")
+    if trained.failed:
+        err.print(f"{things(len(trained.failed), 'run')} of {wanted} failed; the others are judged.")

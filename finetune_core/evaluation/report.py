@@ -1,0 +1,141 @@
+"""A comparison as one HTML file that needs nothing else: to keep, to send, to open without a network."""
+
+import html
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from finetune_core.evaluation.comparison import Comparison
+from finetune_core.evaluation.verdicts import errors_in_words, points
+from finetune_core.words import duration, number, percent, size, things
+
+# A file from elsewhere must not load, send or open anything: its own scripts and styles are all it has.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1100px; margin: 0 auto; padding: 24px 16px }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+.verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
+.figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; padding: 8px }
+"""
+
+
+def report_html(comparison: Comparison, figures: Sequence[tuple[str, go.Figure]], title: str = "Comparison of runs") -> str:
+    """The whole comparison: verdict, tables and figures (heading, figure), plotly's own script among it (about 5 MB)."""
+    from plotly.offline import get_plotlyjs
+
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="verdict">{_text(comparison.verdict)}</p>',
+        *(f"<p>{_text(note)}</p>" for note in comparison.notes),
+        "<h2>Strategies</h2>",
+        _table(*arms_table(comparison)),
+        *(["<h2>Pair by pair</h2>", _table(*pairs_table(comparison))] if comparison.pairs else []),
+        f"<script>{get_plotlyjs()}</script>",
+        *(_figure(f"figure-{at}", heading, figure) for at, (heading, figure) in enumerate(figures)),
+        "<h2>Runs</h2>",
+        _table(*_runs_table(comparison)),
+        f"<p>{_text(_METHOD)}</p>",
+    ]
+    head = (
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title><style>{_STYLE}</style>'
+    )
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+
+
+_METHOD = (
+    "How it was judged: all runs on the same images. Two networks: exact McNemar test and paired bootstrap over images. Strategies with "
+    "several seeds: images and seeds both count as luck (two-way random effects, Student's t). Verdicts are corrected over all pairs "
+    "(Holm), so that one in twenty such comparisons of equal strategies finds any difference. Made with Thaw."
+)
+
+
+def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) with one row an arm, as a person would say it."""
+    columns = [
+        "Strategy",
+        "Accuracy",
+        "95 % interval",
+        "Seeds",
+        "Over seeds",
+        "Time",
+        "Without the cache",
+        "Trainable",
+        "Memory",
+        "On disk",
+    ]
+    rows = []
+    for at, arm in enumerate(comparison.arms):
+        low, high = arm.range
+        spread = (
+            "one seed" if arm.seed_deviation is None else f"{percent(low)} to {percent(high)} (sd {points(arm.seed_deviation)})"
+        )
+        cost = arm.cost
+        rows.append(
+            [
+                arm.title + (" ★" if at == comparison.advised and len(comparison.arms) > 1 else ""),
+                percent(arm.accuracy.value),
+                f"{percent(arm.accuracy.low)} to {percent(arm.accuracy.high)}",
+                ", ".join(str(member.run.config.seed) for member in arm.members),
+                spread,
+                duration(cost.seconds),
+                duration(cost.uncached_seconds) if cost.uncached_seconds is not None else "the same",
+                number(cost.trainable_parameters),
+                size(cost.memory_bytes),
+                size(cost.disk_bytes),
+            ]
+        )
+    return columns, rows
+
+
+def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) with one row a pair."""
+    columns = ["Verdict", "Difference (points)", "95 % interval", "Uncertainty", "McNemar p", "p, Holm"]
+    rows = [
+        [
+            pair.verdict,
+            points(pair.test.difference),
+            f"{points(pair.test.low)} to {points(pair.test.high)}",
+            errors_in_words(pair.test),
+            f"{pair.test.mcnemar_p:.2g}",
+            f"{pair.holm_p:.2g}",
+        ]
+        for pair in comparison.pairs
+    ]
+    return columns, rows
+
+
+def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            member.run.run_id,
+            arm.title,
+            str(member.run.config.seed),
+            percent(member.accuracy.value),
+            duration(member.cost.seconds),
+        ]
+        for arm in comparison.arms
+        for member in arm.members
+    ]
+    return ["Run", "Strategy", "Seed", f"Accuracy on {things(comparison.images, 'image')}", "Time"], rows
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(name: str, heading: str, figure: go.Figure) -> str:
+    drawn = figure.to_html(
+        full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "responsive": True}
+    )
+    return f'<h2>{_text(heading)}</h2><div class="figure">{drawn}</div>'
+
+
+def _text(words: str) -> str:
+    return html.escape(words)

@@ -1,0 +1,231 @@
+"""Figures of a comparison: an arm keeps its colour and its symbol in all of them."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import plotly.graph_objects as go
+
+from finetune_core.evaluation.arms import Arm
+from finetune_core.evaluation.comparison import Comparison
+from finetune_core.evaluation.costs import Cost, timeline
+from finetune_core.figures.style import MARGIN, OTHER_COLOR, RUN_COLORS, escaped
+
+Kind = Literal["loss", "accuracy"]
+Axis = Literal["epoch", "seconds"]
+Measure = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes"]
+
+# measure -> (what a button calls it, the axis, what a value of 1 is divided by)
+MEASURES: dict[str, tuple[str, str, float]] = {
+    "seconds": ("Time", "Seconds a run", 1.0),
+    "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
+    "memory_bytes": ("Memory", "Memory that a run adds, MB", 1e6),
+    "disk_bytes": ("Size on disk", "Size of the best checkpoint, MB", 1e6),
+}
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+_DASHES = ("solid", "dash", "dot", "longdashdot")
+_LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
+_WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
+
+
+def accuracies(arms: Sequence[Arm]) -> go.Figure:
+    """An arm a line: its accuracy with its interval, and a small dot for each seed."""
+    figure = go.Figure()
+    for at, arm in enumerate(arms):
+        values = [member.accuracy.value for member in arm.members]
+        figure.add_scatter(
+            x=values,
+            y=[at] * len(values),
+            mode="markers",
+            marker={"color": _color(at), "size": 7, "opacity": 0.45, "symbol": "circle"},
+            hovertemplate="%{text}: %{x:.1%}<extra></extra>",
+            text=[f"seed {member.run.config.seed}" for member in arm.members],
+        )
+        figure.add_scatter(
+            x=[arm.accuracy.value],
+            y=[at],
+            mode="markers",
+            marker=_marker(at),
+            error_x=_error(arm),
+            hovertemplate=f"{escaped(arm.title)}: %{{x:.1%}}<extra></extra>",
+        )
+    ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": [_wrapped(arm.title) for arm in arms]}
+    figure.update_yaxes(range=[len(arms) - 0.5, -0.5], showgrid=False, zeroline=False, **ticks)
+    figure.update_xaxes(title_text="Accuracy", tickformat=".0%")
+    figure.update_layout(height=110 + 48 * len(arms), margin=MARGIN, showlegend=False)
+    return figure
+
+
+def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
+    """Validation loss or accuracy of every run on shared axes, over epochs or over seconds since the run began."""
+    figure = go.Figure()
+    for at, arm in enumerate(arms):
+        for number, member in enumerate(arm.members):
+            rows = timeline(member.run)
+            figure.add_scatter(
+                x=[row[axis] for row in rows],
+                y=[row[f"val_{kind}"] for row in rows],
+                name=escaped(arm.title),
+                legendgroup=str(at),
+                showlegend=number == 0,
+                mode="lines+markers",
+                line={"color": _color(at), "width": 2, "dash": _DASHES[at % len(_DASHES)]},
+                marker={"size": 5, "symbol": _SYMBOLS[at % len(_SYMBOLS)]},
+                hovertemplate=f"seed {member.run.config.seed}, %{{x:.3~g}}: %{{y:{'.1%' if kind == 'accuracy' else '.3f'}}}"
+                "<extra>%{fullData.name}</extra>",
+            )
+    figure.update_xaxes(title_text="Epoch" if axis == "epoch" else "Seconds since the run began", rangemode="tozero")
+    figure.update_yaxes(title_text=f"Validation {kind}", tickformat=".0%" if kind == "accuracy" else None)
+    figure.update_layout(height=360, margin=MARGIN, legend=_LEGEND)
+    return figure
+
+
+def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
+    """Accuracy against a cost, with the line of those that nothing beats on both. With time, a hollow marker is the same run
+    without its cache."""
+    _, title, unit = MEASURES[measure]
+    costs = [getattr(arm.cost, measure) / unit for arm in arms]
+    figure = go.Figure()
+    front = frontier([(cost, arm.accuracy.value) for cost, arm in zip(costs, arms, strict=True)])
+    figure.add_scatter(
+        x=[costs[at] for at in front],
+        y=[arms[at].accuracy.value for at in front],
+        mode="lines",
+        line={"color": OTHER_COLOR, "width": 2, "dash": "dot", "shape": "hv"},
+        name="Nothing is better and cheaper",
+        hoverinfo="skip",
+    )
+    for at, (arm, cost) in enumerate(zip(arms, costs, strict=True)):
+        uncached = _uncached(arm.cost) if measure == "seconds" else None
+        if uncached is not None:
+            figure.add_scatter(
+                x=[cost, uncached],
+                y=[arm.accuracy.value] * 2,
+                mode="lines+markers",
+                line={"color": _color(at), "width": 1, "dash": "dot"},
+                marker=_marker(at) | {"symbol": ["circle", f"{_symbol(at)}-open"], "size": [0, 13]},
+                hovertemplate="without the cache: %{x:.3~g}<extra>%{fullData.name}</extra>",
+                name=escaped(arm.title),
+                legendgroup=str(at),
+                showlegend=False,
+            )
+        figure.add_scatter(
+            x=[cost],
+            y=[arm.accuracy.value],
+            mode="markers",
+            marker=_marker(at),
+            error_y=_error(arm),
+            name=escaped(arm.title),
+            legendgroup=str(at),
+            hovertemplate="%{y:.1%} for %{x:.3~g}<extra>%{fullData.name}</extra>",
+        )
+    wide = min(costs) > 0 and max(costs) / min(costs) > _WIDE
+    figure.update_xaxes(title_text=title, type="log" if wide else "linear", rangemode="normal" if wide else "tozero")
+    figure.update_yaxes(title_text="Accuracy", tickformat=".0%")
+    figure.update_layout(height=420, margin=MARGIN, legend=_LEGEND)
+    return figure
+
+
+def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
+    """Accuracy against how many stages train, a line a backbone and share of the data; None where all are cut alike."""
+    cut = [arm for arm in arms if arm.depth.whole]
+    if len({arm.depth.trained_stages for arm in cut}) < 2:
+        return None
+    figure = _lines(
+        arms, cut, lambda arm: arm.depth.trained_stages, lambda arm: (arm.config.backbone, arm.config.train_fraction)
+    )
+    names = {arm.depth.trained_stages: arm.depth.first_stage for arm in cut}
+    if len({arm.config.backbone for arm in cut}) == 1:
+        figure.update_xaxes(
+            tickmode="array", tickvals=list(names), ticktext=[f"{escaped(name)} ({n})" for n, name in names.items()]
+        )
+    figure.update_xaxes(title_text="First stage that trains (how many train)")
+    return figure
+
+
+def by_data(arms: Sequence[Arm]) -> go.Figure | None:
+    """Accuracy against the number of training images, a line a strategy and backbone; None where all have as many."""
+    if len({_training_images(arm) for arm in arms}) < 2:
+        return None
+    figure = _lines(arms, arms, _training_images, lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone))
+    figure.update_xaxes(title_text="Training images", rangemode="tozero")
+    return figure
+
+
+def comparison_figures(comparison: Comparison) -> list[tuple[str, go.Figure]]:
+    """All of them, each with its heading, for a report."""
+    arms = comparison.arms
+    found = [("Accuracy, with intervals and seeds", accuracies(arms))]
+    found += [(f"Accuracy against {MEASURES[measure][0].lower()}", pareto(measure, arms)) for measure in MEASURES]
+    found += [
+        (heading, figure)
+        for heading, figure in (("How deep to cut", by_depth(arms)), ("How much data", by_data(arms)))
+        if figure
+    ]
+    for axis, words in (("epoch", "epoch by epoch"), ("seconds", "by the clock")):
+        found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
+    return found
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of those (cost, accuracy) that no other beats in both, the cheapest first."""
+    best, found = -1.0, []
+    for at in sorted(range(len(points)), key=lambda at: (points[at][0], -points[at][1])):
+        if points[at][1] > best:
+            best = points[at][1]
+            found.append(at)
+    return found
+
+
+def _lines(arms: Sequence[Arm], shown: Sequence[Arm], where, group) -> go.Figure:
+    figure = go.Figure()
+    for key in dict.fromkeys(group(arm) for arm in shown):
+        line = sorted((arm for arm in shown if group(arm) == key), key=where)
+        at = [arms.index(arm) for arm in line]
+        figure.add_scatter(
+            x=[where(arm) for arm in line],
+            y=[arm.accuracy.value for arm in line],
+            error_y={
+                "type": "data",
+                "array": [arm.accuracy.high - arm.accuracy.value for arm in line],
+                "arrayminus": [arm.accuracy.value - arm.accuracy.low for arm in line],
+                "thickness": 1.5,
+                "color": OTHER_COLOR,
+            },
+            mode="lines+markers",
+            line={"color": OTHER_COLOR, "width": 2},
+            marker={"color": [_color(n) for n in at], "symbol": [_symbol(n) for n in at], "size": 13, "opacity": 1},
+            text=[escaped(arm.title) for arm in line],
+            hovertemplate="%{text}: %{y:.1%}<extra></extra>",
+        )
+    figure.update_yaxes(title_text="Accuracy", tickformat=".0%")
+    figure.update_layout(height=360, margin=MARGIN, showlegend=False)
+    return figure
+
+
+def _training_images(arm: Arm) -> int:
+    return arm.members[0].run.history.started["counts"]["train"]
+
+
+def _uncached(cost: Cost) -> float | None:
+    return cost.uncached_seconds if cost.uncached_seconds and cost.uncached_seconds > cost.seconds else None
+
+
+def _error(arm: Arm) -> dict:
+    told = arm.accuracy
+    return {"type": "data", "array": [told.high - told.value], "arrayminus": [told.value - told.low], "thickness": 1.5}
+
+
+def _color(at: int) -> str:
+    return RUN_COLORS[at % len(RUN_COLORS)]
+
+
+def _symbol(at: int) -> str:
+    return _SYMBOLS[at % len(_SYMBOLS)]
+
+
+def _marker(at: int) -> dict:
+    return {"color": _color(at), "size": 13, "symbol": _symbol(at)}
+
+
+def _wrapped(title: str) -> str:
+    return "<br>".join(escaped(part) for part in title.split(" · "))

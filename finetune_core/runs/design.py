@@ -1,0 +1,102 @@
+"""The runs of a comparison: strategies, seeds, backbones and shares of the data, everything else equal.
+
+The data are split by ``split_seed`` alone, and head and order of the images follow from ``seed``: runs of equal seeds start
+from the same head and see the same images in the same order, whatever they freeze.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from finetune_core.config import RunConfig, make_config
+from finetune_core.data.dataset import Dataset
+from finetune_core.errors import ConfigError
+from finetune_core.models.network import network_stages
+from finetune_core.training.forecast import SpeedBook, forecast
+from finetune_core.training.strategies import cut_index, plan
+
+FROM = "from:"  # as a strategy: everything from this stage on trains
+_EVERYTHING_FOUND = 2**62
+
+
+def design(
+    base: RunConfig,
+    strategies: Sequence[str],
+    seeds: Sequence[int],
+    backbones: Sequence[str] = (),
+    fractions: Sequence[float] = (),
+) -> list[RunConfig]:
+    """One config a strategy, seed, backbone and share of the training images, in the order in which they cost the least.
+
+    Args:
+        base: all other settings; its backbone and share are taken where none are named.
+        strategies: names, or ``from:STAGE``. ``custom`` is that of ``base``.
+        fractions: shares of the training images.
+
+    Raises:
+        ConfigError: when a config cannot be used, or there is none.
+    """
+    empty = [name for name, given in (("strategies", strategies), ("seeds", seeds)) if not given]
+    if empty:
+        raise ConfigError(dict.fromkeys(empty, "name at least one"))
+    made = [
+        make_config(
+            base.model_dump() | _strategy(base, strategy) | {"backbone": backbone, "train_fraction": share, "seed": seed}
+        )
+        for backbone in dict.fromkeys(backbones or [base.backbone])
+        for share in dict.fromkeys(fractions or [base.train_fraction])
+        for strategy in dict.fromkeys(strategies)
+        for seed in dict.fromkeys(seeds)
+    ]
+    return _cheapest_order(made)
+
+
+def arm_of(config: RunConfig) -> str:
+    """Equal for runs that differ in nothing but the seed."""
+    return config.model_dump_json(exclude={"seed"})
+
+
+def by_arm(configs: Iterable[RunConfig]) -> dict[str, list[RunConfig]]:
+    """The configs by ``arm_of``, in their order."""
+    arms: dict[str, list[RunConfig]] = {}
+    for config in configs:
+        arms.setdefault(arm_of(config), []).append(config)
+    return arms
+
+
+def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) -> list[RunConfig]:
+    """The configs with the learning rate that was found for their arm (by ``arm_of``), where one was."""
+    return [
+        config.model_copy(update={"learning_rate": rates[arm_of(config)]}) if rates.get(arm_of(config)) else config
+        for config in configs
+    ]
+
+
+def arm_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float | None:
+    """What the runs of one arm are expected to take together: only the first pays for the frozen stages. None where the speeds
+    were not measured yet."""
+    if not all(book.knows(config, dataset) for config in configs):
+        return None
+    first, reading = configs[0], book.decode_seconds(dataset, configs[0].image_size)
+    told = [forecast(first, dataset, book.speed(first), reading, found) for found in (0, _EVERYTHING_FOUND)]
+    return told[0].seconds + (len(configs) - 1) * told[1].seconds
+
+
+def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
+    if name.startswith(FROM):
+        return {"strategy": "custom", "cut": name.removeprefix(FROM), "stage_rates": None}
+    if name == "custom":
+        if base.strategy != "custom":
+            raise ConfigError({"strategies": f"custom needs the first stage that trains; write {FROM}STAGE"})
+        return {}
+    return {"strategy": name, "cut": None, "stage_rates": None}
+
+
+def _cheapest_order(configs: list[RunConfig]) -> list[RunConfig]:
+    """Shallow cuts first, because a deeper one is computed from them; what has no trunk at all comes last."""
+    cuts = {arm: cut_index(plan(some[0], network_stages(some[0].backbone))) for arm, some in by_arm(configs).items()}
+    backbones = list(dict.fromkeys(config.backbone for config in configs))
+
+    def place(config: RunConfig) -> tuple[int, bool, int]:
+        cut = cuts[arm_of(config)]
+        return backbones.index(config.backbone), cut == 0, cut
+
+    return sorted(configs, key=place)
