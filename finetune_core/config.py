@@ -31,7 +31,8 @@ StrategyName = Literal[
 ]
 BatchNorm = Literal["auto", "frozen", "statistics"]
 ClassWeights = Literal["none", "balanced"]
-EarlyStopping = Literal["off", "val_accuracy", "val_loss"]
+Sampling = Literal["shuffled", "balanced"]
+EarlyStopping = Literal["off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
 NearDuplicates = Literal["together", "apart"]
 
 
@@ -141,6 +142,35 @@ class RunConfig(BaseModel):
         "none",
         description="Whether images of rare classes count for more in the loss ('balanced'), so that all classes weigh the same.",
     )
+    sampling: Sampling = Field(
+        "shuffled",
+        description="Which images an epoch holds: each one once ('shuffled'), or as many of each class ('balanced'), those of rare "
+        "classes several times.",
+    )
+    train_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The share of the training images that is used, class by class; a larger share holds a smaller one. Shows what more "
+        "data would be worth.",
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Train on blends of two images and their labels (Zhang et al. 2018); 0.2 is a usual strength, 0 is off. Frozen stages "
+        "then see new images in every step, so nothing of them can be kept.",
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Train on images with a patch of another one, and labels by area (Yun et al. 2019); 1 is usual, 0 is off. With mixup, "
+        "too, each batch gets one of the two. Nothing of the frozen stages can be kept.",
+    )
     clip_norm: float = Field(
         0.0,
         ge=0,
@@ -200,6 +230,14 @@ class RunConfig(BaseModel):
     edits: tuple[Edit, ...] = Field(
         (), description="Changes made to the data set: images excluded, moved to another split, or relabelled."
     )
+    skip_limit: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Images that cannot be read any more while training goes on are left out; when they are more than this share of "
+        "all, the run stops.",
+    )
     precision: Precision = Field(
         "auto", description="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it."
     )
@@ -226,6 +264,8 @@ class RunConfig(BaseModel):
             problems["warmup_epochs"] = f"the warm-up must end before training does ({self.epochs} epochs)"
         if self.micro_batch is not None and self.micro_batch > self.batch_size:
             problems["micro_batch"] = f"must not be more than the batch size ({self.batch_size})"
+        if self.mixup + self.cutmix and self.views:
+            problems["views"] = "mixup and cutmix make new images in every step, so that no augmented versions are kept"
         if self.groups and self.groups.count("{group}") != 1:
             problems["groups"] = "must hold {group} exactly once, as in {group}_*"
         if problems:

@@ -1,7 +1,7 @@
 """Images decoded once, to uint8 squares that every epoch, and every later run, reads again."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ class Pixels:
         kept: the squares; None where they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.
         decoded: how many images were read for this, successfully or not.
+        lost: index -> why it can no longer be read; grows while ``readable`` is used.
     """
 
     paths: Sequence[Path]
@@ -32,6 +33,20 @@ class Pixels:
     kept: Lookup | None
     failed: dict[int, str]
     decoded: int
+    lost: dict[int, str] = field(default_factory=dict)
+
+    def readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+        """Those of the indices that can still be read, and their squares as in ``batch``; the others go to ``lost``."""
+        if self.kept is not None:
+            return indices, self.batch(indices)
+        found = []
+        for index, square in in_threads(lambda index: _square(self.paths[index], self.side), indices):
+            if isinstance(square, str):
+                self.lost[int(index)] = square
+            else:
+                found.append((index, square))
+        squares = np.stack([square for _, square in found]) if found else np.empty((0, self.side, self.side, 3), np.uint8)
+        return np.array([index for index, _ in found], dtype=int), torch.from_numpy(squares).permute(0, 3, 1, 2)
 
     def batch(self, indices: np.ndarray) -> torch.Tensor:
         """uint8 ``[n, 3, side, side]``, in channels_last order.

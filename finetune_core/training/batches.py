@@ -42,11 +42,38 @@ def uniform(keys: np.ndarray, seed: int, epoch: int, draw: int) -> np.ndarray:
 def epoch_batches(indices: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
     """The epoch's shuffled batches of ``indices``. A last batch of one joins the batch before it: BatchNorm cannot train
     on a single image."""
-    order = indices[np.argsort(uniform(keys[indices], seed, epoch, 0), kind="stable")]
-    batches = in_order(order, batch_size)
-    if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
-        batches[-2:] = [np.concatenate(batches[-2:])]
-    return batches
+    return _batches(indices[np.argsort(uniform(keys[indices], seed, epoch, 0), kind="stable")], batch_size)
+
+
+def subset(indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """That share of each class, at least one image of it; a larger share holds a smaller one. ``indices`` stay in their order."""
+    if fraction >= 1:
+        return indices
+    drawn = uniform(keys[indices], seed, 0, 6)
+    kept = np.zeros(len(indices), dtype=bool)
+    for label in np.unique(labels[indices]):
+        members = np.flatnonzero(labels[indices] == label)
+        kept[members[np.argsort(drawn[members], kind="stable")[: max(1, round(fraction * len(members)))]]] = True
+    return indices[kept]
+
+
+def balanced_batches(
+    indices: np.ndarray, labels: np.ndarray, keys: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """As many images as there are, equally many of each class (±1): those of small classes come several times, of large ones only
+    some; over the epochs each image of a class comes as often as any other."""
+    classes = np.unique(labels[indices])
+    chosen, places = [], []
+    for position, label in enumerate(classes):
+        members = indices[labels[indices] == label]
+        quota = len(indices) // len(classes) + (position < len(indices) % len(classes))
+        for turn in range(-(-quota // len(members))):
+            with np.errstate(over="ignore"):
+                turned = keys[members] + np.uint64(turn) * np.uint64(0xD1B54A32D192ED03)
+            order = np.argsort(uniform(turned, seed, epoch, 7), kind="stable")[: quota - turn * len(members)]
+            chosen.append(members[order])
+            places.append(uniform(turned[order], seed, epoch, 0))
+    return _batches(np.concatenate(chosen)[np.argsort(np.concatenate(places), kind="stable")], batch_size)
 
 
 def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -107,3 +134,10 @@ def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> list[list
     top = np.floor((side - height + 1) * uniform(keys, seed, epoch, 4)).astype(int)
     left = np.floor((side - width + 1) * uniform(keys, seed, epoch, 5)).astype(int)
     return np.stack([top, left, height, width], axis=1).tolist()
+
+
+def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    batches = in_order(order, batch_size)
+    if len(batches) > 1 and len(batches[-1]) == 1 and batch_size > 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches

@@ -1,7 +1,7 @@
 """A network put on its device, and the one training step: forward, loss, backward, step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,6 +37,7 @@ class StepRule:
         clip_norm: the longest gradient; 0 is off.
         micro_batch: images that go through the network at a time; None: all.
         pull: strength of L2-SP (Li et al. 2018), and (parameter, its pretrained value) for each that is pulled.
+        mix: (images, labels) -> blended images and labels ``[n, classes]``; None: they stay as they are.
     """
 
     label_smoothing: float = 0.0
@@ -44,6 +45,7 @@ class StepRule:
     clip_norm: float = 0.0
     micro_batch: int | None = None
     pull: tuple[float, tuple[tuple[nn.Parameter, torch.Tensor], ...]] = (0.0, ())
+    mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,11 @@ def _accumulated(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the whole batch, ``size`` images at a time; its loss and logits."""
     weights = rule.class_weights
-    whole = labels.numel() if weights is None else weights[labels].sum()
     losses, logits = [], []
     with seeded(seed):
+        if rule.mix:
+            inputs, labels = rule.mix(inputs, labels)
+        whole = _weight(labels, weights)
         for some, told in zip(inputs.split(size), labels.split(size), strict=True):
             with device.autocast(), _batchnorm_in_words():
                 output = forward(some).float()
@@ -138,6 +142,13 @@ def _accumulated(
             losses.append(loss.detach())
             logits.append(output.detach())
     return torch.stack(losses).sum(), torch.cat(logits)
+
+
+def _weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor | int:
+    """What a batch counts in all; ``labels`` are class numbers ``[n]``, or shares ``[n, classes]``."""
+    if weights is None:
+        return len(labels)
+    return weights[labels].sum() if labels.ndim == 1 else (labels * weights).sum()
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

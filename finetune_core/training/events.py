@@ -1,6 +1,6 @@
 """What a run says while it goes on: small frozen records of plain scalars, each one line of ``events.jsonl``."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -81,6 +81,14 @@ class ImagesSkipped(Event):
 
 
 @dataclass(frozen=True)
+class ImagesLost(Event):
+    """Images that could be read when the run began, but no longer: left out from here on. ``count`` of them so far."""
+
+    count: int
+    examples: list[str]
+
+
+@dataclass(frozen=True)
 class StepEnded(Event):
     """One optimizer step.
 
@@ -92,6 +100,7 @@ class StepEnded(Event):
         seconds: since the first step began.
         gradient_norm: length of the gradient of all that trains, before clipping.
         micro_batch: images that went through the network at a time.
+        stages: ``learning_rate, gradient_norm, update`` by stage, in the few steps where they are measured (``movement.py``).
     """
 
     epoch: int
@@ -104,6 +113,7 @@ class StepEnded(Event):
     seconds: float
     gradient_norm: float = 0.0
     micro_batch: int = 0
+    stages: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,8 @@ class EpochEnded(Event):
     Attributes:
         seconds: since the first step began.
         memory_bytes: what the run has added to the program's memory so far (on a GPU: its own peak).
+        train_scores, val_scores: ``balanced_accuracy`` and ``macro_f1``.
+        stages: as in StepEnded, the last that was measured.
     """
 
     epoch: int
@@ -124,6 +136,9 @@ class EpochEnded(Event):
     val_seconds: float
     seconds: float
     memory_bytes: int
+    train_scores: dict[str, float] = field(default_factory=dict)
+    val_scores: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)

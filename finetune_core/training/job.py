@@ -1,11 +1,12 @@
 """A run that is ready to start: what the loop needs, and what it feeds to what."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
+from torchvision.transforms.v2 import CutMix, MixUp, RandomChoice
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
@@ -13,7 +14,15 @@ from finetune_core.data.pixels import Pixels
 from finetune_core.data.splits import TRAIN
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.network import Network
-from finetune_core.training.batches import augmented, epoch_batches, evaluated, in_order, normalised, prefetched
+from finetune_core.training.batches import (
+    augmented,
+    balanced_batches,
+    epoch_batches,
+    evaluated,
+    in_order,
+    normalised,
+    prefetched,
+)
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.strategies import Strategy, trained_parameters
@@ -40,18 +49,27 @@ class Images:
 
     def plain(self, rows: np.ndarray) -> torch.Tensor:
         """As validation sees them."""
-        return self._normalised(evaluated(self._squares(rows), self.config.image_size))
+        return self._made(rows, self.pixels.batch(rows), None)
 
     def version(self, rows: np.ndarray, version: int) -> torch.Tensor:
         """As training sees them, augmented; the same version is always the same."""
-        config = self.config
-        return self._normalised(
-            augmented(self._squares(rows), config.augmentation, self.keys[rows], config.seed, version, config.image_size)
-        )
+        return self._made(rows, self.pixels.batch(rows), version)
 
-    def _squares(self, rows: np.ndarray) -> torch.Tensor:
-        squares = self.pixels.batch(rows)
-        return squares.pin_memory().to("cuda", non_blocking=True) if self.device.kind == "cuda" else squares
+    def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+        """Those of the rows whose file can still be read, and their images; none where BatchNorm would be left with one of several."""
+        left, squares = self.pixels.readable(rows)
+        if len(left) < min(2, len(rows)):
+            return left[:0], torch.empty(0)
+        return left, self._made(left, squares, version)
+
+    def _made(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
+        config = self.config
+        squares = squares.pin_memory().to("cuda", non_blocking=True) if self.device.kind == "cuda" else squares
+        if version is None:
+            return self._normalised(evaluated(squares, config.image_size))
+        return self._normalised(
+            augmented(squares, config.augmentation, self.keys[rows], config.seed, version, config.image_size)
+        )
 
     def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         return normalised(images, self.info.mean, self.info.std)
@@ -92,32 +110,45 @@ class Job:
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
         """Row numbers, batch by batch, of an epoch counted from 1."""
-        return epoch_batches(self.rows[TRAIN], self.keys, self.config.batch_size, self.config.seed, epoch)
+        rows, config = self.rows[TRAIN], self.config
+        if config.sampling == "balanced":
+            return balanced_batches(rows, self.labels, self.keys, config.batch_size, config.seed, epoch)
+        return epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
 
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
-        """(row numbers, what ``forward`` takes, on the device) for each batch."""
+        """(row numbers, what ``forward`` takes, on the device) for each batch; without those whose image is lost."""
         views = self.report.views
         version = (epoch - 1) % views if views else epoch - 1
 
-        def make(rows: np.ndarray) -> torch.Tensor:
+        def make(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
             if self.trunk:
-                return (self.trunk.views[version] if self.trunk.views else self.trunk.plain).batch(rows)
-            return self.images.version(rows, version)
+                return rows, (self.trunk.views[version] if self.trunk.views else self.trunk.plain).batch(rows)
+            return self.images.readable(rows, version)
 
-        return self._on_device(prefetched(lambda rows: self._pinned(make(rows)), batches))
+        return self._on_device(make, batches)
 
     def evaluation_inputs(self, split: str) -> Inputs:
         """The same for a split's images, in the table's order and without augmentation."""
-        make = self.trunk.plain.batch if self.trunk else self.images.plain
-        batches = in_order(self.rows[split], max(_EVALUATION_BATCH, self.config.batch_size))
-        return self._on_device(prefetched(lambda rows: self._pinned(make(rows)), batches))
 
-    def _pinned(self, inputs: torch.Tensor) -> torch.Tensor:
-        return inputs.pin_memory() if self.device.kind == "cuda" and inputs.device.type == "cpu" else inputs
+        def make(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+            return (rows, self.trunk.plain.batch(rows)) if self.trunk else self.images.readable(rows, None)
 
-    def _on_device(self, batches: Inputs) -> Inputs:
-        for rows, inputs in batches:
-            yield rows, inputs.to(self.device.torch_device, non_blocking=self.device.kind == "cuda")
+        return self._on_device(make, in_order(self.rows[split], max(_EVALUATION_BATCH, self.config.batch_size)))
+
+    @property
+    def lost(self) -> dict[int, str]:
+        """Row -> why its image can no longer be read."""
+        return dict(self.images.pixels.lost) if self.images else {}
+
+    def _on_device(self, make: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]], batches: list[np.ndarray]) -> Inputs:
+        cuda = self.device.kind == "cuda"
+
+        def pinned(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+            left, inputs = make(rows)
+            return left, inputs.pin_memory() if cuda and inputs.device.type == "cpu" else inputs
+
+        for _, (left, inputs) in prefetched(pinned, batches):
+            yield left, inputs.to(self.device.torch_device, non_blocking=cuda)
 
 
 def step_rule(job: Job) -> StepRule:
@@ -134,4 +165,12 @@ def step_rule(job: Job) -> StepRule:
         for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):  # the head is new: nothing to go back to
             for name in trained_parameters(plan, stage):
                 pulled.append((parameters[name], start[name].to(job.device.torch_device)))
-    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, (config.l2_sp, tuple(pulled)))
+    pull = (config.l2_sp, tuple(pulled))
+    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, pull, _mix(job))
+
+
+def _mix(job: Job) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:
+    """Mixup, CutMix, or for each batch one of the two; torch's random state decides how."""
+    config, classes = job.config, len(job.dataset.classes)
+    ways = [way(alpha=alpha, num_classes=classes) for way, alpha in ((MixUp, config.mixup), (CutMix, config.cutmix)) if alpha]
+    return RandomChoice(ways) if ways else None

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune_core.config import RunConfig
+from finetune_core.config import EarlyStopping, RunConfig
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.training.average import Average
@@ -30,6 +30,7 @@ from finetune_core.training.events import (
     CheckpointSaved,
     EpochEnded,
     Event,
+    ImagesLost,
     Progress,
     RunFinished,
     RunResumed,
@@ -38,14 +39,19 @@ from finetune_core.training.events import (
     StepEnded,
 )
 from finetune_core.training.forecast import SpeedBook, forecast
+from finetune_core.training.guesses import add_guesses
 from finetune_core.training.job import Job, step_rule
+from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
 from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
 from finetune_core.training.prepare import EVENT_SECONDS, prepare
 from finetune_core.training.standing import Standing, restore_standing, save_standing
 from finetune_core.training.strategies import apply, describe, frozen_tensors, trainable_parameters
+from finetune_core.training.tally import Tally
+from finetune_core.words import number, percent, things
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
+_EXAMPLES = 20  # of images that are lost
 
 
 class StopRequested(Exception):
@@ -70,9 +76,10 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         FinetuneError: when the run cannot start, or cannot go on.
     """
     began, memory_before = time.monotonic(), used_memory()
-    at, trainer = Standing(), None
+    at, trainer = Standing(Tally.of(0)), None
     try:
         job = yield from prepare(config, roots)
+        at.tally = Tally.of(len(job.dataset.classes))
         yield _started(job)
         trainer = _trainer(job, run_dir)
         if resume:
@@ -103,6 +110,7 @@ class _Trainer:
     optimizer: torch.optim.Optimizer
     average: Average | None
     rule: StepRule
+    told_lost: set[int] = field(default_factory=set)
 
     def save(self, at: Standing) -> CheckpointSaved:
         return save_standing(self.job, self.optimizer, self.average, at, self.run_dir)
@@ -145,9 +153,14 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
     batches = job.training_batches(epoch)
     began, saved = time.monotonic() - at.train_seconds, time.monotonic()
     for step, (rows, inputs) in enumerate(job.training_inputs(batches[at.step :], epoch), start=at.step + 1):
+        yield from _lost(trainer)
         position = (epoch - 1) * len(batches) + step - 1
         rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, len(batches)))
+        at.step = step
+        if not len(rows):
+            continue
         labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
+        before = copied(optimizer) if is_measured(step, len(batches)) else None
         try:
             # Dropout's randomness depends on the step alone.
             done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, trainer.rule)
@@ -155,11 +168,10 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
             raise _diverged(f"at step {step} of epoch {epoch}", rate) from None
         if trainer.average:
             trainer.average.update(job.network.model)
+        stages = measured(optimizer, before) if before else None
+        at.stages = stages or at.stages
         value = done.loss.item()
-        at.step = step
-        at.seen += len(rows)
-        at.loss_sum += value * len(rows)
-        at.correct += int((done.logits.argmax(1) == labels).sum())
+        at.tally.add(job.labels[rows], done.logits.argmax(1).cpu().numpy(), value)
         at.train_seconds = time.monotonic() - began
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             yield trainer.save(at)
@@ -168,46 +180,81 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
             epoch,
             step,
             value,
-            epoch_loss=at.loss_sum / at.seen,
-            epoch_accuracy=at.correct / at.seen,
+            epoch_loss=at.tally.loss,
+            epoch_accuracy=at.tally.accuracy,
             learning_rate=rate,
-            images=(epoch - 1) * len(job.rows[TRAIN]) + at.seen,
+            images=(epoch - 1) * len(job.rows[TRAIN]) + at.tally.seen,
             seconds=at.elapsed,
             gradient_norm=done.gradient_norm.item(),
             micro_batch=done.micro_batch,
+            stages=stages,
+        )
+
+
+def _lost(trainer: _Trainer) -> Iterator[Event]:
+    """Tell of images that can no longer be read.
+
+    Raises:
+        TrainingError: when they are too many to go on.
+    """
+    job, lost = trainer.job, trainer.job.lost
+    if lost.keys() <= trainer.told_lost:
+        return
+    trainer.told_lost.update(lost)
+    examples = list(lost.values())[:_EXAMPLES]
+    yield ImagesLost(len(lost), examples)
+    total = sum(len(rows) for rows in job.rows.values())
+    if len(lost) > job.config.skip_limit * total:
+        raise TrainingError(
+            f"{things(len(lost), 'image')} of {number(total)} can no longer be read, more than {percent(job.config.skip_limit)}: "
+            f"{examples[0]} Put them back and resume the run, or start a new one without them."
         )
 
 
 def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[Event, None, None]:
     """Judge an epoch that is trained, keep what is worth keeping, and go on to the next one."""
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
+    if not at.tally.seen:
+        raise TrainingError("None of the training images can be read any more. Put them back and resume the run.")
     with trainer.judged():
-        logits = yield from _predict(job, VAL, "validate")
+        rows, logits = yield from _predict(trainer, VAL, "validate")
         if not np.isfinite(logits).all():
             raise _diverged(f"after epoch {epoch}", job.config.learning_rate)
-        labels = job.labels[job.rows[VAL]]
+        labels, predicted = job.labels[rows], logits.argmax(1)
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
-        accuracy = float((logits.argmax(1) == labels).mean())
+        found = Tally.of(len(job.dataset.classes))
+        found.add(labels, predicted, loss)
         # On disk before it is told: whoever stops the run at one of these events finds what they speak of.
+        add_guesses(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
         saved = []
-        if at.take(epoch, accuracy, loss):
-            save_predictions(run_dir, _table(job, VAL, logits))
+        if at.take(epoch, found.accuracy, loss, _watched(job.config.early_stopping, found)):
+            save_predictions(run_dir, _table(job, VAL, rows, logits))
             saved.append(_save_best(job, run_dir, epoch))
     ended = EpochEnded(
         epoch,
-        at.loss_sum / at.seen,
-        at.correct / at.seen,
+        at.tally.loss,
+        at.tally.accuracy,
         loss,
-        accuracy,
+        found.accuracy,
         train_seconds=at.train_seconds,
         val_seconds=time.monotonic() - began,
         seconds=at.elapsed,
         memory_bytes=max(0, used_memory() - memory_before),
+        train_scores=at.tally.scores(),
+        val_scores=found.scores(),
+        stages=at.stages,
     )
     at.next_epoch()
     yield ended  # before it is saved: a run that is killed between the two tells the epoch again, and none is lost
     yield from saved
     yield trainer.save(at)
+
+
+def _watched(metric: EarlyStopping, found: Tally) -> float:
+    """What early stopping looks at; more is better."""
+    if metric in ("off", "val_loss"):
+        return -found.loss
+    return getattr(found, metric.removeprefix("val_"))
 
 
 def _test(trainer: _Trainer, at: Standing) -> Generator[Event, None, float | None]:
@@ -217,11 +264,11 @@ def _test(trainer: _Trainer, at: Standing) -> Generator[Event, None, float | Non
         job.network.model.load_state_dict(load_checkpoint(run_dir, BEST)[0], strict=False)
     if not len(job.rows[TEST]):
         return None
-    logits = yield from _predict(job, TEST, "test")
+    rows, logits = yield from _predict(trainer, TEST, "test")
     validated = load_predictions(run_dir)
     validated = validated[validated["split"] == VAL]
-    save_predictions(run_dir, pd.concat([validated, _table(job, TEST, logits)], ignore_index=True))
-    return float((logits.argmax(1) == job.labels[job.rows[TEST]]).mean())
+    save_predictions(run_dir, pd.concat([validated, _table(job, TEST, rows, logits)], ignore_index=True))
+    return float((logits.argmax(1) == job.labels[rows]).mean())
 
 
 def _diverged(when: str, learning_rate: float) -> TrainingError:
@@ -237,17 +284,22 @@ def _logits(job: Job, inputs: torch.Tensor) -> np.ndarray:
         return job.forward(inputs).float().cpu().numpy()
 
 
-def _predict(job: Job, split: str, phase: str) -> Generator[Event, None, np.ndarray]:
-    """Logits float32 ``[n, classes]`` of a split's readable images, in the table's order."""
+def _predict(trainer: _Trainer, split: str, phase: str) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
+    """Rows int ``[n]`` and logits float32 ``[n, classes]`` of a split's readable images, in the table's order."""
+    job = trainer.job
     job.network.model.eval()
-    found, done, spoken = [], 0, time.monotonic()
+    seen, found, spoken = [], [], time.monotonic()
     for rows, inputs in job.evaluation_inputs(split):
-        found.append(_logits(job, inputs))
-        done += len(rows)
+        yield from _lost(trainer)
+        if len(rows):
+            seen.append(rows)
+            found.append(_logits(job, inputs))
         if time.monotonic() - spoken >= EVENT_SECONDS:
             spoken = time.monotonic()
-            yield Progress(phase, done, len(job.rows[split]))
-    return np.concatenate(found)
+            yield Progress(phase, sum(map(len, seen)), len(job.rows[split]))
+    if not found:
+        raise TrainingError(f"None of the {split} images can be read any more. Put them back and resume the run.")
+    return np.concatenate(seen), np.concatenate(found)
 
 
 def _started(job: Job) -> RunStarted:
@@ -295,6 +347,5 @@ def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     return CheckpointSaved(BEST, epoch)
 
 
-def _table(job: Job, split: str, logits: np.ndarray) -> pd.DataFrame:
-    rows = job.rows[split]
+def _table(job: Job, split: str, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     return prediction_table(job.dataset.table["id"].iloc[rows], split, job.labels[rows], logits)

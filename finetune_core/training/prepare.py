@@ -20,7 +20,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, check_image_size, network_stages
 from finetune_core.models.split import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, download
-from finetune_core.training.batches import sample_keys
+from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.events import Event, ImagesSkipped, Progress
@@ -125,6 +125,10 @@ class _Prepared:
     def keys(self) -> np.ndarray:
         return sample_keys(self.dataset.table["id"])
 
+    @cached_property
+    def labels(self) -> np.ndarray:
+        return self.dataset.table["label"].to_numpy()
+
     def images(self, pixels: Pixels) -> Images:
         return Images(pixels, self.device, self.config, self.network.info, self.keys)
 
@@ -137,6 +141,7 @@ class _Prepared:
         split = self.dataset.table["split"].to_numpy()
         usable = ~np.isin(np.arange(len(split)), list(failed))
         rows = {name: np.flatnonzero(usable & (split == name)) for name in SPLITS}
+        rows[TRAIN] = subset(rows[TRAIN], self.labels, self.keys, self.config.train_fraction, self.config.seed)
         for name in (TRAIN, VAL):
             if not len(rows[name]):
                 raise DataError(f"None of the {name} images in {self.config.data} can be decoded.")
@@ -151,7 +156,6 @@ class _Prepared:
         decode_seconds: float,
         decoded: int,
     ) -> Job:
-        labels = self.dataset.table["label"].to_numpy()
         return Job(
             self.config,
             self.dataset,
@@ -159,7 +163,7 @@ class _Prepared:
             self.strategy,
             self.device,
             self.keys,
-            labels,
+            self.labels,
             rows,
             images,
             trunk,
@@ -172,7 +176,8 @@ class _Prepared:
 def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job]:
     """A job that runs the whole network in every step."""
     began = time.monotonic()
-    pixels = yield from _decoded(prepared, np.arange(len(prepared.paths)))
+    wanted = np.sort(np.concatenate(list(prepared.rows({}).values())))
+    pixels = yield from _decoded(prepared, wanted)
     seconds = time.monotonic() - began
     report = CacheReport("off", reason, views=prepared.config.views or 0)
     return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), None, report, seconds, pixels.decoded)

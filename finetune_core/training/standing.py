@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
+from finetune_core.config import EarlyStopping
 from finetune_core.errors import RunError
 from finetune_core.training.average import Average
 from finetune_core.training.checkpoints import LAST, CheckpointInfo, changing_tensors, load_tensors, save_checkpoint
 from finetune_core.training.events import CheckpointSaved
 from finetune_core.training.job import Job
+from finetune_core.training.movement import Stages
+from finetune_core.training.tally import Tally
 
 _OPTIMIZER, _AVERAGE = "optimizer/", "average/"
 
@@ -26,25 +29,26 @@ class Standing:
     Attributes:
         epoch: the one that goes on, counted from 1; one more than the run has when all are done.
         step: its steps that are done.
-        seen, loss_sum, correct: over those steps.
+        tally: over those steps.
         train_seconds: spent on them.
         seconds: of training and validation before ``since``, on the clock of ``time.monotonic``.
         best_epoch, best_accuracy, best_loss: on the validation images; epoch 0 before the first.
-        lowest_loss, lowest_epoch: of the validation loss, whatever the accuracy.
+        watched, watched_epoch: the best value so far of what early stopping looks at, and when that was.
+        stages: what was measured last of each stage (``movement.py``).
     """
+
+    tally: Tally
 
     epoch: int = 1
     step: int = 0
-    seen: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
     train_seconds: float = 0.0
     seconds: float = 0.0
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_loss: float = math.inf
-    lowest_loss: float = math.inf
-    lowest_epoch: int = 0
+    watched: float = -math.inf
+    watched_epoch: int = 0
+    stages: Stages | None = None
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -55,23 +59,22 @@ class Standing:
         """Whether an epoch beats the best one: more accurate, at a tie with the lower loss."""
         return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
 
-    def take(self, epoch: int, accuracy: float, loss: float) -> bool:
-        """Note how an epoch did; whether it is the best one."""
-        if loss < self.lowest_loss:
-            self.lowest_epoch, self.lowest_loss = epoch, loss
+    def take(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
+        """Note how an epoch did, and how in the eyes of early stopping (more is better); whether it is the best one."""
+        if watched > self.watched:
+            self.watched_epoch, self.watched = epoch, watched
         if not self.is_better(accuracy, loss):
             return False
         self.best_epoch, self.best_accuracy, self.best_loss = epoch, accuracy, loss
         return True
 
-    def is_stalled(self, metric: str, patience: int) -> bool:
-        """Whether the metric has not got better for ``patience`` epochs."""
-        best = {"off": None, "val_accuracy": self.best_epoch, "val_loss": self.lowest_epoch}[metric]
-        return best is not None and self.epoch - 1 - best >= patience
+    def is_stalled(self, metric: EarlyStopping, patience: int) -> bool:
+        """Whether what early stopping looks at has not got better for ``patience`` epochs."""
+        return metric != "off" and self.epoch - 1 - self.watched_epoch >= patience
 
     def next_epoch(self) -> None:
         self.epoch, self.step = self.epoch + 1, 0
-        self.seen, self.loss_sum, self.correct, self.train_seconds = 0, 0.0, 0, 0.0
+        self.tally, self.train_seconds = Tally.of(len(self.tally.images)), 0.0
 
 
 def save_standing(
@@ -115,7 +118,7 @@ def restore_standing(job: Job, optimizer: torch.optim.Optimizer, average: Averag
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     _like_their_parameters(optimizer)
-    told = info.standing | {"since": time.monotonic()}
+    told = info.standing | {"since": time.monotonic(), "tally": Tally(**info.standing["tally"])}
     averaged = told.pop("averaged")
     if average:
         average.steps = averaged

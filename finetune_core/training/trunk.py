@@ -72,6 +72,8 @@ def chosen_views(config: RunConfig, cut: int) -> int | None:
         return None
     if config.views is not None:
         return config.views
+    if config.mixup or config.cutmix:
+        return 0
     return 0 if config.cache == "off" or cut == 0 else -(-config.epochs // _EPOCHS_A_VIEW)
 
 
@@ -81,6 +83,8 @@ def why_uncached(config: RunConfig, cut: int) -> str:
         return "switched off for this run"
     if cut == 0:
         return "the first stage trains, so nothing is frozen before it"
+    if config.mixup or config.cutmix:
+        return "mixup and cutmix make new images in every step"
     if chosen_views(config, cut) == 0:
         return "every epoch augments the images afresh"
     return ""
