@@ -1,99 +1,233 @@
-"""Compare: runs side by side, on shared axes and in one table."""
+"""Compare: start strategies against each other, and read which stages were worth training."""
 
 import streamlit as st
 
-from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.results import evaluation
-from finetune_core.figures.curves import compared_curve
-from finetune_core.runs.store import Run, summary
-from finetune_core.training.strategies import STRATEGIES
-from finetune_core.words import SPLIT_WORDS, duration, number, percent
+from finetune_core.errors import RunError
+from finetune_core.evaluation.comparison import Comparison, compare_runs
+from finetune_core.evaluation.report import arms_table, pairs_table, report_html
+from finetune_core.figures.compared import (
+    MEASURES,
+    accuracies,
+    by_data,
+    by_depth,
+    comparison_figures,
+    learning_curves,
+    pareto,
+)
+from finetune_core.runs.store import Run
+from finetune_core.words import SPLIT_WORDS, number, things
 from pages.shared import form
-from pages.shared.chrome import next_step, page
+from pages.shared.chrome import next_step, page, plain
+from pages.shared.launch import REFRESH, queue_panel, start_form
 from pages.shared.state import nothing_yet, run_label, store
 
-page("pages/compare.py", "Put runs side by side: which stages were worth training, and what did it cost?")
+MOST_AT_FIRST = 12  # runs
+COLUMN_HELP = {
+    "Accuracy": "Mean over the seeds.",
+    "95 % interval": "Where the accuracy would lie for other images and, with several seeds, other seeds: 19 times out of 20.",
+    "Over seeds": "The worst and the best seed, and their standard deviation in points: luck that has nothing to do with the images.",
+    "Time": "Of the middle run. The first of several also computes what the cache keeps for the others.",
+    "Without the cache": "What the same run would take if its frozen stages ran again in every epoch.",
+    "Trainable": "Weights that training changes.",
+    "Memory": "What a run added to the program's memory.",
+    "On disk": "The best checkpoint, which holds only what trained.",
+    "Difference (points)": "Accuracy of the first less that of the second, in percentage points.",
+    "Uncertainty": "Standard errors: what other images and, with several seeds, other seeds would change.",
+    "McNemar p": "Exact test on the images that only one of two networks gets right; for several seeds, put together from each.",
+    "p, Holm": "What the verdict uses: images and seeds counted, corrected for the number of pairs. At most 0.05 is called a difference.",
+}
 
 
-def table(runs: list[Run]) -> None:
-    rows = []
-    for run in runs:
-        told = summary(run)
-        row = {
-            "Run": short_label(run),
-            "Strategy": STRATEGIES[run.config.strategy].title,
-            "Trainable": f"{number(told['trainable_parameters'])} ({percent(told['trainable_parameters'] / told['total_parameters'])})",
-            "Learning rate": f"{run.config.learning_rate:g}",
-            "Time": duration(told["seconds"]) if told["seconds"] else "unknown",
-            "Best epoch": told["best_epoch"],
-        }
-        try:
-            result = evaluation(run)
-            row["Accuracy"] = percent(result.accuracy)
-            row["95 % interval"] = f"{percent(result.low)} to {percent(result.high)}"
-            row["On"] = f"{number(result.images)} {SPLIT_WORDS[result.split].lower()}"
-        except FinetuneError as error:
-            row["Accuracy"] = str(error)
-        rows.append(row)
-    st.dataframe(rows, hide_index=True)
-
-
-def short_label(run: Run) -> str:
-    return f"{STRATEGIES[run.config.strategy].title}, {run.config.backbone} ({run.run_id[-4:]})"
-
-
-def warn_of_differences(runs: list[Run]) -> None:
-    """A difference in the data makes a difference in accuracy worthless; one in settings only muddles its cause."""
-    if len({run.history.started["fingerprint"] for run in runs}) > 1:
-        st.error(
-            "These runs did not use the same images in the same split: their accuracies cannot be compared.",
-            icon=":material/error:",
+def choose(runs: list[Run]) -> list[Run]:
+    """The runs to compare: those in the address, else those chosen before, else the latest on the same data."""
+    by_id = {run.run_id: run for run in runs}
+    asked = st.query_params.get_all("runs")
+    gone = [run_id for run_id in asked if run_id not in by_id]
+    if gone:
+        st.warning(plain(f"There is no run {', '.join(gone)} here any more."), icon=":material/link_off:")
+    before = asked or st.session_state.get("compared_runs", [])
+    # The address wins, as it does for a single run.
+    st.session_state["runs_box"] = [run_id for run_id in before if run_id in by_id] or latest(runs)
+    with st.expander(f"Which runs ({len(st.session_state['runs_box'])} chosen)", icon=":material/checklist:"):
+        chosen = st.multiselect(
+            "Runs",
+            list(by_id),
+            format_func=lambda run_id: run_label(by_id[run_id]),
+            key="runs_box",
+            on_change=choice_to_address,
+            label_visibility="collapsed",
         )
-    ignored = {"strategy", "cut", "stage_rates", "learning_rate", "seed", "data"}
-    settings = [run.config.model_dump(exclude=ignored) for run in runs]
-    differing = sorted(name for name in settings[0] if len({str(one[name]) for one in settings}) > 1)
-    if differing:
-        st.info(
-            f"Besides the strategy, these settings differ: {', '.join(form.label(name).lower() for name in differing)}.",
-            icon=":material/info:",
-        )
+    remember(chosen)
+    return [by_id[run_id] for run_id in chosen]
 
 
-runs = [run for run in store().runs() if run.judged]
-if len(runs) < 2:
-    nothing_yet("Two runs are needed to compare. Train one more with another strategy, or start with the sample.")
-    next_step("pages/configure.py", "Configure a run", primary=False)
-    st.stop()
-by_id = {run.run_id: run for run in runs}
-asked = st.query_params.get_all("runs") or st.session_state.get("compared_runs", [])
-# The address wins, as it does for a single run.
-st.session_state["runs_box"] = [run_id for run_id in asked if run_id in by_id] or list(by_id)[:2]
+def latest(runs: list[Run]) -> list[str]:
+    """The latest judged run, and those before it on the same data."""
+    judged = [run for run in runs if run.judged]
+    same = [run for run in judged if run.history.started["fingerprint"] == judged[0].history.started["fingerprint"]]
+    return [run.run_id for run in same[:MOST_AT_FIRST]]
 
 
 def choice_to_address() -> None:
     st.query_params["runs"] = st.session_state["runs_box"]
 
 
-chosen = st.multiselect(
-    "Runs",
-    list(by_id),
-    format_func=lambda run_id: run_label(by_id[run_id]),
-    key="runs_box",
-    on_change=choice_to_address,
-    label_visibility="collapsed",
-)
-st.session_state["compared_runs"] = chosen
-if st.query_params.get_all("runs") != chosen:
-    st.query_params["runs"] = chosen
-if len(chosen) < 2:
-    st.info("Choose two runs or more.", icon=":material/info:")
+def remember(run_ids: list[str]) -> None:
+    st.session_state["compared_runs"] = run_ids
+    if st.query_params.get_all("runs") != run_ids:
+        st.query_params["runs"] = run_ids
+
+
+def start(*, expanded: bool) -> None:
+    box = st.expander("Start a comparison", expanded=expanded, icon=":material/play_arrow:", key="start_box", on_change="rerun")
+    if not box.open:
+        return
+    with box:
+        queued = start_form()
+    if queued:
+        remember(queued)
+        st.rerun()
+
+
+def verdict(comparison: Comparison) -> None:
+    st.info(f"**{plain(comparison.verdict)}**", icon=":material/flag:")
+    for note in comparison.notes:
+        st.caption(plain(note))
+    if comparison.differing:
+        names = ", ".join(form.label(name).lower() for name in comparison.differing)
+        st.caption(f"Besides the strategy, these settings differ: {names}.")
+
+
+def table(columns: list[str], rows: list[list[str]], key: str) -> None:
+    st.dataframe(
+        [dict(zip(columns, row, strict=True)) for row in rows],
+        hide_index=True,
+        key=key,
+        column_config={name: st.column_config.TextColumn(help=COLUMN_HELP[name]) for name in columns if name in COLUMN_HELP},
+    )
+
+
+def arms(comparison: Comparison) -> None:
+    kind = (
+        f"{number(comparison.images)} {SPLIT_WORDS[comparison.split].lower()} {'image' if comparison.images == 1 else 'images'}"
+    )
+    st.subheader(f"Accuracy on {kind}", anchor=False)
+    st.plotly_chart(
+        accuracies(comparison.arms), key="accuracies", alt="Accuracy of each strategy with its interval, a small dot a seed"
+    )
+    st.caption("Large: mean over the seeds, with its 95 % interval. Small: each seed.")
+    table(*arms_table(comparison), key="arms")
+
+
+def pairs(comparison: Comparison) -> None:
+    if not comparison.pairs:
+        return
+    st.subheader("Pair by pair", anchor=False)
+    for pair in comparison.pairs:
+        icon = ":material/check:" if pair.different else ":material/drag_handle:"
+        st.markdown(f"{icon} {plain(pair.verdict)}")
+    with st.expander("The numbers behind it"):
+        columns, rows = pairs_table(comparison)
+        named = [f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}" for pair in comparison.pairs]
+        table(["Pair", *columns[1:]], [[name, *row[1:]] for name, row in zip(named, rows, strict=True)], key="pairs")
+
+
+def costs(comparison: Comparison) -> None:
+    st.subheader("What accuracy costs", anchor=False)
+    measure = st.segmented_control(
+        "Cost",
+        list(MEASURES),
+        default="seconds",
+        required=True,
+        format_func=lambda name: MEASURES[name][0],
+        key="measure",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    st.plotly_chart(
+        pareto(measure, comparison.arms), key=f"pareto-{measure}", alt=f"Accuracy against {MEASURES[measure][0].lower()}"
+    )
+    hollow = " Hollow: the same runs without the cache of what frozen stages compute." if measure == "seconds" else ""
+    st.caption(f"On the dotted line, nothing is both better and cheaper.{hollow}")
+
+
+def shapes(comparison: Comparison) -> None:
+    """Depth and amount of data, where the runs differ in them."""
+    drawn = [
+        ("How deep to cut", "depth", by_depth(comparison.arms), "Accuracy against the first stage that trains"),
+        ("How much data", "data", by_data(comparison.arms), "Accuracy against the number of training images"),
+    ]
+    drawn = [one for one in drawn if one[2]]
+    for column, (heading, key, figure, alt) in zip(st.columns(len(drawn)) if drawn else [], drawn, strict=True):
+        with column:
+            st.subheader(heading, anchor=False)
+            st.plotly_chart(figure, key=key, alt=alt)
+
+
+def curves(comparison: Comparison) -> None:
+    st.subheader("Validation while training", anchor=False)
+    axis = st.segmented_control(
+        "Axis",
+        ["epoch", "seconds"],
+        default="epoch",
+        required=True,
+        format_func={"epoch": "By epoch", "seconds": "By the clock"}.get,
+        key="axis",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
+        figure = learning_curves(kind, axis, comparison.arms)
+        column.plotly_chart(figure, key=f"curves-{kind}-{axis}", alt=f"Validation {kind} of every run on shared axes")
+
+
+def share(comparison: Comparison) -> None:
+    st.download_button(
+        "Report, one HTML file",
+        lambda: report_html(comparison, comparison_figures(comparison)),
+        "comparison.html",
+        "text/html",
+        icon=":material/download:",
+        help="Everything on this page in one file that opens without Thaw and without a network. To those who reach this server, the "
+        "address of this page shows the same.",
+    )
+
+
+def judged_together(runs: list[Run]) -> None:
+    left_out = [run.run_id for run in runs if not run.judged]
+    if left_out:
+        st.warning(plain(f"Left out, because no epoch of them has ended: {', '.join(left_out)}."), icon=":material/block:")
+    try:
+        comparison = compare_runs([run for run in runs if run.judged])
+    except RunError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    verdict(comparison)
+    share(comparison)
+    arms(comparison)
+    pairs(comparison)
+    costs(comparison)
+    shapes(comparison)
+    curves(comparison)
+    # What moved (pages/shared/moved.py): here.
+    # Where they disagree (pages/shared/moved.py): here.
+
+
+page("pages/compare.py", "Train strategies against each other on the same images, and read which stages were worth training.")
+runs = store().runs()
+if not runs:
+    nothing_yet("No run yet. Start a comparison here, or see a single run on the sample first.")
+    start(expanded=True)
     st.stop()
-compared = [by_id[run_id] for run_id in chosen]
-warn_of_differences(compared)
-table(compared)
-st.subheader("Validation, epoch by epoch", anchor=False)
-for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
-    curves = compared_curve(kind, [(short_label(run), run.history.epochs) for run in compared])
-    column.altair_chart(curves, alt=f"Validation {kind} by epoch, one line a run")
-st.caption("Where the intervals overlap much, these images cannot tell the runs apart.")
+compared = choose(runs)
+going_on = any(run.active for run in compared)
+start(expanded=not going_on and len(compared) < 2)
+if going_on:
+    st.fragment(queue_panel, run_every=REFRESH)([run.run_id for run in compared], True)
+elif compared:
+    judged_together(compared)
+else:
+    st.info(
+        f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a comparison.", icon=":material/info:"
+    )
 next_step("pages/predict.py", "Try a run on new images")

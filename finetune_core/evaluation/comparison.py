@@ -75,6 +75,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     for run in runs:
         groups.setdefault(run.config.model_dump_json(exclude={"seed"}), []).append(run)
     grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
+    grouped.sort(key=lambda group: (group[0].config.backbone, group[0].config.train_fraction, depth(group[0]).trained_stages))
     correct = [np.stack([answers[run.run_dir]["correct"].to_numpy() for run in group]) for group in grouped]
     titles = arm_titles([group[0].config for group in grouped])
     arms = tuple(_arm(title, group, table) for title, group, table in zip(titles, grouped, correct, strict=True))

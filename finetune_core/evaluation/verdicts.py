@@ -7,6 +7,8 @@ from finetune_core.evaluation.arms import Arm, Pair
 from finetune_core.evaluation.paired import PairedTest
 from finetune_core.words import duration, number, percent, things
 
+_BLUNT = 0.1  # a comparison that shows only larger differences advises nothing
+
 
 def points(share: float) -> str:
     """A difference of accuracies, in percentage points: 0.021 -> ``2.1``."""
@@ -46,7 +48,7 @@ def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int,
         low, high = top.range
         spread = f", {percent(low)} to {percent(high)} over {len(top.members)} seeds" if len(top.members) > 1 else ""
         return f"{top.title}: {percent(top.accuracy.value)} {on}{spread}. Add another strategy to compare it with."
-    alike = [index for index in range(len(arms)) if index != best and not _apart(pairs, best, index)]
+    alike = [index for index in range(len(arms)) if index != best and not _pair(pairs, best, index).different]
     seeds = (
         ""
         if all(len(arm.members) > 1 for arm in arms)
@@ -55,13 +57,15 @@ def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int,
     each = f"{percent(take.accuracy.value)} in {duration(take.cost.seconds)} a run"
     if not alike:
         return f"Take {top.title}: it beats every other one {on} ({each}).{seeds}"
+    shows = max(_pair(pairs, best, index).smallest for index in alike)
+    did_best = f"{top.title} did best ({percent(top.accuracy.value)} in {duration(top.cost.seconds)} a run)"
+    if shows > _BLUNT:
+        cheap = "" if take is top else f" {take.title} is the cheapest that cannot be told from it ({each})."
+        return f"Too little to choose by: differences under {points(shows)} points would hardly show {on}. {did_best}.{cheap}{seeds}"
     if take is top:
         others = _listed([arms[index].title for index in alike])
         return f"Take {top.title}: it did best ({each}), and nothing cheaper does as well. {on.capitalize()}, {others} cannot be told from it.{seeds}"
-    return (
-        f"Take {take.title} ({each}): the cheapest that cannot be told from the best {on}. "
-        f"{top.title} did best ({percent(top.accuracy.value)} in {duration(top.cost.seconds)} a run).{seeds}"
-    )
+    return f"Take {take.title} ({each}): the cheapest that cannot be told from the best {on}. {did_best}.{seeds}"
 
 
 def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str, ...]:
@@ -88,8 +92,8 @@ def errors_in_words(test: PairedTest) -> str:
     return images if test.seed_error is None else f"{images}, ± {points(test.seed_error)} from the seeds"
 
 
-def _apart(pairs: Sequence[Pair], one: int, other: int) -> bool:
-    return next(pair.different for pair in pairs if {pair.a, pair.b} == {one, other})
+def _pair(pairs: Sequence[Pair], one: int, other: int) -> Pair:
+    return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,0 +1,273 @@
+"""The form that starts a comparison, and the panel that shows its queue while it trains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import effective
+from finetune_core.data.sample import SAMPLE_NAME
+from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.evaluation.arms import arm_titles
+from finetune_core.models.catalogue import backbone_names
+from finetune_core.models.network import network_stages
+from finetune_core.runs.design import FROM, arm_of, arm_seconds, by_arm, design, with_rates
+from finetune_core.runs.record import STOP_FILE, request_stop
+from finetune_core.runs.store import Run
+from finetune_core.training.finder import find_rate
+from finetune_core.training.forecast import SpeedBook, calibrate
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.words import duration, percent, things
+from pages.shared import form
+from pages.shared.chrome import plain
+from pages.shared.state import STATUS_WORDS, current_dataset, data_folder, readable_roots, store, with_bar, worker
+
+REFRESH = 2.0  # seconds
+_USUAL = ("feature_extraction", "last_block", "full")
+_FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+_MOST_SEEDS = 20
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is ticked in the form."""
+
+    strategies: list[str]
+    seeds: int
+    backbones: list[str]
+    fractions: list[float]
+
+
+def start_form() -> list[str] | None:
+    """Choose strategies and seeds, see what they will take, queue them all; the ids of the runs once they are queued."""
+    root = data_folder()
+    if not root:
+        st.warning("No data is chosen yet: the Dataset page does that.", icon=":material/photo_library:")
+        return None
+    try:
+        dataset = current_dataset(form.split_settings()[0])
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return None
+    base, problems = form.checked(form.values(root, effective(dataset.edits)), readable_roots())
+    _summary(base, problems, dataset)
+    if base is None:
+        return None
+    wanted = _choices(base)
+    try:
+        configs = design(
+            base, wanted.strategies, range(base.seed, base.seed + wanted.seeds), wanted.backbones, wanted.fractions
+        )
+    except ConfigError as error:
+        st.info(plain(" ".join(f"{form.label(name)}: {problem}." for name, problem in error.problems.items())))
+        return None
+    found = st.session_state.setdefault("compared_rates", {})
+    rates = {arm: found.get(_search_key(some[0])) for arm, some in by_arm(configs).items()}
+    configs = with_rates(configs, rates)
+    _table(configs, dataset)
+    return _buttons(configs, dataset)
+
+
+def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
+    """In one line: what all runs share."""
+    name = (
+        "the sample of handwritten digits"
+        if st.session_state.get("data_source", SAMPLE_NAME) == SAMPLE_NAME
+        else str(dataset.root)
+    )
+    if base is None:
+        told = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
+        st.error(plain(f"The settings of the Configure page cannot be used. {told}"), icon=":material/error:")
+    else:
+        st.markdown(
+            plain(
+                f"All on {name} ({things(len(dataset.table), 'image')}), from {base.backbone}: {things(base.epochs, 'epoch')} of batches of "
+                f"{base.batch_size}, {base.optimizer} at {base.learning_rate:g}, {base.schedule} rate, {base.image_size} pixels, "
+                f"augmentation {base.augmentation}. Same split; for equal seeds same new head and same order of images."
+            )
+        )
+    st.page_link("pages/configure.py", label="Change these settings", icon=":material/tune:")
+
+
+def _choices(base: RunConfig) -> Wanted:
+    names = [name for name in STRATEGIES if name != "custom" or base.strategy == "custom"]
+    chosen = st.pills(
+        "Strategies",
+        names,
+        selection_mode="multi",
+        default=list(_USUAL),
+        format_func=lambda name: STRATEGIES[name].title,
+        key="compare_strategies",
+        persist_state="session",
+        help="Which stages train. Each strategy is trained with every seed.",
+    )
+    seeds = st.number_input(
+        "Seeds",
+        1,
+        _MOST_SEEDS,
+        3,
+        key="compare_seeds",
+        persist_state="session",
+        width=200,
+        help="A seed decides the new head's first weights and the order of the images. With one, a lucky run looks like a better strategy; "
+        "three show how much luck there is.",
+    )
+    with st.expander("Backbones, shares of the data, cuts"):
+        backbones = st.multiselect(
+            "Backbones",
+            backbone_names(),
+            key="compare_backbones",
+            persist_state="session",
+            placeholder=base.backbone,
+            help="The pretrained networks to start from. Empty: the one of the Configure page.",
+        )
+        fractions = st.multiselect(
+            "Shares of the training images",
+            _FRACTIONS,
+            format_func=lambda share: percent(share, 0),
+            key="compare_fractions",
+            persist_state="session",
+            placeholder=percent(base.train_fraction, 0),
+            help="Train on a part of the images as well, to see what more data is worth. A larger share holds the smaller ones; all are "
+            "judged on the same images.",
+        )
+        cuts = st.multiselect(
+            "Everything from this stage on",
+            [stage.name for stage in network_stages(base.backbone)][1:-1],
+            key="compare_cuts",
+            persist_state="session",
+            placeholder="no further cuts",
+            help=f"More strategies: train from this stage of {base.backbone} to the head. Shows how deep to cut.",
+        )
+    return Wanted([*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions)
+
+
+def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
+    """What each arm will take, and all together."""
+    book, rows, whole = SpeedBook(), [], 0.0
+    arms = list(by_arm(configs).values())
+    for title, some in zip(arm_titles([some[0] for some in arms]), arms, strict=True):
+        seconds = arm_seconds(some, dataset, book)
+        whole = whole + seconds if seconds is not None and whole is not None else None
+        rows.append(
+            {
+                "Strategy": title,
+                "Runs": len(some),
+                "Learning rate": f"{some[0].learning_rate:g}",
+                "Forecast": duration(seconds) if seconds is not None else "not timed yet",
+            }
+        )
+    st.dataframe(rows, hide_index=True)
+    total = f"about {duration(whole)}" if whole is not None else "*Forecast* times a few steps and tells how long"
+    st.markdown(f"**{things(len(configs), 'run')}** in all: {total}.")
+
+
+def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
+    busy = any(run.active for run in store().runs())
+    help_ = "A run is going on: it would slow the timing down, and the timing it." if busy else None
+    firsts = [some[0] for some in by_arm(configs).values()]
+    known = all(SpeedBook().knows(config, dataset) for config in firsts)
+    with st.container(horizontal=True):
+        start = st.button(f"Start {things(len(configs), 'run')}", type="primary", icon=":material/local_fire_department:")
+        timing = st.button("Forecast", icon=":material/timer:", disabled=busy or known, help=help_, key="compare_forecast")
+        search = st.button(
+            "Find a learning rate for each",
+            icon=":material/speed:",
+            key="compare_find",
+            help="A hundred steps at rising rates for each strategy. One rate for all favours the strategy that it happens to suit.",
+        )
+        if st.session_state["compared_rates"]:
+            st.button("One rate for all", on_click=st.session_state["compared_rates"].clear, key="compare_one_rate")
+    place = st.empty()
+    try:
+        if timing:
+            with_bar(calibrate(firsts, dataset, SpeedBook()), "Timing a few steps of each", place)
+            st.rerun()
+        if search:
+            _search(firsts, place)
+            st.rerun()
+        if start:
+            with st.spinner("Queueing"):
+                return [worker().submit(config) for config in configs]
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+    return None
+
+
+def _search(firsts: Sequence[RunConfig], place: Any) -> None:
+    for config, title in zip(firsts, arm_titles(firsts), strict=True):
+        curve = with_bar(find_rate(config, readable_roots()), f"Trying learning rates for {title}", place)
+        if curve.suggestion is not None:
+            st.session_state["compared_rates"][_search_key(config)] = curve.suggestion
+
+
+def _search_key(config: RunConfig) -> str:
+    """What a rate that was found is good for."""
+    return config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
+
+
+def queue_panel(run_ids: Sequence[str], was_active: bool) -> None:
+    """How far the queue is; redraws the page when it is done."""
+    runs = [store().run(run_id) for run_id in run_ids]
+    active = [run for run in runs if run.active]
+    if bool(active) != was_active:
+        st.rerun()
+    done = sum(run.history.fraction if run.active else 1.0 for run in runs)
+    left = _seconds_left(runs)
+    words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (f", about {duration(left)} left" if left else "")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(min(1.0, done / len(runs)), words)
+        stopping = all((run.run_dir / STOP_FILE).exists() for run in active)
+        st.button("Stop all", icon=":material/stop:", key="stop_all", disabled=stopping, on_click=_stop, args=(active,))
+    arms = _arms(runs)
+    titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
+    st.dataframe(
+        [
+            {
+                "Strategy": titles[arm_of(run.config)],
+                "Seed": run.config.seed,
+                "Status": STATUS_WORDS[run.status][0],
+                "Epochs": f"{len(run.history.epochs)} of {run.config.epochs}",
+                "Validation accuracy": percent(max(row["val_accuracy"] for row in run.history.epochs))
+                if run.history.epochs
+                else "–",
+            }
+            for run in runs
+        ],
+        hide_index=True,
+    )
+    st.caption("Close the tab if you like: the queue goes on, and this address shows it again.")
+
+
+def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(arm_of(run.config), []).append(run)
+    return arms
+
+
+def _seconds_left(runs: Sequence[Run]) -> float | None:
+    """Of all active runs; one that waits takes as long as its arm's others did, or as all did. None before any has ended."""
+    took = {run.run_id: run.history.end["seconds"] for run in runs if run.status == "finished"}
+    if not took:
+        return None
+    left = 0.0
+    for arm in _arms(runs).values():
+        usual = [took[run.run_id] for run in arm if run.run_id in took] or list(took.values())
+        for run in arm:
+            if run.active:
+                left += run.history.seconds_left or median(usual)
+    return left
+
+
+def _stop(active: Sequence[Run]) -> None:
+    """Those that wait first, so that none begins when the one that trains stops."""
+    for run in active:
+        worker().cancel(run.run_id)
+    for run in active:
+        if store().run(run.run_id).active:
+            request_stop(run.run_dir)

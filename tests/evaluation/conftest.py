@@ -1,0 +1,51 @@
+"""Finished runs made by hand: what they cost and whom they got right is up to the test."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.runs.history import History
+from finetune_core.runs.store import Run
+from finetune_core.training.predictions import prediction_table, save_predictions
+
+STAGES = ("stem", "block1", "block2", "head")
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture
+def made_run(tmp_path):
+    """``made_run(correct, strategy=…, …)``: a finished run that is right on the images where ``correct`` is true."""
+    made = []
+
+    def make(correct, *, seconds=10.0, tested=True, names="image", classes=CLASSES, status="finished", **settings):
+        correct = np.asarray(correct, bool)
+        config = make_config({"data": "/pets", **settings})
+        run_dir = tmp_path / f"20260101-0000{len(made):02d}-{config.strategy}-abcd"
+        run_dir.mkdir()
+        made.append(run_dir)
+        labels = np.arange(len(correct)) % 2
+        logits = np.eye(2)[np.where(correct, labels, 1 - labels)]
+        ids = pd.Series([f"{names}{n:04d}.png" for n in range(len(correct))])
+        tables = [prediction_table("v" + ids, "val", labels, logits), prediction_table(ids, "test", labels, logits)]
+        order = np.random.default_rng(len(made)).permutation(len(ids))  # the order of the rows says nothing
+        save_predictions(run_dir, pd.concat([table.iloc[order] for table in tables[: 1 + tested]]))
+        (run_dir / "best.safetensors").write_bytes(b"x" * 1000)
+        history = History(run_dir)
+        history.started = {
+            "stages": [{"name": name} for name in STAGES],
+            "trainable_parameters": 100,
+            "total_parameters": 1000,
+            "classes": list(classes),
+            "fingerprint": config.data,
+            "counts": {"train": round(200 * config.train_fraction), "val": 50},
+            "cache": {"trunk_seconds": 2.0, "seconds_per_row": 0.1 if config.strategy != "full" else None},
+            "decode_seconds": 1.0,
+        }
+        history.epochs = [
+            {"epoch": n, "val_accuracy": n / 4, "val_loss": 1 / n, "seconds": 2.0 * n, "memory_bytes": 7} for n in (1, 2)
+        ]
+        history.end = {"seconds": seconds, "test_accuracy": float(correct.mean())}
+        return Run(run_dir, config, history, status)
+
+    return make
