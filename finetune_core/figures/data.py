@@ -6,11 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from finetune_core.figures.style import COLD, MARGIN, OTHER_COLOR, SPLIT_COLORS, WARM, label
-
-# Okabe & Ito's colours, which the colour-blind can tell apart, then three more; further classes get another symbol.
-_CLASS_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a800", "#7a5195", "#8c5a3c", "#7c8791")
-_SYMBOLS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
+from finetune_core.figures.style import CLASS_COLORS, COLD, MARGIN, OTHER_COLOR, SPLIT_COLORS, SYMBOLS, WARM, label
 
 
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> go.Figure:
@@ -45,8 +41,8 @@ def feature_map(places: pd.DataFrame, by: str, names: Mapping[str, str]) -> go.F
         rows = places[places[by] == value]
         if rows.empty:
             continue
-        color = SPLIT_COLORS[value] if by == "split" else _CLASS_COLORS[number % len(_CLASS_COLORS)]
-        symbol = _SYMBOLS[number // len(_CLASS_COLORS) % len(_SYMBOLS)]
+        color = SPLIT_COLORS[value] if by == "split" else CLASS_COLORS[number % len(CLASS_COLORS)]
+        symbol = SYMBOLS[number // len(CLASS_COLORS) % len(SYMBOLS)]
         figure.add_scattergl(
             x=rows["x"],
             y=rows["y"],

@@ -1,44 +1,97 @@
 """Figures of one run's predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
-from finetune_core.figures.style import BEST_COLOR, COLD_SCALE, MARGIN, OTHER_COLOR, escaped, label
+from finetune_core.figures.style import (
+    BEST_COLOR,
+    CLASS_COLORS,
+    COLD_SCALE,
+    MARGIN,
+    OTHER_COLOR,
+    SYMBOLS,
+    WARM,
+    escaped,
+    label,
+)
+
+Shares = Literal["images", "true", "predicted"]
 
 _MOST_LABELLED_CELLS = 20
+_MOST_NAMED = 60
+_LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
+_DASHES = ("solid", "dash", "dot", "dashdot")
 
 
-def confusion_heatmap(confusion: np.ndarray, classes: Sequence[str]) -> go.Figure:
-    """True classes by row, predicted by column, coloured by the share of the row, labelled with counts."""
-    totals = confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    names = [escaped(name) for name in classes]
+def confusion_heatmap(
+    confusion: np.ndarray, classes: Sequence[str], shares: Shares = "images", order: Sequence[int] | None = None
+) -> go.Figure:
+    """True classes by row, predicted by column. Each cell holds an unseen point, because heat maps themselves cannot be
+    selected from; its ``customdata`` is true label times number of classes, plus predicted label.
+
+    Args:
+        shares: what the numbers are: ``images``, or shares of the ``true`` class (row) or the ``predicted`` one (column). Colours are
+            shares always: of the true class where numbers are images.
+        order: of the classes; as they are when None.
+    """
+    order = list(range(len(classes))) if order is None else list(order)
+    counts = confusion[np.ix_(order, order)]
+    totals = counts.sum(axis=0 if shares == "predicted" else 1, keepdims=True)
+    values = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    labelled = len(order) <= _MOST_LABELLED_CELLS
+    words = counts.astype(str) if shares == "images" else np.vectorize("{:.0%}".format)(values)
     # Categories are numbered, not named: two names may look the same to plotly, and "3" must not become a number.
-    at = list(range(len(names)))
+    at = list(range(len(order)))
     figure = go.Figure(
         go.Heatmap(
-            z=shares,
+            z=values,
             x=at,
             y=at,
             zmin=0,
             zmax=1,
             colorscale=COLD_SCALE,
-            customdata=confusion,
-            hovertemplate="%{customdata} images<br>true: %{y}<br>predicted: %{x}<extra></extra>",
-            text=np.where(confusion > 0, confusion.astype(str), "") if len(names) <= _MOST_LABELLED_CELLS else None,
-            texttemplate="%{text}" if len(names) <= _MOST_LABELLED_CELLS else None,
+            text=np.where(counts > 0, words, "") if labelled else None,
+            texttemplate="%{text}" if labelled else None,
+            hoverinfo="skip",
             showscale=False,
             xgap=1,
             ygap=1,
         )
     )
-    ticks = {"tickmode": "array", "tickvals": at, "ticktext": [label(name) for name in classes]} if len(names) <= 60 else {}
+    _add_cells(figure, counts, order, classes)
+    ticks = {"tickmode": "array", "tickvals": at, "ticktext": [label(classes[one]) for one in order]}
+    if len(order) > _MOST_NAMED:
+        ticks = {"showticklabels": False}
     figure.update_xaxes(title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks)
     figure.update_yaxes(title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks)
-    figure.update_layout(margin=MARGIN, height=min(760, 240 + 26 * len(names)))
+    # Without a limit to the distance, a click anywhere in a cell finds its point.
+    height = min(760, 240 + 26 * len(order))
+    figure.update_layout(margin=MARGIN, height=height, hovermode="closest", hoverdistance=-1, dragmode=False, showlegend=False)
     return figure
+
+
+def _add_cells(figure: go.Figure, counts: np.ndarray, order: Sequence[int], classes: Sequence[str]) -> None:
+    rows, columns = (axis.ravel() for axis in np.indices(counts.shape))
+    names = [escaped(classes[one]) for one in order]
+    figure.add_scatter(
+        x=columns,
+        y=rows,
+        mode="markers",
+        marker={"symbol": "square", "size": 16, "color": WARM, "opacity": 0},
+        selected={"marker": {"opacity": 0.6}},
+        unselected={"marker": {"opacity": 0}},
+        customdata=np.array(order)[rows] * len(order) + np.array(order)[columns],
+        text=[
+            f"{counts[row, column]:,} images<br>true: {names[row]}<br>predicted: {names[column]}"
+            for row, column in zip(rows, columns, strict=True)
+        ],
+        hovertemplate="%{text}<extra></extra>",
+    )
 
 
 def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go.Figure:
@@ -58,4 +111,168 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
     figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=[label(name) for name in names])
     figure.update_xaxes(range=[0, 1], tickformat=".0%")
     figure.update_layout(margin=MARGIN, height=60 + 34 * len(names))
+    return figure
+
+
+def roc_curves(curves: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Class -> ``false_positives, true_positives``, beside the diagonal of a guess."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": OTHER_COLOR, "dash": "dot"}, name="a guess", hoverinfo="skip"
+    )
+    for number, (name, curve) in enumerate(curves.items()):
+        figure.add_scatter(x=curve["false_positives"], y=curve["true_positives"], **_line(number, name))
+    return _two_shares(figure, "Wrongly taken for the class", "Of the class, found")
+
+
+def recall_precision_curves(curves: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Class -> ``recall, precision``, drawn as the steps that average precision is the area of."""
+    figure = go.Figure()
+    for number, (name, curve) in enumerate(curves.items()):
+        figure.add_scatter(x=curve["recall"], y=curve["precision"], **_line(number, name, shape="vh"))
+    return _two_shares(figure, "Of the class, found (recall)", "Of those taken for it, right (precision)")
+
+
+def _line(number: int, name: str, shape: str = "linear") -> dict:
+    dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
+    line = {"color": CLASS_COLORS[number % len(CLASS_COLORS)], "width": 2, "dash": dash, "shape": shape}
+    return {"mode": "lines", "name": label(name), "line": line, "hovertemplate": "%{x:.1%}, %{y:.1%}"}
+
+
+def _two_shares(figure: go.Figure, x: str, y: str) -> go.Figure:
+    figure.update_xaxes(title_text=x, range=[-0.01, 1.01], tickformat=".0%")
+    figure.update_yaxes(title_text=y, range=[-0.01, 1.03], tickformat=".0%")
+    figure.update_layout(height=420, margin=MARGIN, legend=_LEGEND, showlegend=True)
+    return figure
+
+
+def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Accuracy against confidence, with how many images are how sure below.
+
+    Args:
+        bins: name -> ``confidence, accuracy, images`` of each bin; two at most.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.05)
+    ideal = {"color": OTHER_COLOR, "dash": "dot"}
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line=ideal, name="as sure as it is right", hoverinfo="skip", row=1, col=1
+    )
+    looks = ((BEST_COLOR, "circle", "solid"), (WARM, "diamond", "dash"))
+    for (name, rows), (color, symbol, dash) in zip(bins.items(), looks, strict=False):
+        figure.add_scatter(
+            x=rows["confidence"],
+            y=rows["accuracy"],
+            customdata=rows["images"],
+            mode="lines+markers",
+            name=name,
+            line={"color": color, "width": 2, "dash": dash},
+            marker={"symbol": symbol, "size": 8},
+            hovertemplate="%{x:.1%} sure, %{y:.1%} right<br>%{customdata} images",
+            row=1,
+            col=1,
+        )
+        figure.add_bar(
+            x=rows["confidence"],
+            y=rows["images"],
+            width=0.015,
+            marker_color=color,
+            showlegend=False,
+            hoverinfo="skip",
+            row=2,
+            col=1,
+        )
+    figure.update_xaxes(range=[-0.01, 1.01], tickformat=".0%")
+    figure.update_xaxes(title_text="How sure", row=2, col=1)
+    figure.update_yaxes(title_text="How often right", range=[-0.02, 1.03], tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(title_text="Images", rangemode="tozero", row=2, col=1)
+    figure.update_layout(height=480, margin=MARGIN, legend=_LEGEND, barmode="overlay")
+    return figure
+
+
+def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Figure:
+    """Accuracy among the images that are named, by their share; the choice is a point on it.
+
+    Args:
+        curve: ``coverage, accuracy, threshold``.
+        share, accuracy: of the choice; NaN where nothing is named.
+    """
+    figure = go.Figure()
+    figure.add_scatter(
+        x=curve["coverage"],
+        y=curve["accuracy"],
+        customdata=curve["threshold"],
+        mode="lines+markers" if len(curve) < 30 else "lines",
+        line={"color": BEST_COLOR, "width": 2},
+        hovertemplate="named: %{x:.1%}<br>right: %{y:.1%}<br>at least %{customdata:.1%} sure<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[share], y=[accuracy], mode="markers", marker={"size": 14, "color": WARM, "symbol": "diamond"}, hoverinfo="skip"
+    )
+    figure.update_xaxes(title_text="Images that are named", range=[-0.01, 1.01], tickformat=".0%")
+    figure.update_yaxes(title_text="Right among those", tickformat=".0%")
+    figure.update_layout(height=360, margin=MARGIN, showlegend=False)
+    return figure
+
+
+def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
+    """Accuracy of each slice with its interval, beside that of all images.
+
+    Args:
+        rows: ``slice, images, accuracy, low, high``.
+    """
+    at = list(range(len(rows)))
+    names = [f"{label(name, 24)} ({images:,})" for name, images in zip(rows["slice"], rows["images"], strict=True)]
+    figure = go.Figure(
+        go.Scatter(
+            x=rows["accuracy"],
+            y=at,
+            mode="markers",
+            marker={"size": 11, "color": BEST_COLOR},
+            error_x={
+                "array": rows["high"] - rows["accuracy"],
+                "arrayminus": rows["accuracy"] - rows["low"],
+                "color": OTHER_COLOR,
+                "thickness": 2,
+            },
+            hovertemplate="%{x:.1%}<extra></extra>",
+        )
+    )
+    figure.add_vline(x=overall, line={"color": OTHER_COLOR, "dash": "dot"})
+    figure.update_xaxes(title_text="Accuracy, with its 95 % interval", range=[-0.01, 1.02], tickformat=".0%")
+    figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=names, zeroline=False)
+    figure.update_layout(height=90 + 36 * len(rows), margin=MARGIN)
+    return figure
+
+
+def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure:
+    """Accuracy by severity, a line a corruption; all begin with the images as they are.
+
+    Args:
+        rows: ``corruption, severity, accuracy, low, high``, the images as they are as ``none``.
+        titles: corruption -> what it is called.
+    """
+    figure = go.Figure()
+    clean = rows[rows["corruption"] == "none"]
+    for number, (name, title) in enumerate(titles.items()):
+        points = pd.concat([clean, rows[rows["corruption"] == name]])
+        # A little apart, so that intervals do not hide each other.
+        figure.add_scatter(
+            x=points["severity"] + (points["severity"] > 0) * 0.06 * (number - (len(titles) - 1) / 2),
+            y=points["accuracy"],
+            error_y={
+                "array": points["high"] - points["accuracy"],
+                "arrayminus": points["accuracy"] - points["low"],
+                "thickness": 1,
+            },
+            mode="lines+markers",
+            name=title,
+            line={"color": CLASS_COLORS[number], "width": 2},
+            marker={"size": 9, "symbol": SYMBOLS[number]},
+            hovertemplate="%{y:.1%}",
+        )
+    figure.update_xaxes(
+        tickmode="array", tickvals=[0, 1, 2, 3], ticktext=["as they are", "mild", "middle", "strong"], range=[-0.15, 3.3]
+    )
+    figure.update_yaxes(title_text="Accuracy", range=[-0.02, 1.03], tickformat=".0%")
+    figure.update_layout(height=440, margin=MARGIN, legend=_LEGEND)
     return figure

@@ -9,6 +9,9 @@ SPLIT_COLORS = {"train": TRAIN_COLOR, "val": VAL_COLOR, "test": TEST_COLOR}
 # Runs get neither the cold and warm of stages nor the colours of the splits.
 RUN_COLORS = ("#c2568f", "#a88a12", "#4f6bd8", "#6f9a2e", "#8c5a3c", "#7c8791")
 BEST_COLOR, OTHER_COLOR = "#51677a", "#a9b8c4"
+# Okabe & Ito's colours, which the colour-blind can tell apart, then three more; where there are more lines, they need another sign, too.
+CLASS_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a800", "#7a5195", "#8c5a3c", "#7c8791")
+SYMBOLS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
 # Opaque: plotly picks black or white labels by the cell, whatever the page behind it.
 COLD_SCALE = ((0.0, "#edf5fa"), (1.0, "#0d5c8c"))
 MARGIN = {"l": 10, "r": 10, "t": 10, "b": 10}

@@ -1,0 +1,85 @@
+"""A run -> the images that it was trained and validated with, found and decoded again."""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune_core.data.dataset import Dataset, index_dataset
+from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
+from finetune_core.data.sources import check_roots
+from finetune_core.data.splits import TRAIN
+from finetune_core.errors import RunError
+from finetune_core.runs.store import Run
+from finetune_core.training.batches import sample_keys, subset
+
+
+@dataclass(frozen=True)
+class RunImages:
+    """Some of a run's images.
+
+    Attributes:
+        dataset: the data set as it stands now.
+        pixels: decoded, by row of its table.
+        rows: split -> rows, in order.
+        unchanged: whether the data set is still the one that the run was given.
+    """
+
+    dataset: Dataset
+    pixels: Pixels
+    rows: dict[str, np.ndarray]
+    unchanged: bool
+
+
+def run_images(
+    run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()
+) -> Generator[tuple[str, int, int], None, RunImages]:
+    """Find and decode a run's images, a seeded sample of each split where there are more.
+
+    Args:
+        most: split -> how many images of it at most; other splits are left out.
+        roots: when given, images that lie elsewhere are refused.
+
+    Yields:
+        (phase, done, total); phases are ``index`` and ``decode``.
+
+    Raises:
+        DataError: when they may not be read, or are not there.
+        RunError: when none of a split's images can be decoded.
+    """
+    config = run.config
+    if roots:
+        check_roots(config.data, roots)
+    indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
+    dataset = yield from _told("index", indexing)
+    table = dataset.table
+    rows = {split: np.flatnonzero(table["split"] == split) for split in most}
+    if TRAIN in rows:
+        keys = sample_keys(table["id"])
+        rows[TRAIN] = subset(rows[TRAIN], table["label"].to_numpy(), keys, config.train_fraction, config.seed)
+    rows = {split: _sample(found, most[split]) for split, found in rows.items()}
+    wanted = np.sort(np.concatenate(list(rows.values())))
+    keys = table["content"].to_numpy(np.uint64)
+    decoding = decode_pixels(dataset.paths(table), keys, wanted, stored_side(config.image_size))
+    pixels = yield from _told("decode", decoding)
+    rows = {split: np.setdiff1d(found, list(pixels.failed)) for split, found in rows.items()}
+    for split, found in rows.items():
+        if not len(found):
+            raise RunError(f"None of the {split} images of {run.run_id} can be read any more.")
+    return RunImages(dataset, pixels, rows, dataset.fingerprint == (run.history.started or {}).get("fingerprint"))
+
+
+def _sample(rows: np.ndarray, most: int) -> np.ndarray:
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
+
+
+def _told(phase: str, work: Generator) -> Generator:
+    while True:
+        try:
+            done, total = next(work)
+        except StopIteration as finished:
+            return finished.value
+        yield phase, done, total or done
