@@ -21,7 +21,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
     "memory_bytes": ("Memory", "Memory that a run adds, MB", 1e6),
     "disk_bytes": ("Size on disk", "Size of the best checkpoint, MB", 1e6),
 }
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _DASHES = ("solid", "dash", "dot", "longdashdot")
 _LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
 _WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
@@ -69,7 +69,7 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
                 showlegend=number == 0,
                 mode="lines+markers",
                 line={"color": _color(at), "width": 2, "dash": _DASHES[at % len(_DASHES)]},
-                marker={"size": 5, "symbol": _SYMBOLS[at % len(_SYMBOLS)]},
+                marker={"size": 5, "symbol": RUN_SYMBOLS[at % len(RUN_SYMBOLS)]},
                 hovertemplate=f"seed {member.run.config.seed}, %{{x:.3~g}}: %{{y:{'.1%' if kind == 'accuracy' else '.3f'}}}"
                 "<extra>%{fullData.name}</extra>",
             )
@@ -220,7 +220,7 @@ def _color(at: int) -> str:
 
 
 def _symbol(at: int) -> str:
-    return _SYMBOLS[at % len(_SYMBOLS)]
+    return RUN_SYMBOLS[at % len(RUN_SYMBOLS)]
 
 
 def _marker(at: int) -> dict:
