@@ -1,0 +1,219 @@
+import json
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ortho_group
+
+from finetune_core.config import make_config
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.layers import Layers, StageMove, known_layers, linear_cka, measure_layers
+from finetune_core.evaluation.predict import load_predictor
+from finetune_core.evaluation.run_images import run_images
+from finetune_core.evaluation.thaw_next import thaw_next
+from finetune_core.inspection.features import network_inputs
+from finetune_core.inspection.learned import Probe
+from finetune_core.models.network import build_network
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+STRATEGIES = ("feature_extraction", "last_block")
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder_once, tmp_path_factory):
+    """Strategy -> its run, measured; and what the measuring told."""
+    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40})
+    runs_dir = tmp_path_factory.mktemp("runs")
+    usual = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
+    runs = {}
+    for strategy in STRATEGIES:
+        reservation = create_run(make_config(usual | {"strategy": strategy}), runs_dir)
+        list(execute(reservation))
+        runs[strategy] = RunStore(runs_dir).read(reservation.run_dir)
+    assert not any(known_layers(run) for run in runs.values())
+    told = list(measure_layers(list(runs.values())))
+    return runs, told
+
+
+def drained(work):
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
+
+
+@pytest.fixture(scope="module")
+def layers(trained):
+    return {strategy: known_layers(run) for strategy, run in trained[0].items()}
+
+
+def test_work_is_told_and_the_beginning_that_runs_share_is_looked_at_once(trained, layers):
+    phases = [phase for phase, _, _ in trained[1]]
+    assert set(phases) <= {"index", "decode", "features", "probe"}
+    assert all(0 <= done <= total for _, done, total in trained[1])
+    images = 84 + 18  # of the split, as the features of the beginning
+    whole = [done for phase, done, total in trained[1] if phase == "features" and total == images]
+    assert whole == sorted(set(whole)), "once, though two runs were measured"
+    assert layers["last_block"].judged == 18
+    assert layers["last_block"].probes == layers["feature_extraction"].probes
+
+
+def test_frozen_stages_have_not_moved_at_all(layers):
+    for told in layers.values():
+        frozen = [stage for stage in told.stages if not stage.trains]
+        assert frozen
+        for stage in frozen:
+            assert stage.change == 0
+            assert stage.likeness == pytest.approx(1, abs=1e-6)
+            assert stage.gradient_share is None
+            assert stage.pull > 0, "it would move if it could"
+
+
+def test_changes_are_those_of_the_checkpoint(trained, layers):
+    run = trained[0]["last_block"]
+    tuned = load_predictor(run).network
+    start = build_network(run.config.backbone, "pretrained", 3, run.config.seed).model.state_dict()
+    moved = layers["last_block"].stages
+    assert [stage.name for stage in moved] == [stage.name for stage in tuned.stages]
+    for told, stage in zip(moved, tuned.stages, strict=True):
+        now = torch.cat([tuned.model.get_parameter(name).detach().ravel() for name in stage.parameters])
+        then = torch.cat([start[name].ravel() for name in stage.parameters])
+        assert told.change == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-4)
+    last, head = moved[-2:]
+    assert last.trains
+    assert 0 < last.change < 1
+    assert -0.2 < last.likeness < 0.9999
+    assert head.likeness is None
+
+
+def test_gradient_shares_are_those_that_the_run_told(trained, layers):
+    rows = trained[0]["last_block"].history.epochs
+    squares = [{name: one["gradient_norm"] ** 2 for name, one in row["stages"].items()} for row in rows]
+    shares = {stage.name: stage.gradient_share for stage in layers["last_block"].stages if stage.gradient_share is not None}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert len(shares) == 2
+    for name, share in shares.items():
+        assert share == pytest.approx(np.mean([row[name] / sum(row.values()) for row in squares]))
+    assert [stage.gradient_share for stage in layers["feature_extraction"].stages if stage.trains] == [1.0]
+
+
+def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(trained, layers):
+    run = trained[0]["last_block"]
+    predictor = load_predictor(run)
+    images = drained(run_images(run, {"train": 500}))
+    rows = images.rows["train"]
+    assert layers["last_block"].pulled == len(rows)
+    inputs = torch.cat([batch for _, batch in network_inputs(predictor.network, images.pixels, rows, 32)])
+    model = predictor.network.model.eval().requires_grad_(True)
+    labels = torch.tensor(images.dataset.table["label"].to_numpy()[rows])
+    logits = model(inputs)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    assert layers["last_block"].fitted == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    for told, stage in zip(layers["last_block"].stages, predictor.network.stages, strict=True):
+        own = [model.get_parameter(name) for name in stage.parameters]
+        gradient = torch.cat([one.grad.ravel() for one in own]).norm() / torch.cat([one.detach().ravel() for one in own]).norm()
+        assert told.pull == pytest.approx(float(gradient), rel=1e-2), stage.name
+
+
+def test_what_is_kept_belongs_to_the_weights(trained):
+    run = trained[0]["feature_extraction"]
+    file = run.run_dir / "layers.json"
+    kept = file.read_text()
+    assert known_layers(run)
+    file.write_text(json.dumps(json.loads(kept) | {"predictions": 1}))
+    assert known_layers(run) is None
+    file.write_text("[]")
+    assert known_layers(run) is None
+    file.write_text(kept)
+    assert known_layers(run)
+
+
+def test_images_that_are_gone_are_named_as_the_reason(trained, tmp_path):
+    run = trained[0]["feature_extraction"]
+    moved = replace(run, config=run.config.model_copy(update={"data": str(tmp_path / "nowhere")}))
+    with pytest.raises(FinetuneError, match="nowhere"):
+        list(measure_layers([moved]))
+
+
+def features(count, width, seed):
+    return np.random.default_rng(seed).normal(size=(count, width))
+
+
+def test_likeness_is_blind_to_rotation_scale_and_offset_only():
+    one = features(40, 12, 0)
+    turned = 3 * one @ ortho_group.rvs(12, random_state=1) + 5
+    assert linear_cka(one, one) == pytest.approx(1)
+    assert linear_cka(one, turned) == pytest.approx(1)
+    stretched = one * np.linspace(0.1, 5, 12)
+    assert linear_cka(one, stretched) < 0.95
+    assert np.isnan(linear_cka(one, np.ones((40, 3))))
+
+
+def test_unrelated_features_are_unlike_although_images_are_fewer():
+    """The usual, biased estimate says 0.9 here."""
+    told = [linear_cka(features(50, 800, seed), features(50, 800, 100 + seed)) for seed in range(20)]
+    assert abs(np.mean(told)) < 0.03
+
+
+def test_likeness_is_built_on_the_unbiased_hsic_of_its_definition():
+    """Song et al. 2012, equation 4: a mean over all quadruples of different images."""
+
+    def hsic(k, n):
+        terms = [k[0][i, j] * (k[1][i, j] + k[1][q, r] - 2 * k[1][i, q]) for i, j, q, r in permutations(range(n), 4)]
+        return np.mean(terms)
+
+    one, other = features(7, 3, 0), features(7, 2, 1) + features(7, 3, 0)[:, :2]
+    grams = one @ one.T, other @ other.T
+    cross, first, second = hsic(grams, 7), hsic((grams[0],) * 2, 7), hsic((grams[1],) * 2, 7)
+    assert linear_cka(one, other) == pytest.approx(cross / np.sqrt(first * second))
+
+
+NAMES = ("stem", "block1", "block2", "block3", "block4", "block5", "block6", "block7")
+
+
+def made(first_trained, accuracies, fitted=0.9, likeness=1.0):
+    moves = [
+        StageMove(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at)) for at, name in enumerate((*NAMES, "head"))
+    ]
+    probes = tuple(Probe(name, accuracy, 0.01) for name, accuracy in zip(NAMES, accuracies, strict=False))
+    return Layers(tuple(moves), probes, 100, 100, fitted)
+
+
+PEAK_AT_BLOCK5 = (0.6, 0.7, 0.8, 0.85, 0.93, 0.96, 0.95, 0.88)
+RISING = (0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96)
+
+
+def test_the_last_frozen_stage_behind_the_peak_thaws_next():
+    advice = thaw_next(made(8, PEAK_AT_BLOCK5), "efficientnet_lite0")
+    assert advice.stage == "block7"
+    assert "block5 names 96.0 %" in advice.reason
+    assert "8.0 % of its weights" in advice.reason
+    assert thaw_next(made(7, PEAK_AT_BLOCK5), "efficientnet_lite0").stage == "block6"
+    assert thaw_next(made(6, PEAK_AT_BLOCK5), "efficientnet_lite0").stage is None
+
+
+def test_features_that_carry_over_leave_nothing_but_the_last_stage():
+    assert thaw_next(made(8, RISING), "efficientnet_lite0").stage == "block7"
+    assert thaw_next(made(7, RISING), "efficientnet_lite0").stage is None
+
+
+def test_little_is_expected_where_everything_is_named_right():
+    assert "expect little" in thaw_next(made(8, PEAK_AT_BLOCK5, fitted=1.0), "efficientnet_lite0").reason
+    assert "expect little" not in thaw_next(made(8, PEAK_AT_BLOCK5), "efficientnet_lite0").reason
+
+
+def test_without_a_probe_the_gradient_decides():
+    advice = thaw_next(made(5, ()), "efficientnet_lite0")
+    assert advice.stage == "block4"
+    assert "5.0 % of its weights" in advice.reason
+
+
+def test_where_all_trains_the_steady_stages_are_named():
+    advice = thaw_next(made(0, RISING, likeness=0.99), "efficientnet_lite0")
+    assert advice.stage is None
+    assert "stem to block7" in advice.reason
+    assert "CKA" not in thaw_next(made(0, RISING, likeness=0.5), "efficientnet_lite0").reason
