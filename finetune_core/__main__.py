@@ -193,6 +193,10 @@ def train(
     stage_rates: Annotated[str | None, _setting("stage_rates", "STAGE=X,…")] = None,
     label_smoothing: Annotated[str | None, _setting("label_smoothing", "X")] = None,
     class_weights: Annotated[str | None, _setting("class_weights", "NAME")] = None,
+    sampling: Annotated[str | None, _setting("sampling", "NAME")] = None,
+    train_fraction: Annotated[str | None, _setting("train_fraction", "X")] = None,
+    mixup: Annotated[str | None, _setting("mixup", "X")] = None,
+    cutmix: Annotated[str | None, _setting("cutmix", "X")] = None,
     clip_norm: Annotated[str | None, _setting("clip_norm", "X")] = None,
     micro_batch: Annotated[str | None, _setting("micro_batch", "N")] = None,
     ema: Annotated[str | None, _setting("ema", "X")] = None,
@@ -208,6 +212,7 @@ def train(
     groups: Annotated[str | None, _setting("groups", "PATTERN")] = None,
     near_duplicates: Annotated[str | None, _setting("near_duplicates", "NAME")] = None,
     as_is: AsIs = False,
+    skip_limit: Annotated[str | None, _setting("skip_limit", "X")] = None,
     precision: Annotated[str | None, _setting("precision", "NAME")] = None,
     device: Annotated[str | None, _setting("device", "NAME")] = None,
     seed: Annotated[str | None, _setting("seed", "N")] = None,
@@ -399,17 +404,17 @@ def predict(
 def export(
     run_dir: RunFolder,
     format: Annotated[str, typer.Option(metavar="NAME", help=f"What to make: {', '.join(FORMATS)}.")],
-    out_dir: Annotated[
-        Path | None, typer.Option("--out", metavar="PATH", help="A new folder for it; in the run's own folder when not given.")
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="A new folder for it; in the run's own folder when not given."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a run into something that works without Thaw: weights, ONNX, torch.export, a training script, a model card."""
     with _errors():
-        made = export_run(RunStore(run_dir.parent).read(run_dir.resolve()), format, out_dir)
+        made = export_run(RunStore(run_dir.parent).read(run_dir.resolve()), format, output)
     if as_json:
-        folder = str(made.folder)
-        told = {"run_id": run_dir.resolve().name, "format": format, "out": folder, "files": list(made.files)}
+        told = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
         print_json(told | {"checked": made.checked})
         return
     out.print(escape(f"{FORMATS[format].title} in {made.folder}: {', '.join(made.files)}"))

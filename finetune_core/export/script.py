@@ -39,7 +39,13 @@ _REPEATED = {
     *("near_duplicates", "edits", "precision", "seed"),
 }
 _WITHOUT_EFFECT = {"cache", "device", "skip_limit"}  # where and how fast it runs; unreadable images are left out of the split
-_STOPPING = {"off", "val_accuracy", "val_loss"}
+_WATCHED = {  # by early stopping: the more the better
+    "off": "",
+    "val_accuracy": "accuracy",
+    "val_loss": "-loss",
+    "val_balanced_accuracy": "score",
+    "val_macro_f1": "score",
+}
 
 
 def write_script(source: Source, folder: Path) -> dict[str, Any]:
@@ -64,8 +70,6 @@ def unrepeatable(source: Source) -> list[str]:
         for name, field in RunConfig.model_fields.items()
         if name not in _REPEATED | _WITHOUT_EFFECT and getattr(config, name) != field.default
     ]
-    if config.early_stopping not in _STOPPING:
-        problems.append(f"early_stopping by {config.early_stopping} has no counterpart there")
     if run.status != "finished":
         problems.append(f"the run is {run.status}, not finished (resume it first)")
     if config.starts_from not in (PRETRAINED, RANDOM) and config.backbone.startswith("densenet"):
@@ -83,6 +87,8 @@ def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
         "loss": _loss(source.run.config, facts),
         "version": _version(source),
         "judged": "average" if "EMA" in facts else "model",
+        "watched": _WATCHED[source.run.config.early_stopping],
+        "score_words": "mean of the classes' " + ("recalls" if "STOP_BALANCED" in facts else "F1"),
         "mixes": ", ".join(
             f"{way}(alpha={alpha!r}, num_classes=len(classes))"
             for way, alpha in (("MixUp", source.run.config.mixup), ("CutMix", source.run.config.cutmix))
@@ -180,12 +186,16 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
         "MICRO": config.micro_batch is not None or (mixes and config.class_weights == "balanced"),
         "BF16": started.get("precision") == "bf16",
         "STOPS": config.early_stopping != "off",
-        "STOP_ACCURACY": config.early_stopping == "val_accuracy",
-        "STOP_LOSS": config.early_stopping == "val_loss",
+        "STOP_SCORE": config.early_stopping in ("val_balanced_accuracy", "val_macro_f1"),
+        "STOP_BALANCED": config.early_stopping == "val_balanced_accuracy",
         "TESTED": bool((used["split"] == TEST).any()),
     }
     facts = {name for name, true in truths.items() if true}
-    together = {"PICKED": ("NORMS", "BIASES", "FIXED_AFFINE"), "COUNTS_STEPS": ("SCHEDULE", "EMA", "DROPOUT")}
+    together = {
+        "PICKED": ("NORMS", "BIASES", "FIXED_AFFINE"),
+        "COUNTS_STEPS": ("SCHEDULE", "EMA", "DROPOUT"),
+        "NUMBERS_STEPS": ("EMA", "DROPOUT"),
+    }
     return facts | {name for name, needed in together.items() if facts.intersection(needed)}
 
 

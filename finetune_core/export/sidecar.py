@@ -2,12 +2,10 @@
 
 import hashlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
-import torchvision
 from torch import nn
 
 from finetune_core.data.pixels import stored_side
@@ -47,7 +45,7 @@ def describe_network(source: Source) -> dict[str, Any]:
             "data": (source.run.history.started or {}).get("fingerprint", ""),
         },
         "run": {"id": source.run.run_id, "epoch": source.epoch, "settings": _settings(source)},
-        "software": {"torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__},
+        "software": {name: version(name) for name in ("torch", "torchvision", "timm")},
     }
 
 

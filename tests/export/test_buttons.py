@@ -1,0 +1,61 @@
+"""The page's buttons: made on a click, handed over as a ZIP, said in words where it cannot be."""
+
+import io
+import zipfile
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from finetune_core.errors import ExportError
+from finetune_core.export import formats
+
+
+def page(run_dir):
+    from pathlib import Path
+
+    from finetune_core.runs.store import RunStore
+    from pages.shared.export import export_buttons
+
+    export_buttons(RunStore(Path(run_dir).parent).read(Path(run_dir)))
+
+
+@pytest.fixture
+def opened(run):
+    at = AppTest.from_function(page, args=(str(run.run_dir),), default_timeout=60)
+    at.run()
+    assert not at.exception
+    return at
+
+
+def test_a_click_makes_it_and_offers_the_zip(run, opened):
+    key = f"export-{run.run_id}-card"
+    assert not opened.get("download_button")
+    opened.button(key=key).click().run()
+    assert not opened.exception
+    assert [button.proto.label for button in opened.get("download_button")] == ["Download ZIP"]
+    folder = formats.finished_export(run, "card")
+    with zipfile.ZipFile(io.BytesIO(formats.zipped(folder, "mine"))) as archive:
+        assert archive.namelist() == ["mine/README.md"]
+
+
+def test_what_goes_wrong_is_said_on_the_page(run, opened, monkeypatch):
+    def fail(*_):
+        raise ExportError("Cannot *be* made.")
+
+    monkeypatch.setattr("pages.shared.export.export_from_app", fail)
+    opened.button(key=f"export-{run.run_id}-script").click().run()
+    assert not opened.exception
+    assert [error.value for error in opened.error] == [r"Cannot \*be\* made\."]
+
+
+def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    formats.export_from_app(run, "torch_export")
+    assert (formats.finished_export(run, "torch_export") / "model.pt2").is_file()
+    (run.run_dir / "best.safetensors").rename(run.run_dir / "hidden")
+    try:
+        assert formats.finished_export(run, "torch_export") is None
+        with pytest.raises(ExportError, match="has no 'best' checkpoint"):
+            formats.export_from_app(run, "torch_export")
+    finally:
+        (run.run_dir / "hidden").rename(run.run_dir / "best.safetensors")

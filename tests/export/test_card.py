@@ -1,0 +1,27 @@
+from huggingface_hub import ModelCard
+
+from finetune_core.evaluation.results import evaluation
+from finetune_core.export.formats import export_run
+
+
+def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(run, tmp_path):
+    text = (export_run(run, "card", tmp_path / "card").folder / "README.md").read_text()
+    card, result = ModelCard(text), evaluation(run)
+    told = {one.metric_type: one for one in card.data.eval_results}
+    assert told["accuracy"].metric_value == round(result.accuracy, 4)
+    assert told["accuracy"].dataset_name == "colours"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.license is None  # of the fine-tuned weights: for a person to choose
+    for part in ("## Data", "## Recipe", "## Results", "95 % interval", "## Limits", "## Licence", "Apache-2.0"):
+        assert part in text
+    assert r'| a "b", \|c\| |' in text
+    assert "2 changes had been made" in text
+    assert "Fewer than ten such images of" in text
+
+
+def test_random_weights_are_nobodys(train, colours, tmp_path):
+    run = train(colours, tmp_path / "runs", backbone="shufflenet_v2_x0_5", weights="none", test_fraction=0, epochs=1)
+    text = (export_run(run, "card").folder / "README.md").read_text()
+    assert "random weights, not pretrained" in text
+    assert "no one else's weights" in text
+    assert "a little optimistic" in text
