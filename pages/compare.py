@@ -3,8 +3,9 @@
 import streamlit as st
 
 from finetune_core.errors import RunError
+from finetune_core.evaluation.arms import arm_titles
 from finetune_core.evaluation.comparison import Comparison, compare_runs
-from finetune_core.evaluation.report import arms_table, pairs_table, report_html
+from finetune_core.evaluation.report import STANDING_WORDS, arms_table, pairs_table, report_html
 from finetune_core.figures.compared import (
     MEASURES,
     accuracies,
@@ -18,16 +19,31 @@ from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, number, things
 from pages.shared import form
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.launch import REFRESH, queue_panel, start_form
+from pages.shared.launch import start_form
+from pages.shared.moved import disagreements, what_moved
+from pages.shared.queue import REFRESH, expected_seconds, queue_panel
 from pages.shared.state import nothing_yet, run_label, store
 
 MOST_AT_FIRST = 12  # runs
+STANDING_LOOKS = {
+    "taken": ("green", ":material/check:"),
+    "best": ("blue", ":material/trending_up:"),
+    "alike": ("gray", ":material/drag_handle:"),
+    "worse": ("orange", ":material/south:"),
+}
+HOW = (
+    "All runs name the same images. Two strategies count as different only if the difference is larger than luck explains: luck with "
+    "the images, and, with several seeds, luck with the seeds. At most one comparison in twenty of equally good strategies finds a "
+    "difference that is not there, however many strategies there are (Holm's correction). *No difference shown* does not mean equal: a "
+    "difference smaller than the one named may well exist, and these images are too few to show it."
+)
 COLUMN_HELP = {
     "Accuracy": "Mean over the seeds.",
     "95 % interval": "Where the accuracy would lie for other images and, with several seeds, other seeds: 19 times out of 20.",
-    "Over seeds": "The worst and the best seed, and their standard deviation in points: luck that has nothing to do with the images.",
+    "Over seeds": "The worst and the best seed, and the seeds' standard deviation in points: luck that has nothing to do with the images.",
     "Time": "Of the middle run. The first of several also computes what the cache keeps for the others.",
-    "Without the cache": "What the same run would take if its frozen stages ran again in every epoch.",
+    "Without the cache": "What the same run would take if its frozen stages ran again in every epoch. A little too short where the cache made them "
+    "from those of another strategy.",
     "Trainable": "Weights that training changes.",
     "Memory": "What a run added to the program's memory.",
     "On disk": "The best checkpoint, which holds only what trained.",
@@ -90,7 +106,15 @@ def start(*, expanded: bool) -> None:
 
 
 def verdict(comparison: Comparison) -> None:
-    st.info(f"**{plain(comparison.verdict)}**", icon=":material/flag:")
+    """What to take, in one sentence, and how each strategy stands to it."""
+    with st.container(border=True):
+        st.markdown(f"#### :material/flag: {plain(comparison.verdict)}")
+        for one in comparison.standings:
+            color, icon = STANDING_LOOKS[one.kind]
+            title = plain(comparison.arms[one.arm].title)
+            st.markdown(f":{color}-badge[{icon} {STANDING_WORDS[one.kind]}] **{title}**: {plain(one.words)}.")
+        with st.popover("How this is judged", icon=":material/help:", type="tertiary"):
+            st.markdown(HOW)
     for note in comparison.notes:
         st.caption(plain(note))
     if comparison.differing:
@@ -194,9 +218,13 @@ def share(comparison: Comparison) -> None:
 
 
 def judged_together(runs: list[Run]) -> None:
-    left_out = [run.run_id for run in runs if not run.judged]
+    left_out = [run for run in runs if not run.judged]
     if left_out:
-        st.warning(plain(f"Left out, because no epoch of them has ended: {', '.join(left_out)}."), icon=":material/block:")
+        names = "; ".join(
+            f"{title}, seed {run.config.seed}"
+            for title, run in zip(arm_titles([run.config for run in left_out]), left_out, strict=True)
+        )
+        st.warning(plain(f"Left out, because no epoch of them has ended: {names}."), icon=":material/block:")
     try:
         comparison = compare_runs([run for run in runs if run.judged])
     except RunError as error:
@@ -209,8 +237,11 @@ def judged_together(runs: list[Run]) -> None:
     costs(comparison)
     shapes(comparison)
     curves(comparison)
-    # What moved (pages/shared/moved.py): here.
-    # Where they disagree (pages/shared/moved.py): here.
+    # One run an arm, each with its first seed: equal seeds saw the same images in the same order.
+    firsts = [arm.members[0].run for arm in comparison.arms]
+    order = [one.arm for one in comparison.standings] or range(len(firsts))
+    disagreements([firsts[at] for at in order])
+    what_moved(firsts)
 
 
 page("pages/compare.py", "Train strategies against each other on the same images, and read which stages were worth training.")
@@ -223,7 +254,7 @@ compared = choose(runs)
 going_on = any(run.active for run in compared)
 start(expanded=not going_on and len(compared) < 2)
 if going_on:
-    st.fragment(queue_panel, run_every=REFRESH)([run.run_id for run in compared], True)
+    st.fragment(queue_panel, run_every=REFRESH)([run.run_id for run in compared], expected_seconds(compared))
 elif compared:
     judged_together(compared)
 else:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.costs import Cost, Depth
@@ -65,6 +65,16 @@ class Pair:
     smallest: float
     different: bool
     verdict: str
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an arm, by its place, stands to the one to take, or, where there is too little to choose by, to the best: ``worse`` where
+    the two can be told apart, else ``alike``."""
+
+    arm: int
+    kind: Literal["taken", "best", "alike", "worse"]
+    words: str
 
 
 def arm_titles(configs: Sequence[RunConfig]) -> list[str]:

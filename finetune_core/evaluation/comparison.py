@@ -13,9 +13,10 @@ import pandas as pd
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation import verdicts
-from finetune_core.evaluation.arms import STRATEGY_FIELDS, Arm, Member, Pair, arm_titles, differing_settings
-from finetune_core.evaluation.costs import cost, depth, usual_cost
-from finetune_core.evaluation.paired import LEVEL, Interval, accuracy_interval, holm, paired_test, smallest_seen
+from finetune_core.evaluation.arms import STRATEGY_FIELDS, Arm, Member, Pair, Standing, arm_titles, differing_settings
+from finetune_core.evaluation.costs import cost, depth, trunk_rate, usual_cost
+from finetune_core.evaluation.paired import Interval, accuracy_interval, holm, is_different, paired_test, smallest_seen
+from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions, predictions_changed
 
@@ -27,8 +28,9 @@ class Comparison:
     Attributes:
         split: ``test`` where all runs have it, else ``val``.
         best: the place of the arm with the highest accuracy.
-        advised: of the cheapest arm that these images cannot tell from the best.
+        advised: of the cheapest arm that no other one beats.
         verdict: of all arms, in words.
+        standings: of each arm; none where the runs differ in their seeds only.
         notes: what has to be known to read it.
         differing: settings in which arms differ besides the strategy.
     """
@@ -40,6 +42,7 @@ class Comparison:
     best: int
     advised: int
     verdict: str
+    standings: tuple[Standing, ...]
     notes: tuple[str, ...]
     differing: tuple[str, ...]
 
@@ -71,22 +74,35 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     split = TEST if all(TEST in set(table["split"]) for table in answers.values()) else VAL
     answers = {folder: table[table["split"] == split] for folder, table in answers.items()}
     _check_same_images(runs, answers)
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.config.model_dump_json(exclude={"seed"}), []).append(run)
-    grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
-    grouped.sort(key=lambda group: (group[0].config.backbone, group[0].config.train_fraction, depth(group[0]).trained_stages))
+    grouped, titles = _grouped(runs)
     correct = [np.stack([answers[run.run_dir]["correct"].to_numpy() for run in group]) for group in grouped]
-    titles = arm_titles([group[0].config for group in grouped])
-    arms = tuple(_arm(title, group, table) for title, group, table in zip(titles, grouped, correct, strict=True))
+    arms = tuple(_arm(title, group, table, runs) for title, group, table in zip(titles, grouped, correct, strict=True))
     pairs = _pairs(arms, correct)
     best = max(range(len(arms)), key=lambda index: (arms[index].accuracy.value, -arms[index].cost.seconds))
-    apart = {pair.a + pair.b - best for pair in pairs if pair.different and best in (pair.a, pair.b)}
-    advised = min((index for index in range(len(arms)) if index not in apart), key=lambda index: arms[index].cost.seconds)
+    beaten = {pair.b if pair.test.difference > 0 else pair.a for pair in pairs if pair.different}
+    advised = min((index for index in range(len(arms)) if index not in beaten), key=lambda index: arms[index].cost.seconds)
     images = correct[0].shape[1]
-    verdict = verdicts.overall(arms, pairs, best, advised, images)
+    seeds_only = len(arms) > 1 and len({arm_of(arm.config) for arm in arms}) == 1
+    verdict = (
+        verdicts.same_but_for_seeds(arms, pairs, images) if seeds_only else verdicts.overall(arms, pairs, best, advised, images)
+    )
+    standings = () if seeds_only else verdicts.standings(arms, pairs, best, advised)
     differing = tuple(name for name in differing_settings([arm.config for arm in arms]) if name not in STRATEGY_FIELDS)
-    return Comparison(split, images, arms, pairs, best, advised, verdict, verdicts.notes(split, arms, repeats), differing)
+    notes = verdicts.notes(split, arms, repeats)
+    return Comparison(split, images, arms, pairs, best, advised, verdict, standings, notes, differing)
+
+
+def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
+    """The runs of each arm, by seed, and the arms' titles; shallow training first. Of one strategy alone, each run is an arm."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(arm_of(run.config), []).append(run)
+    grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
+    grouped.sort(key=lambda group: (group[0].config.backbone, group[0].config.train_fraction, depth(group[0]).trained_stages))
+    titles = arm_titles([group[0].config for group in grouped])
+    if len(grouped) > 1 or len(runs) == 1:
+        return grouped, titles
+    return [[run] for run in grouped[0]], [f"{titles[0]} · seed {run.config.seed}" for run in grouped[0]]
 
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
@@ -125,8 +141,9 @@ def _same_source(one: Run, other: Run) -> bool:
     return one.config.data == other.config.data or one.history.started["fingerprint"] == other.history.started["fingerprint"]
 
 
-def _arm(title: str, group: Sequence[Run], correct: np.ndarray) -> Arm:
-    members = tuple(Member(run, accuracy_interval(row[None]), cost(run)) for run, row in zip(group, correct, strict=True))
+def _arm(title: str, group: Sequence[Run], correct: np.ndarray, runs: Sequence[Run]) -> Arm:
+    rate = trunk_rate(group, runs)
+    members = tuple(Member(run, accuracy_interval(row[None]), cost(run, rate)) for run, row in zip(group, correct, strict=True))
     deviation = float(correct.mean(1).std(ddof=1)) if len(group) > 1 else None
     costs = usual_cost([member.cost for member in members])
     return Arm(title, group[0].config, members, accuracy_interval(correct), deviation, costs, depth(group[0]))
@@ -138,7 +155,7 @@ def _pairs(arms: Sequence[Arm], correct: Sequence[np.ndarray]) -> tuple[Pair, ..
     corrected = holm([test.p for test in tests])
     found = []
     for (a, b), test, holm_p in zip(places, tests, corrected, strict=True):
-        different = holm_p <= LEVEL and not test.low <= 0 <= test.high
+        different = is_different(test, holm_p)
         smallest = smallest_seen(test, len(places))
         words = verdicts.of_pair(arms[a].title, arms[b].title, test, different, smallest, len(places))
         found.append(Pair(a, b, test, holm_p, smallest, different, words))

@@ -44,18 +44,45 @@ class Depth:
     whole: bool
 
 
-def cost(run: Run) -> Cost:
-    """Of a run with at least one ended epoch."""
+def cost(run: Run, rate: float | None = None) -> Cost:
+    """Of a run with at least one ended epoch.
+
+    Args:
+        rate: seconds that its frozen stages take for an image, by ``trunk_rate``.
+    """
     history, best = run.history, run.run_dir / f"{BEST}.safetensors"
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
-    saved = history.saved_seconds()
+    counts, cache = history.started["counts"], history.started["cache"]
+    passed = len(history.epochs) * (counts["train"] + counts["val"])
     return Cost(
         seconds,
-        None if saved is None else seconds + saved,
+        None if rate is None else seconds + max(0.0, passed * rate - cache["trunk_seconds"]),
         history.started["trainable_parameters"],
         max(row["memory_bytes"] for row in history.epochs),
         best.stat().st_size if best.is_file() else 0,
     )
+
+
+def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
+    """Seconds that the frozen stages of an arm take for one image, where a cache spares them; 0 without one; None where nobody timed them.
+
+    What was computed from a shallower cut was never timed from the pixels on: then that of the deepest of the shallower cuts among
+    ``runs``, which is a little too short.
+    """
+    if all(run.history.started["cache"]["where"] == "off" for run in arm):
+        return 0.0
+    timed = [rate for run in arm if (rate := run.history.started["cache"]["seconds_per_row"])]
+    if timed:
+        return median(timed)
+    begun = depth(arm[0]).trained_stages
+    shallower = [
+        (-depth(run).trained_stages, rate)
+        for run in runs
+        if (rate := run.history.started["cache"]["seconds_per_row"])
+        and (run.config.backbone, run.config.image_size) == (arm[0].config.backbone, arm[0].config.image_size)
+        and depth(run).trained_stages >= begun
+    ]
+    return max(shallower)[1] if shallower else None
 
 
 def usual_cost(costs: Sequence[Cost]) -> Cost:

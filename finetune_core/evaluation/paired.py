@@ -92,6 +92,11 @@ def paired_test(a: np.ndarray, b: np.ndarray) -> PairedTest:
     )
 
 
+def is_different(test: PairedTest, corrected_p: float) -> bool:
+    """The verdict: the corrected p is at most 5 %, and the interval leaves 0 out."""
+    return corrected_p <= LEVEL and not test.low <= 0 <= test.high
+
+
 def mcnemar_p(a: np.ndarray, b: np.ndarray) -> float:
     """Exact two-sided McNemar test (1947) of two networks, ``[images]`` each, right or wrong."""
     from scipy.stats import binomtest

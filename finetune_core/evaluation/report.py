@@ -6,11 +6,13 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.comparison import Comparison
+from finetune_core.evaluation.costs import Cost
 from finetune_core.evaluation.verdicts import errors_in_words, points
 from finetune_core.words import duration, number, percent, size, things
 
 # A file from elsewhere must not load, send or open anything: its own scripts and styles are all it has.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+STANDING_WORDS = {"taken": "Take this one", "best": "Best so far", "alike": "No difference shown", "worse": "Worse"}
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
@@ -29,7 +31,7 @@ def report_html(comparison: Comparison, figures: Sequence[tuple[str, go.Figure]]
 
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f'<p class="verdict">{_text(comparison.verdict)}</p>',
+        f'<div class="verdict"><b>{_text(comparison.verdict)}</b>{_standings(comparison)}</div>',
         *(f"<p>{_text(note)}</p>" for note in comparison.notes),
         "<h2>Strategies</h2>",
         _table(*arms_table(comparison)),
@@ -72,7 +74,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     for at, arm in enumerate(comparison.arms):
         low, high = arm.range
         spread = (
-            "one seed" if arm.seed_deviation is None else f"{percent(low)} to {percent(high)} (sd {points(arm.seed_deviation)})"
+            "one seed" if arm.seed_deviation is None else f"{percent(low)} to {percent(high)} (± {points(arm.seed_deviation)})"
         )
         cost = arm.cost
         rows.append(
@@ -83,13 +85,19 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
                 duration(cost.seconds),
-                duration(cost.uncached_seconds) if cost.uncached_seconds is not None else "the same",
+                _without_cache(cost),
                 number(cost.trainable_parameters),
                 size(cost.memory_bytes),
                 size(cost.disk_bytes),
             ]
         )
     return columns, rows
+
+
+def _without_cache(cost: Cost) -> str:
+    if cost.uncached_seconds is None:
+        return "not known"
+    return duration(cost.uncached_seconds) if cost.uncached_seconds > cost.seconds else "the same"
 
 
 def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -122,6 +130,14 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         for member in arm.members
     ]
     return ["Run", "Strategy", "Seed", f"Accuracy on {things(comparison.images, 'image')}", "Time"], rows
+
+
+def _standings(comparison: Comparison) -> str:
+    lines = [
+        f"<li><b>{_text(comparison.arms[one.arm].title)}</b> ({STANDING_WORDS[one.kind].lower()}): {_text(one.words)}</li>"
+        for one in comparison.standings
+    ]
+    return f"<ul>{''.join(lines)}</ul>" if lines else ""
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from finetune_core.data.splits import VAL
-from finetune_core.evaluation.arms import Arm, Pair
+from finetune_core.evaluation.arms import Arm, Pair, Standing
 from finetune_core.evaluation.paired import PairedTest
 from finetune_core.words import duration, number, percent, things
 
@@ -45,27 +45,70 @@ def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int,
     top, take = arms[best], arms[advised]
     on = f"on these {things(images, 'image')}"
     if len(arms) == 1:
-        low, high = top.range
-        spread = f", {percent(low)} to {percent(high)} over {len(top.members)} seeds" if len(top.members) > 1 else ""
-        return f"{top.title}: {percent(top.accuracy.value)} {on}{spread}. Add another strategy to compare it with."
-    alike = [index for index in range(len(arms)) if index != best and not _pair(pairs, best, index).different]
-    seeds = (
-        ""
-        if all(len(arm.members) > 1 for arm in arms)
-        else " With one seed, this holds for these networks only, not for the strategy."
+        return f"{top.title}: {percent(top.accuracy.value)} {on}. Add another strategy to compare it with."
+    alike = _alike(arms, pairs, best)
+    if (shows := _unseen(pairs, best, alike)) > _BLUNT:
+        limit = f"differences under {points(shows)} points" if shows < 1 else "differences"
+        return (
+            f"Too little to choose by {on}: {limit} would hardly show. {top.title} did best; more images or more seeds would tell whether "
+            "that was luck."
+        )
+    alone = (
+        " One seed each: that holds for these networks, not yet for the strategies."
+        if any(len(arm.members) == 1 for arm in arms)
+        else ""
     )
-    each = f"{percent(take.accuracy.value)} in {duration(take.cost.seconds)} a run"
     if not alike:
-        return f"Take {top.title}: it beats every other one {on} ({each}).{seeds}"
-    shows = max(_pair(pairs, best, index).smallest for index in alike)
-    did_best = f"{top.title} did best ({percent(top.accuracy.value)} in {duration(top.cost.seconds)} a run)"
-    if shows > _BLUNT:
-        cheap = "" if take is top else f" {take.title} is the cheapest that cannot be told from it ({each})."
-        return f"Too little to choose by: differences under {points(shows)} points would hardly show {on}. {did_best}.{cheap}{seeds}"
+        return f"Take {top.title}: it beats every other one {on}.{alone}"
     if take is top:
         others = _listed([arms[index].title for index in alike])
-        return f"Take {top.title}: it did best ({each}), and nothing cheaper does as well. {on.capitalize()}, {others} cannot be told from it.{seeds}"
-    return f"Take {take.title} ({each}): the cheapest that cannot be told from the best {on}. {did_best}.{seeds}"
+        return f"Take {top.title}: it did best {on}, and nothing cheaper does as well. {others} cannot be told apart from it.{alone}"
+    return f"Take {take.title}: the cheapest that cannot be told apart from the best, {top.title}, {on}.{alone}"
+
+
+def same_but_for_seeds(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> str:
+    """Of runs of one strategy, each taken for itself: how far apart luck alone puts them."""
+    values = [arm.accuracy.value for arm in arms]
+    apart = sum(pair.different for pair in pairs)
+    told = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
+    return (
+        f"These runs differ in their seeds only: {percent(min(values))} to {percent(max(values))} on these {things(images, 'image')}; "
+        f"{told}. Add another strategy to compare it with."
+    )
+
+
+def standings(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int) -> tuple[Standing, ...]:
+    """How each arm stands to the one to take, which comes first, then the more accurate before the less. Where there is too little to
+    choose by, to the best."""
+    blunt = _unseen(pairs, best, _alike(arms, pairs, best)) > _BLUNT
+    first = best if blunt else advised
+    order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].accuracy.value))
+    found = [Standing(first, "best" if blunt else "taken", _did(arms[first]))]
+    for at in order[1:]:
+        pair = pair_of(pairs, first, at)
+        low, high = sorted(abs(value) for value in (pair.test.low, pair.test.high))
+        if pair.different:
+            how = f"{points(abs(pair.test.difference))} points worse (somewhere from {points(low)} to {points(high)})"
+        elif pair.smallest < 1:
+            how = f"a difference under {points(pair.smallest)} points would most likely not have shown"
+        else:
+            how = "so little can hardly show any difference"
+        found.append(Standing(at, "worse" if pair.different else "alike", f"{_did(arms[at])}; {how}"))
+    return tuple(found)
+
+
+def _did(arm: Arm) -> str:
+    return f"{percent(arm.accuracy.value)} in {duration(arm.cost.seconds)} a run"
+
+
+def _alike(arms: Sequence[Arm], pairs: Sequence[Pair], best: int) -> list[int]:
+    """The arms that cannot be told apart from the best."""
+    return [index for index in range(len(arms)) if index != best and not pair_of(pairs, best, index).different]
+
+
+def _unseen(pairs: Sequence[Pair], best: int, alike: Sequence[int]) -> float:
+    """The largest difference to the best that may have gone unseen."""
+    return max((pair_of(pairs, best, index).smallest for index in alike), default=0.0)
 
 
 def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str, ...]:
@@ -78,9 +121,14 @@ def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str,
     alone = [arm.title for arm in arms if len(arm.members) == 1]
     if alone:
         found.append(f"One seed only: {_listed(alone)}. Three or more tell a better strategy from a lucky run.")
-    early = [member.run.run_id for arm in arms for member in arm.members if member.run.status != "finished"]
+    early = [
+        f"{arm.title}, seed {member.run.config.seed}"
+        for arm in arms
+        for member in arm.members
+        if member.run.status != "finished"
+    ]
     if early:
-        found.append(f"Did not train to the end: {_listed(early)}.")
+        found.append(f"Did not train to the end: {'; '.join(early)}.")
     if repeats:
         found.append(f"Left out, because a later run has the same settings and seed: {_listed(repeats)}.")
     return tuple(found)
@@ -92,7 +140,8 @@ def errors_in_words(test: PairedTest) -> str:
     return images if test.seed_error is None else f"{images}, ± {points(test.seed_error)} from the seeds"
 
 
-def _pair(pairs: Sequence[Pair], one: int, other: int) -> Pair:
+def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
+    """The pair of two arms, whichever comes first."""
     return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
 
 

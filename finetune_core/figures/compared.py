@@ -1,6 +1,7 @@
 """Figures of a comparison: an arm keeps its colour and its symbol in all of them."""
 
 from collections.abc import Sequence
+from math import ceil, floor, log10
 from typing import Literal
 
 import plotly.graph_objects as go
@@ -16,7 +17,7 @@ Measure = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes
 
 # measure -> (what a button calls it, the axis, what a value of 1 is divided by)
 MEASURES: dict[str, tuple[str, str, float]] = {
-    "seconds": ("Time", "Seconds a run", 1.0),
+    "seconds": ("Time", "Time of a run", 1.0),
     "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
     "memory_bytes": ("Memory", "Memory that a run adds, MB", 1e6),
     "disk_bytes": ("Size on disk", "Size of the best checkpoint, MB", 1e6),
@@ -24,6 +25,7 @@ MEASURES: dict[str, tuple[str, str, float]] = {
 RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _DASHES = ("solid", "dash", "dot", "longdashdot")
 _LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
+_ROUND_SECONDS = (1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000, 360_000)
 _WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
 
 
@@ -119,10 +121,38 @@ def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
             hovertemplate="%{y:.1%} for %{x:.3~g}<extra>%{fullData.name}</extra>",
         )
     wide = min(costs) > 0 and max(costs) / min(costs) > _WIDE
-    figure.update_xaxes(title_text=title, type="log" if wide else "linear", rangemode="normal" if wide else "tozero")
+    shown = [x for trace in figure.data for x in trace.x]
+    ticks = (
+        _log_ticks(measure, min(shown), max(shown))
+        if wide
+        else {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
+    )
+    figure.update_xaxes(title_text=title, **ticks)
     figure.update_yaxes(title_text="Accuracy", tickformat=".0%")
     figure.update_layout(height=420, margin=MARGIN, legend=_LEGEND)
     return figure
+
+
+def _log_ticks(measure: Measure, low: float, high: float) -> dict:
+    """Few round values on a logarithmic axis; durations as people say them."""
+    if measure == "seconds":
+        values = [value for value in _ROUND_SECONDS if low / 2 <= value <= high * 2]
+        return {
+            "type": "log",
+            "tickmode": "array",
+            "tickvals": values,
+            "ticktext": [_round_duration(value) for value in values],
+        }
+    first, last = floor(log10(low)), ceil(log10(high))
+    values = [digit * 10.0**power for power in range(first, last + 1) for digit in ((1, 3) if last - first < 4 else (1,))]
+    return {"type": "log", "tickmode": "array", "tickvals": values, "ticktext": [f"{value:,g}" for value in values]}
+
+
+def _round_duration(seconds: int) -> str:
+    for unit, word in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds // unit} {word}"
+    return f"{seconds} s"
 
 
 def by_depth(arms: Sequence[Arm]) -> go.Figure | None:

@@ -17,29 +17,43 @@ from finetune_core.figures.style import RUN_COLORS, TRAIN_COLOR, VAL_COLOR, WARM
 _MAX_POINTS = 600
 
 Rows = Sequence[Mapping[str, Any]]
-Kind = Literal["loss", "accuracy"]
+Kind = Literal["loss", "accuracy", "balanced_accuracy", "macro_f1"]
+_TITLES: dict[Kind, str] = {
+    "loss": "Loss",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+}
 
 
 def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, total_epochs: int) -> alt.LayerChart:
-    """Loss or accuracy of one run over its epochs, training and validation.
+    """One number of a run over its epochs, for training and validation images.
 
     Args:
-        steps: StepEnded rows; shown as means over the epoch so far, thinned out.
-        epochs: EpochEnded rows.
+        steps: StepEnded rows; loss and accuracy are shown as means over the epoch so far, thinned out.
+        epochs: EpochEnded rows; the other numbers are known at the end of each.
     """
-    points = [
-        ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False) for row in _thinned(steps)
-    ]
-    points += [("Validation", row["epoch"], row[f"val_{kind}"], True) for row in epochs]
+    if kind in ("loss", "accuracy"):
+        points = [
+            ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False)
+            for row in _thinned(steps)
+        ]
+        points += [("Validation", row["epoch"], row[f"val_{kind}"], True) for row in epochs]
+    else:
+        told = (("Training", "train_scores"), ("Validation", "val_scores"))
+        points = [
+            (series, row["epoch"], row[scores][kind], True) for series, scores in told for row in epochs if row.get(scores)
+        ]
     return _curves(kind, points, {"Training": (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
 
 
-def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
-    """Validation loss or accuracy of several runs on shared axes; ``runs`` are (label, EpochEnded rows)."""
-    points = [(label, row["epoch"], row[f"val_{kind}"], True) for label, epochs in runs for row in epochs]
+def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1) -> alt.LayerChart:
+    """Validation loss or accuracy of several runs as they go on; ``runs`` are (title, EpochEnded rows), those of one title alike."""
+    points = [(title, row["epoch"], row[f"val_{kind}"], True, at) for at, (title, rows) in enumerate(runs) for row in rows]
     dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
-    styles = {label: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)]) for i, (label, _) in enumerate(runs)}
-    return _curves(kind, points, styles, max((len(epochs) for _, epochs in runs), default=1), 1)
+    titles = list(dict.fromkeys(title for title, _ in runs))
+    styles = {title: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)]) for i, title in enumerate(titles)}
+    return _curves(kind, points, styles, epochs, 1)
 
 
 def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> go.Figure:
@@ -63,13 +77,13 @@ def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: floa
 
 def _curves(
     kind: Kind,
-    points: Sequence[tuple[str, float, float, bool]],
+    points: Sequence[tuple[str, float, float, bool, int]],
     styles: Mapping[str, tuple[str, list[int]]],
     epochs: int,
     legend_columns: int,
 ) -> alt.LayerChart:
-    """Lines over epochs; ``points`` are (series, epoch, value, marked), ``styles`` series -> (colour, dash)."""
-    data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked"])
+    """Lines over epochs; ``points`` are (series, epoch, value, marked, which line of its series), ``styles`` series -> (colour, dash)."""
+    data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked", "line"])
     names = list(styles)
     legend = alt.Legend(
         title=None,
@@ -78,7 +92,7 @@ def _curves(
         columns=legend_columns,
         symbolType="stroke",
     )
-    percent = kind == "accuracy"
+    percent, title = kind != "loss", _TITLES[kind]
     base = alt.Chart(data).encode(
         x=alt.X(
             "epoch:Q",
@@ -88,15 +102,16 @@ def _curves(
         ),
         y=alt.Y(
             "value:Q",
-            title=kind.capitalize(),
+            title=title,
             scale=alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=True),
             axis=alt.Axis(format=".0%") if percent else alt.Axis(),
         ),
+        detail="line:N",
         color=alt.Color("series:N", scale=alt.Scale(domain=names, range=[styles[n][0] for n in names]), legend=legend),
         tooltip=[
             alt.Tooltip("series:N", title=" "),
             alt.Tooltip("epoch:Q", title="Epoch", format=".2~f"),
-            alt.Tooltip("value:Q", title=kind.capitalize(), format=".1%" if percent else ".3f"),
+            alt.Tooltip("value:Q", title=title, format=".1%" if percent else ".3f"),
         ],
     )
     dashes = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=[styles[n][1] for n in names]), legend=legend)

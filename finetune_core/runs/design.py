@@ -70,14 +70,14 @@ def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) 
     ]
 
 
-def arm_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> float | None:
-    """What the runs of one arm are expected to take together: only the first pays for the frozen stages. None where the speeds
-    were not measured yet."""
+def arm_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> list[float] | None:
+    """What each run of one arm is expected to take: only the first pays for the frozen stages. None where the speeds were not
+    measured yet."""
     if not all(book.knows(config, dataset) for config in configs):
         return None
     first, reading = configs[0], book.decode_seconds(dataset, configs[0].image_size)
-    told = [forecast(first, dataset, book.speed(first), reading, found) for found in (0, _EVERYTHING_FOUND)]
-    return told[0].seconds + (len(configs) - 1) * told[1].seconds
+    alone, shared = (forecast(first, dataset, book.speed(first), reading, found).seconds for found in (0, _EVERYTHING_FOUND))
+    return [alone, *[shared] * (len(configs) - 1)]
 
 
 def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:

@@ -1,13 +1,12 @@
-"""The form that starts a comparison, and the panel that shows its queue while it trains."""
+"""The form that starts a comparison: strategies, seeds, what they will take, and one button that queues them all."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import RunConfig
+from finetune_core.config import DEMO_RECIPE, RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import effective
 from finetune_core.data.sample import SAMPLE_NAME
@@ -15,18 +14,15 @@ from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.arms import arm_titles
 from finetune_core.models.catalogue import backbone_names
 from finetune_core.models.network import network_stages
-from finetune_core.runs.design import FROM, arm_of, arm_seconds, by_arm, design, with_rates
-from finetune_core.runs.record import STOP_FILE, request_stop
-from finetune_core.runs.store import Run
+from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
 from finetune_core.training.finder import find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import duration, percent, things
 from pages.shared import form
 from pages.shared.chrome import plain
-from pages.shared.state import STATUS_WORDS, current_dataset, data_folder, readable_roots, store, with_bar, worker
+from pages.shared.state import current_dataset, data_folder, readable_roots, store, with_bar, worker
 
-REFRESH = 2.0  # seconds
 _USUAL = ("feature_extraction", "last_block", "full")
 _FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 _MOST_SEEDS = 20
@@ -74,11 +70,8 @@ def start_form() -> list[str] | None:
 
 def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
     """In one line: what all runs share."""
-    name = (
-        "the sample of handwritten digits"
-        if st.session_state.get("data_source", SAMPLE_NAME) == SAMPLE_NAME
-        else str(dataset.root)
-    )
+    sample = st.session_state.get("data_source", SAMPLE_NAME) == SAMPLE_NAME
+    name = "the sample of handwritten digits" if sample else str(dataset.root)
     if base is None:
         told = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
         st.error(plain(f"The settings of the Configure page cannot be used. {told}"), icon=":material/error:")
@@ -90,7 +83,18 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
                 f"augmentation {base.augmentation}. Same split; for equal seeds same new head and same order of images."
             )
         )
-    st.page_link("pages/configure.py", label="Change these settings", icon=":material/tune:")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.page_link("pages/configure.py", label="Change these settings", icon=":material/tune:", width="content")
+        quick = {name: DEMO_RECIPE[name] for name in ("epochs", "image_size")}
+        if sample and base is not None and base.model_dump(include=set(quick)) != quick:
+            st.button(
+                "Quick settings for the sample",
+                type="tertiary",
+                icon=":material/bolt:",
+                on_click=form.apply_recipe,
+                args=(DEMO_RECIPE,),
+                help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for digits, and several times faster.",
+            )
 
 
 def _choices(base: RunConfig) -> Wanted:
@@ -151,7 +155,8 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
     book, rows, whole = SpeedBook(), [], 0.0
     arms = list(by_arm(configs).values())
     for title, some in zip(arm_titles([some[0] for some in arms]), arms, strict=True):
-        seconds = arm_seconds(some, dataset, book)
+        told = arm_seconds(some, dataset, book)
+        seconds = sum(told) if told else None
         whole = whole + seconds if seconds is not None and whole is not None else None
         rows.append(
             {
@@ -208,66 +213,3 @@ def _search(firsts: Sequence[RunConfig], place: Any) -> None:
 def _search_key(config: RunConfig) -> str:
     """What a rate that was found is good for."""
     return config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
-
-
-def queue_panel(run_ids: Sequence[str], was_active: bool) -> None:
-    """How far the queue is; redraws the page when it is done."""
-    runs = [store().run(run_id) for run_id in run_ids]
-    active = [run for run in runs if run.active]
-    if bool(active) != was_active:
-        st.rerun()
-    done = sum(run.history.fraction if run.active else 1.0 for run in runs)
-    left = _seconds_left(runs)
-    words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (f", about {duration(left)} left" if left else "")
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.progress(min(1.0, done / len(runs)), words)
-        stopping = all((run.run_dir / STOP_FILE).exists() for run in active)
-        st.button("Stop all", icon=":material/stop:", key="stop_all", disabled=stopping, on_click=_stop, args=(active,))
-    arms = _arms(runs)
-    titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
-    st.dataframe(
-        [
-            {
-                "Strategy": titles[arm_of(run.config)],
-                "Seed": run.config.seed,
-                "Status": STATUS_WORDS[run.status][0],
-                "Epochs": f"{len(run.history.epochs)} of {run.config.epochs}",
-                "Validation accuracy": percent(max(row["val_accuracy"] for row in run.history.epochs))
-                if run.history.epochs
-                else "–",
-            }
-            for run in runs
-        ],
-        hide_index=True,
-    )
-    st.caption("Close the tab if you like: the queue goes on, and this address shows it again.")
-
-
-def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    arms: dict[str, list[Run]] = {}
-    for run in runs:
-        arms.setdefault(arm_of(run.config), []).append(run)
-    return arms
-
-
-def _seconds_left(runs: Sequence[Run]) -> float | None:
-    """Of all active runs; one that waits takes as long as its arm's others did, or as all did. None before any has ended."""
-    took = {run.run_id: run.history.end["seconds"] for run in runs if run.status == "finished"}
-    if not took:
-        return None
-    left = 0.0
-    for arm in _arms(runs).values():
-        usual = [took[run.run_id] for run in arm if run.run_id in took] or list(took.values())
-        for run in arm:
-            if run.active:
-                left += run.history.seconds_left or median(usual)
-    return left
-
-
-def _stop(active: Sequence[Run]) -> None:
-    """Those that wait first, so that none begins when the one that trains stops."""
-    for run in active:
-        worker().cancel(run.run_id)
-    for run in active:
-        if store().run(run.run_id).active:
-            request_stop(run.run_dir)

@@ -18,7 +18,9 @@ def made_run(tmp_path):
     """``made_run(correct, strategy=…, …)``: a finished run that is right on the images where ``correct`` is true."""
     made = []
 
-    def make(correct, *, seconds=10.0, tested=True, names="image", classes=CLASSES, status="finished", **settings):
+    def make(
+        correct, *, seconds=10.0, tested=True, names="image", classes=CLASSES, status="finished", trunk_rate=None, **settings
+    ):
         correct = np.asarray(correct, bool)
         config = make_config({"data": "/pets", **settings})
         run_dir = tmp_path / f"20260101-0000{len(made):02d}-{config.strategy}-abcd"
@@ -39,7 +41,11 @@ def made_run(tmp_path):
             "classes": list(classes),
             "fingerprint": config.data,
             "counts": {"train": round(200 * config.train_fraction), "val": 50},
-            "cache": {"trunk_seconds": 2.0, "seconds_per_row": 0.1 if config.strategy != "full" else None},
+            "cache": {
+                "where": "off" if config.strategy == "full" else "memory",
+                "trunk_seconds": 0.0 if config.strategy == "full" else 2.0,
+                "seconds_per_row": trunk_rate,
+            },
             "decode_seconds": 1.0,
         }
         history.epochs = [

@@ -7,7 +7,7 @@ from finetune_core.config import make_config
 from finetune_core.errors import RunError
 from finetune_core.evaluation.arms import arm_titles
 from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.evaluation.costs import cost, depth, timeline
+from finetune_core.evaluation.costs import cost, depth, timeline, trunk_rate
 from finetune_core.evaluation.paired import mcnemar_p
 from finetune_core.evaluation.report import report_html
 from finetune_core.figures.compared import comparison_figures
@@ -48,8 +48,9 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
     assert pair_of(told, "Last block", "Everything")["different"]
     assert not pair_of(told, "Last block", "Feature extraction")["different"]
     assert told["advised"] == "Feature extraction"
-    assert told["verdict"].startswith("Take Feature extraction (")
-    assert "the cheapest that cannot be told from the best on these 540 images" in told["verdict"]
+    assert told["verdict"] == (
+        "Take Feature extraction: the cheapest that cannot be told apart from the best, Last block, on these 540 images."
+    )
     for pair in told["pairs"]:
         assert pair["ci_low"] <= pair["difference"] <= pair["ci_high"]
         assert pair["holm_p"] >= pair["p"]
@@ -67,6 +68,34 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
     assert f"under {alike['smallest_seen'] * 100:.1f} points" in alike["verdict"]
 
 
+def test_each_arm_is_told_beside_the_one_to_take(three_strategies):
+    compared = compare_runs(three_strategies)
+    assert [(compared.arms[one.arm].title, one.kind) for one in compared.standings] == [
+        ("Feature extraction", "taken"),
+        ("Last block", "alike"),
+        ("Everything", "worse"),
+    ]
+    assert compared.standings[0].words.endswith(" in 3.0 s a run")
+    assert "would most likely not have shown" in compared.standings[1].words
+    lost = pair_of(compared.to_json(), "Feature extraction", "Everything")
+    assert f"{abs(lost['difference']) * 100:.1f} points worse" in compared.standings[2].words
+
+
+def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
+    """The best varies so much by its seed that it cannot be told from the cheap one; the middle one can."""
+    cheap, middle = right(0.80), right(0.86)
+    swinging = (right(0.80), right(0.99), right(0.86))
+    runs = [made_run(cheap, seconds=1.0, seed=seed) for seed in (0, 1, 2)]
+    runs += [made_run(middle, seconds=5.0, strategy="last_two_blocks", seed=seed) for seed in (0, 1, 2)]
+    runs += [made_run(side, seconds=9.0, strategy="full", seed=seed) for seed, side in enumerate(swinging)]
+    compared = compare_runs(runs)
+    told = compared.to_json()
+    assert compared.arms[compared.best].title == "Everything"
+    assert not pair_of(told, "Everything", "Last block")["different"]
+    assert pair_of(told, "Last two blocks", "Last block")["different"]
+    assert told["advised"] == "Last two blocks"
+
+
 def test_with_one_seed_the_claim_is_about_the_networks(made_run):
     a, b = right(0.9), right(0.8, 1)
     compared = compare_runs([made_run(a, strategy="last_block"), made_run(b, strategy="full")])
@@ -74,13 +103,15 @@ def test_with_one_seed_the_claim_is_about_the_networks(made_run):
     assert pair["about"] == "networks"
     assert pair["mcnemar_p"] == pytest.approx(mcnemar_p(a, b))
     assert "one seed says nothing of other seeds" in pair["verdict"]
-    assert "for these networks only" in compared.verdict
+    assert "for these networks, not yet for the strategies" in compared.verdict
     assert any("One seed only: Last block and Everything" in note for note in compared.notes)
 
 
 def test_so_few_images_advise_nothing(made_run):
     runs = [made_run(np.arange(12) < n, strategy=name) for n, name in ((9, "last_block"), (8, "full"))]
-    assert compare_runs(runs).verdict.startswith("Too little to choose by")
+    compared = compare_runs(runs)
+    assert compared.verdict.startswith("Too little to choose by on these 12 images")
+    assert [one.kind for one in compared.standings] == ["best", "alike"]
 
 
 @pytest.mark.parametrize("other", [{"names": "other"}, {"classes": ("dog", "cat")}, {"data": "/elsewhere"}, {"images": 300}])
@@ -97,7 +128,7 @@ def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_s
     compared = compare_runs([made_run(right(0.9)), stopped])
     assert (compared.split, compared.images) == ("val", IMAGES)
     assert "optimistic" in compared.notes[0]
-    assert any("Did not train to the end" in note and stopped.run_id in note for note in compared.notes)
+    assert "Did not train to the end: Everything, seed 0." in compared.notes
 
 
 def test_the_same_seed_again_is_no_second_seed(made_run):
@@ -107,19 +138,37 @@ def test_the_same_seed_again_is_no_second_seed(made_run):
     assert any(first.run_id in note and "later run has the same settings" in note for note in compared.notes)
 
 
-def test_one_strategy_alone_is_told_with_its_spread(made_run):
+def test_runs_of_one_strategy_are_compared_with_each_other(made_run):
     compared = compare_runs([made_run(right(0.9, seed), seed=seed) for seed in (0, 1, 2)])
+    assert [arm.title for arm in compared.arms] == [f"Last block · seed {seed}" for seed in (0, 1, 2)]
+    assert len(compared.pairs) == 3
+    assert compared.verdict.startswith("These runs differ in their seeds only: ")
+    assert "no two can be told apart" in compared.verdict
+    assert compared.standings == ()
+
+
+def test_one_run_alone_has_no_pairs(made_run):
+    compared = compare_runs([made_run(right(0.9))])
     assert compared.pairs == ()
-    assert "over 3 seeds" in compared.verdict
+    assert "Add another strategy" in compared.verdict
 
 
 def test_costs_come_from_the_folder(made_run):
     run = made_run(right(0.9), seconds=12.0)
-    told = cost(run)
+    told = cost(run, 0.1)
     assert (told.seconds, told.memory_bytes, told.disk_bytes, told.trainable_parameters) == (12.0, 7, 1000, 100)
     assert told.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
     assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
-    assert cost(made_run(right(0.9), strategy="full")).uncached_seconds is None
+    assert cost(run).uncached_seconds is None
+
+
+def test_what_the_cache_saved_is_told_by_the_deepest_cut_that_was_timed(made_run):
+    head, block = made_run(right(0.9), strategy="feature_extraction"), made_run(right(0.9), trunk_rate=0.1)
+    two, full = made_run(right(0.9), strategy="last_two_blocks", trunk_rate=0.05), made_run(right(0.9), strategy="full")
+    runs = [head, block, two, full]
+    assert [trunk_rate([run], runs) for run in runs] == [0.1, 0.1, 0.05, 0.0]
+    assert trunk_rate([head], [head, full]) is None
+    assert cost(full, 0.0).uncached_seconds == cost(full, 0.0).seconds
 
 
 @pytest.mark.parametrize(

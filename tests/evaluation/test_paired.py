@@ -14,6 +14,7 @@ from finetune_core.evaluation.paired import (
     accuracy_interval,
     bootstrap,
     holm,
+    is_different,
     mcnemar_p,
     paired_test,
     sign_flip_p,
@@ -102,25 +103,24 @@ def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
 def test_a_a_the_same_strategy_with_other_seeds_is_rarely_called_different(seeds, images, seed_effect):
     random, trials = np.random.default_rng(images + seeds), 1000
     tests = [paired_test(*tables(random, seeds, images, seed_effect)) for _ in range(trials)]
-    # What 5 % would give but once in a thousand times.
-    most = stats.binom.ppf(0.999, trials, LEVEL)
-    assert sum(test.p <= LEVEL for test in tests) <= most
-    assert sum(not test.low <= 0 <= test.high for test in tests) <= most
+    assert sum(is_different(test, test.p) for test in tests) <= LEVEL * trials
+    assert sum(not test.low <= 0 <= test.high for test in tests) <= LEVEL * trials
 
 
 def test_a_a_of_two_networks_that_are_equally_good():
     random, trials = np.random.default_rng(7), 1000
     tests = [paired_test(*tables(random, 1, 540, 0.0)) for _ in range(trials)]
-    assert sum(test.p <= LEVEL for test in tests) <= stats.binom.ppf(0.999, trials, LEVEL)
+    assert sum(is_different(test, test.p) for test in tests) <= LEVEL * trials
 
 
 def test_a_a_over_all_pairs_of_four_strategies():
     """Holm: that anything at all is called different is as rare."""
-    random, trials, wrong = np.random.default_rng(11), 300, 0
+    random, trials, wrong = np.random.default_rng(11), 1000, 0
     for _ in range(trials):
-        pairs = combinations(sides(random, (0, 0, 0, 0), 2, 200, 0.3), 2)
-        wrong += min(holm([paired_test(*pair).p for pair in pairs])) <= LEVEL
-    assert wrong <= stats.binom.ppf(0.999, trials, LEVEL)
+        tests = [paired_test(*pair) for pair in combinations(sides(random, (0, 0, 0, 0), 2, 200, 0.3), 2)]
+        corrected = holm([test.p for test in tests])
+        wrong += any(is_different(test, p) for test, p in zip(tests, corrected, strict=True))
+    assert wrong <= LEVEL * trials
 
 
 @pytest.mark.parametrize(("images", "discordance", "pairs"), [(540, 0.06, 1), (540, 0.06, 3), (150, 0.2, 1)])
