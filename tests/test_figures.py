@@ -4,10 +4,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from finetune_core.evaluation.calibration import calibration
+from finetune_core.evaluation.curves import coverage_curve, one_vs_rest
+from finetune_core.evaluation.metrics import evaluate
+from finetune_core.evaluation.robustness import CORRUPTIONS
 from finetune_core.figures.curves import compared_curve, training_curve
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
-from finetune_core.figures.judged import confusion_heatmap, probability_bars
+from finetune_core.figures.judged import (
+    confusion_heatmap,
+    probability_bars,
+    recall_precision_curves,
+    robustness_lines,
+    roc_curves,
+    slice_dots,
+)
 from finetune_core.figures.style import TRAIN_COLOR, VAL_COLOR
+from finetune_core.figures.sureness import coverage_figure, reliability_diagram
 from finetune_core.inspection.learned import Probe
 
 EPOCHS = [{"epoch": n, "val_loss": 1 / n, "val_accuracy": 1 - 1 / n} for n in (1, 2, 3)]
@@ -40,6 +52,77 @@ def test_confusion_heatmap_keeps_the_counts_and_escapes_names():
     assert np.array(heat.text).tolist() == [["3", "1"], ["", ""]]
     assert figure.layout.xaxis.ticktext[0] == "&lt;b&gt;a&lt;/b&gt;"
     assert figure.layout.xaxis.ticktext[1] == 'say "x"'
+
+
+def test_every_cell_of_the_heatmap_can_be_told_from_its_point():
+    confusion = np.array([[5, 1, 0], [2, 6, 0], [0, 3, 7]])
+    order = [2, 0, 1]
+    figure = confusion_heatmap(confusion, ["a", "b", "c"], "predicted", order)
+    heat, points = figure.data
+    assert list(figure.layout.xaxis.ticktext) == ["c", "a", "b"]
+    np.testing.assert_allclose(heat.z, (confusion / confusion.sum(0))[np.ix_(order, order)])
+    assert heat.text[0][0] == "100%"
+    for x, y, told, words in zip(points.x, points.y, points.customdata, points.text, strict=True):
+        true, predicted = divmod(int(told), 3)
+        assert (order[y], order[x]) == (true, predicted)
+        assert words.startswith(f"{confusion[true, predicted]} images<br>true: {'abc'[true]}<br>predicted: {'abc'[predicted]}")
+
+
+def test_a_heatmap_of_very_many_classes_has_neither_labels_nor_numbers():
+    figure = confusion_heatmap(np.eye(80, dtype=int), [f"class {n}" for n in range(80)])
+    assert figure.data[0].text is None
+    assert figure.layout.xaxis.showticklabels is False
+
+
+def judged(count=200):
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, count)
+    logits = random.normal(size=(count, 3)) + np.eye(3)[labels]
+    table = pd.DataFrame({"id": range(count), "split": "test", "label": labels, "logits": list(logits)})
+    return evaluate(table, ("a", "<b>b</b>", "c")), logits, labels
+
+
+def test_curves_have_a_line_and_a_band_a_class_in_one_colour():
+    result, _, _ = judged()
+    curves = {name: one_vs_rest(result, number, resamples=20) for number, name in enumerate(result.classes)}
+    for figure, first in ((roc_curves(curves), 1), (recall_precision_curves(curves), 0)):
+        bands, lines = figure.data[first::2], figure.data[first + 1 :: 2]
+        assert [line.name for line in lines] == ["a", "&lt;b&gt;b&lt;/b&gt;", "c"]
+        assert [band.fillcolor for band in bands] == [line.line.color for line in lines]
+        assert len({line.line.color for line in lines}) == 3
+        assert [band.legendgroup for band in bands] == [line.legendgroup for line in lines]
+        for band, line in zip(bands, lines, strict=True):
+            assert 0 <= min(band.y) < max(line.y) <= max(band.y) <= 1
+
+
+def test_a_reliability_diagram_shows_both_and_the_intervals_of_the_first():
+    result, logits, labels = judged()
+    bins = {"as it is": calibration(logits, labels).bins, "scaled": calibration(logits / 3, labels).bins}
+    figure = reliability_diagram(bins)
+    lines = {trace.name: trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"}
+    assert list(lines) == ["as it is", "scaled"]
+    for name, line in lines.items():
+        np.testing.assert_array_equal(line.y, bins[name]["accuracy"])
+    assert [line.error_y.visible for line in lines.values()] == [True, False]
+    np.testing.assert_allclose(
+        lines["as it is"].y + lines["as it is"].error_y.array, bins["as it is"]["accuracy_high"].to_numpy()
+    )
+    coverage = coverage_figure(coverage_curve(result), 0.0, float("nan"))
+    assert coverage.data[0].y[-1] == pytest.approx(result.accuracy)
+
+
+def test_slices_and_robustness_take_any_names_and_reach_to_their_intervals():
+    rows = pd.DataFrame(
+        {"slice": ["<i>", "x" * 50], "images": [1200, 3], "accuracy": [0.5, 1.0], "low": [0.4, 0.3], "high": 1.0}
+    )
+    dots = slice_dots(rows, 0.6)
+    assert list(dots.layout.yaxis.ticktext) == ["&lt;i&gt; (1,200)", "x" * 23 + "… (3)"]
+    assert list(dots.data[0].error_x.arrayminus) == pytest.approx([0.1, 0.7])
+    ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
+    rows = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(accuracy=0.5, low=0.4, high=0.6)
+    lines = robustness_lines(rows, {name: one.title for name, one in CORRUPTIONS.items()}).data
+    assert [line.name for line in lines] == [one.title for one in CORRUPTIONS.values()]
+    assert all(len(line.x) == 4 and line.x[0] == 0 for line in lines)
 
 
 def test_bars_and_counts_take_any_names():

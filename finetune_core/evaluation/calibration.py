@@ -8,6 +8,7 @@ import pandas as pd
 from scipy.special import log_softmax, softmax
 
 from finetune_core.data.splits import VAL
+from finetune_core.evaluation.curves import accuracy_interval
 from finetune_core.evaluation.metrics import logits_of
 
 BINS = 15
@@ -22,7 +23,8 @@ class Calibration:
     """Confidence against accuracy, as the network says it or at a temperature.
 
     Attributes:
-        bins: one row a bin that has images: ``low, high`` (its borders), ``confidence, accuracy`` (means), ``images``.
+        bins: one row a bin that has images: ``low, high`` (its borders), ``confidence, accuracy`` (means), ``images``, and the accuracy's
+            95 % interval ``accuracy_low, accuracy_high`` (Wilson 1927).
         ece: expected calibration error (Naeini et al. 2015): the mean of ``|accuracy - confidence|`` over bins, by images.
         loss: mean cross-entropy, nats.
     """
@@ -69,10 +71,11 @@ def calibration(logits: np.ndarray, labels: np.ndarray, binning: Binning = "widt
         edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)))
     # A bin holds its upper border, as in Guo et al.; the lowest one both.
     bin_of = np.clip(np.searchsorted(edges, confidence, "left") - 1, 0, max(0, len(edges) - 2))
-    rows = pd.DataFrame({"bin": bin_of, "confidence": confidence, "accuracy": correct})
-    table = rows.groupby("bin").agg(
-        confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), images=("accuracy", "size")
-    )
+    rows = pd.DataFrame({"bin": bin_of, "confidence": confidence, "correct": correct})
+    table = rows.groupby("bin").agg(confidence=("confidence", "mean"), right=("correct", "sum"), images=("correct", "size"))
+    table[["accuracy", "accuracy_low", "accuracy_high"]] = [
+        accuracy_interval(int(right), int(images)) for right, images in zip(table.pop("right"), table["images"], strict=True)
+    ]
     table.insert(0, "low", edges[table.index])
     table.insert(1, "high", edges[np.minimum(table.index + 1, len(edges) - 1)])
     gaps = (table["accuracy"] - table["confidence"]).abs()

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 
 from finetune_core.evaluation.metrics import Evaluation
+from finetune_core.evaluation.scores import TAILS, resampled
 
+BAND_RESAMPLES = 300
 _POINTS = 300  # more than a screen shows
+_GRID = np.linspace(0, 1, 101)  # where bands are worked out
 
 
 @dataclass(frozen=True)
@@ -17,30 +20,59 @@ class OneVsRest:
     Attributes:
         roc: ``false_positives, true_positives``, shares.
         recall_precision: ``recall, precision``.
-        share: of the class among the images: the precision of a guess.
+        roc_band: ``false_positives, low, high``: in between lies the curve of 95 of 100 resamples, point by point.
+        recall_precision_band: ``recall, low, high``.
     """
 
-    label: int
     roc: pd.DataFrame
     recall_precision: pd.DataFrame
-    share: float
+    roc_band: pd.DataFrame
+    recall_precision_band: pd.DataFrame
 
 
-def one_vs_rest(result: Evaluation, label: int) -> OneVsRest | None:
-    """The curves of a class; None where they are not defined: all images are of this class, or none is."""
+def one_vs_rest(result: Evaluation, label: int, resamples: int = BAND_RESAMPLES, seed: int = 0) -> OneVsRest | None:
+    """The curves of a class; None where they are not defined: all images are of this class, or none is.
+
+    Bands are percentile-bootstrap intervals of what is on the vertical axis (Macskassy & Provost 2004: vertical averaging); images are
+    drawn as for the numbers (``scores.score``).
+    """
     from sklearn.metrics import precision_recall_curve, roc_curve
 
-    positive = result.predictions["label"].to_numpy() == label
+    labels = result.predictions["label"].to_numpy()
+    positive = labels == label
     if positive.all() or not positive.any():
         return None
     probability = np.stack(result.predictions["probabilities"].to_numpy())[:, label]
     false, true, _ = roc_curve(positive, probability)
     precision, recall, _ = precision_recall_curve(positive, probability, drop_intermediate=True)
     return OneVsRest(
-        label,
         thinned(pd.DataFrame({"false_positives": false, "true_positives": true})),
         thinned(pd.DataFrame({"recall": recall, "precision": precision})),
-        float(positive.mean()),
+        *_bands(labels, positive, probability, resamples, seed),
+    )
+
+
+def _bands(
+    labels: np.ndarray, positive: np.ndarray, probability: np.ndarray, resamples: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    order = np.argsort(-probability, kind="stable")
+    # One point for images of equal probability: they are taken for the class together.
+    ends = np.flatnonzero(np.append(np.diff(probability[order]) != 0, True))
+    found_at, precision_at = [], []
+    for weights in resampled(labels, resamples, seed):
+        weights = weights[order]
+        caught = (weights * positive[order, None]).cumsum(0)[ends]
+        wrong = weights.cumsum(0)[ends] - caught
+        for right, other in zip(caught.T, wrong.T, strict=True):
+            found, false = right / right[-1], other / other[-1]
+            found_at.append(np.interp(_GRID, np.append(0, false), np.append(0, found)))
+            # The precision of a recall is that of the first threshold that reaches it, as in average precision.
+            reached = np.searchsorted(found, _GRID[1:] - 1e-9)
+            precision_at.append(right[reached] / (right + other)[reached])
+    roc, precision = (np.percentile(some, TAILS, axis=0) for some in (found_at, precision_at))
+    return (
+        pd.DataFrame({"false_positives": _GRID, "low": roc[0], "high": roc[1]}),
+        pd.DataFrame({"recall": _GRID[1:], "low": precision[0], "high": precision[1]}),
     )
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 import pandas as pd
 
 from finetune_core.evaluation.calibration import Scaling, scale
+from finetune_core.evaluation.curves import OneVsRest, one_vs_rest
 from finetune_core.evaluation.metrics import Evaluation, evaluate, judged_arrays, judged_splits
-from finetune_core.evaluation.scores import Scores, score
+from finetune_core.evaluation.scores import RESAMPLES, Scores, score
 from finetune_core.evaluation.slices import Facts, image_facts, slices
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, predictions_changed
+
+_MANY = 500_000  # probabilities: more of them, and a thousand resamples take many seconds, though intervals are narrow anyway
+_FEWER_RESAMPLES = 200
 
 
 def evaluation(run: Run, split: str | None = None) -> Evaluation:
@@ -19,8 +23,7 @@ def evaluation(run: Run, split: str | None = None) -> Evaluation:
     Raises:
         RunError: when the run has no predictions for it.
     """
-    classes = tuple((run.history.started or {}).get("classes", ()))
-    return _evaluated(run.run_dir, predictions_changed(run.run_dir), classes, split)
+    return _evaluated(run.run_dir, predictions_changed(run.run_dir), _classes(run), split)
 
 
 def predicted_splits(run: Run) -> list[str]:
@@ -42,13 +45,22 @@ def prediction_table(run: Run) -> pd.DataFrame:
 
 
 def scores(run: Run, split: str) -> Scores:
-    """Every number of a split, with its interval.
+    """Every number of a split, with its interval; from fewer resamples where images and classes are many.
 
     Raises:
         RunError: when the run has no predictions for it.
     """
     evaluation(run, split)
     return _scores(run.run_dir, predictions_changed(run.run_dir), split)
+
+
+def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
+    """One class against the others; None where that is not defined.
+
+    Raises:
+        RunError: when the run has no predictions for the split.
+    """
+    return _class_curves(run.run_dir, predictions_changed(run.run_dir), _classes(run), split, label)
 
 
 def scaling(run: Run, split: str) -> Scaling | None:
@@ -71,6 +83,10 @@ def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
     return facts, slices(result, facts.table)
 
 
+def _classes(run: Run) -> tuple[str, ...]:
+    return tuple((run.history.started or {}).get("classes", ()))
+
+
 @lru_cache(maxsize=16)
 def _table(run_dir: Path, _changed: int) -> pd.DataFrame:
     return load_predictions(run_dir)
@@ -84,7 +100,13 @@ def _evaluated(run_dir: Path, changed: int, classes: tuple[str, ...], split: str
 @lru_cache(maxsize=16)
 def _scores(run_dir: Path, changed: int, split: str) -> Scores:
     table = _table(run_dir, changed)
-    return score(*judged_arrays(table[table["split"] == split]))
+    labels, probabilities, losses = judged_arrays(table[table["split"] == split])
+    return score(labels, probabilities, losses, RESAMPLES if probabilities.size <= _MANY else _FEWER_RESAMPLES)
+
+
+@lru_cache(maxsize=64)
+def _class_curves(run_dir: Path, changed: int, classes: tuple[str, ...], split: str, label: int) -> OneVsRest | None:
+    return one_vs_rest(_evaluated(run_dir, changed, classes, split), label)
 
 
 @lru_cache(maxsize=16)

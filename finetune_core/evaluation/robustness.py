@@ -27,7 +27,8 @@ from finetune_core.training.batches import evaluated, normalised
 from finetune_core.training.predictions import predictions_changed
 
 MOST_IMAGES = 200
-_BATCH = 50
+_BATCH = 32
+_COLUMNS = ["corruption", "severity", "accuracy", "low", "high"]
 _FULL_SIZE = 224  # pixels that lengths are given for
 
 Corrupt = Callable[[Image.Image, float, np.random.Generator], Image.Image]
@@ -122,7 +123,7 @@ def measure_robustness(run: Run, split: str, seed: int = 0) -> Generator[tuple[i
             yield position * len(squares) + start + len(batch), total
     intervals = [accuracy_interval(int(count), len(squares)) for count in right]
     rows = [(*way, *interval) for way, interval in zip(ways, intervals, strict=True)]
-    result = Robustness(split, len(squares), pd.DataFrame(rows, columns=["corruption", "severity", "accuracy", "low", "high"]))
+    result = Robustness(split, len(squares), pd.DataFrame(rows, columns=_COLUMNS))
     _keep(run, result, changed)
     return result
 
@@ -131,9 +132,9 @@ def known_robustness(run: Run, split: str) -> Robustness | None:
     """What was measured before, unless the run has been trained on since."""
     try:
         told = json.loads(_file(run, split).read_text(encoding="utf-8"))
-        if told.pop("predictions") != predictions_changed(run.run_dir):
-            return None
-        return Robustness(split, int(told["images"]), pd.DataFrame(told["rows"]))
+        rows = pd.DataFrame(told["rows"], columns=_COLUMNS)
+        current = told["predictions"] == predictions_changed(run.run_dir) and set(rows["corruption"]) == {"none", *CORRUPTIONS}
+        return Robustness(split, int(told["images"]), rows) if current else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: it can be measured again
         return None
 

@@ -9,6 +9,7 @@ from scipy import sparse
 
 RESAMPLES = 1000
 LEVEL = 0.95
+TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
 _TOP = (3, 5)
 _CELLS = 500_000  # images times resamples that are held at once: what fits into a processor's cache is quickest
 
@@ -59,7 +60,7 @@ def score(
     """
     parts = _Parts(labels, probabilities, losses)
     value, of_class = parts.judged(np.ones((len(labels), 1)))
-    drawn = [parts.judged(weights) for weights in _resampled(labels, resamples, seed)]
+    drawn = [parts.judged(weights) for weights in resampled(labels, resamples, seed)]
     low, high = _interval([one for one, _ in drawn], value)
     class_low, class_high = _interval([one for _, one in drawn], of_class)
     bounds = {"": of_class[:, :, 0], "_low": class_low, "_high": class_high}
@@ -77,13 +78,12 @@ def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np
     if not drawn:
         nothing = np.full(like.shape[:-1], np.nan)
         return nothing, nothing
-    tails = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
-    low, high = np.percentile(np.concatenate(drawn, axis=-1), tails, axis=-1)
+    low, high = np.percentile(np.concatenate(drawn, axis=-1), TAILS, axis=-1)
     return low, high
 
 
-def _resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image was drawn: float64 ``[n, some]`` at a time, within classes."""
+def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image was drawn, with replacement and within its class: float64 ``[n, some]`` at a time."""
     random = np.random.default_rng(seed)
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels)

@@ -6,12 +6,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
+from finetune_core.evaluation.curves import OneVsRest
 from finetune_core.figures.style import (
     BEST_COLOR,
     CLASS_COLORS,
     COLD_SCALE,
+    LEGEND,
     MARGIN,
     OTHER_COLOR,
     SYMBOLS,
@@ -24,7 +25,6 @@ Shares = Literal["images", "true", "predicted"]
 
 _MOST_LABELLED_CELLS = 20
 _MOST_NAMED = 60
-_LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -82,8 +82,8 @@ def _add_cells(figure: go.Figure, counts: np.ndarray, order: Sequence[int], clas
         x=columns,
         y=rows,
         mode="markers",
-        marker={"symbol": "square", "size": 16, "color": WARM, "opacity": 0},
-        selected={"marker": {"opacity": 0.6}},
+        marker={"symbol": "square-open", "size": 24, "color": WARM, "line": {"width": 3}, "opacity": 0},
+        selected={"marker": {"opacity": 1}},
         unselected={"marker": {"opacity": 0}},
         customdata=np.array(order)[rows] * len(order) + np.array(order)[columns],
         text=[
@@ -114,103 +114,58 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
     return figure
 
 
-def roc_curves(curves: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Class -> ``false_positives, true_positives``, beside the diagonal of a guess."""
+def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
+    """Curves by class with their bands, beside the diagonal of a guess."""
     figure = go.Figure()
     figure.add_scatter(
         x=[0, 1], y=[0, 1], mode="lines", line={"color": OTHER_COLOR, "dash": "dot"}, name="a guess", hoverinfo="skip"
     )
     for number, (name, curve) in enumerate(curves.items()):
-        figure.add_scatter(x=curve["false_positives"], y=curve["true_positives"], **_line(number, name))
+        _add_band(figure, number, curve.roc_band, "false_positives")
+        figure.add_scatter(x=curve.roc["false_positives"], y=curve.roc["true_positives"], **_line(number, name))
     return _two_shares(figure, "Wrongly taken for the class", "Of the class, found")
 
 
-def recall_precision_curves(curves: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Class -> ``recall, precision``, drawn as the steps that average precision is the area of."""
+def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
+    """Curves by class with their bands, drawn as the steps that average precision is the area of."""
     figure = go.Figure()
     for number, (name, curve) in enumerate(curves.items()):
-        figure.add_scatter(x=curve["recall"], y=curve["precision"], **_line(number, name, shape="vh"))
+        _add_band(figure, number, curve.recall_precision_band, "recall")
+        points = curve.recall_precision
+        figure.add_scatter(x=points["recall"], y=points["precision"], **_line(number, name, shape="vh"))
     return _two_shares(figure, "Of the class, found (recall)", "Of those taken for it, right (precision)")
 
 
 def _line(number: int, name: str, shape: str = "linear") -> dict:
     dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
-    line = {"color": CLASS_COLORS[number % len(CLASS_COLORS)], "width": 2, "dash": dash, "shape": shape}
-    return {"mode": "lines", "name": label(name), "line": line, "hovertemplate": "%{x:.1%}, %{y:.1%}"}
+    line = {"color": _class_color(number), "width": 2, "dash": dash, "shape": shape}
+    shown = {"name": label(name), "legendgroup": str(number)}  # by number: two names may begin alike
+    return {"mode": "lines", "line": line, "hovertemplate": "%{x:.1%}, %{y:.1%}", **shown}
+
+
+def _add_band(figure: go.Figure, number: int, band: pd.DataFrame, x: str) -> None:
+    figure.add_scatter(
+        x=pd.concat([band[x], band[x][::-1]]),
+        y=pd.concat([band["high"], band["low"][::-1]]),
+        fill="toself",
+        fillcolor=_class_color(number),
+        opacity=0.15,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        legendgroup=str(number),
+        showlegend=False,
+    )
+
+
+def _class_color(number: int) -> str:
+    return CLASS_COLORS[number % len(CLASS_COLORS)]
 
 
 def _two_shares(figure: go.Figure, x: str, y: str) -> go.Figure:
     figure.update_xaxes(title_text=x, range=[-0.01, 1.01], tickformat=".0%")
     figure.update_yaxes(title_text=y, range=[-0.01, 1.03], tickformat=".0%")
-    figure.update_layout(height=420, margin=MARGIN, legend=_LEGEND, showlegend=True)
-    return figure
-
-
-def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Accuracy against confidence, with how many images are how sure below.
-
-    Args:
-        bins: name -> ``confidence, accuracy, images`` of each bin; two at most.
-    """
-    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.05)
-    ideal = {"color": OTHER_COLOR, "dash": "dot"}
-    figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line=ideal, name="as sure as it is right", hoverinfo="skip", row=1, col=1
-    )
-    looks = ((BEST_COLOR, "circle", "solid"), (WARM, "diamond", "dash"))
-    for (name, rows), (color, symbol, dash) in zip(bins.items(), looks, strict=False):
-        figure.add_scatter(
-            x=rows["confidence"],
-            y=rows["accuracy"],
-            customdata=rows["images"],
-            mode="lines+markers",
-            name=name,
-            line={"color": color, "width": 2, "dash": dash},
-            marker={"symbol": symbol, "size": 8},
-            hovertemplate="%{x:.1%} sure, %{y:.1%} right<br>%{customdata} images",
-            row=1,
-            col=1,
-        )
-        figure.add_bar(
-            x=rows["confidence"],
-            y=rows["images"],
-            width=0.015,
-            marker_color=color,
-            showlegend=False,
-            hoverinfo="skip",
-            row=2,
-            col=1,
-        )
-    figure.update_xaxes(range=[-0.01, 1.01], tickformat=".0%")
-    figure.update_xaxes(title_text="How sure", row=2, col=1)
-    figure.update_yaxes(title_text="How often right", range=[-0.02, 1.03], tickformat=".0%", row=1, col=1)
-    figure.update_yaxes(title_text="Images", rangemode="tozero", row=2, col=1)
-    figure.update_layout(height=480, margin=MARGIN, legend=_LEGEND, barmode="overlay")
-    return figure
-
-
-def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Figure:
-    """Accuracy among the images that are named, by their share; the choice is a point on it.
-
-    Args:
-        curve: ``coverage, accuracy, threshold``.
-        share, accuracy: of the choice; NaN where nothing is named.
-    """
-    figure = go.Figure()
-    figure.add_scatter(
-        x=curve["coverage"],
-        y=curve["accuracy"],
-        customdata=curve["threshold"],
-        mode="lines+markers" if len(curve) < 30 else "lines",
-        line={"color": BEST_COLOR, "width": 2},
-        hovertemplate="named: %{x:.1%}<br>right: %{y:.1%}<br>at least %{customdata:.1%} sure<extra></extra>",
-    )
-    figure.add_scatter(
-        x=[share], y=[accuracy], mode="markers", marker={"size": 14, "color": WARM, "symbol": "diamond"}, hoverinfo="skip"
-    )
-    figure.update_xaxes(title_text="Images that are named", range=[-0.01, 1.01], tickformat=".0%")
-    figure.update_yaxes(title_text="Right among those", tickformat=".0%")
-    figure.update_layout(height=360, margin=MARGIN, showlegend=False)
+    figure.update_layout(height=420, margin=MARGIN, legend=LEGEND, showlegend=True)
     return figure
 
 
@@ -274,5 +229,5 @@ def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure
         tickmode="array", tickvals=[0, 1, 2, 3], ticktext=["as they are", "mild", "middle", "strong"], range=[-0.15, 3.3]
     )
     figure.update_yaxes(title_text="Accuracy", range=[-0.02, 1.03], tickformat=".0%")
-    figure.update_layout(height=440, margin=MARGIN, legend=_LEGEND)
+    figure.update_layout(height=440, margin=MARGIN, legend=LEGEND)
     return figure

@@ -14,6 +14,7 @@ CLASS_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00"
 SYMBOLS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
 # Opaque: plotly picks black or white labels by the cell, whatever the page behind it.
 COLD_SCALE = ((0.0, "#edf5fa"), (1.0, "#0d5c8c"))
+LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 MARGIN = {"l": 10, "r": 10, "t": 10, "b": 10}
 
 

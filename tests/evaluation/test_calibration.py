@@ -34,6 +34,8 @@ def test_bins_are_scikit_learns():
         np.testing.assert_allclose(found["accuracy"], accuracy)
         np.testing.assert_allclose(found["confidence"], confidence)
         assert found["images"].sum() == len(labels)
+        assert (found["accuracy_low"] <= found["accuracy"]).all()
+        assert (found["accuracy"] <= found["accuracy_high"]).all()
 
 
 def test_the_error_of_a_known_case():
@@ -42,6 +44,8 @@ def test_the_error_of_a_known_case():
     found = calibration(sure, labels)
     assert found.ece == pytest.approx((10 * 0.2 + 10 * 0.0) / 20)
     assert found.bins["images"].tolist() == [10, 10]
+    wilson = found.bins[["accuracy", "accuracy_low", "accuracy_high"]].to_numpy().tolist()
+    assert wilson == [pytest.approx((0.6, 0.3127, 0.8318), abs=1e-4), pytest.approx((0.7, 0.3968, 0.8922), abs=1e-4)]
 
 
 def test_a_well_calibrated_network_needs_no_temperature():

@@ -3,6 +3,8 @@ from math import nan
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from finetune_core.errors import RunError
@@ -41,6 +43,26 @@ def test_everything_agrees_with_scikit_learn(table):
         told = report[str(index)]
         expected = (told["precision"], told["recall"], told["f1-score"]) if told["support"] else (told["precision"], nan, nan)
         assert (row["precision"], row["recall"], row["f1"]) == pytest.approx(expected, nan_ok=True)
+
+
+@given(st.integers(2, 6), st.integers(1, 50), st.integers(0, 2**32 - 1), st.data())
+@settings(max_examples=60, deadline=None)
+def test_classes_are_judged_as_scikit_learn_judges_them_and_absent_ones_have_no_numbers(width, count, seed, data):
+    random = np.random.default_rng(seed)
+    present = random.choice(width, data.draw(st.integers(1, width)), replace=False)
+    labels, logits = random.choice(present, count), random.integers(-2, 3, (count, width)).astype(np.float32)
+    table = pd.DataFrame({"id": range(count), "split": "test", "label": labels, "logits": list(logits)})
+    result = evaluate(table, tuple("abcdef"[:width]))
+    predicted, every = logits.argmax(1), np.arange(width)
+    np.testing.assert_array_equal(result.confusion, oracle.confusion_matrix(labels, predicted, labels=every))
+    told = oracle.precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
+    precision, recall, f1, images = (np.asarray(one, dtype=float) for one in told)
+    precision[result.confusion.sum(0) == 0] = nan
+    recall[images == 0] = f1[images == 0] = nan
+    expected = np.stack([precision, recall, f1, images], axis=1)
+    np.testing.assert_allclose(result.per_class[["precision", "recall", "f1", "images"]].to_numpy(float), expected)
+    assert result.per_class.loc[images == 0, ["roc_auc", "average_precision"]].isna().all(axis=None)
+    assert len(result.mistakes) == count - round(oracle.accuracy_score(labels, predicted) * count)
 
 
 def test_wilson_interval_of_a_known_case():

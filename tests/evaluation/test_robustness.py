@@ -58,8 +58,11 @@ def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):
     told = json.loads(file.read_text())
     file.write_text(json.dumps(told | {"predictions": 1}))
     assert known_robustness(run, "val") is None
-    file.write_text("[1]")
-    assert known_robustness(run, "val") is None
+    for damaged in ("[1]", json.dumps(told | {"rows": told["rows"][:4]}), json.dumps(told | {"rows": [{}]})):
+        file.write_text(damaged)
+        assert known_robustness(run, "val") is None
+    file.write_text(json.dumps(told))
+    assert known_robustness(run, "val") is not None
 
 
 def test_images_that_are_gone_are_named_as_the_reason(run, tmp_path):
