@@ -9,7 +9,7 @@ from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.arms import arm_titles
 from finetune_core.evaluation.disagree import Disagreement, disagreement
 from finetune_core.evaluation.layers import Layers, known_layers, measure_layers
-from finetune_core.evaluation.thaw_next import thaw_next
+from finetune_core.evaluation.thaw_next import Advice, thaw_next
 from finetune_core.figures.moved import MEASURES, by_stage, probe_profile
 from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, percent, things
@@ -61,11 +61,13 @@ def _stages(backbone: str, told: dict[str, Layers], places: dict[str, int]) -> N
     left, right = st.columns(2, gap="medium")
     with left:
         st.markdown("**Which stage to thaw next**")
+        advised: dict[Advice, list[str]] = {}
         for title, layers in told.items():
-            advice = thaw_next(layers, backbone)
-            what = f"thaw **{plain(advice.stage)}** next" if advice.stage else "nothing more to thaw"
+            advised.setdefault(thaw_next(layers, backbone), []).append(title)
+        for advice, titles in advised.items():
+            what = f"thaw **{plain(advice.stage)}** next" if advice.stage else "no reason to thaw more"
             icon = ":material/local_fire_department:" if advice.stage else ":material/check:"
-            st.markdown(f"{icon} {plain(title)}: {what}. {plain(advice.reason)}")
+            st.markdown(f"{icon} {plain(', '.join(titles))}: {what}. {plain(advice.reason)}")
     with right:
         if first.probes:
             st.markdown(
@@ -161,8 +163,10 @@ def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str])
     rows = sides[side]
     pages = -(-len(rows) // _ROWS)
     at = st.pagination(pages, key=f"pages-{mark}-{titles.index(side)}") if pages > 1 else 1
-    for _, row in rows.iloc[(at - 1) * _ROWS : at * _ROWS].iterrows():
-        _image(found, row, runs, titles)
+    columns = st.columns(2)
+    for number, (_, row) in enumerate(rows.iloc[(at - 1) * _ROWS : at * _ROWS].iterrows()):
+        with columns[number % 2]:
+            _image(found, row, runs, titles)
     st.caption(
         f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright: what speaks for the class that the network names "
         "(Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
@@ -173,7 +177,7 @@ def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: t
     true = found.classes[row["label"]]
     with st.container(border=True):
         st.markdown(f"**{plain(true)}** · {plain(row['id'])}")
-        with st.container(horizontal=True):
+        with st.grid("auto", min_column_width=110, gap="small"):
             for number, (run, title, letter) in enumerate(zip(runs, titles, "ab", strict=True)):
                 named = int(row[f"predicted_{letter}"])
                 try:
@@ -182,10 +186,10 @@ def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: t
                     st.error(plain(str(error)), icon=":material/broken_image:")
                     continue
                 if number == 0:
-                    st.image(seen.picture, caption="as the networks see it", width=180, alt=f"{row['id']}, a {true}")
+                    st.image(seen.picture, caption="as the networks see it", alt=f"{row['id']}, a {true}")
                 sign = "✓" if named == row["label"] else "✗"
                 words = f"{sign} {title}: {found.classes[named]} ({percent(row[f'confidence_{letter}'], 0)})"
-                st.image(seen.overlays[named], caption=plain(words), width=180, alt=f"{row['id']}, {words}")
+                st.image(seen.overlays[named], caption=plain(words), alt=f"{row['id']}, {words}")
 
 
 def _titles(runs: Sequence[Run]) -> list[str]:

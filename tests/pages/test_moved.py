@@ -1,0 +1,91 @@
+"""The sections of Compare that look into the networks, over real runs."""
+
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.evaluation.disagree import disagreement
+from finetune_core.evaluation.layers import known_layers
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+NASTY = '<b>x$1$"[a](b)'
+
+
+@pytest.fixture
+def runs(image_folder, tmp_path, monkeypatch):
+    """One that has hardly learned, and one that has, in the app's own folder."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    folder = image_folder(tmp_path / "images", {"red": 40, "blue": 40, NASTY: 40})
+    usual = {"data": str(folder), "image_size": 32, "batch_size": 16, "precision": "fp32", "seed": 2}
+    for settings in (
+        {"strategy": "feature_extraction", "epochs": 1, "learning_rate": 1e-5},
+        {"epochs": 2, "learning_rate": 1e-3},
+    ):
+        list(execute(create_run(make_config(usual | settings), paths.runs_dir())))
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    yield sorted(RunStore(paths.runs_dir()).runs(), key=lambda run: run.config.epochs)
+    st.cache_resource.clear()
+    st.cache_data.clear()
+
+
+def sections():
+    from pages.shared.moved import disagreements, what_moved
+    from pages.shared.state import store
+
+    judged = sorted(store().runs(), key=lambda run: run.config.epochs)
+    what_moved(judged)
+    disagreements(judged)
+
+
+def words(at):
+    kinds = ("markdown", "caption", "info", "error", "subheader")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind))
+
+
+def test_what_moved_is_measured_when_asked_for_and_stays(runs):
+    at = AppTest.from_function(sections, default_timeout=120).run()
+    assert not at.exception
+    assert "Which stage to thaw next" not in words(at)
+    next(button for button in at.button if button.label == "Measure 2 runs").click()
+    at.run()
+    assert not at.exception
+    assert all(known_layers(run) for run in runs)
+    again = AppTest.from_function(sections, default_timeout=120).run()
+    for shown in (at, again):
+        assert "Which stage to thaw next" in words(shown)
+        assert len(shown.get("plotly_chart")) == 5
+        assert not [button for button in shown.button if button.label.startswith("Measure")]
+    assert "Feature extraction" in words(again)
+
+
+def test_images_that_only_one_gets_right_are_shown_with_what_both_looked_at(runs):
+    found = disagreement(*runs)
+    more = max((found.only_a, found.only_b), key=len)
+    assert len(more), "the second run has learned more"
+    at = AppTest.from_function(sections, default_timeout=120)
+    at.session_state["disagree_box"] = True
+    at.run()
+    assert not at.exception
+    told = {metric.label: metric.value for metric in at.metric}
+    assert list(told.values()) == [str(n) for n in (found.both, len(found.only_a), len(found.only_b), found.neither)]
+    assert len(at.get("image")) == 3 * min(4, len(more))
+    assert NASTY not in words(at)
+
+
+def test_an_image_that_is_gone_is_named_and_the_others_are_still_shown(runs):
+    found = disagreement(*runs)
+    more = max((found.only_a, found.only_b), key=len)
+    gone = Path(runs[0].config.data, more["id"].iloc[0])
+    gone.unlink()
+    at = AppTest.from_function(sections, default_timeout=120)
+    at.session_state["disagree_box"] = True
+    at.run()
+    assert not at.exception
+    assert len(at.error) == 2
+    assert len(at.get("image")) == 3 * (min(4, len(more)) - 1)
