@@ -108,7 +108,9 @@ def start(*, expanded: bool) -> None:
 def verdict(comparison: Comparison) -> None:
     """What to take, in one sentence, and how each strategy stands to it."""
     with st.container(border=True):
-        st.markdown(f"#### :material/flag: {plain(comparison.verdict)}")
+        st.markdown(f"#### :material/flag: {plain(comparison.headline)}")
+        if comparison.caveat:
+            st.markdown(plain(comparison.caveat))
         for one in comparison.standings:
             color, icon = STANDING_LOOKS[one.kind]
             title = plain(comparison.arms[one.arm].title)

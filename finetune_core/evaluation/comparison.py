@@ -29,7 +29,7 @@ class Comparison:
         split: ``test`` where all runs have it, else ``val``.
         best: the place of the arm with the highest accuracy.
         advised: of the cheapest arm that no other one beats.
-        verdict: of all arms, in words.
+        headline, caveat: the verdict on all arms, in words: one sentence, and what else to know.
         standings: of each arm; none where the runs differ in their seeds only.
         notes: what has to be known to read it.
         differing: settings in which arms differ besides the strategy.
@@ -41,10 +41,15 @@ class Comparison:
     pairs: tuple[Pair, ...]
     best: int
     advised: int
-    verdict: str
+    headline: str
+    caveat: str
     standings: tuple[Standing, ...]
     notes: tuple[str, ...]
     differing: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        return f"{self.headline} {self.caveat}".strip()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, ``images``, ``split``, ``notes``, ``advised``."""
@@ -83,13 +88,13 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     advised = min((index for index in range(len(arms)) if index not in beaten), key=lambda index: arms[index].cost.seconds)
     images = correct[0].shape[1]
     seeds_only = len(arms) > 1 and len({arm_of(arm.config) for arm in arms}) == 1
-    verdict = (
+    told = (
         verdicts.same_but_for_seeds(arms, pairs, images) if seeds_only else verdicts.overall(arms, pairs, best, advised, images)
     )
     standings = () if seeds_only else verdicts.standings(arms, pairs, best, advised)
     differing = tuple(name for name in differing_settings([arm.config for arm in arms]) if name not in STRATEGY_FIELDS)
     notes = verdicts.notes(split, arms, repeats)
-    return Comparison(split, images, arms, pairs, best, advised, verdict, standings, notes, differing)
+    return Comparison(split, images, arms, pairs, best, advised, *told, standings, notes, differing)
 
 
 def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:

@@ -31,7 +31,7 @@ def report_html(comparison: Comparison, figures: Sequence[tuple[str, go.Figure]]
 
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f'<div class="verdict"><b>{_text(comparison.verdict)}</b>{_standings(comparison)}</div>',
+        f'<div class="verdict"><b>{_text(comparison.headline)}</b> {_text(comparison.caveat)}{_standings(comparison)}</div>',
         *(f"<p>{_text(note)}</p>" for note in comparison.notes),
         "<h2>Strategies</h2>",
         _table(*arms_table(comparison)),

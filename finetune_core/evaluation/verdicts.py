@@ -15,9 +15,14 @@ def points(share: float) -> str:
     return f"{share * 100:.1f}".replace("-", "−")
 
 
+def quoted(title: str) -> str:
+    """A strategy's title within a sentence: one of them is called Everything."""
+    return f"“{title}”"
+
+
 def of_pair(a: str, b: str, test: PairedTest, different: bool, smallest: float, pairs: int) -> str:
     """The verdict on two arms, the better one first."""
-    low, high = sorted((test.low, test.high))
+    a, b, low, high = quoted(a), quoted(b), test.low, test.high
     if test.difference < 0:
         a, b, low, high = b, a, -high, -low
     images = f"on these {things(test.images, 'image')}"
@@ -40,41 +45,40 @@ def of_pair(a: str, b: str, test: PairedTest, different: bool, smallest: float, 
     return f"{a} and {b} are not distinguishable {images}; {unseen}.{luck}"
 
 
-def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int, images: int) -> str:
-    """One or two sentences on all arms: which one to take, and why."""
-    top, take = arms[best], arms[advised]
+def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int, images: int) -> tuple[str, str]:
+    """(what to take, in one sentence; what else to know, or nothing)."""
+    top, take = quoted(arms[best].title), quoted(arms[advised].title)
     on = f"on these {things(images, 'image')}"
     if len(arms) == 1:
-        return f"{top.title}: {percent(top.accuracy.value)} {on}. Add another strategy to compare it with."
+        return f"{top}: {percent(arms[best].accuracy.value)} {on}.", "Add another strategy to compare it with."
     alike = _alike(arms, pairs, best)
     if (shows := _unseen(pairs, best, alike)) > _BLUNT:
-        limit = f"differences under {points(shows)} points" if shows < 1 else "differences"
-        return (
-            f"Too little to choose by {on}: {limit} would hardly show. {top.title} did best; more images or more seeds would tell whether "
-            "that was luck."
-        )
-    alone = (
-        " One seed each: that holds for these networks, not yet for the strategies."
-        if any(len(arm.members) == 1 for arm in arms)
+        limit = f"Differences under {points(shows)} points" if shows < 1 else "Differences"
+        rest = f"{limit} would hardly show. {top} did best; more images or more seeds would tell whether that was luck."
+        return f"Too little to choose by {on}.", rest
+    alone = [quoted(arm.title) for arm in arms if len(arm.members) == 1]
+    caveat = (
+        f"{_listed(alone)} had one seed only: that holds for the networks trained here, not yet for the "
+        f"{'strategy' if len(alone) == 1 else 'strategies'}."
+        if alone
         else ""
     )
     if not alike:
-        return f"Take {top.title}: it beats every other one {on}.{alone}"
-    if take is top:
-        others = _listed([arms[index].title for index in alike])
-        return f"Take {top.title}: it did best {on}, and nothing cheaper does as well. {others} cannot be told apart from it.{alone}"
-    return f"Take {take.title}: the cheapest that cannot be told apart from the best, {top.title}, {on}.{alone}"
+        return f"Take {take}: it beats every other one {on}.", caveat
+    if advised == best:
+        others = _listed([quoted(arms[index].title) for index in alike])
+        rest = f"{others} cannot be told apart from it, but cost{'s' if len(alike) == 1 else ''} more."
+        return f"Take {take}: it did best {on}, and nothing cheaper does as well.", f"{rest} {caveat}".strip()
+    return f"Take {take}: the cheapest that cannot be told apart from the best, {top}, {on}.", caveat
 
 
-def same_but_for_seeds(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> str:
+def same_but_for_seeds(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:
     """Of runs of one strategy, each taken for itself: how far apart luck alone puts them."""
     values = [arm.accuracy.value for arm in arms]
     apart = sum(pair.different for pair in pairs)
     told = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
-    return (
-        f"These runs differ in their seeds only: {percent(min(values))} to {percent(max(values))} on these {things(images, 'image')}; "
-        f"{told}. Add another strategy to compare it with."
-    )
+    spread = f"{percent(min(values))} to {percent(max(values))} on these {things(images, 'image')}"
+    return f"These runs differ in their seeds only: {spread}; {told}.", "Add another strategy to compare it with."
 
 
 def standings(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int) -> tuple[Standing, ...]:
@@ -118,9 +122,8 @@ def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str,
         found.append(
             "Judged on the validation images, on which each run's best epoch was chosen: all accuracies are a little optimistic."
         )
-    alone = [arm.title for arm in arms if len(arm.members) == 1]
-    if alone:
-        found.append(f"One seed only: {_listed(alone)}. Three or more tell a better strategy from a lucky run.")
+    if any(len(arm.members) == 1 for arm in arms):
+        found.append("Three seeds or more for each tell a better strategy from a lucky run.")
     early = [
         f"{arm.title}, seed {member.run.config.seed}"
         for arm in arms

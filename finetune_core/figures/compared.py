@@ -103,7 +103,7 @@ def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
                 x=[cost, uncached],
                 y=[arm.accuracy.value] * 2,
                 mode="lines+markers",
-                line={"color": _color(at), "width": 1, "dash": "dot"},
+                line={"color": _color(at), "width": 1},
                 marker=_marker(at) | {"symbol": ["circle", f"{_symbol(at)}-open"], "size": [0, 13]},
                 hovertemplate="without the cache: %{x:.3~g}<extra>%{fullData.name}</extra>",
                 name=escaped(arm.title),
@@ -160,15 +160,24 @@ def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
     cut = [arm for arm in arms if arm.depth.whole]
     if len({arm.depth.trained_stages for arm in cut}) < 2:
         return None
+    depths = sorted({arm.depth.trained_stages for arm in cut})
     figure = _lines(
-        arms, cut, lambda arm: arm.depth.trained_stages, lambda arm: (arm.config.backbone, arm.config.train_fraction)
+        arms,
+        cut,
+        lambda arm: depths.index(arm.depth.trained_stages),  # evenly spaced: the names need the room
+        lambda arm: (arm.config.backbone, arm.config.train_fraction),
     )
     names = {arm.depth.trained_stages: arm.depth.first_stage for arm in cut}
-    if len({arm.config.backbone for arm in cut}) == 1:
-        figure.update_xaxes(
-            tickmode="array", tickvals=list(names), ticktext=[f"{escaped(name)} ({n})" for n, name in names.items()]
-        )
-    figure.update_xaxes(title_text="First stage that trains (how many train)")
+    one = len({arm.config.backbone for arm in cut}) == 1  # others have other stages
+    words = [f"{escaped(names[count])}<br>({count})" if one else str(count) for count in depths]
+    figure.update_xaxes(
+        title_text="First stage that trains (how many train)" if one else "Stages that train",
+        tickmode="array",
+        tickvals=list(range(len(depths))),
+        ticktext=words,
+        zeroline=False,
+        tickangle=0,
+    )
     return figure
 
 

@@ -1,95 +1,17 @@
 """The app in a real browser: the way a newcomer goes, cold deep links, a reload in mid-training."""
 
-import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-CHROMIUM = os.environ.get("THAW_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 PAGES = ("", "dataset", "configure", "train", "evaluate", "compare", "predict")
 LINKS = ["Home", "Dataset", "Configure", "Train", "Evaluate", "Compare", "Predict"]
 MINUTE = 60_000
 SIZES = {"train": 14, "val": 5}
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium on this machine")
 
-
-class Server:
-    """The app on a port of its own, with a folder of its own."""
-
-    def __init__(self, home):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (home / "server.log").open("wb")
-        command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={self.port}"]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"THAW_HOME": str(home)}, stdout=self.log, stderr=subprocess.STDOUT
-        )
-        end = time.monotonic() + 60
-        while not self._healthy():
-            assert self.process.poll() is None, (home / "server.log").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.2)
-
-    def _healthy(self):
-        try:
-            return urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2).status == 200
-        except OSError:
-            return False
-
-    def close(self):
-        self.process.terminate()
-        self.process.wait(30)
-        self.log.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def server(tmp_path):
-    running = Server(tmp_path)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def page(browser):
-    opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(MINUTE)
-    yield opened
-    opened.close()
-
-
-def no_error_on(page):
-    assert page.locator("[data-testid=stException]").count() == 0
-
-
-def test_try_it_now_leads_to_an_evaluated_model_without_typing(server, page):
+def test_try_it_now_leads_to_an_evaluated_model_without_typing(server, page, no_error_on):
     page.goto(server.url)
     page.get_by_role("button", name="Try it now").click()
     page.wait_for_url(re.compile(r"/train\?run="))
@@ -101,7 +23,7 @@ def test_try_it_now_leads_to_an_evaluated_model_without_typing(server, page):
     no_error_on(page)
 
 
-def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page):
+def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page, no_error_on):
     page.goto(f"{server.url}/configure")
     page.get_by_label("Epochs", exact=True).fill("300")
     page.get_by_label("Image size (pixels)", exact=True).fill("32")
@@ -142,7 +64,7 @@ def archive(image_folder, tmp_path):
     return shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "packed")
 
 
-def test_an_uploaded_archive_is_inspected_mended_and_trained_on_and_the_run_says_so(server, page, archive):
+def test_an_uploaded_archive_is_inspected_mended_and_trained_on_and_the_run_says_so(server, page, archive, no_error_on):
     page.goto(f"{server.url}/dataset")
     page.get_by_text("Upload", exact=True).click()
     page.locator("input[type=file]").set_input_files(archive)
@@ -171,17 +93,13 @@ def test_an_uploaded_archive_is_inspected_mended_and_trained_on_and_the_run_says
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_cold_deep_link_shows_the_page_with_the_same_links(tmp_path, page, name):
-    server = Server(tmp_path)
-    try:
-        page.goto(f"{server.url}/{name}")
-        page.get_by_role("heading", level=1).wait_for()
-        page.wait_for_function("document.querySelectorAll('[data-testid=stPageLink]').length == 7")
-        assert [text.split("\n")[-1] for text in page.locator("[data-testid=stPageLink]").all_inner_texts()] == LINKS
-        assert page.locator("[data-testid=stSidebarNav]").count() == 0
-        no_error_on(page)
-    finally:
-        server.close()
+def test_a_cold_deep_link_shows_the_page_with_the_same_links(server, page, no_error_on, name):
+    page.goto(f"{server.url}/{name}")
+    page.get_by_role("heading", level=1).wait_for()
+    page.wait_for_function("document.querySelectorAll('[data-testid=stPageLink]').length == 7")
+    assert [text.split("\n")[-1] for text in page.locator("[data-testid=stPageLink]").all_inner_texts()] == LINKS
+    assert page.locator("[data-testid=stSidebarNav]").count() == 0
+    no_error_on(page)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -192,10 +110,3 @@ def test_nothing_is_wider_than_a_phone(shared_server, browser, name):
     width = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
     page.close()
     assert width <= 390
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("shared"))
-    yield running
-    running.close()

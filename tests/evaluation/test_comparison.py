@@ -49,7 +49,7 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
     assert not pair_of(told, "Last block", "Feature extraction")["different"]
     assert told["advised"] == "Feature extraction"
     assert told["verdict"] == (
-        "Take Feature extraction: the cheapest that cannot be told apart from the best, Last block, on these 540 images."
+        "Take “Feature extraction”: the cheapest that cannot be told apart from the best, “Last block”, on these 540 images."
     )
     for pair in told["pairs"]:
         assert pair["ci_low"] <= pair["difference"] <= pair["ci_high"]
@@ -60,7 +60,7 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
 def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_shown(three_strategies):
     told = compare_runs(three_strategies).to_json()
     better = pair_of(told, "Feature extraction", "Everything")
-    assert better["verdict"].startswith("Feature extraction beats Everything by ")
+    assert better["verdict"].startswith("“Feature extraction” beats “Everything” by ")
     assert f"by {abs(better['difference']) * 100:.1f} points (" in better["verdict"]
     assert better["verdict"].endswith(" on these 540 images.")
     alike = pair_of(told, "Feature extraction", "Last block")
@@ -103,14 +103,14 @@ def test_with_one_seed_the_claim_is_about_the_networks(made_run):
     assert pair["about"] == "networks"
     assert pair["mcnemar_p"] == pytest.approx(mcnemar_p(a, b))
     assert "one seed says nothing of other seeds" in pair["verdict"]
-    assert "for these networks, not yet for the strategies" in compared.verdict
-    assert any("One seed only: Last block and Everything" in note for note in compared.notes)
+    assert "“Last block” and “Everything” had one seed only: that holds for the networks trained here" in compared.verdict
+    assert any("Three seeds or more" in note for note in compared.notes)
 
 
 def test_so_few_images_advise_nothing(made_run):
     runs = [made_run(np.arange(12) < n, strategy=name) for n, name in ((9, "last_block"), (8, "full"))]
     compared = compare_runs(runs)
-    assert compared.verdict.startswith("Too little to choose by on these 12 images")
+    assert compared.verdict.startswith("Too little to choose by on these 12 images. Differences under ")
     assert [one.kind for one in compared.standings] == ["best", "alike"]
 
 
