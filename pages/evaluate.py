@@ -191,7 +191,12 @@ try:
     split = splits[0]
     if len(splits) > 1:
         split = st.segmented_control(
-            "Images", splits, format_func=lambda name: f"{SPLIT_WORDS[name]} images", default=split, required=True
+            "Images",
+            splits,
+            format_func=lambda name: f"{SPLIT_WORDS[name]} images",
+            default=split,
+            required=True,
+            key="evaluate_split",
         )
     outcome = evaluation(chosen, split)
     headline(outcome)

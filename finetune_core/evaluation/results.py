@@ -1,13 +1,14 @@
 """A run -> its evaluation, worked out once for each table of predictions, however often a page asks."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from finetune_core.evaluation.calibration import Scaling, scale
+from finetune_core.evaluation.calibration import Binning, Calibration, Scaling, calibration, scale
 from finetune_core.evaluation.curves import OneVsRest, one_vs_rest
-from finetune_core.evaluation.metrics import Evaluation, evaluate, judged_arrays, judged_splits
+from finetune_core.evaluation.metrics import Evaluation, evaluate, judged_arrays, judged_splits, logits_of
 from finetune_core.evaluation.scores import RESAMPLES, Scores, score
 from finetune_core.evaluation.slices import Facts, image_facts, slices
 from finetune_core.runs.store import Run
@@ -32,16 +33,7 @@ def predicted_splits(run: Run) -> list[str]:
     Raises:
         RunError: when it has none.
     """
-    return judged_splits(prediction_table(run))
-
-
-def prediction_table(run: Run) -> pd.DataFrame:
-    """The run's table of predictions, as ``load_predictions`` gives it; shared, not to be changed.
-
-    Raises:
-        RunError: when it has none.
-    """
-    return _table(run.run_dir, predictions_changed(run.run_dir))
+    return judged_splits(_table(run.run_dir, predictions_changed(run.run_dir)))
 
 
 def scores(run: Run, split: str) -> Scores:
@@ -63,13 +55,23 @@ def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
     return _class_curves(run.run_dir, predictions_changed(run.run_dir), _classes(run), split, label)
 
 
-def scaling(run: Run, split: str) -> Scaling | None:
-    """Temperature scaling of a split, by other images than it is judged on; None where there are too few.
+@dataclass(frozen=True)
+class Calibrated:
+    """Calibration of a split as it is, and scaled by a temperature of other images; None where there are too few of those."""
+
+    before: Calibration
+    scaling: Scaling | None
+    after: Calibration | None
+
+
+def calibrated(run: Run, split: str, binning: Binning = "width") -> Calibrated:
+    """Calibration of a split before and after temperature scaling.
 
     Raises:
-        RunError: when the run has no predictions.
+        RunError: when the run has no predictions for it.
     """
-    return _scaling(run.run_dir, predictions_changed(run.run_dir), split)
+    evaluation(run, split)
+    return _calibrated(run.run_dir, predictions_changed(run.run_dir), split, binning)
 
 
 def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
@@ -110,5 +112,9 @@ def _class_curves(run_dir: Path, changed: int, classes: tuple[str, ...], split: 
 
 
 @lru_cache(maxsize=16)
-def _scaling(run_dir: Path, changed: int, split: str) -> Scaling | None:
-    return scale(_table(run_dir, changed), split)
+def _calibrated(run_dir: Path, changed: int, split: str, binning: Binning) -> Calibrated:
+    table = _table(run_dir, changed)
+    rows, scaled = table[table["split"] == split], scale(table, split)
+    labels = rows["label"].to_numpy()
+    after = calibration(scaled.logits, labels, binning) if scaled else None
+    return Calibrated(calibration(logits_of(rows), labels, binning), scaled, after)

@@ -4,10 +4,10 @@ from math import isnan
 
 import streamlit as st
 
-from finetune_core.evaluation.calibration import BINS, FEWEST, Scaling, calibration
+from finetune_core.evaluation.calibration import BINS, FEWEST, Scaling
 from finetune_core.evaluation.curves import coverage_curve, named_at
-from finetune_core.evaluation.metrics import Evaluation, logits_of
-from finetune_core.evaluation.results import prediction_table, scaling
+from finetune_core.evaluation.metrics import Evaluation
+from finetune_core.evaluation.results import calibrated
 from finetune_core.figures.sureness import coverage_figure, reliability_diagram
 from finetune_core.runs.store import Run
 from finetune_core.words import number, percent, things
@@ -42,11 +42,8 @@ def _reliability(run: Run, result: Evaluation) -> None:
         key="binning",
         help="Images are put together by how sure the network is of what it names.",
     )
-    table = prediction_table(run)
-    rows = table[table["split"] == result.split]
-    labels = rows["label"].to_numpy()
-    before, scaled = calibration(logits_of(rows), labels, binning), scaling(run, result.split)
-    after = calibration(scaled.logits, labels, binning) if scaled else None
+    found = calibrated(run, result.split, binning)
+    before, scaled, after = found.before, found.scaling, found.after
     what = "Expected calibration error: how far confidence and accuracy are apart, in the mean over the bins above, each counting by its "
     what += "images. It depends on the bins."
     with st.container(horizontal=True):

@@ -1,0 +1,120 @@
+"""What the ``evaluate`` command does: judges a run by the same numbers as the page, and prints them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from rich.markup import escape
+from rich.table import Table
+
+from finetune_core.evaluation.calibration import BINS
+from finetune_core.evaluation.metrics import Evaluation
+from finetune_core.evaluation.results import Calibrated, calibrated, evaluation, scores, sliced
+from finetune_core.evaluation.robustness import CORRUPTIONS, Robustness, known_robustness, measure_robustness
+from finetune_core.evaluation.scores import Scores
+from finetune_core.runs.store import Run
+from finetune_core.terminal import out, print_scores, progress_bar, shown
+from finetune_core.words import percent, things
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """All that is known of one split of a run; ``robustness`` is None where nobody has measured it."""
+
+    run: Run
+    result: Evaluation
+    scores: Scores
+    calibrated: Calibrated
+    slices: pd.DataFrame
+    robustness: Robustness | None
+
+
+def judge(run: Run, split: str | None, *, corrupt: bool) -> Judgement:
+    """Judge a split, the one to be believed first when None.
+
+    Args:
+        corrupt: measure robustness if it is not known yet.
+
+    Raises:
+        FinetuneError: when there are no predictions, or no network or images to measure with.
+    """
+    result = evaluation(run, split)
+    split = result.split
+    known = known_robustness(run, split)
+    if corrupt and known is None:
+        with progress_bar() as bar:
+            known = shown(bar, "Naming worse and worse images", measure_robustness(run, split))
+    return Judgement(run, result, scores(run, split), calibrated(run, split), sliced(run, split)[1], known)
+
+
+def judgement_json(judgement: Judgement) -> dict[str, Any]:
+    """What is not defined is null."""
+    result, numbers, confidence = judgement.result, judgement.scores, judgement.calibrated
+    scaled = confidence.scaling
+    return {
+        "run_id": judgement.run.run_id,
+        "split": result.split,
+        "images": result.images,
+        "accuracy": result.accuracy,
+        "accuracy_low": result.low,
+        "accuracy_high": result.high,
+        "loss": result.loss,
+        "classes": list(result.classes),
+        "confusion": result.confusion.tolist(),
+        "per_class": _rows(_with_areas(result, numbers)),
+        "scores": {row.pop("name"): row for row in _rows(numbers.table)},
+        "resamples": numbers.resamples,
+        "absent_classes": [result.classes[label] for label in numbers.absent],
+        "calibration": {
+            "ece": confidence.before.ece,
+            "binning": f"{BINS} bins of equal width",
+            "temperatures": list(scaled.temperatures) if scaled else None,
+            "fitted_on": scaled.source if scaled else None,
+            "ece_scaled": confidence.after.ece if confidence.after else None,
+            "loss_scaled": confidence.after.loss if confidence.after else None,
+        },
+        "slices": _rows(judgement.slices),
+        "robustness": _rows(judgement.robustness.rows) if judgement.robustness else None,
+    }
+
+
+def print_judgement(judgement: Judgement) -> None:
+    """The same for people, with slices only where a difference is clear."""
+    result, confidence = judgement.result, judgement.calibrated
+    out.print(
+        f"Accuracy {percent(result.accuracy)} on {things(result.images, f'{result.split} image')} "
+        f"(95 % interval {percent(result.low)} to {percent(result.high)}), loss {result.loss:.3f}"
+    )
+    if result.split == "val":
+        out.print("The best epoch was chosen on these images, so the numbers are a little optimistic.")
+    print_scores(result, judgement.scores)
+    told = f"Calibration error {percent(confidence.before.ece)} ({BINS} bins of equal width)"
+    if confidence.after:
+        words = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
+        told += f"; {percent(confidence.after.ece)} at temperature {words}, fitted on other images"
+    out.print(f"{told}.")
+    for row in judgement.slices[judgement.slices["verdict"].isin(["worse", "better"])].itertuples(index=False):
+        out.print(
+            escape(
+                f"{row.by} {row.slice}: {percent(row.accuracy)} right, {row.verdict} than the rest ({things(row.images, 'image')})."
+            )
+        )
+    if judgement.robustness:
+        out.print(_robustness_table(judgement.robustness))
+
+
+def _robustness_table(known: Robustness) -> Table:
+    table = Table("Accuracy under", "as they are", "mild", "middle", "strong", box=None)
+    right = known.rows.set_index(["corruption", "severity"])["accuracy"]
+    for name, corruption in CORRUPTIONS.items():
+        table.add_row(corruption.title, *(percent(one) for one in (right["none", 0], *(right[name, n] for n in (1, 2, 3)))))
+    return table
+
+
+def _with_areas(result: Evaluation, numbers: Scores) -> pd.DataFrame:
+    bounds = numbers.classes.drop(columns=["roc_auc", "average_precision"])
+    return pd.concat([result.per_class, bounds], axis=1)
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return table.astype("object").where(table.notna(), None).to_dict(orient="records")

@@ -1,0 +1,227 @@
+"""The Evaluate page, run by Streamlit's own test harness against runs that were trained on a few coloured images."""
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.evaluation import results
+from finetune_core.evaluation.results import evaluation
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NASTY = '<script>alert("x")<'
+SETTINGS = {"image_size": 32, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder_once, tmp_path_factory):
+    """Where runs and data are: ``tested`` has test images, none of the nasty class, some wrongly labelled; ``untested`` has none."""
+    home, folder = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("images")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THAW_HOME", str(home))
+        image_folder_once(folder, {"red": 30, "blue": 30, NASTY: 14})
+        rows = []
+        for path in sorted(folder.rglob("*.png")):
+            name, number = path.parent.name, int(path.stem)
+            split = "train" if number < 10 else "val" if number < 14 else "test"
+            label = "blue" if name == "red" and number >= 27 else name
+            rows.append(
+                {"path": path.relative_to(folder).as_posix(), "label": label, "split": split, "camera": "AB"[number % 2]}
+            )
+        manifest = folder / "set.csv"
+        pd.DataFrame(rows).to_csv(manifest, index=False)
+        for name, data, settings in (("tested", manifest, {}), ("untested", folder, {"test_fraction": 0})):
+            reservation = create_run(make_config({"data": str(data), **SETTINGS, **settings}), paths.runs_dir())
+            list(execute(reservation))
+            shutil.move(reservation.run_dir, paths.runs_dir() / name)
+    return home, folder
+
+
+@pytest.fixture(autouse=True)
+def in_its_home(trained, monkeypatch):
+    monkeypatch.setenv("THAW_HOME", str(trained[0]))
+    st.cache_resource.clear()
+    st.cache_data.clear()
+    yield
+    st.cache_resource.clear()
+    st.cache_data.clear()
+
+
+@pytest.fixture
+def run(trained):
+    return RunStore(trained[0] / "runs").run("tested")
+
+
+def opened(run_id="tested", view="Mistakes"):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["run"] = run_id
+    at.session_state["evaluate_view"] = view
+    at.switch_page("pages/evaluate.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def words(at):
+    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "subheader")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
+
+
+def metrics(at):
+    return {metric.label: metric.value for metric in at.metric}
+
+
+def captions(at):
+    return [image.proto.imgs[0].caption.replace("\\", "") for image in at.get("image")]
+
+
+def tables(at):
+    return [table.value for table in at.dataframe]
+
+
+def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(run):
+    at = opened()
+    result = evaluation(run, "test")
+    assert metrics(at)["Images"] == str(result.images) == "32"
+    assert "used for nothing before" in words(at)
+    at.session_state["evaluate_split"] = "val"
+    at.run()
+    assert metrics(at)["Images"] == str(evaluation(run, "val").images)
+    assert "a little optimistic. Believe the test images." in words(at)
+    untested = opened("untested")
+    assert "There are no test images to check them on." in untested.warning[0].value
+
+
+def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers():
+    at = opened()
+    table = tables(at)[0]
+    assert table["recall"].dropna().is_monotonic_increasing
+    last = table.iloc[-1]
+    assert (last["Class"], last["Images"]) == (NASTY, 0)
+    assert table.iloc[-1][["recall", "f1"]].isna().all()
+    assert "not defined" in words(at)
+
+
+def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(run):
+    at = opened()
+    result = evaluation(run, "test")
+    wrong = result.confusions(1).iloc[0]
+    true, predicted = result.classes.index(wrong["true"]), result.classes.index(wrong["predicted"])
+    cell, before = result.cell(true, predicted), len(at.get("image"))
+    shown = min(6, len(cell))
+    at.selectbox(key="true-tested-test").set_value(true)
+    at.selectbox(key="predicted-tested-test").set_value(predicted)
+    at.run()
+    assert len(at.get("image")) == before + shown > before
+    at.selectbox(key=f"why-cell-tested-test-{true}-{predicted}").set_value(cell["id"].iloc[0]).run(timeout=120)
+    assert not at.exception
+    assert len(at.get("image")) == before + shown + 3
+    assert any(caption.startswith(f"Its class: {wrong['true']}") for caption in captions(at))
+    assert any(caption.startswith(f"Taken for: {wrong['predicted']}") for caption in captions(at))
+
+
+def test_an_empty_cell_is_said_to_be_empty(run):
+    at = opened()
+    nasty = evaluation(run, "test").classes.index(NASTY)
+    at.selectbox(key="true-tested-test").set_value(nasty)
+    at.selectbox(key="predicted-tested-test").set_value(nasty)
+    at.run()
+    assert "no image" in words(at)
+
+
+def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
+    sample = evaluation(run, "test").mistakes["id"].iloc[0]
+    file = trained[1] / sample
+    file.rename(file.with_suffix(".away"))
+    try:
+        at = opened()
+        assert "is not there any more" in words(at)
+        at.selectbox(key="why-mistakes-tested-test").set_value(sample).run(timeout=120)
+        assert not at.exception
+        assert file.name in at.error[0].value.replace("\\", "")
+    finally:
+        file.with_suffix(".away").rename(file)
+
+
+def test_mistakes_or_highest_losses(run):
+    at = opened()
+    result = evaluation(run, "test")
+    assert f"{len(result.mistakes)} mistakes" in words(at)
+    assert len(at.get("image")) == min(12, len(result.mistakes))
+    at.session_state["mistakes-by"] = "loss"
+    at.run()
+    assert len(at.get("image")) == 12
+    assert captions(at)[0].endswith(f"loss {result.top_losses['loss'].iloc[0]:.2f}")
+
+
+def test_a_tab_is_worked_out_only_when_it_is_opened():
+    for cached in (results._scores, results._class_curves, results._calibrated):
+        cached.cache_clear()
+    opened()
+    opened(view="Slices")
+    assert [one.cache_info().misses for one in (results._scores, results._class_curves, results._calibrated)] == [0, 0, 0]
+
+
+def test_all_numbers_have_intervals_and_say_what_they_leave_out():
+    at = opened(view="All numbers")
+    table = tables(at)[1].set_index("Number")
+    assert len(table) == 9
+    assert table.loc["Accuracy", "95 % interval"].endswith("%")
+    assert all(" to " in interval for interval in table["95 % interval"])
+    assert "There are no images of 1 class here" in words(at)
+
+
+def test_curves_of_the_hardest_classes_and_the_areas_of_all():
+    at = opened(view="Curves")
+    assert len(at.get("plotly_chart")) == 3
+    areas = tables(at)[1].set_index("Class")
+    assert areas.loc[NASTY, "ROC AUC"] == "not defined"
+    assert " to " in areas.loc["red", "ROC AUC, 95 % interval"]
+    at.multiselect(key="curves-tested-test").set_value([]).run()
+    assert "Choose a class" in words(at)
+    assert len(at.get("plotly_chart")) == 1
+
+
+def test_how_sure_says_what_the_temperature_was_fitted_on():
+    at = opened(view="How sure")
+    assert "ECE" in metrics(at)
+    assert "Too few images to fit a temperature on" in words(at)  # there are twelve for validation
+    assert metrics(at)["Named"].endswith("%")
+    at.slider(key="threshold").set_value(100).run()
+    assert metrics(at)["Right among those"] == "–"
+    assert len(at.get("plotly_chart")) == 3
+
+
+def test_slices_offer_what_a_manifest_says():
+    at = opened(view="Slices")
+    assert "camera" in at.selectbox(key="by-tested-test").options
+    assert not at.exception
+
+
+def test_robustness_is_measured_once_and_stays_with_the_run(run):
+    at = opened(view="Robustness")
+    kept = run.run_dir / "robustness-test.json"
+    assert not kept.exists()
+    at.button(key="measure").click().run(timeout=300)
+    assert not at.exception
+    assert kept.is_file()
+    again = opened(view="Robustness")
+    assert again.button(key="measure").label == "Measure again"
+    assert "Hardest to bear" in words(again)
+    assert len(again.get("plotly_chart")) == 2
+
+
+@pytest.mark.parametrize("view", ["Mistakes", "All numbers", "Curves", "How sure", "Slices", "Robustness"])
+def test_names_never_become_markup(view):
+    assert NASTY not in words(opened(view=view))
+
+
+def test_the_network_can_be_exported_from_here():
+    assert any("Export" in box.label for box in opened().expander)
