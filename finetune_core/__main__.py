@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 from rich.markup import escape
 from rich.table import Column, Table
@@ -27,11 +26,9 @@ from finetune_core.data.findings import Finding, unanswered
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError, DataError, FinetuneError, ImageError, TrainingError
+from finetune_core.evaluate_command import judge, judgement_json, print_judgement
 from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.predict import load_predictor
-from finetune_core.evaluation.results import evaluation, scores
-from finetune_core.evaluation.scores import Scores
 from finetune_core.export.formats import FORMATS, export_run
 from finetune_core.export.tensors import is_export, load_export
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
@@ -45,13 +42,13 @@ from finetune_core.terminal import (
     out,
     print_inspection,
     print_json,
-    print_scores,
     progress_bar,
     result_in_words,
     show_phases,
     show_training,
     shown,
 )
+from finetune_core.training.hyperrule import rule_of
 from finetune_core.words import size
 
 app = typer.Typer(
@@ -211,6 +208,13 @@ def train(
     split_seed: Annotated[str | None, _setting("split_seed", "N")] = None,
     groups: Annotated[str | None, _setting("groups", "PATTERN")] = None,
     near_duplicates: Annotated[str | None, _setting("near_duplicates", "NAME")] = None,
+    by_size: Annotated[
+        bool,
+        typer.Option(
+            "--by-size",
+            help="Length, image size, optimizer and rate by the size of the data (BiT's HyperRule); other options win.",
+        ),
+    ] = False,
     as_is: AsIs = False,
     skip_limit: Annotated[str | None, _setting("skip_limit", "X")] = None,
     precision: Annotated[str | None, _setting("precision", "NAME")] = None,
@@ -220,7 +224,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops in good order and keeps the best epoch."""
-    given = {name: value for name, value in locals().items() if name not in ("config", "runs_dir", "as_json", "as_is")}
+    given = {
+        name: value for name, value in locals().items() if name not in ("config", "runs_dir", "as_json", "as_is", "by_size")
+    }
     settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     with _errors():
         if stage_rates is not None:
@@ -235,10 +241,19 @@ def train(
         if data is not None and settings["edits"]:
             told = edits_in_words(settings["edits"])
             err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
-        reservation = create_run(
-            make_config((read_config(config) if config else {}) | settings), (runs_dir or paths.runs_dir()).resolve()
-        )
+        base = read_config(config) if config else {}
+        if by_size:
+            base |= _by_size(make_config(base | settings))
+        reservation = create_run(make_config(base | settings), (runs_dir or paths.runs_dir()).resolve())
     _train_to_the_end(reservation, as_json)
+
+
+def _by_size(config: RunConfig) -> dict[str, Any]:
+    with progress_bar() as bar:
+        looking = index_dataset(config.data, **config.split_settings, edits=config.edits)
+        rule = rule_of(shown(bar, "Looking at images", looking), config.train_fraction)
+    err.print(rule.reason)
+    return rule.settings
 
 
 def _train_to_the_end(reservation: Reservation, as_json: bool) -> None:
@@ -268,21 +283,18 @@ def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
 def evaluate(
     run_dir: RunFolder,
     split: Annotated[str | None, typer.Option(help="test or val; the test images where there are some.")] = None,
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also name the images blurred, noisy, compressed, brighter and turned.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a run on images it did not train on."""
     with _errors():
-        run = RunStore(run_dir.parent).read(run_dir.resolve())
-        result = evaluation(run, split)
-        numbers = scores(run, result.split)
+        judgement = judge(RunStore(run_dir.parent).read(run_dir.resolve()), split, corrupt=robustness)
     if as_json:
-        print_json({"run_id": run.run_id, **_evaluation_json(result, numbers)})
-        return
-    out.print(
-        f"Accuracy {result.accuracy:.1%} on {result.images:,} {result.split} images "
-        f"(95 % interval {result.low:.1%} to {result.high:.1%}), loss {result.loss:.3f}"
-    )
-    print_scores(result, numbers)
+        print_json(judgement_json(judgement))
+    else:
+        print_judgement(judgement)
 
 
 @app.command()
@@ -473,28 +485,6 @@ def _errors() -> Iterator[None]:
     except FinetuneError as error:
         err.print(escape(str(error)))
         raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
-
-
-def _evaluation_json(result: Evaluation, numbers: Scores) -> dict[str, Any]:
-    """What is not defined is null."""
-    return {
-        "split": result.split,
-        "images": result.images,
-        "accuracy": result.accuracy,
-        "accuracy_low": result.low,
-        "accuracy_high": result.high,
-        "loss": result.loss,
-        "classes": list(result.classes),
-        "confusion": result.confusion.tolist(),
-        "per_class": _without_nan(result.per_class),
-        "scores": {row.pop("name"): row for row in _without_nan(numbers.table)},
-        "resamples": numbers.resamples,
-        "absent_classes": [result.classes[label] for label in numbers.absent],
-    }
-
-
-def _without_nan(table: pd.DataFrame) -> list[dict[str, Any]]:
-    return table.astype("object").where(table.notna(), None).to_dict(orient="records")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from finetune_core.data.findings import KINDS, Finding
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.scores import NAMES, Scores
 from finetune_core.inspection.deep import DeepReport
+from finetune_core.runs.log import told
 from finetune_core.runs.record import request_stop
 from finetune_core.training import events
 from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
@@ -98,8 +99,8 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
         match event:
             case events.Progress(phase, done, total):
                 bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
-            case events.ImagesSkipped(count, examples):
-                err.print(escape(f"Left out, because unreadable: {things(count, 'image')}. {'; '.join(examples[:3])}"))
+            case events.ImagesSkipped() | events.ImagesLost() | events.MemoryShort():
+                err.print(escape(told(event.to_json())))
             case events.RunStarted():
                 started = event
                 if event.weights == "none":

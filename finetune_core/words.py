@@ -2,6 +2,7 @@
 
 SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
 PHASE_WORDS = {
+    "device": "Waiting for another program that trains on this device",
     "index": "Looking at images",
     "download": "Downloading the pretrained weights",
     "decode": "Decoding images",

@@ -17,6 +17,7 @@ from finetune_core.config import (
     Optimizer,
     Precision,
     RunConfig,
+    Sampling,
     Schedule,
     make_config,
 )
@@ -29,31 +30,29 @@ from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.finder import RateCurve, find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
+from finetune_core.training.hyperrule import rule_of
 from finetune_core.training.strategies import STRATEGIES, cut_index, plan
 from finetune_core.training.trunk import chosen_views, why_uncached
 from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
-from pages.shared.state import current_dataset, data_folder, readable_roots, store, with_bar, worker
+from pages.shared.state import current_dataset, data_folder, readable_roots, store, submit, with_bar
 
 MORE = {
-    "weights",
-    "views",
-    "cache",
-    "warmup_epochs",
-    "weight_decay",
-    "l2_sp",
-    "label_smoothing",
-    "clip_norm",
-    "ema",
-    "class_weights",
-    "batchnorm",
-    "early_stopping",
-    "patience",
-    "micro_batch",
-    "precision",
-    "device",
+    "What the network sees": ("views", "mixup", "cutmix", "sampling", "train_fraction", "class_weights"),
+    "How it learns": ("warmup_epochs", "weight_decay", "l2_sp", "label_smoothing", "clip_norm", "ema", "batchnorm"),
+    "When it stops": ("early_stopping", "patience", "skip_limit"),
+    "The machine": ("cache", "micro_batch", "precision", "device"),
+}
+_CHOICES = {
+    "sampling": Sampling,
+    "class_weights": ClassWeights,
+    "batchnorm": BatchNorm,
+    "early_stopping": EarlyStopping,
+    "cache": Cache,
+    "precision": Precision,
+    "device": DeviceChoice,
 }
 
 page(
@@ -62,7 +61,7 @@ page(
 )
 
 
-def recipes() -> None:
+def recipes(dataset: Dataset | None) -> None:
     with st.container(horizontal=True):
         st.button(
             "The tutorial's recipe",
@@ -86,6 +85,16 @@ def recipes() -> None:
             args=(TUTORIAL_RECIPE | {"backbone": PACKAGED},),
             help=f"The tutorial's settings on {PACKAGED}, whose weights are installed with Thaw.",
         )
+        if dataset:
+            rule = rule_of(dataset)
+            st.button(
+                "Fit to the size of my data",
+                icon=":material/straighten:",
+                on_click=form.set_fields,
+                args=(rule.settings,),
+                help="Length, image size, optimizer and learning rate by the number of images, in the manner of BiT's HyperRule "
+                f"(Kolesnikov et al. 2020): a default, not a search. {rule.reason}",
+            )
 
 
 def data_in_words(root: str) -> Dataset | None:
@@ -112,7 +121,7 @@ def draw(found: dict[str, Any], classes: int | None) -> None:
     only = {name: found[name] for name in drawn if name in found}
     for settings in (only, {name: value for name, value in only.items() if name != "learning_rate"}):
         try:
-            draw_strategy(make_config(settings | {"data": "any"}), classes or 1000)
+            draw_strategy(make_config(settings | {"data": "any"}), classes or 1000, form.toggle_stage)
         except ConfigError:
             continue
         return
@@ -142,19 +151,26 @@ def fields(problems: dict[str, str]) -> None:
                 form.number_field("image_size", problems)
             with st.container():
                 form.number_field("seed", problems)
-        with st.expander("More settings", expanded=bool(MORE & problems.keys())):
+        more = {"weights", *(name for names in MORE.values() for name in names)}
+        with st.expander("More settings", expanded=bool(more & problems.keys())):
             form.weights_field(problems)
-            form.optional_field("views", problems)
-            form.choice_field("cache", Cache, problems)
-            for name in ("warmup_epochs", "weight_decay", "l2_sp", "label_smoothing", "clip_norm", "ema"):
-                form.text_field(name, problems)
-            form.choice_field("class_weights", ClassWeights, problems)
-            form.choice_field("batchnorm", BatchNorm, problems)
-            form.choice_field("early_stopping", EarlyStopping, problems)
-            form.number_field("patience", problems)
-            form.optional_field("micro_batch", problems)
-            form.choice_field("precision", Precision, problems)
-            form.choice_field("device", DeviceChoice, problems)
+            for title, names in MORE.items():
+                st.markdown(f"**{title}**")
+                with st.grid("auto", min_column_width=200, gap="small"):
+                    for name in names:
+                        with st.container():
+                            _field(name, problems)
+
+
+def _field(name: str, problems: dict[str, str]) -> None:
+    if name in _CHOICES:
+        form.choice_field(name, _CHOICES[name], problems)
+    elif name in ("views", "micro_batch"):
+        form.optional_field(name, problems)
+    elif name == "patience":
+        form.number_field(name, problems)
+    else:
+        form.text_field(name, problems)
 
 
 def about_weights(found: dict[str, Any]) -> None:
@@ -262,7 +278,7 @@ def start(config: RunConfig | None, problems: dict[str, str]) -> None:
                 st.markdown(f":red[{form.label(name)}, on the Dataset page: {plain(problems[name])}]")
     if st.button("Start training", type="primary", icon=":material/local_fire_department:", disabled=config is None):
         try:
-            run = worker().submit(config)
+            run = submit(config)
         except FinetuneError as error:
             st.error(plain(str(error)))
             return
@@ -272,7 +288,7 @@ def start(config: RunConfig | None, problems: dict[str, str]) -> None:
 root = data_folder()
 dataset = data_in_words(root)
 classes = len(dataset.classes) if dataset else None
-recipes()
+recipes(dataset)
 found = form.values(root, effective(dataset.edits) if dataset else ())
 config, problems = form.checked(found, readable_roots()) if classes else (None, {})
 draw(found, classes)

@@ -7,11 +7,12 @@ import streamlit as st
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.results import evaluation
-from finetune_core.figures.curves import training_curve
 from finetune_core.runs.record import STOP_FILE, request_stop
 from finetune_core.runs.store import Run, summary
-from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
+from finetune_core.words import duration, number, percent
+from pages.shared.account import may_change, owner, sign_in_asked
 from pages.shared.chrome import next_step, page, plain
+from pages.shared.live import bar, curves, details, notices, numbers
 from pages.shared.stages import draw_stages
 from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, run_title, store, worker
 
@@ -29,7 +30,10 @@ def status_line(run: Run) -> None:
         st.badge(word, color=color, icon=icon)
         if started:
             st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
-        if run.active and worker().waiting(run.run_id):
+        if not may_change(run):
+            whose = f"started by {run.owner}" if run.owner else "started without signing in"
+            st.caption(plain(whose))
+        elif run.active and worker().waiting(run.run_id):
             queue_buttons(run)
         elif run.active:
             stopping = (run.run_dir / STOP_FILE).exists()
@@ -66,6 +70,8 @@ def about(run: Run) -> None:
     """Its name and note, and the way to the trash."""
     if run.note:
         st.markdown(plain(run.note))
+    if not may_change(run):
+        return
     with st.expander("Name, note, delete"):
         with st.form(f"about-{run.run_id}", border=False):
             name = st.text_input("Name", run.name, max_chars=80)
@@ -83,7 +89,7 @@ def confirm_delete(run: Run) -> None:
         f"**{plain(run_title(run))}** goes to the trash: the folder `.trash` among the runs. Move it back from there, or delete it for good."
     )
     if st.button("Move to the trash", type="primary"):
-        attempt(lambda: store().delete(run.run_id))
+        attempt(lambda: store().delete(run.run_id, owner() if sign_in_asked() else None))
         st.query_params.clear()
         st.rerun()
 
@@ -94,55 +100,6 @@ def attempt(act: Callable[[], object]) -> None:
         act()
     except FinetuneError as error:
         st.session_state["problem"] = str(error)
-
-
-def bar(run: Run) -> None:
-    history = run.history
-    progress, steps = history.progress, history.steps  # another session may read on meanwhile
-    if run.status == "queued":
-        st.progress(0.0, "Waiting for the run before it")
-    elif progress and not steps:
-        done, total = progress["done"], progress["total"]
-        count = size if progress["phase"] == "download" else number
-        left = history.progress_seconds_left
-        words = f"{PHASE_WORDS[progress['phase']]}: {count(done)}" + (f" of {count(total)}" if total else "")
-        words += f", about {duration(left)} left" if left is not None else ""
-        st.progress(done / total if total else 0.0, words)
-    elif not steps:
-        st.progress(0.0, "Preparing the network")
-    elif progress and history.fraction >= 1:
-        st.progress(1.0, PHASE_WORDS[progress["phase"]])
-    else:
-        left = history.seconds_left
-        epoch = f"Epoch {steps[-1]['epoch']} of {history.started['epochs']}"
-        st.progress(history.fraction, epoch + (f", about {duration(left)} left" if left is not None else ""))
-
-
-def numbers(run: Run) -> None:
-    history = run.history
-    last = history.epochs[-1] if history.epochs else None
-    step = history.steps[-1] if history.steps else None
-    with st.container(horizontal=True):
-        if step:
-            st.metric("Training loss", f"{step['epoch_loss']:.3f}", help="Mean over the epoch so far.", border=True)
-            st.metric("Training accuracy", percent(step["epoch_accuracy"]), help="Over the epoch so far.", border=True)
-        if last:
-            st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
-            st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
-        if run.active and history.images_per_second:
-            st.metric("Images a second", number(history.images_per_second), help="Training images, lately.", border=True)
-
-
-def notices(run: Run) -> None:
-    history = run.history
-    if history.started and history.started["weights"] == "none":
-        st.warning("This run started from random weights.", icon=":material/casino:")
-    if history.skipped:
-        examples = "; ".join(history.skipped["examples"][:3])
-        st.warning(
-            plain(f"Left out, because unreadable: {things(history.skipped['count'], 'image')}. {examples}"),
-            icon=":material/broken_image:",
-        )
 
 
 def data_changes(run: Run) -> None:
@@ -156,48 +113,6 @@ def data_changes(run: Run) -> None:
                 f"**{plain(edit_in_words(edit))}**: {plain(', '.join(edit.paths[:50]))}"
                 + (" …" if len(edit.paths) > 50 else "")
             )
-
-
-def engine(run: Run) -> None:
-    """Where the time went, and what the cache did."""
-    history = run.history
-    if not history.started or not history.epochs:
-        return
-    cache, shares = history.started["cache"], history.time_shares()
-    names = {"decode": "Decoding", "trunk": "Computing the frozen stages (once)", "train": "Training", "validate": "Validating"}
-    st.markdown("**Where the time went** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
-    if cache["where"] == "off":
-        st.caption(plain(f"No cache: {cache['reason']}."))
-    else:
-        place = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
-        views = f", {things(cache['views'], 'augmented version')} of each training image" if cache["views"] else ""
-        saved = history.saved_seconds()
-        found = (
-            f"{percent(cache['found'] / cache['rows'], 0)} of it was there before."
-            if cache["found"]
-            else "all of it computed for this run."
-        )
-        told = f"Cache: {size(cache['bytes'])} {place}{views}; " + found
-        st.caption(plain(told + (f" Saved so far: {duration(saved)}." if saved else "")))
-    expected, end = history.started["forecast"], history.end
-    if expected and end and end.get("seconds"):
-        epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
-        memory = max(row["memory_bytes"] for row in history.epochs)
-        st.caption(
-            f"Forecast and what happened: {duration(expected['seconds'])}, {duration(end['seconds'])} in all; "
-            f"{duration(expected['epoch_seconds'])}, {duration(epoch)} an epoch; "
-            f"{size(expected['memory_bytes'])}, {size(memory)} of memory; {size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
-        )
-
-
-def curves(run: Run) -> None:
-    history = run.history
-    if not history.steps:
-        return
-    started = history.started
-    for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
-        figure = training_curve(kind, history.steps, history.epochs, started["steps_per_epoch"], started["epochs"])
-        column.altair_chart(figure, alt=f"{kind} by epoch, for training and validation images")
 
 
 def ending(run: Run) -> None:
@@ -250,9 +165,9 @@ def live(run_id: str, was_active: bool) -> None:
         ending(run)
     numbers(run)
     curves(run)
-    engine(run)
     if run.history.started:
         draw_stages(run.history.started["stages"], run.config.learning_rate)
+    details(run)
 
 
 runs = store().runs()

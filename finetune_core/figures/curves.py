@@ -35,14 +35,14 @@ def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, 
     """
     if kind in ("loss", "accuracy"):
         points = [
-            ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False)
+            ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False, 0)
             for row in _thinned(steps)
         ]
-        points += [("Validation", row["epoch"], row[f"val_{kind}"], True) for row in epochs]
+        points += [("Validation", row["epoch"], row[f"val_{kind}"], True, 0) for row in epochs]
     else:
         told = (("Training", "train_scores"), ("Validation", "val_scores"))
         points = [
-            (series, row["epoch"], row[scores][kind], True) for series, scores in told for row in epochs if row.get(scores)
+            (series, row["epoch"], row[scores][kind], True, 0) for series, scores in told for row in epochs if row.get(scores)
         ]
     return _curves(kind, points, {"Training": (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
 

@@ -11,7 +11,8 @@ from finetune_core.training.events import END_EVENTS
 
 _ENDS = {event.__name__ for event in END_EVENTS}
 
-_MOST_STEPS, _RECENT_STEPS = 3000, 100
+_MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED, _MOST_NOTABLE = 3000, 100, 1000, 2000
+_NOTABLE = {"RunStarted", "RunResumed", "EpochEnded", "CheckpointSaved", "ImagesSkipped", "ImagesLost", "MemoryShort"} | _ENDS
 
 Row = dict[str, Any]
 
@@ -26,7 +27,9 @@ class History:
             while steps go on.
         steps: StepEnded rows, the older ones thinned out.
         epochs: EpochEnded rows.
-        skipped: the ImagesSkipped row; None when every image could be read.
+        measured: StepEnded rows that tell of each stage, the older ones thinned out.
+        skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
+        notable: what a log would tell, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
         waiting: whether it was reopened and has not gone on yet.
         end: the RunFinished, RunStopped or RunFailed row; None before the end.
     """
@@ -37,7 +40,11 @@ class History:
     progress_began: Row | None = None
     steps: list[Row] = field(default_factory=list)
     epochs: list[Row] = field(default_factory=list)
+    measured: list[Row] = field(default_factory=list)
     skipped: Row | None = None
+    lost: Row | None = None
+    short: Row | None = None
+    notable: list[Row] = field(default_factory=list)
     end: Row | None = None
     waiting: bool = False
     _offset: int = 0
@@ -64,10 +71,13 @@ class History:
             kind = row["event"]
         except (ValueError, KeyError, TypeError):  # a line that a full disk or a crash cut in two
             return
+        if self._is_notable(row):
+            self.notable = [*self.notable[-_MOST_NOTABLE:], row]
         if kind == "StepEnded":
-            self.steps.append(row)
-            if len(self.steps) > _MOST_STEPS:  # a curve needs no more, and many runs are held at once
-                self.steps = self.steps[:-_RECENT_STEPS:2] + self.steps[-_RECENT_STEPS:]
+            # A curve needs no more, and many runs are held at once.
+            self.steps = _thinned([*self.steps, row], _MOST_STEPS)
+            if row.get("stages"):
+                self.measured = _thinned([*self.measured, row], _MOST_MEASURED)
         elif kind == "EpochEnded":
             self.epochs.append(row)
         elif kind == "RunStarted":
@@ -77,9 +87,14 @@ class History:
         elif kind == "RunResumed":
             position = (row["epoch"], row["step"])
             self.steps = [step for step in self.steps if (step["epoch"], step["step"]) <= position]
+            self.measured = [step for step in self.measured if (step["epoch"], step["step"]) <= position]
             self.epochs = [epoch for epoch in self.epochs if epoch["epoch"] < row["epoch"]]
         elif kind == "ImagesSkipped":
             self.skipped = row
+        elif kind == "ImagesLost":
+            self.lost = row
+        elif kind == "MemoryShort":
+            self.short = row
         elif kind in _ENDS:
             self.end = row
         self.waiting = kind == "RunReopened"
@@ -89,6 +104,11 @@ class History:
         if self.progress is None or self.progress["phase"] != row["phase"] or row["done"] < self.progress["done"]:
             self.progress_began = row
         self.progress = row
+
+    def _is_notable(self, row: Row) -> bool:
+        if row["event"] == "Progress":
+            return row["phase"] != "validate" and (self.progress is None or self.progress["phase"] != row["phase"])
+        return row["event"] in _NOTABLE
 
     @property
     def begun(self) -> bool:
@@ -151,3 +171,8 @@ class History:
         recent = [row for row in self.steps[-50:] if row["epoch"] == last["epoch"]]
         seconds = last["seconds"] - recent[0]["seconds"]
         return (last["images"] - recent[0]["images"]) / seconds if seconds > 0 else None
+
+
+def _thinned(rows: list[Row], most: int) -> list[Row]:
+    """Every second one of the older rows, once there are too many."""
+    return rows if len(rows) <= most else rows[:-_RECENT_STEPS:2] + rows[-_RECENT_STEPS:]

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +16,8 @@ from filelock import FileLock
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import write_bytes
+from finetune_core.runs.turns import in_turn
+from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
     END_EVENTS,
     EpochEnded,
@@ -32,6 +34,7 @@ from finetune_core.training.prepare import check_config
 
 _PAUSE = "pause"
 CONFIG_FILE, EVENTS_FILE, LOCK_FILE, STOP_FILE = "config.json", "events.jsonl", "lock", "stop"
+ABOUT_FILE = "about.json"
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,33 @@ class Reservation:
     resume: bool = False
 
 
-def create_run(config: RunConfig, runs_dir: Path) -> Reservation:
+@dataclass(frozen=True)
+class About:
+    """What people say of a run: a name, a note, and whose it is; empty where nobody did."""
+
+    name: str = ""
+    note: str = ""
+    owner: str = ""
+
+
+def read_about(run_dir: Path) -> About:
+    """What is known; a damaged file is worth no trouble."""
+    try:
+        told = json.loads((run_dir / ABOUT_FILE).read_text(encoding="utf-8"))
+        return About(*(str(told.get(field, "")) for field in ("name", "note", "owner")))
+    except (OSError, ValueError, AttributeError):
+        return About()
+
+
+def write_about(run_dir: Path, about: About) -> None:
+    write_bytes(run_dir / ABOUT_FILE, json.dumps(asdict(about)).encode())
+
+
+def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservation:
     """Make the folder of a new run, with its config, and lock it.
+
+    Args:
+        owner: who asked for it, where people sign in.
 
     Raises:
         ConfigError: when the config cannot work; then there is no folder.
@@ -57,6 +85,8 @@ def create_run(config: RunConfig, runs_dir: Path) -> Reservation:
     try:
         run_dir.mkdir(parents=True)
         lock.acquire(timeout=0)
+        if owner:  # before the config, without which it is no run: never one that has lost its owner
+            write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
     except OSError as error:
         raise RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.") from None
@@ -125,7 +155,8 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
         told: list[Event] = []
         try:
             config = make_config(read_config(run_dir / CONFIG_FILE))
-            for event in _stoppable(fit(config, run_dir, resume=reservation.resume, roots=roots), run_dir / STOP_FILE):
+            training = in_turn(fit(config, run_dir, resume=reservation.resume, roots=roots), choose_device(config.device).kind)
+            for event in _stoppable(training, run_dir / STOP_FILE):
                 if isinstance(event, (RunStarted, EpochEnded)):
                     told.append(event)
                 if isinstance(event, RunFinished):

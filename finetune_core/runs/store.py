@@ -1,8 +1,7 @@
 """All runs of a folder, as the app and the command line see them."""
 
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -10,11 +9,10 @@ from typing import Any, Literal
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.files import write_bytes
 from finetune_core.runs.history import History
-from finetune_core.runs.record import CONFIG_FILE, is_locked
+from finetune_core.runs.record import CONFIG_FILE, About, is_locked, read_about, write_about
 
-_ABOUT_FILE, _TRASH = "about.json", ".trash"
+_TRASH = ".trash"
 
 Status = Literal["queued", "running", "finished", "stopped", "paused", "failed", "interrupted"]
 
@@ -25,15 +23,26 @@ class Run:
 
     Attributes:
         status: ``interrupted`` means that its process went away in the middle.
-        name, note: that a person gave it; empty where nobody did.
+        about: the name and note that a person gave it, and whose it is.
     """
 
     run_dir: Path
     config: RunConfig
     history: History
     status: Status
-    name: str = ""
-    note: str = ""
+    about: About = field(default_factory=About)
+
+    @property
+    def name(self) -> str:
+        return self.about.name
+
+    @property
+    def note(self) -> str:
+        return self.about.note
+
+    @property
+    def owner(self) -> str:
+        return self.about.owner
 
     @property
     def run_id(self) -> str:
@@ -123,7 +132,7 @@ class RunStore:
             raise RunError(f"The settings of the run in {run_dir} cannot be read: {error}") from None
         with self._lock:
             history = self._histories.setdefault(run_dir, History(run_dir))
-        return Run(run_dir, config, history, _status(history), *_about(run_dir))
+        return Run(run_dir, config, history, _status(history), read_about(run_dir))
 
     def describe(self, run_id: str, name: str, note: str) -> None:
         """Give a run a name and a note.
@@ -133,17 +142,23 @@ class RunStore:
         """
         run_dir = self.run(run_id).run_dir
         try:
-            write_bytes(run_dir / _ABOUT_FILE, json.dumps({"name": name.strip(), "note": note.strip()}).encode())
+            write_about(run_dir, replace(read_about(run_dir), name=name.strip(), note=note.strip()))
         except OSError as error:
             raise RunError(f"The name cannot be written to {run_dir}: {error}.") from None
 
-    def delete(self, run_id: str) -> Path:
+    def delete(self, run_id: str, by: str | None = None) -> Path:
         """Move a run to the trash, from which a person can move it back; returns where it is.
 
+        Args:
+            by: who asks, where people sign in: only a run's owner deletes it.
+
         Raises:
-            RunError: when it is going on, or cannot be moved.
+            RunError: when it is somebody else's, is going on, or cannot be moved.
         """
         run = self.run(run_id)
+        if by is not None and run.owner != by:
+            whose = f"belongs to {run.owner}" if run.owner else "was started without signing in, and belongs to nobody"
+            raise RunError(f"The run {run_id} {whose}: only its owner deletes it.")
         if run.active:
             raise RunError(f"The run {run_id} is going on; stop it first.")
         place = self.runs_dir / _TRASH / run_id
@@ -165,14 +180,6 @@ class RunStore:
             return self.read(folder)
         except RunError:
             return None
-
-
-def _about(run_dir: Path) -> tuple[str, str]:
-    try:
-        told = json.loads((run_dir / _ABOUT_FILE).read_text(encoding="utf-8"))
-        return str(told["name"]), str(told["note"])
-    except (OSError, ValueError, KeyError, TypeError):  # none was given; a damaged one is worth no trouble
-        return "", ""
 
 
 @lru_cache(maxsize=1000)

@@ -26,15 +26,18 @@ class Worker:
         self._queues: dict[str, _Queue] = {}
         self._changed = Condition()
 
-    def submit(self, config: RunConfig) -> str:
+    def submit(self, config: RunConfig, owner: str = "") -> str:
         """Queue a run; returns its id. The same settings that wait or train already are not queued again: a second click.
+
+        Args:
+            owner: who asks, where people sign in.
 
         Raises:
             ConfigError: when it cannot work; then nothing is queued.
         """
         with self._changed:
             same = next((one for queue in self._queues.values() for one in queue.all() if one.config == config), None)
-            return same.run_id if same else self._put(create_run(config, self.runs_dir), config)
+            return same.run_id if same else self._put(create_run(config, self.runs_dir, owner), config)
 
     def resume(self, run_id: str) -> None:
         """Queue a run that had ended, or was cut off, to go on.

@@ -89,6 +89,15 @@ class ImagesLost(Event):
 
 
 @dataclass(frozen=True)
+class MemoryShort(Event):
+    """A step's images did not fit into memory at once: ``micro_batch`` of them went through at a time, to the same effect."""
+
+    epoch: int
+    step: int
+    micro_batch: int
+
+
+@dataclass(frozen=True)
 class StepEnded(Event):
     """One optimizer step.
 

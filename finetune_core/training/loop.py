@@ -31,6 +31,7 @@ from finetune_core.training.events import (
     EpochEnded,
     Event,
     ImagesLost,
+    MemoryShort,
     Progress,
     RunFinished,
     RunResumed,
@@ -111,6 +112,7 @@ class _Trainer:
     average: Average | None
     rule: StepRule
     told_lost: set[int] = field(default_factory=set)
+    told_short: list[int] = field(default_factory=list)
 
     def save(self, at: Standing) -> CheckpointSaved:
         return save_standing(self.job, self.optimizer, self.average, at, self.run_dir)
@@ -168,6 +170,9 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
             raise _diverged(f"at step {step} of epoch {epoch}", rate) from None
         if trainer.average:
             trainer.average.update(job.network.model)
+        if done.micro_batch < min(trainer.rule.micro_batch or len(rows), len(rows), *trainer.told_short):
+            trainer.told_short.append(done.micro_batch)
+            yield MemoryShort(epoch, step, done.micro_batch)
         stages = measured(optimizer, before) if before else None
         at.stages = stages or at.stages
         value = done.loss.item()
@@ -207,7 +212,7 @@ def _lost(trainer: _Trainer) -> Iterator[Event]:
     if len(lost) > job.config.skip_limit * total:
         raise TrainingError(
             f"{things(len(lost), 'image')} of {number(total)} can no longer be read, more than {percent(job.config.skip_limit)}: "
-            f"{examples[0]} Put them back and resume the run, or start a new one without them."
+            f"{examples[0].rstrip('.')}. Put them back and resume the run, or start a new one without them."
         )
 
 

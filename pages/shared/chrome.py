@@ -4,6 +4,8 @@ import re
 
 import streamlit as st
 
+from pages.shared.account import gate, owner
+
 PAGES = (
     ("app.py", "Home", ":material/home:"),
     ("pages/dataset.py", "Dataset", ":material/photo_library:"),
@@ -24,9 +26,13 @@ def page(path: str, sentence: str) -> None:
     """
     _, title, icon = next(entry for entry in PAGES if entry[0] == path)
     st.set_page_config(page_title=f"{title} · Thaw", page_icon="❄️", layout="wide")
+    gate()
     with st.container(horizontal=True, gap="small", key="navigation"):
         for target, label, symbol in PAGES:
             st.page_link(target, label=f"**{label}**" if target == path else label, icon=symbol, width="content")
+        if name := owner():
+            help_ = f"Signed in as {plain(name)}"
+            st.button("Sign out", type="tertiary", icon=":material/logout:", key="sign-out", help=help_, on_click=st.logout)
     st.title("Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False)
     st.markdown(sentence)
 

@@ -1,6 +1,6 @@
 """The training settings as widgets: the same fields, help and bounds as the config, problems beside their field."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +34,9 @@ _WORDS = {
     "none": "None",
     "flips": "Flips",
     "random_resized_crop": "Random crops and flips",
+    "val_balanced_accuracy": "Validation balanced accuracy",
+    "val_macro_f1": "Validation macro F1",
+    "shuffled": "Each image once",
     "auto": "Automatic",
     "off": "Off",
     "fp32": "fp32 (exact)",
@@ -59,6 +62,10 @@ _LABELS = {
     "l2_sp": "Pull to pretrained weights",
     "label_smoothing": "Label smoothing",
     "class_weights": "Class weights",
+    "sampling": "What an epoch holds",
+    "train_fraction": "Share of the training images",
+    "cutmix": "CutMix",
+    "skip_limit": "Lost images allowed (share)",
     "clip_norm": "Longest gradient",
     "micro_batch": "Images at a time",
     "ema": "Average of weights",
@@ -137,6 +144,15 @@ def set_strategy(name: str, cut: str, backbone: str) -> None:
     if name == "custom":
         st.session_state["custom_how"] = _FROM_STAGE
         st.session_state["custom_cut"] = cut
+
+
+def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Make the strategy one of its own: as it was drawn, but for one stage, which freezes or trains (a callback)."""
+    st.session_state[_key("strategy")] = "custom"
+    st.session_state["custom_how"] = _EVERY_STAGE
+    for stage in stages:
+        trains = stage["trains"] != (stage["name"] == name)
+        st.session_state[_rate_key(stage["name"])] = (stage["rate"] or 1.0) if trains else 0.0
 
 
 def checked(found: dict[str, Any], roots: Sequence[Path]) -> tuple[RunConfig | None, dict[str, str]]:

@@ -21,7 +21,7 @@ from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import duration, percent, things
 from pages.shared import form
 from pages.shared.chrome import plain
-from pages.shared.state import current_dataset, data_folder, readable_roots, store, with_bar, worker
+from pages.shared.state import current_dataset, data_folder, readable_roots, store, submit, with_bar
 
 _USUAL = ("feature_extraction", "last_block", "full")
 _FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -197,7 +197,7 @@ def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
             st.rerun()
         if start:
             with st.spinner("Queueing"):
-                return [worker().submit(config) for config in configs]
+                return [submit(config) for config in configs]
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
     return None

@@ -1,7 +1,6 @@
-"""The strategy drawn: the backbone as a row of stages, cold where frozen, warm where training."""
+"""The strategy drawn: the backbone as a row of stages, cold where frozen, warm where training; where asked, to be clicked."""
 
-import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import streamlit as st
@@ -11,51 +10,101 @@ from finetune_core.models.network import network_stages
 from finetune_core.training.strategies import describe, plan
 from finetune_core.words import number, percent, rate, short_number
 
+_PART_WORDS = {"norms": "🔥 norms only", "biases": "🔥 biases only"}
+
 # Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
-_LOOKS = {
-    "frozen": ("#cfe8f7", "#0b3c5d", "#8cc4e6", "❄ frozen"),
-    "thaws": ("#ece3dd", "#4a3326", "#f0a35e", ""),
-    "warm": ("#ffd9b0", "#6b2a00", "#f0a35e", "🔥 trains"),
-    "head": ("#ff9d57", "#4a1a00", "#d9622b", "🔥 new, trains"),
+_CSS = """
+.row { display: flex; flex-wrap: wrap; gap: 6px; align-items: stretch; font-family: var(--st-font); }
+.tile { flex: 1 1 92px; min-width: 92px; padding: 10px 8px; border: 1px solid; border-radius: 10px; text-align: center;
+  font: inherit; font-size: 13px; line-height: 1.45; }
+button.tile { cursor: pointer; }
+button.tile:hover, button.tile:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
+.name { font-weight: 700; font-size: 14px; overflow-wrap: anywhere; }
+.word { font-weight: 600; }
+.frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
+.thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
+.warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
+.head { background: #ff9d57; color: #4a1a00; border-color: #d9622b; }
+"""
+_JS = """
+export default function ({ data, parentElement, setTriggerValue }) {
+  const row = parentElement.querySelector(".row")
+  row.replaceChildren(...data.tiles.map((tile) => {
+    const clickable = data.clickable && tile.look !== "head"
+    const element = document.createElement(clickable ? "button" : "div")
+    element.className = `tile ${tile.look}`
+    element.setAttribute("role", clickable ? "button" : "listitem")
+    for (const part of ["name", "size", "word", "rate"]) {
+      const line = document.createElement("div")
+      line.className = part
+      line.textContent = tile[part]
+      element.append(line)
+    }
+    if (clickable) {
+      element.type = "button"
+      element.title = tile.look === "frozen" ? `Let ${tile.name} train` : `Freeze ${tile.name}`
+      element.setAttribute("aria-label", `${element.title} (now: ${tile.word}, ${tile.rate})`)
+      element.setAttribute("aria-pressed", String(tile.look !== "frozen"))
+      element.onclick = () => setTriggerValue("clicked", tile.name)
+    }
+    return element
+  }))
 }
+"""
+_ROW = st.components.v2.component("thaw_stages", html='<div class="row" role="list"></div>', css=_CSS, js=_JS)
 
 
-def draw_strategy(config: RunConfig, classes: int) -> None:
+def draw_strategy(config: RunConfig, classes: int, on_click: Callable[[str, list[dict[str, Any]]], None] | None = None) -> None:
     """Draw what a config would train.
+
+    Args:
+        on_click: called with the name of a stage that was clicked, and all stages as they were drawn.
 
     Raises:
         ConfigError: when its strategy does not fit its backbone.
     """
     stages = network_stages(config.backbone, classes)
-    draw_stages(describe(plan(config, stages), stages), config.learning_rate)
+    draw_stages(describe(plan(config, stages), stages), config.learning_rate, on_click)
 
 
-def draw_stages(stages: Sequence[Mapping[str, Any]], learning_rate: float) -> None:
+def draw_stages(
+    stages: Sequence[Mapping[str, Any]],
+    learning_rate: float,
+    on_click: Callable[[str, list[dict[str, Any]]], None] | None = None,
+) -> None:
     """Draw stages, input to head.
 
     Args:
         stages: ``name, parameters, trains, rate`` each, as in a RunStarted row.
         learning_rate: of the run; a stage gets ``rate`` times as much.
+        on_click: as in ``draw_strategy``.
     """
-    tiles = "".join(_tile(stage, index, len(stages), learning_rate) for index, stage in enumerate(stages))
-    st.html(f'<div role="list" style="display:flex;flex-wrap:wrap;gap:6px;align-items:stretch">{tiles}</div>')
+    key = "drawn_stages"
+
+    def clicked() -> None:
+        if on_click and (name := st.session_state[key].clicked):
+            on_click(name, [dict(stage) for stage in stages])
+
+    tiles = [_tile(stage, index == len(stages) - 1, learning_rate) for index, stage in enumerate(stages)]
+    _ROW(data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked)
     trained = sum(stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages)
     total = sum(stage["parameters"] for stage in stages)
-    st.markdown(f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total)}).")
+    told = f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total)})."
+    st.markdown(told + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
-def _tile(stage: Mapping[str, Any], index: int, count: int, learning_rate: float) -> str:
-    look = "frozen" if not stage["trains"] else "head" if index == count - 1 else "thaws" if stage["thaw_epoch"] > 1 else "warm"
-    background, ink, edge, word = _LOOKS[look]
-    parts = {"norms": "🔥 norms only", "biases": "🔥 biases only"}
-    word = parts.get(stage.get("part", "all"), word) if look == "warm" else word
-    if look == "thaws":
-        word = f"🔥 from epoch {stage['thaw_epoch']}"
-    rate_line = f"rate {rate(learning_rate * stage['rate'])}" if stage["trains"] else "unchanged"
-    return (
-        f'<div role="listitem" style="flex:1 1 92px;min-width:92px;padding:10px 8px;border-radius:10px;text-align:center;'
-        f'background:{background};color:{ink};border:1px solid {edge};font-size:13px;line-height:1.45">'
-        f'<div style="font-weight:700;font-size:14px;overflow-wrap:anywhere">{html.escape(stage["name"])}</div>'
-        f"<div>{short_number(stage['parameters'])}</div>"
-        f'<div style="font-weight:600">{word}</div><div>{rate_line}</div></div>'
-    )
+def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float) -> dict[str, str]:
+    look = "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
+    words = {
+        "frozen": "❄ frozen",
+        "thaws": f"🔥 from epoch {stage['thaw_epoch']}",
+        "warm": _PART_WORDS.get(stage.get("part", "all"), "🔥 trains"),
+        "head": "🔥 new, trains",
+    }
+    return {
+        "name": stage["name"],
+        "size": short_number(stage["parameters"]),
+        "word": words[look],
+        "rate": f"rate {rate(learning_rate * stage['rate'])}" if stage["trains"] else "unchanged",
+        "look": look,
+    }

@@ -8,10 +8,9 @@ from typing import Any
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
-from streamlit.errors import StreamlitSecretNotFoundError
 
 from finetune_core import paths
-from finetune_core.config import DEMO_RECIPE, Edit, make_config
+from finetune_core.config import DEMO_RECIPE, Edit, RunConfig, make_config
 from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
 from finetune_core.data.edits import add_edits, load_edits, remove_edits
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
@@ -22,6 +21,7 @@ from finetune_core.runs.store import Run, RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import PHASE_WORDS, duration
+from pages.shared.account import owner, sign_in_asked
 from pages.shared.chrome import go, plain
 
 _MOST_HELD = 4  # data sets
@@ -67,11 +67,7 @@ def _reports() -> dict[tuple[str, str, int], DeepReport]:
 
 def readable_roots() -> tuple[Path, ...]:
     """The folders that this server may read; its owner's home only where nobody has to sign in."""
-    try:
-        sign_in = "auth" in st.secrets
-    except StreamlitSecretNotFoundError:
-        sign_in = False
-    return data_roots(home_too=not sign_in)
+    return data_roots(home_too=not sign_in_asked())
 
 
 def data_folder() -> str:
@@ -268,4 +264,13 @@ def try_it_now(kind: str = "primary") -> None:
 
 def start_demo() -> str:
     """Queue the demo run; returns its id."""
-    return worker().submit(make_config(DEMO_RECIPE | {"data": str(digits_folder())}))
+    return submit(make_config(DEMO_RECIPE | {"data": str(digits_folder())}))
+
+
+def submit(config: RunConfig) -> str:
+    """Queue a run of this session; returns its id.
+
+    Raises:
+        ConfigError: when it cannot work.
+    """
+    return worker().submit(config, owner())

@@ -24,18 +24,22 @@ ARGUMENTS = [
 MINUTE = 60_000
 
 
+def unused_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Server:
     """The app on a port of its own, with a folder of its own."""
 
-    def __init__(self, home):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+    def __init__(self, home, port=None, options=()):
+        self.port = port or unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = (home / "server.log").open("wb")
         command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={self.port}"]
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | {"THAW_HOME": str(home)}, stdout=self.log, stderr=subprocess.STDOUT
+            [*command, *options], cwd=ROOT, env=os.environ | {"THAW_HOME": str(home)}, stdout=self.log, stderr=subprocess.STDOUT
         )
         end = time.monotonic() + 60
         while not self._healthy():
@@ -67,10 +71,27 @@ def browser():
 
 
 @pytest.fixture
-def server(browser, tmp_path):
-    running = Server(tmp_path)
-    yield running
-    running.close()
+def start(browser):
+    """Starts servers that end with the test: (home, port, options) -> server."""
+    running = []
+
+    def begin(home, port=None, options=()):
+        running.append(Server(home, port, options))
+        return running[-1]
+
+    yield begin
+    for server in running:
+        server.close()
+
+
+@pytest.fixture
+def server(start, tmp_path):
+    return start(tmp_path)
+
+
+@pytest.fixture
+def free_port():
+    return unused_port()
 
 
 @pytest.fixture(scope="module")

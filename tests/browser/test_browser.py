@@ -110,3 +110,17 @@ def test_nothing_is_wider_than_a_phone(shared_server, browser, name):
     width = page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth")
     page.close()
     assert width <= 390
+
+
+def test_a_click_on_a_drawn_stage_thaws_it_and_another_freezes_it_again(server, page, no_error_on):
+    page.goto(f"{server.url}/configure")
+    page.get_by_role("button", name=re.compile("Let block5 train")).click()
+    page.get_by_role("button", name=re.compile("Freeze block5")).wait_for()
+    page.get_by_text("How many times the learning rate each stage gets").wait_for()
+    box = page.get_by_role("spinbutton", name="block5")
+    assert float(box.input_value()) == 1
+    page.get_by_role("button", name=re.compile("Freeze block5")).click()
+    page.get_by_role("button", name=re.compile("Let block5 train")).wait_for()
+    assert float(box.input_value()) == 0
+    assert page.get_by_role("button", name=re.compile("(train|Freeze) head")).count() == 0  # it is new, and has to train
+    no_error_on(page)

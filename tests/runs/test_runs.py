@@ -332,6 +332,27 @@ def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):
     reservation.lock.release(force=True)
 
 
+def test_a_name_does_not_lose_the_owner_and_only_the_owner_deletes(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    reservation = create_run(config, store.runs_dir, "ann@example.org")
+    request_stop(reservation.run_dir)
+    list(execute(reservation))
+    store.describe(reservation.run_dir.name, "baseline", "")
+    assert store.run(reservation.run_dir.name).owner == "ann@example.org"
+    for stranger in ("ben@example.org", ""):
+        with pytest.raises(RunError, match="only its owner"):
+            store.delete(reservation.run_dir.name, stranger)
+    store.delete(reservation.run_dir.name, "ann@example.org")
+    assert store.runs() == []
+
+
+def test_a_run_that_nobody_owns_is_deleted_by_nobody_who_signs_in(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    run_dir = stopped_run(config, store.runs_dir)
+    with pytest.raises(RunError, match="belongs to nobody"):
+        store.delete(run_dir.name, "ann@example.org")
+
+
 def test_a_deleted_run_goes_to_the_trash_and_comes_back(config, tmp_path):
     store = RunStore(tmp_path / "runs")
     reservation = create_run(config, store.runs_dir)

@@ -9,12 +9,14 @@ from scipy.stats import chisquare, kstest
 
 from finetune_core.training.batches import (
     augmented,
+    balanced_batches,
     epoch_batches,
     evaluated,
     in_order,
     normalised,
     prefetched,
     sample_keys,
+    subset,
     uniform,
 )
 
@@ -211,3 +213,39 @@ def test_normalising_leaves_the_pixels_alone():
     before = images.clone()
     normalised(images, (0.5,) * 3, (0.5,) * 3)
     assert torch.equal(images, before)
+
+
+LABELS = np.repeat([0, 1, 2], [100, 10, 3])
+
+
+def test_a_larger_share_holds_a_smaller_one_and_keeps_the_shares_of_the_classes():
+    every = np.arange(len(LABELS))
+    kept = {share: subset(every, LABELS, KEYS, share, seed=1) for share in (0.1, 0.3, 0.5, 1.0)}
+    for smaller, larger in zip([0.1, 0.3, 0.5], [0.3, 0.5, 1.0], strict=True):
+        assert set(kept[smaller]) < set(kept[larger])
+    assert np.bincount(LABELS[kept[0.3]]).tolist() == [30, 3, 1]
+    assert np.bincount(LABELS[kept[0.1]]).tolist() == [10, 1, 1]  # no class is lost
+    assert (np.diff(kept[0.5]) > 0).all()
+    assert not np.array_equal(subset(every, LABELS, KEYS, 0.3, seed=2), kept[0.3])
+
+
+def test_balanced_epochs_hold_as_many_of_each_class_and_in_the_end_every_image_as_often():
+    every = np.arange(len(LABELS))
+    seen = np.zeros(len(LABELS), dtype=int)
+    for epoch in range(60):
+        epoch_rows = np.concatenate(balanced_batches(every, LABELS, KEYS, 16, seed=0, epoch=epoch))
+        assert len(epoch_rows) == len(every)
+        assert np.ptp(np.bincount(LABELS[epoch_rows])) <= 1
+        seen += np.bincount(epoch_rows, minlength=len(every))
+    for small in (1, 2):  # of small classes, every image comes within one of as often in each epoch
+        assert np.ptp(seen[small == LABELS]) <= 60
+    large = seen[LABELS == 0]
+    assert large.min() > 0
+    assert abs(large.mean() - 60 * 38 / 100) < 0.5
+
+
+def test_balanced_batches_mix_the_classes():
+    batches = balanced_batches(np.arange(len(LABELS)), LABELS, KEYS, 32, seed=0, epoch=0)
+    assert all(len(np.unique(LABELS[batch])) == 3 for batch in batches)
+    again = balanced_batches(np.arange(len(LABELS)), LABELS, KEYS, 32, seed=0, epoch=0)
+    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))

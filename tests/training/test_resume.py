@@ -37,6 +37,7 @@ SETTINGS = {
     "last block, AdamW, cosine": {"optimizer": "adamw", "schedule": "cosine", "weight_decay": 0.01},
     "last block, SGD, augmented": {"optimizer": "sgd", "augmentation": "random_resized_crop", "views": 2},
     "everything, fresh versions": {"strategy": "full", "augmentation": "flips", "epochs": 2},
+    "balanced, blended": {"strategy": "full", "mixup": 0.2, "cutmix": 1.0, "sampling": "balanced", "epochs": 2},
     "dropout": {"backbone": "mobilenet_v3_small", "weights": "none", "strategy": "last_two_blocks", "epochs": 2},
 }
 

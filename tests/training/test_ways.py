@@ -232,3 +232,39 @@ def test_an_average_lags_behind_and_is_put_back():
         assert model.weight.item() == pytest.approx(19, abs=0.1)
     assert model.weight.item() == 20
     assert StepRule() == compute.PLAIN
+
+
+@pytest.mark.parametrize("blend", [{"mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 0.3, "cutmix": 1.0, "class_weights": "balanced"}])
+def test_blended_images_are_learned_from(config, tmp_path, blend):
+    told = whole(config(strategy="last_block", **blend), tmp_path / "run")
+    started = next(event for event in told if isinstance(event, events.RunStarted))
+    assert started.cache["where"] == "off"
+    assert "mixup" in started.cache["reason"]
+    assert told[-1].val_accuracy >= 0.8
+
+
+def test_blending_in_micro_batches_is_blending_the_whole_batch():
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(8, 5), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+
+    def mix(images, targets):
+        order = torch.randperm(len(images))
+        soft = nn.functional.one_hot(targets, 3).float()
+        return 0.7 * images + 0.3 * images[order], 0.7 * soft + 0.3 * soft[order]
+
+    layers = []
+    for micro in (None, 3):
+        torch.manual_seed(1)
+        layer = nn.Linear(5, 3)
+        rule = StepRule(class_weights=torch.tensor([1.0, 2.0, 0.5]), micro_batch=micro, mix=mix)
+        train_step(layer, inputs, labels, torch.optim.SGD(layer.parameters(), 0.1), CPU, 7, rule)
+        layers.append(layer.weight)
+    assert torch.allclose(*layers, atol=1e-6)
+
+
+def test_early_stopping_looks_at_what_it_was_told_to(config, tmp_path):
+    settings = config(strategy="feature_extraction", early_stopping="val_macro_f1", patience=2, epochs=30)
+    told = [event for event in whole(settings, tmp_path / "run") if isinstance(event, events.EpochEnded)]
+    scores = [event.val_scores["macro_f1"] for event in told]
+    best = scores.index(max(scores))
+    assert len(told) == min(30, best + 1 + 2)

@@ -1,0 +1,73 @@
+"""How each stage moves while a run goes on. Altair, like all curves that grow while they are looked at (``curves.py``)."""
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+_MOST_POINTS = 150  # a stage
+_DASHES = ([1, 0], [6, 3], [2, 2])
+
+Quantity = Literal["learning_rate", "gradient_norm", "update"]
+TITLES: dict[Quantity, str] = {
+    "learning_rate": "Learning rate",
+    "gradient_norm": "Length of the gradient",
+    "update": "Change a step, relative to the weights",
+}
+
+
+def stage_curve(
+    quantity: Quantity, measured: Sequence[Mapping[str, Any]], stages: Sequence[str], steps_per_epoch: int, epochs: int
+) -> alt.Chart:
+    """One line a stage that trains, over the epochs, on a logarithmic scale: warmer towards the head.
+
+    Args:
+        measured: StepEnded rows with ``stages`` (``training/movement.py``); thinned out.
+        stages: all stages, input to head.
+    """
+    chosen = np.unique(np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(int)) if measured else []
+    points = [
+        (stage, row["epoch"] - 1 + row["step"] / steps_per_epoch, values[quantity])
+        for row in (measured[index] for index in chosen)
+        for stage, values in row["stages"].items()
+        if values[quantity] > 0  # there is no place for 0 on this scale
+    ]
+    data = pd.DataFrame(points, columns=["stage", "epoch", "value"])
+    names = [stage for stage in stages if stage in set(data["stage"])]
+    legend = alt.Legend(title=None, orient="top", columns=5, symbolType="stroke")
+    return (
+        alt.Chart(data)
+        .mark_line(strokeWidth=2.2, clip=True)
+        .encode(
+            x=alt.X("epoch:Q", title="Epoch", scale=alt.Scale(domain=[0, epochs]), axis=alt.Axis(tickMinStep=1, format="d")),
+            y=alt.Y(
+                "value:Q",
+                title=TITLES[quantity],
+                scale=alt.Scale(type="log", nice=False),
+                axis=alt.Axis(format="~g", tickCount=5),
+            ),
+            color=alt.Color("stage:N", scale=alt.Scale(domain=names, range=_warmth(len(names))), legend=legend, sort=names),
+            strokeDash=alt.StrokeDash(
+                "stage:N",
+                scale=alt.Scale(domain=names, range=[_DASHES[at % len(_DASHES)] for at in range(len(names))]),
+                legend=legend,
+                sort=names,
+            ),
+            tooltip=[
+                alt.Tooltip("stage:N", title="Stage"),
+                alt.Tooltip("epoch:Q", title="Epoch", format=".2~f"),
+                alt.Tooltip("value:Q", title=TITLES[quantity], format=".2~e"),
+            ],
+        )
+        .properties(height=300)
+    )
+
+
+def _warmth(count: int) -> list[str]:
+    """From gold to ember red, all of the same lightness: readable on a light and on a dark page."""
+    hues = np.linspace(48, 4, max(count, 2))[-count:] / 360
+    colors = [colorsys.hls_to_rgb(hue, 0.5, 0.85) for hue in hues]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in colors]

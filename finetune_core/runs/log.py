@@ -1,0 +1,73 @@
+"""What happened in a run, in words: one line an event."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
+
+Row = Mapping[str, Any]
+
+
+def log_lines(notable: Sequence[Row]) -> list[str]:
+    """A run's notable rows (``History.notable``), the first one first: the time of day, and what happened."""
+    lines, stages = [], []
+    for row in notable:
+        stages = row["stages"] if row["event"] == "RunStarted" else stages
+        words = told(row)
+        if row["event"] == "EpochEnded" and (
+            thawing := [one["name"] for one in stages if one["thaw_epoch"] == row["epoch"] + 1]
+        ):
+            words += f" From the next epoch on {', '.join(thawing)} {'trains' if len(thawing) == 1 else 'train'}, too."
+        if words:
+            lines.append(f"{datetime.fromtimestamp(row['at']):%H:%M:%S}  {words}")
+    return lines
+
+
+def told(row: Row) -> str:
+    """One event in words; empty where there is nothing to say."""
+    match row["event"]:
+        case "Progress":
+            return f"{PHASE_WORDS[row['phase']]}."
+        case "RunStarted":
+            return _started(row)
+        case "RunResumed":
+            return f"Going on after {things(row['step'], 'step')} of epoch {row['epoch']}."
+        case "ImagesSkipped":
+            return f"Left out, because unreadable: {things(row['count'], 'image')}. {'; '.join(row['examples'][:3])}"
+        case "ImagesLost":
+            return f"No longer readable, and left out: {things(row['count'], 'image')} so far. {'; '.join(row['examples'][:3])}"
+        case "MemoryShort":
+            return (
+                f"Memory ran short in step {row['step']} of epoch {row['epoch']}: images now go through "
+                f"{row['micro_batch']} at a time. A step still learns from its whole batch."
+            )
+        case "EpochEnded":
+            return (
+                f"Epoch {row['epoch']} took {duration(row['train_seconds'] + row['val_seconds'])}: loss {row['train_loss']:.3f}, accuracy "
+                f"{percent(row['train_accuracy'])}; on validation images {row['val_loss']:.3f}, {percent(row['val_accuracy'])}."
+            )
+        case "CheckpointSaved":
+            return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" else ""
+        case "RunFinished":
+            tested = f" Test accuracy {percent(row['test_accuracy'])}." if row["test_accuracy"] is not None else ""
+            frozen = (
+                f" {number(row['frozen_tensors'])} frozen tensors compared: none has changed." if row["frozen_tensors"] else ""
+            )
+            return f"Finished after {duration(row['seconds'])}; epoch {row['best_epoch']} is kept.{tested}{frozen}"
+        case "RunStopped":
+            return "Paused." if row["paused"] else "Stopped."
+        case "RunFailed":
+            return f"Failed: {row['message']}"
+    return ""
+
+
+def _started(row: Row) -> str:
+    cache = row["cache"]
+    kept = f"no cache: {cache['reason']}" if cache["where"] == "off" else f"frozen stages cached ({size(cache['bytes'])})"
+    trained = [stage["name"] for stage in row["stages"] if stage["trains"]]
+    rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
+    return (
+        f"{row['backbone']} on {row['device_label']} in {row['precision']}: {', '.join(trained)} train{rates}; {kept}. "
+        f"{things(row['steps_per_epoch'], 'step')} an epoch, {things(row['epochs'], 'epoch')}."
+    )

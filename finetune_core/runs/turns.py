@@ -1,0 +1,37 @@
+"""One run a device at a time, whichever programs of this machine train: a lock that a run waits for."""
+
+from collections.abc import Generator, Iterator
+
+from filelock import FileLock, Timeout
+
+from finetune_core import paths
+from finetune_core.training.events import Event, Progress, RunStopped
+from finetune_core.training.loop import StopRequested
+
+_POLL = 1.0  # seconds
+
+
+def in_turn(events: Iterator[Event], device: str) -> Generator[Event, None, None]:
+    """A run's events, once no other program trains on that kind of device; says that it waits, and can be stopped meanwhile."""
+    lock = FileLock(paths.home() / "locks" / f"{device}.lock", thread_local=False)
+    folder = paths.home() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f"{device}.lock", thread_local=False)
+    try:
+        while not _taken(lock):
+            yield Progress("device", 0, 0)
+    except StopRequested as request:
+        yield RunStopped(0, 0, 0.0, request.pause)
+        return
+    try:
+        yield from events
+    finally:
+        lock.release(force=True)
+
+
+def _taken(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=_POLL, poll_interval=0.1)
+    except Timeout:
+        return False
+    return True

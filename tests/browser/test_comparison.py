@@ -1,0 +1,64 @@
+"""A comparison in a real browser: from ticked strategies to the verdict, its address, and its report."""
+
+import re
+
+import pytest
+
+MINUTE = 60_000
+
+
+@pytest.fixture
+def quick_settings(server, page):
+    """The sample, in so few steps that four runs take seconds."""
+    page.goto(f"{server.url}/configure")
+    page.get_by_label("Epochs", exact=True).fill("2")
+    page.get_by_label("Image size (pixels)", exact=True).fill("32")
+    page.get_by_label("Image size (pixels)", exact=True).press("Enter")
+    page.get_by_label("Learning rate", exact=True).fill("0.003")
+    page.get_by_label("Learning rate", exact=True).press("Enter")
+    page.get_by_role("link", name="Compare").click()
+    page.get_by_text("2 epochs of batches of 32").wait_for()
+
+
+def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, browser, tmp_path, quick_settings, no_error_on):
+    page.get_by_role("button", name="Everything", exact=True).click()
+    page.get_by_role("button", name="Start 6 runs").wait_for()
+    page.get_by_label("Seeds", exact=True).fill("2")
+    page.get_by_label("Seeds", exact=True).press("Enter")
+    start = page.get_by_role("button", name="Start 4 runs")
+    start.wait_for()
+    page.get_by_role("button", name="Forecast").click()
+    page.get_by_text(re.compile(r"4 runs in all: about \d")).wait_for()
+    start.click()
+    page.get_by_text(re.compile(r"\d of 4 runs done")).wait_for()
+    page.wait_for_url(re.compile(r"/compare\?runs=.+&runs=.+&runs=.+&runs="))
+    page.get_by_role("heading", name=re.compile("^(.* )?Take “|Too little to choose by")).wait_for(timeout=4 * MINUTE)
+    verdict = page.get_by_role("heading", level=4).inner_text().removeprefix("flag").strip()
+    assert "on these 269 images" in verdict
+    assert page.get_by_text(re.compile("Take this one|Best so far")).count() == 1
+    assert page.get_by_text(re.compile("not distinguishable on these 269 images|” beats “")).count() == 1
+    no_error_on(page)
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Report, one HTML file").click()
+    download.value.save_as(tmp_path / "report.html")
+    report = browser.new_context(offline=True).new_page()
+    report.goto((tmp_path / "report.html").as_uri())
+    report.get_by_text(verdict).wait_for()
+    report.locator(".figure .main-svg").first.wait_for()
+
+    guest = browser.new_context().new_page()
+    guest.goto(page.url)
+    guest.get_by_text(verdict).wait_for(timeout=MINUTE)
+    no_error_on(guest)
+    guest.context.close()
+    report.context.close()
+
+
+def test_stop_all_ends_the_queue_and_what_trained_is_judged(server, page, quick_settings, no_error_on):
+    page.get_by_role("button", name="Start 9 runs").click()
+    page.get_by_text(re.compile(r"[1-8] of 9 runs done")).wait_for(timeout=3 * MINUTE)
+    page.get_by_role("button", name="Stop all").click()
+    page.get_by_text("Left out, because no epoch of them has ended").wait_for()
+    page.get_by_text("Accuracy on").wait_for()
+    no_error_on(page)

@@ -1,0 +1,106 @@
+"""Sign-in against an OpenID Connect provider that lives in this test: the way in, and what is seen before and after it."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlencode, urlparse
+
+import pytest
+
+pytest.importorskip("authlib")
+
+
+def handler_of(provider):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            address = urlparse(self.path)
+            if address.path == "/authorize":
+                asked = {name: values[0] for name, values in parse_qs(address.query).items()}
+                provider.nonce = asked.get("nonce")
+                self.send_response(302)
+                self.send_header("Location", f"{asked['redirect_uri']}?{urlencode({'code': 'c', 'state': asked['state']})}")
+                self.end_headers()
+            else:
+                self._answer(provider.keys() if address.path == "/keys" else provider.metadata())
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._answer(provider.token())
+
+        def _answer(self, told):
+            body = json.dumps(told).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    return Handler
+
+
+class Provider:
+    """Lets everybody in, as Ann."""
+
+    def __init__(self):
+        from joserfc.jwk import RSAKey
+
+        self.key, self.nonce = RSAKey.generate_key(2048, {"kid": "one", "use": "sig", "alg": "RS256"}), None
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def metadata(self):
+        places = {"authorization_endpoint": "authorize", "token_endpoint": "token", "jwks_uri": "keys"}
+        return {
+            "issuer": self.url,
+            **{name: f"{self.url}/{path}" for name, path in places.items()},
+            "response_types_supported": ["code"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": ["RS256"],
+        }
+
+    def keys(self):
+        return {"keys": [self.key.as_dict(private=False)]}
+
+    def token(self):
+        from joserfc import jwt
+
+        now = int(time.time())
+        claims = {"iss": self.url, "sub": "1", "aud": "thaw", "iat": now, "exp": now + 600, "email": "ann@example.org"}
+        signed = jwt.encode({"alg": "RS256", "kid": "one"}, claims | {"nonce": self.nonce}, self.key)
+        return {"access_token": "a", "token_type": "Bearer", "expires_in": 600, "id_token": signed}
+
+
+@pytest.fixture
+def provider():
+    running = Provider()
+    yield running
+    running.server.shutdown()
+
+
+def test_nothing_is_shown_before_sign_in_and_everything_after_it(provider, start, free_port, page, no_error_on, tmp_path):
+    secrets = tmp_path / "secrets.toml"
+    secrets.write_text(
+        f"""[auth]
+redirect_uri = "http://127.0.0.1:{free_port}/oauth2callback"
+cookie_secret = "{"s" * 40}"
+client_id = "thaw"
+client_secret = "secret"
+server_metadata_url = "{provider.url}/.well-known/openid-configuration"
+"""
+    )
+    server = start(tmp_path, free_port, [f"--secrets.files={secrets}"])
+    page.goto(f"{server.url}/train")
+    page.get_by_role("button", name="Sign in").wait_for()
+    assert page.locator("[data-testid=stPageLink]").count() == 0
+    page.get_by_role("button", name="Sign in").click()
+    page.get_by_role("button", name="Sign out").wait_for()
+    page.get_by_role("link", name="Train").wait_for()
+    no_error_on(page)
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_role("button", name="Sign in").wait_for()
+    assert page.locator("[data-testid=stPageLink]").count() == 0

@@ -1,0 +1,99 @@
+"""Sign-in: nothing before it, and whose a run is, after it. The provider's side is in the browser tests."""
+
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict")
+SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
+ANN, BEN = ({"is_logged_in": True, "email": f"{name}@example.org"} for name in ("ann", "ben"))
+OUTSIDE = {"is_logged_in": False}
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state():
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
+
+
+@pytest.fixture
+def run(image_folder, tmp_path):
+    """Trains a run that belongs to somebody; returns its name."""
+    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
+    settings = {"data": str(folder), "image_size": 32, "epochs": 1, "batch_size": 8, "strategy": "feature_extraction"}
+
+    def train(owner):
+        reservation = create_run(make_config(settings), paths.runs_dir(), owner)
+        list(execute(reservation))
+        return reservation.run_dir.name
+
+    return train
+
+
+def opened(name, user, run="", **providers):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.secrets["auth"] = SECRETS | providers
+    at.user = user
+    if run:
+        at.query_params["run"] = run
+    if name != "home":
+        at.switch_page(f"pages/{name}.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def labels(at):
+    return [button.label for button in at.button]
+
+
+@pytest.mark.parametrize("name", ["home", *PAGES])
+def test_before_sign_in_every_page_shows_nothing_but_the_way_in(name, run):
+    named = run("ann@example.org")
+    at = opened(name, OUTSIDE, named)
+    assert labels(at) == ["Sign in"]
+    assert not at.get("page_link")
+    shown = "".join(element.value for kind in ("markdown", "caption", "title") for element in at.get(kind))
+    assert named not in shown
+    assert not at.get("metric")
+
+
+def test_each_provider_has_a_button():
+    providers = {name: {"client_id": name} for name in ("google", "okta")}
+    assert labels(opened("home", OUTSIDE, **providers)) == ["Sign in with Google", "Sign in with Okta"]
+
+
+def test_a_run_carries_its_owner_and_only_that_one_may_change_it(run):
+    named = run("ann@example.org")
+    hers, his = opened("train", ANN, named), opened("train", BEN, named)
+    assert "Delete this run" in labels(hers)
+    assert "Delete this run" not in labels(his)
+    assert any("ann\\@example\\.org" in caption.value or "ann@example" in caption.value for caption in his.caption)
+    assert "Sign out" in labels(his)
+
+
+def test_a_run_that_is_started_after_sign_in_belongs_to_who_started_it():
+    at = opened("home", ANN)
+    next(button for button in at.button if button.label == "Try it now").click().run()
+    run = RunStore(paths.runs_dir()).runs()[0]
+    assert run.owner == "ann@example.org"
+    (run.run_dir / "stop").touch()
+
+
+def test_without_an_auth_section_nobody_is_asked_and_all_may_change_all(run):
+    named = run("")
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["run"] = named
+    at.switch_page("pages/train.py")
+    at.run()
+    assert "Delete this run" in labels(at)
+    assert "Sign out" not in labels(at)

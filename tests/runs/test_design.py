@@ -1,0 +1,105 @@
+from collections import Counter
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.data.dataset import load_dataset
+from finetune_core.errors import ConfigError
+from finetune_core.models.network import build_network
+from finetune_core.models.weights import RANDOM
+from finetune_core.runs.design import arm_of, arm_seconds, by_arm, design, with_rates
+from finetune_core.training.forecast import Speed, SpeedBook
+from finetune_core.training.strategies import STRATEGIES
+
+BASE = make_config({"data": "/pets", "backbone": "efficientnet_lite0", "epochs": 4})
+
+
+def test_one_run_for_every_strategy_seed_backbone_and_share():
+    configs = design(BASE, ["full", "last_block"], [0, 1, 2], ["efficientnet_lite0", "resnet18"], [0.5, 1.0])
+    assert len(configs) == len({config.model_dump_json() for config in configs}) == 24
+    assert Counter(config.seed for config in configs) == {0: 8, 1: 8, 2: 8}
+    assert {len(some) for some in by_arm(configs).values()} == {3}
+
+
+def test_all_else_is_equal():
+    configs = design(BASE, ["full", "feature_extraction", "from:block5"], [3, 4], [], [0.25])
+    varied = {"strategy", "cut", "stage_rates", "seed", "train_fraction"}
+    assert {config.model_dump_json(exclude=varied) for config in configs} == {BASE.model_dump_json(exclude=varied)}
+    assert {config.split_seed for config in configs} == {BASE.split_seed}
+
+
+def test_equal_seeds_start_from_the_same_head():
+    configs = design(BASE.model_copy(update={"weights": RANDOM}), ["full", "feature_extraction"], [0, 1])
+    heads = {}
+    for config in configs:
+        network = build_network(config.backbone, config.starts_from, 3, config.seed)
+        name = network.stages[-1].parameters[0]
+        heads.setdefault(config.seed, []).append(network.model.state_dict()[name])
+    assert (heads[0][0] == heads[0][1]).all()
+    assert (heads[1][0] == heads[1][1]).all()
+    assert (heads[0][0] != heads[1][0]).any()
+
+
+def test_shallow_cuts_train_first_and_what_has_no_trunk_last():
+    configs = design(BASE, ["full", "feature_extraction", "last_block", "from:block5"], [0, 1])
+    order = [config.cut or config.strategy for config in configs]
+    assert order == [name for name in ("block5", "last_block", "feature_extraction", "full") for _ in range(2)]
+
+
+def test_what_is_named_twice_trains_once():
+    assert len(design(BASE, ["full", "full"], [0, 0, 1])) == 2
+
+
+def test_a_stage_makes_a_strategy_and_custom_is_that_of_the_base():
+    cut = design(BASE, ["from:block5"], [0])[0]
+    assert (cut.strategy, cut.cut) == ("custom", "block5")
+    own = BASE.model_copy(update={"strategy": "custom", "cut": "block6"})
+    assert design(own, ["custom"], [0])[0].cut == "block6"
+    assert design(own, ["full"], [0])[0].cut is None
+
+
+@pytest.mark.parametrize(
+    ("strategies", "seeds", "named"),
+    [
+        ([], [0], "strategies"),
+        (["full"], [], "seeds"),
+        (["custom"], [0], "strategies"),
+        (["from:nowhere"], [0], "cut"),
+        (["no_such"], [0], "strategy"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_by_name(strategies, seeds, named):
+    with pytest.raises(ConfigError) as caught:
+        design(BASE, strategies, seeds)
+    assert named in caught.value.problems
+
+
+def test_every_strategy_but_custom_can_be_compared():
+    names = [name for name in STRATEGIES if name != "custom"]
+    assert len(by_arm(design(BASE.model_copy(update={"epochs": 10}), names, [0]))) == len(names)
+
+
+def test_rates_that_were_found_go_to_their_arm():
+    configs = design(BASE, ["full", "last_block"], [0, 1])
+    full = arm_of(next(config for config in configs if config.strategy == "full"))
+    changed = with_rates(configs, {full: 0.01})
+    assert {(config.strategy, config.learning_rate) for config in changed} == {
+        ("full", 0.01),
+        ("last_block", BASE.learning_rate),
+    }
+
+
+def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
+    base = make_config({"data": str(folder), "backbone": "efficientnet_lite0", "epochs": 4, "image_size": 32})
+    dataset, book = load_dataset(folder, **base.split_settings), SpeedBook(tmp_path / "speeds.json")
+    head, full = (design(base, [name], [0, 1, 2]) for name in ("feature_extraction", "full"))
+    assert arm_seconds(head, dataset, book) is None
+    book.learn_decoding(dataset.fingerprint, 32, 0.001)
+    for config in (head[0], full[0]):
+        trunk = 1.0 if config is head[0] else 0.0
+        book.learn(config, Speed(trunk=trunk, step=0.01, forward=0.01, activation_bytes=100 if trunk else 0, step_bytes=1))
+    first, *others = arm_seconds(head, dataset, book)
+    assert others[0] == others[1]
+    assert first - others[0] == pytest.approx(40 * (1.0 + 0.001), rel=0.05)
+    assert len(set(arm_seconds(full, dataset, book))) == 1

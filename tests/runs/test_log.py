@@ -1,0 +1,61 @@
+"""A run's log says in words what happened; what it needs is kept while the events grow."""
+
+import json
+import re
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.runs.history import History
+from finetune_core.runs.log import log_lines, told
+from finetune_core.runs.record import create_run, execute
+from finetune_core.training.events import ImagesLost, ImagesSkipped, MemoryShort, RunFailed, RunStopped
+
+
+@pytest.fixture
+def run_dir(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
+    settings = {"data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 3, "strategy": "gradual_unfreezing"}
+    reservation = create_run(
+        make_config(settings | {"backbone": "resnet18", "weights": "none", "epochs": 6}), tmp_path / "runs"
+    )
+    list(execute(reservation))
+    return reservation.run_dir
+
+
+def test_a_whole_run_in_words(run_dir):
+    history = History(run_dir).refresh()
+    lines = log_lines(history.notable)
+    assert all(re.match(r"\d\d:\d\d:\d\d  \S", line) for line in lines)
+    text = "\n".join(lines)
+    assert "Decoding images." in text
+    assert "resnet18 on" in text
+    assert text.count("Epoch ") == 6
+    assert "From the next epoch on layer4 trains, too." in text
+    assert "Validating" not in text
+    assert "Finished after" in lines[-1]
+    assert next(len(row["stages"]) for row in history.measured if row["epoch"] == 3) == 3
+
+
+def test_words_for_what_goes_wrong():
+    assert told(ImagesSkipped(1, ["a.png is damaged"]).to_json()) == "Left out, because unreadable: 1 image. a.png is damaged"
+    assert told(ImagesLost(1200, []).to_json()) == "No longer readable, and left out: 1,200 images so far. "
+    assert "8 at a time" in told(MemoryShort(2, 5, 8).to_json())
+    assert told(RunStopped(1, 1, 2.0, True).to_json()) == "Paused."
+    assert told(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
+
+
+def test_tens_of_thousands_of_steps_stay_few(tmp_path):
+    measured = {"head": {"learning_rate": 1e-3, "gradient_norm": 1.0, "update": 1e-3}}
+    row = {"event": "StepEnded", "epoch": 1, "loss": 1.0, "at": 0.0, "seconds": 1.0, "images": 1}
+    with (tmp_path / "events.jsonl").open("w") as file:
+        for step in range(40_000):
+            file.write(json.dumps(row | {"step": step, "stages": measured if step % 4 == 0 else None}) + "\n")
+            if step % 10 == 0:
+                lost = {"event": "ImagesLost", "count": step, "examples": [], "at": 0.0}
+                file.write(json.dumps(lost) + "\n")
+    history = History(tmp_path).refresh()
+    assert len(history.steps) <= 3000
+    assert len(history.measured) <= 1000
+    assert len(history.notable) <= 2001
+    assert (history.steps[-1]["step"], history.measured[-1]["step"], history.lost["count"]) == (39_999, 39_996, 39_990)

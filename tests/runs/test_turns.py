@@ -1,0 +1,97 @@
+"""A run waits while another program trains on its device, says so, and can be stopped meanwhile."""
+
+import multiprocessing
+import threading
+
+import pytest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.turns import in_turn
+from finetune_core.training import events
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
+    return make_config(
+        {
+            "data": str(folder),
+            "image_size": 32,
+            "batch_size": 8,
+            "epochs": 1,
+            "strategy": "feature_extraction",
+            "device": "cpu",
+        }
+    )
+
+
+def hold(line):
+    def waits():
+        line.send("taken")
+        line.poll(60)
+        yield events.Progress("decode", 1, 1)
+
+    list(in_turn(waits(), "cpu"))
+
+
+@pytest.fixture
+def other_program():
+    """A process that trains until it hears a word; both of them."""
+    context = multiprocessing.get_context("spawn")
+    line, far_end = context.Pipe()
+    process = context.Process(target=hold, args=(far_end,))
+    process.start()
+    assert line.poll(120)
+    assert line.recv() == "taken"
+    yield process, line
+    process.kill()
+    process.join(60)
+
+
+def test_it_says_that_it_waits_and_then_trains(config, other_program):
+    _, line = other_program
+    stream = execute(create_run(config, paths.runs_dir()))
+    assert next(stream) == events.Progress("device", 0, 0)
+    line.send("let go")
+    assert isinstance(list(stream)[-1], events.RunFinished)
+
+
+def test_a_program_that_is_killed_holds_up_nobody(config, other_program):
+    process, _ = other_program
+    stream = execute(create_run(config, paths.runs_dir()))
+    assert next(stream) == events.Progress("device", 0, 0)
+    process.kill()
+    assert isinstance(list(stream)[-1], events.RunFinished)
+
+
+def test_a_waiting_run_can_be_stopped(config, other_program):
+    reservation = create_run(config, paths.runs_dir())
+    stream = execute(reservation)
+    next(stream)
+    request_stop(reservation.run_dir, pause=True)
+    end = list(stream)[-1]
+    assert isinstance(end, events.RunStopped)
+    assert end.paused
+
+
+def test_two_threads_of_a_program_take_turns():
+    order, entered = [], threading.Event()
+
+    def work(name):
+        def told():
+            order.append(name)
+            entered.set()
+            threading.Event().wait(0.3)
+            order.append(name)
+            yield events.Progress("decode", 1, 1)
+
+        list(in_turn(told(), "cpu"))
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order in (["a", "a", "b", "b"], ["b", "b", "a", "a"])

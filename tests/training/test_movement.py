@@ -1,0 +1,41 @@
+"""What is told of each stage is what the step did to it."""
+
+import pytest
+import torch
+from torch import nn
+
+from finetune_core.training import events
+from finetune_core.training.loop import fit
+from finetune_core.training.movement import copied, is_measured, measured
+
+
+def test_five_steps_an_epoch_are_measured_the_last_among_them():
+    for steps in (1, 3, 5, 7, 100, 101):
+        chosen = [step for step in range(1, steps + 1) if is_measured(step, steps)]
+        assert chosen[-1] == steps
+        assert min(steps, 4) <= len(chosen) <= 5 or steps < 5
+
+
+def test_numbers_are_those_of_a_plain_step():
+    layer = nn.Linear(3, 2)
+    group = {"params": [layer.weight, layer.bias], "lr": 0.1, "stage": "head"}
+    idle = {"params": [nn.Parameter(torch.ones(2))], "lr": 0.1, "stage": "frozen for now"}
+    optimizer = torch.optim.SGD([group, idle])
+    layer(torch.ones(4, 3)).square().sum().backward()
+    before = copied(optimizer)
+    optimizer.step()
+    found = measured(optimizer, before)
+    gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm().item()
+    weights = torch.cat([tensor.flatten() for tensor in before[0]]).norm().item()
+    assert set(found) == {"head"}
+    assert found["head"] == pytest.approx(
+        {"learning_rate": 0.1, "gradient_norm": gradient, "update": 0.1 * gradient / weights}, rel=1e-4
+    )
+
+
+def test_a_run_tells_of_every_stage_that_trains_and_of_no_other(colour_config, tmp_path):
+    config = colour_config(epochs=6, batch_size=10, strategy="gradual_unfreezing", backbone="resnet18", weights="none")
+    told = [event for event in fit(config, tmp_path) if isinstance(event, events.EpochEnded)]
+    assert [len(event.stages) for event in told] == [1, 2, 3, 4, 5, 6]
+    assert list(told[0].stages) == ["head"]
+    assert all(row["gradient_norm"] > 0 and row["update"] > 0 for row in told[-1].stages.values())
