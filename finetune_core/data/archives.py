@@ -73,14 +73,24 @@ def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) 
         folder = _folder(name, digest.hexdigest())
         if not folder.is_dir():
             with staging_folder(data_dir(), _STAGING) as staging:
-                told, step = 0, min(PIECE, packed // 100)
-                for count, _ in enumerate(_unpack(file, packed, staging, limits)):
-                    if file.tell() > told + step or count % _SILENT_PIECES == 0:
-                        told = file.tell()
-                        yield told, packed
+                yield from _unpacked(file, packed, staging, limits)
                 _finish(staging, folder)
         yield packed, packed
         return folder
+
+
+def unpack_archive(
+    source: Path | BinaryIO, name: str, folder: Path, limits: Limits = LIMITS
+) -> Generator[tuple[int, int], None, None]:
+    """Unpack the images of a ZIP or TAR archive into an empty folder of the caller's, who clears it away.
+
+    Args, Yields, Raises: as ``import_archive``.
+    """
+    with _importing(name, "read"), _opened(source) as file:
+        packed = file.seek(0, os.SEEK_END)
+        yield from _unpacked(file, packed, folder, limits)
+        _check_any(folder)
+        yield packed, packed
 
 
 def import_files(
@@ -120,15 +130,15 @@ def import_files(
 
 
 @contextmanager
-def _importing(name: str) -> Iterator[None]:
+def _importing(name: str, what: str = "imported") -> Iterator[None]:
     """Says what was refused. Reading has its own errors, so an OSError that arrives here is one of writing."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"{shown(name)} was not imported: {error}") from None
+        raise DataError(f"{shown(name)} was not {what}: {error}") from None
     except OSError as error:
         raise DataError(
-            f"{shown(name)} was not imported: {data_dir()} cannot be written to ({error.strerror}). "
+            f"{shown(name)} was not {what}: {data_dir()} cannot be written to ({error.strerror}). "
             "Make room there, or set THAW_HOME to another folder."
         ) from None
 
@@ -166,6 +176,15 @@ def _folder(name: str, digest: str) -> Path:
     return data_dir() / f"{stem or 'images'}-{digest[:8]}"
 
 
+def _unpacked(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Iterator[tuple[int, int]]:
+    """(packed bytes read, packed bytes in all), now and then."""
+    told, step = 0, min(PIECE, packed // 100)
+    for count, _ in enumerate(_unpack(file, packed, folder, limits)):
+        if file.tell() > told + step or count % _SILENT_PIECES == 0:
+            told = file.tell()
+            yield told, packed
+
+
 def _unpack(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Iterator[object]:
     """Goes on after each piece, image, and anything else in an archive."""
     for image in _checked(_images(file, packed, limits)):
@@ -198,6 +217,10 @@ def _write(image: Image, folder: Path, limits: Limits) -> Pieces:
 
 
 def _finish(staging: Path, folder: Path) -> None:
-    if not any(staging.iterdir()):
-        raise DataError(f"it holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}.")
+    _check_any(staging)
     settle(staging, folder)
+
+
+def _check_any(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        raise DataError(f"it holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}.")

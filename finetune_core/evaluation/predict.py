@@ -31,7 +31,10 @@ class Predictor:
             ImageError: when one of them cannot be read.
         """
         name = self.network.info.name
-        squares = torch.stack([network_input(image, name, self.image_size).tensor for image in images])
+        return self.probabilities_of(torch.stack([network_input(image, name, self.image_size).tensor for image in images]))
+
+    def probabilities_of(self, squares: torch.Tensor) -> np.ndarray:
+        """The same of normalised images ``[n, 3, image_size, image_size]``."""
         with torch.no_grad(), self.device.autocast():
             logits = self.network.model(squares.to(self.device.torch_device))
         return logits.float().cpu().double().softmax(1).numpy()

@@ -1,0 +1,131 @@
+"""Many images named at once: a folder or an archive in, a table out."""
+
+import csv
+import io
+import os
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune_core.data.decode import EXTENSIONS
+from finetune_core.data.names import is_noise, shown
+from finetune_core.data.threads import in_threads
+from finetune_core.errors import DataError, ImageError
+from finetune_core.evaluation.neighbours import Encoder, Neighbourhood
+from finetune_core.evaluation.predict import Predictor
+from finetune_core.files import staging_folder
+from finetune_core.paths import data_dir
+from finetune_core.training.preview import network_input
+
+_BATCH = 32
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for a formula's beginning
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a network takes one file for.
+
+    Attributes:
+        file: its name, as it is told.
+        probabilities: float64 ``[classes]``; None where it could not be read.
+        unlike: whether it is unlike anything in training; None where that is not known.
+        problem: why it could not be read; empty where it could.
+    """
+
+    file: str
+    probabilities: np.ndarray | None
+    unlike: bool | None = None
+    problem: str = ""
+
+
+def images_below(folder: Path) -> list[tuple[str, Path]]:
+    """(path below the folder, file) of every image in it and its subfolders, in order; links to folders are not followed.
+
+    Raises:
+        DataError: when there is none.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_noise(name))
+        paths = (Path(parent, name) for name in sorted(files) if not is_noise(name) and Path(name).suffix.lower() in EXTENSIONS)
+        found += [(path.relative_to(folder).as_posix(), path) for path in paths]
+    if not found:
+        raise DataError(f"{shown(folder.name)} holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}.")
+    return found
+
+
+def unpacking_folder() -> AbstractContextManager[Path]:
+    """A folder to unpack an archive of images to be named into; gone when the block ends."""
+    return staging_folder(data_dir(), ".naming-")
+
+
+def name_images(
+    predictor: Predictor, images: Sequence[tuple[str, Path]], known: tuple[Encoder, Neighbourhood] | None = None
+) -> Generator[tuple[int, int], None, list[Named]]:
+    """Name images, in their order; files that cannot be read are told apart, and stop nothing.
+
+    Args:
+        images: (name to tell it by, file).
+        known: the predictor's encoder and its training images; without them it is not told what is unlike.
+
+    Yields:
+        (images done, images in all).
+    """
+    named: list[Named] = []
+
+    def read(image: tuple[str, Path]) -> torch.Tensor | str:
+        try:
+            return network_input(image[1], predictor.network.info.name, predictor.image_size).tensor
+        except ImageError as error:
+            return str(error)
+
+    for start in range(0, len(images), _BATCH):
+        some = list(in_threads(read, images[start : start + _BATCH]))
+        squares = [square for _, square in some if not isinstance(square, str)]
+        if squares:
+            probabilities, unlike = _judged(predictor, torch.stack(squares), known)
+            found = zip(probabilities, unlike, strict=True)
+        named += [
+            Named(name, None, problem=square) if isinstance(square, str) else Named(name, *next(found))
+            for (name, _), square in some
+        ]
+        yield len(named), len(images)
+    return named
+
+
+def to_csv(named: Sequence[Named], classes: Sequence[str]) -> bytes:
+    """``file, class, probability, unlike, problem``, then the probability of each class, as UTF-8.
+
+    Names are a stranger's: what a spreadsheet would take for a formula gets an apostrophe before it (OWASP, CSV injection).
+    """
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["file", "class", "probability", "unlike", "problem", *(f"p({name})" for name in classes)])
+    for one in named:
+        told = "" if one.unlike is None else "yes" if one.unlike else "no"
+        if one.probabilities is None:
+            table.writerow([_cell(one.file), "", "", told, _cell(one.problem), *[""] * len(classes)])
+            continue
+        best = int(one.probabilities.argmax())
+        chances = [f"{chance:.6f}" for chance in one.probabilities]
+        table.writerow([_cell(one.file), _cell(classes[best]), chances[best], told, "", *chances])
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _judged(
+    predictor: Predictor, squares: torch.Tensor, known: tuple[Encoder, Neighbourhood] | None
+) -> tuple[np.ndarray, list[bool | None]]:
+    squares = squares.contiguous(memory_format=torch.channels_last)
+    if known is None:
+        return predictor.probabilities_of(squares), [None] * len(squares)
+    looks, near = known
+    features, probabilities = looks.features(squares)
+    return probabilities, near.unlike(features).tolist()
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
