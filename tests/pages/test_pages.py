@@ -257,21 +257,6 @@ def test_evaluate_shows_metrics_and_mistakes(run):
     assert len(at.dataframe[0].value) == 3
 
 
-def test_compare_puts_runs_side_by_side(run):
-    run()
-    run(strategy="feature_extraction")
-    at = opened("compare")
-    table = at.dataframe[0].value
-    assert set(table["Strategy"]) == {"Last block", "Feature extraction"}
-    assert len(at.get("vega_lite_chart") or at.get("arrow_vega_lite_chart")) == 2
-
-
-def test_compare_says_when_runs_judged_different_images(run):
-    run()
-    run(split_seed=5)
-    assert "did not use the same images" in words(opened("compare"))
-
-
 def test_predict_knows_the_classes(run):
     assert "This network knows 3 classes" in words(opened("predict", run=run()))
 

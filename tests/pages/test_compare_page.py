@@ -1,0 +1,200 @@
+"""Compare, run by Streamlit's own test harness against real runs."""
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.evaluation.comparison import compare_runs
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+QUICK = {"image_size": 32, "epochs": 1, "batch_size": 16, "precision": "fp32"}
+
+
+@pytest.fixture(autouse=True)
+def fresh_process_state():
+    st.cache_resource.clear()
+    yield
+    st.cache_resource.clear()
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder_once, tmp_path_factory):
+    """(data, runs folder): two strategies, two seeds each, trained once for this file."""
+    base = tmp_path_factory.mktemp("compared")
+    data = image_folder_once(base / "images", {"red": 30, "blue": 30, "green": 30})
+    for strategy, rate in (("feature_extraction", 1e-5), ("last_block", 3e-3)):
+        for seed in (0, 1):
+            usual = QUICK | {"data": str(data), "strategy": strategy, "learning_rate": rate, "seed": seed}
+            list(execute(create_run(make_config(usual), base / "runs")))
+    return data, base / "runs"
+
+
+@pytest.fixture
+def four_runs(trained):
+    """The runs in the app's own folder."""
+    shutil.copytree(trained[1], paths.runs_dir())
+    return RunStore(paths.runs_dir()).runs()
+
+
+@pytest.fixture
+def readable(trained, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained[0].parent))
+    return trained[0]
+
+
+def opened(**query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for key, value in query.items():
+        at.query_params[key] = value
+    at.switch_page("pages/compare.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def words(at):
+    kinds = ("markdown", "caption", "info", "warning", "error", "subheader")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind)).replace("\\", "")
+
+
+def button(at, label):
+    return next(button for button in at.button if button.label == label)
+
+
+def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
+    told = compare_runs(four_runs)
+    at = opened()
+    shown = words(at)
+    assert told.headline in shown
+    assert all(one.words in shown for one in told.standings)
+    assert told.pairs[0].verdict in shown
+    assert list(at.dataframe[0].value["Seeds"]) == ["0, 1", "0, 1"]
+    assert len(at.get("plotly_chart")) == 5
+    assert "How deep to cut" in shown
+    assert "How much data" not in shown
+    assert "Where they disagree" in shown
+    assert "What moved" in shown
+
+
+def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
+    some = [run.run_id for run in four_runs if run.config.seed == 0]
+    at = opened(runs=[*some, "20200101-000000-gone"])
+    assert at.multiselect(key="runs_box").value == some
+    assert at.query_params["runs"] == some
+    assert "There is no run 20200101-000000-gone here any more" in words(at)
+    assert "Three seeds or more" in words(at)
+
+
+def test_runs_on_other_images_are_refused(four_runs, trained):
+    other = make_config(QUICK | {"data": str(trained[0]), "split_seed": 5})
+    list(execute(create_run(other, paths.runs_dir())))
+    at = opened(runs=[run.run_id for run in RunStore(paths.runs_dir()).runs()])
+    assert "did not use the same images" in words(at)
+    assert not at.get("plotly_chart")
+
+
+def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_runs):
+    run_dir = four_runs[0].run_dir
+    lines = (run_dir / "events.jsonl").read_text().splitlines(keepends=True)
+    (run_dir / "events.jsonl").write_text(
+        "".join(line for line in lines if "EpochEnded" not in line and "RunFinished" not in line)
+    )
+    shown = words(opened(runs=[run.run_id for run in four_runs]))
+    assert f"no epoch of them has ended: Last block, seed {four_runs[0].config.seed}" in shown
+    assert "Accuracy on" in shown
+
+
+def form_for(data):
+    """Compare with nothing trained yet, the data chosen and the settings as quick as can be."""
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for name, value in {"data_source": "folder", "data_folder": str(data)}.items():
+        at.session_state[name] = value
+    for name, value in QUICK.items():
+        at.session_state[f"form_{name}"] = value
+    at.switch_page("pages/compare.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable):
+    at = form_for(readable)
+    at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])
+    at.number_input(key="compare_seeds").set_value(2)
+    at.run()
+    assert list(at.dataframe[0].value["Forecast"]) == ["not timed yet"] * 2
+    button(at, "Forecast").click()
+    at.run()
+    assert "4 runs in all: about" in words(at).replace("*", "")
+    assert "not timed yet" not in list(at.dataframe[0].value["Forecast"])
+    button(at, "Start 4 runs").click()
+    at.run()
+    assert not at.exception
+    store, end = RunStore(paths.runs_dir()), time.monotonic() + 120
+    assert len(store.runs()) == 4
+    assert sorted((run.config.strategy, run.config.seed) for run in store.runs()) == [
+        (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
+    ]
+    assert len({run.config.model_dump_json(exclude={"strategy", "seed"}) for run in store.runs()}) == 1
+    assert sorted(at.query_params["runs"]) == sorted(run.run_id for run in store.runs())
+    while any(run.active for run in store.runs()):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    at.run()
+    assert not at.exception
+    assert compare_runs(store.runs()).headline in words(at)
+
+
+def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable):
+    at = form_for(readable)
+    at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])
+    at.run()
+    before = list(at.dataframe[0].value["Learning rate"])
+    button(at, "Find a learning rate for each").click()
+    at.run()
+    assert not at.exception
+    assert len(set(before)) == 1
+    assert list(at.dataframe[0].value["Learning rate"]) != before
+    button(at, "One rate for all").click()
+    at.run()
+    assert list(at.dataframe[0].value["Learning rate"]) == before
+
+
+def test_cuts_and_shares_of_the_data_are_runs_of_their_own(readable):
+    at = form_for(readable)
+    at.button_group(key="compare_strategies").set_value(["full"])
+    at.multiselect(key="compare_fractions").set_value([0.5, 1.0])
+    at.multiselect(key="compare_cuts").set_value(["block5"])
+    at.run()
+    assert sorted(at.dataframe[0].value["Strategy"]) == [
+        "Custom from block5 on · 100 % of the data",
+        "Custom from block5 on · 50 % of the data",
+        "Everything · 100 % of the data",
+        "Everything · 50 % of the data",
+    ]
+    assert button(at, "Start 12 runs")
+
+
+@pytest.mark.parametrize(("field", "value"), [("form_epochs", 0), ("form_learning_rate", "fast")])
+def test_settings_that_cannot_be_used_are_named_and_nothing_can_be_started(readable, field, value):
+    at = form_for(readable)
+    at.session_state[field] = value
+    at.run()
+    assert "settings of the Configure page cannot be used" in words(at)
+    assert not [one for one in at.button if one.label.startswith("Start ")]
+
+
+def test_no_strategy_starts_nothing(readable):
+    at = form_for(readable)
+    at.button_group(key="compare_strategies").set_value([])
+    at.run()
+    assert "name at least one" in words(at)
+    assert not [one for one in at.button if one.label.startswith("Start ")]
