@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.data.splits import TEST
+from finetune_core.evaluation.results import scores
+from finetune_core.evaluation.scores import NAMES
 from finetune_core.export.sidecar import preprocessing
 from finetune_core.export.source import Source
 from finetune_core.files import write_bytes
@@ -17,6 +19,7 @@ from finetune_core.words import SPLIT_WORDS, duration, number, percent, rate, th
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
 _MOST_CLASSES = 200  # in the table
+_SCORES = ("balanced_accuracy", "f1_macro", "roc_auc", "average_precision", "log_loss", "brier")
 _USE = {
     "safetensors": "`model.safetensors` holds every tensor, `model.json` the classes and the preprocessing. Thaw reads the folder back "
     "(`python -m finetune_core predict FOLDER IMAGE…`).",
@@ -139,6 +142,8 @@ def _recipe(source: Source) -> str:
         "batch_size",
         "image_size",
         "edits",
+        "precision",
+        "device",
     }
     rows |= {name: _setting(name, getattr(config, name)) for name in default if name in shown - hidden}
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
@@ -167,9 +172,18 @@ def _results(source: Source) -> str:
     left = len(judged.per_class) - len(rows)
     return (
         f"## Results\n\nOn {number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images: accuracy {percent(judged.accuracy)} "
-        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}, Wilson), mean cross-entropy {judged.loss:.3f}.\n\n"
+        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}, Wilson).\n\n"
+        f"{_scores(source)}\n\n"
         f"| Class | Precision | Recall | F1 | Images |\n|---|---|---|---|---|\n{table}"
         + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
+    )
+
+
+def _scores(source: Source) -> str:
+    found = scores(source.run, source.judged.split)
+    rows = found.table[found.table["name"].isin(_SCORES)].dropna()
+    return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
+        f"| {NAMES[row.name]} | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} |" for row in rows.itertuples(index=False)
     )
 
 
