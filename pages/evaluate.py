@@ -55,21 +55,25 @@ def what_for_what(run: Run, result: Evaluation) -> None:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         true = cell_box("True class", f"true-{mark}", result)
         predicted = cell_box("Taken for", f"predicted-{mark}", result)
-    if true is None or predicted is None:
-        st.caption("Click a cell, or choose both classes, to see its images.")
+    if true is None and predicted is None:
+        st.caption("Click a cell, or choose a class, to see its images.")
         return
     rows = result.cell(true, predicted)
-    names = f"{result.classes[true]}, " + ("named right" if true == predicted else f"taken for {result.classes[predicted]}")
-    st.markdown(f"**{plain(names)}**: {things(len(rows), 'image') if len(rows) else 'no image'}")
+    st.markdown(
+        f"**{plain(cell_in_words(result, true, predicted))}**: {things(len(rows), 'image') if len(rows) else 'no image'}"
+    )
     if len(rows):
-        pictures(
-            run,
-            result,
-            rows,
-            f"cell-{mark}-{true}-{predicted}",
-            lambda row: f"{percent(row['confidence'], 0)} sure",
-            per_page=6,
-        )
+        caption = None if true is None or predicted is None else lambda row: f"{percent(row['confidence'], 0)} sure"
+        pictures(run, result, rows, f"cell-{mark}-{true}-{predicted}", caption, per_page=6)
+
+
+def cell_in_words(result: Evaluation, true: int | None, predicted: int | None) -> str:
+    if true == predicted:
+        return f"{result.classes[true]}, named right"
+    if predicted is None:
+        return f"All of {result.classes[true]}, the hardest first"
+    taken = f"taken for {result.classes[predicted]}"
+    return f"All {taken}, the likeliest mistakes first" if true is None else f"{result.classes[true]}, {taken}"
 
 
 def cell_box(words: str, key: str, result: Evaluation) -> int | None:

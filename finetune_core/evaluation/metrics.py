@@ -51,11 +51,14 @@ class Evaluation:
         """``per_class`` with the classes first that are found least; those without images last."""
         return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
 
-    def cell(self, true: int, predicted: int) -> pd.DataFrame:
-        """The images of one cell of the confusion matrix, the surest first."""
+    def cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
+        """The images of one cell of the confusion matrix, the surest first; of a whole row or column where the other is None, the
+        highest loss first."""
         rows = self.predictions
-        rows = rows[(rows["label"] == true) & (rows["predicted"] == predicted)]
-        return rows.sort_values(["confidence", "id"], ascending=[False, True], ignore_index=True)
+        for column, label in (("label", true), ("predicted", predicted)):
+            rows = rows if label is None else rows[rows[column] == label]
+        by = "loss" if true is None or predicted is None else "confidence"
+        return rows.sort_values([by, "id"], ascending=[False, True], ignore_index=True)
 
     def confusions(self, count: int) -> pd.DataFrame:
         """The most frequent confusions: ``true, predicted, images``."""

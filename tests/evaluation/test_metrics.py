@@ -108,6 +108,10 @@ def test_a_cell_of_the_confusion_matrix_has_its_images(table):
     assert (cell["label"] == true).all()
     assert (cell["predicted"] == predicted).all()
     assert cell["confidence"].is_monotonic_decreasing
+    for axis, whole in ((1, result.cell(true, None)), (0, result.cell(None, predicted))):
+        assert len(whole) == result.confusion.sum(axis)[predicted if axis == 0 else true]
+        assert set(cell["id"]) <= set(whole["id"])
+        assert whole["loss"].is_monotonic_decreasing
 
 
 def test_classes_that_are_confused_stand_side_by_side():

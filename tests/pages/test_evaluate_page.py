@@ -116,9 +116,11 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     true, predicted = result.classes.index(wrong["true"]), result.classes.index(wrong["predicted"])
     cell, before = result.cell(true, predicted), len(at.get("image"))
     shown = min(6, len(cell))
-    at.selectbox(key="true-tested-test").set_value(true)
-    at.selectbox(key="predicted-tested-test").set_value(predicted)
-    at.run()
+    at.selectbox(key="true-tested-test").set_value(true).run()
+    assert f"**All of {wrong['true']}, the hardest first**: {result.confusion[true].sum()} images" in words(at).replace(
+        "\\", ""
+    )
+    at.selectbox(key="predicted-tested-test").set_value(predicted).run()
     assert len(at.get("image")) == before + shown > before
     at.selectbox(key=f"why-cell-tested-test-{true}-{predicted}").set_value(cell["id"].iloc[0]).run(timeout=120)
     assert not at.exception
