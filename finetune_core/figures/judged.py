@@ -24,7 +24,7 @@ from finetune_core.figures.style import (
 Shares = Literal["images", "true", "predicted"]
 
 _MOST_LABELLED_CELLS = 20
-_MOST_NAMED = 60
+_MOST_NAMED = 40
 _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -67,7 +67,9 @@ def confusion_heatmap(
     ticks = {"tickmode": "array", "tickvals": at, "ticktext": [label(classes[one]) for one in order]}
     if len(order) > _MOST_NAMED:
         ticks = {"showticklabels": False}
-    figure.update_xaxes(title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks)
+    # Slanting names end at their column: otherwise the last one would be cut off.
+    slant = {"autotickangles": [0, -45, -90]}
+    figure.update_xaxes(title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks, **slant)
     figure.update_yaxes(title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks)
     # Without a limit to the distance, a click anywhere in a cell finds its point.
     height = min(760, 240 + 26 * len(order))
