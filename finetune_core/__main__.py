@@ -422,7 +422,7 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run into something that works without Thaw: weights, ONNX, torch.export, a training script, a model card."""
+    """Make a run into something that works without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
     with _errors():
         made = export_run(RunStore(run_dir.parent).read(run_dir.resolve()), format, output)
     if as_json:

@@ -1,1 +1,2 @@
-"""A run -> files that work without Thaw: weights, ONNX, torch.export, a training script, a model card. Calls evaluation and before."""
+"""A run -> files that work without Thaw: weights, ONNX, torch.export, a training script, a model card; its curves for TensorBoard
+and MLflow. Calls evaluation and before."""

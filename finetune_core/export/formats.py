@@ -14,9 +14,11 @@ from finetune_core.errors import ExportError
 from finetune_core.export.card import write_card
 from finetune_core.export.graphs import write_onnx, write_program
 from finetune_core.export.script import write_script
-from finetune_core.export.source import Source, load_source
+from finetune_core.export.source import load_source
+from finetune_core.export.tensorboard import write_events
 from finetune_core.export.tensors import write_safetensors
 from finetune_core.files import staging_folder
+from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
 
@@ -30,14 +32,16 @@ class Format:
 
     Attributes:
         help: what it is for, in one or two sentences.
-        write: puts its files into a folder, and returns what was checked.
+        write: puts its files into a folder, and returns what was checked. Takes a ``Source``.
+        events: whether it is made of the run's events instead: ``write`` takes the ``Run``, which may be going on.
         network: whether it holds the network, so that a card and an example go with it.
         apart: whether it is made in a process of its own when the app asks: tracing changes torch's global state.
     """
 
     title: str
     help: str
-    write: Callable[[Source, Path], dict[str, Any]]
+    write: Callable[[Any, Path], dict[str, Any]]
+    events: bool = False
     network: bool = True
     apart: bool = False
 
@@ -73,6 +77,13 @@ FORMATS: dict[str, Format] = {
         write_card,
         network=False,
     ),
+    "tensorboard": Format(
+        "TensorBoard",
+        "This run's curves by step, epoch and stage, as event files. To look at them: tensorboard --logdir FOLDER.",
+        write_events,
+        events=True,
+        network=False,
+    ),
 }
 
 
@@ -105,7 +116,7 @@ def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
     target = (out or export_folder(run, format)).expanduser().resolve()
     if out is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExportError(f"{target} is there already and is not empty: name a new folder.")
-    source = load_source(run)
+    source = run if chosen.events else load_source(run)
     try:
         with staging_folder(target.parent, ".export-") as staging:
             made = staging / "new"
@@ -119,7 +130,7 @@ def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
             made.rename(target)
     except OSError as error:
         raise ExportError(f"The export cannot be written to {target}: {error}") from None
-    return Exported(format, target, tuple(sorted(file.name for file in target.iterdir())), checked)
+    return Exported(format, target, tuple(file.relative_to(target).as_posix() for file in _files(target)), checked)
 
 
 def export_from_app(run: Run, format: str) -> None:
@@ -143,10 +154,11 @@ def export_folder(run: Run, format: str) -> Path:
 
 
 def finished_export(run: Run, format: str) -> Path | None:
-    """The folder of an export that is there and was made from the weights that the run has now, else None."""
+    """The folder of an export that is there and was made from the weights or events that the run has now, else None."""
     folder = export_folder(run, format)
+    origin = run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
     try:
-        made, trained = folder.stat().st_mtime_ns, checkpoint_path(run.run_dir, BEST).stat().st_mtime_ns
+        made, trained = folder.stat().st_mtime_ns, origin.stat().st_mtime_ns
     except FileNotFoundError:
         return None
     return folder if made >= trained else None
@@ -156,9 +168,13 @@ def zipped(folder: Path, name: str) -> bytes:
     """A ZIP of a folder's files, below a folder ``name``. Weights hardly get smaller, so nothing is compressed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for file in sorted(folder.iterdir()):
-            archive.write(file, f"{name}/{file.name}")
+        for file in _files(folder):
+            archive.write(file, f"{name}/{file.relative_to(folder).as_posix()}")
     return buffer.getvalue()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _format(name: str) -> Format:

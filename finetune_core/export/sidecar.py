@@ -10,7 +10,7 @@ from torch import nn
 
 from finetune_core.data.pixels import stored_side
 from finetune_core.errors import ExportError
-from finetune_core.export.source import Source
+from finetune_core.export.source import Source, shared_settings
 from finetune_core.files import write_bytes
 from finetune_core.models.catalogue import BackboneInfo, build_recipe
 
@@ -44,7 +44,7 @@ def describe_network(source: Source) -> dict[str, Any]:
             "backbone_weights": network.weights_hash,
             "data": (source.run.history.started or {}).get("fingerprint", ""),
         },
-        "run": {"id": source.run.run_id, "epoch": source.epoch, "settings": _settings(source)},
+        "run": {"id": source.run.run_id, "epoch": source.epoch, "settings": shared_settings(source.run)},
         "software": {name: version(name) for name in ("torch", "torchvision", "timm")},
     }
 
@@ -91,14 +91,3 @@ def file_hash(file: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _settings(source: Source) -> dict[str, Any]:
-    """The run's settings without where things lie on this machine, and without the names of single images."""
-    config = source.run.config
-    weights = config.weights.replace("\\", "/").rpartition("/")[2]
-    return config.model_dump(mode="json", exclude={"edits"}) | {
-        "data": source.data_name,
-        "weights": weights,
-        "edits": len(config.edits),
-    }

@@ -63,3 +63,14 @@ def data_name(run: Run) -> str:
     """The last part of the path of a run's data, without a manifest's suffix."""
     name = run.config.data.rstrip("/\\").replace("\\", "/").rpartition("/")[2]
     return name.removesuffix(".csv").removesuffix(".tsv").removesuffix(".parquet") or "data"
+
+
+def shared_settings(run: Run) -> dict[str, Any]:
+    """A run's settings without where things lie on this machine, and without the names of single images; plain JSON values."""
+    config = run.config
+    weights = config.weights.replace("\\", "/").rpartition("/")[2]
+    return config.model_dump(mode="json", exclude={"edits"}) | {
+        "data": data_name(run),
+        "weights": weights,
+        "edits": len(config.edits),
+    }

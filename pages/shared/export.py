@@ -26,7 +26,7 @@ def _rows(run: Run) -> None:
                     "Make",
                     key=f"export-{run.run_id}-{name}",
                     icon=":material/build:",
-                    help=f"Makes {form.title} from the best epoch of this run, and keeps it in the run's folder.",
+                    help=f"Makes it from {'the events' if form.events else 'the best epoch'} of this run, and keeps it in the run's folder.",
                 )
                 download = st.empty()
             if asked:
