@@ -22,6 +22,22 @@ ROUNDS, EPOCHS = 3, 5
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_until_up(url: str) -> None:
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(f"{url}/_stcore/health", timeout=2)
+            return
+        except OSError:
+            time.sleep(0.3)
+    raise TimeoutError(url)
+
+
 def start_run(page: Page, url: str) -> str:
     page.goto(f"{url}/configure")
     page.get_by_label("Image size (pixels)", exact=True).fill("96")
@@ -44,20 +60,13 @@ def epoch_seconds(home: str, run: str) -> float:
 
 
 def main() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"THAW_HOME": home}, **quiet)
         url = f"http://127.0.0.1:{port}"
-        for _ in range(100):
-            try:
-                urllib.request.urlopen(f"{url}/_stcore/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(0.3)
+        wait_until_up(url)
         times: dict[bool, list[float]] = {True: [], False: []}
         for number in range(2 * ROUNDS):
             stays = number % 2 == 0

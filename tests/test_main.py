@@ -215,6 +215,31 @@ def test_rates_for_stages_from_the_command_line(trained, tmp_path):
     )
 
 
+def test_settings_by_the_size_of_the_data_give_way_to_what_is_said(trained, tmp_path):
+    data, *_ = trained
+    done = thaw("train", data, "--by-size", "--epochs", 1, "--image-size", 32, "--runs-dir", tmp_path / "runs", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "are a small data set: 50 epochs" in done.stderr
+    written = json.loads(Path(json.loads(done.stdout)["run_dir"], "config.json").read_text())
+    assert {name: written[name] for name in ("optimizer", "schedule", "learning_rate", "epochs", "image_size")} == {
+        "optimizer": "sgd",
+        "schedule": "step",
+        "learning_rate": 0.003,
+        "epochs": 1,
+        "image_size": 32,
+    }
+
+
+def test_half_of_the_images_balanced_and_blended(trained, tmp_path):
+    data, *_ = trained
+    blended = ["--train-fraction", 0.5, "--sampling", "balanced", "--mixup", 0.2, "--cutmix", 1]
+    done = thaw("train", data, *QUICK, *blended, "--runs-dir", tmp_path / "runs", "--json")
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)["images"]
+    assert counts["train"] < trained[2]["images"]["train"]
+    assert counts["val"] == trained[2]["images"]["val"]
+
+
 def test_a_runs_folder_that_cannot_be_written_is_a_wrong_request(trained, tmp_path):
     data, *_ = trained
     (tmp_path / "file").write_text("")

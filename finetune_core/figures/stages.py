@@ -37,7 +37,7 @@ def stage_curve(
     ]
     data = pd.DataFrame(points, columns=["stage", "epoch", "value"])
     names = [stage for stage in stages if stage in set(data["stage"])]
-    legend = alt.Legend(title=None, orient="top", columns=5, symbolType="stroke")
+    legend = alt.Legend(title=None, orient="top", columns=4, symbolType="stroke")
     return (
         alt.Chart(data)
         .mark_line(strokeWidth=2.2, clip=True)

@@ -202,7 +202,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
     ),
     "custom": NamedStrategy(
         "Custom",
-        "You decide: a first stage that trains, or a rate for each stage.",
+        "You decide: click the drawn stages, name the first one that trains, or give each a rate. So any block trains alone.",
         "Lee et al. 2023, Surgical fine-tuning",
         _custom,
     ),

@@ -9,6 +9,7 @@ from finetune_core.data.sources import check_roots
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
+from finetune_core.runs.history import History
 from finetune_core.runs.log import log_lines, told
 from finetune_core.runs.store import Run
 from finetune_core.training.guesses import Flip, flips, load_guesses
@@ -91,10 +92,8 @@ def curves(run: Run) -> None:
     asked = st.session_state.get("curve", "accuracy")
     kinds: tuple[Kind, ...] = ("loss", asked if asked in get_args(Kind) else "accuracy")
     for column, kind in zip(st.columns(2), kinds, strict=True):
-        figure = training_curve(
-            kind, history.steps, history.epochs, history.started["steps_per_epoch"], history.started["epochs"]
-        )
-        column.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
+        with column:
+            _training_curve(kind, run.run_id, run.status, len(history.epochs), history)
     st.segmented_control(
         "Second curve",
         list(_NUMBERS),
@@ -105,6 +104,25 @@ def curves(run: Run) -> None:
         label_visibility="collapsed",
         help=" ".join(f"{_NUMBERS[kind]}: {meaning}" for kind, meaning in _MEANINGS.items()),
     )
+
+
+# Drawing takes time from the training in this process: whoever looks on within two seconds gets the same drawing.
+_drawn_once = st.cache_data(ttl=2, max_entries=200, show_spinner=False)
+
+
+@_drawn_once
+def _training_curve(kind: Kind, run_id: str, status: str, epochs: int, _history: History) -> None:
+    started = _history.started
+    figure = training_curve(kind, _history.steps, _history.epochs, started["steps_per_epoch"], started["epochs"])
+    st.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
+
+
+@_drawn_once
+def _stage_curve(quantity: Quantity, run_id: str, status: str, epochs: int, _history: History) -> None:
+    started = _history.started
+    names = [stage["name"] for stage in started["stages"]]
+    figure = stage_curve(quantity, _history.measured, names, started["steps_per_epoch"], started["epochs"])
+    st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
 
 
 def details(run: Run) -> None:
@@ -128,12 +146,10 @@ def _stages(run: Run) -> None:
     if not history.measured:
         st.caption("Nothing measured yet: a few steps of every epoch are.")
         return
-    started = history.started
-    names = [stage["name"] for stage in started["stages"]]
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
-        figure = stage_curve(quantity, history.measured, names, started["steps_per_epoch"], started["epochs"])
-        column.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
-        column.caption(meaning)
+        with column:
+            _stage_curve(quantity, run.run_id, run.status, len(history.epochs), history)
+            st.caption(meaning)
 
 
 def _flips(run: Run) -> None:

@@ -290,10 +290,30 @@ def test_forecast_puts_all_strategies_side_by_side(run):
     assert table["Cache"].tolist()[-1] == "none"
 
 
+def closer(run_id, what):
+    """What the Train page tells of a run under one of its closer looks."""
+    at = opened("train", run=run_id)
+    at.session_state["closer"] = what
+    at.run()
+    assert not at.exception
+    return at
+
+
 def test_train_says_where_the_time_went_and_what_the_cache_did(run):
+    def told(run_id):
+        return words(closer(run_id, "Where the time goes")).replace("\\", "")
+
     first, second = run(), run(seed=1)
-    assert "Computing the frozen stages \\(once\\)" in words(
-        opened("train", run=first)
-    ) or "Computing the frozen stages (once)" in words(opened("train", run=first))
-    assert "100 % of it was there before" in words(opened("train", run=second)).replace("\\", "")
-    assert "nothing is frozen" in words(opened("train", run=run(strategy="full"))).replace("\\", "")
+    assert "Computing the frozen stages (once)" in told(first)
+    assert "100 % of it was there before" in told(second)
+    assert "nothing is frozen" in told(run(strategy="full"))
+
+
+def test_train_shows_stages_flips_and_a_log(run):
+    run_id = run(epochs=4)
+    stages = closer(run_id, "Stages")
+    assert len(stages.get("vega_lite_chart")) == 5
+    assert "class" in words(closer(run_id, "Images that flip"))
+    log = closer(run_id, "Log").code[0].value.splitlines()
+    assert "Finished after" in log[0]  # the latest first
+    assert sum("Epoch" in line for line in log) == 4

@@ -1,0 +1,120 @@
+"""Eight browser sessions that look on while three queued runs train: what they cost, what they see, and what they leave behind.
+
+Each round queues three runs; every second round eight sessions of a browser on this machine, at the lowest priority, watch them,
+each the run that it has chosen. Told are the time of an epoch with and without them, the server's memory, whether every run is
+whole, and whether any session has ever shown another run than its own.
+
+python benchmarks/soak.py        (needs Chromium)
+"""
+
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+from live_page import ARGUMENTS, ROOT, epoch_seconds, free_port, wait_until_up
+from playwright.sync_api import BrowserContext, Page, sync_playwright
+
+from finetune_core.runs.store import RunStore
+from finetune_core.training.predictions import load_predictions
+
+SESSIONS, RUNS, ROUNDS, EPOCHS = 8, 3, 2, 4
+
+
+def queue_runs(page: Page, url: str, round_number: int) -> list[str]:
+    """Three runs that differ in their seed, each queued from the page."""
+    runs = []
+    for seed in range(RUNS):
+        page.goto(f"{url}/configure")
+        page.get_by_label("Image size (pixels)", exact=True).fill("64")
+        page.get_by_label("Epochs", exact=True).fill(str(EPOCHS))
+        page.get_by_label("Seed", exact=True).fill(str(10 * round_number + seed))
+        page.get_by_label("Seed", exact=True).press("Enter")
+        page.get_by_text("Everything", exact=True).first.click()
+        page.wait_for_timeout(3000)
+        page.get_by_text("Start training").click()
+        page.wait_for_url("**/train?run=*")
+        runs.append(page.url.split("run=")[1])
+    return runs
+
+
+def watch(context: BrowserContext, url: str, runs: list[str]) -> list[tuple[Page, str]]:
+    pages = []
+    for session in range(SESSIONS):
+        page, run = context.new_page(), runs[session % len(runs)]
+        page.goto(f"{url}/train?run={run}")
+        pages.append((page, run))
+    return pages
+
+
+def strays(pages: list[tuple[Page, str]]) -> int:
+    """Sessions that show another run than the one they have chosen."""
+    return sum(run not in page.url or page.get_by_text(run).count() == 0 for page, run in pages)
+
+
+def all_ended(home: str, runs: list[str]) -> bool:
+    store = RunStore(Path(home, "runs"))
+    return not any(store.run(run).active for run in runs)
+
+
+def lower_priority(browser_processes: list[psutil.Process]) -> None:
+    for process in browser_processes:
+        try:
+            process.nice(19)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def main() -> None:
+    port = free_port()
+    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
+        os.environ["THAW_HOME"] = home
+        command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        server = subprocess.Popen(command, cwd=ROOT, env=os.environ, **quiet)
+        url, process = f"http://127.0.0.1:{port}", psutil.Process(server.pid)
+        wait_until_up(url)
+        times: dict[bool, list[float]] = {True: [], False: []}
+        memory, wrong, every = [], 0, []
+        for round_number in range(2 * ROUNDS):
+            watched = round_number % 2 == 1
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+            context = browser.new_context(viewport={"width": 1440, "height": 900})
+            first = context.new_page()
+            runs = queue_runs(first, url, round_number)
+            first.close()
+            pages = watch(context, url, runs) if watched else []
+            lower_priority([child for child in psutil.Process().children(recursive=True) if "chrom" in child.name()])
+            if not watched:
+                browser.close()
+            while not all_ended(home, runs):
+                time.sleep(2)
+                if watched:
+                    pages[0][0].wait_for_timeout(1000)  # lets the browser's events through
+                    wrong += strays(pages)
+            if watched:
+                browser.close()
+            times[watched] += [epoch_seconds(home, run) for run in runs]
+            memory.append(process.memory_info().rss)
+            every += runs
+        store = RunStore(Path(home, "runs"))
+        whole = sum(store.run(run).status == "finished" and len(load_predictions(store.run(run).run_dir)) > 0 for run in every)
+        server.terminate()
+        server.wait()
+    watched, alone = statistics.median(times[True]), statistics.median(times[False])
+    growth = " ".join(f"{after / before - 1:+.1%}" for before, after in pairwise(memory))
+    print(
+        f"an epoch takes {watched:.2f} s with {SESSIONS} sessions looking on, {alone:.2f} s alone: {watched / alone - 1:+.1%}"
+    )
+    print(f"the server's memory from round to round: {growth}, {memory[-1] / 1e9:.2f} GB at the end")
+    print(f"whole runs: {whole} of {len(every)}; looks at a session that showed another run than its own: {wrong}")
+
+
+if __name__ == "__main__":
+    main()
