@@ -62,7 +62,7 @@ def all_scores(run: Run, result: Evaluation) -> None:
             )
         )
     st.caption(
-        f"Intervals: {number(found.resamples)} times as many images were drawn from these, with replacement, within each class (percentile "
+        f"Intervals: images were drawn from these with replacement, within each class, {number(found.resamples)} times over (percentile "
         "bootstrap). They say what other images could have shown, not what another training could have. The interval at the top is Wilson's, "
         "which is the better one where images are few."
     )

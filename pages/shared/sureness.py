@@ -62,6 +62,7 @@ def _reliability(run: Run, result: Evaluation) -> None:
                 f"{after.loss:.3f}",
                 delta=f"{after.loss - before.loss:+.3f}",
                 delta_color="inverse",
+                help="Mean cross-entropy after scaling, and what scaling changed.",
                 border=True,
             )
     st.plotly_chart(
