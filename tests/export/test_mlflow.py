@@ -1,0 +1,91 @@
+"""What a tracking server is told of a run. MLflow is not among the requirements: without it, only its absence is tested."""
+
+import sys
+
+import pytest
+
+from finetune_core.export.mlflow import report_to_mlflow
+from finetune_core.runs.record import create_run
+from finetune_core.runs.store import RunStore
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A client of a store of its own, which lies in a file."""
+    mlflow = pytest.importorskip("mlflow")
+    address = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.chdir(tmp_path)  # where MLflow puts artifacts
+    return mlflow.MlflowClient(address)
+
+
+def reported(server, name="Thaw"):
+    return server.search_runs([server.get_experiment_by_name(name).experiment_id])
+
+
+def curve(server, told, metric):
+    return [(point.step, point.value) for point in server.get_metric_history(told.info.run_id, metric)]
+
+
+def test_a_run_is_told_once_with_settings_curves_and_card(server, run, colours, tmp_path, capfd):
+    assert report_to_mlflow(run.run_dir) == report_to_mlflow(run.run_dir) == ""
+    assert capfd.readouterr().out == ""
+    (told,) = reported(server)
+    assert told.info.status == "FINISHED"
+    assert told.data.tags["thaw.run_id"] == told.info.run_name == run.run_id
+    assert told.data.params["learning_rate"] == "0.02"
+    assert told.data.params["data"] == "colours"
+    for split in ("train", "val"):
+        for metric in ("loss", "accuracy"):
+            expected = [(row["epoch"], row[f"{split}_{metric}"]) for row in run.history.epochs]
+            assert curve(server, told, f"{split}_{metric}") == expected
+        expected = [(row["epoch"], row[f"{split}_scores"]["macro_f1"]) for row in run.history.epochs]
+        assert curve(server, told, f"{split}_macro_f1") == expected
+    assert len(curve(server, told, "update/head")) == len(run.history.epochs)
+    assert told.data.metrics["test_accuracy"] == run.history.end["test_accuracy"]
+    assert told.info.end_time == round(run.history.end["at"] * 1000)
+    assert {file.path for file in server.list_artifacts(told.info.run_id)} == {"README.md", "settings.json"}
+    card = server.download_artifacts(told.info.run_id, "README.md", str(tmp_path))
+    with open(card) as file:
+        assert "## Licence" in (text := file.read())
+    assert str(colours.parent) not in text + str(told.data)
+
+
+def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
+    reservation = create_run(run.config, tmp_path / "runs")
+    reservation.lock.release(force=True)
+    RunStore(tmp_path / "runs").describe(reservation.run_dir.name, "it's", "a note")
+    lines = (run.run_dir / "events.jsonl").read_bytes().splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1
+    (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines[:first]))
+    assert "has no 'best' checkpoint" in report_to_mlflow(reservation.run_dir)  # all but the card is there
+    (told,) = reported(server, "mine")
+    assert (told.info.run_name, told.data.tags["mlflow.note.content"]) == ("it's", "a note")
+    assert len(curve(server, told, "val_loss")) == 1
+    for name in ("best.safetensors", "predictions.parquet", "events.jsonl"):
+        (reservation.run_dir / name).write_bytes((run.run_dir / name).read_bytes())
+    assert report_to_mlflow(reservation.run_dir) == ""
+    (told,) = reported(server, "mine")
+    assert curve(server, told, "val_loss") == [(row["epoch"], row["val_loss"]) for row in run.history.epochs]
+
+
+def test_a_server_that_does_not_answer_is_a_warning_without_its_password(run, monkeypatch):
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    warning = report_to_mlflow(run.run_dir)
+    assert warning.startswith("The run was not, or not all, reported to MLflow (")
+    assert "secret" not in warning
+
+
+def test_nothing_happens_where_no_server_is_named(run, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert report_to_mlflow(run.run_dir) == ""
+
+
+def test_without_mlflow_it_says_what_to_install(run, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    assert report_to_mlflow(run.run_dir).endswith("python -m pip install mlflow")
