@@ -1,65 +1,151 @@
-"""Predict: show a run new images."""
+"""Predict: show one or more runs new images; or, in presentation mode, one run to a colleague."""
+
+from urllib.parse import urlencode
 
 import streamlit as st
 
-from finetune_core.data.decode import thumbnail
-from finetune_core.errors import FinetuneError, ImageError
-from finetune_core.evaluation.predict import Predictor, load_predictor
-from finetune_core.figures.judged import probability_bars
-from finetune_core.words import percent
+from finetune_core.data.decode import EXTENSIONS
+from finetune_core.errors import FinetuneError
+from finetune_core.runs.store import Run
+from finetune_core.words import things
+from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.state import choose_run, nothing_yet, store
+from pages.shared.export import export_buttons
+from pages.shared.naming import Namer, get_to_know, many, namer, show_image
+from pages.shared.state import choose_run, nothing_yet, run_label, run_title, store
 
-_SHOWN = 5  # classes an image
-
-page("pages/predict.py", "Give a trained network new images, and see what it takes them for.")
-
-
-@st.cache_resource(max_entries=2, show_spinner="Loading the network")
-def predictor(run_id: str) -> Predictor:
-    return load_predictor(store().run(run_id))
+MOST_BESIDE = 2  # runs: three columns are what a screen holds
+CLASSES_TOLD = 12
+KINDS = sorted(suffix[1:] for suffix in EXTENSIONS)
+INPUTS = {"files": ":material/upload: Files", "camera": ":material/photo_camera: Camera", "many": ":material/folder_zip: Many"}
 
 
-def show(number: int, name: str, data: bytes, network: Predictor) -> None:
-    with st.container(border=True):
-        st.markdown(f"**{plain(name)}**")
+def knows(one: Namer) -> str:
+    names = ", ".join(one.classes[:CLASSES_TOLD]) + (", …" if len(one.classes) > CLASSES_TOLD else "")
+    return f"This network knows {things(len(one.classes), 'class', 'classes')}: {names}."
+
+
+def loaded(runs: list[Run]) -> list[Namer]:
+    """The networks that can be had; why others cannot is said."""
+    found = []
+    for run in runs:
         try:
-            probabilities = network.probabilities([data])[0]
-            small = thumbnail(data, 320)
-        except ImageError as error:
-            st.error(plain(str(error)), icon=":material/broken_image:")
-            return
-        order = probabilities.argsort()[::-1][:_SHOWN]
-        best = network.classes[order[0]]
-        with st.container(horizontal=True):
-            st.image(small, width=220, alt=f"{name}, taken for {best}")
-            with st.container(width="stretch"):
-                st.markdown(f"### {plain(best)} · {percent(probabilities[order[0]])}")
-                st.plotly_chart(
-                    probability_bars([network.classes[i] for i in order], probabilities[order]),
-                    key=f"bars-{number}",
-                    alt=f"Probabilities of the likeliest classes of {name}",
-                )
+            found.append(namer(run, run_title(run)))
+        except FinetuneError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+    return found
 
 
-runs = [run for run in store().runs() if run.judged]
-if not runs:
+def beside(runs: list[Run], chosen: Run) -> list[Run]:
+    """Further runs to show the same image to; they are in the address, as ``beside``."""
+    by_id = {run.run_id: run for run in runs if run.run_id != chosen.run_id}
+    if not by_id:
+        return []
+    asked = [run_id for run_id in st.query_params.get_all("beside") if run_id in by_id][:MOST_BESIDE]
+    st.session_state["beside_box"] = asked
+
+    def to_address() -> None:
+        st.query_params["beside"] = st.session_state["beside_box"]
+
+    picked = st.multiselect(
+        "Beside it",
+        list(by_id),
+        format_func=lambda run_id: run_label(by_id[run_id]),
+        max_selections=MOST_BESIDE,
+        key="beside_box",
+        on_change=to_address,
+        placeholder="Show the same images to other runs, too",
+        label_visibility="collapsed",
+    )
+    return [by_id[run_id] for run_id in picked]
+
+
+def presentation_link(run: Run) -> None:
+    address = f"{(st.context.url or '').split('?')[0]}?{urlencode({'present': 1, 'run': run.run_id})}"
+    with st.expander("Show it to a colleague", icon=":material/co_present:"):
+        st.markdown(
+            "One clean page with this network and nothing else, for a big screen or a phone. Whoever reaches this server can open it:"
+        )
+        st.code(address, language=None, wrap_lines=True)
+        st.link_button("Open the presentation", address, icon=":material/open_in_new:")
+        st.caption(
+            "A phone cannot open an address with localhost or 127.0.0.1: start the server with --server.address 0.0.0.0 and use this machine's "
+            "name instead. A browser gives its camera only to localhost and https; elsewhere a phone's own file chooser takes the photo."
+        )
+
+
+def inputs(kind: str) -> list[tuple[str, str, bytes]]:
+    """(key, name, content) of the images that this session has given."""
+    if kind == "camera":
+        photo = st.camera_input("A photo", key="camera", label_visibility="collapsed")
+        return [("photo", "Photo", photo.getvalue())] if photo else []
+    uploads = st.file_uploader(
+        "Images", KINDS, accept_multiple_files=True, key="images", help="They are looked at in memory and not kept."
+    )
+    return [(upload.file_id, upload.name, upload.getvalue()) for upload in uploads]
+
+
+def present(runs: list[Run]) -> None:
+    """One run, one image at a time, nothing else."""
+    st.set_page_config(page_title="Thaw", page_icon="❄️", layout="centered")
+    gate()
+    asked = st.query_params.get("run")
+    run = next((run for run in runs if run.run_id == asked), None)
+    if run is None:
+        st.title("There is no such network", anchor=False)
+        st.markdown("The run that this address names has not finished an epoch, or is not here any more.")
+        st.stop()
+    st.title(plain(run.name) if run.name else "What is this?", anchor=False)
+    namers = loaded([run])
+    if not namers:
+        st.stop()
+    kind = st.segmented_control(
+        "From", ["files", "camera"], format_func=INPUTS.get, default="files", required=True, label_visibility="collapsed"
+    )
+    given = inputs(kind)
+    for key, name, image in given[-1:]:
+        show_image(key, name, image, namers, brief=True)
+    st.caption(plain(knows(namers[0])))
+    st.stop()
+
+
+def try_out(runs: list[Run]) -> None:
+    chosen = choose_run(runs)
+    namers = loaded([chosen, *beside(runs, chosen)])
+    if not namers or namers[0].run is not chosen:
+        return
+    kind = st.segmented_control(
+        "From",
+        list(INPUTS),
+        format_func=INPUTS.get,
+        default="files",
+        required=True,
+        key="input_kind",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    get_to_know(namers)
+    if kind == "many":
+        many(namers[0])
+    else:
+        given = inputs(kind)
+        if not given:
+            st.info(plain(f"Give it an image. {knows(namers[0])}"), icon=":material/upload:")
+        for key, name, image in given:
+            show_image(key, name, image, namers)
+        if not all(one.near for one in namers):
+            st.caption("A network always names one of its classes, also for a picture of something else.")
+    presentation_link(chosen)
+    export_buttons(chosen)
+
+
+judged = [run for run in store().runs() if run.judged]
+if st.query_params.get("present") == "1":
+    present(judged)
+page("pages/predict.py", "Give a trained network new images, and see what it takes them for.")
+if judged:
+    try_out(judged)
+    next_step("pages/configure.py", "Train another one", primary=False)
+else:
     nothing_yet("There is no trained network yet. Train one, or see it work on the sample first.")
     next_step("pages/configure.py", "Configure a run", primary=False)
-    st.stop()
-chosen = choose_run(runs)
-uploads = st.file_uploader("Images", accept_multiple_files=True, help="They are looked at in memory and not kept.")
-try:
-    network = predictor(chosen.run_id)
-except FinetuneError as error:
-    st.error(plain(str(error)), icon=":material/error:")
-    st.stop()
-if not uploads:
-    classes = ", ".join(network.classes[:12]) + (", …" if len(network.classes) > 12 else "")
-    st.info(
-        plain(f"Drop an image above. This network knows {len(network.classes)} classes: {classes}."), icon=":material/upload:"
-    )
-for position, upload in enumerate(uploads):
-    show(position, upload.name, upload.getvalue(), network)
-st.caption("A network always names one of its classes, also for a picture of something else.")
-next_step("pages/configure.py", "Train another one", primary=False)

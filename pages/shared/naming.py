@@ -1,0 +1,261 @@
+"""What trained networks take a person's own images for: one image at a time, with the reasons; or many, as a table."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from finetune_core.data.archives import unpack_archive
+from finetune_core.data.listing import image_root
+from finetune_core.errors import FinetuneError, ImageError
+from finetune_core.evaluation.batch import Named, images_below, name_images, to_csv, unpacking_folder
+from finetune_core.evaluation.explain import Explanation, explain
+from finetune_core.evaluation.neighbours import (
+    Encoder,
+    Neighbourhood,
+    compute_neighbourhood,
+    encoder,
+    known_neighbourhood,
+    neighbours_changed,
+)
+from finetune_core.figures.judged import probability_bars
+from finetune_core.runs.store import Run
+from finetune_core.training.predictions import predictions_changed
+from finetune_core.words import number, percent, things
+from pages.shared.chrome import plain
+from pages.shared.images import Picture, gallery
+from pages.shared.network import predictor
+from pages.shared.state import readable_roots, store, with_bar
+
+_SHOWN, _NEAREST = 5, 4  # classes; training images
+_HEADING = 40  # letters
+
+
+@dataclass(frozen=True)
+class Namer:
+    """A run's network, with what is known of its training images.
+
+    Attributes:
+        looks: None where the network cannot be cut before its head.
+        near: None before ``get_to_know``.
+    """
+
+    run: Run
+    title: str
+    classes: tuple[str, ...]
+    looks: Encoder | None
+    near: Neighbourhood | None
+
+
+def namer(run: Run, title: str) -> Namer:
+    """Load a run's network.
+
+    Raises:
+        FinetuneError: when it cannot be put together.
+    """
+    classes = predictor(run).classes
+    changed = predictions_changed(run.run_dir)
+    looks = _encoder(run.run_id, changed)
+    return Namer(run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run)) if looks else None)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _encoder(run_id: str, changed: int) -> Encoder | None:
+    try:
+        return encoder(predictor(store().run(run_id)))
+    except FinetuneError:  # it can still name images
+        return None
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading what the network makes of its training images")
+def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
+    return known_neighbourhood(store().run(run_id), _encoder(run_id, changed))
+
+
+@st.cache_data(max_entries=50, show_spinner="Looking where the network looks")
+def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]) -> Explanation:
+    return explain(predictor(store().run(run_id)), image, classes)
+
+
+def get_to_know(namers: list[Namer]) -> None:
+    """Offer to run the training images through the networks that have not seen them like that yet."""
+    unknown = [one for one in namers if one.looks and one.near is None]
+    place = st.empty()
+    if not unknown:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        asked = st.button(
+            "Show training images like it, too",
+            icon=":material/grid_view:",
+            key="get-to-know",
+            help="Runs the training images through the network once. From then on each new image is set beside those most like it, and one "
+            "that is unlike anything in training is told.",
+        )
+    if not asked:
+        return
+    try:
+        for one in unknown:
+            with_bar(
+                compute_neighbourhood(one.run, one.looks, readable_roots()), "Looking at the training images", place, kept=False
+            )
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    st.rerun()
+
+
+def show_image(key: str, name: str, image: bytes, namers: list[Namer], *, brief: bool = False) -> None:
+    """Draw what one or more networks take an image for.
+
+    Args:
+        key: tells the images on a page apart.
+        brief: for a presentation: the answer large, the details folded away.
+    """
+    with st.container(border=not brief):
+        if not brief:
+            st.markdown(f"**{plain(name)}**")
+        for one, column in zip(
+            namers, st.columns(len(namers), gap="medium") if len(namers) > 1 else [st.container()], strict=True
+        ):
+            with column:
+                if len(namers) > 1:
+                    st.caption(plain(one.title))
+                _answer(f"{key}-{one.run.run_id}", name, image, one, brief or len(namers) > 1)
+
+
+def _answer(key: str, name: str, image: bytes, one: Namer, narrow: bool) -> None:
+    try:
+        probabilities = predictor(one.run).probabilities([image])[0]
+        features = one.looks.look(image)[0] if one.near else None
+    except ImageError as error:
+        st.error(plain(f"{name}: {error}"), icon=":material/broken_image:")
+        return
+    order = probabilities.argsort()[::-1][:_SHOWN]
+    best = one.classes[order[0]]
+    st.markdown(f"## {plain(_short(best))} · {percent(probabilities[order[0]])}")
+    if features is not None and one.near.unlike(features[None])[0]:
+        st.warning(
+            f"Unlike anything in training: farther from the training images than {percent(1 - one.near.error, 0)} of the validation images "
+            "are. The name above is a guess at best.",
+            icon=":material/travel_explore:",
+        )
+    pictures, bars = (st.container(), st.container()) if narrow else st.columns([2, 3], gap="medium")
+    with pictures:
+        _grad_cam(name, image, one, int(order[0]))
+    with bars:
+        st.plotly_chart(
+            probability_bars([one.classes[i] for i in order], probabilities[order]),
+            key=f"bars-{key}",
+            alt=f"Probabilities of the likeliest classes of {name}",
+        )
+    if features is not None:
+        _neighbours(key, one, features)
+
+
+def _grad_cam(name: str, image: bytes, one: Namer, best: int) -> None:
+    try:
+        seen = _explained(one.run.run_id, predictions_changed(one.run.run_dir), image, (best,))
+    except FinetuneError as error:
+        st.caption(plain(str(error)))
+        return
+    words = "what speaks for it" if seen.heat[best].any() else "nothing in it speaks for it"
+    with st.grid("auto", min_column_width=150, gap="small"):
+        st.image(seen.picture, caption="as the network sees it", alt=f"{name} as the network sees it")
+        st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
+
+
+def _neighbours(key: str, one: Namer, features) -> None:
+    rows, _ = one.near.nearest(features, _NEAREST)
+    root = image_root(one.run.config.data)
+    st.markdown(
+        "**Most like it in training**",
+        help="The training images whose features, just before the head, point most nearly the same way (cosine distance).",
+    )
+
+    def picture(index: int) -> Picture:
+        sample, kind = str(one.near.ids[rows[index]]), one.classes[one.near.labels[rows[index]]]
+        return Picture(root / sample, kind, f"Training image {sample}, a {kind}")
+
+    gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
+    if not one.near.unchanged:
+        st.caption("The data set has changed since the run, so these may not all have been trained on.")
+
+
+def many(one: Namer) -> None:
+    """An archive in, a table out."""
+    upload = st.file_uploader(
+        "A ZIP or TAR archive of images",
+        type=["zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz"],
+        key="archive",
+        help="Unpacked to name its images, then deleted. Folders in it are only part of the names.",
+    )
+    if upload is None:
+        st.session_state.pop("named", None)
+        return
+    place = st.empty()
+    mark = (upload.file_id, one.run.run_id, predictions_changed(one.run.run_dir), one.near is not None)
+    held = st.session_state.get("named")
+    if held is None or held[0] != mark:
+        if not st.button("Name them", type="primary", icon=":material/play_arrow:", key="name-them"):
+            return
+        try:
+            held = st.session_state["named"] = (mark, _named(one, upload, place))
+        except FinetuneError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+            return
+        st.rerun()
+    _table(one, Path(upload.name).stem, held[1])
+
+
+def _named(one: Namer, upload: UploadedFile, place) -> list[Named]:
+    known = (one.looks, one.near) if one.near else None
+    with unpacking_folder() as folder:
+        with_bar(unpack_archive(upload, upload.name, folder), "Unpacking", place, kept=False)
+        return with_bar(name_images(predictor(one.run), images_below(folder), known), "Naming images", place, kept=False)
+
+
+def _table(one: Namer, stem: str, named: list[Named]) -> None:
+    sound = [row for row in named if row.probabilities is not None]
+    counts = Counter(one.classes[int(row.probabilities.argmax())] for row in sound)
+    unlike = sum(bool(row.unlike) for row in sound)
+    told = f"**{things(len(sound), 'image')} named**"
+    if unlike:
+        told += f", {number(unlike)} unlike anything in training"
+    if len(sound) < len(named):
+        told += f", {number(len(named) - len(sound))} could not be read"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"{told}.", width="stretch")
+        st.download_button(
+            "Download CSV",
+            lambda: to_csv(named, one.classes),
+            f"{stem}-named.csv",
+            "text/csv",
+            icon=":material/download:",
+            type="primary",
+            on_click="ignore",
+            key="named-csv",
+        )
+    rows = [
+        {
+            "File": row.file,
+            "Class": "" if row.probabilities is None else one.classes[int(row.probabilities.argmax())],
+            "Sure": None if row.probabilities is None else 100 * float(row.probabilities.max()),
+            "Note": row.problem or ("unlike anything in training" if row.unlike else ""),
+        }
+        for row in named
+    ]
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        height=360,
+        key="named-table",
+        column_config={"Sure": st.column_config.ProgressColumn("Sure", min_value=0, max_value=100, format="%.0f %%")},
+    )
+    st.caption(plain("How many of each: " + ", ".join(f"{name} {number(count)}" for name, count in counts.most_common(12))))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _HEADING else f"{name[: _HEADING - 1]}…"
