@@ -25,14 +25,14 @@ from finetune_core.data.edits import edits_in_words, effective, load_edits
 from finetune_core.data.findings import Finding, unanswered
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
 from finetune_core.data.sources import resolve_data
-from finetune_core.errors import ConfigError, DataError, FinetuneError, ImageError, TrainingError
+from finetune_core.errors import ConfigError, DataError, FinetuneError, TrainingError
 from finetune_core.evaluate_command import judge, judgement_json, print_judgement
 from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.evaluation.predict import load_predictor
 from finetune_core.export.formats import FORMATS, export_run
-from finetune_core.export.tensors import is_export, load_export
+from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
+from finetune_core.predict_command import named_by, prediction_json, print_named, write_table
 from finetune_core.runs.design import design
 from finetune_core.runs.record import CONFIG_FILE, Reservation, create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore, summary
@@ -260,6 +260,8 @@ def _train_to_the_end(reservation: Reservation, as_json: bool) -> None:
     with _errors():
         with interrupts_stop(reservation.run_dir), progress_bar() as bar:
             show_training(bar, execute(reservation))
+        if warning := report_to_mlflow(reservation.run_dir):
+            err.print(escape(warning))
         run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
     result = summary(run)
     if as_json:
@@ -378,37 +380,30 @@ def compare(
 @app.command()
 def predict(
     run_dir: Annotated[Path, typer.Argument(help="The folder of a run, or one that was exported as safetensors.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, folders of them, or ZIP and TAR archives of them.")],
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write what each image is taken for, with all probabilities, to this file."),
+    ] = None,
+    unlike: Annotated[
+        bool,
+        typer.Option("--unlike", help="Also tell what is unlike anything in training: looks through the training images once."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Name images with a trained run. Files that cannot be read are reported; the others are still named."""
-    named, skipped = [], []
     with _errors():
-        predictor = (
-            load_export(run_dir) if is_export(run_dir) else load_predictor(RunStore(run_dir.parent).read(run_dir.resolve()))
-        )
-        for image in images:
-            try:
-                probabilities = predictor.probabilities([image])[0]
-            except ImageError as error:
-                skipped.append({"image": str(image), "problem": str(error)})
-                err.print(escape(str(error)))
-                continue
-            best = int(probabilities.argmax())
-            named.append(
-                {
-                    "image": str(image),
-                    "class": predictor.classes[best],
-                    "probability": float(probabilities[best]),
-                    "probabilities": dict(zip(predictor.classes, probabilities.tolist(), strict=True)),
-                }
-            )
+        classes, named = named_by(run_dir, images, look_at_training=unlike)
+        if csv:
+            write_table(csv, named, classes)
+    told = prediction_json(named, classes)
     if as_json:
-        print_json({"run_id": run_dir.resolve().name, "predictions": named, "skipped": skipped})
-    else:
-        for row in named:
-            out.print(f"{escape(row['image'])}: {escape(row['class'])} ({row['probability']:.1%})")
-    if skipped:
+        print_json({"run_id": run_dir.resolve().name} | told)
+    elif not csv:
+        print_named(told)
+    for skipped in told["skipped"]:
+        err.print(escape(skipped["problem"]))
+    if told["skipped"]:
         raise typer.Exit(2)
 
 

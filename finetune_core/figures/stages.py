@@ -15,7 +15,7 @@ Quantity = Literal["learning_rate", "gradient_norm", "update"]
 TITLES: dict[Quantity, str] = {
     "learning_rate": "Learning rate",
     "gradient_norm": "Length of the gradient",
-    "update": "Change a step, relative to the weights",
+    "update": "Relative change in a step",
 }
 
 

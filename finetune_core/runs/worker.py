@@ -1,7 +1,7 @@
 """Trains runs inside the app's own process: one thread a device, a queue before it. Knows nothing of Streamlit."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
@@ -19,10 +19,11 @@ class Worker:
 
     Attributes:
         roots: the folders that runs may read; empty where they may read all.
+        after: told of each run that has ended, its folder -> a warning for the log, or an empty string.
     """
 
-    def __init__(self, runs_dir: Path, roots: Sequence[Path] = ()) -> None:
-        self.runs_dir, self.roots = runs_dir, tuple(roots)
+    def __init__(self, runs_dir: Path, roots: Sequence[Path] = (), after: Callable[[Path], str] = lambda _: "") -> None:
+        self.runs_dir, self.roots, self.after = runs_dir, tuple(roots), after
         self._queues: dict[str, _Queue] = {}
         self._changed = Condition()
 
@@ -93,6 +94,8 @@ class Worker:
                 self._changed.wait_for(lambda: queue.waiting)
                 queue.training = queue.waiting.pop(0)
             _drain(queue.training.reservation, self.roots)
+            if warning := self.after(queue.training.reservation.run_dir):
+                log.warning("%s", warning)
             with self._changed:
                 queue.training = None
 

@@ -196,8 +196,6 @@ def _log(run: Run) -> None:
 def _engine(run: Run) -> None:
     """Where the time went, and what the cache did."""
     history = run.history
-    if not history.started or not history.epochs:
-        return
     cache, shares = history.started["cache"], history.time_shares()
     names = {"decode": "Decoding", "trunk": "Computing the frozen stages (once)", "train": "Training", "validate": "Validating"}
     st.markdown("**Where the time went** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
@@ -215,7 +213,7 @@ def _engine(run: Run) -> None:
         told = f"Cache: {size(cache['bytes'])} {place}{views}; " + found
         st.caption(plain(told + (f" Saved so far: {duration(saved)}." if saved else "")))
     expected, end = history.started["forecast"], history.end
-    if expected and end and end.get("seconds"):
+    if expected and end and end.get("seconds") and history.epochs:
         epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
         memory = max(row["memory_bytes"] for row in history.epochs)
         st.caption(

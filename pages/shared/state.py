@@ -16,6 +16,7 @@ from finetune_core.data.edits import add_edits, load_edits, remove_edits
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.data.sources import check_roots, data_roots, whole_path
 from finetune_core.errors import DataError, FinetuneError
+from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.runs.worker import Worker
@@ -46,7 +47,7 @@ def store() -> RunStore:
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
     """The process's one worker."""
-    return Worker(paths.runs_dir(), readable_roots())
+    return Worker(paths.runs_dir(), readable_roots(), report_to_mlflow)
 
 
 @st.cache_resource(show_spinner=False)

@@ -332,6 +332,21 @@ def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):
     reservation.lock.release(force=True)
 
 
+def test_what_comes_after_a_run_may_warn_and_the_queue_goes_on(config, tmp_path, caplog):
+    told = []
+
+    def after(run_dir):
+        told.append(run_dir.name)
+        return "no server answers"
+
+    worker, store = Worker(tmp_path / "runs", after=after), RunStore(tmp_path / "runs")
+    runs = [worker.submit(config.model_copy(update={"seed": seed})) for seed in range(2)]
+    wait_for(lambda: len(told) == 2)
+    assert told == runs
+    assert [store.run(run).status for run in runs] == ["finished", "finished"]
+    wait_for(lambda: caplog.text.count("no server answers") == 2)
+
+
 def test_a_name_does_not_lose_the_owner_and_only_the_owner_deletes(config, tmp_path):
     store = RunStore(tmp_path / "runs")
     reservation = create_run(config, store.runs_dir, "ann@example.org")
