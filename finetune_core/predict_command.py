@@ -1,0 +1,111 @@
+"""What the ``predict`` command does: names files, folders and archives of images, and prints or writes what came of it."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from finetune_core.data.archives import is_archive, unpack_archive
+from finetune_core.errors import RunError
+from finetune_core.evaluation.batch import Named, images_below, name_images, to_csv, unpacking_folder
+from finetune_core.evaluation.neighbours import Encoder, Neighbourhood, compute_neighbourhood, encoder, known_neighbourhood
+from finetune_core.evaluation.predict import Predictor, load_predictor
+from finetune_core.export.tensors import is_export, load_export
+from finetune_core.files import write_bytes
+from finetune_core.runs.store import RunStore
+from finetune_core.terminal import err, out, progress_bar, show_phases, shown
+from finetune_core.words import things
+
+Known = tuple[Encoder, Neighbourhood]
+
+
+def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -> tuple[tuple[str, ...], list[Named]]:
+    """Name images with a run, or with one that was exported.
+
+    Args:
+        folder: of the run, or of the export.
+        targets: image files, folders of them, ZIP or TAR archives of them.
+        look_at_training: also run the training images through the network where that was not done before, to tell what is unlike them.
+
+    Returns:
+        The classes, and what became of each image, in order.
+
+    Raises:
+        FinetuneError: when there is no network, or a folder or archive cannot be used.
+    """
+    if is_export(folder):
+        if look_at_training:
+            raise RunError(f"{folder} is an export: it does not say where its training images are. Name the folder of the run.")
+        predictor, known = load_export(folder), None
+    else:
+        predictor, known = _run(folder, look_at_training)
+    with ExitStack() as unpacked, progress_bar() as bar:
+        images = [image for target in targets for image in _images(target, unpacked, bar)]
+        return predictor.classes, shown(bar, "Naming images", name_images(predictor, images, known))
+
+
+def write_table(file: Path, named: Sequence[Named], classes: Sequence[str]) -> None:
+    """Write what each image is taken for as CSV, and say so.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    try:
+        write_bytes(file, to_csv(named, classes))
+    except OSError as error:
+        raise RunError(f"{file} cannot be written: {error.strerror}.") from None
+    err.print(escape(f"{things(len(named), 'image')} in {file}"))
+
+
+def print_named(told: dict[str, Any]) -> None:
+    """One line for each of the ``predictions``."""
+    for row in told["predictions"]:
+        unlike = ", unlike anything in training" if row["unlike"] else ""
+        out.print(escape(f"{row['image']}: {row['class']} ({row['probability']:.1%}){unlike}"))
+
+
+def prediction_json(named: Sequence[Named], classes: Sequence[str]) -> dict[str, Any]:
+    """``predictions`` (``image, class, probability, probabilities, unlike``) and ``skipped`` (``image, problem``)."""
+    sound = [(one, int(one.probabilities.argmax())) for one in named if one.probabilities is not None]
+    return {
+        "predictions": [
+            {
+                "image": one.file,
+                "class": classes[best],
+                "probability": float(one.probabilities[best]),
+                "probabilities": dict(zip(classes, one.probabilities.tolist(), strict=True)),
+                "unlike": one.unlike,
+            }
+            for one, best in sound
+        ],
+        "skipped": [{"image": one.file, "problem": one.problem} for one in named if one.probabilities is None],
+    }
+
+
+def _run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]:
+    run = RunStore(folder.parent).read(folder.resolve())
+    predictor = load_predictor(run)
+    try:
+        looks = encoder(predictor)
+    except RunError:
+        if look_at_training:
+            raise
+        return predictor, None
+    near = known_neighbourhood(run, looks)
+    if near is None and look_at_training:
+        with progress_bar() as bar:
+            near = show_phases(bar, compute_neighbourhood(run, looks))
+    return predictor, (looks, near) if near else None
+
+
+def _images(target: Path, unpacked: ExitStack, bar: Any) -> list[tuple[str, Path]]:
+    """(what to call it, file) of each image of a target; archives are unpacked until ``unpacked`` is closed."""
+    if target.is_dir():
+        return [(str(target / name), file) for name, file in images_below(target)]
+    if is_archive(target.name):
+        folder = unpacked.enter_context(unpacking_folder())
+        shown(bar, f"Unpacking {target.name}", unpack_archive(target, target.name, folder))
+        return [(f"{target}/{name}", file) for name, file in images_below(folder)]
+    return [(str(target), target)]

@@ -1,0 +1,104 @@
+"""``predict`` over files, folders and archives, in a process of its own as little as can be."""
+
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from finetune_core.__main__ import app
+from finetune_core.config import make_config
+from finetune_core.export.formats import export_run
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+
+@pytest.fixture(scope="module")
+def run(image_folder_once, tmp_path_factory):
+    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 30, "blue [b]": 30})
+    settings = {
+        "data": str(folder),
+        "image_size": 32,
+        "epochs": 1,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
+    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
+    list(execute(reservation))
+    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+
+
+@pytest.fixture
+def new(image_folder, tmp_path):
+    """Three images in a folder, the same in an archive, and a file that is no image."""
+    folder = image_folder(tmp_path / "new", {"red": 3})
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder))
+    Path(tmp_path, "broken.png").write_text("hello")
+    return tmp_path
+
+
+def predict(*arguments):
+    return CliRunner().invoke(app, ["predict", *map(str, arguments)])
+
+
+def test_folders_archives_and_files_are_named_alike(run, new):
+    file = new / "new" / "red" / "000.png"
+    done = predict(run.run_dir, new / "new", new / "new.zip", file, new / "broken.png", "--json")
+    assert done.exit_code == 2, "one could not be read"
+    told = json.loads(done.stdout)
+    names = [f"red/00{number}.png" for number in range(3)]
+    images = [row["image"] for row in told["predictions"]]
+    assert images == [f"{new}/new/{name}" for name in names] + [f"{new}/new.zip/{name}" for name in names] + [str(file)]
+    first = told["predictions"]
+    for one, other in ((first[0], first[3]), (first[0], first[6])):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+    assert set(first[0]["probabilities"]) == {"red", "blue [b]"}
+    assert {row["unlike"] for row in first} == {None}
+    assert [row["image"] for row in told["skipped"]] == [str(new / "broken.png")]
+    assert "broken.png" in done.stderr
+
+
+def test_a_table_is_written_with_what_is_unlike_the_training_images(run, new):
+    table = new / "told" / "named.csv"
+    done = predict(run.run_dir, new / "new.zip", new / "broken.png", "--csv", table, "--unlike")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    rows = list(csv.DictReader(table.open(newline="")))
+    assert len(rows) == 4
+    assert {row["unlike"] for row in rows[:3]} <= {"yes", "no"}
+    assert rows[3]["problem"]
+    again = json.loads(predict(run.run_dir, new / "new", "--json").stdout)
+    assert {row["unlike"] for row in again["predictions"]} <= {True, False}, "known from the first time on"
+
+
+def test_lines_for_people(run, new):
+    done = predict(run.run_dir, new / "new")
+    assert done.exit_code == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 3
+    assert f"{new}/new/red/000.png: " in done.stdout
+
+
+def test_an_export_names_images_but_knows_no_training_images(run, new, tmp_path):
+    folder = export_run(run, "safetensors", tmp_path / "exported").folder
+    told = json.loads(predict(folder, new / "new", "--json").stdout)
+    assert len(told["predictions"]) == 3
+    done = predict(folder, new / "new", "--unlike")
+    assert done.exit_code == 2
+    assert "is an export" in done.stderr
+
+
+@pytest.mark.parametrize(("make", "words"), [("empty", "holds no image"), ("bad.zip", "was not read")])
+def test_what_cannot_be_used_is_refused_in_words(run, tmp_path, make, words):
+    target = tmp_path / make
+    if target.suffix:
+        target.write_bytes(b"hello")
+    else:
+        target.mkdir()
+    done = predict(run.run_dir, target)
+    assert done.exit_code == 2
+    assert words in done.stderr
