@@ -10,8 +10,8 @@ from rich.table import Column, Table
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison import Comparison
-from finetune_core.evaluation.report import arms_table, report_html
-from finetune_core.figures.compared import comparison_figures
+from finetune_core.evaluation.report import arms_table
+from finetune_core.figures.report import whole_report
 from finetune_core.files import write_bytes
 from finetune_core.runs.design import by_arm, with_rates
 from finetune_core.runs.record import create_run, execute
@@ -117,7 +117,7 @@ def write_report(comparison: Comparison, file: Path) -> None:
         RunError: when it cannot be written.
     """
     try:
-        write_bytes(file, report_html(comparison, comparison_figures(comparison)).encode())
+        write_bytes(file, whole_report(comparison).encode())
     except OSError as error:
         raise RunError(f"The report cannot be written to {file}: {error}.") from None
     err.print(escape(f"The report is in {file}."))

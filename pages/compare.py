@@ -5,16 +5,16 @@ import streamlit as st
 from finetune_core.errors import RunError
 from finetune_core.evaluation.arms import arm_titles
 from finetune_core.evaluation.comparison import Comparison, compare_runs
-from finetune_core.evaluation.report import STANDING_WORDS, arms_table, pairs_table, report_html
+from finetune_core.evaluation.report import STANDING_WORDS, arms_table, pairs_table
 from finetune_core.figures.compared import (
     MEASURES,
     accuracies,
     by_data,
     by_depth,
-    comparison_figures,
     learning_curves,
     pareto,
 )
+from finetune_core.figures.report import whole_report
 from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, number, things
 from pages.shared import form
@@ -210,7 +210,7 @@ def curves(comparison: Comparison) -> None:
 def share(comparison: Comparison) -> None:
     st.download_button(
         "Report, one HTML file",
-        lambda: report_html(comparison, comparison_figures(comparison)),
+        lambda: whole_report(comparison),
         "comparison.html",
         "text/html",
         icon=":material/download:",

@@ -1,12 +1,16 @@
 """A comparison as one HTML file that needs nothing else: to keep, to send, to open without a network."""
 
 import html
+from base64 import b64encode
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.costs import Cost
+from finetune_core.evaluation.layers import known_layers
+from finetune_core.evaluation.looks import Look
+from finetune_core.evaluation.thaw_next import thaw_next
 from finetune_core.evaluation.verdicts import errors_in_words, points
 from finetune_core.words import duration, number, percent, size, things
 
@@ -21,12 +25,18 @@ h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
+.row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } figcaption { font-size: 0.9rem; overflow-wrap: anywhere }
 .figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; padding: 8px }
 """
 
 
-def report_html(comparison: Comparison, figures: Sequence[tuple[str, go.Figure]], title: str = "Comparison of runs") -> str:
-    """The whole comparison: verdict, tables and figures (heading, figure), plotly's own script among it (about 5 MB)."""
+def report_html(
+    comparison: Comparison,
+    figures: Sequence[tuple[str, go.Figure]],
+    pictures: Sequence[Look] = (),
+    title: str = "Comparison of runs",
+) -> str:
+    """The whole comparison: verdict, tables, figures (heading, figure) and pictures, plotly's own script among it (about 5 MB)."""
     from plotly.offline import get_plotlyjs
 
     parts = [
@@ -38,6 +48,8 @@ def report_html(comparison: Comparison, figures: Sequence[tuple[str, go.Figure]]
         *(["<h2>Pair by pair</h2>", _table(*pairs_table(comparison))] if comparison.pairs else []),
         f"<script>{get_plotlyjs()}</script>",
         *(_figure(f"figure-{at}", heading, figure) for at, (heading, figure) in enumerate(figures)),
+        _next_stages(comparison),
+        _looks(pictures),
         "<h2>Runs</h2>",
         _table(*_runs_table(comparison)),
         f"<p>{_text(_METHOD)}</p>",
@@ -53,6 +65,11 @@ _METHOD = (
     "How it was judged: all runs on the same images. Two networks: exact McNemar test and paired bootstrap over images. Strategies with "
     "several seeds: images and seeds both count as luck (two-way random effects, Student's t). Verdicts are corrected over all pairs "
     "(Holm), so that one in twenty such comparisons of equal strategies finds any difference. Made with Thaw."
+)
+
+_SEEN = (
+    "The clearest images that one of the two networks gets right and the other wrong. Bright: what speaks for the class that the network "
+    "names (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
 )
 
 
@@ -138,6 +155,31 @@ def _standings(comparison: Comparison) -> str:
         for one in comparison.standings
     ]
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _next_stages(comparison: Comparison) -> str:
+    """Where what moved was measured."""
+    lines = []
+    for arm in comparison.arms:
+        if layers := known_layers(arm.members[0].run):
+            advice = thaw_next(layers, arm.config.backbone)
+            what = f"thaw {advice.stage} next" if advice.stage else "nothing more to thaw"
+            lines.append(f"<li><b>{_text(arm.title)}</b>: {_text(what)}. {_text(advice.reason)}</li>")
+    return f"<h2>Which stage to thaw next</h2><ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _looks(pictures: Sequence[Look]) -> str:
+    if not pictures:
+        return ""
+    shown = []
+    for look in pictures:
+        images = "".join(
+            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{_text(words)}" width="200">'
+            f"<figcaption>{_text(words)}</figcaption></figure>"
+            for jpeg, words in look.pictures
+        )
+        shown.append(f'<p><b>{_text(look.title)}</b></p><div class="row">{images}</div>')
+    return f"<h2>Where they disagree</h2><p>{_text(_SEEN)}</p>{''.join(shown)}"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

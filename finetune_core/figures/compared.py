@@ -7,7 +7,6 @@ from typing import Literal
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.arms import Arm
-from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.costs import Cost, timeline
 from finetune_core.figures.style import MARGIN, OTHER_COLOR, RUN_COLORS, escaped
 
@@ -188,21 +187,6 @@ def by_data(arms: Sequence[Arm]) -> go.Figure | None:
     figure = _lines(arms, arms, _training_images, lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone))
     figure.update_xaxes(title_text="Training images", rangemode="tozero")
     return figure
-
-
-def comparison_figures(comparison: Comparison) -> list[tuple[str, go.Figure]]:
-    """All of them, each with its heading, for a report."""
-    arms = comparison.arms
-    found = [("Accuracy, with intervals and seeds", accuracies(arms))]
-    found += [(f"Accuracy against {MEASURES[measure][0].lower()}", pareto(measure, arms)) for measure in MEASURES]
-    found += [
-        (heading, figure)
-        for heading, figure in (("How deep to cut", by_depth(arms)), ("How much data", by_data(arms)))
-        if figure
-    ]
-    for axis, words in (("epoch", "epoch by epoch"), ("seconds", "by the clock")):
-        found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
-    return found
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -79,14 +79,15 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
         st.markdown(
             plain(
                 f"All on {name} ({things(len(dataset.table), 'image')}), from {base.backbone}: {things(base.epochs, 'epoch')} of batches of "
-                f"{base.batch_size}, {base.optimizer} at {base.learning_rate:g}, {base.schedule} rate, {base.image_size} pixels, "
-                f"augmentation {base.augmentation}. Same split; for equal seeds same new head and same order of images."
+                f"{base.batch_size}, learning rate {base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
+                f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the split; for equal seeds also the "
+                "new head and the order of the images."
             )
         )
     with st.container(horizontal=True, vertical_alignment="center"):
         st.page_link("pages/configure.py", label="Change these settings", icon=":material/tune:", width="content")
         quick = {name: DEMO_RECIPE[name] for name in ("epochs", "image_size")}
-        if sample and base is not None and base.model_dump(include=set(quick)) != quick:
+        if sample and base is not None and any(getattr(base, name) > value for name, value in quick.items()):
             st.button(
                 "Quick settings for the sample",
                 type="tertiary",

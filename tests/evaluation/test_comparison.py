@@ -9,8 +9,7 @@ from finetune_core.evaluation.arms import arm_titles
 from finetune_core.evaluation.comparison import compare_runs
 from finetune_core.evaluation.costs import cost, depth, timeline, trunk_rate
 from finetune_core.evaluation.paired import mcnemar_p
-from finetune_core.evaluation.report import report_html
-from finetune_core.figures.compared import comparison_figures
+from finetune_core.figures.report import comparison_figures, whole_report
 
 IMAGES = 540
 
@@ -208,7 +207,7 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_mark
     runs = [made_run(right(0.9)), made_run(right(0.8), weights=nasty)]
     compared = compare_runs(runs)
     assert nasty in compared.arms[1].title
-    page = report_html(compared, comparison_figures(compared))
+    page = whole_report(compared)
     assert nasty not in page
     assert "<img src=x" not in page
     assert "Content-Security-Policy" in page

@@ -1,0 +1,51 @@
+"""A whole comparison as one HTML file: its figures, what moved where that was measured, and what two networks looked at."""
+
+import plotly.graph_objects as go
+
+from finetune_core.evaluation.comparison import Comparison
+from finetune_core.evaluation.layers import Layers, known_layers
+from finetune_core.evaluation.looks import looks
+from finetune_core.evaluation.report import report_html
+from finetune_core.figures.compared import MEASURES, accuracies, by_data, by_depth, learning_curves, pareto
+from finetune_core.figures.moved import MEASURES as MOVES
+from finetune_core.figures.moved import by_stage, probe_profile
+
+Headed = list[tuple[str, go.Figure]]
+
+
+def whole_report(comparison: Comparison) -> str:
+    """The report; takes the moments that two networks need to look at a few images."""
+    return report_html(comparison, comparison_figures(comparison), looks(comparison))
+
+
+def comparison_figures(comparison: Comparison) -> Headed:
+    """All figures, each with its heading."""
+    arms = comparison.arms
+    found = [("Accuracy, with intervals and seeds", accuracies(arms))]
+    found += [(f"Accuracy against {MEASURES[measure][0].lower()}", pareto(measure, arms)) for measure in MEASURES]
+    found += [
+        (heading, figure)
+        for heading, figure in (("How deep to cut", by_depth(arms)), ("How much data", by_data(arms)))
+        if figure
+    ]
+    for axis, words in (("epoch", "epoch by epoch"), ("seconds", "by the clock")):
+        found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
+    return found + _moved(comparison)
+
+
+def _moved(comparison: Comparison) -> Headed:
+    """Backbone by backbone, for the runs that were measured."""
+    by_backbone: dict[str, dict[str, Layers]] = {}
+    for arm in comparison.arms:
+        if layers := known_layers(arm.members[0].run):
+            by_backbone.setdefault(arm.config.backbone, {})[arm.title] = layers
+    places = {arm.title: at for at, arm in enumerate(comparison.arms)}
+    found: Headed = []
+    for backbone, told in by_backbone.items():
+        first = next(iter(told.values()))
+        names = [stage.name for stage in first.stages]
+        mark = f" ({backbone})" if len(by_backbone) > 1 else ""
+        if first.probes:
+            found.append((f"Where transfer ends{mark}", probe_profile(first.probes, names)))
+        found += [(f"{move.title}{mark}", by_stage(move, told, places)) for move in MOVES]
+    return found

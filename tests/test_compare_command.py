@@ -1,0 +1,127 @@
+"""The ``compare`` command: trains and judges, or judges what is there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from finetune_core.__main__ import app
+from finetune_core.evaluation.disagree import disagreement
+from finetune_core.runs.store import RunStore
+
+FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32")
+TOLD = {"difference", "ci_low", "ci_high", "mcnemar_p", "holm_p", "verdict"}
+
+
+def thaw(*arguments):
+    result = CliRunner().invoke(app, [*map(str, arguments)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def compared(image_folder_once, tmp_path_factory):
+    """(arguments, folder of runs, report, what was printed) of two strategies with two seeds each."""
+    base = tmp_path_factory.mktemp("compare")
+    data = image_folder_once(base / "images", {"red": 20, "blue <b>": 20, "violet": 20})
+    choice = ("--strategies", "feature_extraction,last_block", "--seeds", "0,1")
+    arguments = ("compare", data, *choice, *FAST, "--runs-dir", base / "runs", "--report", base / "report.html", "--json")
+    done = thaw(*arguments)
+    assert done.exit_code == 0, done.stderr
+    return arguments, base / "runs", base / "report.html", json.loads(done.stdout)
+
+
+def test_strategies_by_seeds_are_trained_and_judged(compared):
+    _, runs, _, told = compared
+    assert {(run["strategy"], run["seed"]) for run in told["runs"]} == {
+        (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
+    }
+    assert {Path(run["run_dir"]).parent for run in told["runs"]} == {runs}
+    assert all(run["ci_low"] <= run["accuracy"] <= run["ci_high"] for run in told["runs"])
+    assert len(told["pairs"]) == 1
+    assert set(told["pairs"][0]) >= TOLD
+    assert told["pairs"][0]["about"] == "strategies"
+    assert (told["failed"], told["stopped"]) == ([], False)
+
+
+def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they_disagree(compared):
+    _, runs, report, told = compared
+    page = report.read_text(encoding="utf-8")
+    assert told["verdict"].split(".")[0] in page
+    assert "blue <b>" not in page
+    firsts = [RunStore(runs).run(run["run_id"]) for run in told["runs"] if run["seed"] == 0]
+    found = disagreement(*firsts)
+    apart = min(6, len(found.only_a) + len(found.only_b))
+    assert page.count("data:image/jpeg;base64,") == 3 * apart
+    assert page.count("Where they disagree") == bool(apart)
+
+
+def test_runs_that_are_there_are_judged_without_training(compared):
+    _, runs, _, told = compared
+    before = sorted(runs.iterdir())
+    some = [run["run_dir"] for run in told["runs"] if run["seed"] == 0]
+    done = thaw("compare", *some, "--json")
+    assert done.exit_code == 0, done.stderr
+    pair = json.loads(done.stdout)["pairs"][0]
+    assert pair["about"] == "networks"
+    assert pair["holm_p"] == pair["p"] == pytest.approx(pair["mcnemar_p"])
+    assert sorted(runs.iterdir()) == before
+
+
+def test_two_runs_of_one_strategy_are_compared_with_each_other(compared):
+    *_, told = compared
+    some = [run["run_dir"] for run in told["runs"] if run["strategy"] == "last_block"]
+    answer = json.loads(thaw("compare", *some, "--json").stdout)
+    assert {answer["pairs"][0]["a"], answer["pairs"][0]["b"]} == {"Last block · seed 0", "Last block · seed 1"}
+    assert answer["verdict"].startswith("These runs differ in their seeds only")
+
+
+def test_reuse_trains_what_is_missing_and_nothing_again(compared):
+    arguments, runs, _, told = compared
+    before = len(list(runs.iterdir()))
+    more = [argument if argument != "0,1" else "0,1,2" for argument in arguments]
+    answer = json.loads(thaw(*more, "--reuse").stdout)
+    assert len(list(runs.iterdir())) == before + 2
+    assert {run["run_id"] for run in told["runs"]} < {run["run_id"] for run in answer["runs"]}
+
+
+def test_for_people_the_verdict_comes_first(compared):
+    *_, told = compared
+    done = thaw("compare", *(run["run_dir"] for run in told["runs"]))
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert " ".join(lines).startswith(told["verdict"][:40])
+    assert "Feature extraction" in done.stdout
+
+
+def test_other_images_are_refused(compared, image_folder, tmp_path):
+    *_, told = compared
+    data = image_folder(tmp_path / "others", {"red": 20, "blue <b>": 20}, suffix=".bmp")
+    other = json.loads(thaw("train", data, *FAST, "--runs-dir", tmp_path / "runs", "--json").stdout)
+    done = thaw("compare", told["runs"][0]["run_dir"], other["run_dir"], "--json")
+    assert done.exit_code != 0
+    assert "did not use the same images" in " ".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        (("--seeds", "one"), "--seeds: must be numbers"),
+        (("--strategies", "nonsense"), "nonsense"),
+        (("--strategies", "from:nowhere"), "nowhere"),
+        (("--fractions", "2"), "must be at most 1"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_trains(compared, tmp_path, changed, problem):
+    done = thaw("compare", compared[0][1], *FAST, "--runs-dir", tmp_path / "runs", *changed, "--json")
+    assert done.exit_code != 0
+    assert problem in " ".join(done.stderr.split())
+    assert not list((tmp_path / "runs").glob("2*"))
+
+
+def test_a_report_that_cannot_be_written_is_told(compared):
+    *_, told = compared
+    done = thaw("compare", *(run["run_dir"] for run in told["runs"]), "--report", told["runs"][0]["run_dir"], "--json")
+    assert done.exit_code != 0
+    assert "The report cannot be written" in done.stderr
