@@ -77,6 +77,11 @@ class Standing:
     words: str
 
 
+def arm_order(config: RunConfig, depth: Depth) -> tuple[str, float, int]:
+    """By what arms are sorted: an arm's place is its colour and its symbol."""
+    return config.backbone, config.train_fraction, depth.trained_stages
+
+
 def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
     """What tells the configs apart, as short as can be."""
     titles = [_strategy_title(config) for config in configs]

@@ -13,8 +13,17 @@ import pandas as pd
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation import verdicts
-from finetune_core.evaluation.arms import STRATEGY_FIELDS, Arm, Member, Pair, Standing, arm_titles, differing_settings
-from finetune_core.evaluation.costs import cost, depth, trunk_rate, usual_cost
+from finetune_core.evaluation.arms import (
+    STRATEGY_FIELDS,
+    Arm,
+    Member,
+    Pair,
+    Standing,
+    arm_order,
+    arm_titles,
+    differing_settings,
+)
+from finetune_core.evaluation.costs import cost, run_depth, trunk_rate, usual_cost
 from finetune_core.evaluation.paired import Interval, accuracy_interval, holm, is_different, paired_test, smallest_seen
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
@@ -103,7 +112,7 @@ def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
     for run in runs:
         groups.setdefault(arm_of(run.config), []).append(run)
     grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
-    grouped.sort(key=lambda group: (group[0].config.backbone, group[0].config.train_fraction, depth(group[0]).trained_stages))
+    grouped.sort(key=lambda group: arm_order(group[0].config, run_depth(group[0])))
     titles = arm_titles([group[0].config for group in grouped])
     if len(grouped) > 1 or len(runs) == 1:
         return grouped, titles
@@ -151,7 +160,7 @@ def _arm(title: str, group: Sequence[Run], correct: np.ndarray, runs: Sequence[R
     members = tuple(Member(run, accuracy_interval(row[None]), cost(run, rate)) for run, row in zip(group, correct, strict=True))
     deviation = float(correct.mean(1).std(ddof=1)) if len(group) > 1 else None
     costs = usual_cost([member.cost for member in members])
-    return Arm(title, group[0].config, members, accuracy_interval(correct), deviation, costs, depth(group[0]))
+    return Arm(title, group[0].config, members, accuracy_interval(correct), deviation, costs, run_depth(group[0]))
 
 
 def _pairs(arms: Sequence[Arm], correct: Sequence[np.ndarray]) -> tuple[Pair, ...]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from finetune_core.config import RunConfig
+from finetune_core.models.network import network_stages
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST
 from finetune_core.training.strategies import STRATEGIES
@@ -74,13 +76,13 @@ def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
     timed = [rate for run in arm if (rate := run.history.started["cache"]["seconds_per_row"])]
     if timed:
         return median(timed)
-    begun = depth(arm[0]).trained_stages
+    begun = run_depth(arm[0]).trained_stages
     shallower = [
-        (-depth(run).trained_stages, rate)
+        (-run_depth(run).trained_stages, rate)
         for run in runs
         if (rate := run.history.started["cache"]["seconds_per_row"])
         and (run.config.backbone, run.config.image_size) == (arm[0].config.backbone, arm[0].config.image_size)
-        and depth(run).trained_stages >= begun
+        and run_depth(run).trained_stages >= begun
     ]
     return max(shallower)[1] if shallower else None
 
@@ -104,9 +106,21 @@ def timeline(run: Run) -> list[dict[str, Any]]:
     return [row | {"seconds": row["seconds"] + before} for row in run.history.epochs]
 
 
-def depth(run: Run) -> Depth:
-    """Of a run that has started."""
-    names = [stage["name"] for stage in run.history.started["stages"]]
-    rules = STRATEGIES[run.config.strategy].rules(run.config, names)
+def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
+    """How deep a config cuts.
+
+    Args:
+        names: of its backbone's stages, where they are known.
+
+    Raises:
+        ConfigError: when its strategy does not fit its backbone.
+    """
+    names = names or [stage.name for stage in network_stages(config.backbone)]
+    rules = STRATEGIES[config.strategy].rules(config, names)
     first = next(index for index, rule in enumerate(rules) if rule.rate > 0)
     return Depth(len(names) - first, names[first], all(rule.rate > 0 and rule.part == "all" for rule in rules[first:]))
+
+
+def run_depth(run: Run) -> Depth:
+    """Of a run that has started."""
+    return depth(run.config, [stage["name"] for stage in run.history.started["stages"]])

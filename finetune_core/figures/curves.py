@@ -53,7 +53,7 @@ def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1
     dashes = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
     titles = list(dict.fromkeys(title for title, _ in runs))
     styles = {title: (RUN_COLORS[i % len(RUN_COLORS)], dashes[i % len(dashes)]) for i, title in enumerate(titles)}
-    return _curves(kind, points, styles, epochs, 1)
+    return _curves(kind, points, styles, epochs, 1, alt.Scale(zero=False))
 
 
 def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> go.Figure:
@@ -81,6 +81,7 @@ def _curves(
     styles: Mapping[str, tuple[str, list[int]]],
     epochs: int,
     legend_columns: int,
+    scale: alt.Scale | None = None,
 ) -> alt.LayerChart:
     """Lines over epochs; ``points`` are (series, epoch, value, marked, which line of its series), ``styles`` series -> (colour, dash)."""
     data = pd.DataFrame(points, columns=["series", "epoch", "value", "marked", "line"])
@@ -103,7 +104,7 @@ def _curves(
         y=alt.Y(
             "value:Q",
             title=title,
-            scale=alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=True),
+            scale=scale or (alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=True)),
             axis=alt.Axis(format=".0%") if percent else alt.Axis(),
         ),
         detail="line:N",

@@ -7,7 +7,8 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.arms import arm_titles
+from finetune_core.evaluation.arms import arm_order, arm_titles
+from finetune_core.evaluation.costs import depth
 from finetune_core.figures.curves import compared_curve
 from finetune_core.runs.design import arm_of, arm_seconds
 from finetune_core.runs.record import STOP_FILE, request_stop
@@ -51,7 +52,7 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
     if any(run.history.epochs for run in runs):
         st.markdown("**Validation accuracy, epoch by epoch**")
-        lines = [(titles[arm_of(run.config)], run.history.epochs) for run in runs]
+        lines = [(titles[arm], run.history.epochs) for arm, some in arms.items() for run in some]
         st.altair_chart(
             compared_curve("accuracy", lines, max(run.config.epochs for run in runs)),
             key="live-accuracy",
@@ -73,8 +74,9 @@ def _row(title: str, run: Run) -> dict[str, Any]:
 
 
 def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """By ``arm_of``, in the order in which they will be judged, so that they keep their colours."""
     arms: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: arm_order(run.config, depth(run.config))):
         arms.setdefault(arm_of(run.config), []).append(run)
     return arms
 

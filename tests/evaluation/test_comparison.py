@@ -7,7 +7,7 @@ from finetune_core.config import make_config
 from finetune_core.errors import RunError
 from finetune_core.evaluation.arms import arm_titles
 from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.evaluation.costs import cost, depth, timeline, trunk_rate
+from finetune_core.evaluation.costs import cost, run_depth, timeline, trunk_rate
 from finetune_core.evaluation.paired import mcnemar_p
 from finetune_core.figures.report import comparison_figures, whole_report
 
@@ -181,7 +181,7 @@ def test_what_the_cache_saved_is_told_by_the_deepest_cut_that_was_timed(made_run
     ],
 )
 def test_depth_of_the_cut(made_run, settings, expected):
-    told = depth(made_run(right(0.9), **settings))
+    told = run_depth(made_run(right(0.9), **settings))
     assert (told.trained_stages, told.first_stage, told.whole) == expected
 
 
