@@ -45,7 +45,7 @@ COLUMN_HELP = {
     "Without the cache": "What the same run would take if its frozen stages ran again in every epoch. A little too short where the cache made them "
     "from those of another strategy.",
     "Trainable": "Weights that training changes.",
-    "Memory": "What a run added to the program's memory.",
+    "Memory": "What a run needs on top of the program itself: weights, optimizer, decoded images, cache, and what a step holds.",
     "On disk": "The best checkpoint, which holds only what trained.",
     "Difference (points)": "Accuracy of the first less that of the second, in percentage points.",
     "Uncertainty": "Standard errors: what other images and, with several seeds, other seeds would change.",

@@ -14,13 +14,14 @@ from finetune_core.training.strategies import STRATEGIES
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run; of several: the median.
+    """Of one run; of several: what is usual.
 
     Attributes:
         seconds: all of it, decoding included.
         uncached_seconds: what it would have taken had the frozen stages run in every epoch; None where nobody can tell.
         trainable_parameters: of the total.
-        memory_bytes: what the run added to the program's memory.
+        memory_bytes: what the run added to the program's memory, or was expected to add, if that is more: what an earlier run has freed
+            is used again, and does not show.
         disk_bytes: the best checkpoint, which holds what trained.
     """
 
@@ -60,7 +61,7 @@ def cost(run: Run, rate: float | None = None) -> Cost:
         seconds,
         None if rate is None else seconds + max(0.0, passed * rate - cache["trunk_seconds"]),
         history.started["trainable_parameters"],
-        max(row["memory_bytes"] for row in history.epochs),
+        max(*(row["memory_bytes"] for row in history.epochs), (history.started.get("forecast") or {}).get("memory_bytes", 0)),
         best.stat().st_size if best.is_file() else 0,
     )
 
@@ -88,13 +89,13 @@ def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
 
 
 def usual_cost(costs: Sequence[Cost]) -> Cost:
-    """The median, figure by figure: the first run of several pays for decoding and trunk alone."""
+    """The median time, because the first run of several pays for decoding and trunk alone; the most memory."""
     uncached = [one.uncached_seconds for one in costs if one.uncached_seconds is not None]
     return Cost(
         median(one.seconds for one in costs),
         median(uncached) if uncached else None,
         costs[0].trainable_parameters,
-        round(median(one.memory_bytes for one in costs)),
+        max(one.memory_bytes for one in costs),
         round(median(one.disk_bytes for one in costs)),
     )
 

@@ -18,7 +18,7 @@ Measure = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes
 MEASURES: dict[str, tuple[str, str, float]] = {
     "seconds": ("Time", "Time of a run", 1.0),
     "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
-    "memory_bytes": ("Memory", "Memory that a run adds, MB", 1e6),
+    "memory_bytes": ("Memory", "Memory that a run needs, MB", 1e6),
     "disk_bytes": ("Size on disk", "Size of the best checkpoint, MB", 1e6),
 }
 RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")

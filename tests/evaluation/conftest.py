@@ -19,7 +19,16 @@ def made_run(tmp_path):
     made = []
 
     def make(
-        correct, *, seconds=10.0, tested=True, names="image", classes=CLASSES, status="finished", trunk_rate=None, **settings
+        correct,
+        *,
+        seconds=10.0,
+        tested=True,
+        names="image",
+        classes=CLASSES,
+        status="finished",
+        trunk_rate=None,
+        forecast=None,
+        **settings,
     ):
         correct = np.asarray(correct, bool)
         config = make_config({"data": "/pets", **settings})
@@ -47,6 +56,7 @@ def made_run(tmp_path):
                 "seconds_per_row": trunk_rate,
             },
             "decode_seconds": 1.0,
+            "forecast": forecast,
         }
         history.epochs = [
             {"epoch": n, "val_accuracy": n / 4, "val_loss": 1 / n, "seconds": 2.0 * n, "memory_bytes": 7} for n in (1, 2)

@@ -7,7 +7,7 @@ from finetune_core.config import make_config
 from finetune_core.errors import RunError
 from finetune_core.evaluation.arms import arm_titles
 from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.evaluation.costs import cost, run_depth, timeline, trunk_rate
+from finetune_core.evaluation.costs import cost, run_depth, timeline, trunk_rate, usual_cost
 from finetune_core.evaluation.paired import mcnemar_p
 from finetune_core.figures.report import comparison_figures, whole_report
 
@@ -159,6 +159,12 @@ def test_costs_come_from_the_folder(made_run):
     assert told.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
     assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
     assert cost(run).uncached_seconds is None
+
+
+def test_memory_that_was_used_again_is_told_by_the_forecast(made_run):
+    first, second = (made_run(right(0.9), seed=seed, forecast={"memory_bytes": size}) for seed, size in ((0, 5), (1, 900)))
+    assert [cost(run).memory_bytes for run in (first, second)] == [7, 900]
+    assert usual_cost([cost(first), cost(second)]).memory_bytes == 900
 
 
 def test_what_the_cache_saved_is_told_by_the_deepest_cut_that_was_timed(made_run):
