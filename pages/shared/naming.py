@@ -96,11 +96,10 @@ def get_to_know(namers: list[Namer]) -> None:
         )
     if not asked:
         return
+    roots = readable_roots()
+    work = (told for one in unknown for told in compute_neighbourhood(one.run, one.looks, roots))
     try:
-        for one in unknown:
-            with_bar(
-                compute_neighbourhood(one.run, one.looks, readable_roots()), "Looking at the training images", place, kept=False
-            )
+        with_bar(work, "Looking at the training images", place, kept=False)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return

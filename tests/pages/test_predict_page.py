@@ -110,9 +110,10 @@ def opened_again(run):
 
 def test_two_runs_say_what_they_think_of_the_same_image(runs):
     at = opened(run=runs[0].run_id, beside=runs[1].run_id)
+    press(at, "Show training images like it, too")
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert len(at.get("plotly_chart")) == 2
-    assert len(at.get("image")) == 4
+    assert len(at.get("image")) == 2 * (2 + 4), "the images that each network sees, and four of training"
     for strategy in ("last block", "feature extraction"):
         assert strategy in words(at).replace("\\", "")
 
