@@ -6,7 +6,7 @@ Surgical: for images that differ in their pixels only, training the first block 
 Each strategy's learning rate is the one of three with the lowest validation loss (seed 100, not counted). Then both train with
 the same seeds; the interval is of the mean difference over seeds (Student's t, paired).
 
-python benchmarks/orderings.py [--seeds N]
+python benchmarks/orderings.py [shifted] [noisy] [--seeds N]
 """
 
 import argparse
@@ -103,25 +103,40 @@ def ordering(title: str, runs: Path, settings: dict, first: str, second: str, se
     )
 
 
-def main(seeds: int) -> None:
+def shifted_test(base: Path, order: np.ndarray, seeds: int) -> None:
+    """Trained on clean images, tested on images that each have one of five corruptions."""
+    numbers = {"train": order[:400], "val": order[400:550], "test": order[550:1550]}
+    write(base / "shifted", numbers, {"train": unchanged, "val": unchanged, "test": mixed_shift})
+    settings = {"data": str(base / "shifted"), "epochs": 10}
+    ordering("shifted test images", base / "runs", settings, "linear_probe_then_full", "full", seeds)
+
+
+def corrupted_images(base: Path, order: np.ndarray, seeds: int) -> None:
+    """A network tuned to clean images meets noisy ones: few to learn from, more to be tested on. The head is new for both."""
+    write(base / "clean", {"train": order[:600], "val": order[600:750]}, {"train": unchanged, "val": unchanged})
+    tuning = {"data": str(base / "clean"), "strategy": "full", "epochs": 8, "learning_rate": 3e-4, "seed": 0}
+    state = load_predictor(trained(base / "runs", tuning)).network.model.state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, base / "tuned.safetensors")
+    few = {"train": order[750:900], "val": order[900:1050], "test": order[1050:1797]}
+    write(base / "noisy", few, dict.fromkeys(few, strong_noise))
+    settings = {"data": str(base / "noisy"), "epochs": 10, "weights": str(base / "tuned.safetensors")}
+    ordering("noisy images, few of them", base / "runs", settings, "first_block", "last_block", seeds)
+
+
+EXPERIMENTS = {"shifted": shifted_test, "noisy": corrupted_images}
+
+
+def main(names: list[str], seeds: int) -> None:
     order = np.random.default_rng(0).permutation(1797)
     with tempfile.TemporaryDirectory() as base:
         os.environ["THAW_HOME"] = base
-        shifted, source, target, runs = (Path(base, name) for name in ("shifted", "source", "target", "runs"))
-        clean = {"train": order[:400], "val": order[400:550]}
-        write(shifted, clean | {"test": order[550:1550]}, {"train": unchanged, "val": unchanged, "test": mixed_shift})
-        ordering("shifted test images", runs, {"data": str(shifted), "epochs": 10}, "linear_probe_then_full", "full", seeds)
-        write(source, {"train": order[:600], "val": order[600:750]}, {"train": unchanged, "val": unchanged})
-        tuned = trained(runs, {"data": str(source), "strategy": "full", "epochs": 8, "learning_rate": 3e-4, "seed": 0})
-        weights = Path(base, "tuned.safetensors")
-        save_file(load_predictor(tuned).network.model.state_dict(), weights)
-        few = {"train": order[750:900], "val": order[900:1050], "test": order[1050:1797]}
-        write(target, few, dict.fromkeys(few, strong_noise))
-        settings = {"data": str(target), "epochs": 10, "weights": str(weights)}
-        ordering("noisy images, few of them", runs, settings, "first_block", "last_block", seeds)
+        for name in names:
+            EXPERIMENTS[name](Path(base), order, seeds)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--seeds", type=int, default=5)
-    main(parser.parse_args().seeds)
+    arguments = parser.parse_args()
+    main(arguments.experiments, arguments.seeds)

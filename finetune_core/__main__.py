@@ -258,10 +258,12 @@ def _by_size(config: RunConfig) -> dict[str, Any]:
 
 def _train_to_the_end(reservation: Reservation, as_json: bool) -> None:
     with _errors():
-        with interrupts_stop(reservation.run_dir), progress_bar() as bar:
-            show_training(bar, execute(reservation))
-        if warning := report_to_mlflow(reservation.run_dir):
-            err.print(escape(warning))
+        try:
+            with interrupts_stop(reservation.run_dir), progress_bar() as bar:
+                show_training(bar, execute(reservation))
+        finally:
+            if warning := report_to_mlflow(reservation.run_dir):
+                err.print(escape(warning))
         run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
     result = summary(run)
     if as_json:
