@@ -48,7 +48,7 @@ COLUMN_HELP = {
     "Memory": "What a run needs on top of the program itself: weights, optimizer, decoded images, cache, and what a step holds.",
     "On disk": "The best checkpoint, which holds only what trained.",
     "Difference (points)": "Accuracy of the first less that of the second, in percentage points.",
-    "Uncertainty": "Standard errors: what other images and, with several seeds, other seeds would change.",
+    "Uncertainty (points)": "Standard errors: what other images and, with several seeds, other seeds would change.",
     "McNemar p": "Exact test on the images that only one of two networks gets right; for several seeds, put together from each.",
     "p, Holm": "What the verdict uses: images and seeds counted, corrected for the number of pairs. At most 0.05 is called a difference.",
 }
@@ -95,12 +95,17 @@ def remember(run_ids: list[str]) -> None:
 
 
 def start(*, expanded: bool) -> None:
-    box = st.expander("Start a comparison", expanded=expanded, icon=":material/play_arrow:", key="start_box", on_change="rerun")
+    # A box of its own for each comparison: the next one is closed.
+    started = st.session_state.get("comparisons_started", 0)
+    box = st.expander(
+        "Start a comparison", expanded=expanded, icon=":material/play_arrow:", key=f"start_box-{started}", on_change="rerun"
+    )
     if not box.open:
         return
     with box:
         queued = start_form()
     if queued:
+        st.session_state["comparisons_started"] = started + 1
         remember(queued)
         st.rerun()
 
@@ -153,9 +158,7 @@ def pairs(comparison: Comparison) -> None:
         icon = ":material/check:" if pair.different else ":material/drag_handle:"
         st.markdown(f"{icon} {plain(pair.verdict)}")
     with st.expander("The numbers behind it"):
-        columns, rows = pairs_table(comparison)
-        named = [f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}" for pair in comparison.pairs]
-        table(["Pair", *columns[1:]], [[name, *row[1:]] for name, row in zip(named, rows, strict=True)], key="pairs")
+        table(*pairs_table(comparison), key="pairs")
 
 
 def costs(comparison: Comparison) -> None:

@@ -20,11 +20,12 @@ STANDING_WORDS = {"taken": "Take this one", "best": "Best so far", "alike": "No 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1100px; margin: 0 auto; padding: 24px 16px }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px; margin: 0 auto; padding: 24px 16px }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
+th, td:not(:first-child) { white-space: nowrap }
 .row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } figcaption { font-size: 0.9rem; overflow-wrap: anywhere }
 .figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; padding: 8px }
 """
@@ -45,7 +46,7 @@ def report_html(
         *(f"<p>{_text(note)}</p>" for note in comparison.notes),
         "<h2>Strategies</h2>",
         _table(*arms_table(comparison)),
-        *(["<h2>Pair by pair</h2>", _table(*pairs_table(comparison))] if comparison.pairs else []),
+        _pairs(comparison),
         f"<script>{get_plotlyjs()}</script>",
         *(_figure(f"figure-{at}", heading, figure) for at, (heading, figure) in enumerate(figures)),
         _next_stages(comparison),
@@ -64,7 +65,7 @@ def report_html(
 _METHOD = (
     "How it was judged: all runs on the same images. Two networks: exact McNemar test and paired bootstrap over images. Strategies with "
     "several seeds: images and seeds both count as luck (two-way random effects, Student's t). Verdicts are corrected over all pairs "
-    "(Holm), so that one in twenty such comparisons of equal strategies finds any difference. Made with Thaw."
+    "(Holm), so that at most one in twenty such comparisons of equal strategies finds any difference. Made with Thaw."
 )
 
 _SEEN = (
@@ -119,19 +120,23 @@ def _without_cache(cost: Cost) -> str:
 
 def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) with one row a pair."""
-    columns = ["Verdict", "Difference (points)", "95 % interval", "Uncertainty", "McNemar p", "p, Holm"]
+    columns = ["Pair", "Difference (points)", "95 % interval", "Uncertainty (points)", "McNemar p", "p, Holm"]
     rows = [
         [
-            pair.verdict,
+            f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
             points(pair.test.difference),
             f"{points(pair.test.low)} to {points(pair.test.high)}",
             errors_in_words(pair.test),
-            f"{pair.test.mcnemar_p:.2g}",
-            f"{pair.holm_p:.2g}",
+            _chance(pair.test.mcnemar_p),
+            _chance(pair.holm_p),
         ]
         for pair in comparison.pairs
     ]
     return columns, rows
+
+
+def _chance(p: float) -> str:
+    return "under 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -155,6 +160,13 @@ def _standings(comparison: Comparison) -> str:
         for one in comparison.standings
     ]
     return f"<ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _pairs(comparison: Comparison) -> str:
+    if not comparison.pairs:
+        return ""
+    lines = "".join(f"<li>{_text(pair.verdict)}</li>" for pair in comparison.pairs)
+    return f"<h2>Pair by pair</h2><ul>{lines}</ul>{_table(*pairs_table(comparison))}"
 
 
 def _next_stages(comparison: Comparison) -> str:
@@ -189,7 +201,9 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figure(name: str, heading: str, figure: go.Figure) -> str:
-    drawn = figure.to_html(
+    # By itself, plotly cuts off what the thin margins of a page have no room for.
+    whole = go.Figure(figure).update_xaxes(automargin=True).update_yaxes(automargin=True).update_layout(template="plotly_white")
+    drawn = whole.to_html(
         full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "responsive": True}
     )
     return f'<h2>{_text(heading)}</h2><div class="figure">{drawn}</div>'

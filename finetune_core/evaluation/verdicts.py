@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from finetune_core.data.splits import VAL
 from finetune_core.evaluation.arms import Arm, Pair, Standing
 from finetune_core.evaluation.paired import PairedTest
-from finetune_core.words import duration, number, percent, things
+from finetune_core.words import duration, percent, things
 
 _BLUNT = 0.1  # a comparison that shows only larger differences advises nothing
 
@@ -139,7 +139,7 @@ def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str,
 
 def errors_in_words(test: PairedTest) -> str:
     """Where the uncertainty comes from, seeds kept apart from images."""
-    images = f"± {points(test.image_error)} points from which {number(test.images)} images these are"
+    images = f"± {points(test.image_error)} from the images"
     return images if test.seed_error is None else f"{images}, ± {points(test.seed_error)} from the seeds"
 
 
