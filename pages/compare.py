@@ -161,6 +161,7 @@ def pairs(comparison: Comparison) -> None:
         table(*pairs_table(comparison), key="pairs")
 
 
+@st.fragment
 def costs(comparison: Comparison) -> None:
     st.subheader("What accuracy costs", anchor=False)
     measure = st.segmented_control(
@@ -193,6 +194,7 @@ def shapes(comparison: Comparison) -> None:
             st.plotly_chart(figure, key=key, alt=alt)
 
 
+@st.fragment
 def curves(comparison: Comparison) -> None:
     st.subheader("Validation while training", anchor=False)
     axis = st.segmented_control(

@@ -74,7 +74,11 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
                 hovertemplate=f"seed {member.run.config.seed}, %{{x:.3~g}}: %{{y:{'.1%' if kind == 'accuracy' else '.3f'}}}"
                 "<extra>%{fullData.name}</extra>",
             )
-    figure.update_xaxes(title_text="Epoch" if axis == "epoch" else "Seconds since the run began", rangemode="tozero")
+    if axis == "seconds":
+        ends = [trace.x[-1] for trace in figure.data]
+        figure.update_xaxes(title_text="Time since the run began", **_cost_axis("seconds", ends, figure))
+    else:
+        figure.update_xaxes(title_text="Epoch", rangemode="tozero")
     figure.update_yaxes(title_text=f"Validation {kind}", tickformat=".0%" if kind == "accuracy" else None)
     figure.update_layout(height=360, margin=MARGIN, legend=_LEGEND)
     return figure
@@ -119,21 +123,18 @@ def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
             legendgroup=str(at),
             hovertemplate="%{y:.1%} for %{x:.3~g}<extra>%{fullData.name}</extra>",
         )
-    wide = min(costs) > 0 and max(costs) / min(costs) > _WIDE
-    shown = [x for trace in figure.data for x in trace.x]
-    ticks = (
-        _log_ticks(measure, min(shown), max(shown))
-        if wide
-        else {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
-    )
-    figure.update_xaxes(title_text=title, **ticks)
+    figure.update_xaxes(title_text=title, **_cost_axis(measure, costs, figure))
     figure.update_yaxes(title_text="Accuracy", tickformat=".0%")
     figure.update_layout(height=420, margin=MARGIN, legend=_LEGEND)
     return figure
 
 
-def _log_ticks(measure: Measure, low: float, high: float) -> dict:
-    """Few round values on a logarithmic axis; durations as people say them."""
+def _cost_axis(measure: Measure, compared: Sequence[float], figure: go.Figure) -> dict:
+    """From 0 on; logarithmic where what is compared differs much, with few round values and durations as people say them."""
+    shown = [x for trace in figure.data for x in trace.x]
+    low, high = min(shown), max(shown)
+    if low <= 0 or max(compared) / min(compared) <= _WIDE:
+        return {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
     if measure == "seconds":
         values = [value for value in _ROUND_SECONDS if low / 2 <= value <= high * 2]
         return {
