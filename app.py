@@ -7,7 +7,7 @@ from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.training.device import describe_machine
 from finetune_core.words import percent, size
-from pages.shared.chrome import go, next_step, page
+from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
 from pages.shared.state import STATUS_WORDS, run_title, store, try_it_now
 
@@ -72,7 +72,7 @@ def recent_runs() -> None:
             st.badge(word, color=color, icon=icon)
             best = max((row["val_accuracy"] for row in run.history.epochs), default=None)
             result = f" · validation accuracy {percent(best)}" if best is not None else ""
-            st.markdown(run_title(run) + result, width="stretch")
+            st.markdown(plain(run_title(run)) + result, width="stretch")
             if st.button("Open", key=f"open-{run.run_id}"):
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
 

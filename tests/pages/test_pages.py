@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.store import RunStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict")
@@ -267,6 +268,19 @@ def test_names_never_become_markup(run):
         at = opened(name, run=run_id)
         assert NASTY not in words(at)
         assert not at.get("html")
+
+
+def test_what_people_call_their_runs_never_becomes_markup(run):
+    first, second = run(), run(seed=1)
+    nasty = "[free money](https://example.org) <b>:red[x]"
+    for run_id in (first, second):
+        RunStore(paths.runs_dir()).describe(run_id, nasty, f"note {nasty}")
+    for name in ("home", "train", "evaluate", "compare", "predict"):
+        at = opened(name, run=first)
+        kinds = ("markdown", "caption", "info", "warning", "error", "success", "subheader", "title")
+        shown = [element.value for kind in kinds for element in at.get(kind) if "free money" in str(element.value)]
+        assert name not in ("home", "train") or shown
+        assert not any("](http" in value or "<b>" in value or ":red[" in value for value in shown), (name, shown)
 
 
 def test_a_renamed_run_folder_is_listed_like_any_other(run):
