@@ -25,6 +25,7 @@ from pages.shared.queue import REFRESH, expected_seconds, queue_panel
 from pages.shared.state import nothing_yet, run_label, store
 
 MOST_AT_FIRST = 12  # runs
+MOST_PAIRS = 6  # told in words
 STANDING_LOOKS = {
     "taken": ("green", ":material/check:"),
     "best": ("blue", ":material/trending_up:"),
@@ -154,7 +155,16 @@ def pairs(comparison: Comparison) -> None:
     if not comparison.pairs:
         return
     st.subheader("Pair by pair", anchor=False)
-    for pair in comparison.pairs:
+    shown = comparison.pairs
+    if len(shown) > MOST_PAIRS and comparison.standings:
+        first = comparison.standings[0].arm
+        shown = [pair for pair in shown if first in (pair.a, pair.b)]
+        st.caption(
+            plain(
+                f"Those of {comparison.arms[first].title}; all {len(comparison.pairs)} pairs are among the numbers behind it."
+            )
+        )
+    for pair in shown:
         icon = ":material/check:" if pair.different else ":material/drag_handle:"
         st.markdown(f"{icon} {plain(pair.verdict)}")
     with st.expander("The numbers behind it"):

@@ -61,7 +61,8 @@ class Comparison:
         return f"{self.headline} {self.caveat}".strip()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, ``images``, ``split``, ``notes``, ``advised``."""
+        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, ``images``, ``split``, ``notes``, ``advised`` (None where there is too
+        little to choose by)."""
         arms = self.arms
         return {
             "split": self.split,
@@ -70,7 +71,7 @@ class Comparison:
             "arms": [_arm_json(arm) for arm in arms],
             "pairs": [_pair_json(pair, arms) for pair in self.pairs],
             "verdict": self.verdict,
-            "advised": arms[self.advised].title,
+            "advised": next((arms[one.arm].title for one in self.standings if one.kind == "taken"), None),
             "notes": list(self.notes),
         }
 

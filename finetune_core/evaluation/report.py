@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.costs import Cost
 from finetune_core.evaluation.layers import known_layers
-from finetune_core.evaluation.looks import Look
+from finetune_core.evaluation.pictured import Pictured
 from finetune_core.evaluation.thaw_next import thaw_next
 from finetune_core.evaluation.verdicts import errors_in_words, points
 from finetune_core.words import duration, number, percent, size, things
@@ -34,7 +34,7 @@ th, td:not(:first-child) { white-space: nowrap }
 def report_html(
     comparison: Comparison,
     figures: Sequence[tuple[str, go.Figure]],
-    pictures: Sequence[Look] = (),
+    pictures: Sequence[Pictured] = (),
     title: str = "Comparison of runs",
 ) -> str:
     """The whole comparison: verdict, tables, figures (heading, figure) and pictures, plotly's own script among it (about 5 MB)."""
@@ -50,7 +50,7 @@ def report_html(
         f"<script>{get_plotlyjs()}</script>",
         *(_figure(f"figure-{at}", heading, figure) for at, (heading, figure) in enumerate(figures)),
         _next_stages(comparison),
-        _looks(pictures),
+        _pictured(pictures),
         "<h2>Runs</h2>",
         _table(*_runs_table(comparison)),
         f"<p>{_text(_METHOD)}</p>",
@@ -89,6 +89,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "On disk",
     ]
     rows = []
+    taken = [one.arm for one in comparison.standings if one.kind == "taken"]
     for at, arm in enumerate(comparison.arms):
         low, high = arm.range
         spread = (
@@ -97,7 +98,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         cost = arm.cost
         rows.append(
             [
-                arm.title + (" ★" if at == comparison.advised and len(comparison.arms) > 1 else ""),
+                arm.title + (" ★" if at in taken else ""),
                 percent(arm.accuracy.value),
                 f"{percent(arm.accuracy.low)} to {percent(arm.accuracy.high)}",
                 ", ".join(str(member.run.config.seed) for member in arm.members),
@@ -180,17 +181,17 @@ def _next_stages(comparison: Comparison) -> str:
     return f"<h2>Which stage to thaw next</h2><ul>{''.join(lines)}</ul>" if lines else ""
 
 
-def _looks(pictures: Sequence[Look]) -> str:
+def _pictured(pictures: Sequence[Pictured]) -> str:
     if not pictures:
         return ""
     shown = []
-    for look in pictures:
+    for one in pictures:
         images = "".join(
             f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{_text(words)}" width="200">'
             f"<figcaption>{_text(words)}</figcaption></figure>"
-            for jpeg, words in look.pictures
+            for jpeg, words in one.pictures
         )
-        shown.append(f'<p><b>{_text(look.title)}</b></p><div class="row">{images}</div>')
+        shown.append(f'<p><b>{_text(one.title)}</b></p><div class="row">{images}</div>')
     return f"<h2>Where they disagree</h2><p>{_text(_SEEN)}</p>{''.join(shown)}"
 
 

@@ -54,7 +54,7 @@ def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int,
     alike = _alike(arms, pairs, best)
     if (shows := _unseen(pairs, best, alike)) > _BLUNT:
         limit = f"Differences under {points(shows)} points" if shows < 1 else "Differences"
-        rest = f"{limit} would hardly show. {top} did best; more images or more seeds would tell whether that was luck."
+        rest = f"{limit} would hardly show. {top} did best; {_more(arms)} would tell whether that was luck."
         return f"Too little to choose by {on}.", rest
     alone = [quoted(arm.title) for arm in arms if len(arm.members) == 1]
     caveat = (
@@ -70,6 +70,12 @@ def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int,
         rest = f"{others} cannot be told apart from it, but cost{'s' if len(alike) == 1 else ''} more."
         return f"Take {take}: it did best {on}, and nothing cheaper does as well.", f"{rest} {caveat}".strip()
     return f"Take {take}: the cheapest that cannot be told apart from the best, {top}, {on}.", caveat
+
+
+def _more(arms: Sequence[Arm]) -> str:
+    """What would sharpen the verdict the most: of two seeds, nothing is known of how they spread."""
+    fewest = min(len(arm.members) for arm in arms)
+    return "more images" if fewest == 1 else "three seeds or more" if fewest == 2 else "more images or more seeds"
 
 
 def same_but_for_seeds(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:
@@ -122,7 +128,7 @@ def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str,
         found.append(
             "Judged on the validation images, on which each run's best epoch was chosen: all accuracies are a little optimistic."
         )
-    if any(len(arm.members) == 1 for arm in arms):
+    if any(len(arm.members) < 3 for arm in arms):
         found.append("Three seeds or more for each tell a better strategy from a lucky run.")
     early = [
         f"{arm.title}, seed {member.run.config.seed}"

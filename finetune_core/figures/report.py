@@ -4,7 +4,7 @@ import plotly.graph_objects as go
 
 from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.layers import Layers, known_layers
-from finetune_core.evaluation.looks import looks
+from finetune_core.evaluation.pictured import pictured
 from finetune_core.evaluation.report import report_html
 from finetune_core.figures.compared import MEASURES, accuracies, by_data, by_depth, learning_curves, pareto
 from finetune_core.figures.moved import MEASURES as MOVES
@@ -15,7 +15,7 @@ Headed = list[tuple[str, go.Figure]]
 
 def whole_report(comparison: Comparison) -> str:
     """The report; takes the moments that two networks need to look at a few images."""
-    return report_html(comparison, comparison_figures(comparison), looks(comparison))
+    return report_html(comparison, comparison_figures(comparison), pictured(comparison))
 
 
 def comparison_figures(comparison: Comparison) -> Headed:

@@ -15,7 +15,7 @@ _MOST = 6  # images: each takes a moment
 
 
 @dataclass(frozen=True)
-class Look:
+class Pictured:
     """One image.
 
     Attributes:
@@ -27,7 +27,7 @@ class Look:
     pictures: tuple[tuple[bytes, str], ...]
 
 
-def looks(comparison: Comparison) -> tuple[Look, ...]:
+def pictured(comparison: Comparison) -> tuple[Pictured, ...]:
     """Of the arm to take and the one that comes next: the clearest cases of either side in turn. None where the images or the networks
     are not there any more."""
     arms = [comparison.arms[one.arm] for one in comparison.standings[:2]]
@@ -49,7 +49,7 @@ def looks(comparison: Comparison) -> tuple[Look, ...]:
             ]
             maps = [(one.overlays[name], words) for one, name, words in zip(seen, named, said, strict=True)]
             found.append(
-                Look(f"{told.classes[row['label']]} · {row['id']}", ((seen[0].picture, "as the networks see it"), *maps))
+                Pictured(f"{told.classes[row['label']]} · {row['id']}", ((seen[0].picture, "as the networks see it"), *maps))
             )
     except FinetuneError:  # what was judged is worth a report without them
         return ()
