@@ -4,8 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from finetune_core.data.archives import unpack_archive
@@ -166,7 +168,7 @@ def _grad_cam(name: str, image: bytes, one: Namer, best: int) -> None:
         st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
 
 
-def _neighbours(key: str, one: Namer, features) -> None:
+def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
     rows, _ = one.near.nearest(features, _NEAREST)
     root = image_root(one.run.config.data)
     st.markdown(
@@ -209,7 +211,7 @@ def many(one: Namer) -> None:
     _table(one, Path(upload.name).stem, held[1])
 
 
-def _named(one: Namer, upload: UploadedFile, place) -> list[Named]:
+def _named(one: Namer, upload: UploadedFile, place: DeltaGenerator) -> list[Named]:
     known = (one.looks, one.near) if one.near else None
     with unpacking_folder() as folder:
         with_bar(unpack_archive(upload, upload.name, folder), "Unpacking", place, kept=False)
