@@ -29,7 +29,7 @@ def explanation(run: Run, sample: str, classes: tuple[int, ...]) -> Explanation:
 
 
 # A run that was trained on has other weights under the same name: its predictions were written anew.
-@st.cache_resource(max_entries=2, show_spinner="Loading the network")
+@st.cache_resource(max_entries=4, show_spinner="Loading the network")
 def _predictor(run_id: str, changed: int) -> Predictor:
     return load_predictor(store().run(run_id))
 
