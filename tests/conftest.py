@@ -1,15 +1,30 @@
 """Fixtures for all tests: a home folder of their own, and image folders whose classes can be learned from colour."""
 
 import hashlib
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from finetune_core.data.rowcache import CACHE
 
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
+
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests that run beside each other would wait for each other's threads
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_main():
+    """Streamlit's test harness puts a page in the place of ``__main__``, which processes that a later test starts would run."""
+    main = sys.modules["__main__"]
+    yield
+    sys.modules["__main__"] = main
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,7 +13,6 @@ _POLL = 1.0  # seconds
 
 def in_turn(events: Iterator[Event], device: str) -> Generator[Event, None, None]:
     """A run's events, once no other program trains on that kind of device; says that it waits, and can be stopped meanwhile."""
-    lock = FileLock(paths.home() / "locks" / f"{device}.lock", thread_local=False)
     folder = paths.home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{device}.lock", thread_local=False)

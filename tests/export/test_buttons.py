@@ -1,6 +1,7 @@
 """The page's buttons: made on a click, handed over as a ZIP, said in words where it cannot be."""
 
 import io
+import shutil
 import zipfile
 
 import pytest
@@ -21,6 +22,7 @@ def page(run_dir):
 
 @pytest.fixture
 def opened(run):
+    shutil.rmtree(run.run_dir / "export", ignore_errors=True)
     at = AppTest.from_function(page, args=(str(run.run_dir),), default_timeout=60)
     at.run()
     assert not at.exception

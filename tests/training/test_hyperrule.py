@@ -6,7 +6,16 @@ from finetune_core.training.hyperrule import hyperrule
 
 @pytest.mark.parametrize(
     ("images", "epochs", "mixup"),
-    [(1, 50, 0), (300, 50, 0), (1259, 13, 0), (8000, 3, 0), (19_999, 3, 0), (20_000, 16, 0.1), (100_000, 4, 0.1), (10**6, 3, 0.1)],
+    [
+        (1, 50, 0),
+        (300, 50, 0),
+        (1259, 13, 0),
+        (8000, 3, 0),
+        (19_999, 3, 0),
+        (20_000, 16, 0.1),
+        (100_000, 4, 0.1),
+        (10**6, 3, 0.1),
+    ],
 )
 def test_fewer_images_are_seen_more_often_and_only_many_are_blended(images, epochs, mixup):
     found = hyperrule(images, 300).settings
