@@ -18,13 +18,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 from live_page import ARGUMENTS, ROOT, epoch_seconds, free_port, wait_until_up
 from playwright.sync_api import BrowserContext, Page, sync_playwright
 
 from finetune_core.runs.store import RunStore
+from finetune_core.training.device import choose_device
 from finetune_core.training.predictions import load_predictions
 
-SESSIONS, RUNS, ROUNDS, EPOCHS = 8, 3, 2, 4
+SESSIONS, RUNS, ROUNDS, EPOCHS = 8, 3, 2, 6
 
 
 def queue_runs(page: Page, url: str, round_number: int) -> list[str]:
@@ -92,17 +94,21 @@ def main() -> None:
         server = subprocess.Popen(command, cwd=ROOT, env=os.environ, **quiet)
         url, process = f"http://127.0.0.1:{port}", psutil.Process(server.pid)
         wait_until_up(url)
+        device = FileLock(Path(home, "locks", f"{choose_device('auto').kind}.lock"))
+        Path(home, "locks").mkdir()
         times: dict[bool, list[float]] = {True: [], False: []}
-        memory, wrong, every, asked, looked = [], 0, [], [], 0.0
+        memory, wrong, every, asked, rates = [], 0, [], [], []
         for round_number in range(2 * ROUNDS):
             watched = round_number % 2 == 1
             browser = playwright.chromium.launch(executable_path=humble_browser(Path(home)), args=ARGUMENTS)
             lower_its_group()
             context = browser.new_context(viewport={"width": 1440, "height": 900})
             first = context.new_page()
-            runs = queue_runs(first, url, round_number)
-            first.close()
-            pages = watch(context, url, runs, asked) if watched else []
+            with device:  # the runs wait for us, while the sessions open
+                runs = queue_runs(first, url, round_number)
+                first.close()
+                pages = watch(context, url, runs, asked) if watched else []
+            asked.clear()
             began = time.monotonic()
             if not watched:
                 browser.close()
@@ -112,7 +118,7 @@ def main() -> None:
                     pages[0][0].wait_for_timeout(1000)  # lets the browser's events through
                     wrong += strays(pages, runs)
             if watched:
-                looked += time.monotonic() - began
+                rates.append(len(asked) / (time.monotonic() - began))
                 browser.close()
             times[watched] += [epoch_seconds(home, run) for run in runs]
             memory.append(process.memory_info().rss)
@@ -127,7 +133,7 @@ def main() -> None:
         f"an epoch takes {watched:.2f} s with {SESSIONS} sessions looking on, {alone:.2f} s alone: {watched / alone - 1:+.1%}"
     )
     print(f"the server's memory from round to round: {growth}, {memory[-1] / 1e9:.2f} GB at the end")
-    print(f"the sessions asked the server {len(asked) / looked:.1f} times a second, those of runs that had ended no more")
+    print(f"the sessions asked the server {statistics.mean(rates):.1f} times a second, those of runs that had ended no more")
     print(f"whole runs: {whole} of {len(every)}; looks at a session that showed another run than its own: {wrong}")
 
 

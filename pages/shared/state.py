@@ -199,8 +199,9 @@ def _pause() -> None:
 
 
 def run_label(run: Run) -> str:
-    """A run in a list: when, what, how it stands, and the end of its name."""
-    return f"{run_title(run)} · {run.status} · {run.run_id[-4:]}"
+    """A run in a list: when, what, and the end of its name. Not how it stands: a browser says what it has chosen by its label, and one
+    that lags behind would choose something that is no longer there."""
+    return f"{run_title(run)} · {run.run_id[-4:]}"
 
 
 def run_title(run: Run) -> str:
@@ -233,6 +234,7 @@ def choose_run(runs: list[Run], *, prefer_active: bool = False) -> Run:
         format_func=lambda run_id: run_label(by_id[run_id]),
         key="run_box",
         on_change=_choice_to_address,
+        args=(set(by_id),),
         label_visibility="collapsed",
     )
     st.session_state["selected_run"] = chosen
@@ -241,8 +243,10 @@ def choose_run(runs: list[Run], *, prefer_active: bool = False) -> Run:
     return by_id[chosen]
 
 
-def _choice_to_address() -> None:
-    st.query_params["run"] = st.session_state["run_box"]
+def _choice_to_address(known: set[str]) -> None:
+    """A label that has changed since (a run was renamed) is no choice of the person's."""
+    if st.session_state["run_box"] in known:
+        st.query_params["run"] = st.session_state["run_box"]
 
 
 def nothing_yet(what: str) -> None:

@@ -283,6 +283,18 @@ def test_what_people_call_their_runs_never_becomes_markup(run):
         assert not any("](http" in value or "<b>" in value or ":red[" in value for value in shown), (name, shown)
 
 
+def test_a_browser_that_lags_behind_and_sends_an_old_label_keeps_its_run(run):
+    mine, _newer = run(), run(seed=1)
+    at = opened("train", run=mine)
+    box, before = at.selectbox(key="run_box"), "what it was called before somebody renamed it"
+    box.options.append(before)
+    box.select(before).run()
+    assert not at.exception
+    assert at.query_params["run"] in (mine, [mine])
+    assert at.selectbox(key="run_box").value == mine
+    assert "There is no run" not in words(at)
+
+
 def test_a_renamed_run_folder_is_listed_like_any_other(run):
     run_id = run()
     (paths.runs_dir() / run_id).rename(paths.runs_dir() / "baseline")
