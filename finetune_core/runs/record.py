@@ -172,10 +172,17 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
                 _write(file, failed)
             raise TrainingError(failed.message) from error
         except Exception as error:
+            if _program_ends(error):  # then the run is cut off, not broken: without a last word it counts as interrupted
+                raise TrainingError(f"The program ended while {run_dir.name} was going on; resume it.") from error
             _write(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
             raise
         finally:
             reservation.lock.release(force=True)
+
+
+def _program_ends(error: Exception) -> bool:
+    """When Python ends in good order it first closes the helper threads of those that still work."""
+    return isinstance(error, RuntimeError) and str(error).startswith("cannot schedule new futures after")
 
 
 def _stoppable(events: Iterator[Event], stop_file: Path) -> Iterator[Event]:

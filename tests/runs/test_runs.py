@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -330,6 +332,40 @@ def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):
     (run.run_dir / "about.json").write_text("[")
     assert store.run(run.run_id).name == ""
     reservation.lock.release(force=True)
+
+
+TRAIN_AND_END = """
+import sys, time
+from pathlib import Path
+from finetune_core.config import make_config, read_config
+from finetune_core.runs.store import RunStore
+from finetune_core.runs.worker import Worker
+runs = Path(sys.argv[2])
+name = Worker(runs).submit(make_config(read_config(Path(sys.argv[1]))))
+while not RunStore(runs).run(name).history.epochs:
+    time.sleep(0.01)
+"""
+
+
+def test_a_server_that_is_ended_in_good_order_leaves_interrupted_runs(config, tmp_path):
+    settings = tmp_path / "config.json"
+    settings.write_text(config.model_copy(update={"epochs": 1000, "cache": "off"}).model_dump_json())
+    # However it ends: a thread in the middle of torch's work may break the last breath of the process off.
+    subprocess.run([sys.executable, "-c", TRAIN_AND_END, settings, tmp_path / "runs"], timeout=120, stderr=subprocess.DEVNULL)
+    [run] = RunStore(tmp_path / "runs").runs()
+    assert (run.status, run.resumable) == ("interrupted", True)
+
+
+def test_what_python_says_at_its_end_is_no_failure_of_the_run(config, tmp_path, monkeypatch):
+    def cut_off(*_, **__):
+        raise RuntimeError("cannot schedule new futures after shutdown")
+        yield
+
+    monkeypatch.setattr("finetune_core.runs.record.fit", cut_off)
+    reservation = create_run(config, tmp_path / "runs")
+    with pytest.raises(TrainingError, match="resume it"):
+        list(execute(reservation))
+    assert RunStore(tmp_path / "runs").run(reservation.run_dir.name).status == "interrupted"
 
 
 def test_what_comes_after_a_run_may_warn_and_the_queue_goes_on(config, tmp_path, caplog):
