@@ -93,7 +93,7 @@ def curves(run: Run) -> None:
     kinds: tuple[Kind, ...] = ("loss", asked if asked in get_args(Kind) else "accuracy")
     for column, kind in zip(st.columns(2), kinds, strict=True):
         with column:
-            _training_curve(kind, run.run_id, run.status, len(history.epochs), history)
+            _training_curve(kind, run.run_id, run.status, history)
     st.segmented_control(
         "Second curve",
         list(_NUMBERS),
@@ -106,16 +106,16 @@ def curves(run: Run) -> None:
     )
 
 
-# Drawing takes time from the training in this process: whoever looks on within two seconds gets the same drawing.
-@st.cache_data(ttl=2, max_entries=200, show_spinner=False)
-def _training_curve(kind: Kind, run_id: str, status: str, epochs: int, _history: History) -> None:
+# Drawing takes time from the training in this process: whoever looks on within a few seconds gets the same drawing.
+@st.cache_data(ttl=3, max_entries=200, show_spinner=False)
+def _training_curve(kind: Kind, run_id: str, status: str, _history: History) -> None:
     started = _history.started
     figure = training_curve(kind, _history.steps, _history.epochs, started["steps_per_epoch"], started["epochs"])
     st.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
 
 
-@st.cache_data(max_entries=200, show_spinner=False)
-def _stage_curve(quantity: Quantity, run_id: str, latest: float, _history: History) -> None:
+@st.cache_data(ttl=6, max_entries=200, show_spinner=False)
+def _stage_curve(quantity: Quantity, run_id: str, status: str, _history: History) -> None:
     started = _history.started
     names = [stage["name"] for stage in started["stages"]]
     figure = stage_curve(quantity, _history.measured, names, started["steps_per_epoch"], started["epochs"])
@@ -145,7 +145,7 @@ def _stages(run: Run) -> None:
         return
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
         with column:
-            _stage_curve(quantity, run.run_id, history.measured[-1]["at"], history)
+            _stage_curve(quantity, run.run_id, run.status, history)
             st.caption(meaning)
 
 
