@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
@@ -16,13 +15,6 @@ PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict")
 SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
 ANN, BEN = ({"is_logged_in": True, "email": f"{name}@example.org"} for name in ("ann", "ben"))
 OUTSIDE = {"is_logged_in": False}
-
-
-@pytest.fixture(autouse=True)
-def fresh_process_state():
-    st.cache_resource.clear()
-    yield
-    st.cache_resource.clear()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
@@ -16,13 +15,6 @@ from finetune_core.runs.store import RunStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = {"image_size": 32, "epochs": 1, "batch_size": 16, "precision": "fp32"}
-
-
-@pytest.fixture(autouse=True)
-def fresh_process_state():
-    st.cache_resource.clear()
-    yield
-    st.cache_resource.clear()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import time
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
@@ -21,14 +20,6 @@ NASTY = '<script>alert("x")<'
 @pytest.fixture(autouse=True)
 def readable(tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-
-
-@pytest.fixture(autouse=True)
-def fresh_process_state():
-    """What the pages hold once a process belongs to another test's folder."""
-    st.cache_resource.clear()
-    yield
-    st.cache_resource.clear()
 
 
 @pytest.fixture
