@@ -37,7 +37,7 @@ from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
-from pages.shared.state import current_dataset, data_folder, readable_roots, store, submit, with_bar
+from pages.shared.state import data_folder, readable_roots, store, submit, with_bar
 
 MORE = {
     "What the network sees": ("views", "mixup", "cutmix", "sampling", "train_fraction", "class_weights"),
@@ -99,13 +99,8 @@ def recipes(dataset: Dataset | None) -> None:
 
 def data_in_words(root: str) -> Dataset | None:
     """Says what will be trained on; the data set, where it can be read."""
-    if not root:
-        st.warning("No data is chosen yet.", icon=":material/photo_library:")
-        return None
-    try:
-        dataset = current_dataset(form.split_settings()[0])
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+    dataset = form.chosen_dataset()
+    if dataset is None:
         return None
     name = "the sample of handwritten digits" if st.session_state.get("data_source", "digits") == "digits" else root
     st.markdown(

@@ -7,14 +7,16 @@ from typing import Any, get_args
 import streamlit as st
 
 from finetune_core.config import SPLIT_FIELDS, Edit, NearDuplicates, RunConfig, bounds, make_config
+from finetune_core.data.dataset import Dataset
 from finetune_core.data.sources import check_roots
-from finetune_core.errors import ConfigError, DataError
+from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info, backbone_names, default_backbone
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.prepare import check_config
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import plain
+from pages.shared.state import current_dataset, data_folder
 
 DEFAULTS: dict[str, Any] = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
 
@@ -117,6 +119,18 @@ def split_settings() -> tuple[dict[str, Any], dict[str, str]]:
         return make_config(found | {"data": "any"}).split_settings, {}
     except ConfigError as error:
         return make_config({"data": "any"}).split_settings, error.problems
+
+
+def chosen_dataset() -> Dataset | None:
+    """The chosen data set, split as the form has it; where there is none, the page says why."""
+    if not data_folder():
+        st.warning("No data is chosen yet: the Dataset page does that.", icon=":material/photo_library:")
+        return None
+    try:
+        return current_dataset(split_settings()[0])
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return None
 
 
 def split_fields(problems: dict[str, str]) -> None:

@@ -21,7 +21,7 @@ from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import duration, percent, things
 from pages.shared import form
 from pages.shared.chrome import plain
-from pages.shared.state import current_dataset, data_folder, readable_roots, store, submit, with_bar
+from pages.shared.state import data_folder, readable_roots, store, submit, with_bar
 
 _USUAL = ("feature_extraction", "last_block", "full")
 _FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -40,16 +40,10 @@ class Wanted:
 
 def start_form() -> list[str] | None:
     """Choose strategies and seeds, see what they will take, queue them all; the ids of the runs once they are queued."""
-    root = data_folder()
-    if not root:
-        st.warning("No data is chosen yet: the Dataset page does that.", icon=":material/photo_library:")
+    dataset = form.chosen_dataset()
+    if dataset is None:
         return None
-    try:
-        dataset = current_dataset(form.split_settings()[0])
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
-        return None
-    base, problems = form.checked(form.values(root, effective(dataset.edits)), readable_roots())
+    base, problems = form.checked(form.values(data_folder(), effective(dataset.edits)), readable_roots())
     _summary(base, problems, dataset)
     if base is None:
         return None
