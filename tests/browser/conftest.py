@@ -104,7 +104,7 @@ def shared_server(browser, tmp_path_factory):
 @pytest.fixture
 def page(browser):
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(MINUTE)
+    opened.set_default_timeout(2 * MINUTE)  # two servers may be training beside each other
     yield opened
     opened.close()
 
