@@ -1,5 +1,7 @@
 """Configure: backbone, strategy and settings of the next run, with the strategy drawn."""
 
+import hashlib
+from functools import partial
 from typing import Any
 
 import streamlit as st
@@ -36,8 +38,9 @@ from finetune_core.training.trunk import chosen_views, why_uncached
 from finetune_core.words import duration, number, size, things
 from pages.shared import form
 from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.jobs import begin, outcome
 from pages.shared.stages import draw_strategy
-from pages.shared.state import data_folder, readable_roots, store, submit, with_bar
+from pages.shared.state import data_folder, readable_roots, submit, why_not_timed
 
 MORE = {
     "What the network sees": ("views", "mixup", "cutmix", "sampling", "train_fraction", "class_weights"),
@@ -189,17 +192,24 @@ def forecasts(config: RunConfig, dataset: Dataset) -> None:
         st.caption(
             "Thaw times a few steps of every strategy on this machine and works out the rest; each run that ends corrects it."
         )
-        busy = any(run.active for run in store().runs())
-        help_ = "A run is going on: it would slow the timing down, and the timing it." if busy else None
-        pressed = st.button("Forecast all strategies", icon=":material/timer:", disabled=busy, help=help_)
-        place = st.empty()
-        if pressed:
-            try:
-                with_bar(calibrate(compared, dataset, book), "Timing a few steps of each strategy", place)
-            except FinetuneError as error:
-                st.error(plain(str(error)))
-                return
-            st.rerun()
+        reason = why_not_timed()
+        mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[:16]
+        key = f"forecast:{mark}-{dataset.fingerprint}"
+        timing = (key, "Timing a few steps of each strategy", partial(calibrate, compared, dataset, book))
+        st.button(
+            "Forecast all strategies",
+            icon=":material/timer:",
+            disabled=reason is not None,
+            help=reason,
+            on_click=begin,
+            args=timing,
+        )
+        try:
+            outcome(key)
+        except FinetuneError as error:
+            st.error(plain(str(error)))
+        if reason:
+            st.caption(reason)
         return
     rows = []
     reading = book.decode_seconds(dataset, config.image_size)
@@ -229,17 +239,14 @@ def rate_finder(config: RunConfig) -> None:
     """Try rising learning rates, and offer the one that suits."""
     st.subheader("Which learning rate", anchor=False)
     st.caption("Trains a copy for a hundred steps at ever higher rates. A good rate lies where the loss still falls.")
-    pressed = st.button("Find a learning rate", icon=":material/speed:")
-    place = st.empty()
-    key = config.model_dump_json(exclude={"learning_rate", "epochs"})
-    found: dict[str, RateCurve] = st.session_state.setdefault("rate_curves", {})
-    if pressed:
-        try:
-            found[key] = with_bar(find_rate(config, readable_roots()), "Trying learning rates", place)
-        except FinetuneError as error:
-            st.error(plain(str(error)))
-            return
-    curve = found.get(key)
+    key = f"rates:{config.model_dump_json(exclude={'learning_rate', 'epochs'})}"
+    trying = (key, "Trying learning rates", partial(find_rate, config, readable_roots()))
+    st.button("Find a learning rate", icon=":material/speed:", on_click=begin, args=trying)
+    try:
+        curve: RateCurve | None = outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)))
+        return
     if curve is None:
         return
     st.plotly_chart(rate_curve(curve.rates, curve.losses, curve.suggestion), key="rates", alt="Loss at rising learning rates")

@@ -1,8 +1,10 @@
 """The form that starts a comparison: strategies, seeds, what they will take, and one button that queues them all."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
 
 import streamlit as st
 
@@ -21,7 +23,8 @@ from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import duration, percent, things
 from pages.shared import form
 from pages.shared.chrome import plain
-from pages.shared.state import data_folder, readable_roots, store, submit, with_bar
+from pages.shared.jobs import begin, forget, outcome
+from pages.shared.state import data_folder, readable_roots, submit, why_not_timed
 
 _USUAL = ("feature_extraction", "last_block", "full")
 _FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -167,28 +170,37 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
 
 
 def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
-    busy = any(run.active for run in store().runs())
-    help_ = "A run is going on: it would slow the timing down, and the timing it." if busy else None
+    reason = why_not_timed()
     firsts = [some[0] for some in by_arm(configs).values()]
     known = all(SpeedBook().knows(config, dataset) for config in firsts)
+    mark = hashlib.sha256("".join(config.model_dump_json() for config in firsts).encode()).hexdigest()[:16]
+    timing, search = f"forecast:{mark}-{dataset.fingerprint}", f"rates-each:{mark}"
     with st.container(horizontal=True):
         start = st.button(f"Start {things(len(configs), 'run')}", type="primary", icon=":material/local_fire_department:")
-        timing = st.button("Forecast", icon=":material/timer:", disabled=busy or known, help=help_, key="compare_forecast")
-        search = st.button(
+        st.button(
+            "Forecast",
+            icon=":material/timer:",
+            disabled=reason is not None or known,
+            help=reason,
+            key="compare_forecast",
+            on_click=begin,
+            args=(timing, "Timing a few steps of each", partial(calibrate, firsts, dataset, SpeedBook())),
+        )
+        st.button(
             "Find a learning rate for each",
             icon=":material/speed:",
             key="compare_find",
             help="A hundred steps at rising rates for each strategy. One rate for all favours the strategy that it happens to suit.",
+            on_click=begin,
+            args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
         )
         if st.session_state["compared_rates"]:
             st.button("One rate for all", on_click=st.session_state["compared_rates"].clear, key="compare_one_rate")
-    place = st.empty()
     try:
-        if timing:
-            with_bar(calibrate(firsts, dataset, SpeedBook()), "Timing a few steps of each", place)
-            st.rerun()
-        if search:
-            _search(firsts, place)
+        outcome(timing)
+        if found := outcome(search):
+            st.session_state["compared_rates"].update(found)
+            forget(search)
             st.rerun()
         if start:
             with st.spinner("Queueing"):
@@ -198,11 +210,14 @@ def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
     return None
 
 
-def _search(firsts: Sequence[RunConfig], place: Any) -> None:
-    for config, title in zip(firsts, arm_titles(firsts), strict=True):
-        curve = with_bar(find_rate(config, readable_roots()), f"Trying learning rates for {title}", place)
+def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Generator[tuple[str, int, int], None, dict[str, float]]:
+    """Arm (``_search_key``) -> the rate that was found for it."""
+    found = {}
+    for config in firsts:
+        curve = yield from find_rate(config, roots)
         if curve.suggestion is not None:
-            st.session_state["compared_rates"][_search_key(config)] = curve.suggestion
+            found[_search_key(config)] = curve.suggestion
+    return found
 
 
 def _search_key(config: RunConfig) -> str:

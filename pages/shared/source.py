@@ -1,8 +1,8 @@
 """Where the images come from: the sample, a folder of the server, an upload, or a public set."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
@@ -12,9 +12,11 @@ from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, pub
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.data.sources import check_roots, imported_folders, whole_path
 from finetune_core.errors import DataError, FinetuneError
+from finetune_core.jobs import Work
 from finetune_core.words import number, size
 from pages.shared.chrome import plain
-from pages.shared.state import readable_roots, with_bar
+from pages.shared.jobs import begin, forget, outcome, wait_for
+from pages.shared.state import readable_roots
 
 _SOURCES = {SAMPLE_NAME: "Sample: handwritten digits", "folder": "On the server", "upload": "Upload", "public": "Public sets"}
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
@@ -56,7 +58,8 @@ def _folder() -> None:
     path = whole_path(named)
     if is_archive(named) and path.is_file():
         check_roots(path, readable_roots())
-        path = _once((str(path), path.stat().st_mtime_ns), import_archive(path, path.name), "Unpacking")
+        packed = path
+        path = _once(f"import:{path}:{path.stat().st_mtime_ns}", lambda: import_archive(packed, packed.name), "Unpacking")
         st.session_state["data_unpacked"] = {named: str(path)}
 
 
@@ -65,15 +68,18 @@ def _upload() -> None:
     if kind == "archive":
         given = st.file_uploader("A ZIP or TAR with your images", type=list(ARCHIVE_SUFFIXES), help=FOLDERS)
         if given is not None:
-            st.session_state["data_upload"] = str(_once((given.file_id,), import_archive(given, given.name), "Unpacking"))
+            st.session_state["data_upload"] = str(
+                _once(f"import:{given.file_id}", lambda: import_archive(given, given.name), "Unpacking")
+            )
     else:
         files = st.file_uploader(
             "A folder with your images", accept_multiple_files="directory", type=sorted(EXTENSIONS), help=FOLDERS
         )
         if files:
             name = files[0].name.replace("\\", "/").split("/")[0]
-            storing = import_files([(file.name, file) for file in files], name, len(files))
-            st.session_state["data_upload"] = str(_once(tuple(file.file_id for file in files), storing, "Storing"))
+            key = "import:" + ",".join(file.file_id for file in files)
+            given = [(file.name, file) for file in files]
+            st.session_state["data_upload"] = str(_once(key, lambda: import_files(given, name, len(given)), "Storing"))
     before = {
         str(folder): folder.name
         for folder in imported_folders()
@@ -99,28 +105,29 @@ def _public() -> None:
     )
     fetched = is_fetched(name)
     st.session_state["data_public"] = str(public_folder(name)) if fetched else ""
-    words = f"Download ({size(one.download_bytes)}, {size(one.disk_bytes)} on the disk)"
-    pressed = not fetched and st.button(words, icon=":material/download:")
-    place = st.empty()
-    if pressed:
-        with_bar(fetch_public(name), one.title, place, kept=False)
-        st.rerun()
+    key = f"fetch:{name}"
+    if not fetched:
+        words = f"Download ({size(one.download_bytes)}, {size(one.disk_bytes)} on the disk)"
+        download = (key, one.title, partial(fetch_public, name))
+        st.button(words, icon=":material/download:", on_click=begin, args=download, kwargs={"kept": False})
+    outcome(key)
 
 
-def _once(key: tuple[Any, ...], work: Iterator[tuple[int, int]], words: str) -> Path:
+def _once(key: str, make: Callable[[], Work], words: str) -> Path:
     """What was made of an upload, made once a session: the browser's widget hands the same one over at every rerun.
 
     Raises:
         DataError: when it was stopped.
     """
-    place = st.empty()
-    made: dict[tuple[Any, ...], Path] = st.session_state.setdefault("imported", {})
+    made: dict[str, Path] = st.session_state.setdefault("imported", {})
     if key in made and made[key].is_dir():
         return made[key]
-    if st.session_state.get("stopped_import") == key and not st.button("Try again", icon=":material/replay:"):
+    folder = wait_for(key, words, make, kept=False)
+    if folder is None:
+        st.button("Try again", icon=":material/replay:", on_click=forget, args=(key,))
         raise DataError(f"{words} was stopped; nothing of it was kept.")
-    made[key] = with_bar(work, words, place, lambda: st.session_state.update(stopped_import=key), kept=False)
-    return made[key]
+    made[key] = folder
+    return folder
 
 
 def chosen_or_stop() -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import PHASE_WORDS, duration
 from pages.shared.account import owner, sign_in_asked
 from pages.shared.chrome import go, plain
+from pages.shared.jobs import forget, jobs, wait_for
 
 _MOST_HELD = 4  # data sets
 _BAR_SECONDS = 0.2
@@ -95,18 +97,18 @@ def current_dataset(settings: dict[str, Any], *, again: bool = False) -> Dataset
         DataError: when it cannot be used, or may not be read.
     """
     root = data_folder()
-    place = st.empty()
     check_roots(root, readable_roots())
     edits = load_edits(root)
-    if again:
-        st.session_state["paused"] = None
     seen = None if again else _looked_through().get(root)
     if seen is None:
-        if st.session_state.get("paused") == root:
+        job = f"look:{root}"
+        if again:
+            forget(job)
+        seen = wait_for(job, "Looking at images", partial(look_through, root, readable_roots()))
+        if seen is None:
             raise DataError(
                 "Looking at these images was stopped; what was seen is kept. Read the folder again to go on (Dataset page)."
             )
-        seen = with_bar(look_through(root, readable_roots()), "Looking at images", place, _pause)
         _keep(_looked_through(), root, seen)
         for key in list(_assembled()):
             if key[0] == root:
@@ -194,10 +196,6 @@ def _bar_words(text: str, done: int, total: int, spent: float) -> str:
     return f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"
 
 
-def _pause() -> None:
-    st.session_state["paused"] = data_folder()
-
-
 def run_label(run: Run) -> str:
     """A run in a list: when, what, and the end of its name. Not how it stands: a browser says what it has chosen by its label, and one
     that lags behind would choose something that is no longer there."""
@@ -265,6 +263,12 @@ def try_it_now(kind: str = "primary") -> None:
             st.error(plain(str(error)))
             return
         go("pages/train.py", run)
+
+
+def why_not_timed() -> str | None:
+    """Why nothing can be timed now, in words; None where nothing else works on this machine."""
+    going = ["A run"] if any(run.active for run in store().runs()) else [f"“{job.text}”" for job in jobs().all()]
+    return f"{going[0]} is going on: it would slow the timing down, and the timing it." if going else None
 
 
 def start_demo() -> str:

@@ -3,10 +3,33 @@
 import pytest
 import streamlit as st
 
+from pages.shared.jobs import jobs
+
+
+def _end_all():
+    for job in jobs().all():
+        job.stop()
+        job.wait()
+
 
 @pytest.fixture(autouse=True)
 def fresh_process_state():
     """What the pages hold once a process belongs to another test's folder."""
     st.cache_resource.clear()
     yield
+    _end_all()
     st.cache_resource.clear()
+
+
+@pytest.fixture
+def finished():
+    """``finished(at)``: the page as it is drawn once all that it has begun has ended."""
+
+    def wait(at):
+        for job in jobs().all():
+            job.wait()
+        at.run()
+        assert not at.exception
+        return at
+
+    return wait

@@ -117,14 +117,14 @@ def form_for(data):
     return at
 
 
-def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable):
+def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable, finished):
     at = form_for(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])
     at.number_input(key="compare_seeds").set_value(2)
     at.run()
     assert list(at.dataframe[0].value["Forecast"]) == ["not timed yet"] * 2
-    button(at, "Forecast").click()
-    at.run()
+    button(at, "Forecast").click().run()
+    finished(at)
     assert "4 runs in all: about" in words(at).replace("*", "")
     assert "not timed yet" not in list(at.dataframe[0].value["Forecast"])
     button(at, "Start 4 runs").click()
@@ -145,14 +145,13 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     assert compare_runs(store.runs()).headline in words(at)
 
 
-def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable):
+def test_a_rate_is_searched_for_each_strategy_and_can_be_taken_back(readable, finished):
     at = form_for(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])
     at.run()
     before = list(at.dataframe[0].value["Learning rate"])
-    button(at, "Find a learning rate for each").click()
-    at.run()
-    assert not at.exception
+    button(at, "Find a learning rate for each").click().run()
+    finished(at)
     assert len(set(before)) == 1
     assert list(at.dataframe[0].value["Learning rate"]) != before
     button(at, "One rate for all").click()

@@ -293,7 +293,7 @@ def test_a_renamed_run_folder_is_listed_like_any_other(run):
     assert "correct" in words(opened("train", run="baseline"))
 
 
-def test_forecast_puts_all_strategies_side_by_side(run):
+def test_forecast_puts_all_strategies_side_by_side(run, finished):
     at = opened("configure")
     at.session_state["data_source"] = "folder"
     at.session_state["data_folder"] = str(run.folder)
@@ -301,7 +301,7 @@ def test_forecast_puts_all_strategies_side_by_side(run):
     at.number_input(key="form_batch_size").set_value(4)
     at.run()
     next(button for button in at.button if button.label == "Forecast all strategies").click().run()
-    assert not at.exception
+    finished(at)
     table = at.dataframe[0].value
     assert list(table["Strategy"]) == ["Feature extraction", "▸ Last block", "Last two blocks", "Everything"]
     assert table["Cache"].tolist()[-1] == "none"

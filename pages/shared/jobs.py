@@ -1,0 +1,114 @@
+"""Long work that a page asks for: it goes on whatever is pressed meanwhile, on whatever page, and ends early by its *Stop* only."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from finetune_core.jobs import Job, Jobs, Work
+from finetune_core.words import PHASE_WORDS, duration
+
+REFRESH = 0.5  # seconds
+_STEP = 0.2  # seconds
+_MOST_KEPT = 8  # that have ended
+
+
+@st.cache_resource(show_spinner=False)
+def jobs() -> Jobs:
+    """All that is going on in the process."""
+    return Jobs()
+
+
+def begin(key: str, text: str, make: Callable[[], Work], *, kept: bool = True) -> None:
+    """Start work unless it is going on already, for this session or another (a callback).
+
+    Args:
+        key: ``kind:what``: says what is computed; equal keys are the same work.
+        make: makes the generator; it is called and drained in another thread, where nothing of Streamlit can be used.
+        kept: whether what was done until it is stopped is of use.
+    """
+    watched = _watched()
+    for old in [other for other, job in watched.items() if not job.working][:-_MOST_KEPT]:
+        del watched[old]
+    watched[key] = jobs().start(key, text, make, kept=kept)
+
+
+def outcome(key: str) -> Any:
+    """What became of the work of that key that this session has begun or watched: its result; None before it has ended, or where
+    it was stopped. While it, or earlier work of the same kind, goes on, bars are drawn; the page is drawn again when it ends.
+
+    Raises:
+        Whatever the work raised, until it is begun again.
+    """
+    watched, kind = _watched(), key.partition(":")[0]
+    if job := jobs().find(key):
+        watched[key] = job
+    with st.container():
+        for other, job in watched.items():
+            if job.working and other.partition(":")[0] == kind:
+                st.fragment(_watch, run_every=REFRESH)(other, job)
+    job = watched.get(key)
+    return None if job is None or job.working else _result(job)
+
+
+def wait_for(key: str, text: str, make: Callable[[], Work], *, kept: bool = True) -> Any:
+    """The result of work without which the page cannot be drawn; its bar is drawn meanwhile. None where this session saw it stopped:
+    it does not begin again before ``forget``.
+
+    Raises:
+        Whatever the work raised.
+    """
+    job = _watched().get(key)
+    if job is None or not (job.working or job.stopping):
+        begin(key, text, make, kept=kept)
+        job = _watched()[key]
+    place = st.empty()
+    with place:
+        bar = _bar(key, job)
+    while not job.wait(_STEP):
+        bar.progress(*_progress(job))
+    place.empty()
+    if not job.stopping:
+        forget(key)
+    return _result(job)
+
+
+def forget(key: str) -> None:
+    """What became of that work is of no use any more (may be a callback)."""
+    _watched().pop(key, None)
+
+
+def _watched() -> dict[str, Job]:
+    """What this session has begun or seen going on, by key."""
+    return st.session_state.setdefault("jobs", {})
+
+
+def _result(job: Job) -> Any:
+    if job.error:
+        raise job.error.with_traceback(None)
+    return job.result
+
+
+def _watch(key: str, job: Job) -> None:
+    if not job.working:
+        st.rerun()
+    _bar(key, job)
+
+
+def _bar(key: str, job: Job) -> DeltaGenerator:
+    """Draw how far a job is, with its Stop; returns the bar."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        bar = st.progress(*_progress(job))
+        note = "What was done so far is kept." if job.kept else "Nothing of it is kept."
+        words = "Stopping…" if job.stopping else "Stop"
+        st.button(words, icon=":material/stop:", key=f"stop-{key}", help=note, on_click=job.stop, disabled=job.stopping)
+    return bar
+
+
+def _progress(job: Job) -> tuple[float, str]:
+    phase, done, total = job.progress
+    text, spent = PHASE_WORDS.get(phase, job.text), time.monotonic() - job.since
+    left = f", about {duration(spent / done * (total - done))} left" if done and spent > 2 else ""
+    return min(1.0, done / max(1, total)), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"

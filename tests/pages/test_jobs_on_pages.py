@@ -1,0 +1,113 @@
+"""Long work of the pages: whatever is pressed meanwhile, it goes on; two pieces that would disturb each other are kept apart."""
+
+import threading
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from finetune_core.errors import WeightsError
+from finetune_core.training import finder
+from pages.shared.jobs import jobs
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The rate finder waits for this before its first step."""
+    gate, real = threading.Event(), finder.find_rate
+
+    def find_rate(*args):
+        yield "rates", 0, 100
+        assert gate.wait(60)
+        return (yield from real(*args))
+
+    monkeypatch.setattr(finder, "find_rate", find_rate)
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def configure(image_folder, tmp_path, monkeypatch):
+    """Configure, in a session of its own, on a small data set."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+
+    def opened():
+        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        at.session_state["data_source"] = "folder"
+        at.session_state["data_folder"] = str(folder)
+        at.session_state["form_image_size"] = 32
+        at.session_state["form_batch_size"] = 4
+        at.switch_page("pages/configure.py").run()
+        assert not at.exception
+        return at
+
+    return opened
+
+
+def button(at, label):
+    return next(button for button in at.button if button.label == label)
+
+
+def test_forecast_waits_while_the_rate_finder_works_and_says_why_and_nothing_pressed_ends_it(configure, held, finished):
+    at = configure()
+    assert not button(at, "Forecast all strategies").disabled
+    button(at, "Find a learning rate").click().run()
+    (job,) = jobs().all()
+    forecast = button(at, "Forecast all strategies")
+    assert forecast.disabled
+    assert "“Trying learning rates” is going on" in forecast.help
+    at.selectbox(key="form_schedule").set_value("cosine").run()
+    at.selectbox(key="form_schedule").set_value("constant").run()
+    at.switch_page("pages/dataset.py").run()
+    at.switch_page("pages/configure.py").run()
+    assert not at.exception
+    assert jobs().all() == [job]
+    assert any(one.label == "Stop" for one in at.button)
+    held.set()
+    finished(at)
+    assert len(at.get("plotly_chart")) == 1
+    assert not button(at, "Forecast all strategies").disabled
+
+
+def test_two_sessions_share_the_work_and_stop_ends_it_for_both(configure, held, finished):
+    mine, other = configure(), configure()
+    button(mine, "Find a learning rate").click().run()
+    button(other, "Find a learning rate").click().run()
+    (job,) = jobs().all()
+    button(other, "Stop").click().run()
+    held.set()
+    assert job.wait(60)
+    for at in (mine, other):
+        finished(at)
+        assert not at.get("plotly_chart")
+        assert not any(one.label.startswith("Stop") for one in at.button)
+
+
+def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, finished):
+    at = configure()
+    gate, real = threading.Event(), finder.find_rate
+
+    def fails(*args):
+        yield "rates", 0, 100
+        raise WeightsError("no weights")
+
+    def waits(*args):
+        yield "rates", 0, 100
+        assert gate.wait(60)
+        return (yield from real(*args))
+
+    monkeypatch.setattr(finder, "find_rate", fails)
+    at.run()
+    button(at, "Find a learning rate").click().run()
+    finished(at)
+    assert "no weights" in [error.value for error in at.error]
+    monkeypatch.setattr(finder, "find_rate", waits)
+    at.run()
+    button(at, "Find a learning rate").click().run()
+    assert not at.error
+    gate.set()
+    finished(at)
+    assert len(at.get("plotly_chart")) == 1

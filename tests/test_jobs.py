@@ -1,0 +1,100 @@
+import threading
+
+import pytest
+
+from finetune_core.errors import DataError
+from finetune_core.jobs import Jobs
+
+
+@pytest.fixture
+def gate():
+    opened = threading.Event()
+    yield opened
+    opened.set()
+
+
+def counting(gate, closed=None):
+    """Work of three steps; the second waits for the gate."""
+
+    def make():
+        try:
+            yield 1, 3
+            assert gate.wait(30)
+            yield "probe", 2, 3
+            yield "probe", 3, 3
+            return "result"
+        finally:
+            if closed:
+                closed.set()
+
+    return make
+
+
+def test_work_goes_on_in_its_thread_and_its_result_is_kept(gate):
+    job = Jobs().start("a", "Counting", counting(gate))
+    assert job.working
+    assert not job.wait(0)
+    gate.set()
+    assert job.wait(30)
+    assert (job.result, job.error, job.progress, job.stopping) == ("result", None, ("probe", 3, 3), False)
+
+
+def test_the_same_work_is_done_once_for_all_who_ask(gate):
+    jobs = Jobs()
+    first = jobs.start("a", "Counting", counting(gate))
+    assert jobs.start("a", "Counting", counting(gate)) is first
+    other = jobs.start("b", "Counting", counting(gate))
+    assert other is not first
+    assert jobs.all() == [first, other]
+    assert jobs.find("a") is first
+    gate.set()
+    assert first.wait(30)
+    assert other.wait(30)
+    assert jobs.all() == []
+    assert jobs.find("a") is None
+    assert jobs.start("a", "Counting", counting(gate)) is not first
+
+
+def test_stop_ends_work_after_its_step_and_closes_it(gate):
+    closed = threading.Event()
+    job = Jobs().start("a", "Counting", counting(gate, closed))
+    job.stop()
+    gate.set()
+    assert job.wait(30)
+    assert closed.is_set()
+    assert job.stopping
+    assert job.result is None
+
+
+def test_what_work_raises_is_kept_for_those_who_look_on():
+    def broken():
+        yield 0, 1
+        raise DataError("there is no such folder")
+
+    def cannot_begin():
+        raise KeyError("x")
+
+    jobs = Jobs()
+    job = jobs.start("a", "Counting", broken)
+    assert job.wait(30)
+    assert isinstance(job.error, DataError)
+    job = jobs.start("a", "Counting", cannot_begin)
+    assert job.wait(30)
+    assert isinstance(job.error, KeyError)
+
+
+def test_a_stop_that_comes_after_the_last_step_takes_nothing_back(gate):
+    reached = threading.Event()
+
+    def make():
+        yield 1, 1
+        reached.set()
+        assert gate.wait(30)
+        return "result"
+
+    job = Jobs().start("a", "Counting", make)
+    assert reached.wait(30)
+    job.stop()
+    gate.set()
+    assert job.wait(30)
+    assert (job.result, job.stopping) == ("result", False)
