@@ -5,18 +5,18 @@ import os
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Tests run beside each other: threads of one would wait, spinning, for a core that the other's have. Set before numpy and torch
+    # are imported, which read it once, and inherited by the processes that tests start.
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from finetune_core.data.rowcache import CACHE
 
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
-
-
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests that run beside each other would wait for each other's threads
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

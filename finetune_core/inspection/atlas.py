@@ -1,9 +1,9 @@
 """A map: every image a point in the plane, images that a network finds alike side by side (t-SNE, van der Maaten & Hinton 2008)."""
 
-import os
 from collections.abc import Generator
 
 import numpy as np
+import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
@@ -39,7 +39,7 @@ def lay_out(features: np.ndarray) -> Generator[tuple[str, int, int], None, np.nd
             return _flat(reduced)
         layout = TSNE(
             perplexity=min(30, (len(reduced) - 1) / 3),
-            n_jobs=os.cpu_count() or 1,
+            n_jobs=torch.get_num_threads(),  # the cores that this process may use, not all that there are
             random_state=0,
             callbacks=note,
             callbacks_every_iters=_EVERY,

@@ -3,10 +3,11 @@
 import json
 import shutil
 import threading
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import openTSNE
 import pandas as pd
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -295,18 +296,13 @@ def test_the_map_is_the_same_again_and_keeps_neighbours_together():
 
 def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     monkeypatch.setattr("finetune_core.inspection.background._EVERY", 0.01)
-    work = lay_out(np.random.default_rng(0).normal(size=(1000, 24)).astype(np.float32))
-    _, done, total = next(one for one in work if one[1] > 0)
-    assert done < total
-    began = time.monotonic()
-    work.close()
+    monkeypatch.setattr("openTSNE.TSNE", partial(openTSNE.TSNE, n_iter=10**9))  # by itself it would not end today
+    work = lay_out(np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32))
+    next(one for one in work if one[1] > 0)
     thread = next(thread for thread in threading.enumerate() if thread.name.startswith("map"))
+    work.close()
     thread.join(60)
     assert not thread.is_alive()
-    spent = time.monotonic() - began
-    began = time.monotonic()
-    finished(lay_out(np.random.default_rng(0).normal(size=(1000, 24)).astype(np.float32)))
-    assert spent < (time.monotonic() - began) / 2
 
 
 def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):

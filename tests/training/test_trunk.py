@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -12,16 +14,6 @@ from finetune_core.training.loop import fit
 from finetune_core.training.predictions import load_predictions
 
 
-@pytest.fixture(autouse=True)
-def two_threads():
-    """On one thread, torch adds up a batch of another size in another order: what is compared here would differ by rounding, of
-    which Adam makes whole steps where a gradient is nothing else."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12, "green": 12})
@@ -34,6 +26,7 @@ def config(image_folder, tmp_path):
             "epochs": 3,
             "learning_rate": 1e-3,
             "precision": "fp32",
+            "optimizer": "sgd",
         }
         return make_config(usual | settings)
 
@@ -47,12 +40,17 @@ def run(config, folder):
 
 
 def same_results(a, b):
-    """Weights to 1e-5 relative, predictions identical."""
+    """Weights to 1e-5 relative (1e-6 an element where they are sums that nearly cancel), predictions identical.
+
+    Of runs with SGD: batches of other sizes are added up in another order, and Adam makes whole steps of a gradient that is nothing
+    but such rounding.
+    """
     ours, theirs = load_file(a / "last.safetensors"), load_file(b / "last.safetensors")
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
-        difference = (tensor.double() - theirs[name].double()).norm()
-        assert difference <= 1e-5 * theirs[name].double().norm().clamp(min=1e-12), name
+        expected = theirs[name].double()
+        allowed = 1e-5 * expected.norm() + 1e-6 * expected.numel() ** 0.5
+        assert (tensor.double() - expected).norm() <= allowed, name
     ours, theirs = load_predictions(a), load_predictions(b)
     assert ours["id"].tolist() == theirs["id"].tolist()
     assert [row.argmax() for row in ours["logits"]] == [row.argmax() for row in theirs["logits"]]
@@ -65,8 +63,8 @@ NETWORKS = [("resnet18", 64), ("efficientnet_lite0", 64), ("densenet121", 64), (
 @pytest.mark.parametrize("augmentation", [{}, {"augmentation": "random_resized_crop", "views": 2}], ids=["plain", "views"])
 def test_cached_equals_uncached(image_folder, tmp_path, backbone, size, augmentation):
     folder = image_folder(tmp_path / "images", {"red": 5, "blue": 5})
-    settings = {"data": str(folder), "backbone": backbone, "weights": "none", "image_size": size, "batch_size": 4, "epochs": 3}
-    config = make_config(settings | {"precision": "fp32", "learning_rate": 1e-4} | augmentation)
+    settings = {"data": str(folder), "backbone": backbone, "weights": "none", "image_size": size, "batch_size": 4, "epochs": 2}
+    config = make_config(settings | {"precision": "fp32", "optimizer": "sgd", "learning_rate": 1e-3} | augmentation)
     cached, _ = run(config, tmp_path / "cached")
     uncached, _ = run(config.model_copy(update={"cache": "off"}), tmp_path / "uncached")
     assert cached["where"] == "memory"
@@ -175,19 +173,23 @@ def test_a_damaged_image_is_left_out_of_the_cache_too(config, tmp_path):
     assert [event.count for event in found if isinstance(event, events.ImagesSkipped)] == [1]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_bf16_is_as_accurate_as_fp32_on_digits(tmp_path, seed):
-    """Within half a point of validation accuracy."""
+def test_bf16_learns_as_fp32_does(tmp_path):
+    """The losses of every epoch on 200 digits, to a tenth: accuracies of so few images would differ by single ones."""
     from finetune_core.data.sample import digits_folder
 
-    scores = {}
+    for label in range(10):
+        (tmp_path / "digits" / str(label)).mkdir(parents=True)
+        for file in sorted((digits_folder() / str(label)).iterdir())[:20]:
+            shutil.copy(file, tmp_path / "digits" / str(label))
+    settings = {"data": str(tmp_path / "digits"), "image_size": 48, "epochs": 3, "learning_rate": 1e-3}
+    losses = []
     for precision in ("fp32", "bf16"):
-        settings = {"data": str(digits_folder()), "image_size": 48, "epochs": 4, "learning_rate": 1e-3, "schedule": "cosine"}
-        _, found = run(
-            make_config(settings | {"seed": seed, "precision": precision, "val_fraction": 0.3}), tmp_path / precision
-        )
-        scores[precision] = found[-1].val_accuracy
-    assert abs(scores["fp32"] - scores["bf16"]) <= 0.005, scores
+        _, found = run(make_config(settings | {"precision": precision, "val_fraction": 0.3}), tmp_path / precision)
+        ended = [event for event in found if isinstance(event, events.EpochEnded)]
+        losses.append([(event.train_loss, event.val_loss) for event in ended])
+    exact, fast = np.array(losses)
+    assert exact[-1].max() < 0.5 * exact[0].max(), "nothing was learned, so nothing is compared"
+    assert fast == pytest.approx(exact, rel=0.1)
 
 
 def test_repeats_of_the_same_image_under_other_names_are_no_problem(config, tmp_path):
