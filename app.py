@@ -7,6 +7,7 @@ from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.training.device import describe_machine
 from finetune_core.words import percent, size
+from pages.shared.chosen import MOST_RECENT, recent_data, recent_list
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.stages import draw_strategy
 from pages.shared.state import STATUS_WORDS, run_title, store, try_it_now
@@ -77,6 +78,13 @@ def recent_runs() -> None:
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
 
 
+def recent_data_sets() -> None:
+    sources = recent_data()[:MOST_RECENT]
+    if sources:
+        st.subheader("Recent data sets", anchor=False)
+        recent_list(sources, lead_to="pages/dataset.py")
+
+
 with st.container(border=True):
     st.markdown(
         "**See it work first.** 1,797 real handwritten digits, a network pretrained on ImageNet, "
@@ -87,4 +95,5 @@ with st.container(border=True):
 st.subheader("This machine", anchor=False)
 machine()
 recent_runs()
+recent_data_sets()
 next_step("pages/dataset.py", "Choose your data", primary=False)

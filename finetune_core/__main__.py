@@ -22,6 +22,7 @@ from finetune_core.compare_command import (
 from finetune_core.config import SPLIT_FIELDS, RunConfig, bounds, make_config, read_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
+from finetune_core.data.entry import load_split
 from finetune_core.data.findings import Finding, unanswered
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
 from finetune_core.data.sources import resolve_data
@@ -64,7 +65,13 @@ DATA_HELP = (
     ".parquet with columns path and label), the word 'digits', or the name of a fetched public set."
 )
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
-AsIs = Annotated[bool, typer.Option("--as-is", help="Leave out the changes made to this data set in the app.")]
+AsIs = Annotated[
+    bool,
+    typer.Option(
+        "--as-is",
+        help="Leave out what was set for this data set in the app: the changes to it, and how it is split where no option says so.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 # What the command line calls differently from the config.
@@ -125,7 +132,7 @@ def inspect(
     settings = {name: value for name, value in locals().items() if name in SPLIT_FIELDS and value is not None}
     with _errors():
         resolved = _resolved(data)
-        config = make_config(settings | {"data": resolved})
+        config = make_config(_kept_split(resolved, as_is) | settings | {"data": resolved})
         edits = () if as_is else load_edits(resolved)
         with progress_bar() as bar:
             dataset = shown(bar, "Looking at images", index_dataset(resolved, **config.split_settings, edits=edits))
@@ -241,11 +248,22 @@ def train(
         if data is not None and settings["edits"]:
             told = edits_in_words(settings["edits"])
             err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
-        base = read_config(config) if config else {}
+        base = read_config(config) if config else _kept_split(settings.get("data"), as_is)
         if by_size:
             base |= _by_size(make_config(base | settings))
         reservation = create_run(make_config(base | settings), (runs_dir or paths.runs_dir()).resolve())
     _train_to_the_end(reservation, as_json)
+
+
+def _kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
+    """How the data set is split in the app, where a person has said so there."""
+    if data is None or as_is:
+        return {}
+    kept = {name: value for name, value in load_split(data).items() if value != RunConfig.model_fields[name].default}
+    if kept:
+        told = ", ".join(f"--{_option(name)} {value}" for name, value in kept.items())
+        err.print(escape(f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {told}"))
+    return kept
 
 
 def _by_size(config: RunConfig) -> dict[str, Any]:
@@ -352,7 +370,8 @@ def compare(
                 raise ConfigError({"data": f"one data set at a time; {targets[0]} is no folder of a run"})
             settings["data"] = _resolved(targets[0])
             settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
-            base = make_config((read_config(config) if config else {"backbone": default_backbone()}) | settings)
+            usual = {"backbone": default_backbone()} | _kept_split(settings["data"], as_is)
+            base = make_config((read_config(config) if config else usual) | settings)
             configs = design(
                 base,
                 [name.strip() for name in strategies.split(",") if name.strip()],

@@ -8,7 +8,6 @@ import streamlit as st
 
 from finetune_core.config import (
     FEATURE_EXTRACTION_RECIPE,
-    SPLIT_FIELDS,
     TUTORIAL_RECIPE,
     Augmentation,
     BatchNorm,
@@ -21,7 +20,6 @@ from finetune_core.config import (
     RunConfig,
     Sampling,
     Schedule,
-    make_config,
 )
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
@@ -36,11 +34,12 @@ from finetune_core.training.hyperrule import rule_of
 from finetune_core.training.strategies import STRATEGIES, cut_index, plan
 from finetune_core.training.trunk import chosen_views, why_uncached
 from finetune_core.words import duration, number, size, things
-from pages.shared import form
+from pages.shared import form, settings
+from pages.shared.chosen import data_folder, data_name, readable_roots
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.jobs import begin, outcome
 from pages.shared.stages import draw_strategy
-from pages.shared.state import data_folder, readable_roots, submit, why_not_timed
+from pages.shared.state import submit, why_not_timed
 
 MORE = {
     "What the network sees": ("views", "mixup", "cutmix", "sampling", "train_fraction", "class_weights"),
@@ -69,7 +68,7 @@ def recipes(dataset: Dataset | None) -> None:
         st.button(
             "The tutorial's recipe",
             icon=":material/menu_book:",
-            on_click=form.apply_recipe,
+            on_click=settings.apply_recipe,
             args=(TUTORIAL_RECIPE,),
             help="ResNet-18 from ImageNet, a new head, layer4 and head trained with Adam at 0.0001, cross-entropy, batch 32, 224 pixels, "
             "ImageNet's normalisation, 10 epochs.",
@@ -77,14 +76,14 @@ def recipes(dataset: Dataset | None) -> None:
         st.button(
             "Feature extraction",
             icon=":material/ac_unit:",
-            on_click=form.apply_recipe,
+            on_click=settings.apply_recipe,
             args=(FEATURE_EXTRACTION_RECIPE,),
             help="The same network and settings, but only the head trains, with Adam at 0.001: faster.",
         )
         st.button(
             "Tutorial, no download",
             icon=":material/package_2:",
-            on_click=form.apply_recipe,
+            on_click=settings.apply_recipe,
             args=(TUTORIAL_RECIPE | {"backbone": PACKAGED},),
             help=f"The tutorial's settings on {PACKAGED}, whose weights are installed with Thaw.",
         )
@@ -93,19 +92,19 @@ def recipes(dataset: Dataset | None) -> None:
             st.button(
                 "Fit to the size of my data",
                 icon=":material/straighten:",
-                on_click=form.set_fields,
+                on_click=settings.set_fields,
                 args=(rule.settings,),
                 help="Length, image size, optimizer and learning rate by the number of images, in the manner of BiT's HyperRule "
                 f"(Kolesnikov et al. 2020): a default, not a search. {rule.reason}",
             )
 
 
-def data_in_words(root: str) -> Dataset | None:
+def data_in_words() -> Dataset | None:
     """Says what will be trained on; the data set, where it can be read."""
     dataset = form.chosen_dataset()
     if dataset is None:
         return None
-    name = "the sample of handwritten digits" if st.session_state.get("data_source", "digits") == "digits" else root
+    name = data_name(data_folder())
     st.markdown(
         f"Training on **{plain(name)}**: {things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}"
         + (f", with your changes ({plain(edits_in_words(dataset.edits))})." if edits_in_words(dataset.edits) else ".")
@@ -114,16 +113,11 @@ def data_in_words(root: str) -> Dataset | None:
 
 
 def draw(found: dict[str, Any], classes: int | None) -> None:
-    """Draw the strategy, whatever else is still wrong in the form."""
-    drawn = ("backbone", "strategy", "cut", "stage_rates", "thaw_every", "layer_decay", "batchnorm", "epochs", "learning_rate")
-    only = {name: found[name] for name in drawn if name in found}
-    for settings in (only, {name: value for name, value in only.items() if name != "learning_rate"}):
-        try:
-            draw_strategy(make_config(settings | {"data": "any"}), classes or 1000, form.toggle_stage)
-        except ConfigError:
-            continue
-        return
-    st.caption("The strategy is drawn once its settings below can be used.")
+    """Draw the strategy, whatever is still wrong in the form."""
+    try:
+        draw_strategy(settings.sound(found), classes or 1000, settings.toggle_stage)
+    except ConfigError:
+        st.caption("The strategy is drawn once its settings below can be used.")
 
 
 def fields(problems: dict[str, str]) -> None:
@@ -254,7 +248,7 @@ def rate_finder(config: RunConfig) -> None:
         st.info("The loss did not fall within a hundred steps, so there is nothing to suggest.", icon=":material/info:")
     else:
         words = f"Use {curve.suggestion:g}"
-        st.button(words, icon=":material/check:", on_click=form.set_fields, args=({"learning_rate": curve.suggestion},))
+        st.button(words, icon=":material/check:", on_click=settings.set_fields, args=({"learning_rate": curve.suggestion},))
 
 
 def about_augmentation(config: RunConfig) -> None:
@@ -275,9 +269,8 @@ def about_augmentation(config: RunConfig) -> None:
 def start(config: RunConfig | None, problems: dict[str, str]) -> None:
     if problems:
         st.error(f"{things(len(problems), 'setting')} cannot be used; look for the red lines.", icon=":material/error:")
-        for name in ("data", *SPLIT_FIELDS):
-            if name in problems:
-                st.markdown(f":red[{form.label(name)}, on the Dataset page: {plain(problems[name])}]")
+        if "data" in problems:
+            st.markdown(f":red[The data set: {plain(problems['data'])}]")
     if st.button("Start training", type="primary", icon=":material/local_fire_department:", disabled=config is None):
         try:
             run = submit(config)
@@ -287,11 +280,11 @@ def start(config: RunConfig | None, problems: dict[str, str]) -> None:
         go("pages/train.py", run)
 
 
-root = data_folder()
-dataset = data_in_words(root)
+dataset = data_in_words()
+root = data_folder() if dataset else ""
 classes = len(dataset.classes) if dataset else None
 recipes(dataset)
-found = form.values(root, effective(dataset.edits) if dataset else ())
+found = settings.values(root or "any", effective(dataset.edits) if dataset else ())
 config, problems = form.checked(found, readable_roots()) if classes else (None, {})
 draw(found, classes)
 about_weights(found)

@@ -9,7 +9,6 @@ from finetune_core.config import Augmentation
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.data.findings import unanswered
-from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
@@ -18,12 +17,13 @@ from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_nam
 from finetune_core.training.preview import augmented_versions, network_input
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import SPLIT_WORDS, number, percent, things
-from pages.shared import form
+from pages.shared import form, settings
+from pages.shared.chosen import chosen_data, data_name
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.findings import cards, changes, tools
 from pages.shared.images import Picture, gallery
-from pages.shared.source import chosen_or_stop
-from pages.shared.state import current_dataset, data_folder, keep_report, readable_roots, report_of, with_bar
+from pages.shared.source import choose_source
+from pages.shared.state import current_dataset, keep_report, report_of, with_bar
 
 VERSIONS = 5
 
@@ -43,9 +43,9 @@ def overview(dataset: Dataset) -> None:
 def backbone_and_size() -> tuple[str, int]:
     """As Configure has them, where they can be used."""
     backbone = st.session_state.get("form_backbone", default_backbone())
-    size = st.session_state.get("form_image_size", form.DEFAULTS["image_size"])
+    size = st.session_state.get("form_image_size", settings.DEFAULTS["image_size"])
     if backbone not in backbone_names() or not isinstance(size, int) or not 32 <= size <= 1024:
-        return PACKAGED, form.DEFAULTS["image_size"]
+        return PACKAGED, settings.DEFAULTS["image_size"]
     return backbone, size
 
 
@@ -121,7 +121,7 @@ def picture_gallery(dataset: Dataset, ids: np.ndarray, key: str, per_page: int) 
     return chosen
 
 
-def classes_and_splits(dataset: Dataset, problems: dict[str, str]) -> None:
+def classes_and_splits(dataset: Dataset, data: str) -> None:
     counts = dataset.counts()
     st.plotly_chart(
         class_counts({split: counts[split].tolist() for split in counts.columns}, dataset.classes),
@@ -146,7 +146,7 @@ def classes_and_splits(dataset: Dataset, problems: dict[str, str]) -> None:
         st.markdown(
             "Thaw makes the split, class by class. Images that have been split once stay where they are when files are added."
         )
-        form.split_fields(problems)
+        form.split_fields(data)
     st.download_button(
         "Download the data set as a table",
         lambda: dataset.manifest().to_csv(index=False).encode(),
@@ -200,7 +200,10 @@ def transfer(dataset: Dataset) -> None:
     with st.container(border=True):
         st.markdown(f"**Suggested: {title}.** {plain(best.reason)}")
         if st.button(
-            "Configure it", icon=":material/tune:", on_click=form.set_strategy, args=(best.strategy, best.cut, report.backbone)
+            "Configure it",
+            icon=":material/tune:",
+            on_click=settings.set_strategy,
+            args=(best.strategy, best.cut, report.backbone),
         ):
             go("pages/configure.py")
     st.plotly_chart(
@@ -234,7 +237,7 @@ def fed_to_network(dataset: Dataset) -> None:
             "The picture is those numbers turned back into colours. Backbone and size are set on the Configure page."
         )
     st.subheader("What augmentation makes of it", anchor=False)
-    form.fill_in()
+    settings.fill_in()
     with st.container(width=320):
         form.choice_field("augmentation", Augmentation, {})
     kind = st.session_state["form_augmentation"]
@@ -259,30 +262,34 @@ def fed_to_network(dataset: Dataset) -> None:
     st.caption("These are the very images that a run with this seed trains on: one version an epoch, or in turn.")
 
 
-chosen_or_stop()
-root = data_folder()
-if not root:
-    st.info("Choose images above, or take the sample.", icon=":material/info:")
-    st.stop()
-again = st.button("Read the folder again", icon=":material/refresh:", type="tertiary")
-settings, wrong = form.split_settings()
+choose_source()
 if problem := st.session_state.pop("change_problem", None):
     st.error(plain(problem), icon=":material/error:")
 try:
-    found = current_dataset(settings, again=again)
+    root = chosen_data()
+except FinetuneError as error:
+    st.error(plain(str(error)), icon=":material/error:")
+    st.stop()
+if not root:
+    st.info("Choose images above, or take the sample.", icon=":material/info:")
+    st.stop()
+with st.container(horizontal=True, vertical_alignment="center"):
+    st.markdown(f":material/photo_library: **{plain(data_name(root))}**", width="stretch")
+    again = st.button("Read the folder again", icon=":material/refresh:", type="tertiary")
+try:
+    found = current_dataset(again=again)
     overview(found)
     changes(found.edits)
     names = ["Findings", "Images", "Classes and splits", "Map", "Where transfer ends", "What the network sees"]
     tabs = st.tabs(names, on_change="rerun", key="dataset_view")
-    bodies = [findings, images, lambda one: classes_and_splits(one, wrong), map_of_images, transfer, fed_to_network]
+    bodies = [findings, images, lambda one: classes_and_splits(one, root), map_of_images, transfer, fed_to_network]
     for tab, body in zip(tabs, bodies, strict=True):
         if tab.open:
             with tab:
                 body(found)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
-    with suppress(FinetuneError):  # changes may be what is wrong: they can be undone, but for folders that nobody may see
-        check_roots(root, readable_roots())
+    with suppress(FinetuneError):  # changes may be what is wrong: they can be undone
         changes(load_edits(root))
     st.stop()
 next_step("pages/configure.py", "Configure the training")

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from finetune_core.__main__ import app
 from finetune_core.config import Edit, make_config
 from finetune_core.data.edits import save_edits
+from finetune_core.data.entry import load_split, save_split
 from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.runs.record import create_run, execute, request_stop
 
@@ -471,3 +472,16 @@ def test_fetching_without_a_network_ends_with_2_and_words(monkeypatch):
     done = thaw("fetch", "eurosat", "--json")
     assert (done.returncode, done.stdout) == (2, "")
     assert "EuroSAT" in done.stderr
+
+
+def test_the_split_set_in_the_app_is_used_and_said_unless_an_option_or_as_is_goes_before_it(trained):
+    data = trained[0]
+    save_split(data, load_split(data) | {"val_fraction": 0.5, "test_fraction": 0.0})
+    done = thaw("inspect", data, "--json")
+    assert json.loads(done.stdout)["splits"] == {"train": 12, "val": 12}
+    assert "--val-fraction 0.5, --test-fraction 0.0" in done.stderr
+    other = thaw("inspect", data, "--val-fraction", "0.25", "--json")
+    assert json.loads(other.stdout)["splits"] == {"train": 18, "val": 6}
+    usual = thaw("inspect", data, "--as-is", "--json")
+    assert "test" in json.loads(usual.stdout)["splits"]
+    assert "Split as it was set" not in usual.stderr

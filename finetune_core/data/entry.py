@@ -2,21 +2,64 @@
 
 import hashlib
 import io
+import json
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from finetune_core import paths
+from finetune_core.config import SPLIT_FIELDS, make_config, read_config
+from finetune_core.errors import ConfigError, DataError
 from finetune_core.files import write_bytes
+
+_SPLIT = "split.json"
+
+
+def entries_folder() -> Path:
+    """Where the entries of all data sets are."""
+    return paths.home() / "datasets"
 
 
 def entry_folder(data: str | Path) -> Path:
     """Where what Thaw knows of a folder or manifest is kept; there or not."""
     path = Path(data).expanduser().resolve()
     digest = hashlib.sha256(str(path).encode("utf-8", "surrogateescape")).hexdigest()[:12]
-    return paths.home() / "datasets" / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', path.name)[:40]}-{digest}"
+    return entries_folder() / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', path.name)[:40]}-{digest}"
+
+
+def load_split(data: str | Path) -> dict[str, Any]:
+    """How a person wants a data set to be split (arguments of ``index_dataset``); the defaults where nobody has said so.
+
+    Raises:
+        DataError: when the file that holds it is damaged: another split must not be taken silently.
+    """
+    file = entry_folder(data) / _SPLIT
+    if not file.exists():
+        return make_config({"data": str(data)}).split_settings
+    try:
+        told = read_config(file)
+        return make_config({name: told[name] for name in SPLIT_FIELDS if name in told} | {"data": str(data)}).split_settings
+    except ConfigError as error:
+        raise DataError(
+            f"How this data set is split, in {file}, cannot be read: {error}. Repair or delete that file."
+        ) from None
+
+
+def save_split(data: str | Path, settings: Mapping[str, Any]) -> None:
+    """Keep how a person wants a data set to be split.
+
+    Raises:
+        DataError: when it cannot be written.
+    """
+    file = entry_folder(data) / _SPLIT
+    try:
+        write_bytes(file, json.dumps(dict(settings), indent=1).encode())
+    except OSError as error:
+        raise DataError(f"The split's settings cannot be kept in {file}: {error}.") from None
 
 
 def read_table(file: Path) -> pd.DataFrame | None:

@@ -42,18 +42,21 @@ def image_root(data: str | Path) -> Path:
     return path.parent if is_manifest(path) and not path.is_dir() else path
 
 
+def is_data(path: Path) -> bool:
+    """Whether there is such a folder or manifest."""
+    try:
+        return path.is_dir() or (path.is_file() and is_manifest(path))
+    except OSError:  # such a long name, say, that there cannot be one
+        return False
+
+
 def check_data(data: str | Path) -> None:
     """Whether there is such a folder or manifest.
 
     Raises:
         ConfigError: when there is not.
     """
-    path = Path(data)
-    try:
-        there = path.is_dir() or (path.is_file() and is_manifest(path))
-    except OSError:  # such a long name, say, that there cannot be one
-        there = False
-    if not there:
+    if not is_data(Path(data)):
         raise ConfigError({"data": f"there is no folder {data}"})
 
 

@@ -5,6 +5,7 @@ import re
 import streamlit as st
 
 from pages.shared.account import gate, owner
+from pages.shared.address import carried, settings_problem, sync
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -27,14 +28,18 @@ def page(path: str, sentence: str) -> None:
     _, title, icon = next(entry for entry in PAGES if entry[0] == path)
     st.set_page_config(page_title=f"{title} · Thaw", page_icon="❄️", layout="wide")
     gate()
+    sync()
     with st.container(horizontal=True, gap="small", key="navigation"):
         for target, label, symbol in PAGES:
-            st.page_link(target, label=f"**{label}**" if target == path else label, icon=symbol, width="content")
+            words = f"**{label}**" if target == path else label
+            st.page_link(target, label=words, icon=symbol, width="content", query_params=carried())
         if name := owner():
             help_ = f"Signed in as {plain(name)}"
             st.button("Sign out", type="tertiary", icon=":material/logout:", key="sign-out", help=help_, on_click=st.logout)
     st.title("Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False)
     st.markdown(sentence)
+    if problem := settings_problem():
+        st.warning(plain(problem), icon=":material/link_off:")
 
 
 def next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:
@@ -45,8 +50,8 @@ def next_step(path: str, label: str, *, primary: bool = True, run: str | None = 
 
 
 def go(path: str, run: str | None = None) -> None:
-    """Switch to another page, taking a run along."""
-    st.switch_page(path, query_params={"run": run} if run else None)
+    """Switch to another page, taking along what is chosen, and a run."""
+    st.switch_page(path, query_params=({"run": run} if run else {}) | carried())
 
 
 def plain(text: str) -> str:

@@ -1,24 +1,24 @@
 """The training settings as widgets: the same fields, help and bounds as the config, problems beside their field."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import streamlit as st
 
-from finetune_core.config import SPLIT_FIELDS, Edit, NearDuplicates, RunConfig, bounds, make_config
+from finetune_core.config import SPLIT_FIELDS, NearDuplicates, RunConfig, bounds, make_config
 from finetune_core.data.dataset import Dataset
+from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import ConfigError, DataError, FinetuneError
-from finetune_core.models.catalogue import backbone_info, backbone_names, default_backbone
-from finetune_core.models.network import network_stages
+from finetune_core.models.catalogue import backbone_info, backbone_names
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.prepare import check_config
 from finetune_core.training.strategies import STRATEGIES
+from pages.shared import settings
+from pages.shared.chosen import chosen_data, offer_data
 from pages.shared.chrome import plain
-from pages.shared.state import current_dataset, data_folder
-
-DEFAULTS: dict[str, Any] = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
+from pages.shared.state import answered, current_dataset
 
 _WORDS = {
     "adam": "Adam",
@@ -78,95 +78,65 @@ _LABELS = {
     "views": "Augmented versions kept",
     "cache": "Cache of frozen stages",
 }
-_NO_WIDGETS = ("cut", "stage_rates", "weights", "edits")
-_FROM_STAGE, _EVERY_STAGE = "From one stage on", "A rate for each stage"
-
-
-def apply_recipe(recipe: dict[str, Any]) -> None:
-    """Set the form's fields, those that the recipe does not name to their defaults (a callback: before the widgets are drawn)."""
-    kept = (*SPLIT_FIELDS, *_NO_WIDGETS, "device", "precision", "seed", "cache")
-    set_fields({name: value for name, value in (DEFAULTS | recipe).items() if name not in kept})
-    st.session_state["weights_from"] = "Pretrained"
-
-
-def set_fields(values: dict[str, Any]) -> None:
-    """Set some of the form's fields (a callback)."""
-    for name, value in values.items():
-        st.session_state[_key(name)] = _as_widget(name, value)
-
-
-def fill_in() -> None:
-    """Give every field that has none yet its default."""
-    for name, default in (DEFAULTS | {"backbone": default_backbone()}).items():
-        if default is not None and name not in _NO_WIDGETS:
-            st.session_state.setdefault(_key(name), _as_widget(name, default))
-
-
-def values(data: str, edits: Sequence[Edit]) -> dict[str, Any]:
-    """The settings as they stand in the form, unchecked, for data with these changes."""
-    fill_in()
-    found = {name: st.session_state.get(_key(name)) for name in DEFAULTS if name not in _NO_WIDGETS}
-    found["weights"] = _weights()
-    if found["strategy"] == "custom":
-        found |= _custom_strategy()
-    return found | {"data": data, "edits": edits}
-
-
-def split_settings() -> tuple[dict[str, Any], dict[str, str]]:
-    """How to split, as the form has it, with the defaults where it cannot be used; and the problems by field."""
-    found = {name: st.session_state.get(_key(name), DEFAULTS[name]) for name in SPLIT_FIELDS}
-    try:
-        return make_config(found | {"data": "any"}).split_settings, {}
-    except ConfigError as error:
-        return make_config({"data": "any"}).split_settings, error.problems
 
 
 def chosen_dataset() -> Dataset | None:
-    """The chosen data set, split as the form has it; where there is none, the page says why."""
-    if not data_folder():
-        st.warning("No data is chosen yet: the Dataset page does that.", icon=":material/photo_library:")
-        return None
+    """The chosen data set, with its changes and its split; where there is none, the page says why, and offers some."""
     try:
-        return current_dataset(split_settings()[0])
+        if not chosen_data():
+            st.warning("No data set is chosen yet.", icon=":material/photo_library:")
+            offer_data()
+            return None
+        return current_dataset()
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
 
 
-def split_fields(problems: dict[str, str]) -> None:
-    """The widgets of how to split."""
-    fill_in()
+def split_fields(data: str) -> None:
+    """The widgets of how to split a data set; what is set is kept with it."""
+    kept = (data, load_split(data))
+    if st.session_state.get("split_shown") != kept:
+        settings.set_fields(kept[1])
+        st.session_state["split_shown"] = kept
+    problems = _split_problems()
+
+    def changed() -> None:
+        if not _split_problems():
+            answered(lambda: save_split(data, make_config(_split_widgets() | {"data": data}).split_settings))
+
     with st.grid("auto", min_column_width=200, gap="small"):
         for name in ("val_fraction", "test_fraction"):
             with st.container():
-                text_field(name, problems)
+                text_field(name, problems, changed)
         with st.container():
-            number_field("split_seed", problems)
+            number_field("split_seed", problems, changed)
         with st.container():
-            choice_field("near_duplicates", NearDuplicates, problems)
+            choice_field("near_duplicates", NearDuplicates, problems, changed)
         with st.container():
             st.text_input(
-                label("groups"), key=_key("groups"), help=_help("groups"), placeholder="{group}_*", persist_state="session"
+                label("groups"),
+                key=settings.key("groups"),
+                help=_help("groups"),
+                placeholder="{group}_*",
+                persist_state="session",
+                on_change=changed,
             )
             _problem("groups", problems)
+    if problems:
+        st.caption("Until that is put right, the split stays as it was.")
 
 
-def set_strategy(name: str, cut: str, backbone: str) -> None:
-    """Put a suggested strategy into the form (a callback)."""
-    st.session_state[_key("backbone")] = backbone
-    st.session_state[_key("strategy")] = name
-    if name == "custom":
-        st.session_state["custom_how"] = _FROM_STAGE
-        st.session_state["custom_cut"] = cut
+def _split_widgets() -> dict[str, Any]:
+    return {name: st.session_state.get(settings.key(name)) for name in SPLIT_FIELDS}
 
 
-def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
-    """Make the strategy one of its own: as it was drawn, but for one stage, which freezes or trains (a callback)."""
-    st.session_state[_key("strategy")] = "custom"
-    st.session_state["custom_how"] = _EVERY_STAGE
-    for stage in stages:
-        trains = stage["trains"] != (stage["name"] == name)
-        st.session_state[_rate_key(stage["name"])] = (stage["rate"] or 1.0) if trains else 0.0
+def _split_problems() -> dict[str, str]:
+    try:
+        make_config(_split_widgets() | {"data": "any"})
+    except ConfigError as error:
+        return error.problems
+    return {}
 
 
 def checked(found: dict[str, Any], roots: Sequence[Path]) -> tuple[RunConfig | None, dict[str, str]]:
@@ -183,27 +153,28 @@ def checked(found: dict[str, Any], roots: Sequence[Path]) -> tuple[RunConfig | N
     return config, {}
 
 
-def number_field(name: str, problems: dict[str, str]) -> None:
+def number_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
     """A whole number, without limits of the widget's own: the config names what is wrong, in words."""
-    st.number_input(label(name), key=_key(name), step=1, help=_help(name), persist_state="session")
+    st.number_input(label(name), key=settings.key(name), step=1, help=_help(name), persist_state="session", on_change=on_change)
     _problem(name, problems)
 
 
-def text_field(name: str, problems: dict[str, str]) -> None:
+def text_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
     """A number typed as text, so that 1e-4 can be written."""
-    st.text_input(label(name), key=_key(name), help=_help(name), persist_state="session")
+    st.text_input(label(name), key=settings.key(name), help=_help(name), persist_state="session", on_change=on_change)
     _problem(name, problems)
 
 
-def choice_field(name: str, options: Any, problems: dict[str, str]) -> None:
+def choice_field(name: str, options: Any, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
     """One of a few words."""
     st.selectbox(
         label(name),
         get_args(options),
         format_func=lambda option: _WORDS.get(option, option),
-        key=_key(name),
+        key=settings.key(name),
         help=_help(name),
         persist_state="session",
+        on_change=on_change,
     )
     _problem(name, problems)
 
@@ -212,7 +183,7 @@ def optional_field(name: str, problems: dict[str, str]) -> None:
     """A whole number, or nothing."""
     st.number_input(
         label(name),
-        key=_key(name),
+        key=settings.key(name),
         step=1,
         value=None,
         placeholder="chosen by Thaw",
@@ -228,7 +199,12 @@ def backbone_field(problems: dict[str, str]) -> None:
         return f"{name} · {info.parameters / 1e6:.1f} M" + ("" if info.ready else " · downloads its weights")
 
     st.selectbox(
-        "Backbone", backbone_names(), format_func=shown, key=_key("backbone"), help=_help("backbone"), persist_state="session"
+        "Backbone",
+        backbone_names(),
+        format_func=shown,
+        key=settings.key("backbone"),
+        help=_help("backbone"),
+        persist_state="session",
     )
     _problem("backbone", problems)
 
@@ -239,11 +215,11 @@ def strategy_field(problems: dict[str, str]) -> None:
         list(STRATEGIES),
         format_func=lambda name: STRATEGIES[name].title,
         captions=[f"{strategy.help} ({strategy.source})" for strategy in STRATEGIES.values()],
-        key=_key("strategy"),
+        key=settings.key("strategy"),
         help=_help("strategy"),
         persist_state="session",
     )
-    chosen = st.session_state[_key("strategy")]
+    chosen = st.session_state[settings.key("strategy")]
     if chosen == "custom":
         _custom_widgets()
     if chosen in ("linear_probe_then_full", "gradual_unfreezing"):
@@ -274,16 +250,16 @@ def weights_field(problems: dict[str, str]) -> None:
 
 
 def _custom_widgets() -> None:
-    names = _stage_names()
+    names = settings.stage_names()
+    st.session_state.setdefault("custom_how", settings.FROM_STAGE)
     how = st.segmented_control(
         "What trains",
-        [_FROM_STAGE, _EVERY_STAGE],
+        [settings.FROM_STAGE, settings.EVERY_STAGE],
         key="custom_how",
-        default=_FROM_STAGE,
         required=True,
         persist_state="session",
     )
-    if how == _FROM_STAGE:
+    if how == settings.FROM_STAGE:
         if st.session_state.get("custom_cut") not in names:
             st.session_state["custom_cut"] = names[-2]
         st.selectbox("First stage that trains", names, key="custom_cut", persist_state="session")
@@ -291,40 +267,8 @@ def _custom_widgets() -> None:
     st.caption("How many times the learning rate each stage gets; 0 is frozen.")
     with st.grid("auto", min_column_width=110, gap="small"):
         for name in names:
-            st.session_state.setdefault(_rate_key(name), 1.0 if name == "head" else 0.0)
-            st.number_input(name, key=_rate_key(name), step=0.1, persist_state="session")
-
-
-def _custom_strategy() -> dict[str, Any]:
-    names = _stage_names()
-    if st.session_state.get("custom_how", _FROM_STAGE) == _FROM_STAGE:
-        cut = st.session_state.get("custom_cut")
-        return {"cut": cut if cut in names else names[-2]}
-    return {"stage_rates": {name: st.session_state.get(_rate_key(name), float(name == "head")) for name in names}}
-
-
-def _stage_names() -> list[str]:
-    return [stage.name for stage in network_stages(st.session_state[_key("backbone")])]
-
-
-def _weights() -> str:
-    chosen = st.session_state.get("weights_from", "Pretrained")
-    if chosen == "A file":
-        return str(st.session_state.get("weights_file", "")).strip()
-    return RANDOM if chosen == "Random" else PRETRAINED
-
-
-def _as_widget(name: str, value: Any) -> Any:
-    """Fields that are typed as text hold text."""
-    return f"{value:g}" if isinstance(value, float) else value
-
-
-def _key(name: str) -> str:
-    return f"form_{name}"
-
-
-def _rate_key(stage: str) -> str:
-    return f"custom_rate_{stage}"
+            st.session_state.setdefault(settings.rate_key(name), 1.0 if name == "head" else 0.0)
+            st.number_input(name, key=settings.rate_key(name), step=0.1, persist_state="session")
 
 
 def label(name: str) -> str:

@@ -11,6 +11,7 @@ import streamlit as st
 from finetune_core.config import DEMO_RECIPE, RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import effective
+from finetune_core.data.recent import data_id
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.arms import arm_titles
@@ -21,14 +22,12 @@ from finetune_core.training.finder import find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import duration, percent, things
-from pages.shared import form
+from pages.shared import form, settings
+from pages.shared.address import carried
+from pages.shared.chosen import data_folder, data_name, readable_roots
 from pages.shared.chrome import plain
 from pages.shared.jobs import begin, forget, outcome
-from pages.shared.state import data_folder, readable_roots, submit, why_not_timed
-
-_USUAL = ("feature_extraction", "last_block", "full")
-_FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
-_MOST_SEEDS = 20
+from pages.shared.state import submit, why_not_timed
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def start_form() -> list[str] | None:
     dataset = form.chosen_dataset()
     if dataset is None:
         return None
-    base, problems = form.checked(form.values(data_folder(), effective(dataset.edits)), readable_roots())
+    base, problems = form.checked(settings.values(data_folder(), effective(dataset.edits)), readable_roots())
     _summary(base, problems, dataset)
     if base is None:
         return None
@@ -67,8 +66,8 @@ def start_form() -> list[str] | None:
 
 def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
     """In one line: what all runs share."""
-    sample = st.session_state.get("data_source", SAMPLE_NAME) == SAMPLE_NAME
-    name = "the sample of handwritten digits" if sample else str(dataset.root)
+    data = data_folder()
+    sample, name = data_id(data) == SAMPLE_NAME, data_name(data)
     if base is None:
         told = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
         st.error(plain(f"The settings of the Configure page cannot be used. {told}"), icon=":material/error:")
@@ -82,14 +81,20 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
             )
         )
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.page_link("pages/configure.py", label="Change these settings", icon=":material/tune:", width="content")
+        st.page_link(
+            "pages/configure.py",
+            label="Change these settings",
+            icon=":material/tune:",
+            width="content",
+            query_params=carried(),
+        )
         quick = {name: DEMO_RECIPE[name] for name in ("epochs", "image_size")}
         if sample and base is not None and any(getattr(base, name) > value for name, value in quick.items()):
             st.button(
                 "Quick settings for the sample",
                 type="tertiary",
                 icon=":material/bolt:",
-                on_click=form.apply_recipe,
+                on_click=settings.apply_recipe,
                 args=(DEMO_RECIPE,),
                 help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for digits, and several times faster.",
             )
@@ -101,18 +106,16 @@ def _choices(base: RunConfig) -> Wanted:
         "Strategies",
         names,
         selection_mode="multi",
-        default=list(_USUAL),
         format_func=lambda name: STRATEGIES[name].title,
-        key="compare_strategies",
+        key=settings.comparison_key("strategies"),
         persist_state="session",
         help="Which stages train. Each strategy is trained with every seed.",
     )
     seeds = st.number_input(
         "Seeds",
         1,
-        _MOST_SEEDS,
-        3,
-        key="compare_seeds",
+        settings.MOST_SEEDS,
+        key=settings.comparison_key("seeds"),
         persist_state="session",
         width=200,
         help="A seed decides the new head's first weights and the order of the images. With one, a lucky run looks like a better strategy; "
@@ -122,16 +125,16 @@ def _choices(base: RunConfig) -> Wanted:
         backbones = st.multiselect(
             "Backbones",
             backbone_names(),
-            key="compare_backbones",
+            key=settings.comparison_key("backbones"),
             persist_state="session",
             placeholder=base.backbone,
             help="The pretrained networks to start from. Empty: the one of the Configure page.",
         )
         fractions = st.multiselect(
             "Shares of the training images",
-            _FRACTIONS,
+            settings.FRACTIONS,
             format_func=lambda share: percent(share, 0),
-            key="compare_fractions",
+            key=settings.comparison_key("fractions"),
             persist_state="session",
             placeholder=percent(base.train_fraction, 0),
             help="Train on a part of the images as well, to see what more data is worth. A larger share holds the smaller ones; all are "
@@ -140,7 +143,7 @@ def _choices(base: RunConfig) -> Wanted:
         cuts = st.multiselect(
             "Everything from this stage on",
             [stage.name for stage in network_stages(base.backbone)][1:-1],
-            key="compare_cuts",
+            key=settings.comparison_key("cuts"),
             persist_state="session",
             placeholder="no further cuts",
             help=f"More strategies: train from this stage of {base.backbone} to the head. Shows how deep to cut.",
@@ -221,5 +224,6 @@ def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Generator[tup
 
 
 def _search_key(config: RunConfig) -> str:
-    """What a rate that was found is good for."""
-    return config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
+    """What a rate that was found is good for: a hash."""
+    told = config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

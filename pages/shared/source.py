@@ -3,64 +3,94 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import streamlit as st
 
 from finetune_core.data.archives import ARCHIVE_SUFFIXES, import_archive, import_files, is_archive
 from finetune_core.data.decode import EXTENSIONS
+from finetune_core.data.listing import is_data
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.data.sources import check_roots, imported_folders, whole_path
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.jobs import Work
 from finetune_core.words import number, size
+from pages.shared.account import sign_in_asked
+from pages.shared.chosen import choose_data, offer_data, readable_roots
 from pages.shared.chrome import plain
 from pages.shared.jobs import begin, forget, outcome, wait_for
-from pages.shared.state import readable_roots
+from pages.shared.state import answered
 
-_SOURCES = {SAMPLE_NAME: "Sample: handwritten digits", "folder": "On the server", "upload": "Upload", "public": "Public sets"}
+_SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public sets"}
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
 FOLDERS = "One subfolder of images for each class; or train/ and val/ (and test/, if you like) with such subfolders."
 
 
 def choose_source() -> None:
-    """Draw the choice; the chosen folder is in the session's state (``state.data_folder``).
+    """Draw the ways to choose a data set (``chosen.data_folder``)."""
+    chosen = st.session_state.get("data_id")
+    # A box of its own for each data set: it is closed once one is chosen.
+    with st.expander(
+        "Choose other images" if chosen else "Choose images",
+        expanded=not chosen,
+        icon=":material/add_photo_alternate:",
+        key=f"source-{chosen}",
+    ):
+        offer_data()
+        try:
+            _ways()
+        except FinetuneError as error:  # what was chosen before stays
+            st.error(plain(str(error)), icon=":material/error:")
+
+
+def _ways() -> None:
+    """A folder of the server, an upload, a public set.
 
     Raises:
-        FinetuneError: when what was chosen cannot be had.
+        FinetuneError: when what is to be chosen cannot be had.
     """
     st.segmented_control(
         "Images",
         list(_SOURCES),
         format_func=_SOURCES.get,
-        default=SAMPLE_NAME,
+        default="folder",
         required=True,
         key="data_source",
         persist_state="session",
+        label_visibility="collapsed",
     )
-    draw = {"folder": _folder, "upload": _upload, "public": _public}.get(st.session_state["data_source"])
-    if draw:
-        draw()
+    {"folder": _folder, "upload": _upload, "public": _public}[st.session_state["data_source"]]()
+
+
+def _chosen(data: Path) -> NoReturn:
+    """Choose what was just found, and draw the page with it."""
+    choose_data(str(data))
+    st.rerun()
 
 
 def _folder() -> None:
-    st.text_input(
+    if st.session_state.pop("data_named", False):
+        st.session_state["data_folder"] = ""
+    named = st.text_input(
         "Folder, archive or manifest",
         key="data_folder",
         persist_state="session",
         placeholder="~/pictures",
         help=f"{FOLDERS} Or a .zip or .tar of that; or a .csv or .parquet table with the columns path and label, and, if you like, "
         "split and group.",
-    )
-    named = st.session_state["data_folder"].strip()
+    ).strip()
     if not named:
         return
     path = whole_path(named)
+    check_roots(path, readable_roots())
     if is_archive(named) and path.is_file():
-        check_roots(path, readable_roots())
         packed = path
-        path = _once(f"import:{path}:{path.stat().st_mtime_ns}", lambda: import_archive(packed, packed.name), "Unpacking")
-        st.session_state["data_unpacked"] = {named: str(path)}
+        path = _awaited(f"import:{path}:{path.stat().st_mtime_ns}", lambda: import_archive(packed, packed.name), "Unpacking")
+    elif not is_data(path):
+        raise DataError(f"There is no folder, archive or manifest {path}.")
+    st.session_state["data_named"] = True
+    _chosen(path)
 
 
 def _upload() -> None:
@@ -68,29 +98,42 @@ def _upload() -> None:
     if kind == "archive":
         given = st.file_uploader("A ZIP or TAR with your images", type=list(ARCHIVE_SUFFIXES), help=FOLDERS)
         if given is not None:
-            st.session_state["data_upload"] = str(
-                _once(f"import:{given.file_id}", lambda: import_archive(given, given.name), "Unpacking")
-            )
+            _once(f"import:{given.file_id}", lambda: import_archive(given, given.name), "Unpacking")
     else:
         files = st.file_uploader(
             "A folder with your images", accept_multiple_files="directory", type=sorted(EXTENSIONS), help=FOLDERS
         )
         if files:
             name = files[0].name.replace("\\", "/").split("/")[0]
+            named = [(file.name, file) for file in files]
             key = "import:" + ",".join(file.file_id for file in files)
-            given = [(file.name, file) for file in files]
-            st.session_state["data_upload"] = str(_once(key, lambda: import_files(given, name, len(given)), "Storing"))
+            _once(key, lambda: import_files(named, name, len(named)), "Storing")
+    _uploaded_before()
+
+
+def _uploaded_before() -> None:
+    """What lies in the app's own folder; where people sign in, each has their own among the recent ones."""
     before = {
         str(folder): folder.name
         for folder in imported_folders()
         if folder.name != SAMPLE_NAME and folder.name not in PUBLIC_SETS
     }
-    if before:
-        current = st.session_state.get("data_upload")
-        at = list(before).index(current) if current in before else None
-        st.session_state["data_upload"] = st.selectbox(
-            "Uploaded before", list(before), index=at, format_func=before.get, placeholder="Choose one", key=f"before-{current}"
-        )
+    if not before or sign_in_asked():
+        return
+
+    def chosen() -> None:
+        if again := st.session_state["uploaded_before"]:
+            answered(lambda: choose_data(again))
+
+    st.selectbox(
+        "Uploaded before",
+        list(before),
+        index=None,
+        format_func=before.get,
+        placeholder="Choose one",
+        key="uploaded_before",
+        on_change=chosen,
+    )
 
 
 def _public() -> None:
@@ -103,37 +146,35 @@ def _public() -> None:
         f"{plain(one.about)} {number(one.images)} images, {number(one.classes)} classes. [Its page]({one.source}). "
         f"**Licence:** {plain(one.licence)}"
     )
-    fetched = is_fetched(name)
-    st.session_state["data_public"] = str(public_folder(name)) if fetched else ""
     key = f"fetch:{name}"
-    if not fetched:
+    if is_fetched(name):
+        if st.button("Take it", icon=":material/check:", key="take-public"):
+            _chosen(public_folder(name))
+    else:
         words = f"Download ({size(one.download_bytes)}, {size(one.disk_bytes)} on the disk)"
         download = (key, one.title, partial(fetch_public, name))
         st.button(words, icon=":material/download:", on_click=begin, args=download, kwargs={"kept": False})
-    outcome(key)
+    if outcome(key):
+        forget(key)
+        _chosen(public_folder(name))
 
 
-def _once(key: str, make: Callable[[], Work], words: str) -> Path:
-    """What was made of an upload, made once a session: the browser's widget hands the same one over at every rerun.
+def _once(key: str, make: Callable[[], Work], words: str) -> None:
+    """Choose what is made of an upload, once a session: the browser's widget hands the same one over at every rerun.
 
     Raises:
         DataError: when it was stopped.
     """
-    made: dict[str, Path] = st.session_state.setdefault("imported", {})
-    if key in made and made[key].is_dir():
-        return made[key]
+    made = st.session_state.setdefault("imported", set())
+    if key not in made:
+        folder = _awaited(key, make, words)
+        made.add(key)
+        _chosen(folder)
+
+
+def _awaited(key: str, make: Callable[[], Work], words: str) -> Path:
     folder = wait_for(key, words, make, kept=False)
     if folder is None:
         st.button("Try again", icon=":material/replay:", on_click=forget, args=(key,))
         raise DataError(f"{words} was stopped; nothing of it was kept.")
-    made[key] = folder
     return folder
-
-
-def chosen_or_stop() -> None:
-    """Draw the choice; end the page in words where it cannot be used."""
-    try:
-        choose_source()
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
-        st.stop()

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -14,8 +13,9 @@ from finetune_core import paths
 from finetune_core.config import DEMO_RECIPE, Edit, RunConfig, make_config
 from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
 from finetune_core.data.edits import add_edits, load_edits, remove_edits
-from finetune_core.data.sample import SAMPLE_NAME, digits_folder
-from finetune_core.data.sources import check_roots, data_roots, whole_path
+from finetune_core.data.entry import load_split
+from finetune_core.data.recent import remember
+from finetune_core.data.sample import digits_folder
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.inspection.deep import DeepReport
@@ -23,7 +23,8 @@ from finetune_core.runs.store import Run, RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import PHASE_WORDS, duration
-from pages.shared.account import owner, sign_in_asked
+from pages.shared.account import owner
+from pages.shared.chosen import chosen_data, data_folder, readable_roots
 from pages.shared.chrome import go, plain
 from pages.shared.jobs import forget, jobs, wait_for
 
@@ -68,36 +69,18 @@ def _reports() -> dict[tuple[str, str, int], DeepReport]:
     return {}
 
 
-def readable_roots() -> tuple[Path, ...]:
-    """The folders that this server may read; its owner's home only where nobody has to sign in."""
-    return data_roots(home_too=not sign_in_asked())
-
-
-def data_folder() -> str:
-    """The folder or manifest that this session has chosen, or an empty string."""
-    source = st.session_state.get("data_source", SAMPLE_NAME)
-    if source == SAMPLE_NAME:
-        return str(digits_folder())
-    named = str(st.session_state.get(f"data_{source}") or "").strip()
-    named = st.session_state.get("data_unpacked", {}).get(named, named)
-    try:
-        return str(whole_path(named)) if named else ""
-    except DataError:  # the page with the box says so
-        return ""
-
-
-def current_dataset(settings: dict[str, Any], *, again: bool = False) -> Dataset:
+def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = False) -> Dataset:
     """The data set that this session has chosen, with the changes made to it; looked through once a process, with a bar.
 
     Args:
-        settings: how to split: arguments of ``index_dataset``.
+        settings: how to split: arguments of ``index_dataset``; as it is kept with the data set when not given.
         again: look for files that were added or changed.
 
     Raises:
         DataError: when it cannot be used, or may not be read.
     """
-    root = data_folder()
-    check_roots(root, readable_roots())
+    root = chosen_data()
+    settings = settings or load_split(root)
     edits = load_edits(root)
     seen = None if again else _looked_through().get(root)
     if seen is None:
@@ -118,6 +101,9 @@ def current_dataset(settings: dict[str, Any], *, again: bool = False) -> Dataset
     if dataset is None:
         dataset = assemble(root, seen, **settings, edits=edits)
         _keep(_assembled(), key, dataset)
+    if st.session_state.get("opened_data") != root:
+        st.session_state["opened_data"] = root
+        remember(root, owner())
     return dataset
 
 
@@ -140,18 +126,19 @@ def _keep(held: dict, key: Any, value: Any) -> None:
 
 def change(*edits: Edit) -> None:
     """Add changes to the chosen data set (a callback)."""
-    _answered(lambda: add_edits(data_folder(), edits))
+    answered(lambda: add_edits(data_folder(), edits))
 
 
 def undo(edits: Sequence[Edit]) -> None:
     """Take changes back (a callback)."""
-    _answered(lambda: remove_edits(data_folder(), edits))
+    answered(lambda: remove_edits(data_folder(), edits))
 
 
-def _answered(act: Callable[[], None]) -> None:
+def answered(act: Callable[[], None]) -> None:
+    """Do what a callback is for; what is wrong with it is said by the page that is drawn next."""
     try:
         act()
-    except FinetuneError as error:  # a callback has no place on the page: the next drawing says it
+    except FinetuneError as error:
         st.session_state["change_problem"] = str(error)
 
 

@@ -24,7 +24,7 @@ def test_try_it_now_leads_to_an_evaluated_model_without_typing(server, page, no_
 
 
 def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page, no_error_on):
-    page.goto(f"{server.url}/configure")
+    page.goto(f"{server.url}/configure?data=digits")
     page.get_by_label("Epochs", exact=True).fill("300")
     page.get_by_label("Image size (pixels)", exact=True).fill("32")
     page.get_by_label("Image size (pixels)", exact=True).press("Enter")

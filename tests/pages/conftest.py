@@ -3,6 +3,7 @@
 import pytest
 import streamlit as st
 
+from finetune_core.data.recent import remember
 from pages.shared.jobs import jobs
 
 
@@ -19,6 +20,12 @@ def fresh_process_state():
     yield
     _end_all()
     st.cache_resource.clear()
+
+
+@pytest.fixture
+def known():
+    """``known(folder)``: the id of a data set, as an address that names it has it."""
+    return remember
 
 
 @pytest.fixture

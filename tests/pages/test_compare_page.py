@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison import compare_runs
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
@@ -107,8 +108,7 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
 def form_for(data):
     """Compare with nothing trained yet, the data chosen and the settings as quick as can be."""
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
-    for name, value in {"data_source": "folder", "data_folder": str(data)}.items():
-        at.session_state[name] = value
+    at.query_params["data"] = remember(data)
     for name, value in QUICK.items():
         at.session_state[f"form_{name}"] = value
     at.switch_page("pages/compare.py")

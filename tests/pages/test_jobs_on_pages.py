@@ -29,15 +29,14 @@ def held(monkeypatch):
 
 
 @pytest.fixture
-def configure(image_folder, tmp_path, monkeypatch):
+def configure(image_folder, tmp_path, monkeypatch, known):
     """Configure, in a session of its own, on a small data set."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
 
     def opened():
         at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
-        at.session_state["data_source"] = "folder"
-        at.session_state["data_folder"] = str(folder)
+        at.query_params["data"] = known(folder)
         at.session_state["form_image_size"] = 32
         at.session_state["form_batch_size"] = 4
         at.switch_page("pages/configure.py").run()

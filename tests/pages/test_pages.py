@@ -88,8 +88,11 @@ def test_home_tells_the_state_of_the_machine():
     assert labels(at)[0] == "Try it now"
 
 
-def test_dataset_shows_the_sample_by_default():
+def test_dataset_shows_the_sample_once_it_is_taken():
     at = opened("dataset")
+    assert not at.metric
+    next(button for button in at.button if button.label == "Take the sample").click().run()
+    assert at.query_params["data"] == "digits"
     told = {metric.label: metric.value for metric in at.metric}
     assert told == {"Images": "1,797", "Classes": "10", "Training": "1,259", "Validation": "269", "Test": "269"}
     at.session_state["dataset_view"] = "Images"
@@ -130,7 +133,7 @@ def test_dataset_names_what_is_wrong_with_a_folder(image_folder, tmp_path):
 
 
 def test_configure_draws_the_strategy():
-    at = opened("configure")
+    at = opened("configure", data="digits")
     assert looks(at) == ["frozen"] * 7 + ["warm", "head"]
     at.radio(key="form_strategy").set_value("feature_extraction").run()
     assert looks(at) == ["frozen"] * 8 + ["head"]
@@ -159,7 +162,7 @@ def test_recipes_set_the_form():
 
 
 def test_bad_values_are_refused_beside_their_fields_all_at_once():
-    at = opened("configure")
+    at = opened("configure", data="digits")
     at.number_input(key="form_epochs").set_value(-1)
     at.number_input(key="form_batch_size").set_value(0)
     at.text_input(key="form_learning_rate").set_value("fast")
@@ -180,11 +183,8 @@ def test_custom_rates_and_cut_on_the_page():
     assert not at.exception
 
 
-def test_training_starts_from_the_page_and_is_found_again(run):
-    at = opened("configure")
-    at.session_state["data_source"] = "folder"
-    at.session_state["data_folder"] = str(run.folder)
-    at.run()
+def test_training_starts_from_the_page_and_is_found_again(run, known):
+    at = opened("configure", data=known(run.folder))
     at.number_input(key="form_image_size").set_value(32)
     at.number_input(key="form_epochs").set_value(3)
     at.run()
@@ -293,10 +293,8 @@ def test_a_renamed_run_folder_is_listed_like_any_other(run):
     assert "correct" in words(opened("train", run="baseline"))
 
 
-def test_forecast_puts_all_strategies_side_by_side(run, finished):
-    at = opened("configure")
-    at.session_state["data_source"] = "folder"
-    at.session_state["data_folder"] = str(run.folder)
+def test_forecast_puts_all_strategies_side_by_side(run, finished, known):
+    at = opened("configure", data=known(run.folder))
     at.number_input(key="form_image_size").set_value(32)
     at.number_input(key="form_batch_size").set_value(4)
     at.run()

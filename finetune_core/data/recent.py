@@ -1,0 +1,105 @@
+"""Data sets by a short id that an address can hold: which folder or manifest it stands for, and which were opened lately."""
+
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune_core import paths
+from finetune_core.data.entry import entries_folder, entry_folder
+from finetune_core.data.listing import is_within
+from finetune_core.data.sample import SAMPLE_NAME, digits_folder
+from finetune_core.errors import DataError
+from finetune_core.files import write_bytes
+
+_FILE = "source.json"
+_ID = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_MOST_BYTES = 20_000
+_MOST_PEOPLE = 50
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was opened.
+
+    Attributes:
+        data_id: as in an address.
+        path: its folder or manifest.
+        people: who opened it, where people sign in.
+    """
+
+    data_id: str
+    path: str
+    people: tuple[str, ...] = ()
+
+
+def data_id(data: str | Path) -> str:
+    """The id of a folder or manifest: its entry's name; the bundled sample's is the same on every machine."""
+    folder = entry_folder(data)
+    return SAMPLE_NAME if folder == entry_folder(paths.data_dir() / SAMPLE_NAME) else folder.name
+
+
+def remember(data: str | Path, person: str = "") -> str:
+    """Note that a data set was opened, so that its id can be resolved; returns the id.
+
+    Args:
+        person: who opened it, where people sign in.
+    """
+    file = entry_folder(data) / _FILE
+    path = str(Path(data).expanduser().resolve())
+    known = _read(file)
+    people = [*dict.fromkeys([*([person] if person else []), *(known.people if known else ())])][:_MOST_PEOPLE]
+    with suppress(OSError):  # where nothing can be written, it is not listed
+        write_bytes(file, json.dumps({"path": path, "people": people}).encode())
+    return data_id(data)
+
+
+def source_of(wanted: str) -> str:
+    """The folder or manifest that an id stands for. Whether it may be read is the caller's to check.
+
+    Raises:
+        DataError: when no data set of that id was opened here.
+    """
+    if wanted == SAMPLE_NAME:
+        return str(digits_folder())
+    known = _read(entries_folder() / wanted / _FILE) if _ID.fullmatch(wanted) else None
+    if known is None:
+        raise DataError(f"The data set “{wanted[:80]}” that the address names is not known here. Choose it again.")
+    return known.path
+
+
+def recent_sources(roots: Sequence[Path], person: str | None = None) -> list[Source]:
+    """The data sets that were opened, the latest first, without the sample; those that are gone or may not be read are left out.
+
+    Args:
+        roots: the folders that may be read.
+        person: when given, only what they have opened themselves.
+    """
+    files = [(file.stat().st_mtime, file) for file in entries_folder().glob(f"*/{_FILE}")]
+    found = [known for _, file in sorted(files, reverse=True) if (known := _read(file))]
+    return [
+        known
+        for known in found
+        if (person is None or person in known.people)
+        and known.data_id != data_id(paths.data_dir() / SAMPLE_NAME)
+        and is_within(known.path, roots)
+        and Path(known.path).exists()
+    ]
+
+
+def _read(file: Path) -> Source | None:
+    """What an entry says of its source; None where it is damaged, or was not made for this entry."""
+    if not file.is_file():
+        return None
+    try:
+        with file.open("rb") as opened:
+            told: Any = json.loads(opened.read(_MOST_BYTES))
+        path, people = told["path"], told["people"]
+        if not isinstance(path, str) or not isinstance(people, list) or not all(isinstance(one, str) for one in people):
+            return None
+        return Source(data_id(path), path, tuple(people)) if entry_folder(path) == file.parent else None
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError):
+        return None

@@ -1,0 +1,64 @@
+"""Settings under a short id that an address can hold: small JSON files, named by a hash of what they hold."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from finetune_core import paths
+from finetune_core.errors import ConfigError
+from finetune_core.files import write_bytes
+
+MOST_FILES = 1000
+_MOST_BYTES = 50_000
+_ID = re.compile(r"[0-9a-f]{12}")
+
+
+def save_settings(values: Mapping[str, Any]) -> str:
+    """Keep values that JSON can hold; returns their id. Equal values have equal ids, on every machine."""
+    content = json.dumps(values, sort_keys=True, indent=1).encode()
+    found = hashlib.sha256(content).hexdigest()[:12]
+    file = _file(found)
+    with suppress(OSError):  # where nothing can be written, a reload begins with the defaults
+        if file.is_file():
+            file.touch()
+        elif len(content) <= _MOST_BYTES:
+            _make_room(file.parent)
+            write_bytes(file, content)
+    return found
+
+
+def saved_settings(wanted: str) -> dict[str, Any]:
+    """What was saved under an id, not yet validated.
+
+    Raises:
+        ConfigError: when there is nothing of that id, or it is damaged.
+    """
+    file = _file(wanted)
+    if not _ID.fullmatch(wanted) or not file.is_file():
+        raise ConfigError({"settings": f"nothing is saved under “{wanted[:80]}”"})
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+        values = json.loads(content)
+    except (OSError, ValueError, RecursionError):
+        raise ConfigError({"settings": f"what was saved under “{wanted}” is damaged"}) from None
+    if hashlib.sha256(content).hexdigest()[:12] != wanted or not isinstance(values, dict):
+        raise ConfigError({"settings": f"what was saved under “{wanted}” was changed"})
+    return values
+
+
+def _file(name: str) -> Path:
+    return paths.home() / "settings" / f"{name}.json"
+
+
+def _make_room(folder: Path) -> None:
+    """Those not used for the longest time go."""
+    files = list(folder.glob("*.json"))
+    if len(files) < MOST_FILES:
+        return
+    for file in sorted(files, key=lambda one: one.stat().st_mtime)[: len(files) - MOST_FILES + 1]:
+        file.unlink(missing_ok=True)

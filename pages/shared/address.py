@@ -1,0 +1,49 @@
+"""What a page's address carries on every page: the data set that is chosen, and the settings of the next run."""
+
+import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
+
+from finetune_core.errors import ConfigError
+from pages.shared import settings
+
+_MOST = 100  # letters of an id
+
+
+def sync() -> None:
+    """Bring this session and the address together. The address wins when a page is opened or reloaded, and when the browser goes
+    back or forth; else the session does: the browser may lag behind what was just chosen."""
+    context = get_script_run_ctx()
+    state = st.session_state
+    if "address_read" not in state or getattr(context, "is_history_navigation", False):
+        state["address_read"] = True
+        if asked := st.query_params.get("data"):
+            state["data_id"] = asked[:_MOST]
+        if (asked := st.query_params.get("settings")) and asked != state.get("settings_id"):
+            state["settings_problem"] = _restored(asked[:_MOST])
+    state["settings_id"] = settings.keep()
+    wanted = carried()
+    if any(st.query_params.get(name) != value for name, value in wanted.items()):
+        st.query_params.update(wanted)
+    if "settings" in st.query_params and "settings" not in wanted:
+        del st.query_params["settings"]
+
+
+def carried() -> dict[str, str]:
+    """What every link to a page takes along."""
+    found = {"data": st.session_state.get("data_id"), "settings": st.session_state.get("settings_id")}
+    return {name: value for name, value in found.items() if value}
+
+
+def settings_problem() -> str:
+    """Why the settings that the address named could not be taken, until some are chosen."""
+    return "" if st.session_state.get("settings_id") else st.session_state.get("settings_problem", "")
+
+
+def _restored(asked: str) -> str:
+    try:
+        settings.restore(asked)
+    except ConfigError as error:
+        return (
+            f"The settings that the address names cannot be had: {'; '.join(error.problems.values())}. These are the defaults."
+        )
+    return ""

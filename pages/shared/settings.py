@@ -1,0 +1,212 @@
+"""The settings of the next run as this session has them: what the form's widgets hold, kept under an id that the address carries."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import SPLIT_FIELDS, Edit, RunConfig, make_config
+from finetune_core.data.entry import load_split
+from finetune_core.errors import ConfigError
+from finetune_core.models.catalogue import backbone_names, default_backbone
+from finetune_core.models.network import network_stages
+from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.saved_settings import save_settings, saved_settings
+from finetune_core.training.strategies import STRATEGIES
+
+DEFAULTS: dict[str, Any] = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
+FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"
+MOST_SEEDS = 20
+FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
+COMPARISON: dict[str, Any] = {
+    "strategies": ["feature_extraction", "last_block", "full"],
+    "seeds": 3,
+    "backbones": [],
+    "fractions": [],
+    "cuts": [],
+}
+
+_NO_WIDGETS = ("cut", "stage_rates", "weights", "edits")
+_NOT_KEPT = {"data", "edits", *SPLIT_FIELDS}  # they belong to the data set
+_MOST_RATES = 200
+
+
+def key(name: str) -> str:
+    """Of a field's widget."""
+    return f"form_{name}"
+
+
+def rate_key(stage: str) -> str:
+    return f"custom_rate_{stage}"
+
+
+def comparison_key(name: str) -> str:
+    """Of the widget of one of ``COMPARISON``, which has its usual value from then on where it has none yet."""
+    st.session_state.setdefault(f"compare_{name}", COMPARISON[name])
+    return f"compare_{name}"
+
+
+def apply_recipe(recipe: dict[str, Any]) -> None:
+    """Set the form's fields, those that the recipe does not name to their defaults (a callback: before the widgets are drawn)."""
+    kept = (*SPLIT_FIELDS, *_NO_WIDGETS, "device", "precision", "seed", "cache")
+    set_fields({name: value for name, value in (DEFAULTS | recipe).items() if name not in kept})
+    st.session_state["weights_from"] = "Pretrained"
+
+
+def set_fields(values: Mapping[str, Any]) -> None:
+    """Set some of the form's fields (a callback)."""
+    for name, value in values.items():
+        st.session_state[key(name)] = _as_widget(value)
+
+
+def fill_in() -> None:
+    """Give every field that has none yet its default."""
+    for name, default in (DEFAULTS | {"backbone": default_backbone()}).items():
+        if default is not None and name not in _NO_WIDGETS:
+            st.session_state.setdefault(key(name), _as_widget(default))
+
+
+def values(data: str, edits: Sequence[Edit]) -> dict[str, Any]:
+    """The settings as they stand in the form, unchecked, for data with these changes.
+
+    Raises:
+        DataError: when what is known of the data set's split is damaged.
+    """
+    return _widgets() | load_split(data) | {"data": data, "edits": edits}
+
+
+def set_strategy(name: str, cut: str, backbone: str) -> None:
+    """Put a suggested strategy into the form (a callback)."""
+    st.session_state[key("backbone")] = backbone
+    st.session_state[key("strategy")] = name
+    if name == "custom":
+        st.session_state["custom_how"] = FROM_STAGE
+        st.session_state["custom_cut"] = cut
+
+
+def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
+    """Make the strategy one of its own: as it was drawn, but for one stage, which freezes or trains (a callback)."""
+    st.session_state[key("strategy")] = "custom"
+    st.session_state["custom_how"] = EVERY_STAGE
+    for stage in stages:
+        trains = stage["trains"] != (stage["name"] == name)
+        st.session_state[rate_key(stage["name"])] = (stage["rate"] or 1.0) if trains else 0.0
+
+
+def stage_names() -> list[str]:
+    """The stages of the backbone in the form."""
+    return [stage.name for stage in network_stages(st.session_state[key("backbone")])]
+
+
+def sound(found: Mapping[str, Any]) -> RunConfig:
+    """A config of those settings that can be used."""
+    left = {name: value for name, value in found.items() if name not in _NOT_KEPT} | {"data": "any"}
+    while True:
+        try:
+            return make_config(left)
+        except ConfigError as error:
+            bad = (error.problems.keys() & left.keys()) or ({"cut", "stage_rates"} & left.keys()) or left.keys() - {"data"}
+            left = {name: value for name, value in left.items() if name not in bad}
+
+
+def keep() -> str:
+    """Keep what this session has set, but for what cannot be used; returns its id, empty where all is as it is at first."""
+    comparison = {name: st.session_state[comparison_key(name)] for name in COMPARISON}
+    comparison = {name: chosen for name, chosen in comparison.items() if chosen != COMPARISON[name]}
+    if rates := st.session_state.get("compared_rates"):
+        comparison["rates"] = dict(rates)
+    touched = any(str(name).startswith(key("")) for name in st.session_state)
+    settings = _kept(sound(_widgets())) if touched else _at_first()
+    if settings == _at_first() and not comparison:
+        return ""
+    return save_settings({"settings": settings, "comparison": comparison})
+
+
+def restore(wanted: str) -> None:
+    """Put what was kept under an id into the form.
+
+    Raises:
+        ConfigError: when there is nothing of that id, or it cannot be used; then everything is as it is at first.
+    """
+    try:
+        told = saved_settings(wanted)
+        settings, comparison = told.get("settings"), told.get("comparison")
+        if not isinstance(settings, dict) or not isinstance(comparison, dict):
+            raise ConfigError({"settings": f"what was saved under “{wanted}” are no settings"})
+        config = make_config({name: value for name, value in settings.items() if name not in _NOT_KEPT} | {"data": "any"})
+        if config.backbone not in backbone_names():
+            raise ConfigError({"backbone": f"there is no backbone {config.backbone!r} here"})
+    except ConfigError:
+        _show(make_config({"data": "any"} | _at_first()), {})
+        raise
+    _show(config, comparison)
+
+
+def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
+    """Set all widgets."""
+    set_fields({name: value for name, value in _kept(config).items() if name not in _NO_WIDGETS})
+    known = {PRETRAINED: "Pretrained", RANDOM: "Random"}
+    st.session_state["weights_from"] = known.get(config.weights, "A file")
+    st.session_state["weights_file"] = "" if config.weights in known else config.weights
+    st.session_state["custom_how"] = EVERY_STAGE if config.stage_rates is not None else FROM_STAGE
+    names = stage_names()
+    st.session_state["custom_cut"] = config.cut if config.cut in names else names[-2]
+    for name in names:
+        st.session_state[rate_key(name)] = float((config.stage_rates or {"head": 1.0}).get(name, 0.0))
+    for name, options in {
+        "strategies": list(STRATEGIES),
+        "backbones": backbone_names(),
+        "fractions": FRACTIONS,
+        "cuts": names[1:-1],
+    }.items():
+        st.session_state.pop(comparison_key(name), None)
+        if isinstance(chosen := comparison.get(name), list):
+            st.session_state[comparison_key(name)] = [one for one in chosen if one in options]
+    seeds, rates = comparison.get("seeds"), comparison.get("rates")
+    st.session_state.pop(comparison_key("seeds"), None)
+    if isinstance(seeds, int) and 1 <= seeds <= MOST_SEEDS:
+        st.session_state[comparison_key("seeds")] = seeds
+    st.session_state["compared_rates"] = {
+        str(mark): float(rate)
+        for mark, rate in (list(rates.items())[:_MOST_RATES] if isinstance(rates, dict) else [])
+        if isinstance(rate, int | float) and 0 < rate <= 10
+    }
+
+
+def _widgets() -> dict[str, Any]:
+    """What the form's widgets hold, as fields of the config."""
+    fill_in()
+    found = {name: st.session_state.get(key(name)) for name in DEFAULTS if name not in _NO_WIDGETS}
+    found["weights"] = _weights()
+    return found | _custom_strategy() if found["strategy"] == "custom" else found
+
+
+def _custom_strategy() -> dict[str, Any]:
+    names = stage_names()
+    if st.session_state.get("custom_how", FROM_STAGE) == FROM_STAGE:
+        cut = st.session_state.get("custom_cut")
+        return {"cut": cut if cut in names else names[-2]}
+    return {"stage_rates": {name: st.session_state.get(rate_key(name), float(name == "head")) for name in names}}
+
+
+def _weights() -> str:
+    chosen = st.session_state.get("weights_from", "Pretrained")
+    if chosen == "A file":
+        return str(st.session_state.get("weights_file", "")).strip()
+    return RANDOM if chosen == "Random" else PRETRAINED
+
+
+def _kept(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=_NOT_KEPT)
+
+
+def _at_first() -> dict[str, Any]:
+    return _kept(make_config({"data": "any", "backbone": default_backbone()}))
+
+
+def _as_widget(value: Any) -> Any:
+    """Fields that are typed as text hold text."""
+    if not isinstance(value, float):
+        return value
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -1,0 +1,101 @@
+import json
+import os
+
+import pytest
+
+from finetune_core.data.entry import entry_folder, load_split, save_split
+from finetune_core.data.recent import data_id, recent_sources, remember, source_of
+from finetune_core.data.sample import SAMPLE_NAME, digits_folder
+from finetune_core.errors import DataError
+
+
+@pytest.fixture
+def folders(tmp_path):
+    made = [tmp_path / "pets", tmp_path / "two words, ünïcode", tmp_path / "third"]
+    for folder in made:
+        folder.mkdir()
+    return made
+
+
+def test_an_id_stands_for_its_folder_and_is_fit_for_an_address(folders):
+    for folder in folders:
+        name = remember(folder)
+        assert name == data_id(folder)
+        assert name.replace("-", "").replace("_", "").isascii()
+        assert source_of(name) == str(folder)
+
+
+def test_the_sample_has_the_same_id_everywhere():
+    assert data_id(digits_folder()) == SAMPLE_NAME
+    assert source_of(SAMPLE_NAME) == str(digits_folder())
+    remember(digits_folder())
+    assert recent_sources([digits_folder().parent]) == []
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "nothing-123456789abc", "../../etc", "a/b", "x" * 500, "a\x00b", "\ud800", ".", "..", "~"]
+)
+def test_an_id_that_is_not_known_is_refused_in_words(asked):
+    with pytest.raises(DataError, match="is not known here"):
+        source_of(asked)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"{",
+        b'{"path": 3, "people": []}',
+        b'{"path": "/etc", "people": []}',
+        b'{"path": "/x", "people": 3}',
+        b"[" * 19_000,
+    ],
+    ids=["empty", "list", "no path", "half", "number", "another folder", "people", "deep"],
+)
+def test_a_damaged_or_foreign_note_is_no_data_set(folders, content):
+    name = remember(folders[0])
+    (entry_folder(folders[0]) / "source.json").write_bytes(content)
+    with pytest.raises(DataError, match="is not known here"):
+        source_of(name)
+    assert recent_sources([folders[0].parent]) == []
+
+
+def test_recent_ones_come_latest_first_and_those_gone_or_out_of_bounds_are_left_out(folders, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for age, folder in enumerate([elsewhere, *folders]):
+        remember(folder)
+        os.utime(entry_folder(folder) / "source.json", (age, age))
+    roots = [folders[0].parent]
+    assert [one.path for one in recent_sources(roots)] == [str(folder) for folder in reversed(folders)]
+    folders[1].rmdir()
+    assert [one.path for one in recent_sources(roots)] == [str(folders[2]), str(folders[0])]
+
+
+def test_with_people_each_sees_what_they_have_opened(folders):
+    roots = [folders[0].parent]
+    remember(folders[0], "ann")
+    remember(folders[1], "ben")
+    remember(folders[1], "ann")
+    remember(folders[2])
+    assert {one.path for one in recent_sources(roots, "ann")} == {str(folders[0]), str(folders[1])}
+    assert {one.path for one in recent_sources(roots, "ben")} == {str(folders[1])}
+    assert recent_sources(roots, "") == []
+    assert len(recent_sources(roots)) == 3
+
+
+def test_a_split_is_kept_with_its_data_set(folders):
+    usual = load_split(folders[0])
+    wanted = usual | {"val_fraction": 0.3, "split_seed": 7, "groups": "{group}_*"}
+    save_split(folders[0], wanted)
+    assert load_split(folders[0]) == wanted
+    assert load_split(folders[1]) == usual
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"val_fraction": 5}), json.dumps({"split_seed": "x"})])
+def test_a_damaged_split_is_not_silently_another_one(folders, content):
+    save_split(folders[0], load_split(folders[0]))
+    (entry_folder(folders[0]) / "split.json").write_text(content)
+    with pytest.raises(DataError, match="Repair or delete that file"):
+        load_split(folders[0])

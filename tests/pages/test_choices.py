@@ -1,0 +1,306 @@
+"""What a person has chosen is kept: data and settings live in the address, the split with the data set; nothing is trained on the
+sample unless it was chosen."""
+
+import json
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.data.entry import entry_folder, load_split
+from finetune_core.runs.store import RunStore
+from finetune_core.saved_settings import save_settings
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NASTY = "[x](a) <b>"
+SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    return image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+
+
+@pytest.fixture
+def other(image_folder, tmp_path):
+    return image_folder(tmp_path / NASTY, {"red": 12, "blue": 12, "green": 12})
+
+
+def opened(name, user=None, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    if user:
+        at.secrets["auth"] = SECRETS
+        at.user = {"is_logged_in": True, "email": user}
+    for key, value in query.items():
+        at.query_params[key] = value
+    if name != "home":
+        at.switch_page(f"pages/{name}.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def address(at):
+    return {name: value if isinstance(value, str) else value[-1] for name, value in at.query_params.items()}
+
+
+def reloaded(name, at):
+    """A new session at the same address."""
+    return opened(name, **address(at))
+
+
+def words(at):
+    kinds = ("markdown", "caption", "info", "warning", "error", "subheader")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind)).replace("\\", "")
+
+
+def button(at, label):
+    return next(button for button in at.button if button.label == label)
+
+
+def labels(at):
+    return [button.label for button in at.button]
+
+
+@pytest.mark.parametrize("name", ["dataset", "configure", "compare"])
+def test_with_nothing_chosen_there_is_no_data_and_nothing_can_be_trained(name):
+    at = opened(name)
+    assert "Take the sample" in labels(at)
+    assert "Start training" not in labels(at)
+    assert not [label for label in labels(at) if label.startswith("Start ")]
+    assert not at.metric
+    assert "data" not in address(at)
+    assert not (paths.data_dir() / "digits").exists()
+
+
+def test_a_reload_keeps_the_data_and_the_settings_and_trains_on_them(folder, known):
+    at = opened("dataset")
+    at.text_input(key="data_folder").set_value(str(folder)).run()
+    assert not at.exception
+    assert address(at) == {"data": known(folder)}
+    at.switch_page("pages/configure.py").run()
+    at.number_input(key="form_epochs").set_value(1)
+    at.number_input(key="form_image_size").set_value(32)
+    at.text_input(key="form_learning_rate").set_value("0.000123456789")
+    at.radio(key="form_strategy").set_value("custom")
+    at.run()
+    at.selectbox(key="custom_cut").set_value("block3").run()
+    again = reloaded("configure", at)
+    assert f"Training on {folder}" in words(again).replace("*", "")
+    assert again.number_input(key="form_epochs").value == 1
+    assert again.selectbox(key="custom_cut").value == "block3"
+    assert address(again) == address(at)
+    button(again, "Start training").click().run()
+    assert not again.exception
+    (run,) = RunStore(paths.runs_dir()).runs()
+    assert (run.config.data, run.config.epochs, run.config.cut) == (str(folder), 1, "block3")
+    assert run.config.learning_rate == 0.000123456789
+
+
+def test_stage_rates_and_a_file_of_weights_survive_a_reload(folder, known):
+    at = opened("configure", data=known(folder))
+    at.radio(key="form_strategy").set_value("custom").run()
+    at.button_group(key="custom_how").set_value("A rate for each stage").run()
+    at.number_input(key="custom_rate_block5").set_value(0.3)
+    at.selectbox(key="weights_from").set_value("A file").run()
+    at.text_input(key="weights_file").set_value("/nowhere/w.pth").run()
+    again = reloaded("configure", at)
+    assert again.number_input(key="custom_rate_block5").value == 0.3
+    assert again.number_input(key="custom_rate_head").value == 1.0
+    assert again.text_input(key="weights_file").value == "/nowhere/w.pth"
+
+
+def test_what_cannot_be_used_is_not_kept_but_all_else_is(folder, known):
+    at = opened("configure", data=known(folder))
+    at.number_input(key="form_epochs").set_value(-4)
+    at.number_input(key="form_batch_size").set_value(7)
+    at.run()
+    again = reloaded("configure", at)
+    assert again.number_input(key="form_epochs").value == 10
+    assert again.number_input(key="form_batch_size").value == 7
+
+
+def test_settings_nobody_has_touched_need_no_place_in_the_address(folder, known):
+    at = opened("configure", data=known(folder))
+    assert set(address(at)) == {"data"}
+    at.number_input(key="form_epochs").set_value(3).run()
+    assert set(address(at)) == {"data", "settings"}
+    at.number_input(key="form_epochs").set_value(10).run()
+    assert set(address(at)) == {"data"}
+
+
+def test_what_was_set_up_to_be_compared_survives_a_reload(folder, known, finished):
+    at = opened("configure", data=known(folder))
+    at.number_input(key="form_image_size").set_value(32)
+    at.number_input(key="form_batch_size").set_value(4)
+    at.run()
+    at.switch_page("pages/compare.py").run()
+    at.button_group(key="compare_strategies").set_value(["full"])
+    at.number_input(key="compare_seeds").set_value(2)
+    at.multiselect(key="compare_cuts").set_value(["block5"])
+    at.run()
+    button(at, "Find a learning rate for each").click().run()
+    finished(at)
+    rates = list(at.dataframe[0].value["Learning rate"])
+    assert "One rate for all" in labels(at)
+    again = reloaded("compare", at)
+    assert "Start 4 runs" in labels(again)
+    assert list(again.dataframe[0].value["Learning rate"]) == rates
+
+
+@pytest.mark.parametrize("name", ["home", "dataset", "configure", "train", "compare"])
+def test_every_link_takes_the_choices_along(folder, known, name):
+    at = opened("configure", data=known(folder))
+    at.number_input(key="form_epochs").set_value(3).run()
+    chosen = address(at)
+    at = opened(name, **chosen)
+    links = at.get("page_link")
+    assert len(links) >= 7
+    assert all(parse_qs(link.proto.query_string) == {key: [value] for key, value in chosen.items()} for link in links)
+    assert address(at) == chosen
+
+
+@pytest.mark.parametrize(
+    "asked", ["nothing-0123456789ab", "../../../etc", "<script>alert(1)</script>", "x" * 5000, "[a](http://b)"]
+)
+@pytest.mark.parametrize("name", ["dataset", "configure", "compare"])
+def test_an_address_that_names_no_known_data_set_says_so_and_takes_no_other(name, asked):
+    at = opened(name, data=asked)
+    assert "that the address names is not known here" in words(at)
+    assert not any("](http://b)" in element.value for kind in ("error", "markdown") for element in at.get(kind))
+    assert not at.metric
+    assert not [label for label in labels(at) if label.startswith("Start ")]
+
+
+@pytest.mark.parametrize("name", ["dataset", "configure", "compare"])
+def test_an_address_cannot_name_data_outside_the_folders_that_may_be_read(name, folder, known, image_folder, tmp_path_factory):
+    secret = image_folder(tmp_path_factory.mktemp("elsewhere"), {"red": 12, "blue": 12})
+    at = opened(name, data=known(secret))
+    assert "outside the folders that Thaw may read" in words(at)
+    assert not at.metric
+    assert not at.get("image")
+    assert f"open-{known(secret)}" not in [one.key for one in at.button]
+
+
+@pytest.mark.parametrize("damage", ["{", '{"settings": {}, "comparison": {}}', None])
+def test_settings_that_cannot_be_had_are_the_defaults_and_the_page_says_so(folder, known, damage):
+    at = opened("configure", data=known(folder))
+    at.number_input(key="form_epochs").set_value(3).run()
+    file = paths.home() / "settings" / f"{address(at)['settings']}.json"
+    file.unlink() if damage is None else file.write_text(damage)
+    again = reloaded("configure", at)
+    assert "The settings that the address names cannot be had" in words(again)
+    assert again.number_input(key="form_epochs").value == 10
+    assert not button(again, "Start training").disabled
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"epochs": -1}, {"backbone": "no-such-net"}, {"unknown": 3}, [], {"strategy": "custom", "stage_rates": {"x": -1}}],
+)
+def test_settings_that_no_form_could_hold_are_refused(folder, known, settings):
+    again = opened("configure", data=known(folder), settings=save_settings({"settings": settings, "comparison": {}}))
+    assert "The settings that the address names cannot be had" in words(again)
+    assert again.number_input(key="form_epochs").value == 10
+
+
+def test_settings_for_a_comparison_that_no_form_could_hold_are_passed_over(folder, known):
+    bad = {
+        "strategies": ["full", "<b>", 3],
+        "seeds": 10**9,
+        "backbones": "x",
+        "fractions": [7],
+        "cuts": [None],
+        "rates": {"a": "b"},
+    }
+    at = opened("compare", data=known(folder), settings=save_settings({"settings": {"epochs": 2}, "comparison": bad}))
+    assert at.button_group(key="compare_strategies").value == ["full"]
+    assert "Start 3 runs" in labels(at)
+
+
+def test_recent_data_sets_are_listed_and_opened_in_one_click(folder, other):
+    at = opened("dataset")
+    for one in (folder, other):
+        at.text_input(key="data_folder").set_value(str(one)).run()
+        assert not at.exception
+        assert {metric.label for metric in at.metric} >= {"Images", "Classes"}
+    for name in ("home", "dataset", "configure", "compare"):
+        again = opened(name)
+        assert folder.name in words(again)
+        assert NASTY in words(again)
+        assert not any("](a)" in element.value for element in again.markdown)
+    at = opened("configure")
+    next(one for one in at.button if one.key == f"open-{entry_folder(folder).name}").click().run()
+    assert f"Training on {folder}" in words(at).replace("*", "")
+    at = opened("home")
+    next(one for one in at.button if one.key == f"open-{entry_folder(other).name}").click().run()
+    assert not at.exception
+    assert {metric.label: metric.value for metric in at.metric}["Classes"] == "3"
+
+
+def test_a_wrong_name_changes_nothing_that_was_chosen(folder, known, tmp_path):
+    at = opened("dataset", data=known(folder))
+    at.text_input(key="data_folder").set_value(str(tmp_path / "nowhere")).run()
+    assert "There is no folder" in words(at)
+    assert address(at)["data"] == known(folder)
+    assert {metric.label: metric.value for metric in at.metric}["Images"] == "24"
+
+
+def test_where_people_sign_in_each_sees_the_data_sets_they_have_opened(folder, other):
+    ann = opened("dataset", user="ann@example.org")
+    ann.text_input(key="data_folder").set_value(str(folder)).run()
+    assert not ann.exception
+    assert str(folder.name) in words(opened("home", user="ann@example.org"))
+    assert "Recent data sets" not in words(opened("home", user="ben@example.org"))
+    ben = opened("dataset", user="ben@example.org", data=entry_folder(folder).name)  # a link that Ann has sent
+    assert {metric.label for metric in ben.metric} >= {"Images", "Classes"}
+    assert "Recent data sets" in words(opened("home", user="ben@example.org"))
+
+
+def test_a_split_is_kept_with_its_data_set_and_others_have_their_own(folder, other, known):
+    at = opened("dataset", data=known(folder))
+    at.session_state["dataset_view"] = "Classes and splits"
+    at.run()
+    at.text_input(key="form_val_fraction").set_value("0.4")
+    at.number_input(key="form_split_seed").set_value(5)
+    at.run()
+    assert not at.exception
+    again = reloaded("dataset", at)
+    assert {metric.label: metric.value for metric in again.metric}["Validation"] == "10"
+    again.session_state["dataset_view"] = "Classes and splits"
+    again.run()
+    assert again.text_input(key="form_val_fraction").value == "0.4"
+    assert again.number_input(key="form_split_seed").value == 5
+    at.text_input(key="data_folder").set_value(str(other)).run()
+    at.session_state["dataset_view"] = "Classes and splits"
+    at.run()
+    assert at.text_input(key="form_val_fraction").value == "0.15"
+    assert load_split(folder)["val_fraction"] == 0.4
+    run_page = opened("configure", data=known(folder))
+    button(run_page, "Start training").click().run()
+    (run,) = RunStore(paths.runs_dir()).runs()
+    assert (run.config.val_fraction, run.config.split_seed) == (0.4, 5)
+
+
+def test_a_split_that_cannot_be_used_is_said_and_changes_nothing(folder, known):
+    at = opened("dataset", data=known(folder))
+    at.session_state["dataset_view"] = "Classes and splits"
+    at.run()
+    before = {metric.label: metric.value for metric in at.metric}
+    at.text_input(key="form_val_fraction").set_value("lots").run()
+    assert not at.exception
+    assert "Validation share must be a number" in words(at)
+    assert {metric.label: metric.value for metric in at.metric} == before
+    assert not (entry_folder(folder) / "split.json").exists()
+
+
+def test_a_damaged_split_is_said_and_nothing_is_trained(folder, known):
+    entry_folder(folder).mkdir(parents=True, exist_ok=True)
+    (entry_folder(folder) / "split.json").write_text(json.dumps({"val_fraction": "all"}))
+    for name in ("dataset", "configure", "compare"):
+        at = opened(name, data=known(folder))
+        assert "Repair or delete that file" in words(at)
+        assert not [label for label in labels(at) if label.startswith("Start ")]
