@@ -9,6 +9,7 @@ from finetune_core.training.device import describe_machine
 from finetune_core.words import percent, size
 from pages.shared.chosen import MOST_RECENT, recent_data, recent_list
 from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.damaged import damaged_runs
 from pages.shared.stages import draw_strategy
 from pages.shared.state import STATUS_WORDS, run_title, store, try_it_now
 
@@ -63,11 +64,10 @@ def machine() -> None:
 
 
 def recent_runs() -> None:
-    runs = store().runs()[:5]
-    if not runs:
-        return
-    st.subheader("Latest runs", anchor=False)
-    for run in runs:
+    runs, damaged = store().all()
+    if runs:
+        st.subheader("Latest runs", anchor=False)
+    for run in runs[:5]:
         with st.container(horizontal=True, vertical_alignment="center", border=True):
             word, color, icon = STATUS_WORDS[run.status]
             st.badge(word, color=color, icon=icon)
@@ -76,6 +76,7 @@ def recent_runs() -> None:
             st.markdown(plain(run_title(run)) + result, width="stretch")
             if st.button("Open", key=f"open-{run.run_id}"):
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
+    damaged_runs(damaged)
 
 
 def recent_data_sets() -> None:

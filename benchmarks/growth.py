@@ -23,8 +23,8 @@ told = list(fit(make_config(settings), Path(sys.argv[3])))
 named = {type(event).__name__: event for event in told}
 cache = named["RunStarted"].cache
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"epoch": named["EpochEnded"].train_seconds, "trunk": cache["trunk_seconds"], "where": cache["where"],
-                  "bytes": cache["bytes"], "peak": peak}))
+print(json.dumps({"epoch": named["EpochEnded"].train_seconds, "trunk": cache.trunk_seconds, "where": cache.where,
+                  "bytes": cache.bytes, "peak": peak}))
 """
 
 

@@ -1,5 +1,6 @@
 """The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -35,11 +36,12 @@ from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.predict_command import named_by, prediction_json, print_named, write_table
 from finetune_core.runs.design import design
-from finetune_core.runs.record import CONFIG_FILE, Reservation, create_run, execute, reopen_run
-from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
+from finetune_core.runs.store import RunStore, is_run_folder, summary
 from finetune_core.terminal import (
     err,
     interrupts_stop,
+    opened,
     out,
     print_inspection,
     print_json,
@@ -248,7 +250,7 @@ def train(
         if data is not None and settings["edits"]:
             told = edits_in_words(settings["edits"])
             err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
-        base = read_config(config) if config else _kept_split(settings.get("data"), as_is)
+        base = _settings_of(config) if config else _kept_split(settings.get("data"), as_is)
         if by_size:
             base |= _by_size(make_config(base | settings))
         reservation = create_run(make_config(base | settings), (runs_dir or paths.runs_dir()).resolve())
@@ -296,8 +298,7 @@ def _train_to_the_end(reservation: Reservation, as_json: bool) -> None:
 def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Go on with a run that was stopped, failed, or cut off, from its last checkpoint."""
     with _errors():
-        RunStore(run_dir.parent).read(run_dir.resolve())
-        reservation = reopen_run(run_dir.resolve())
+        reservation = reopen_run(opened(run_dir).run_dir)
     _train_to_the_end(reservation, as_json)
 
 
@@ -312,7 +313,7 @@ def evaluate(
 ) -> None:
     """Judge a run on images it did not train on."""
     with _errors():
-        judgement = judge(RunStore(run_dir.parent).read(run_dir.resolve()), split, corrupt=robustness)
+        judgement = judge(opened(run_dir), split, corrupt=robustness)
     if as_json:
         print_json(judgement_json(judgement))
     else:
@@ -362,16 +363,15 @@ def compare(
     settings = {name: value for name, value in locals().items() if name in RunConfig.model_fields and value is not None}
     trained = None
     with _errors():
-        if (Path(targets[0]) / CONFIG_FILE).is_file():
-            folders = [Path(target).resolve() for target in targets]
-            runs = [RunStore(folder.parent).read(folder) for folder in folders]
+        if is_run_folder(Path(targets[0])):
+            runs = [opened(Path(target)) for target in targets]
         else:
             if len(targets) > 1:
                 raise ConfigError({"data": f"one data set at a time; {targets[0]} is no folder of a run"})
             settings["data"] = _resolved(targets[0])
             settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
             usual = {"backbone": default_backbone()} | _kept_split(settings["data"], as_is)
-            base = make_config((read_config(config) if config else usual) | settings)
+            base = make_config((_settings_of(config) if config else usual) | settings)
             configs = design(
                 base,
                 [name.strip() for name in strategies.split(",") if name.strip()],
@@ -440,7 +440,7 @@ def export(
 ) -> None:
     """Make a run into something that works without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
     with _errors():
-        made = export_run(RunStore(run_dir.parent).read(run_dir.resolve()), format, output)
+        made = export_run(opened(run_dir), format, output)
     if as_json:
         told = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
         print_json(told | {"checked": made.checked})
@@ -452,6 +452,18 @@ def export(
             f"Checked with {made.checked['with']} at batch sizes {batches}: logits differ by at most "
             f"{made.checked['largest_difference']:.1g} of the largest ({made.checked['tolerance']:g} is allowed)."
         )
+
+
+def _settings_of(config: Path) -> dict[str, Any]:
+    """Of a ``config.json`` that a person names, which may be a link.
+
+    Raises:
+        ConfigError: when it cannot be read.
+    """
+    try:
+        return read_config(Path(os.path.realpath(config)))
+    except ValueError:
+        raise ConfigError({"config": f"{str(config)!r} cannot be the name of a file"}) from None
 
 
 def _resolved(data: str) -> str:

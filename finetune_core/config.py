@@ -1,13 +1,20 @@
 """RunConfig: everything one run depends on. The form, the command line and ``config.json`` all use this one model."""
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from finetune_core.errors import ConfigError
+from finetune_core.files import problem_with, read_regular
+
+_LARGEST = 2**25  # bytes of a config.json: it may name many images
+_LONGEST_PATH = 4096  # letters
+_SHORT = reprlib.Repr()  # what somebody wrote into a file may be long, or deep
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle", "step"]
@@ -48,9 +55,9 @@ class Edit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     action: Literal["exclude", "move", "relabel", "ignore"]
-    paths: tuple[str, ...]
-    to: str = ""
-    kind: str = ""
+    paths: tuple[Annotated[str, Field(max_length=_LONGEST_PATH)], ...]
+    to: str = Field("", max_length=1000)
+    kind: str = Field("", max_length=100)
 
 
 class RunConfig(BaseModel):
@@ -59,20 +66,26 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str = Field(
-        min_length=1, description="The folder with the images, one subfolder for each class, or a manifest that names them."
+        min_length=1,
+        max_length=_LONGEST_PATH,
+        description="The folder with the images, one subfolder for each class, or a manifest that names them.",
     )
-    backbone: str = Field("efficientnet_lite0", min_length=1, description="The pretrained network to start from.")
+    backbone: str = Field(
+        "efficientnet_lite0", min_length=1, max_length=200, description="The pretrained network to start from."
+    )
     weights: str = Field(
         "pretrained",
         min_length=1,
+        max_length=_LONGEST_PATH,
         description="'pretrained', a file with weights for this backbone, or 'none' for random weights.",
     )
     strategy: StrategyName = Field("last_block", description="Which stages train, and which stay frozen.")
     cut: str | None = Field(
-        None, description="For the custom strategy: the first stage that trains; every later one trains too."
+        None, max_length=200, description="For the custom strategy: the first stage that trains; every later one trains too."
     )
     stage_rates: dict[str, float] | None = Field(
         None,
+        max_length=1000,
         description="For the custom strategy: how many times the learning rate each stage gets; 0, or not named, is frozen.",
     )
     thaw_every: int | None = Field(
@@ -333,11 +346,13 @@ def read_config(path: Path) -> dict[str, Any]:
     """The settings in a ``config.json``, not yet validated.
 
     Raises:
-        ConfigError: when the file cannot be read or is not a JSON object.
+        ConfigError: when it is no regular file, cannot be read, or is not a JSON object.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(read_regular(path, _LARGEST))
+    except OSError as error:
+        raise ConfigError({"config": f"{path} cannot be read: {problem_with(path, error)}"}) from None
+    except (ValueError, RecursionError) as error:
         raise ConfigError({"config": f"{path} cannot be read as JSON: {error}"}) from None
     if not isinstance(values, dict):
         raise ConfigError({"config": f"{path} holds no settings (a JSON object was expected)"})
@@ -361,7 +376,7 @@ def _field(problem: Mapping[str, Any]) -> str:
 
 def _in_words(problem: Mapping[str, Any]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
-    shown = repr(problem.get("input"))
+    shown = _SHORT.repr(problem.get("input"))
     match kind:
         case "greater_than":
             return f"must be more than {context['gt']:g}, not {shown}"

@@ -1,7 +1,9 @@
-"""Writing files and folders so that a reader, or a crash, never meets half of one."""
+"""Writing files and folders so that a reader, or a crash, never meets half of one; reading what may not be what it seems."""
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,7 +11,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from finetune_core.words import size
+
+Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
+
 _LEFT_SECONDS = 24 * 3600
+# Not every system has all of these. A FIFO without a writer would be waited for, a link leads anywhere.
+_FLAGS = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY")
+_NO_FILE = {
+    stat.S_IFLNK: "a link, which is not followed",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def is_file(name: str) -> bool:
@@ -18,6 +34,81 @@ def is_file(name: str) -> bool:
         return Path(name).expanduser().is_file()
     except (OSError, RuntimeError, ValueError):
         return False
+
+
+def regular_file(path: Path) -> os.stat_result | None:
+    """What is known of a file, or None where there is none: a link, a folder or a FIFO is none."""
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):  # a name that no system takes
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def stamp(path: Path) -> Stamp | None:
+    """Changes when a file is written or replaced; None where there is no regular file."""
+    found = regular_file(path)
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if found else None
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path is a link itself, wherever that leads."""
+    try:
+        return stat.S_ISLNK(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Open a file that anybody may have put there; never waits, never follows a link at the end of ``path``.
+
+    Returns:
+        A descriptor, for ``open``.
+
+    Raises:
+        FileNotFoundError: when there is nothing.
+        OSError: when it is no regular file, or cannot be opened.
+    """
+    if not flags & os.O_CREAT:
+        _check_regular(os.lstat(path).st_mode, path)  # before it is opened: devices may do something then
+    descriptor = os.open(path, flags | sum(getattr(os, flag, 0) for flag in _FLAGS), 0o644)
+    try:
+        _check_regular(os.fstat(descriptor).st_mode, path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """All of a file that anybody may have put there, as ``open_regular`` opens it.
+
+    Args:
+        most: bytes.
+
+    Raises:
+        FileNotFoundError: when there is nothing.
+        OSError: when it is no regular file, is larger than ``most``, or cannot be read.
+    """
+    with open(open_regular(path), "rb") as file:
+        there = os.fstat(file.fileno()).st_size
+        content = file.read(min(there, most) + 1)
+    if len(content) > most or there > most:
+        raise OSError(errno.EFBIG, f"larger than {size(most)}", str(path))
+    return content
+
+
+def problem_with(path: Path, error: Exception) -> str:
+    """What is wrong with a file, in one line, without the folders above it: ``config.json is a folder``."""
+    if isinstance(error, OSError) and error.strerror:
+        told = error.strerror
+        return f"{path.name} is {told}" if error.errno in (errno.EINVAL, errno.EFBIG) else f"{path.name}: {told}"
+    return f"{path.name} is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}"
+
+
+def _check_regular(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, _NO_FILE.get(stat.S_IFMT(mode), "no regular file"), str(path))
 
 
 @contextmanager

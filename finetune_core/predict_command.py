@@ -14,8 +14,7 @@ from finetune_core.evaluation.neighbours import Encoder, Neighbourhood, compute_
 from finetune_core.evaluation.predict import Predictor, load_predictor
 from finetune_core.export.tensors import is_export, load_export
 from finetune_core.files import write_bytes
-from finetune_core.runs.store import RunStore
-from finetune_core.terminal import err, out, progress_bar, show_phases, shown
+from finetune_core.terminal import err, opened, out, progress_bar, show_phases, shown
 from finetune_core.words import things
 
 Known = tuple[Encoder, Neighbourhood]
@@ -85,7 +84,7 @@ def prediction_json(named: Sequence[Named], classes: Sequence[str]) -> dict[str,
 
 
 def _run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]:
-    run = RunStore(folder.parent).read(folder.resolve())
+    run = opened(folder)
     predictor = load_predictor(run)
     try:
         looks = encoder(predictor)

@@ -22,6 +22,7 @@ from finetune_core.evaluation.scores import NAMES, Scores
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.runs.log import told
 from finetune_core.runs.record import request_stop
+from finetune_core.runs.store import Run, read_run
 from finetune_core.training import events
 from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
 
@@ -32,6 +33,18 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def print_json(value: dict[str, Any]) -> None:
     """One object, on one line."""
     sys.stdout.write(json.dumps(value) + "\n")
+
+
+def opened(run_dir: Path) -> Run:
+    """The run in a folder that a person names; what of it could not be read is told on stderr.
+
+    Raises:
+        RunError: when it is none, or damaged.
+    """
+    run = read_run(run_dir)
+    for notice in run.notices:
+        err.print(escape(notice))
+    return run
 
 
 def progress_bar() -> Progress:

@@ -19,6 +19,7 @@ from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, number, things
 from pages.shared import form
 from pages.shared.chrome import next_step, page, plain
+from pages.shared.damaged import damaged_runs
 from pages.shared.launch import start_form
 from pages.shared.moved import disagreements, what_moved
 from pages.shared.queue import REFRESH, expected_seconds, queue_panel
@@ -262,9 +263,10 @@ def judged_together(runs: list[Run]) -> None:
 
 
 page("pages/compare.py", "Train strategies against each other on the same images, and read which stages were worth training.")
-runs = store().runs()
+runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Start a comparison here, or see a single run on the sample first.")
+    damaged_runs(damaged)
     start(expanded=True)
     st.stop()
 compared = choose(runs)
@@ -278,4 +280,5 @@ else:
     st.info(
         f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a comparison.", icon=":material/info:"
     )
+damaged_runs(damaged)
 next_step("pages/predict.py", "Try a run on new images")

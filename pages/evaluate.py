@@ -10,6 +10,7 @@ from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, number, percent, things
 from pages.shared import judging
 from pages.shared.chrome import next_step, page, plain
+from pages.shared.damaged import damaged_runs
 from pages.shared.export import export_buttons
 from pages.shared.mistakes import mistakes, pictures
 from pages.shared.state import choose_run, nothing_yet, store
@@ -184,12 +185,14 @@ def per_class(result: Evaluation) -> None:
     st.caption(words)
 
 
-runs = [run for run in store().runs() if run.judged]
+found, damaged = store().all()
+runs = [run for run in found if run.judged]
 if not runs:
     nothing_yet("No run has finished an epoch yet. Train one, or see it work on the sample first.")
+    damaged_runs(damaged)
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
-chosen = choose_run(runs)
+chosen = choose_run(runs, damaged)
 try:
     splits = predicted_splits(chosen)
     split = splits[0]
@@ -223,6 +226,8 @@ try:
                 body(chosen, outcome)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
+    damaged_runs(damaged)
     st.stop()
 export_buttons(chosen)
+damaged_runs(damaged)
 next_step("pages/compare.py", "Compare with other runs")

@@ -10,6 +10,7 @@ from finetune_core.runs.store import Run
 from finetune_core.words import things
 from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
+from pages.shared.damaged import damaged_runs
 from pages.shared.export import export_buttons
 from pages.shared.naming import Namer, get_to_know, many, namer, show_image
 from pages.shared.state import choose_run, nothing_yet, run_label, run_title, store
@@ -110,7 +111,7 @@ def present(runs: list[Run]) -> None:
 
 
 def try_out(runs: list[Run]) -> None:
-    chosen = choose_run(runs)
+    chosen = choose_run(runs, damaged)
     namers = loaded([chosen, *beside(runs, chosen)])
     if not namers or namers[0].run is not chosen:
         return
@@ -139,13 +140,16 @@ def try_out(runs: list[Run]) -> None:
     export_buttons(chosen)
 
 
-judged = [run for run in store().runs() if run.judged]
+found, damaged = store().all()
+judged = [run for run in found if run.judged]
 if st.query_params.get("present") == "1":
     present(judged)
 page("pages/predict.py", "Give a trained network new images, and see what it takes them for.")
 if judged:
     try_out(judged)
+    damaged_runs(damaged)
     next_step("pages/configure.py", "Train another one", primary=False)
 else:
     nothing_yet("There is no trained network yet. Train one, or see it work on the sample first.")
+    damaged_runs(damaged)
     next_step("pages/configure.py", "Configure a run", primary=False)

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import streamlit as st
 
 from finetune_core.data.edits import edit_in_words, edits_in_words
-from finetune_core.errors import FinetuneError
+from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.results import evaluation
 from finetune_core.runs.record import STOP_FILE, request_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.words import duration, number, percent
 from pages.shared.account import may_change, owner, sign_in_asked
 from pages.shared.chrome import next_step, page, plain
+from pages.shared.damaged import damaged_runs
 from pages.shared.live import bar, curves, details, notices, numbers
 from pages.shared.stages import draw_stages
 from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, run_title, store, worker
@@ -154,7 +155,11 @@ def ending(run: Run) -> None:
 
 
 def live(run_id: str, was_active: bool) -> None:
-    run = store().run(run_id)
+    try:
+        run = store().run(run_id)
+    except RunError as error:  # it was deleted, or damaged, since the page was drawn
+        st.error(plain(str(error)), icon=":material/folder_off:")
+        return
     if was_active != run.active:  # it has ended, or was resumed: the panel has to stop refreshing itself, or to begin
         st.rerun()
     status_line(run)
@@ -170,12 +175,13 @@ def live(run_id: str, was_active: bool) -> None:
     details(run)
 
 
-runs = store().runs()
+runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Configure one, or see it work on the sample first.")
+    damaged_runs(damaged)
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
-chosen = choose_run(runs, prefer_active=True)
+chosen = choose_run(runs, damaged, prefer_active=True)
 # The panel refreshes itself only while there is something to see.
 st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
 about(chosen)
@@ -185,5 +191,4 @@ with st.expander("Settings of this run"):
     st.caption(
         plain(f"Run folder: {chosen.run_dir}. Its config.json repeats the run: python -m finetune_core train --config FILE")
     )
-for name in store().damaged():
-    st.caption(plain(f"The run folder {name} cannot be read."))
+damaged_runs(damaged)

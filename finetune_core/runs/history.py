@@ -1,20 +1,18 @@
 """What has happened in a run, read back from its ``events.jsonl`` as it grows."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
+from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE
-from finetune_core.training.events import END_EVENTS
+from finetune_core.training.events import END_EVENTS, Row
 
 _ENDS = {event.__name__ for event in END_EVENTS}
 
 _MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED, _MOST_NOTABLE = 3000, 100, 1000, 2000
 _NOTABLE = {"RunStarted", "RunResumed", "EpochEnded", "CheckpointSaved", "ImagesSkipped", "ImagesLost", "MemoryShort"} | _ENDS
-
-Row = dict[str, Any]
+_BEFORE_START = {"Progress", "RunStarted", "RunReopened", "ImagesSkipped", "RunStopped", "RunFailed"}
 
 
 @dataclass
@@ -47,30 +45,66 @@ class History:
     notable: list[Row] = field(default_factory=list)
     end: Row | None = None
     waiting: bool = False
-    _offset: int = 0
+    _lines: EventLines = field(init=False, repr=False)
+    _orphans: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def __post_init__(self) -> None:
+        self._lines = EventLines(self.run_dir / EVENTS_FILE)
 
     def refresh(self) -> "History":
         """Read what was written since the last time; an unfinished last line is left for the next time."""
         with self._lock:
-            try:
-                with (self.run_dir / EVENTS_FILE).open("rb") as file:
-                    file.seek(self._offset)
-                    new = file.read()
-            except FileNotFoundError:
-                return self
-            whole = new[: new.rfind(b"\n") + 1]
-            self._offset += len(whole)
-            for line in whole.splitlines():
-                self._take(line)
+            if self._lines.replaced():
+                vars(self).update(vars(History(self.run_dir)) | {"_lock": self._lock})
+            for row in self._lines.new():
+                if self._can_be(row):
+                    self._take(row)
+                else:
+                    self._lines.skip()
         return self
 
-    def _take(self, line: bytes) -> None:
-        try:
-            row = json.loads(line)
-            kind = row["event"]
-        except (ValueError, KeyError, TypeError):  # a line that a full disk or a crash cut in two
-            return
+    @property
+    def skipped_lines(self) -> int:
+        """Lines that could not be read, or say what cannot be: they are passed over."""
+        return self._lines.skipped
+
+    @property
+    def problem(self) -> str:
+        """Why the run cannot be told from its events; empty where it can."""
+        if self._orphans and self.started is None:
+            return f"{EVENTS_FILE} does not say how the run began"
+        return self._lines.problem
+
+    def _can_be(self, row: Row) -> bool:
+        """Whether an event can follow those before it."""
+        kind, started = row["event"], self.started
+        if kind == "Progress":
+            return not row["total"] or row["done"] <= row["total"]
+        if started is None:
+            self._orphans += kind not in _BEFORE_START
+            return kind in _BEFORE_START
+        stages = row.get("stages")
+        if isinstance(stages, dict) and not stages.keys() <= {stage["name"] for stage in started["stages"]}:
+            return False
+        match kind:
+            case "StepEnded":
+                last = self.steps[-1] if self.steps else {"epoch": 0, "step": 0}
+                return (
+                    row["epoch"] <= started["epochs"]
+                    and row["step"] <= started["steps_per_epoch"]
+                    and (row["epoch"], row["step"]) > (last["epoch"], last["step"])
+                )
+            case "EpochEnded":
+                return (self.epochs[-1]["epoch"] if self.epochs else 0) < row["epoch"] <= started["epochs"]
+            case "RunResumed":
+                return row["epoch"] <= started["epochs"] + 1 and row["step"] <= started["steps_per_epoch"]
+            case "RunFinished":
+                return row["best_epoch"] <= started["epochs"]
+        return True
+
+    def _take(self, row: Row) -> None:
+        kind = row["event"]
         if self._is_notable(row):
             self.notable = [*self.notable[-_MOST_NOTABLE:], row]
         if kind == "StepEnded":
@@ -113,7 +147,7 @@ class History:
     @property
     def begun(self) -> bool:
         """Whether anything has been said since it was queued."""
-        return self._offset > 0 and not self.waiting
+        return self._lines.offset > 0 and not self.waiting
 
     @property
     def fraction(self) -> float:

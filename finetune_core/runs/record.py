@@ -9,13 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 from filelock import FileLock
+from pydantic import Field, TypeAdapter
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError, RunError, TrainingError
-from finetune_core.files import write_bytes
+from finetune_core.files import is_link, open_regular, problem_with, read_regular, write_bytes
 from finetune_core.runs.turns import in_turn
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
@@ -50,18 +51,30 @@ class Reservation:
 class About:
     """What people say of a run: a name, a note, and whose it is; empty where nobody did."""
 
-    name: str = ""
-    note: str = ""
-    owner: str = ""
+    name: Annotated[str, Field(max_length=1000)] = ""
+    note: Annotated[str, Field(max_length=20_000)] = ""
+    owner: Annotated[str, Field(max_length=1000)] = ""
+
+
+_ABOUT = TypeAdapter(About)
+_LARGEST_ABOUT = 2**18  # bytes
+_LARGEST_STOP = 100
+_LAST_LINES = 2**16  # bytes
 
 
 def read_about(run_dir: Path) -> About:
-    """What is known; a damaged file is worth no trouble."""
+    """What is known; nothing where nobody has said anything.
+
+    Raises:
+        RunError: when the file is damaged.
+    """
+    path = run_dir / ABOUT_FILE
     try:
-        told = json.loads((run_dir / ABOUT_FILE).read_text(encoding="utf-8"))
-        return About(*(str(told.get(field, "")) for field in ("name", "note", "owner")))
-    except (OSError, ValueError, AttributeError):
+        return _ABOUT.validate_json(read_regular(path, _LARGEST_ABOUT), strict=True)
+    except FileNotFoundError:
         return About()
+    except (OSError, ValueError) as error:
+        raise RunError(f"{problem_with(path, error)}.") from None
 
 
 def write_about(run_dir: Path, about: About) -> None:
@@ -100,7 +113,7 @@ def reopen_run(run_dir: Path) -> Reservation:
         ConfigError: when it cannot work any more: its data or its device are gone.
         RunError: when somebody has it already, or it is finished, or nothing can be written there.
     """
-    if not (run_dir / CONFIG_FILE).is_file():
+    if is_link(run_dir) or not os.path.lexists(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
     check_config(make_config(read_config(run_dir / CONFIG_FILE)))
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
@@ -124,7 +137,7 @@ def reopen_run(run_dir: Path) -> Reservation:
 
 def request_stop(run_dir: Path, *, pause: bool = False) -> None:
     """Ask the process that trains this run, whichever it is, to stop it, for now or for good."""
-    (run_dir / STOP_FILE).write_text(_PAUSE if pause else "")
+    write_bytes(run_dir / STOP_FILE, (_PAUSE if pause else "").encode())
 
 
 def is_locked(run_dir: Path) -> bool:
@@ -202,14 +215,14 @@ def _stoppable(events: Iterator[Event], stop_file: Path) -> Iterator[Event]:
 
 def _is_pause(stop_file: Path) -> bool:
     try:
-        return stop_file.read_text() == _PAUSE
+        return read_regular(stop_file, _LARGEST_STOP) == _PAUSE.encode()
     except OSError:
         return False
 
 
 def _events_file(run_dir: Path) -> BinaryIO:
     """Opened to write at its end; half a line that a crash left behind is closed, so that it spoils no other."""
-    file = (run_dir / EVENTS_FILE).open("ab+")
+    file = open(open_regular(run_dir / EVENTS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+")  # noqa: SIM115  the caller's
     if file.tell():
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
@@ -219,14 +232,17 @@ def _events_file(run_dir: Path) -> BinaryIO:
 
 def _is_finished(run_dir: Path) -> bool:
     try:
-        lines = (run_dir / EVENTS_FILE).read_bytes().splitlines()
+        with open(open_regular(run_dir / EVENTS_FILE), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_LINES))
+            lines = file.read(_LAST_LINES).splitlines()
     except FileNotFoundError:
         return False
     return any(line.startswith(b'{"event": "RunFinished"') for line in lines[-3:])
 
 
 def _write(file: BinaryIO, event: Event) -> None:
-    file.write(json.dumps(event.to_json() | {"at": time.time()}).encode() + b"\n")
+    line = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
+    file.write(line.encode("utf-8", "replace") + b"\n")  # a file's name may be no valid Unicode, a line of JSON has to be
     file.flush()
     if isinstance(event, EpochEnded):
         os.fsync(file.fileno())

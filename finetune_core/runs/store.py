@@ -9,8 +9,12 @@ from typing import Any, Literal
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
+from finetune_core.files import Stamp, is_link, stamp
+from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.history import History
-from finetune_core.runs.record import CONFIG_FILE, About, is_locked, read_about, write_about
+from finetune_core.runs.record import ABOUT_FILE, CONFIG_FILE, EVENTS_FILE, About, is_locked, read_about, write_about
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.words import things
 
 _TRASH = ".trash"
 
@@ -24,6 +28,7 @@ class Run:
     Attributes:
         status: ``interrupted`` means that its process went away in the middle.
         about: the name and note that a person gave it, and whose it is.
+        notices: what of its folder could not be read, in words; the rest of the run is sound.
     """
 
     run_dir: Path
@@ -31,6 +36,7 @@ class Run:
     history: History
     status: Status
     about: About = field(default_factory=About)
+    notices: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -61,6 +67,45 @@ class Run:
     def judged(self) -> bool:
         """Whether at least one epoch has ended, so that there are predictions."""
         return not self.active and bool(self.history.epochs)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A folder that was a run, or was meant to be one, and cannot be read.
+
+    Attributes:
+        reason: what is wrong with it, in words.
+    """
+
+    run_dir: Path
+    reason: str
+    owner: str = ""
+
+    @property
+    def run_id(self) -> str:
+        return self.run_dir.name
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder holds a run, a damaged one included."""
+    try:
+        return any(os.path.lexists(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
+    except ValueError:  # no name of a folder
+        return False
+
+
+def read_run(folder: Path) -> Run:
+    """The run in a folder that a person names.
+
+    Raises:
+        RunError: when it is none, or damaged.
+    """
+    try:
+        whole = Path(os.path.abspath(folder))
+        whole = Path(os.path.realpath(whole.parent), whole.name)
+    except ValueError:
+        raise RunError(f"{str(folder)!r} cannot be the name of a folder.") from None
+    return RunStore(whole.parent).read(whole)
 
 
 def summary(run: Run) -> dict[str, Any]:
@@ -100,13 +145,18 @@ class RunStore:
         self._histories: dict[Path, History] = {}
         self._lock = Lock()
 
-    def runs(self) -> list[Run]:
-        """Every readable run, the newest first; the unreadable are in ``damaged``."""
-        return [run for folder in self._folders() if (run := self._read_or_none(folder))]
+    def all(self) -> tuple[list[Run], list[Damaged]]:
+        """Every run, and every damaged one; the newest first."""
+        found = [self._look(folder) for folder in self._folders()]
+        return [one for one in found if isinstance(one, Run)], [one for one in found if isinstance(one, Damaged)]
 
-    def damaged(self) -> list[str]:
-        """Names of run folders whose config cannot be read."""
-        return [folder.name for folder in self._folders() if self._read_or_none(folder) is None]
+    def runs(self) -> list[Run]:
+        """Every readable run, the newest first."""
+        return self.all()[0]
+
+    def damaged(self) -> list[Damaged]:
+        """The run folders that cannot be read."""
+        return self.all()[1]
 
     def run(self, run_id: str) -> Run:
         """One run.
@@ -114,9 +164,7 @@ class RunStore:
         Raises:
             RunError: when there is none of that name, or it cannot be read.
         """
-        if Path(run_id).name != run_id or run_id in ("", ".", ".."):
-            raise RunError(f"{run_id!r} is not the name of a run.")
-        return self.read(self.runs_dir / run_id)
+        return self.read(self._folder(run_id))
 
     def read(self, run_dir: Path) -> Run:
         """The run in a folder.
@@ -124,15 +172,34 @@ class RunStore:
         Raises:
             RunError: when it is none.
         """
-        if not (run_dir / CONFIG_FILE).is_file():
+        if not is_run_folder(run_dir):
             raise RunError(f"There is no run in {run_dir}.")
-        try:
-            config = _config(run_dir / CONFIG_FILE, (run_dir / CONFIG_FILE).stat().st_mtime_ns)
-        except ConfigError as error:
-            raise RunError(f"The settings of the run in {run_dir} cannot be read: {error}") from None
+        found = self._look(run_dir)
+        if isinstance(found, Damaged):
+            raise RunError(f"The run in {run_dir} is damaged: {found.reason}.")
+        return found
+
+    def _look(self, run_dir: Path) -> Run | Damaged:
+        if is_link(run_dir):
+            return Damaged(run_dir, "its folder is a link, which is not followed")
+        about, notices = _about(run_dir, stamp(run_dir / ABOUT_FILE)), []
+        if isinstance(about, str):
+            notices.append(f"Its name and note cannot be read: {about}")
+            about = About()
+        config = _config(run_dir / CONFIG_FILE, stamp(run_dir / CONFIG_FILE))
+        if isinstance(config, str):
+            return Damaged(run_dir, config, about.owner)
         with self._lock:
             history = self._histories.setdefault(run_dir, History(run_dir))
-        return Run(run_dir, config, history, _status(history), read_about(run_dir))
+        status = _status(history)
+        if problem := history.problem or _contradiction(config, history):
+            return Damaged(run_dir, problem, about.owner)
+        if history.skipped_lines:
+            lines = things(history.skipped_lines, "line")
+            notices.append(
+                f"{lines} of {EVENTS_FILE} could not be read and {'is' if history.skipped_lines == 1 else 'are'} left out."
+            )
+        return Run(run_dir, config, history, status, about, tuple(notices))
 
     def describe(self, run_id: str, name: str, note: str) -> None:
         """Give a run a name and a note.
@@ -140,14 +207,14 @@ class RunStore:
         Raises:
             RunError: when they cannot be written.
         """
-        run_dir = self.run(run_id).run_dir
+        run = self.run(run_id)
         try:
-            write_about(run_dir, replace(read_about(run_dir), name=name.strip(), note=note.strip()))
+            write_about(run.run_dir, replace(run.about, name=name.strip(), note=note.strip()))
         except OSError as error:
-            raise RunError(f"The name cannot be written to {run_dir}: {error}.") from None
+            raise RunError(f"The name cannot be written to {run.run_dir}: {error}.") from None
 
     def delete(self, run_id: str, by: str | None = None) -> Path:
-        """Move a run to the trash, from which a person can move it back; returns where it is.
+        """Move a run, or a damaged one, to the trash, from which a person can move it back; returns where it is.
 
         Args:
             by: who asks, where people sign in: only a run's owner deletes it.
@@ -155,11 +222,11 @@ class RunStore:
         Raises:
             RunError: when it is somebody else's, is going on, or cannot be moved.
         """
-        run = self.run(run_id)
+        run = self._look(self._folder(run_id))
         if by is not None and run.owner != by:
             whose = f"belongs to {run.owner}" if run.owner else "was started without signing in, and belongs to nobody"
             raise RunError(f"The run {run_id} {whose}: only its owner deletes it.")
-        if run.active:
+        if run.active if isinstance(run, Run) else not is_link(run.run_dir) and is_locked(run.run_dir):
             raise RunError(f"The run {run_id} is going on; stop it first.")
         place = self.runs_dir / _TRASH / run_id
         try:
@@ -170,22 +237,60 @@ class RunStore:
         return place
 
     def _folders(self) -> list[Path]:
-        if not self.runs_dir.is_dir():
+        try:
+            entries = [entry for entry in os.scandir(self.runs_dir) if not entry.name.startswith(".")]
+        except OSError:  # no run yet
             return []
-        folders = [path for path in self.runs_dir.iterdir() if (path / CONFIG_FILE).is_file()]
+        folders = [Path(entry.path) for entry in entries if entry.is_symlink() or is_run_folder(Path(entry.path))]
         return sorted(folders, key=lambda path: path.name, reverse=True)
 
-    def _read_or_none(self, folder: Path) -> Run | None:
-        try:
-            return self.read(folder)
-        except RunError:
-            return None
+    def _folder(self, run_id: str) -> Path:
+        """
+        Raises:
+            RunError: when there is none of that name.
+        """
+        folder = self.runs_dir / run_id
+        if Path(run_id).name != run_id or run_id in ("", ".", ".."):
+            raise RunError(f"{run_id!r} is not the name of a run.")
+        if not is_link(folder) and not is_run_folder(folder):
+            raise RunError(f"There is no run in {folder}.")
+        return folder
 
 
-@lru_cache(maxsize=1000)
-def _config(file: Path, _changed: int) -> RunConfig:
-    """Written once, read at every look at the runs."""
-    return make_config(read_config(file))
+# Written seldom, read at every look at the runs: once a version of the file.
+@lru_cache(maxsize=2000)
+def _about(run_dir: Path, _version: Stamp | None) -> About | str:
+    """What people say of a run, or what is wrong with the file."""
+    try:
+        return read_about(run_dir)
+    except RunError as error:
+        return str(error)
+
+
+@lru_cache(maxsize=2000)
+def _config(file: Path, _version: Stamp | None) -> RunConfig | str:
+    """A run's settings, or what is wrong with them."""
+    try:
+        config = make_config(read_config(file))
+        backbone_info(config.backbone)
+    except ConfigError as error:
+        return f"its settings cannot be read: {' '.join(str(error).split())[:300]}"
+    return config
+
+
+def _contradiction(config: RunConfig, history: History) -> str:
+    """How a run's settings and its events cannot belong to each other; empty where they can."""
+    started = history.started
+    if started is None:
+        return ""
+    for name in ("backbone", "strategy", "epochs"):
+        if started[name] != getattr(config, name):
+            return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: they name different {name.removesuffix('s')}s"
+    try:
+        STRATEGIES[config.strategy].rules(config, [stage["name"] for stage in started["stages"]])
+    except ConfigError as error:
+        return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: {' '.join(str(error).split())[:300]}"
+    return ""
 
 
 def _status(history: History) -> Status:

@@ -1,7 +1,127 @@
-"""What a run says while it goes on: small frozen records of plain scalars, each one line of ``events.jsonl``."""
+"""What a run says while it goes on: small frozen records of plain scalars, each one line of ``events.jsonl``.
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+The types are also what a line is validated against when it is read back (``read_event``): every number, text and list is bounded.
+A field that was added later has a default, so that older runs can be read.
+"""
+
+from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass
+from typing import Annotated, Any, Literal, NotRequired, Union
+
+from pydantic import AfterValidator, Field, TypeAdapter
+from typing_extensions import TypedDict
+
+from finetune_core.words import PHASE_WORDS
+
+LONGEST_LINE = 2**24  # bytes
+
+Row = dict[str, Any]
+
+
+def _known_phase(phase: str) -> str:
+    if phase not in PHASE_WORDS:
+        raise ValueError("is no phase of a run")
+    return phase
+
+
+def _unique(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("holds the same name twice")
+    return names
+
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Epoch = Annotated[int, Field(ge=1, le=10_000)]
+Positive = Annotated[int, Field(ge=1, le=2**53)]
+Number = Annotated[float, Field(ge=-1e300, le=1e300)]
+Length = Annotated[float, Field(ge=0, le=1e300)]
+Loss = Annotated[float, Field(ge=0, le=1e300)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=1e10)]
+Moment = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970
+Name = Annotated[str, Field(max_length=1000)]
+Text = Annotated[str, Field(max_length=100_000)]
+Texts = Annotated[list[Text], Field(max_length=1000)]
+Phase = Annotated[str, Field(max_length=100), AfterValidator(_known_phase)]
+Classes = Annotated[list[Name], Field(min_length=1, max_length=100_000), AfterValidator(_unique)]
+
+
+class Counts(TypedDict):
+    """Images by split."""
+
+    train: Count
+    val: Count
+    test: NotRequired[Count]
+
+
+class StageRow(TypedDict):
+    """One stage: whether and how it trains."""
+
+    name: Name
+    parameters: Count
+    trains: bool
+    trained: NotRequired[Count]
+    rate: Length
+    thaw_epoch: Epoch
+    part: NotRequired[Name]
+
+
+class FindingRow(TypedDict):
+    """One finding of the data set."""
+
+    kind: NotRequired[Name]
+    severity: Name
+    count: NotRequired[Count]
+    message: Text
+
+
+class Expected(TypedDict):
+    """A forecast."""
+
+    seconds: Seconds
+    epoch_seconds: Seconds
+    memory_bytes: Length
+    cache_bytes: Length
+
+
+class StageMeasure(TypedDict):
+    """What was measured of a stage in a step (``movement.py``)."""
+
+    learning_rate: Length
+    gradient_norm: Length
+    update: Length
+
+
+class EpochScores(TypedDict):
+    """Of an epoch, beside loss and accuracy."""
+
+    balanced_accuracy: NotRequired[Share]
+    macro_f1: NotRequired[Share]
+
+
+StageMeasures = Annotated[dict[Name, StageMeasure], Field(max_length=1000)]
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a run's cache did.
+
+    Attributes:
+        where: ``memory``, ``disk``, or ``off``; then ``reason`` says why.
+        views: augmented versions of a training image; 0 without augmentation or with a fresh one each epoch.
+        rows, bytes: activations that the run uses.
+        found: how many of them were there before.
+        trunk_seconds: spent on the others.
+        seconds_per_row: what one takes; None where it was never measured.
+    """
+
+    where: Literal["memory", "disk", "off"]
+    reason: Text = ""
+    views: Count = 0
+    rows: Count = 0
+    bytes: Count = 0
+    found: Count = 0
+    trunk_seconds: Seconds = 0.0
+    seconds_per_row: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -17,9 +137,9 @@ class Event:
 class Progress(Event):
     """Work before, between and after the epochs: ``done`` of ``total`` (0 when not known) units of ``phase``."""
 
-    phase: str
-    done: int
-    total: int
+    phase: Phase
+    done: Count
+    total: Count
 
 
 @dataclass(frozen=True)
@@ -32,31 +152,31 @@ class RunStarted(Event):
         findings: one object a finding of the data set: ``kind, severity, count, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
-        cache: what the activation cache did: a ``CacheReport``.
+        cache: what the activation cache did.
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
         forecast: the ``seconds, epoch_seconds, memory_bytes, cache_bytes`` that were expected; None where nothing was known.
     """
 
-    backbone: str
-    weights: str
-    weights_hash: str
-    strategy: str
-    stages: list[dict[str, Any]]
-    trainable_parameters: int
-    total_parameters: int
-    classes: list[str]
-    counts: dict[str, int]
-    fingerprint: str
-    findings: list[dict[str, Any]]
-    epochs: int
-    steps_per_epoch: int
-    device: str
-    device_label: str
-    precision: str
-    cache: dict[str, Any]
-    decode_seconds: float
-    decoded: int
-    forecast: dict[str, float] | None
+    backbone: Name
+    weights: Text
+    weights_hash: Name
+    strategy: Name
+    stages: Annotated[list[StageRow], Field(min_length=1, max_length=1000)]
+    trainable_parameters: Count
+    total_parameters: Positive
+    classes: Classes
+    counts: Counts
+    fingerprint: Name
+    findings: Annotated[list[FindingRow], Field(max_length=1000)]
+    epochs: Epoch
+    steps_per_epoch: Positive
+    device: Name
+    device_label: Name
+    precision: Name
+    cache: CacheReport = CacheReport("off", "not recorded")
+    decode_seconds: Seconds = 0.0
+    decoded: Count = 0
+    forecast: Expected | None = None
 
 
 @dataclass(frozen=True)
@@ -68,33 +188,33 @@ class RunReopened(Event):
 class RunResumed(Event):
     """A run goes on after ``step`` steps of ``epoch``; whatever was told of later ones is told again."""
 
-    epoch: int
-    step: int
+    epoch: Epoch
+    step: Count
 
 
 @dataclass(frozen=True)
 class ImagesSkipped(Event):
     """Images that could not be read and are left out of this run."""
 
-    count: int
-    examples: list[str]
+    count: Count
+    examples: Texts
 
 
 @dataclass(frozen=True)
 class ImagesLost(Event):
     """Images that could be read when the run began, but no longer: left out from here on. ``count`` of them so far."""
 
-    count: int
-    examples: list[str]
+    count: Count
+    examples: Texts
 
 
 @dataclass(frozen=True)
 class MemoryShort(Event):
     """A step's images did not fit into memory at once: ``micro_batch`` of them went through at a time, to the same effect."""
 
-    epoch: int
-    step: int
-    micro_batch: int
+    epoch: Epoch
+    step: Count
+    micro_batch: Count
 
 
 @dataclass(frozen=True)
@@ -112,17 +232,17 @@ class StepEnded(Event):
         stages: ``learning_rate, gradient_norm, update`` by stage, in the few steps where they are measured (``movement.py``).
     """
 
-    epoch: int
-    step: int
-    loss: float
-    epoch_loss: float
-    epoch_accuracy: float
-    learning_rate: float
-    images: int
-    seconds: float
-    gradient_norm: float = 0.0
-    micro_batch: int = 0
-    stages: dict[str, dict[str, float]] | None = None
+    epoch: Epoch
+    step: Positive
+    loss: Number
+    epoch_loss: Number
+    epoch_accuracy: Share
+    learning_rate: Length
+    images: Count
+    seconds: Seconds
+    gradient_norm: Length = 0.0
+    micro_batch: Count = 0
+    stages: StageMeasures | None = None
 
 
 @dataclass(frozen=True)
@@ -136,26 +256,26 @@ class EpochEnded(Event):
         stages: as in StepEnded, the last that was measured.
     """
 
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    train_seconds: float
-    val_seconds: float
-    seconds: float
-    memory_bytes: int
-    train_scores: dict[str, float] = field(default_factory=dict)
-    val_scores: dict[str, float] = field(default_factory=dict)
-    stages: dict[str, dict[str, float]] | None = None
+    epoch: Epoch
+    train_loss: Number
+    train_accuracy: Share
+    val_loss: Loss
+    val_accuracy: Share
+    train_seconds: Seconds
+    val_seconds: Seconds
+    seconds: Seconds
+    memory_bytes: Count = 0
+    train_scores: EpochScores = field(default_factory=EpochScores)
+    val_scores: EpochScores = field(default_factory=EpochScores)
+    stages: StageMeasures | None = None
 
 
 @dataclass(frozen=True)
 class CheckpointSaved(Event):
     """``last`` or ``best`` is on disk."""
 
-    name: str
-    epoch: int
+    name: Name
+    epoch: Count
 
 
 @dataclass(frozen=True)
@@ -169,22 +289,22 @@ class RunFinished(Event):
         frozen_tensors: how many were compared, bit for bit, with the pretrained ones.
     """
 
-    epochs: int
-    best_epoch: int
-    val_accuracy: float
-    val_loss: float
-    test_accuracy: float | None
-    seconds: float
-    frozen_tensors: int
+    epochs: Epoch
+    best_epoch: Epoch
+    val_accuracy: Share
+    val_loss: Loss
+    test_accuracy: Share | None
+    seconds: Seconds
+    frozen_tensors: Count = 0
 
 
 @dataclass(frozen=True)
 class RunStopped(Event):
     """A person stopped it, or paused it. ``best_epoch`` is 0 when no epoch had ended: then there is nothing to evaluate."""
 
-    epoch: int
-    best_epoch: int
-    seconds: float
+    epoch: Count
+    best_epoch: Count
+    seconds: Seconds
     paused: bool = False
 
 
@@ -197,8 +317,31 @@ class RunFailed(Event):
         traceback: of a bug; empty where the reason is one that a person can mend.
     """
 
-    message: str
-    traceback: str
+    message: Text
+    traceback: Text
 
 
 END_EVENTS = (RunFinished, RunStopped, RunFailed)
+
+
+def _row_type(event: type[Event]) -> type:
+    """The event as it is written: with its kind, and when it happened."""
+    added = [("event", Literal[event.__name__]), ("at", Moment, 0.0)]
+    return make_dataclass(event.__name__, added, bases=(event,), frozen=True, kw_only=True)
+
+
+EVENTS = tuple(Event.__subclasses__())
+_LINE = TypeAdapter(Annotated[Union[tuple(map(_row_type, EVENTS))], Field(discriminator="event")])  # noqa: UP007  built
+
+
+def read_event(line: bytes) -> Row:
+    """One line of ``events.jsonl`` as a plain object: ``event`` names its kind, ``at`` is when; what an older run lacks is filled in.
+
+    Raises:
+        ValueError: when it is no event.
+    """
+    return {name: _plain(value) for name, value in vars(_LINE.validate_json(line, strict=True)).items()}
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if is_dataclass(value) else value

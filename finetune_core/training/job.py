@@ -25,8 +25,9 @@ from finetune_core.training.batches import (
 )
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
+from finetune_core.training.events import CacheReport
 from finetune_core.training.strategies import Strategy, trained_parameters
-from finetune_core.training.trunk import CachedTrunk, CacheReport
+from finetune_core.training.trunk import CachedTrunk
 
 _EVALUATION_BATCH = 32
 

@@ -329,7 +329,7 @@ def _started(job: Job) -> RunStarted:
         device=job.device.kind,
         device_label=job.device.label,
         precision=job.device.precision,
-        cache=job.report.to_json(),
+        cache=job.report,
         decode_seconds=job.decode_seconds,
         decoded=job.decoded,
         forecast=_expected(job),

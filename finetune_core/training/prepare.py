@@ -23,12 +23,11 @@ from finetune_core.models.weights import PRETRAINED, download
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
-from finetune_core.training.events import Event, ImagesSkipped, Progress
+from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Progress
 from finetune_core.training.job import Images, Job
 from finetune_core.training.strategies import Strategy, cut_index, plan
 from finetune_core.training.trunk import (
     CachedTrunk,
-    CacheReport,
     TrunkTables,
     chosen_views,
     fill_trunk,

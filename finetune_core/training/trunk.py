@@ -3,8 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,32 +20,6 @@ _BATCH = 32
 _EPOCHS_A_VIEW = 4
 
 Images = Callable[[np.ndarray], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """What a run's cache did.
-
-    Attributes:
-        where: ``memory``, ``disk``, or ``off``; then ``reason`` says why.
-        views: augmented versions of a training image; 0 without augmentation or with a fresh one each epoch.
-        rows, bytes: activations that the run uses.
-        found: how many of them were there before.
-        trunk_seconds: spent on the others.
-        seconds_per_row: what one takes; None where it was never measured.
-    """
-
-    where: str
-    reason: str = ""
-    views: int = 0
-    rows: int = 0
-    bytes: int = 0
-    found: int = 0
-    trunk_seconds: float = 0.0
-    seconds_per_row: float | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

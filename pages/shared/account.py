@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import streamlit as st
 from streamlit.errors import StreamlitSecretNotFoundError
 
-from finetune_core.runs.store import Run
+from finetune_core.runs.store import Damaged, Run
 
 
 def sign_in_asked() -> bool:
@@ -37,6 +37,6 @@ def owner() -> str:
     return str(told.get("email") or told.get("sub") or told.get("name") or "")
 
 
-def may_change(run: Run) -> bool:
+def may_change(run: Run | Damaged) -> bool:
     """Whether this session may stop, rename or delete a run: with sign-in, its owner only."""
     return not sign_in_asked() or (run.owner != "" and run.owner == owner())

@@ -74,6 +74,8 @@ def numbers(run: Run) -> None:
 
 def notices(run: Run) -> None:
     history = run.history
+    for notice in run.notices:
+        st.warning(plain(notice), icon=":material/report:")
     if history.started and history.started["weights"] == "none":
         st.warning("This run started from random weights.", icon=":material/casino:")
     for row, icon in (

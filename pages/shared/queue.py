@@ -1,12 +1,13 @@
 """The panel that shows the queue of a comparison while it trains."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from statistics import median
 from typing import Any
 
 import streamlit as st
 
-from finetune_core.errors import FinetuneError
+from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.arms import arm_order, arm_titles
 from finetune_core.evaluation.costs import depth
 from finetune_core.figures.curves import compared_curve
@@ -38,7 +39,7 @@ def expected_seconds(runs: Sequence[Run]) -> dict[str, float]:
 
 def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     """How far the queue is; redraws the page when it is done."""
-    runs = [store().run(run_id) for run_id in run_ids]
+    runs = _there(run_ids)
     active = [run for run in runs if run.active]
     if not active:
         st.rerun()
@@ -60,6 +61,15 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
         )
     st.dataframe([_row(titles[arm_of(run.config)], run) for run in runs], hide_index=True)
     st.caption("Close the tab if you like: the queue goes on, and this address shows it again.")
+
+
+def _there(run_ids: Sequence[str]) -> list[Run]:
+    """Those that have not been deleted, or damaged, since the page was drawn."""
+    found = []
+    for run_id in run_ids:
+        with suppress(RunError):
+            found.append(store().run(run_id))
+    return found
 
 
 def _row(title: str, run: Run) -> dict[str, Any]:
@@ -110,6 +120,6 @@ def _stop(active: Sequence[Run]) -> None:
     """Those that wait first, so that none begins when the one that trains stops."""
     for run in active:
         worker().cancel(run.run_id)
-    for run in active:
-        if store().run(run.run_id).active:
+    for run in _there([run.run_id for run in active]):
+        if run.active:
             request_stop(run.run_dir)

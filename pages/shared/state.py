@@ -19,7 +19,7 @@ from finetune_core.data.sample import digits_folder
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.inspection.deep import DeepReport
-from finetune_core.runs.store import Run, RunStore
+from finetune_core.runs.store import Damaged, Run, RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.words import PHASE_WORDS, duration
@@ -199,16 +199,20 @@ def run_title(run: Run) -> str:
     return f"{named}{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title.lower()}"
 
 
-def choose_run(runs: list[Run], *, prefer_active: bool = False) -> Run:
+def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_active: bool = False) -> Run:
     """A box to choose one of ``runs`` (at least one); the choice is in the page's address, and taken to other pages.
 
     Args:
+        damaged: to say so where the address names one of them.
         prefer_active: without an address, show the run that is going on, whatever was looked at elsewhere.
     """
     by_id = {run.run_id: run for run in runs}
     asked = st.query_params.get("run")
     if asked is not None and asked not in by_id:
-        st.warning(f"There is no run {plain(asked)} to show here; this is the latest one instead.", icon=":material/link_off:")
+        reason = next((f": it is damaged, {one.reason}" for one in damaged if one.run_id == asked), "")
+        st.warning(
+            plain(f"There is no run {asked} to show here{reason}; this is the latest one instead."), icon=":material/link_off:"
+        )
     active = next((run.run_id for run in reversed(runs) if run.active), None) if prefer_active else None
     current = asked or active or st.session_state.get("selected_run")
     # The address wins, so that a link, a reload and the back button all show what they say.

@@ -1,6 +1,5 @@
 """A run's log says in words what happened; what it needs is kept while the events grow."""
 
-import json
 import re
 
 import pytest
@@ -45,17 +44,16 @@ def test_words_for_what_goes_wrong():
     assert told(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
 
 
-def test_tens_of_thousands_of_steps_stay_few(tmp_path):
+def test_tens_of_thousands_of_steps_stay_few(tmp_path, started, step, lines):
     measured = {"head": {"learning_rate": 1e-3, "gradient_norm": 1.0, "update": 1e-3}}
-    row = {"event": "StepEnded", "epoch": 1, "loss": 1.0, "at": 0.0, "seconds": 1.0, "images": 1}
-    with (tmp_path / "events.jsonl").open("w") as file:
-        for step in range(40_000):
-            file.write(json.dumps(row | {"step": step, "stages": measured if step % 4 == 0 else None}) + "\n")
-            if step % 10 == 0:
-                lost = {"event": "ImagesLost", "count": step, "examples": [], "at": 0.0}
-                file.write(json.dumps(lost) + "\n")
+    with (tmp_path / "events.jsonl").open("wb") as file:
+        file.write(lines(started(steps_per_epoch=40_000)))
+        for number in range(1, 40_001):
+            file.write(lines(step(1, number, stages=measured if number % 4 == 0 else None)))
+            if number % 10 == 0:
+                file.write(lines(ImagesLost(number, [])))
     history = History(tmp_path).refresh()
     assert len(history.steps) <= 3000
     assert len(history.measured) <= 1000
     assert len(history.notable) <= 2001
-    assert (history.steps[-1]["step"], history.measured[-1]["step"], history.lost["count"]) == (39_999, 39_996, 39_990)
+    assert (history.steps[-1]["step"], history.measured[-1]["step"], history.lost["count"]) == (40_000, 40_000, 40_000)

@@ -133,21 +133,20 @@ def test_a_killed_process_leaves_an_interrupted_run_that_can_be_read(config, tmp
     assert run.judged
 
 
-def test_readers_ignore_an_unfinished_last_line_and_a_broken_one(tmp_path):
+def test_readers_leave_an_unfinished_last_line_and_count_a_broken_one(tmp_path, started, step, lines):
     file = tmp_path / "events.jsonl"
-    step = {"event": "StepEnded", "epoch": 1, "step": 1, "images": 8, "seconds": 1.0}
-    file.write_bytes(json.dumps(step).encode() + b"\n{broken\n[1]\n" + b'{"event": "StepEn')
+    second = lines(step(1, 2))
+    file.write_bytes(lines(started(), step(1, 1)) + b"{broken\n[1]\n" + second[:18])
     history = History(tmp_path).refresh()
     assert len(history.steps) == 1
     with file.open("ab") as opened:
-        opened.write(b'ded", "epoch": 1, "step": 2, "images": 16, "seconds": 2.0}\n')
+        opened.write(second[18:])
     assert [row["step"] for row in history.refresh().steps] == [1, 2]
+    assert (history.skipped_lines, history.problem) == (2, "")
 
 
-def test_pace_and_time_left(tmp_path):
-    rows = [{"event": "RunStarted", "epochs": 2, "steps_per_epoch": 10}]
-    rows += [{"event": "StepEnded", "epoch": 1, "step": n, "images": 8 * n, "seconds": float(n)} for n in range(1, 6)]
-    (tmp_path / "events.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_pace_and_time_left(tmp_path, started, step, lines):
+    (tmp_path / "events.jsonl").write_bytes(lines(started(), *(step(1, number) for number in range(1, 6))))
     history = History(tmp_path).refresh()
     assert history.fraction == 0.25
     assert history.seconds_left == pytest.approx(15)
@@ -162,7 +161,7 @@ def test_a_damaged_run_hides_no_other(config, tmp_path):
     (bad / "config.json").write_text("{")
     store = RunStore(tmp_path / "runs")
     assert [run.run_id for run in store.runs()] == [good.run_dir.name]
-    assert store.damaged() == ["20200101-000000-bad"]
+    assert [one.run_id for one in store.damaged()] == ["20200101-000000-bad"]
 
 
 @pytest.mark.parametrize("name", ["", "..", "../images", "a/b", "missing"])
@@ -218,19 +217,20 @@ def test_a_queued_run_can_be_cancelled(config, tmp_path):
     assert not store.run(second).judged
 
 
-def test_many_readers_at_once_see_every_step_once(tmp_path):
+def test_many_readers_at_once_see_every_step_once(tmp_path, started, step, lines):
     steps = 300
     history = History(tmp_path)
     threads = [threading.Thread(target=lambda: [history.refresh() for _ in range(100)]) for _ in range(4)]
     for thread in threads:
         thread.start()
-    with (tmp_path / "events.jsonl").open("a") as file:
-        for step in range(steps):
-            file.write(json.dumps({"event": "StepEnded", "step": step}) + "\n")
+    with (tmp_path / "events.jsonl").open("ab") as file:
+        file.write(lines(started(steps_per_epoch=steps)))
+        for number in range(1, steps + 1):
+            file.write(lines(step(1, number)))
             file.flush()
     for thread in threads:
         thread.join()
-    assert [row["step"] for row in history.refresh().steps] == list(range(steps))
+    assert [row["step"] for row in history.refresh().steps] == list(range(1, steps + 1))
 
 
 def stopped_run(config, runs, *, pause=False):

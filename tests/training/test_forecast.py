@@ -85,7 +85,7 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
     second = train(1)
     assert second.forecast["cache_bytes"] == 40_000
     assert second.forecast["seconds"] == pytest.approx(0.8 + 4 * (28 * 0.02 + 6 * 0.005) + 6 * 0.005)
-    assert second.cache["found"] == 40
+    assert second.cache.found == 40
     learnt = book.speed(config())
     assert learnt.step != SPEED.step
     assert (learnt.trunk, learnt.step_bytes) == (SPEED.trunk, SPEED.step_bytes)

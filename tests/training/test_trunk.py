@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def config(image_folder, tmp_path):
 def run(config, folder):
     folder.mkdir()
     found = list(fit(config, folder))
-    return next(event for event in found if isinstance(event, events.RunStarted)).cache, found
+    return asdict(next(event for event in found if isinstance(event, events.RunStarted)).cache), found
 
 
 def same_results(a, b):

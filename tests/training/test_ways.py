@@ -238,8 +238,8 @@ def test_an_average_lags_behind_and_is_put_back():
 def test_blended_images_are_learned_from(config, tmp_path, blend):
     told = whole(config(strategy="last_block", **blend), tmp_path / "run")
     started = next(event for event in told if isinstance(event, events.RunStarted))
-    assert started.cache["where"] == "off"
-    assert "mixup" in started.cache["reason"]
+    assert started.cache.where == "off"
+    assert "mixup" in started.cache.reason
     assert told[-1].val_accuracy >= 0.8
 
 

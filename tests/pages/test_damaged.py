@@ -1,0 +1,73 @@
+"""Damaged runs on every page that shows runs: named, with the reason, and on to the trash; the good run works as before."""
+
+import json
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict"))]
+QUICK = {"image_size": 32, "batch_size": 8, "epochs": 1, "strategy": "feature_extraction", "learning_rate": 1e-3}
+
+
+@pytest.fixture
+def damaged(home):
+    """The folder of a run whose config is a list."""
+    run_dir = paths.runs_dir() / "20990101-000000-bad"
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.json").write_text("[1]")
+    return run_dir
+
+
+def opened(page, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    for name, value in query.items():
+        at.query_params[name] = value
+    if page != "app.py":
+        at.switch_page(page)
+    at.run()
+    assert not at.exception, at.exception[0].stack_trace
+    return at
+
+
+def words(at):
+    return " ".join(
+        str(element.value) for kind in ("markdown", "caption", "info", "warning", "error") for element in at.get(kind)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_names_it_and_its_reason_and_moves_it_to_the_trash(damaged, page):
+    at = opened(page)
+    assert "20990101" in words(at)
+    assert "holds no settings" in words(at)
+    at.button(key=f"trash-{damaged.name}").click().run()
+    assert not at.exception
+    assert not damaged.exists()
+    assert "20990101" not in words(at)
+    assert (damaged.parent / ".trash" / damaged.name / "config.json").is_file()
+
+
+def test_beside_a_good_run_an_address_that_names_it_says_why_another_one_is_shown(damaged, image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
+    list(execute(create_run(make_config(QUICK | {"data": str(folder)}), paths.runs_dir())))
+    [good] = RunStore(paths.runs_dir()).runs()
+    for page in PAGES[1:3]:
+        at = opened(page, run=damaged.name)
+        assert "it is damaged" in words(at).replace("\\", "")
+        assert good.run_id in at.query_params["run"]
+
+
+def test_lines_that_were_left_out_are_told_beside_the_run(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
+    run = create_run(make_config(QUICK | {"data": str(folder)}), paths.runs_dir())
+    list(execute(run))
+    with (run.run_dir / "events.jsonl").open("a") as file:
+        file.write(json.dumps({"event": "EpochEnded"}) + "\n")
+    assert "1 line of events" in words(opened("pages/train.py")).replace("\\", "")
