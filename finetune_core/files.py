@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from pydantic import ValidationError
+
 from finetune_core.words import size
 
 Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
@@ -103,7 +105,11 @@ def problem_with(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         told = error.strerror
         return f"{path.name} is {told}" if error.errno in (errno.EINVAL, errno.EFBIG) else f"{path.name}: {told}"
-    return f"{path.name} is damaged: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    told = str(error)
+    if isinstance(error, ValidationError):
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        told = ": ".join([".".join(map(str, first["loc"]))[:100], first["msg"]]) if first["loc"] else first["msg"]
+    return f"{path.name} is damaged: {' '.join(told.split())[:200] or type(error).__name__}"
 
 
 def _check_regular(mode: int, path: Path) -> None:

@@ -129,7 +129,7 @@ def test_inspect_json(trained, tmp_path):
         (["train", "digits", "--backbone", "resnet0", "--strategy", "last_block"], ["--backbone"]),
         (["train", "digits", "--strategy", "thaw_it_all"], ["--strategy"]),
         (["train", "digits", "--device", "cuda:9"], ["--device"]),
-        (["train", "--config", "/not/there.json"], ["cannot be read as JSON"]),
+        (["train", "--config", "/not/there.json"], ["--config", "cannot be read"]),
         (["inspect", "/not/there"], ["There is no folder"]),
         (["evaluate", "/not/there"], ["There is no run"]),
         (["predict", "/not/there", "x.jpg"], ["There is no run"]),

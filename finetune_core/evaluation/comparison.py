@@ -85,7 +85,7 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     runs, repeats = _without_repeats(runs)
     if not runs:
         raise RunError("There is no run to compare.")
-    answers = {run.run_dir: _answers(run.run_dir, predictions_changed(run.run_dir)) for run in runs}
+    answers = {run.run_dir: _answers(run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in runs}
     split = TEST if all(TEST in set(table["split"]) for table in answers.values()) else VAL
     answers = {folder: table[table["split"] == split] for folder, table in answers.items()}
     _check_same_images(runs, answers)
@@ -129,10 +129,14 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return [run for run in runs if run.run_dir in kept], [run.run_id for run in runs if run.run_dir not in kept]
 
 
+def _class_count(run: Run) -> int:
+    return len(run.history.started["classes"]) if run.history.started else 0
+
+
 @lru_cache(maxsize=64)
-def _answers(run_dir: Path, _changed: int) -> pd.DataFrame:
+def _answers(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
     """``id, split, label, correct``, by id."""
-    table = load_predictions(run_dir)
+    table = load_predictions(run_dir, classes)
     correct = np.stack(table["logits"].to_numpy()).argmax(1) == table["label"].to_numpy()
     return table.drop(columns="logits").assign(correct=correct).sort_values("id", ignore_index=True)
 

@@ -10,9 +10,10 @@ import torch
 from finetune_core.errors import RunError
 from finetune_core.models.network import Network, build_network
 from finetune_core.runs.store import Run
-from finetune_core.training.checkpoints import BEST, load_checkpoint
+from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info, restore_network
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.preview import network_input
+from finetune_core.training.strategies import plan
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,28 @@ def load_predictor(run: Run) -> Predictor:
     """Put a run's best network together again.
 
     Raises:
-        RunError: when the run has no checkpoint, or its backbone's weights have changed since.
+        RunError: when the run has no checkpoint, it is damaged, or its backbone's weights have changed since.
         WeightsError: when they are not on this machine.
     """
-    tensors, info = load_checkpoint(run.run_dir, BEST)
-    config = run.config
-    network = build_network(info.backbone, config.starts_from, len(info.classes), config.seed)
+    info, config = read_info(run.run_dir, BEST), run.config
+    _check_same_run(run, info)
+    network = build_network(config.backbone, config.starts_from, len(info.classes), config.seed)
     if network.weights_hash != info.weights_hash:
         raise RunError(f"The weights of {info.backbone} on this machine are not those that {run.run_id} was trained from.")
-    network.model.load_state_dict(tensors, strict=False)
+    restore_network(network, plan(config, network.stages), run.run_dir, BEST)
     device = choose_device("auto", "fp32")
     network.model.eval().to(device.torch_device, memory_format=torch.channels_last)
     return Predictor(network, info.classes, device, config.image_size)
+
+
+def _check_same_run(run: Run, info: CheckpointInfo) -> None:
+    """
+    Raises:
+        RunError: when a checkpoint is of another run.
+    """
+    started = run.history.started or {}
+    told = (info.backbone, info.classes, info.fingerprint or started.get("fingerprint"))
+    wanted = (run.config.backbone, tuple(started.get("classes", info.classes)), started.get("fingerprint", told[2]))
+    if told != wanted or not 1 <= info.epoch <= run.config.epochs:
+        path = checkpoint_path(run.run_dir, BEST)
+        raise RunError(f"{path} is damaged: it says that it is of another run, with other classes, images or settings.")

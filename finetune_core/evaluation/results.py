@@ -33,7 +33,7 @@ def predicted_splits(run: Run) -> list[str]:
     Raises:
         RunError: when it has none.
     """
-    return judged_splits(_table(run.run_dir, predictions_changed(run.run_dir)))
+    return judged_splits(_table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run))))
 
 
 def scores(run: Run, split: str) -> Scores:
@@ -43,7 +43,7 @@ def scores(run: Run, split: str) -> Scores:
         RunError: when the run has no predictions for it.
     """
     evaluation(run, split)
-    return _scores(run.run_dir, predictions_changed(run.run_dir), split)
+    return _scores(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split)
 
 
 def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
@@ -71,7 +71,7 @@ def calibrated(run: Run, split: str, binning: Binning = "width") -> Calibrated:
         RunError: when the run has no predictions for it.
     """
     evaluation(run, split)
-    return _calibrated(run.run_dir, predictions_changed(run.run_dir), split, binning)
+    return _calibrated(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split, binning)
 
 
 def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
@@ -90,18 +90,18 @@ def _classes(run: Run) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=16)
-def _table(run_dir: Path, _changed: int) -> pd.DataFrame:
-    return load_predictions(run_dir)
+def _table(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
+    return load_predictions(run_dir, classes)
 
 
 @lru_cache(maxsize=16)
 def _evaluated(run_dir: Path, changed: int, classes: tuple[str, ...], split: str | None) -> Evaluation:
-    return evaluate(_table(run_dir, changed), classes, split)
+    return evaluate(_table(run_dir, changed, len(classes)), classes, split)
 
 
 @lru_cache(maxsize=16)
-def _scores(run_dir: Path, changed: int, split: str) -> Scores:
-    table = _table(run_dir, changed)
+def _scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
+    table = _table(run_dir, changed, classes)
     labels, probabilities, losses = judged_arrays(table[table["split"] == split])
     return score(labels, probabilities, losses, RESAMPLES if probabilities.size <= _MANY else _FEWER_RESAMPLES)
 
@@ -112,8 +112,8 @@ def _class_curves(run_dir: Path, changed: int, classes: tuple[str, ...], split: 
 
 
 @lru_cache(maxsize=16)
-def _calibrated(run_dir: Path, changed: int, split: str, binning: Binning) -> Calibrated:
-    table = _table(run_dir, changed)
+def _calibrated(run_dir: Path, changed: int, classes: int, split: str, binning: Binning) -> Calibrated:
+    table = _table(run_dir, changed, classes)
     rows, scaled = table[table["split"] == split], scale(table, split)
     labels = rows["label"].to_numpy()
     after = calibration(scaled.logits, labels, binning) if scaled else None

@@ -11,7 +11,7 @@ from finetune_core.evaluation.predict import load_predictor
 from finetune_core.evaluation.results import evaluation
 from finetune_core.models.network import Network
 from finetune_core.runs.store import Run, summary
-from finetune_core.training.checkpoints import BEST, load_checkpoint
+from finetune_core.training.checkpoints import BEST, read_info
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_source(run: Run) -> Source:
     if run.active:
         raise ExportError(f"The run {run.run_id} is going on. Wait until it ends, or stop it; then export it.")
     predictor = load_predictor(run)
-    _, info = load_checkpoint(run.run_dir, BEST)
+    info = read_info(run.run_dir, BEST)
     predictor.network.model.to("cpu", memory_format=torch.contiguous_format)
     return Source(run, predictor.network, predictor.classes, info.epoch, evaluation(run))
 

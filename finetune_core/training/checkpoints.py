@@ -1,20 +1,26 @@
 """A run's trained tensors on disk. Frozen ones are the backbone's own, bit for bit, and are not written again."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from finetune_core.errors import RunError
-from finetune_core.files import write_bytes
+from finetune_core.files import open_regular, problem_with, write_bytes
+from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
-from finetune_core.training.strategies import Strategy, cut_index
+from finetune_core.training.events import Count, Name
+from finetune_core.training.strategies import Strategy, cut_index, frozen_tensors
+from finetune_core.words import things
 
 LAST, BEST = "last", "best"
 
@@ -30,12 +36,26 @@ class CheckpointInfo:
         standing: in ``last``: where the run stands (``standing.py``).
     """
 
-    epoch: int
-    backbone: str
-    weights_hash: str
-    classes: tuple[str, ...]
-    fingerprint: str = ""
+    epoch: Count
+    backbone: Name
+    weights_hash: Name
+    classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=100_000)]
+    fingerprint: Name = ""
     standing: dict[str, Any] | None = None
+
+
+_INFO = TypeAdapter(CheckpointInfo)
+_LONGEST_INFO = 2**25  # letters
+_KINDS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def checkpoint_path(run_dir: Path, name: str) -> Path:
@@ -56,6 +76,16 @@ def save_checkpoint(run_dir: Path, name: str, tensors: dict[str, torch.Tensor], 
     write_bytes(checkpoint_path(run_dir, name), save(tensors, metadata))
 
 
+def read_info(run_dir: Path, name: str) -> CheckpointInfo:
+    """What a checkpoint's tensors belong to, without reading them.
+
+    Raises:
+        RunError: when it is missing or damaged.
+    """
+    with _opened(run_dir, name) as (_, info):
+        return info
+
+
 def load_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
     """The network's tensors by name, and what they belong to.
 
@@ -66,19 +96,81 @@ def load_checkpoint(run_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], 
     return {key: tensor for key, tensor in tensors.items() if "/" not in key}, info
 
 
-def load_tensors(run_dir: Path, name: str) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
+def load_tensors(
+    run_dir: Path,
+    name: str,
+    needed: Mapping[str, torch.Tensor] | None = None,
+    allowed: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[dict[str, torch.Tensor], CheckpointInfo]:
     """Everything in a checkpoint: those of the optimizer, too, whose names hold a ``/``.
+
+    Args:
+        needed: tensors that must be there, of these shapes and types.
+        allowed: those that may be there besides; no others may, where ``needed`` is given.
 
     Raises:
         RunError: when it is missing or damaged.
     """
+    with _opened(run_dir, name) as (file, info):
+        if needed is not None:
+            _check_names(file, needed, allowed or {})
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+        if bad := [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
+            raise ValueError(f"numbers in {bad[0]} are not finite")
+    return tensors, info
+
+
+def restore_network(network: Network, strategy: Strategy, run_dir: Path, name: str) -> CheckpointInfo:
+    """Put a checkpoint's tensors into a network: exactly those that the strategy may change.
+
+    Raises:
+        RunError: when it is missing, damaged, or holds other tensors than these, or frozen ones that have changed.
+    """
+    tensors, info = load_tensors(run_dir, name, changing_tensors(network.model, network.stages, strategy))
+    check_frozen(network, strategy, tensors, checkpoint_path(run_dir, name))
+    network.model.load_state_dict(tensors, strict=False)
+    return info
+
+
+def check_frozen(network: Network, strategy: Strategy, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """
+    Raises:
+        RunError: when frozen tensors are not the pretrained network's.
+    """
+    before = network.pretrained.state_dict()
+    names = [key for stage, plan in zip(network.stages, strategy, strict=True) for key in frozen_tensors(plan, stage)]
+    if changed := [key for key in names if key in tensors and not torch.equal(tensors[key], before[key])]:
+        raise RunError(f"{path} is damaged: {changed[0]} is frozen in this run, and not the pretrained network's.")
+
+
+@contextmanager
+def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
+    """A checkpoint, open to read; whatever is wrong with it becomes a RunError."""
     path = checkpoint_path(run_dir, name)
     try:
+        os.close(open_regular(path))  # safetensors opens it by its name, and would wait for a FIFO
         with safe_open(path, "pt") as file:
-            info = json.loads(file.metadata()["info"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
+            told = (file.metadata() or {}).get("info", "")
+            if len(told) > _LONGEST_INFO:
+                raise ValueError("what it says of itself is too long")
+            yield file, _INFO.validate_json(told, strict=True)
     except FileNotFoundError:
         raise RunError(f"{run_dir} has no {name!r} checkpoint: the run ended before its first epoch did.") from None
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
-    return tensors, CheckpointInfo(**info | {"classes": tuple(info["classes"])})
+    except (OSError, SafetensorError, ValueError, MemoryError) as error:
+        raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
+
+
+def _check_names(file: Any, needed: Mapping[str, torch.Tensor], allowed: Mapping[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        ValueError: when the tensors in a file are not those that are expected. None is read for that.
+    """
+    expected, found = {**allowed, **needed}, set(file.keys())
+    if missing := needed.keys() - found:
+        raise ValueError(f"{things(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} among them")
+    if unknown := found - expected.keys():
+        raise ValueError(f"it holds {things(len(unknown), 'tensor')} that this run does not train, {min(unknown)} among them")
+    for key in sorted(found):
+        part = file.get_slice(key)
+        if (tuple(part.get_shape()), _KINDS.get(part.get_dtype())) != (tuple(expected[key].shape), expected[key].dtype):
+            raise ValueError(f"{key} has another shape or type than in this network")

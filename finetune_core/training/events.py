@@ -38,7 +38,7 @@ Loss = Annotated[float, Field(ge=0, le=1e300)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 Moment = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970
-Name = Annotated[str, Field(max_length=1000)]
+Name = Annotated[str, Field(max_length=10_000)]
 Text = Annotated[str, Field(max_length=100_000)]
 Texts = Annotated[list[Text], Field(max_length=1000)]
 Phase = Annotated[str, Field(max_length=100), AfterValidator(_known_phase)]

@@ -1,5 +1,6 @@
 """The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
 
+import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +22,7 @@ from finetune_core.training.checkpoints import (
     CheckpointInfo,
     changing_tensors,
     checkpoint_path,
-    load_checkpoint,
+    restore_network,
     save_checkpoint,
 )
 from finetune_core.training.compute import NotFinite, StepRule, train_step
@@ -84,7 +85,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         yield _started(job)
         trainer = _trainer(job, run_dir)
         if resume:
-            if checkpoint_path(run_dir, LAST).exists():
+            if os.path.lexists(checkpoint_path(run_dir, LAST)):
                 at = restore_standing(job, trainer.optimizer, trainer.average, run_dir)
             yield RunResumed(at.epoch, at.step)
         at.since = time.monotonic()
@@ -266,11 +267,11 @@ def _test(trainer: _Trainer, at: Standing) -> Generator[Event, None, float | Non
     """Predict the test images with the best epoch's weights; their accuracy, or None where there are none."""
     job, run_dir = trainer.job, trainer.run_dir
     if trainer.average or at.best_epoch != at.epoch - 1:
-        job.network.model.load_state_dict(load_checkpoint(run_dir, BEST)[0], strict=False)
+        restore_network(job.network, job.strategy, run_dir, BEST)
     if not len(job.rows[TEST]):
         return None
     rows, logits = yield from _predict(trainer, TEST, "test")
-    validated = load_predictions(run_dir)
+    validated = load_predictions(run_dir, len(job.dataset.classes))
     validated = validated[validated["split"] == VAL]
     save_predictions(run_dir, pd.concat([validated, _table(job, TEST, rows, logits)], ignore_index=True))
     return float((logits.argmax(1) == job.labels[rows]).mean())

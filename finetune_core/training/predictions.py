@@ -1,15 +1,24 @@
 """The table that every metric, gallery and comparison is computed from: one row an image that the run did not train on."""
 
 import io
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
-from finetune_core.files import write_bytes
+from finetune_core.files import open_regular, problem_with, regular_file, write_bytes
 
 _FILE = "predictions.parquet"
+_COLUMNS = ["id", "split", "label", "logits"]
+_MOST_BYTES = 2**32  # of the file, and of what comes out of it
+_MOST_LOGITS = 2**29
+_LONGEST_ID = 4096  # bytes
+_CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what it is written with; others can hold next to nothing that becomes enormous
 
 
 def prediction_table(ids: pd.Series, split: str, labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
@@ -19,26 +28,101 @@ def prediction_table(ids: pd.Series, split: str, labels: np.ndarray, logits: np.
 
 def save_predictions(run_dir: Path, table: pd.DataFrame) -> None:
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False)
+    table.to_parquet(buffer, index=False, write_page_checksum=True)
     write_bytes(run_dir / _FILE, buffer.getvalue())
 
 
 def predictions_changed(run_dir: Path) -> int:
     """When the run's predictions were written, in nanoseconds; 0 when there are none."""
-    file = run_dir / _FILE
-    return file.stat().st_mtime_ns if file.is_file() else 0
+    found = regular_file(run_dir / _FILE)
+    return found.st_mtime_ns if found else 0
 
 
-def load_predictions(run_dir: Path) -> pd.DataFrame:
+def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:
     """The table of a run.
+
+    Args:
+        classes: how many it has, where that is known: then there must be as many logits.
 
     Raises:
         RunError: when the run has none, or it is damaged.
     """
     path = run_dir / _FILE
-    if not path.is_file():
-        raise RunError(f"{run_dir} has nothing to evaluate: the run has not ended, or it ended before its first epoch did.")
     try:
-        return pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        with open(open_regular(path), "rb") as file:
+            return _checked(pq.ParquetFile(file, read_dictionary=["id", "split"], page_checksum_verification=True), classes)
+    except FileNotFoundError:
+        raise RunError(
+            f"{run_dir} has nothing to evaluate: the run has not ended, or it ended before its first epoch did."
+        ) from None
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
+        raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
+
+
+def _checked(file: pq.ParquetFile, classes: int | None) -> pd.DataFrame:
+    """
+    Raises:
+        ValueError: when it is no table of predictions.
+    """
+    width = _width(file.metadata, classes)
+    table = file.read(columns=_COLUMNS, use_threads=False, use_pandas_metadata=False)
+    table.validate(full=True)
+    if table.schema.names != _COLUMNS or any(column.null_count for column in table.columns):
+        raise ValueError(f"it has no columns {', '.join(_COLUMNS)}, or some are not filled")
+    ids, splits, labels, logits = table.columns
+    if not pa.types.is_integer(labels.type) or not pa.types.is_list(logits.type):
+        raise ValueError("its labels or logits are of another kind")
+    values = logits.combine_chunks().flatten()
+    if values.type not in (pa.float32(), pa.float64()) or values.null_count:
+        raise ValueError("its logits are no numbers")
+    if pc.any(pc.not_equal(pc.list_value_length(logits), width)).as_py():
+        raise ValueError("its rows do not have a logit for each class")
+    found = pd.DataFrame(
+        {"id": _texts(ids, _LONGEST_ID), "split": _texts(splits, 10), "label": labels.to_numpy().astype(np.int64)}
+    )
+    matrix = values.to_numpy().astype(np.float32, copy=False).reshape(-1, width)
+    _check_values(found, matrix)
+    return found.assign(logits=list(matrix))
+
+
+def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
+    """Logits a row, from what the file says of itself, before anything large is read."""
+    rows, groups = metadata.num_rows, [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    columns = [group.column(at) for group in groups for at in range(group.num_columns)]
+    if not rows:
+        raise ValueError("it has no rows")
+    if sum(column.total_uncompressed_size for column in columns) > _MOST_BYTES:
+        raise ValueError("it is larger than can be")
+    if any(column.compression not in _CODECS for column in columns):
+        raise ValueError("it is compressed in another way")
+    logits = sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "logits")
+    width = logits // rows
+    if logits > _MOST_LOGITS or width < 1 or logits != rows * width:
+        raise ValueError(f"it has {logits} logits for {rows} images")
+    if classes is not None and width != classes:
+        raise ValueError(f"it has {width} logits an image, and the run has {classes} classes")
+    return width
+
+
+def _texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
+    """A column of texts, which is looked at as a dictionary first: a long text may be repeated without end."""
+    chunks = [chunk.dictionary_encode() if not pa.types.is_dictionary(chunk.type) else chunk for chunk in column.chunks]
+    for chunk in chunks:
+        if chunk.dictionary.type not in (pa.string(), pa.large_string()):
+            raise ValueError("its images or splits have no names")
+        if len(chunk) and (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > longest:
+            raise ValueError("a name in it is too long")
+    return pa.chunked_array([chunk.dictionary_decode() for chunk in chunks], pa.string()).to_pandas()
+
+
+def _check_values(found: pd.DataFrame, logits: np.ndarray) -> None:
+    if not set(found["split"]) <= {VAL, TEST}:
+        raise ValueError("it names splits that are not judged")
+    if found.duplicated(["split", "id"]).any():
+        raise ValueError("an image is in it twice")
+    if any("\0" in name or not name or ".." in PurePosixPath(name).parts for name in found["id"]):
+        raise ValueError("an image's name leads out of its folder")
+    if found["label"].min() < 0 or found["label"].max() >= logits.shape[1]:
+        raise ValueError("a label in it is no class")
+    if not np.isfinite(logits).all():
+        raise ValueError("a logit in it is no finite number")

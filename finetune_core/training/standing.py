@@ -3,23 +3,37 @@
 Order, augmentation and dropout depend on the position alone, so there is no generator's state to keep.
 """
 
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 
 from finetune_core.config import EarlyStopping
 from finetune_core.errors import RunError
+from finetune_core.files import problem_with
 from finetune_core.training.average import Average
-from finetune_core.training.checkpoints import LAST, CheckpointInfo, changing_tensors, load_tensors, save_checkpoint
-from finetune_core.training.events import CheckpointSaved
+from finetune_core.training.checkpoints import (
+    LAST,
+    CheckpointInfo,
+    changing_tensors,
+    check_frozen,
+    checkpoint_path,
+    load_tensors,
+    read_info,
+    save_checkpoint,
+)
+from finetune_core.training.events import CheckpointSaved, Count, Epoch, Seconds, StageMeasures
 from finetune_core.training.job import Job
-from finetune_core.training.movement import Stages
 from finetune_core.training.tally import Tally
 
 _OPTIMIZER, _AVERAGE = "optimizer/", "average/"
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+_STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: ("momentum_buffer",)}
 
 
 @dataclass
@@ -39,16 +53,16 @@ class Standing:
 
     tally: Tally
 
-    epoch: int = 1
-    step: int = 0
-    train_seconds: float = 0.0
-    seconds: float = 0.0
-    best_epoch: int = 0
-    best_accuracy: float = -1.0
-    best_loss: float = math.inf
-    watched: float = -math.inf
-    watched_epoch: int = 0
-    stages: Stages | None = None
+    epoch: Epoch = 1
+    step: Count = 0
+    train_seconds: Seconds = 0.0
+    seconds: Seconds = 0.0
+    best_epoch: Count = 0
+    best_accuracy: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    best_loss: Annotated[float, Field(ge=0)] = math.inf
+    watched: Annotated[float, Field(ge=-math.inf)] = -math.inf
+    watched_epoch: Count = 0
+    stages: StageMeasures | None = None
     since: float = field(default_factory=time.monotonic)
 
     @property
@@ -77,6 +91,10 @@ class Standing:
         self.tally, self.train_seconds = Tally.of(len(self.tally.images)), 0.0
 
 
+_STANDING = TypeAdapter(Standing)
+_AVERAGED = TypeAdapter(Count)
+
+
 def save_standing(
     job: Job, optimizer: torch.optim.Optimizer, average: Average | None, at: Standing, run_dir: Path
 ) -> CheckpointSaved:
@@ -99,7 +117,7 @@ def restore_standing(job: Job, optimizer: torch.optim.Optimizer, average: Averag
     Raises:
         RunError: when it is missing, damaged, or belongs to other data or weights.
     """
-    tensors, info = load_tensors(run_dir, LAST)
+    info = read_info(run_dir, LAST)
     if info.standing is None:
         raise RunError(f"The run in {run_dir} was written by an earlier version, which could not resume. Start it again.")
     if (info.weights_hash, info.classes) != (job.network.weights_hash, job.dataset.classes):
@@ -109,22 +127,58 @@ def restore_standing(job: Job, optimizer: torch.optim.Optimizer, average: Averag
             f"The images, their labels or their split have changed since the run in {run_dir} began: put them back to resume it, or "
             "start a new one."
         )
-    kept = {name: tensor for name, tensor in tensors.items() if "/" not in name}
-    job.network.model.load_state_dict(kept, strict=False)
+    path = checkpoint_path(run_dir, LAST)
+    at, averaged = _position(job, info.standing, path)
+    needed = changing_tensors(job.network.model, job.network.stages, job.strategy)
+    if average:
+        needed |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
+    tensors, _ = load_tensors(run_dir, LAST, needed, _state_tensors(optimizer))
+    check_frozen(job.network, job.strategy, tensors, path)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):
             index, key = name.removeprefix(_OPTIMIZER).split("/")
             state.setdefault(int(index), {})[key] = tensor
+    if any(len(kept) < len(_STATE[type(optimizer)]) for kept in state.values()):
+        raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
+    job.network.model.load_state_dict({name: tensor for name, tensor in tensors.items() if "/" not in name}, strict=False)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     _like_their_parameters(optimizer)
-    told = info.standing | {"since": time.monotonic(), "tally": Tally(**info.standing["tally"])}
-    averaged = told.pop("averaged")
     if average:
         average.steps = averaged
         for name, tensor in average.tensors.items():
             tensor.copy_(tensors[f"{_AVERAGE}{name}"])
-    return Standing(**told)
+    return at
+
+
+def _position(job: Job, told: dict[str, Any], path: Path) -> tuple[Standing, int]:
+    """Where the run stood, and how many steps its average had seen.
+
+    Raises:
+        RunError: when it cannot have stood there.
+    """
+    try:
+        averaged = _AVERAGED.validate_python(told.get("averaged"), strict=True)
+        known = {name: value for name, value in told.items() if name != "averaged"} | {"since": time.monotonic()}
+        at = _STANDING.validate_json(json.dumps(known), strict=True)
+        steps, classes, tally = len(job.training_batches(at.epoch)), len(job.dataset.classes), at.tally
+        if at.epoch > job.config.epochs + 1 or at.step > steps or max(at.best_epoch, at.watched_epoch) >= at.epoch:
+            raise ValueError("the run cannot have come that far")
+        if {len(tally.images), len(tally.named), len(tally.hits)} != {classes} or (at.epoch > 1 and not at.best_epoch):
+            raise ValueError("what was counted is not of this run")
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
+    return at, averaged
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimizer keeps of each parameter that has trained, by the name in the checkpoint."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{_OPTIMIZER}{index}/{key}": torch.empty(()) if key == "step" else parameter
+        for index, parameter in enumerate(parameters)
+        for key in _STATE[type(optimizer)]
+    }
 
 
 def _like_their_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from finetune_core.training.events import Count, Number
+
 
 @dataclass
 class Tally:
@@ -14,10 +16,10 @@ class Tally:
         loss_sum: of the images' losses.
     """
 
-    images: list[int]
-    named: list[int]
-    hits: list[int]
-    loss_sum: float = field(default=0.0)
+    images: list[Count]
+    named: list[Count]
+    hits: list[Count]
+    loss_sum: Number = field(default=0.0)
 
     @classmethod
     def of(cls, classes: int) -> "Tally":
