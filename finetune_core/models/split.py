@@ -11,17 +11,11 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from finetune_core.models.stages import Stage
+from finetune_core.models.tracing import trace_graph
 
 
 class CannotSplit(Exception):
     """The network's structure does not allow this cut; the message says why. Such a network trains uncached."""
-
-
-class _Tracer(fx.Tracer):
-    """Modules without children, attention, and what timm keeps out of traces are single nodes."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(m.children()) or isinstance(m, (nn.MultiheadAttention, *_timm_leaves()))
 
 
 @dataclass(frozen=True)
@@ -29,6 +23,7 @@ class Segments:
     """A traced network that can be cut anywhere between its stages.
 
     Attributes:
+        root: holds what the graph names: the network's own modules.
         graph: of the whole network.
         boundaries: for each stage but the first, the node whose value crosses from the stages before it; None where more
             than one value crosses.
@@ -78,12 +73,12 @@ def trace(model: nn.Module, stages: Sequence[Stage]) -> Segments:
         CannotSplit: when torch.fx cannot follow it.
     """
     try:
-        graph = _Tracer().trace(model)
+        root, graph = trace_graph(model)
     except Exception as error:  # control flow on values: torch.fx raises nearly anything
         raise CannotSplit(f"its structure cannot be traced ({type(error).__name__})") from None
     nodes = list(graph.nodes)
     owners = [_stage_of(node, stages) for node in nodes]
-    return Segments(model, graph, tuple(_boundary(nodes, owners, stage) for stage in range(1, len(stages))))
+    return Segments(root, graph, tuple(_boundary(nodes, owners, stage) for stage in range(1, len(stages))))
 
 
 def _boundary(nodes: list[fx.Node], owners: list[int | None], stage: int) -> fx.Node | None:
@@ -117,10 +112,3 @@ def _is_tensor(node: fx.Node) -> bool:
     if node.op == "call_function" and node.target in (getattr, operator.getitem, operator.floordiv, operator.mul):
         return False
     return not (node.op == "call_method" and node.target in ("size", "dim"))
-
-
-def _timm_leaves() -> tuple[type[nn.Module], ...]:
-    from timm.layers import Conv2dSame
-    from timm.models._features_fx import get_notrace_modules
-
-    return (Conv2dSame, *get_notrace_modules())

@@ -1,0 +1,101 @@
+"""torch.fx tracing beside other threads that use networks.
+
+``torch.fx.Tracer.trace`` patches ``nn.Module.__call__`` and ``__getattr__`` for the whole process, so that meanwhile another
+thread's forward pass fails or ends up in the graph. Here the modules of a copy hand their calls to the tracer, and no other
+module is touched.
+"""
+
+import copy
+from itertools import chain
+from threading import Lock
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx._symbolic_trace import _patch_wrapped_functions, _Patcher
+
+_one_at_a_time = Lock()
+
+
+def trace_graph(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
+    """What a network computes, node by node.
+
+    Returns:
+        The root that the graph's names are looked up in (the network's own modules and tensors, with the constants that its
+        code makes), and the graph.
+
+    Raises:
+        Exception: of nearly any kind, where control flow depends on values.
+    """
+    tracer = _Tracer()
+    graph = tracer.trace(model)
+    root = copy.copy(model)  # shares its children, parameters and buffers with the network
+    vars(root).update(tracer.constants())
+    return root, graph
+
+
+class _Tracer(fx.Tracer):
+    """Modules without children, attention, and what timm keeps out of traces are single nodes."""
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_modules=())  # else the functions of ``math`` would be patched
+        self.parameter_proxies: dict[str, fx.Proxy] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not any(m.children()) or isinstance(m, (nn.MultiheadAttention, *_timm_leaves()))
+
+    def trace(self, root: nn.Module, concrete_args: None = None) -> fx.Graph:
+        """As torch's own, but of a copy with the same tensors."""
+        self.root = _recording_copy(root, self)
+        self._names = set(vars(self.root))
+        self.root_module_name = root._get_name()
+        self.submodule_paths = {module: name for name, module in self.root.named_modules()}
+        self.graph = fx.Graph(tracer_cls=type(self))
+        self.tensor_attrs = {
+            value: f"{path}.{name}" if path else name
+            for path, module in self.root.named_modules()
+            for name, value in vars(module).items()
+            if isinstance(value, torch.Tensor)
+        }
+        forward, args = self.create_args_for_root(type(self.root).forward, is_module=True)
+        # Functions that are marked with fx.wrap are patched for everyone, but do the same as ever unless given a proxy. The
+        # lock is for other traces alone: the first to end would take the patches away from the rest.
+        with _one_at_a_time, _Patcher() as patcher:
+            _patch_wrapped_functions(patcher)
+            self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+        return self.graph
+
+    def constants(self) -> dict[str, Any]:
+        """Tensors that the code itself makes, by the names that the graph has for them."""
+        return {name: value for name, value in vars(self.root).items() if name not in self._names}
+
+
+class _Recording:
+    """Mixed into the classes of the modules of a copy: they hand calls and parameters to the copy's tracer."""
+
+    _tracer: _Tracer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._tracer.call_module(self, super().__call__, args, kwargs)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        return self._tracer.getattr(name, super().__getattr__(name), self._tracer.parameter_proxies)  # type: ignore[misc]
+
+
+def _recording_copy(model: nn.Module, tracer: _Tracer) -> nn.Module:
+    held = (value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor))
+    same = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers(), held)}
+    twin = copy.deepcopy(model, same)
+    classes: dict[type, type] = {}
+    for module in twin.modules():
+        own = type(module)
+        vars(module)["_tracer"] = tracer
+        module.__class__ = classes.setdefault(own, type(own.__name__, (_Recording, own), {}))
+    return twin
+
+
+def _timm_leaves() -> tuple[type[nn.Module], ...]:
+    from timm.layers import Conv2dSame
+    from timm.models._features_fx import get_notrace_modules
+
+    return (Conv2dSame, *get_notrace_modules())
