@@ -6,6 +6,7 @@ module is touched.
 """
 
 import copy
+import math
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -34,12 +35,25 @@ def trace_graph(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     return root, graph
 
 
+class _Value(fx.Proxy):
+    """A value of the graph. ``math.ceil`` and ``math.floor`` ask their argument, so that they need no patch."""
+
+    def __ceil__(self) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
+
 class _Tracer(fx.Tracer):
     """Modules without children, attention, and what timm keeps out of traces are single nodes."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_modules=())  # else the functions of ``math`` would be patched
+        super().__init__(autowrap_modules=())  # torch would patch ``math``
         self.parameter_proxies: dict[str, fx.Proxy] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(m.children()) or isinstance(m, (nn.MultiheadAttention, *_timm_leaves()))

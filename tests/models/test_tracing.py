@@ -1,3 +1,4 @@
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from threading import Event
@@ -89,6 +90,19 @@ def test_networks_are_traced_by_several_threads_at_once():
     with ThreadPoolExecutor(len(models)) as pool:
         together = list(pool.map(lambda model: nodes(trace_graph(model)[1]), models * 2))
     assert together == alone * 2
+
+
+class Rounding(nn.Module):
+    """As timm's VOLO does it."""
+
+    def forward(self, x):
+        return x.reshape(math.ceil(x.shape[0] / 2), math.floor(x.shape[1] * 2))
+
+
+def test_rounded_sizes_are_part_of_the_graph():
+    root, graph = trace_graph(Rounding())
+    assert nodes(graph) == nodes(OwnTracer().trace(Rounding()))
+    assert fx.GraphModule(root, graph)(torch.ones(4, 3)).shape == (2, 6)
 
 
 @pytest.mark.parametrize("name", TRACED)
