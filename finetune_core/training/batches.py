@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
@@ -83,10 +84,7 @@ def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
     """(indices, make(indices)) for each batch; the next one is made while this one is used."""
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(1, thread_name_prefix="batch") as pool:
-        pool.submit(_compute_alone).result()
-        torch.set_num_threads(threads)  # new threads start with what was set last
+    with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=_compute_alone) as pool:
         ahead = pool.submit(make, batches[0]) if len(batches) else None
         for position, indices in enumerate(batches):
             batch = ahead.result()
@@ -96,9 +94,12 @@ def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray
 
 
 def _compute_alone() -> None:
-    """Give this thread no helpers: two teams of threads on the same cores wait for each other more than they compute."""
+    """Give this thread no helpers: two teams of threads on the same cores wait for each other more than they compute.
+
+    ``torch.set_num_threads`` would also give one thread to whatever thread of the process uses torch for the first time meanwhile.
+    """
     torch.get_num_threads()  # a thread's first use of torch would overwrite what is set before it
-    torch.set_num_threads(1)
+    ThreadpoolController().limit(limits=1, user_api="openmp")
 
 
 def augmented(images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: int, epoch: int, size: int) -> torch.Tensor:

@@ -1,4 +1,6 @@
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +24,15 @@ from finetune_core.training.batches import (
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=80)
 KEYS = sample_keys([f"class/{number}.png" for number in range(20_000)])
+
+
+@pytest.fixture
+def two_threads():
+    """As on two cores, wherever the test runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def pictures(count, side=32):
@@ -249,3 +260,31 @@ def test_balanced_batches_mix_the_classes():
     assert all(len(np.unique(LABELS[batch])) == 3 for batch in batches)
     again = balanced_batches(np.arange(len(LABELS)), LABELS, KEYS, 32, seed=0, epoch=0)
     assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+
+
+def test_a_batch_is_made_without_helper_threads_and_other_threads_keep_theirs(two_threads):
+    def make(_rows):
+        with ThreadPoolExecutor(1) as other:
+            return torch.get_num_threads(), other.submit(torch.get_num_threads).result()
+
+    for _, (batch, other) in prefetched(make, in_order(np.arange(3), 1)):
+        assert (batch, other, torch.get_num_threads()) == (1, 2, 2)
+
+
+def test_threads_that_start_while_others_make_batches_have_all_their_helpers(two_threads):
+    over, found = threading.Event(), Counter()
+
+    def start_threads():
+        while not over.is_set():
+            new = threading.Thread(target=lambda: found.update([torch.get_num_threads()]))
+            new.start()
+            new.join()
+
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(start_threads)
+        for _ in range(200):
+            for _ in prefetched(len, in_order(np.arange(2), 1)):
+                pass
+        over.set()
+        running.result()
+    assert set(found) == {2}
