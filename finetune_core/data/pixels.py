@@ -22,7 +22,7 @@ class Pixels:
     Attributes:
         paths: one file an index.
         side: of the square, pixels.
-        kept: the squares; None where they fit nowhere: then every read decodes again.
+        kept: the squares that were wanted; None where they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.
         decoded: how many images were read for this, successfully or not.
         lost: index -> why it can no longer be read; grows while ``readable`` is used.
@@ -37,7 +37,7 @@ class Pixels:
 
     def readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         """Those of the indices that can still be read, and their squares as in ``batch``; the others go to ``lost``."""
-        if self.kept is not None:
+        if self._held(indices):
             return indices, self.batch(indices)
         found = []
         for index, square in in_threads(lambda index: _square(self.paths[index], self.side), indices):
@@ -54,12 +54,16 @@ class Pixels:
         Raises:
             ImageError: when a file that could be read before no longer can.
         """
-        if self.kept is not None:
+        if self._held(indices):
             squares = self.kept.batch(indices)
         else:
             read = in_threads(lambda index: read_square(self.paths[index], self.side), indices)
             squares = torch.from_numpy(np.stack([square for _, square in read]))
         return squares.permute(0, 3, 1, 2)
+
+    def _held(self, indices: np.ndarray) -> bool:
+        """Whether all of them were decoded for this; the others are read when they are asked for."""
+        return self.kept is not None and self.kept.has(indices)
 
 
 def stored_side(image_size: int) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 from typing import Literal
 from weakref import WeakSet
 
@@ -90,10 +90,14 @@ class Lookup:
     blocks: tuple[Block, ...]
     places: np.ndarray
 
+    def has(self, positions: np.ndarray) -> bool:
+        """Whether every one of them has a row."""
+        return bool((self.places[positions] >= 0).all())
+
     def batch(self, positions: np.ndarray) -> torch.Tensor:
         """``[len(positions), *shape]``, one row a position; every one of them must be known."""
         places = self.places[positions]
-        if (places < 0).any():  # -1 would quietly read the last row
+        if not self.has(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
         used = np.unique(places[:, 0])
         first = self.blocks[used[0]]
@@ -122,7 +126,7 @@ class RowCache:
         self._folder = folder
         self._tables: OrderedDict[str, Table] = OrderedDict()
         self._alive: WeakSet[Block] = WeakSet()
-        self._lock = Lock()
+        self._lock = RLock()
 
     def table(self, name: str) -> Table:
         """The table of that name, with whatever sound rows of it are on disk; now the most recently used."""
@@ -142,7 +146,8 @@ class RowCache:
 
     def held(self) -> int:
         """Bytes in memory, those of evicted tables that a run still reads among them."""
-        return sum(block.bytes for block in list(self._alive) if block.file is None)
+        with self._lock:  # a set must not grow while it is gone through
+            return sum(block.bytes for block in self._alive if block.file is None)
 
     def place_for(self, needed: int, keep: str) -> Where | None:
         """Where ``needed`` bytes may go, after making room there; ``keep`` is the table that must stay. None: nowhere."""
@@ -184,7 +189,8 @@ class RowCache:
             if writer is None:
                 return "memory"
             block = writer.finish(np.concatenate(order))
-            self._alive.add(block)
+            with self._lock:
+                self._alive.add(block)
         except OSError:  # the disk is full, or gone
             if writer:
                 writer.discard()
@@ -212,7 +218,7 @@ class RowCache:
             return limit
         folder = self._folder()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
-        return int(_DISK_SHARE * (shutil.disk_usage(existing).free + sum(f.stat().st_size for f in _files(folder))))
+        return int(_DISK_SHARE * (shutil.disk_usage(existing).free + sum(size for _, size in _files(folder))))
 
     def _evict(self, needed: int, keep: str, budget: int) -> None:
         """Drop the least recently used tables in memory until ``needed`` bytes fit into the budget."""
@@ -227,12 +233,12 @@ class RowCache:
         """Delete the oldest files until the rest fits ``budget`` bytes, and forget their tables: what a run has mapped
         stays readable until it lets go."""
         files = _files(self._folder())
-        total = sum(file.stat().st_size for file in files)
+        total = sum(size for _, size in files)
         gone = set()
-        for file in files:
+        for file, size in files:
             if total <= budget:
                 break
-            total -= file.stat().st_size
+            total -= size
             gone.add(file)
             _delete(file)
         with self._lock:
@@ -357,8 +363,14 @@ def _limit(variable: str) -> int | None:
         raise ConfigError({"cache": f"{variable} must be a number of gigabytes, not {said!r}"}) from None
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.rows"), key=lambda file: file.stat().st_mtime) if folder.is_dir() else []
+def _files(folder: Path) -> list[tuple[Path, int]]:
+    """The files of rows, the oldest first, with their bytes. Others may delete some meanwhile."""
+    found = []
+    for file in folder.glob("*.rows"):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            found.append((status.st_mtime, file, status.st_size))
+    return [(file, size) for _, file, size in sorted(found)]
 
 
 def _delete(file: Path) -> None:

@@ -110,8 +110,7 @@ def fill_trunk(
     """
     name, spent = tables.name(cut, view), 0.0
     needed = wanted[CACHE.table(name).missing(keys[wanted])]
-    for start, rows in _sources(tables, cut, keys, needed, view):
-        shallower = CACHE.table(tables.name(start, view)).lookup(keys) if start else None
+    for start, rows, shallower in _sources(tables, cut, keys, needed, view):
         began = time.monotonic()
         batches = _computed(segments.part(start, cut), tables.device, rows, shallower.batch if shallower else images)
         where: Where | None = yield from CACHE.fill(name, keys[rows], batches)
@@ -121,29 +120,31 @@ def fill_trunk(
             return None, 0, spent
         if start is None and 2 * len(rows) >= len(wanted):  # of a few images, starting takes the most
             CACHE.table(name).seconds_per_row = seconds / len(rows)
-    if CACHE.table(name).missing(keys[wanted]).any():  # on a tight disk the new rows have driven out those that were there
+    table = CACHE.table(name)
+    if table.missing(keys[wanted]).any():  # on a tight disk the new rows have driven out those that were there
         return None, 0, spent
-    return CACHE.table(name).lookup(keys), len(wanted) - len(needed), spent
+    return table.lookup(keys), len(wanted) - len(needed), spent
 
 
 def needs_images(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
     """The wanted images whose pixels are needed: those that neither this cut nor a shallower one has."""
     needed = wanted[CACHE.table(tables.name(cut, view)).missing(keys[wanted])]
-    return next((rows for start, rows in _sources(tables, cut, keys, needed, view) if start is None), needed[:0])
+    return next((rows for start, rows, _ in _sources(tables, cut, keys, needed, view) if start is None), needed[:0])
 
 
 def _sources(
     tables: TrunkTables, cut: int, keys: np.ndarray, needed: np.ndarray, view: str
-) -> list[tuple[int | None, np.ndarray]]:
-    """Where the needed rows come from: (cut, rows) for each shallower cut that has some, the nearest first, and
-    (None, rows) for those that come from pixels."""
-    sources: list[tuple[int | None, np.ndarray]] = []
+) -> list[tuple[int | None, np.ndarray, Lookup | None]]:
+    """Where the needed rows come from: (cut, rows, the cache's rows there) for each shallower cut that has some, the nearest first,
+    and (None, rows, None) for those that come from pixels. A lookup keeps what it found, whatever the cache drops meanwhile."""
+    sources: list[tuple[int | None, np.ndarray, Lookup | None]] = []
     for shallower in range(cut - 1, 0, -1):
-        lacking = CACHE.table(tables.name(shallower, view)).missing(keys[needed])
+        table = CACHE.table(tables.name(shallower, view))
+        lacking = table.missing(keys[needed])
         if not lacking.all():
-            sources.append((shallower, needed[~lacking]))
+            sources.append((shallower, needed[~lacking], table.lookup(keys)))
             needed = needed[lacking]
-    return [*sources, (None, needed)] if len(needed) else sources
+    return [*sources, (None, needed, None)] if len(needed) else sources
 
 
 def _computed(part: nn.Module, device: Device, rows: np.ndarray, inputs: Images) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

@@ -1,5 +1,7 @@
 import json
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -194,3 +196,17 @@ def test_a_limit_that_is_no_number_is_said_in_words(cache, monkeypatch):
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "lots")
     with pytest.raises(ConfigError, match="THAW_CACHE_MEMORY_GB must be a number"):
         filled(cache)
+
+
+def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns often
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for number in range(300):
+                filled(cache, f"held{number}", KEYS[:1], ROWS[:1])
+            places = list(pool.map(lambda n: filled(cache, f"t{n}", KEYS[:1], ROWS[:1]), range(400)))
+    finally:
+        sys.setswitchinterval(before)
+    assert places == ["memory"] * 400

@@ -101,6 +101,39 @@ def test_a_deeper_cut_starts_from_the_nearest_shallower_one(config, tmp_path, mo
     same_results(tmp_path / "deep", tmp_path / "alone")
 
 
+def test_activations_that_another_session_drives_out_before_they_are_used_are_computed_again(
+    config, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
+    run(config(strategy="last_two_blocks"), tmp_path / "shallow")
+    image_folder(tmp_path / "images", {"yellow": 5})  # they have to be decoded, which takes its time
+    (tmp_path / "deep").mkdir()
+    phases = []
+    for event in fit(config(), tmp_path / "deep"):
+        if isinstance(event, events.Progress) and event.phase not in phases:
+            phases.append(event.phase)
+            if event.phase == "decode":
+                assert CACHE.place_for(10**9, "another session's") == "memory"
+    assert event.best_epoch
+    assert phases[:3] == ["index", "decode", "trunk"]
+
+
+def test_activations_that_another_session_drives_out_while_they_are_used_stay_readable(
+    config, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "1")
+    run(config(strategy="last_block"), tmp_path / "nearest")
+    image_folder(tmp_path / "images", {"yellow": 5})
+    run(config(strategy="last_two_blocks"), tmp_path / "shallower")
+    (tmp_path / "deep").mkdir()
+    for event in fit(config(), tmp_path / "deep"):
+        if isinstance(event, events.Progress) and event.phase == "trunk":
+            CACHE.place_for(10**9, "another session's")
+        if isinstance(event, events.RunStarted):
+            cache = event.cache
+    assert (cache["rows"], cache["where"]) == (41, "memory")
+
+
 def test_images_that_were_added_are_the_only_ones_computed(config, image_folder, tmp_path):
     run(config(), tmp_path / "before")
     image_folder(tmp_path / "images", {"yellow": 5})
