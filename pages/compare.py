@@ -18,6 +18,7 @@ from finetune_core.figures.report import whole_report
 from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, number, things
 from pages.shared import form
+from pages.shared.chosen import readable_roots
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.damaged import damaged_runs
 from pages.shared.launch import start_form
@@ -226,7 +227,7 @@ def curves(comparison: Comparison) -> None:
 def share(comparison: Comparison) -> None:
     st.download_button(
         "Report, one HTML file",
-        lambda: whole_report(comparison),
+        lambda: whole_report(comparison, readable_roots()),
         "comparison.html",
         "text/html",
         icon=":material/download:",

@@ -1,14 +1,16 @@
 """What the two networks that matter most looked at in the images on which they disagree: pictures for a report."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 
-from finetune_core.data.listing import image_root
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.disagree import disagreement
 from finetune_core.evaluation.explain import explain
 from finetune_core.evaluation.predict import load_predictor
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.words import percent
 
 _MOST = 6  # images: each takes a moment
@@ -27,9 +29,9 @@ class Pictured:
     pictures: tuple[tuple[bytes, str], ...]
 
 
-def pictured(comparison: Comparison) -> tuple[Pictured, ...]:
+def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictured, ...]:
     """Of the arm to take and the one that comes next: the clearest cases of either side in turn. None where the images or the networks
-    are not there any more."""
+    are not there any more, or where the images lie outside ``roots``, when given."""
     arms = [comparison.arms[one.arm] for one in comparison.standings[:2]]
     if len(arms) < 2:
         return ()
@@ -41,7 +43,7 @@ def pictured(comparison: Comparison) -> tuple[Pictured, ...]:
         sides = (rows.head(_MOST).to_dict("records") for rows in (told.only_a, told.only_b))
         rows = [row for pair in zip_longest(*sides) for row in pair if row][:_MOST]
         for row in rows:
-            image, named = image_root(runs[0].config.data) / row["id"], [int(row["predicted_a"]), int(row["predicted_b"])]
+            image, named = run_image(runs[0], row["id"], roots), [int(row["predicted_a"]), int(row["predicted_b"])]
             seen = [explain(network, image, (name,)) for network, name in zip(networks, named, strict=True)]
             said = [
                 f"{'✓' if name == row['label'] else '✗'} {arm.title}: {told.classes[name]} ({percent(row[sure], 0)})"

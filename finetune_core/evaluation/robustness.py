@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ import torch
 from PIL import Image, ImageFilter
 
 from finetune_core.data.decode import read_square
-from finetune_core.data.listing import image_root
 from finetune_core.data.pixels import stored_side
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError, RunError
 from finetune_core.evaluation.curves import accuracy_interval
 from finetune_core.evaluation.predict import Predictor, load_predictor
 from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.files import write_bytes
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.store import Run
@@ -100,8 +100,13 @@ class Robustness:
     rows: pd.DataFrame
 
 
-def measure_robustness(run: Run, split: str, seed: int = 0) -> Generator[tuple[int, int], None, Robustness]:
+def measure_robustness(
+    run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()
+) -> Generator[tuple[int, int], None, Robustness]:
     """Ask a run's best network about images of a split that get worse and worse, and keep the answer in the run's folder.
+
+    Args:
+        roots: when given, images that lie elsewhere are refused.
 
     Yields:
         (images named, images to name).
@@ -111,7 +116,7 @@ def measure_robustness(run: Run, split: str, seed: int = 0) -> Generator[tuple[i
     """
     changed = predictions_changed(run.run_dir)
     predictor = load_predictor(run)
-    squares, labels = _sample(run, predictor, split, seed)
+    squares, labels = _sample(run, predictor, split, seed, roots)
     ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
     right = np.zeros(len(ways), dtype=int)
     total = len(ways) * len(squares)
@@ -139,14 +144,16 @@ def known_robustness(run: Run, split: str) -> Robustness | None:
         return None
 
 
-def _sample(run: Run, predictor: Predictor, split: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample(run: Run, predictor: Predictor, split: str, seed: int, roots: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """uint8 ``[n, side, side, 3]`` and labels of some images of the split; those that are gone or damaged are passed over."""
     rows = evaluation(run, split).predictions.sort_values("id")
     chosen = rows.sample(min(MOST_IMAGES, len(rows)), random_state=seed)
-    root, side = image_root(run.config.data), stored_side(predictor.image_size)
+    side = stored_side(predictor.image_size)
     squares, labels = [], []
     with closing(
-        in_threads(lambda row: _square(root / row[0], side), list(zip(chosen["id"], chosen["label"], strict=True)))
+        in_threads(
+            lambda row: _square(run_image(run, row[0], roots), side), list(zip(chosen["id"], chosen["label"], strict=True))
+        )
     ) as read:
         for (_, label), square in read:
             if square is not None:

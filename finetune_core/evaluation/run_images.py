@@ -1,4 +1,4 @@
-"""A run -> the images that it was trained and validated with, found and decoded again."""
+"""A run -> the images that it was trained and validated with: their files, or found and decoded again."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_core.data.dataset import Dataset, index_dataset
+from finetune_core.data.listing import image_root
 from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TRAIN
@@ -30,6 +31,23 @@ class RunImages:
     pixels: Pixels
     rows: dict[str, np.ndarray]
     unchanged: bool
+
+
+def run_image(run: Run, sample: str, roots: Sequence[Path] = ()) -> Path:
+    """The file of one of a run's images. Whatever shows or reads single images of a run gets them here: what a run's folder says is input.
+
+    Args:
+        sample: its id.
+        roots: when given, an image that lies elsewhere is refused, links followed.
+
+    Raises:
+        DataError: when it may not be read.
+    """
+    file = image_root(run.config.data) / sample
+    if roots:
+        check_roots(run.config.data, roots)
+        check_roots(file, roots)
+    return file
 
 
 def run_images(

@@ -1,6 +1,7 @@
 """The forms in which a run can leave Thaw, and how one is made: whole or not at all."""
 
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -113,9 +114,7 @@ def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
         FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
     """
     chosen = _format(format)
-    target = (out or export_folder(run, format)).expanduser().resolve()
-    if out is not None and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ExportError(f"{target} is there already and is not empty: name a new folder.")
+    target = _own_folder(run, format) if out is None else _new_folder(out)
     source = run if chosen.events else load_source(run)
     try:
         with staging_folder(target.parent, ".export-") as staging:
@@ -125,7 +124,7 @@ def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
             if chosen.network:
                 write_card(source, made, format)
                 shutil.copyfile(_EXAMPLE, made / _EXAMPLE.name)
-            if target.exists():
+            if os.path.lexists(target):
                 target.rename(staging / "old")
             made.rename(target)
     except OSError as error:
@@ -156,6 +155,8 @@ def export_folder(run: Run, format: str) -> Path:
 def finished_export(run: Run, format: str) -> Path | None:
     """The folder of an export that is there and was made from the weights or events that the run has now, else None."""
     folder = export_folder(run, format)
+    if _link_to(folder) or not folder.is_dir():
+        return None
     origin = run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
     try:
         made, trained = folder.stat().st_mtime_ns, origin.stat().st_mtime_ns
@@ -174,7 +175,33 @@ def zipped(folder: Path, name: str) -> bytes:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+    """The files in a folder; none that a link leads to."""
+    return sorted(file for file in folder.rglob("*") if file.is_file() and not file.is_symlink())
+
+
+def _new_folder(out: Path) -> Path:
+    try:
+        target = out.expanduser().resolve()
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ExportError(f"{out} cannot be written to: {error}.") from None
+    if taken:
+        raise ExportError(f"{target} is there already and is not empty: name a new folder.")
+    return target
+
+
+def _own_folder(run: Run, format: str) -> Path:
+    folder = export_folder(run, format).absolute()
+    if link := _link_to(folder):
+        raise ExportError(
+            f"{link} is a link, and what it leads to is not Thaw's to replace. Remove the link, or name another folder."
+        )
+    return folder
+
+
+def _link_to(folder: Path) -> Path | None:
+    """The link on the way from a run's folder to that of an export, if there is one: a copied or shared run's may lead anywhere."""
+    return next((one for one in (folder.parent, folder) if one.is_symlink()), None)
 
 
 def _format(name: str) -> Format:

@@ -1,5 +1,8 @@
 """A whole comparison as one HTML file: its figures, what moved where that was measured, and what two networks looked at."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.comparison import Comparison
@@ -13,9 +16,9 @@ from finetune_core.figures.moved import by_stage, probe_profile
 Headed = list[tuple[str, go.Figure]]
 
 
-def whole_report(comparison: Comparison) -> str:
-    """The report; takes the moments that two networks need to look at a few images."""
-    return report_html(comparison, comparison_figures(comparison), pictured(comparison))
+def whole_report(comparison: Comparison, roots: Sequence[Path] = ()) -> str:
+    """The report; takes the moments that two networks need to look at a few images: those in ``roots`` only, when given."""
+    return report_html(comparison, comparison_figures(comparison), pictured(comparison, roots))
 
 
 def comparison_figures(comparison: Comparison) -> Headed:

@@ -9,7 +9,10 @@ import streamlit as st
 
 from finetune_core.data.decode import thumbnail
 from finetune_core.data.threads import in_threads
-from finetune_core.errors import ImageError
+from finetune_core.errors import DataError, ImageError
+from finetune_core.evaluation.run_images import run_image
+from finetune_core.runs.store import Run
+from pages.shared.chosen import readable_roots
 from pages.shared.chrome import plain
 
 _SIDE = 160
@@ -17,12 +20,21 @@ _SIDE = 160
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a gallery: its file, a caption, what a screen reader says, and, where it can be chosen, its id."""
+    """An image of a gallery: its file, or why it may not be shown; a caption, what a screen reader says, and, where it can be chosen,
+    its id."""
 
-    path: Path
+    path: Path | DataError
     caption: str
     alt: str
     id: str = ""
+
+
+def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
+    """One of a run's images, unless it lies outside the folders that this server may read."""
+    try:
+        return Picture(run_image(run, sample, readable_roots()), caption, alt)
+    except DataError as error:
+        return Picture(error, caption, alt)
 
 
 def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, *, choose: bool = False) -> set[str]:
@@ -37,7 +49,10 @@ def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: i
     chosen: set[str] = st.session_state.setdefault(f"chosen-{key}", set())
     pages = -(-count // per_page)
     at = st.pagination(pages, key=key) if pages > 1 else 1
-    shown = [picture(index) for index in range((at - 1) * per_page, min(count, at * per_page))]
+    asked = [picture(index) for index in range((at - 1) * per_page, min(count, at * per_page))]
+    shown = [one for one in asked if isinstance(one.path, Path)]
+    for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
+        st.warning(plain(reason), icon=":material/lock:")
     with st.grid("auto", min_column_width=120, gap="small"):
         for item, small in in_threads(_small, shown):
             with st.container(gap="xxsmall"):

@@ -20,6 +20,7 @@ from finetune_core.figures.judged import (
 )
 from finetune_core.runs.store import Run
 from finetune_core.words import number, percent, things
+from pages.shared.chosen import readable_roots
 from pages.shared.chrome import plain
 from pages.shared.state import with_bar
 
@@ -181,7 +182,12 @@ def robustness(run: Run, result: Evaluation) -> None:
     if button.button(words, icon=":material/blur_on:", type="tertiary" if known else "secondary", key="measure"):
         button.empty()
         try:
-            with_bar(measure_robustness(run, result.split), "Naming worse and worse images", place, kept=False)
+            with_bar(
+                measure_robustness(run, result.split, roots=readable_roots()),
+                "Naming worse and worse images",
+                place,
+                kept=False,
+            )
         except FinetuneError as error:
             st.error(plain(str(error)), icon=":material/error:")
             return

@@ -4,8 +4,6 @@ from typing import get_args
 
 import streamlit as st
 
-from finetune_core.data.listing import image_root
-from finetune_core.data.sources import check_roots
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
@@ -15,8 +13,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.guesses import Flip, flips, load_guesses
 from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
 from pages.shared.chrome import plain
-from pages.shared.images import Picture, gallery
-from pages.shared.state import readable_roots
+from pages.shared.images import Picture, gallery, run_picture
 
 _NUMBERS: dict[Kind, str] = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1"}
 _MEANINGS = {
@@ -155,7 +152,6 @@ def _flips(run: Run) -> None:
     """Validation images that the network changes its mind about."""
     try:
         guesses = load_guesses(run.run_dir)
-        check_roots(run.config.data, readable_roots())
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
@@ -170,12 +166,11 @@ def _flips(run: Run) -> None:
         f"{things(len(changed), 'image')} of the {number(len(guesses.ids))} validation images that are followed changed class, "
         "the latest first. Images that keep flipping are hard, mislabelled, or show two things."
     )
-    root = image_root(run.config.data)
 
     def picture(index: int) -> Picture:
         flip = changed[index]
         words = _flip_in_words(flip, classes)
-        return Picture(root / flip.id, words, f"{flip.id}: {words}")
+        return run_picture(run, flip.id, words, f"{flip.id}: {words}")
 
     gallery(len(changed), picture, f"flips-{run.run_id}", per_page=12)
 

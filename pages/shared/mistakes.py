@@ -5,13 +5,12 @@ from collections.abc import Callable
 import pandas as pd
 import streamlit as st
 
-from finetune_core.data.listing import image_root
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.runs.store import Run
 from finetune_core.words import percent, things
 from pages.shared.chrome import plain
-from pages.shared.images import Picture, gallery
+from pages.shared.images import Picture, gallery, run_picture
 from pages.shared.network import explanation
 
 _MOST_TO_EXPLAIN = 200
@@ -54,12 +53,11 @@ def pictures(
         rows: of ``result.predictions``.
         caption: of a row; true class, predicted class and confidence when None.
     """
-    root = image_root(run.config.data)
     caption = caption or (lambda row: _in_words(result, row))
 
     def picture(index: int) -> Picture:
         row = rows.iloc[index]
-        return Picture(root / row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}")
+        return run_picture(run, row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}")
 
     gallery(len(rows), picture, key=key, per_page=per_page)
     _why(run, result, rows.head(_MOST_TO_EXPLAIN).set_index("id"), key)

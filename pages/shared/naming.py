@@ -11,7 +11,6 @@ from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from finetune_core.data.archives import unpack_archive
-from finetune_core.data.listing import image_root
 from finetune_core.errors import FinetuneError, ImageError
 from finetune_core.evaluation.batch import Named, images_below, name_images, to_csv, unpacking_folder
 from finetune_core.evaluation.explain import Explanation, explain
@@ -28,7 +27,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_changed
 from finetune_core.words import number, percent, things
 from pages.shared.chrome import plain
-from pages.shared.images import Picture, gallery
+from pages.shared.images import Picture, gallery, run_picture
 from pages.shared.network import predictor
 from pages.shared.state import readable_roots, store, with_bar
 
@@ -170,7 +169,6 @@ def _grad_cam(name: str, image: bytes, one: Namer, best: int) -> None:
 
 def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
     rows, _ = one.near.nearest(features, _NEAREST)
-    root = image_root(one.run.config.data)
     st.markdown(
         "**Most like it in training**",
         help="The training images whose features, just before the head, point most nearly the same way (cosine distance).",
@@ -178,7 +176,7 @@ def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
 
     def picture(index: int) -> Picture:
         sample, kind = str(one.near.ids[rows[index]]), one.classes[one.near.labels[rows[index]]]
-        return Picture(root / sample, kind, f"Training image {sample}, a {kind}")
+        return run_picture(one.run, sample, kind, f"Training image {sample}, a {kind}")
 
     gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
     if not one.near.unchanged:

@@ -2,11 +2,12 @@
 
 import streamlit as st
 
-from finetune_core.data.listing import image_root
 from finetune_core.evaluation.explain import Explanation, explain
 from finetune_core.evaluation.predict import Predictor, load_predictor
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_changed
+from pages.shared.chosen import readable_roots
 from pages.shared.state import store
 
 
@@ -23,7 +24,7 @@ def explanation(run: Run, sample: str, classes: tuple[int, ...]) -> Explanation:
     """Grad-CAM of some classes over an image of the run's data set.
 
     Raises:
-        FinetuneError: when the image is gone or damaged, or the backbone keeps no picture.
+        FinetuneError: when the image is gone, damaged or may not be read, or the backbone keeps no picture.
     """
     return _explanation(run.run_id, predictions_changed(run.run_dir), sample, classes)
 
@@ -37,4 +38,4 @@ def _predictor(run_id: str, changed: int) -> Predictor:
 @st.cache_data(max_entries=100, show_spinner="Looking where the network looked")
 def _explanation(run_id: str, changed: int, sample: str, classes: tuple[int, ...]) -> Explanation:
     run = store().run(run_id)
-    return explain(predictor(run), image_root(run.config.data) / sample, classes)
+    return explain(predictor(run), run_image(run, sample, readable_roots()), classes)

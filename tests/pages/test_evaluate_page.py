@@ -47,6 +47,7 @@ def trained(image_folder_once, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def in_its_home(trained, monkeypatch):
     monkeypatch.setenv("THAW_HOME", str(trained[0]))
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained[1]))
     st.cache_resource.clear()
     st.cache_data.clear()
     yield
@@ -227,3 +228,17 @@ def test_names_never_become_markup(view):
 
 def test_the_network_can_be_exported_from_here():
     assert any("Export" in box.label for box in opened().expander)
+
+
+def test_images_outside_the_folders_that_may_be_read_are_not_shown(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    at = opened()
+    assert not at.get("image")
+    assert words(at).replace("\\", "").count("lies outside the folders that Thaw may read here") == 1
+    sample = evaluation(run, "test").mistakes["id"].iloc[0]
+    at.selectbox(key="why-mistakes-tested-test").set_value(sample).run(timeout=120)
+    assert not at.exception
+    assert not at.get("image")
+    at = opened(view="Robustness")
+    at.button(key="measure").click().run(timeout=120)
+    assert "lies outside the folders" in at.error[0].value

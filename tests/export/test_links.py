@@ -1,0 +1,55 @@
+"""A run's folder may come from anywhere: nothing below it that leads elsewhere is written to, deleted or handed out."""
+
+import dataclasses
+import io
+import shutil
+import zipfile
+
+import pytest
+
+from finetune_core.errors import ExportError
+from finetune_core.export.formats import export_folder, export_run, finished_export, zipped
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the run, and somebody's folder beside it."""
+    shutil.copytree(run.run_dir, tmp_path / "runs" / run.run_id, ignore=shutil.ignore_patterns("export"))
+    theirs = tmp_path / "theirs"
+    (theirs / "card").mkdir(parents=True)
+    (theirs / "thesis.txt").write_text("years of work")
+    (theirs / "card" / "thesis.txt").write_text("years of work")
+    return dataclasses.replace(run, run_dir=tmp_path / "runs" / run.run_id), theirs
+
+
+def untouched(theirs):
+    return sorted(str(one.relative_to(theirs)) for one in theirs.rglob("*")) == ["card", "card/thesis.txt", "thesis.txt"]
+
+
+@pytest.mark.parametrize("linked", ["export", "export/card"])
+def test_an_export_through_a_link_is_refused_and_deletes_nothing(copied, linked):
+    run, theirs = copied
+    link = run.run_dir / linked
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(theirs)
+    with pytest.raises(ExportError, match="is a link"):
+        export_run(run, "card")
+    assert untouched(theirs)
+    assert finished_export(run, "card") is None
+
+
+def test_a_file_in_the_place_of_an_export_is_replaced(copied):
+    run, _ = copied
+    export_folder(run, "card").parent.mkdir()
+    export_folder(run, "card").write_text("no folder")
+    assert finished_export(run, "card") is None
+    assert export_run(run, "card").files == ("README.md",)
+
+
+def test_files_that_links_in_an_export_lead_to_are_not_packed(copied):
+    run, theirs = copied
+    made = export_run(run, "card")
+    (made.folder / "notes.txt").symlink_to(theirs / "thesis.txt")
+    (made.folder / "more").symlink_to(theirs)
+    with zipfile.ZipFile(io.BytesIO(zipped(finished_export(run, "card"), "card"))) as archive:
+        assert archive.namelist() == ["card/README.md"]
