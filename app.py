@@ -5,6 +5,7 @@ import streamlit as st
 from finetune_core.config import DEMO_RECIPE, make_config
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
+from finetune_core.runs.store import summary
 from finetune_core.training.device import describe_machine
 from finetune_core.words import percent, size
 from pages.shared.chosen import MOST_RECENT, recent_data, recent_list
@@ -71,7 +72,7 @@ def recent_runs() -> None:
         with st.container(horizontal=True, vertical_alignment="center", border=True):
             word, color, icon = STATUS_WORDS[run.status]
             st.badge(word, color=color, icon=icon)
-            best = max((row["val_accuracy"] for row in run.history.epochs), default=None)
+            best = summary(run)["val_accuracy"]
             result = f" · validation accuracy {percent(best)}" if best is not None else ""
             st.markdown(plain(run_title(run)) + result, width="stretch")
             if st.button("Open", key=f"open-{run.run_id}"):

@@ -30,7 +30,7 @@ from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError, DataError, FinetuneError, TrainingError
 from finetune_core.evaluate_command import judge, judgement_json, print_judgement
 from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.export.formats import FORMATS, export_run
+from finetune_core.export.formats import FORMATS, exporting
 from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
@@ -439,11 +439,11 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Make a run into something that works without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
-    with _errors():
-        made = export_run(opened(run_dir), format, output)
+    with _errors(), progress_bar() as bar:
+        made = show_phases(bar, exporting(opened(run_dir), format, output))
     if as_json:
         told = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
-        print_json(told | {"checked": made.checked})
+        print_json(told | {"checked": made.checked} | ({"measured": made.measured.to_json()} if made.measured else {}))
         return
     out.print(escape(f"{FORMATS[format].title} in {made.folder}: {', '.join(made.files)}"))
     if "largest_difference" in made.checked:
@@ -452,6 +452,8 @@ def export(
             f"Checked with {made.checked['with']} at batch sizes {batches}: logits differ by at most "
             f"{made.checked['largest_difference']:.1g} of the largest ({made.checked['tolerance']:g} is allowed)."
         )
+    if made.measured:
+        out.print(escape(made.measured.in_words()))
 
 
 def _settings_of(config: Path) -> dict[str, Any]:

@@ -9,7 +9,15 @@ from rich.table import Table
 
 from finetune_core.evaluation.calibration import BINS
 from finetune_core.evaluation.metrics import Evaluation
-from finetune_core.evaluation.results import Calibrated, calibrated, evaluation, scores, sliced
+from finetune_core.evaluation.results import (
+    Calibrated,
+    calibrated,
+    evaluation,
+    evaluation_precision,
+    precision_note,
+    scores,
+    sliced,
+)
 from finetune_core.evaluation.robustness import CORRUPTIONS, Robustness, known_robustness, measure_robustness
 from finetune_core.evaluation.scores import Scores
 from finetune_core.runs.store import Run
@@ -59,6 +67,7 @@ def judgement_json(judgement: Judgement) -> dict[str, Any]:
         "accuracy_low": result.low,
         "accuracy_high": result.high,
         "loss": result.loss,
+        "precision": evaluation_precision(judgement.run),
         "classes": list(result.classes),
         "confusion": result.confusion.tolist(),
         "per_class": _rows(_with_areas(result, numbers)),
@@ -87,6 +96,8 @@ def print_judgement(judgement: Judgement) -> None:
     )
     if result.split == "val":
         out.print("The best epoch was chosen on these images, so the numbers are a little optimistic.")
+    if note := precision_note(judgement.run):
+        out.print(note.replace("*", ""))
     print_scores(result, judgement.scores)
     told = f"Calibration error {percent(confidence.before.ece)} ({BINS} bins of equal width)"
     if confidence.after:

@@ -20,7 +20,7 @@ from finetune_core.data.findings import KINDS, Finding
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.scores import NAMES, Scores
 from finetune_core.inspection.deep import DeepReport
-from finetune_core.runs.log import told
+from finetune_core.runs.log import live_numbers, told
 from finetune_core.runs.record import request_stop
 from finetune_core.runs.store import Run, read_run
 from finetune_core.training import events
@@ -122,6 +122,8 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
                     f"train on {escape(event.device_label)} in {event.precision}"
                 )
+                if note := live_numbers(event.to_json()):
+                    err.print(note)
             case events.RunResumed(epoch, step):
                 err.print(f"Going on after {things(step, 'step')} of epoch {epoch}.")
             case events.StepEnded() if started:
@@ -159,7 +161,7 @@ def result_in_words(result: dict[str, Any]) -> str:
     took = f" in {duration(result['seconds'])}"
     return (
         f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
-        f"{result['val_accuracy']:.1%}{test}\n{escape(result['run_dir'])}"
+        f"{result['val_accuracy']:.1%}{test} (in {result['evaluation_precision']})\n{escape(result['run_dir'])}"
     )
 
 

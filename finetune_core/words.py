@@ -15,7 +15,10 @@ PHASE_WORDS = {
     "trunk": "Computing the frozen stages (once)",
     "rates": "Trying learning rates",
     "validate": "Validating",
-    "test": "Testing the best epoch",
+    "export": "Exporting the network",
+    "measure": "Asking the exported file",
+    "evaluate": "Evaluating the best epoch in fp32",
+    "test": "Testing the best epoch",  # in logs of earlier versions
 }
 
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.metrics import Evaluation, confusion_order
-from finetune_core.evaluation.results import evaluation, predicted_splits
+from finetune_core.evaluation.results import evaluation, precision_note, predicted_splits
 from finetune_core.figures.judged import confusion_heatmap
 from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, number, percent, things
@@ -24,7 +24,7 @@ ORDERS = {"name": "By name", "confusion": "By confusion"}
 page("pages/evaluate.py", "Judge a run on images it did not learn from, and look at its mistakes.")
 
 
-def headline(result: Evaluation) -> None:
+def headline(run: Run, result: Evaluation) -> None:
     with st.container(horizontal=True):
         st.metric("Accuracy", percent(result.accuracy), border=True)
         st.metric(
@@ -35,6 +35,8 @@ def headline(result: Evaluation) -> None:
         )
         st.metric("Loss", f"{result.loss:.3f}", help="Mean cross-entropy: also counts how sure the network was.", border=True)
         st.metric("Images", number(result.images), border=True)
+    if note := precision_note(run):
+        st.warning(note, icon=":material/info:")
     if result.split == "test":
         st.caption("These images were used for nothing before: neither to train nor to choose the best epoch.")
         return
@@ -206,7 +208,7 @@ try:
             key="evaluate_split",
         )
     outcome = evaluation(chosen, split)
-    headline(outcome)
+    headline(chosen, outcome)
     left, right = st.columns([3, 2], gap="medium")
     with left:
         what_for_what(chosen, outcome)

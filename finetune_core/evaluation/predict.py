@@ -6,14 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from finetune_core.errors import RunError
-from finetune_core.models.network import Network, build_network
+from finetune_core.models.network import Network
 from finetune_core.runs.store import Run
-from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info, restore_network
+from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info
 from finetune_core.training.device import Device, choose_device
+from finetune_core.training.evaluation import best_network, logits_of
 from finetune_core.training.preview import network_input
-from finetune_core.training.strategies import plan
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class Predictor:
 
     def probabilities_of(self, squares: torch.Tensor) -> np.ndarray:
         """The same of normalised images ``[n, 3, image_size, image_size]``."""
-        with torch.no_grad(), self.device.autocast():
-            logits = self.network.model(squares.to(self.device.torch_device))
-        return logits.float().cpu().double().softmax(1).numpy()
+        return softmax(logits_of(self.network.model, squares, self.device).astype(np.float64), axis=1)
 
 
 def load_predictor(run: Run) -> Predictor:
@@ -48,15 +47,11 @@ def load_predictor(run: Run) -> Predictor:
         RunError: when the run has no checkpoint, it is damaged, or its backbone's weights have changed since.
         WeightsError: when they are not on this machine.
     """
-    info, config = read_info(run.run_dir, BEST), run.config
-    _check_same_run(run, info)
-    network = build_network(config.backbone, config.starts_from, len(info.classes), config.seed)
-    if network.weights_hash != info.weights_hash:
-        raise RunError(f"The weights of {info.backbone} on this machine are not those that {run.run_id} was trained from.")
-    restore_network(network, plan(config, network.stages), run.run_dir, BEST)
+    _check_same_run(run, read_info(run.run_dir, BEST))
+    network, info = best_network(run.config, run.run_dir)
     device = choose_device("auto", "fp32")
-    network.model.eval().to(device.torch_device, memory_format=torch.channels_last)
-    return Predictor(network, info.classes, device, config.image_size)
+    network.model.to(device.torch_device, memory_format=torch.channels_last)
+    return Predictor(network, info.classes, device, run.config.image_size)
 
 
 def _check_same_run(run: Run, info: CheckpointInfo) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from finetune_core.evaluation.calibration import Binning, Calibration, Scaling, calibration, scale
@@ -12,7 +13,7 @@ from finetune_core.evaluation.metrics import Evaluation, evaluate, judged_arrays
 from finetune_core.evaluation.scores import RESAMPLES, Scores, score
 from finetune_core.evaluation.slices import Facts, image_facts, slices
 from finetune_core.runs.store import Run
-from finetune_core.training.predictions import load_predictions, predictions_changed
+from finetune_core.training.predictions import load_predictions, predictions_changed, predictions_precision
 
 _MANY = 500_000  # probabilities: more of them, and a thousand resamples take many seconds, though intervals are narrow anyway
 _FEWER_RESAMPLES = 200
@@ -36,6 +37,24 @@ def predicted_splits(run: Run) -> list[str]:
     return judged_splits(_table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run))))
 
 
+def evaluation_precision(run: Run) -> str | None:
+    """The precision that a run's predictions were computed in; of earlier versions, that of the run itself. None where nothing
+    tells."""
+    return _precision(run.run_dir, predictions_changed(run.run_dir)) or (run.history.started or {}).get("precision")
+
+
+def precision_note(run: Run) -> str:
+    """What to know of a run's predictions where they were not computed in fp32, as networks are used; empty where they were."""
+    precision = evaluation_precision(run)
+    if precision in (None, "fp32"):
+        return ""
+    rest = " Resume the run: once it has finished, it is evaluated in fp32." if run.resumable else ""
+    return (
+        f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in fp32, where a few answers may "
+        f"differ.{rest}"
+    )
+
+
 def scores(run: Run, split: str) -> Scores:
     """Every number of a split, with its interval; from fewer resamples where images and classes are many.
 
@@ -44,6 +63,12 @@ def scores(run: Run, split: str) -> Scores:
     """
     evaluation(run, split)
     return _scores(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split)
+
+
+def scores_of(result: Evaluation) -> Scores:
+    """The same of an evaluation that is at hand."""
+    rows = result.predictions
+    return _scored(rows["label"].to_numpy(), np.stack(rows["probabilities"].to_numpy()), rows["loss"].to_numpy())
 
 
 def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
@@ -94,6 +119,11 @@ def _table(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
     return load_predictions(run_dir, classes)
 
 
+@lru_cache(maxsize=256)
+def _precision(run_dir: Path, _changed: int) -> str | None:
+    return predictions_precision(run_dir)
+
+
 @lru_cache(maxsize=16)
 def _evaluated(run_dir: Path, changed: int, classes: tuple[str, ...], split: str | None) -> Evaluation:
     return evaluate(_table(run_dir, changed, len(classes)), classes, split)
@@ -102,7 +132,10 @@ def _evaluated(run_dir: Path, changed: int, classes: tuple[str, ...], split: str
 @lru_cache(maxsize=16)
 def _scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
     table = _table(run_dir, changed, classes)
-    labels, probabilities, losses = judged_arrays(table[table["split"] == split])
+    return _scored(*judged_arrays(table[table["split"] == split]))
+
+
+def _scored(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
     return score(labels, probabilities, losses, RESAMPLES if probabilities.size <= _MANY else _FEWER_RESAMPLES)
 
 

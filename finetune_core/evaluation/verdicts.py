@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from finetune_core.data.splits import VAL
 from finetune_core.evaluation.arms import Arm, Pair, Standing
 from finetune_core.evaluation.paired import PairedTest
+from finetune_core.evaluation.results import evaluation_precision
 from finetune_core.words import duration, percent, things
 
 _BLUNT = 0.1  # a comparison that shows only larger differences advises nothing
@@ -138,6 +139,16 @@ def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str,
     ]
     if early:
         found.append(f"Did not train to the end: {'; '.join(early)}.")
+    live = [
+        f"{arm.title}, seed {member.run.config.seed} ({precision})"
+        for arm in arms
+        for member in arm.members
+        if (precision := evaluation_precision(member.run)) not in (None, "fp32")
+    ]
+    if live:
+        found.append(
+            f"Judged while training, not in fp32 as finished runs are, so a few answers may differ: {'; '.join(live)}."
+        )
     if repeats:
         found.append(f"Left out, because a later run has the same settings and seed: {_listed(repeats)}.")
     return tuple(found)

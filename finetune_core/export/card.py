@@ -2,12 +2,14 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from finetune_core.data.splits import TEST
-from finetune_core.evaluation.results import scores
+from finetune_core.evaluation.results import evaluation_precision, precision_note, scores_of
 from finetune_core.evaluation.scores import NAMES
+from finetune_core.export.measure import Measured
 from finetune_core.export.sidecar import preprocessing
 from finetune_core.export.source import Source
 from finetune_core.files import write_bytes
@@ -30,15 +32,22 @@ _USE = {
 }
 
 
-def write_card(source: Source, folder: Path, format: str = "card") -> dict[str, Any]:
+def write_card(source: Source, folder: Path, format: str = "card", measured: Measured | None = None) -> dict[str, Any]:
     """``README.md``: the model card, with how to use what lies beside it."""
-    write_bytes(folder / CARD, card(source, format).encode("utf-8", "replace"))
+    write_bytes(folder / CARD, card(source, format, measured).encode("utf-8", "replace"))
     return {}
 
 
-def card(source: Source, format: str = "card") -> str:
-    """The text of a run's model card."""
-    parts = [_metadata(source), _head(source), _use(source, format), _data(source), _recipe(source), _results(source)]
+def card(source: Source, format: str = "card", measured: Measured | None = None) -> str:
+    """The text of a run's model card.
+
+    Args:
+        measured: of the exported file that the card goes with: then all its numbers are that file's.
+    """
+    origin = f"{_measurement(source, measured)} {precision_note(source.run).replace('*', '')}".strip()
+    if measured and measured.judged:
+        source = replace(source, judged=measured.judged)
+    parts = [_metadata(source), _head(source), _use(source, format), _data(source), _recipe(source), _results(source, origin)]
     return "\n\n".join([*(part for part in parts if part), _limits(source), _licence(source)]) + "\n"
 
 
@@ -128,7 +137,7 @@ def _recipe(source: Source) -> str:
         "Optimizer": f"{config.optimizer}, learning rate {rate(config.learning_rate)}, {config.schedule} schedule",
         "Length": f"{told['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
         "Image size": f"{config.image_size} pixels",
-        "Arithmetic": f"{told['precision']} on {started.get('device_label', told['device'])}",
+        "Arithmetic": f"trained in {told['precision']} on {started.get('device_label', told['device'])}",
         "Time": duration(told["seconds"]) if told["seconds"] is not None else "unknown",
     }
     hidden = {
@@ -161,7 +170,15 @@ def _stages(stages: list[dict[str, Any]]) -> str:
     return "trained " + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
 
 
-def _results(source: Source) -> str:
+def _measurement(source: Source, measured: Measured | None) -> str:
+    """Where the numbers come from."""
+    if measured:
+        return _plain(measured.in_words())
+    precision = evaluation_precision(source.run)
+    return f"The numbers are those of the run's best checkpoint{f', computed in {precision}' if precision else ''}."
+
+
+def _results(source: Source, origin: str) -> str:
     judged = source.judged
     rows = judged.per_class.head(_MOST_CLASSES)
     table = "\n".join(
@@ -172,7 +189,7 @@ def _results(source: Source) -> str:
     left = len(judged.per_class) - len(rows)
     return (
         f"## Results\n\nOn {number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images: accuracy {percent(judged.accuracy)} "
-        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}, Wilson).\n\n"
+        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}, Wilson). {origin}\n\n"
         f"{_scores(source)}\n\n"
         f"| Class | Precision | Recall | F1 | Images |\n|---|---|---|---|---|\n{table}"
         + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
@@ -180,7 +197,7 @@ def _results(source: Source) -> str:
 
 
 def _scores(source: Source) -> str:
-    found = scores(source.run, source.judged.split)
+    found = scores_of(source.judged)
     rows = found.table[found.table["name"].isin(_SCORES)].dropna()
     return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
         f"| {NAMES[row.name]} | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} |" for row in rows.itertuples(index=False)

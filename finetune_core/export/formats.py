@@ -3,17 +3,17 @@
 import io
 import os
 import shutil
-import subprocess
-import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune_core.errors import ExportError
+from finetune_core.export.apart import export_apart
 from finetune_core.export.card import write_card
 from finetune_core.export.graphs import write_onnx, write_program
+from finetune_core.export.measure import Measured, Steps
 from finetune_core.export.script import write_script
 from finetune_core.export.source import load_source
 from finetune_core.export.tensorboard import write_events
@@ -23,7 +23,6 @@ from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
 
-_PROJECT = Path(__file__).resolve().parents[2]
 _EXAMPLE = Path(__file__).with_name("standalone") / "predict.py"
 
 
@@ -35,13 +34,14 @@ class Format:
         help: what it is for, in one or two sentences.
         write: puts its files into a folder, and returns what was checked. Takes a ``Source``.
         events: whether it is made of the run's events instead: ``write`` takes the ``Run``, which may be going on.
-        network: whether it holds the network, so that a card and an example go with it.
+        network: whether it holds the network, so that a card and an example go with it. Then ``write`` is a generator that says
+            how far it is, and returns what was checked and what the file was measured to be worth.
         apart: whether it is made in a process of its own when the app asks: tracing changes torch's global state.
     """
 
     title: str
     help: str
-    write: Callable[[Any, Path], dict[str, Any]]
+    write: Callable[[Any, Path], Any]
     events: bool = False
     network: bool = True
     apart: bool = False
@@ -95,56 +95,75 @@ class Exported:
     Attributes:
         files: names in the folder.
         checked: what was compared before it was handed over; empty where nothing has to be.
+        measured: what the exported file is worth; None where it holds no network.
     """
 
     format: str
     folder: Path
     files: tuple[str, ...]
     checked: dict[str, Any]
+    measured: Measured | None = None
 
 
 def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
-    """Export a run into a folder: all of it, or nothing.
+    """``exporting`` to its end.
+
+    Raises:
+        FinetuneError: as ``exporting``.
+    """
+    steps = exporting(run, format, out)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            return finished.value
+
+
+def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Path] = ()) -> Generator[Steps, None, Exported]:
+    """Export a run into a folder: all of it, or nothing. A network is read back and asked about the images that the run was evaluated on.
 
     Args:
         format: one of ``FORMATS``.
         out: a new or empty folder; in the run's own when None, where an earlier export is replaced.
+        roots: when given, images that lie elsewhere are not read.
+
+    Yields:
+        (phase, done, total).
 
     Raises:
         FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
     """
     chosen = _format(format)
     target = _own_folder(run, format) if out is None else _new_folder(out)
-    source = run if chosen.events else load_source(run)
+    source, measured = run if chosen.events else load_source(run, roots), None
     try:
         with staging_folder(target.parent, ".export-") as staging:
             made = staging / "new"
             made.mkdir()
             checked = chosen.write(source, made)
             if chosen.network:
-                write_card(source, made, format)
+                checked, measured = yield from checked
+                write_card(source, made, format, measured)
                 shutil.copyfile(_EXAMPLE, made / _EXAMPLE.name)
             if os.path.lexists(target):
                 target.rename(staging / "old")
             made.rename(target)
     except OSError as error:
         raise ExportError(f"The export cannot be written to {target}: {error}") from None
-    return Exported(format, target, tuple(file.relative_to(target).as_posix() for file in _files(target)), checked)
+    files = tuple(file.relative_to(target).as_posix() for file in _files(target))
+    return Exported(format, target, files, checked, measured)
 
 
-def export_from_app(run: Run, format: str) -> None:
-    """``export_run`` into the run's own folder, from a process that trains meanwhile: where it has to be, in another process.
+def export_from_app(run: Run, format: str, roots: Sequence[Path]) -> Generator[Steps, None, None]:
+    """``exporting`` into the run's own folder, from a process that trains meanwhile: where it has to be, in another process.
 
     Raises:
-        FinetuneError: as ``export_run``.
+        FinetuneError: as ``exporting``.
     """
-    if not _format(format).apart:
-        export_run(run, format)
-        return
-    command = [sys.executable, "-m", "finetune_core", "export", str(run.run_dir), "--format", format, "--json"]
-    done = subprocess.run(command, cwd=_PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise ExportError(done.stderr.strip() or f"The export ended with status {done.returncode}: memory may have run out.")
+    if _format(format).apart:
+        yield from export_apart(run, format, roots)
+    else:
+        yield from exporting(run, format, roots=roots)
 
 
 def export_folder(run: Run, format: str) -> Path:

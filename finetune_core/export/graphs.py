@@ -4,7 +4,7 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from finetune_core.errors import ExportError
+from finetune_core.export.measure import Answer, Measured, Steps, measure
 from finetune_core.export.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.export.source import Source
 
@@ -22,12 +23,14 @@ TOLERANCE = 1e-4  # largest difference of two logits, as a share of the largest 
 _LARGEST_ONNX = 2**31 - 1  # bytes: what one protobuf message may hold
 
 
-def write_onnx(source: Source, folder: Path) -> dict[str, Any]:
-    """``model.onnx`` with a dynamic batch, described in its ``metadata_props``, and ``model.json``; returns what was checked.
+def write_onnx(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:
+    """``model.onnx`` with a dynamic batch, described in its ``metadata_props``, and ``model.json``; returns what was checked and
+    measured.
 
     Raises:
         ExportError: when a library is missing, the network cannot be converted, or onnxruntime answers otherwise than the network.
     """
+    yield "export", 0, 0
     onnx, runtime = _needed("onnx"), _needed("onnxruntime")
     _needed("onnxscript")
     model, told = source.network.model, describe_network(source)
@@ -45,21 +48,33 @@ def write_onnx(source: Source, folder: Path) -> dict[str, Any]:
             verbose=False,
         )
         proto = program.model_proto
+        onnx.save(proto, folder / ONNX)
+        answer = _onnx_answer(source, runtime, folder / ONNX)
+    measured = yield from measure(source, f"{ONNX}, run with onnxruntime", answer)
+    told |= {"metrics": measured.to_json()}
+    with _in_words(source, "ONNX"):
         for key, value in _metadata(told).items():
             proto.metadata_props.add(key=key, value=value)
         onnx.save(proto, folder / ONNX)
-        session = runtime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
-    checked = _compare(source, "onnxruntime", lambda images: session.run(["logits"], {"image": images.numpy()})[0])
+        answer = _onnx_answer(source, runtime, folder / ONNX)
+    checked = _compare(source, "onnxruntime", answer)
     write_sidecar(folder, told | {"checked": checked}, folder / ONNX)
-    return checked
+    return checked, measured
 
 
-def write_program(source: Source, folder: Path) -> dict[str, Any]:
-    """``model.pt2``, a torch.export program with a dynamic batch that holds its ``model.json``; returns what was checked.
+def _onnx_answer(source: Source, runtime: Any, file: Path) -> Answer:
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return _answer(source, "onnxruntime", lambda images: session.run(["logits"], {"image": images.numpy()})[0])
+
+
+def write_program(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:
+    """``model.pt2``, a torch.export program with a dynamic batch that holds its ``model.json``; returns what was checked and
+    measured.
 
     Raises:
         ExportError: when the network cannot be exported, or the program answers otherwise than the network.
     """
+    yield "export", 0, 0
     told = describe_network(source)
     with _in_words(source, "torch.export"):
         program = torch.export.export(
@@ -67,24 +82,43 @@ def write_program(source: Source, folder: Path) -> dict[str, Any]:
             (_images(2, source.image_size),),
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         )
+        torch.export.save(program, folder / PROGRAM)
+        answer = _program_answer(source, folder / PROGRAM)
+    measured = yield from measure(source, f"{PROGRAM}, run with torch.export", answer)
+    told |= {"metrics": measured.to_json()}
+    with _in_words(source, "torch.export"):
         torch.export.save(program, folder / PROGRAM, extra_files={SIDECAR: json.dumps(told)})
-        again = torch.export.load(folder / PROGRAM).module()
-    checked = _compare(source, "torch.export", lambda images: again(images).detach().numpy())
+        answer = _program_answer(source, folder / PROGRAM)
+    checked = _compare(source, "torch.export", answer)
     write_sidecar(folder, told | {"checked": checked}, folder / PROGRAM)
-    return checked
+    return checked, measured
 
 
-def _compare(source: Source, name: str, answer: Callable[[torch.Tensor], np.ndarray]) -> dict[str, Any]:
+def _program_answer(source: Source, file: Path) -> Answer:
+    module = torch.export.load(file).module()
+    return _answer(source, "torch.export", lambda images: module(images).detach().numpy())
+
+
+def _answer(source: Source, name: str, answer: Answer) -> Answer:
+    """The same, with what goes wrong in words."""
+
+    def answered(images: torch.Tensor) -> np.ndarray:
+        try:
+            return answer(images)
+        except Exception as error:  # each runtime has errors of its own
+            raise _failed(source, name, error) from None
+
+    return answered
+
+
+def _compare(source: Source, name: str, answer: Answer) -> dict[str, Any]:
     """Ask the network and its export the same, at several batch sizes."""
     worst = 0.0
     for count in BATCHES:
         images = _images(count, source.image_size)
         with torch.no_grad():
             expected = source.network.model(images).numpy()
-        try:
-            found = answer(images)
-        except Exception as error:  # each runtime has errors of its own
-            raise _failed(source, name, error) from None
+        found = answer(images)
         difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
         if found.shape != expected.shape or not difference <= TOLERANCE:
             raise ExportError(

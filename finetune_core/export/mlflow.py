@@ -88,7 +88,7 @@ def _found(client: Any, run: Run) -> tuple[str, float]:
 
 
 def _metrics(run: Run) -> Iterator[Scalar]:
-    """By epoch: loss and scores of both splits, and what was last measured of each stage; at the end the test accuracy."""
+    """By epoch: loss and scores of both splits, and what was last measured of each stage; at the end the final evaluation."""
     for split in ("train", "val"):
         for tag, value, epoch, at in by_epoch(run.history, split):
             yield f"{split}_{tag.removeprefix('epoch/')}", value, epoch, at
@@ -97,12 +97,18 @@ def _metrics(run: Run) -> Iterator[Scalar]:
             for name, value in values.items():
                 yield f"{name}/{stage}", value, row["epoch"], row["at"]
     told, end = summary(run), run.history.end
-    for name in ("test_accuracy", "seconds"):
+    names = {"test_accuracy": "test_accuracy", "seconds": "seconds"}
+    if end and end.get("evaluation_precision"):  # else they are those of an epoch
+        names |= {"val_accuracy": "final_val_accuracy", "val_loss": "final_val_loss"}
+    for name, metric in names.items():
         if end and told[name] is not None:
-            yield name, told[name], told["best_epoch"] or 0, end["at"]
+            yield metric, told[name], told["best_epoch"] or 0, end["at"]
 
 
 def _tags(run: Run) -> dict[str, str]:
     told = summary(run)
-    shown = {f"thaw.{name}": str(told[name]) for name in ("status", "backbone", "strategy", "device", "trainable_parameters")}
+    shown = {
+        f"thaw.{name}": str(told[name])
+        for name in ("status", "backbone", "strategy", "device", "precision", "evaluation_precision", "trainable_parameters")
+    }
     return shown | ({"mlflow.note.content": run.note} if run.note else {})

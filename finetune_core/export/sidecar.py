@@ -19,8 +19,8 @@ _KIND, _VERSION = "thaw-export", 1
 
 
 def describe_network(source: Source) -> dict[str, Any]:
-    """Classes, preprocessing, structure, metrics and hashes of a run's network, as plain JSON values."""
-    judged, network, config = source.judged, source.network, source.run.config
+    """Classes, preprocessing, structure and hashes of a run's network, as plain JSON values."""
+    network, config = source.network, source.run.config
     return {
         "kind": _KIND,
         "version": _VERSION,
@@ -32,13 +32,6 @@ def describe_network(source: Source) -> dict[str, Any]:
             **build_recipe(config.backbone),
             "head": network.head,
             "head_kind": "linear" if isinstance(network.model.get_submodule(network.head), nn.Linear) else "conv",
-        },
-        "metrics": {
-            "split": judged.split,
-            "images": judged.images,
-            "accuracy": judged.accuracy,
-            "accuracy_95_percent_interval": [judged.low, judged.high],
-            "loss": judged.loss,
         },
         "hashes": {
             "backbone_weights": network.weights_hash,

@@ -1,6 +1,8 @@
 """What every export starts from: a run's best network on the processor, and what is known of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,8 @@ class Source:
     Attributes:
         network: with the best epoch's weights, float32, on the processor, in eval mode.
         epoch: the best one.
-        judged: how it did on the split to be believed first.
+        judged: how it did on the split to be believed first, by the run's predictions.
+        roots: when not empty, the only folders whose images may be read.
     """
 
     run: Run
@@ -29,6 +32,7 @@ class Source:
     classes: tuple[str, ...]
     epoch: int
     judged: Evaluation
+    roots: tuple[Path, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -45,8 +49,11 @@ class Source:
         return summary(self.run)
 
 
-def load_source(run: Run) -> Source:
+def load_source(run: Run, roots: Sequence[Path] = ()) -> Source:
     """Put together what a run is exported from.
+
+    Args:
+        roots: when given, images that lie elsewhere are not read.
 
     Raises:
         FinetuneError: when the run is going on, has no finished epoch, or its backbone's weights are not here any more.
@@ -56,7 +63,7 @@ def load_source(run: Run) -> Source:
     predictor = load_predictor(run)
     info = read_info(run.run_dir, BEST)
     predictor.network.model.to("cpu", memory_format=torch.contiguous_format)
-    return Source(run, predictor.network, predictor.classes, info.epoch, evaluation(run))
+    return Source(run, predictor.network, predictor.classes, info.epoch, evaluation(run), tuple(roots))
 
 
 def data_name(run: Run) -> str:

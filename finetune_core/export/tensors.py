@@ -1,6 +1,6 @@
 """A run's whole network as safetensors, and the way back into Thaw."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 
 from finetune_core.errors import ConfigError, ExportError
 from finetune_core.evaluation.predict import Predictor
+from finetune_core.export.measure import Measured, Steps, measure
 from finetune_core.export.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
 from finetune_core.export.source import Source
 from finetune_core.files import write_bytes
@@ -18,20 +19,28 @@ from finetune_core.models.network import Network, head_path, network_stages
 from finetune_core.models.stages import replace_head
 from finetune_core.randomness import seeded
 from finetune_core.training.device import choose_device
+from finetune_core.training.evaluation import logits_of
 
 WEIGHTS = "model.safetensors"
 
 
-def write_safetensors(source: Source, folder: Path) -> dict[str, Any]:
-    """``model.safetensors`` (every tensor, frozen ones too) and ``model.json``; returns what was checked."""
+def write_safetensors(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:
+    """``model.safetensors`` (every tensor, frozen ones too) and ``model.json``; returns what was checked and measured."""
+    yield "export", 0, 0
     state = source.network.model.state_dict()
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
     write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
-    write_sidecar(folder, describe_network(source), folder / WEIGHTS)
-    again = load_export(folder).network.model.cpu().state_dict()
-    if not all(torch.equal(tensor, again[name]) for name, tensor in state.items()):
+    told = describe_network(source)
+    write_sidecar(folder, told, folder / WEIGHTS)
+    exported = load_export(folder)
+    again = exported.network.model.state_dict()
+    if not all(torch.equal(tensor, again[name].cpu()) for name, tensor in state.items()):
         raise AssertionError("the exported tensors are not the network's")
-    return {"tensors": len(tensors), "identical": True}
+    measured = yield from measure(
+        source, f"{WEIGHTS}, run with PyTorch", lambda images: logits_of(exported.network.model, images, exported.device)
+    )
+    write_sidecar(folder, told | {"metrics": measured.to_json()}, folder / WEIGHTS)
+    return {"tensors": len(tensors), "identical": True}, measured
 
 
 def is_export(folder: Path) -> bool:

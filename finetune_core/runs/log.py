@@ -50,11 +50,13 @@ def told(row: Row) -> str:
         case "CheckpointSaved":
             return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" else ""
         case "RunFinished":
+            judged = f" Validation accuracy {percent(row['val_accuracy'])}" if row.get("evaluation_precision") else ""
+            judged += f" in {row['evaluation_precision']}." if judged else ""
             tested = f" Test accuracy {percent(row['test_accuracy'])}." if row["test_accuracy"] is not None else ""
             frozen = (
                 f" {number(row['frozen_tensors'])} frozen tensors compared: none has changed." if row["frozen_tensors"] else ""
             )
-            return f"Finished after {duration(row['seconds'])}; epoch {row['best_epoch']} is kept.{tested}{frozen}"
+            return f"Finished after {duration(row['seconds'])}; epoch {row['best_epoch']} is kept.{judged}{tested}{frozen}"
         case "RunStopped":
             return "Paused." if row["paused"] else "Stopped."
         case "RunFailed":
@@ -69,5 +71,15 @@ def _started(row: Row) -> str:
     rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
     return (
         f"{row['backbone']} on {row['device_label']} in {row['precision']}: {', '.join(trained)} train{rates}; {kept}. "
-        f"{things(row['steps_per_epoch'], 'step')} an epoch, {things(row['epochs'], 'epoch')}."
+        f"{things(row['steps_per_epoch'], 'step')} an epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
+    )
+
+
+def live_numbers(started: Row) -> str:
+    """What to know of a run's losses and accuracies while it trains, from its RunStarted row; empty where that is nothing."""
+    if started["precision"] == "fp32":
+        return ""
+    return (
+        f"Each epoch's numbers are computed in {started['precision']}, as it trains, and decide which epoch is the best; that one is "
+        "evaluated in fp32 at the end, as it will be used."
     )

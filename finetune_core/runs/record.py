@@ -173,7 +173,8 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
                 if isinstance(event, (RunStarted, EpochEnded)):
                     told.append(event)
                 if isinstance(event, RunFinished):
-                    learn_from_run(SpeedBook(), config, told[0].to_json(), [epoch.to_json() for epoch in told[1:]])
+                    started, *epochs = [one.to_json() for one in told]
+                    learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
                 _write(file, event)
                 yield event
         except FinetuneError as error:

@@ -109,7 +109,12 @@ def read_run(folder: Path) -> Run:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """A run in one flat row of plain values; what is not known yet is None."""
+    """A run in one flat row of plain values; what is not known yet is None.
+
+    ``val_accuracy``, ``val_loss`` and ``test_accuracy`` of a finished run are those of its final evaluation, of others the best
+    epoch's while it trained: ``evaluation_precision`` says in which precision they were computed. ``live_val_accuracy`` is the best
+    epoch's while it trained, in any case, in ``precision``.
+    """
     started, end = run.history.started or {}, run.history.end or {}
     best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={})
     return {
@@ -123,9 +128,11 @@ def summary(run: Run) -> dict[str, Any]:
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),
         "best_epoch": best.get("epoch"),
-        "val_accuracy": best.get("val_accuracy"),
-        "val_loss": best.get("val_loss"),
+        "val_accuracy": end.get("val_accuracy", best.get("val_accuracy")),
+        "val_loss": end.get("val_loss", best.get("val_loss")),
         "test_accuracy": end.get("test_accuracy"),
+        "evaluation_precision": end.get("evaluation_precision") or started.get("precision"),
+        "live_val_accuracy": best.get("val_accuracy"),
         "seconds": end.get("seconds"),
         "device": started.get("device"),
         "precision": started.get("precision"),

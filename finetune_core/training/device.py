@@ -2,12 +2,15 @@
 
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 import torch
 
 from finetune_core.errors import ConfigError
+
+# By default convolutions in "fp32" on a recent NVIDIA GPU keep 10 bits of each factor (TF32), which no other device does.
+torch.backends.cudnn.allow_tf32 = False
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,11 @@ class Device:
     @property
     def torch_device(self) -> torch.device:
         return torch.device(self.kind)
+
+    @property
+    def exact(self) -> "Device":
+        """The same device in fp32."""
+        return replace(self, precision="fp32")
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")

@@ -247,7 +247,7 @@ class StepEnded(Event):
 
 @dataclass(frozen=True)
 class EpochEnded(Event):
-    """One epoch with its validation.
+    """One epoch with its validation, both in the run's own precision.
 
     Attributes:
         seconds: since the first step began.
@@ -283,10 +283,13 @@ class RunFinished(Event):
     """The end that was wanted.
 
     Attributes:
-        val_accuracy, val_loss: of the best epoch, whose weights are kept.
-        test_accuracy: of the same weights; None without a test split.
-        seconds: all of it, decoding included.
+        best_epoch: by the accuracies in ``EpochEnded``, which are in the run's own precision.
+        val_accuracy, val_loss: of the best epoch, whose weights are kept, evaluated in ``evaluation_precision``.
+        test_accuracy: of the same weights in the same precision; None without a test split.
+        seconds: all of it, decoding and evaluation included.
         frozen_tensors: how many were compared, bit for bit, with the pretrained ones.
+        evaluation_seconds: of that evaluation.
+        evaluation_precision: ``fp32``; None in runs of earlier versions, which were evaluated in their own.
     """
 
     epochs: Epoch
@@ -296,6 +299,8 @@ class RunFinished(Event):
     test_accuracy: Share | None
     seconds: Seconds
     frozen_tensors: Count = 0
+    evaluation_seconds: Seconds = 0.0
+    evaluation_precision: Literal["fp32", "bf16"] | None = None
 
 
 @dataclass(frozen=True)

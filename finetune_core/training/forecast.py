@@ -55,6 +55,7 @@ class Speed:
         forward: from the cut on, without gradients.
         activation_bytes: of one image at the cut; 0 without a trunk.
         step_bytes: what a step keeps for its backward pass, a whole batch.
+        exact: from pixels to the logits in fp32, for the final evaluation; 0 where the run itself is in fp32.
     """
 
     trunk: float
@@ -62,6 +63,7 @@ class Speed:
     forward: float
     activation_bytes: int
     step_bytes: int
+    exact: float
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,13 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     train = max(1, round(train * config.train_fraction))
     cached = not why_uncached(config, cut_index(strategy)) and speed.activation_bytes > 0
     again = 0.0 if cached else speed.trunk
-    rows = train * (chosen_views(config, cut_index(strategy)) or 1) + val + test
+    # A run in bf16 looks at test images only in its final evaluation.
+    final, in_trunk = ((val + test) * speed.exact, val) if speed.exact else (test * (speed.forward + again), val + test)
+    rows = train * (chosen_views(config, cut_index(strategy)) or 1) + in_trunk
     epoch = train * (speed.step + again) + val * (speed.forward + again)
     missing = max(0, rows - found) if cached else 0
     decoded = 0 if cached and not missing else train + val + test
-    once = decoded * decode_seconds + missing * speed.trunk + test * (speed.forward + again)
+    once = decoded * decode_seconds + missing * speed.trunk + final
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * stored_side(config.image_size) ** 2
@@ -178,11 +182,13 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook) -
     yield len(configs), len(configs)
 
 
-def learn_from_run(book: SpeedBook, config: RunConfig, started: dict[str, Any], epochs: list[dict[str, Any]]) -> None:
+def learn_from_run(
+    book: SpeedBook, config: RunConfig, started: dict[str, Any], epochs: list[dict[str, Any]], finished: dict[str, Any]
+) -> None:
     """Correct the book by what a run really took.
 
     Args:
-        started: the run's RunStarted row.
+        started, finished: the run's RunStarted and RunFinished rows.
         epochs: its EpochEnded rows; none where it was resumed after its last one.
     """
     cache, counts = started["cache"], started["counts"]
@@ -194,6 +200,8 @@ def learn_from_run(book: SpeedBook, config: RunConfig, started: dict[str, Any], 
     if cache["where"] == "off":
         # The whole network ran: what the book calls a step leaves the trunk out.
         learnt = replace(known, step=max(0.0, step - known.trunk), forward=max(0.0, forward - known.trunk))
+        if known.exact:
+            learnt = replace(learnt, exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0)))
     else:
         trunk = cache["seconds_per_row"] if cache["trunk_seconds"] and cache["seconds_per_row"] else known.trunk
         learnt = replace(
@@ -222,19 +230,22 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     batch = min(config.batch_size, _LARGEST_BATCH)
     images = torch.randn(batch, 3, config.image_size, config.image_size, device=device.torch_device)
     images = images.contiguous(memory_format=torch.channels_last)
+    exact = 0.0
+    if device.precision != "fp32":
+        exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact), batch)
     cut = cut_index(strategy)
     try:
         trunk = split_network(network).part(None, cut) if cut else None
     except CannotSplit:
         trunk = None
     if trunk is None:
-        return _measure_tail(config, network, strategy, network.model, images, device, 0.0, 0)
+        return replace(_measure_tail(config, network, strategy, network.model, images, device, 0.0, 0), exact=exact)
     forward = _without_gradients(trunk.eval(), images, device)
     activation = forward()
     seconds = _seconds_an_image(forward, batch)
     tail = split_network(network).part(cut, None)
     size = activation[0].numel() * activation.element_size()
-    return _measure_tail(config, network, strategy, tail, activation, device, seconds, size)
+    return replace(_measure_tail(config, network, strategy, tail, activation, device, seconds, size), exact=exact)
 
 
 def _measure_tail(
@@ -264,7 +275,7 @@ def _measure_tail(
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         step()
     step_bytes = sum(kept.values()) * config.batch_size // batch
-    return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes)
+    return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, exact=0.0)
 
 
 def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_core.config import EarlyStopping, RunConfig
-from finetune_core.data.splits import TEST, TRAIN, VAL
+from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.training.average import Average
 from finetune_core.training.checkpoints import (
@@ -22,18 +21,16 @@ from finetune_core.training.checkpoints import (
     CheckpointInfo,
     changing_tensors,
     checkpoint_path,
-    restore_network,
     save_checkpoint,
 )
 from finetune_core.training.compute import NotFinite, StepRule, train_step
 from finetune_core.training.device import used_memory
+from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
     CheckpointSaved,
     EpochEnded,
     Event,
-    ImagesLost,
     MemoryShort,
-    Progress,
     RunFinished,
     RunResumed,
     RunStarted,
@@ -43,17 +40,16 @@ from finetune_core.training.events import (
 from finetune_core.training.forecast import SpeedBook, forecast
 from finetune_core.training.guesses import add_guesses
 from finetune_core.training.job import Job, step_rule
+from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
-from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
-from finetune_core.training.prepare import EVENT_SECONDS, prepare
+from finetune_core.training.predictions import save_predictions
+from finetune_core.training.prepare import prepare
 from finetune_core.training.standing import Standing, restore_standing, save_standing
 from finetune_core.training.strategies import apply, describe, frozen_tensors, trainable_parameters
 from finetune_core.training.tally import Tally
-from finetune_core.words import number, percent, things
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
-_EXAMPLES = 20  # of images that are lost
 
 
 class StopRequested(Exception):
@@ -65,10 +61,11 @@ class StopRequested(Exception):
 
 
 def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequence[Path] = ()) -> Iterator[Event]:
-    """Train, validate, keep the best epoch, predict; checkpoints and predictions go to ``run_dir``.
+    """Train, validate, keep the best epoch, evaluate it in fp32; checkpoints and predictions go to ``run_dir``.
 
-    The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The validation images' predictions are
-    those of the best checkpoint; those of the test images join them at the end.
+    The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The predictions are those of the best
+    checkpoint: of the validation images in the run's own precision while it goes on, in fp32 and of the test images, too, once
+    it has finished.
 
     Args:
         resume: go on from where ``last`` was written, as if nothing had happened.
@@ -92,10 +89,18 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         while at.epoch <= config.epochs and not at.is_stalled(config.early_stopping, config.patience):
             yield from _train(trainer, at)
             yield from _validate(trainer, at, memory_before)
-        tested = yield from _test(trainer, at)
-        frozen = audit_frozen(job)
-        seconds = time.monotonic() - began + at.seconds
-        yield RunFinished(at.epoch - 1, at.best_epoch, at.best_accuracy, at.best_loss, tested, seconds, frozen)
+        final = yield from evaluate_best(job, run_dir, trainer.lost)
+        yield RunFinished(
+            at.epoch - 1,
+            at.best_epoch,
+            final.val_accuracy,
+            final.val_loss,
+            final.test_accuracy,
+            seconds=time.monotonic() - began + at.seconds,
+            frozen_tensors=audit_frozen(job),
+            evaluation_seconds=final.seconds,
+            evaluation_precision=FINAL_PRECISION,
+        )
     except StopRequested as request:
         if trainer is not None:
             trainer.save(at)
@@ -112,7 +117,7 @@ class _Trainer:
     optimizer: torch.optim.Optimizer
     average: Average | None
     rule: StepRule
-    told_lost: set[int] = field(default_factory=set)
+    lost: LostImages
     told_short: list[int] = field(default_factory=list)
 
     def save(self, at: Standing) -> CheckpointSaved:
@@ -128,7 +133,7 @@ def _trainer(job: Job, run_dir: Path) -> _Trainer:
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model)
     changing = changing_tensors(network.model, network.stages, job.strategy)
     average = Average(changing, config.ema) if config.ema else None
-    return _Trainer(job, run_dir, optimizer, average, step_rule(job))
+    return _Trainer(job, run_dir, optimizer, average, step_rule(job), LostImages(job))
 
 
 def audit_frozen(job: Job) -> int:
@@ -156,7 +161,7 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
     batches = job.training_batches(epoch)
     began, saved = time.monotonic() - at.train_seconds, time.monotonic()
     for step, (rows, inputs) in enumerate(job.training_inputs(batches[at.step :], epoch), start=at.step + 1):
-        yield from _lost(trainer)
+        yield from trainer.lost.report(job.lost)
         position = (epoch - 1) * len(batches) + step - 1
         rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, len(batches)))
         at.step = step
@@ -197,33 +202,13 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
         )
 
 
-def _lost(trainer: _Trainer) -> Iterator[Event]:
-    """Tell of images that can no longer be read.
-
-    Raises:
-        TrainingError: when they are too many to go on.
-    """
-    job, lost = trainer.job, trainer.job.lost
-    if lost.keys() <= trainer.told_lost:
-        return
-    trainer.told_lost.update(lost)
-    examples = list(lost.values())[:_EXAMPLES]
-    yield ImagesLost(len(lost), examples)
-    total = sum(len(rows) for rows in job.rows.values())
-    if len(lost) > job.config.skip_limit * total:
-        raise TrainingError(
-            f"{things(len(lost), 'image')} of {number(total)} can no longer be read, more than {percent(job.config.skip_limit)}: "
-            f"{examples[0].rstrip('.')}. Put them back and resume the run, or start a new one without them."
-        )
-
-
 def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[Event, None, None]:
     """Judge an epoch that is trained, keep what is worth keeping, and go on to the next one."""
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
     if not at.tally.seen:
         raise TrainingError("None of the training images can be read any more. Put them back and resume the run.")
     with trainer.judged():
-        rows, logits = yield from _predict(trainer, VAL, "validate")
+        rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
         if not np.isfinite(logits).all():
             raise _diverged(f"after epoch {epoch}", job.config.learning_rate)
         labels, predicted = job.labels[rows], logits.argmax(1)
@@ -234,7 +219,7 @@ def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[
         add_guesses(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
         saved = []
         if at.take(epoch, found.accuracy, loss, _watched(job.config.early_stopping, found)):
-            save_predictions(run_dir, _table(job, VAL, rows, logits))
+            save_predictions(run_dir, predicted_table(job, rows, logits), job.device.precision)
             saved.append(_save_best(job, run_dir, epoch))
     ended = EpochEnded(
         epoch,
@@ -263,49 +248,11 @@ def _watched(metric: EarlyStopping, found: Tally) -> float:
     return getattr(found, metric.removeprefix("val_"))
 
 
-def _test(trainer: _Trainer, at: Standing) -> Generator[Event, None, float | None]:
-    """Predict the test images with the best epoch's weights; their accuracy, or None where there are none."""
-    job, run_dir = trainer.job, trainer.run_dir
-    if trainer.average or at.best_epoch != at.epoch - 1:
-        restore_network(job.network, job.strategy, run_dir, BEST)
-    if not len(job.rows[TEST]):
-        return None
-    rows, logits = yield from _predict(trainer, TEST, "test")
-    validated = load_predictions(run_dir, len(job.dataset.classes))
-    validated = validated[validated["split"] == VAL]
-    save_predictions(run_dir, pd.concat([validated, _table(job, TEST, rows, logits)], ignore_index=True))
-    return float((logits.argmax(1) == job.labels[rows]).mean())
-
-
 def _diverged(when: str, learning_rate: float) -> TrainingError:
     return TrainingError(
         f"The loss or its gradient was no longer a number {when} (learning rate {learning_rate:g}). "
         "Try a learning rate ten times lower. The best epoch before this is kept."
     )
-
-
-@torch.no_grad()
-def _logits(job: Job, inputs: torch.Tensor) -> np.ndarray:
-    with job.device.autocast():
-        return job.forward(inputs).float().cpu().numpy()
-
-
-def _predict(trainer: _Trainer, split: str, phase: str) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
-    """Rows int ``[n]`` and logits float32 ``[n, classes]`` of a split's readable images, in the table's order."""
-    job = trainer.job
-    job.network.model.eval()
-    seen, found, spoken = [], [], time.monotonic()
-    for rows, inputs in job.evaluation_inputs(split):
-        yield from _lost(trainer)
-        if len(rows):
-            seen.append(rows)
-            found.append(_logits(job, inputs))
-        if time.monotonic() - spoken >= EVENT_SECONDS:
-            spoken = time.monotonic()
-            yield Progress(phase, sum(map(len, seen)), len(job.rows[split]))
-    if not found:
-        raise TrainingError(f"None of the {split} images can be read any more. Put them back and resume the run.")
-    return np.concatenate(seen), np.concatenate(found)
 
 
 def _started(job: Job) -> RunStarted:
@@ -351,7 +298,3 @@ def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     info = CheckpointInfo(epoch, job.config.backbone, job.network.weights_hash, job.dataset.classes, job.dataset.fingerprint)
     save_checkpoint(run_dir, BEST, tensors, info)
     return CheckpointSaved(BEST, epoch)
-
-
-def _table(job: Job, split: str, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
-    return prediction_table(job.dataset.table["id"].iloc[rows], split, job.labels[rows], logits)

@@ -19,16 +19,21 @@ _MOST_BYTES = 2**32  # of the file, and of what comes out of it
 _MOST_LOGITS = 2**29
 _LONGEST_ID = 4096  # bytes
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what it is written with; others can hold next to nothing that becomes enormous
+_PRECISION = b"thaw.precision"  # in the file's metadata
+_PRECISIONS = ("fp32", "bf16")
 
 
-def prediction_table(ids: pd.Series, split: str, labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+def prediction_table(ids: pd.Series, split: str | np.ndarray, labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
     """``id, split, label, logits`` (float32 ``[classes]`` a row)."""
     return pd.DataFrame({"id": ids.to_numpy(), "split": split, "label": labels, "logits": list(logits.astype(np.float32))})
 
 
-def save_predictions(run_dir: Path, table: pd.DataFrame) -> None:
+def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None:
+    """Write the table, and the precision that its logits were computed in (``fp32`` or ``bf16``); all of it or nothing."""
+    stored = pa.Table.from_pandas(table, preserve_index=False)
+    stored = stored.replace_schema_metadata({**stored.schema.metadata, _PRECISION: precision.encode()})
     buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, write_page_checksum=True)
+    pq.write_table(stored, buffer, write_page_checksum=True)
     write_bytes(run_dir / _FILE, buffer.getvalue())
 
 
@@ -36,6 +41,16 @@ def predictions_changed(run_dir: Path) -> int:
     """When the run's predictions were written, in nanoseconds; 0 when there are none."""
     found = regular_file(run_dir / _FILE)
     return found.st_mtime_ns if found else 0
+
+
+def predictions_precision(run_dir: Path) -> str | None:
+    """The precision that the run's logits were computed in; None where the file does not say so: earlier versions did not."""
+    try:
+        with open(open_regular(run_dir / _FILE), "rb") as file:
+            told = pq.read_metadata(file).metadata or {}
+    except (OSError, pa.ArrowException, ValueError):  # missing or damaged: whoever reads the table says so
+        return None
+    return next((precision for precision in _PRECISIONS if told.get(_PRECISION) == precision.encode()), None)
 
 
 def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:

@@ -2,18 +2,19 @@
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.listing import check_data
 from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
-from finetune_core.data.splits import SPLITS, TRAIN, VAL
+from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.files import is_file
 from finetune_core.models.catalogue import backbone_info
@@ -102,15 +103,44 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
     return (yield from _with_images(prepared, reason))
 
 
+def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Event, None, Job]:
+    """A run's job, to evaluate ``network`` in fp32 on some of its splits, from pixels.
+
+    Where the run has a cached trunk, so has this: in fp32 a cached trunk gives what the whole network gives (to rounding, 1e-5 of
+    a logit), and runs with the same trunk compute it for these images once. Images that cannot be read any more are missing in
+    its ``rows``.
+
+    Raises:
+        DataError: when none of a split's images can be read.
+    """
+    network.model.to(job.device.torch_device, memory_format=torch.channels_last)
+    if job.images:
+        return replace(job, network=network, device=job.device.exact, images=replace(job.images, device=job.device.exact))
+    segments, cut = split_network(network), cut_index(job.strategy)
+    if job.device.precision == "fp32":  # what the run has cached is exact already
+        return replace(job, network=network, trunk=replace(job.trunk, tail=segments.part(cut, None)))
+    used = np.concatenate(list(job.rows.values()))
+    unused = frozenset(np.setdiff1d(np.arange(len(job.dataset.table)), used).tolist())
+    prepared = _Prepared(job.config, job.dataset, network, job.strategy, job.device.exact, tuple(splits), unused)
+    return (yield from _with_trunk(prepared, segments))
+
+
 @dataclass(frozen=True)
 class _Prepared:
-    """What is known before the images are looked at."""
+    """What is known before the images are looked at.
+
+    Attributes:
+        splits: those whose images are needed.
+        unused: rows that are left out from the start.
+    """
 
     config: RunConfig
     dataset: Dataset
     network: Network
     strategy: Strategy
     device: Device
+    splits: tuple[str, ...] = SPLITS
+    unused: frozenset[int] = frozenset()
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -138,10 +168,11 @@ class _Prepared:
             DataError: when none is left to train on, or to validate with.
         """
         split = self.dataset.table["split"].to_numpy()
-        usable = ~np.isin(np.arange(len(split)), list(failed))
-        rows = {name: np.flatnonzero(usable & (split == name)) for name in SPLITS}
-        rows[TRAIN] = subset(rows[TRAIN], self.labels, self.keys, self.config.train_fraction, self.config.seed)
-        for name in (TRAIN, VAL):
+        usable = ~np.isin(np.arange(len(split)), [*failed, *self.unused])
+        rows = {name: np.flatnonzero(usable & (split == name)) for name in self.splits}
+        if TRAIN in rows:
+            rows[TRAIN] = subset(rows[TRAIN], self.labels, self.keys, self.config.train_fraction, self.config.seed)
+        for name in {TRAIN, VAL} & rows.keys():
             if not len(rows[name]):
                 raise DataError(f"None of the {name} images in {self.config.data} can be decoded.")
         return rows
@@ -193,7 +224,12 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     tables = TrunkTables(prepared.network, prepared.device, config.image_size)
     began = time.monotonic()
     passes = _passes(prepared, prepared.rows({}))
-    needed = np.unique(np.concatenate([needs_images(tables, cut, one.keys, one.rows, one.view) for one in passes]))
+    needed = [needs_images(tables, cut, one.keys, one.rows, one.view) for one in passes]
+    if prepared.device.precision != "fp32":  # those that the best epoch is evaluated on: what cannot be read is known now
+        exact = TrunkTables(prepared.network, prepared.device.exact, config.image_size)
+        rows = prepared.rows({})
+        needed += [needs_images(exact, cut, prepared.content, rows[name]) for name in (VAL, TEST)]
+    needed = np.unique(np.concatenate(needed))
     pixels = yield from _decoded(prepared, needed)
     decode_seconds = time.monotonic() - began
     rows = prepared.rows(pixels.failed)
@@ -203,7 +239,7 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     for one in passes:
         make = images.plain if one.version is None else partial(images.version, version=one.version)
         filling = fill_trunk(tables, segments, cut, one.keys, one.rows, make, one.view)
-        lookup, before, spent = yield from _reported("trunk", filling)
+        lookup, before, spent = yield from _reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
         if lookup is None:
             reason = "what the frozen stages make of these images fits neither into memory nor onto the disk"
             return (yield from _with_images(prepared, reason))
@@ -234,10 +270,12 @@ class _Pass:
 
 def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     config = prepared.config
+    if prepared.device.precision != "fp32":  # test images are seen once, in fp32: see ``exact_job``
+        rows = {name: found for name, found in rows.items() if name != TEST}
     views = chosen_views(config, cut_index(prepared.strategy))
-    if views is None:
+    if views is None or TRAIN not in rows:
         return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
-    kept = np.sort(np.concatenate([rows[name] for name in SPLITS if name != TRAIN]))
+    kept = np.sort(np.concatenate([found for name, found in rows.items() if name != TRAIN]))
     # An augmented version depends on the sample's id, too, so its key does.
     with np.errstate(over="ignore"):
         keys = prepared.content * np.uint64(0x9E3779B97F4A7C15) + prepared.keys
@@ -250,7 +288,7 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
 def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
     decoding = decode_pixels(prepared.paths, prepared.content, wanted, stored_side(prepared.config.image_size))
     pixels = yield from _reported("decode", decoding)
-    if pixels.failed:
+    if pixels.failed and TRAIN in prepared.splits:  # later they are lost, not skipped
         yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
     return pixels
 

@@ -8,6 +8,8 @@ from finetune_core.errors import FinetuneError
 from finetune_core.export.formats import FORMATS, export_from_app, finished_export, zipped
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
+from pages.shared.jobs import begin, outcome
+from pages.shared.state import readable_roots
 
 
 def export_buttons(run: Run) -> None:
@@ -19,18 +21,24 @@ def export_buttons(run: Run) -> None:
 @st.fragment
 def _rows(run: Run) -> None:
     for name, form in FORMATS.items():
+        key = f"export-{name}:{run.run_dir}"
         with st.container(border=True):
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(f"**{form.title}**  \n{form.help}", width="stretch")
-                asked = st.button(
+                st.button(
                     "Make",
                     key=f"export-{run.run_id}-{name}",
                     icon=":material/build:",
                     help=f"Makes it from {'the events' if form.events else 'the best epoch'} of this run, and keeps it in the run's folder.",
+                    on_click=begin,
+                    args=(key, f"Making {form.title}", partial(export_from_app, run, name, readable_roots())),
+                    kwargs={"kept": False},
                 )
                 download = st.empty()
-            if asked:
-                _make(run, name)
+            try:
+                outcome(key)
+            except FinetuneError as error:
+                st.error(plain(str(error)), icon=":material/error:")
             if folder := finished_export(run, name):
                 told = f"{run.run_id}-{name}"
                 download.download_button(
@@ -42,12 +50,3 @@ def _rows(run: Run) -> None:
                     icon=":material/download:",
                     on_click="ignore",
                 )
-
-
-def _make(run: Run, name: str) -> None:
-    words = f"Making {FORMATS[name].title}" + (", and comparing it with the network" if FORMATS[name].apart else "")
-    try:
-        with st.spinner(words, show_time=True):
-            export_from_app(run, name)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")

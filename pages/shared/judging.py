@@ -209,8 +209,8 @@ def robustness(run: Run, result: Evaluation) -> None:
         f"{one.title} {', '.join(f'{amount:g}' for amount in one.severities)} ({one.unit})" for one in CORRUPTIONS.values()
     )
     st.caption(
-        f"{things(known.images, 'image')} of {number(result.images)}, drawn by a fixed seed: the same ones everywhere. Asked anew, in full "
-        f"precision, so a few answers may differ from those above. Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
+        f"{things(known.images, 'image')} of {number(result.images)}, drawn by a fixed seed: the same ones everywhere. Computed in fp32. "
+        f"Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
     )
 
 

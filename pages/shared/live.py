@@ -8,7 +8,7 @@ from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
 from finetune_core.runs.history import History
-from finetune_core.runs.log import log_lines, told
+from finetune_core.runs.log import live_numbers, log_lines, told
 from finetune_core.runs.store import Run
 from finetune_core.training.guesses import Flip, flips, load_guesses
 from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
@@ -34,7 +34,7 @@ def bar(run: Run) -> None:
     progress, steps = history.progress, history.steps  # another session may read on meanwhile
     if run.status == "queued":
         st.progress(0.0, "Waiting for the run before it")
-    elif progress and not steps:
+    elif progress and (not steps or progress["phase"] not in ("validate", "device")):
         done, total = progress["done"], progress["total"]
         count = size if progress["phase"] == "download" else number
         left = history.progress_seconds_left
@@ -103,6 +103,8 @@ def curves(run: Run) -> None:
         label_visibility="collapsed",
         help=" ".join(f"{_NUMBERS[kind]}: {meaning}" for kind, meaning in _MEANINGS.items()),
     )
+    if note := live_numbers(history.started):
+        st.caption(note)
 
 
 # Drawing takes time from the training in this process: whoever looks on within a few seconds gets the same drawing.

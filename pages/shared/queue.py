@@ -13,7 +13,7 @@ from finetune_core.evaluation.costs import depth
 from finetune_core.figures.curves import compared_curve
 from finetune_core.runs.design import arm_of, arm_seconds
 from finetune_core.runs.record import STOP_FILE, request_stop
-from finetune_core.runs.store import Run
+from finetune_core.runs.store import Run, summary
 from finetune_core.training.forecast import SpeedBook
 from finetune_core.words import duration, percent, things
 from pages.shared.state import STATUS_WORDS, current_dataset, data_folder, store, worker
@@ -79,7 +79,7 @@ def _row(title: str, run: Run) -> dict[str, Any]:
         "Seed": str(run.config.seed),
         "Status": STATUS_WORDS[run.status][0],
         "Epochs": f"{len(epochs)} of {run.config.epochs}",
-        "Validation accuracy": percent(max(row["val_accuracy"] for row in epochs)) if epochs else "–",
+        "Validation accuracy": percent(summary(run)["val_accuracy"]) if epochs else "–",
     }
 
 

@@ -28,6 +28,7 @@ def made_run(tmp_path):
         status="finished",
         trunk_rate=None,
         forecast=None,
+        precision="fp32",
         **settings,
     ):
         correct = np.asarray(correct, bool)
@@ -40,7 +41,7 @@ def made_run(tmp_path):
         ids = pd.Series([f"{names}{n:04d}.png" for n in range(len(correct))])
         tables = [prediction_table("v" + ids, "val", labels, logits), prediction_table(ids, "test", labels, logits)]
         order = np.random.default_rng(len(made)).permutation(len(ids))  # the order of the rows says nothing
-        save_predictions(run_dir, pd.concat([table.iloc[order] for table in tables[: 1 + tested]]))
+        save_predictions(run_dir, pd.concat([table.iloc[order] for table in tables[: 1 + tested]]), precision)
         (run_dir / "best.safetensors").write_bytes(b"x" * 1000)
         history = History(run_dir)
         history.started = {

@@ -30,7 +30,7 @@ def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(made_run):
     given = [[3, 0], [1, 0], [0, 3], [0, 3]], [[0, 3], [0, 9], [1, 0], [0, 1]]  # logits
     for run, logits in zip(runs, given, strict=True):
         table = prediction_table(pd.Series(list("wxyz")), "test", labels, np.array(logits, float))
-        save_predictions(run.run_dir, table)
+        save_predictions(run.run_dir, table, "fp32")
     found = disagreement(*runs)
 
     def sure(difference):

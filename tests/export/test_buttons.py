@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import ExportError
 from finetune_core.export import formats
+from pages.shared.jobs import jobs
 
 
 def page(run_dir):
@@ -29,11 +30,20 @@ def opened(run):
     return at
 
 
+def clicked(at, key):
+    """The page once what the click began has ended."""
+    at.button(key=key).click().run()
+    for job in jobs().all():
+        job.wait()
+    at.run()
+    assert not at.exception
+    return at
+
+
 def test_a_click_makes_it_and_offers_the_zip(run, opened):
     key = f"export-{run.run_id}-card"
     assert not opened.get("download_button")
-    opened.button(key=key).click().run()
-    assert not opened.exception
+    clicked(opened, key)
     assert [button.proto.label for button in opened.get("download_button")] == ["Download ZIP"]
     folder = formats.finished_export(run, "card")
     with zipfile.ZipFile(io.BytesIO(formats.zipped(folder, "mine"))) as archive:
@@ -41,23 +51,33 @@ def test_a_click_makes_it_and_offers_the_zip(run, opened):
 
 
 def test_what_goes_wrong_is_said_on_the_page(run, opened, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
+        yield "export", 0, 0
         raise ExportError("Cannot *be* made.")
 
-    monkeypatch.setattr("pages.shared.export.export_from_app", fail)
-    opened.button(key=f"export-{run.run_id}-script").click().run()
-    assert not opened.exception
+    monkeypatch.setattr(formats, "exporting", fail)
+    clicked(opened, f"export-{run.run_id}-script")
     assert [error.value for error in opened.error] == [r"Cannot \*be\* made\."]
 
 
 def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    formats.export_from_app(run, "torch_export")
+    steps = list(formats.export_from_app(run, "torch_export", []))
+    assert steps[0][0] == "export"
+    assert steps[-1] == ("measure", 6, 6)
     assert (formats.finished_export(run, "torch_export") / "model.pt2").is_file()
     (run.run_dir / "best.safetensors").rename(run.run_dir / "hidden")
     try:
         assert formats.finished_export(run, "torch_export") is None
         with pytest.raises(ExportError, match="has no 'best' checkpoint"):
-            formats.export_from_app(run, "torch_export")
+            list(formats.export_from_app(run, "torch_export", []))
     finally:
         (run.run_dir / "hidden").rename(run.run_dir / "best.safetensors")
+
+
+def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, opened, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    steps = formats.export_from_app(run, "onnx", [])
+    assert next(steps)[0] == "export"
+    steps.close()  # returns once the process has ended
+    assert not any((run.run_dir / "export").iterdir())

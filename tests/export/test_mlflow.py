@@ -42,7 +42,12 @@ def test_a_run_is_told_once_with_settings_curves_and_card(server, run, colours, 
         expected = [(row["epoch"], row[f"{split}_scores"]["macro_f1"]) for row in run.history.epochs]
         assert curve(server, told, f"{split}_macro_f1") == expected
     assert len(curve(server, told, "update/head")) == len(run.history.epochs)
-    assert told.data.metrics["test_accuracy"] == run.history.end["test_accuracy"]
+    for name, metric in (
+        ("test_accuracy", "test_accuracy"),
+        ("val_accuracy", "final_val_accuracy"),
+        ("val_loss", "final_val_loss"),
+    ):
+        assert told.data.metrics[metric] == run.history.end[name]
     assert told.info.end_time == round(run.history.end["at"] * 1000)
     assert {file.path for file in server.list_artifacts(told.info.run_id)} == {"README.md", "settings.json"}
     card = server.download_artifacts(told.info.run_id, "README.md", str(tmp_path))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from PIL import Image
 
 from finetune_core.errors import ExportError
@@ -72,6 +73,24 @@ def test_it_repeats_every_setting(settings, train, colours, tmp_path, monkeypatc
     for command in linted:
         done = subprocess.run([sys.executable, "-m", "ruff", *command, "--isolated", file], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
+
+
+def test_a_run_in_bf16_has_its_best_epoch_evaluated_in_fp32(train, colours, tmp_path, monkeypatch, capsys):
+    run = train(colours, tmp_path / "runs", **SMALL, precision="bf16", epochs=1)
+    file = export_run(run, "script").folder / "train.py"
+    monkeypatch.setattr(sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")])
+    parts = runpy.run_path(str(file), run_name="__main__")
+    told = re.findall(r"(?:validation|test) accuracy ([\d.]+)", capsys.readouterr().out)
+    model = parts["make_model"](3)
+    model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
+    rows = list(csv.DictReader(file.with_name("split.csv").open()))
+    for split, accuracy in zip(("val", "test"), told[-2:], strict=True):
+        images = parts["Images"](
+            colours, [row for row in rows if row["split"] == split], sorted({row["label"] for row in rows})
+        )
+        with torch.no_grad():
+            answers = model.eval()(torch.stack([image for image, _ in images])).argmax(1)
+        assert accuracy == f"{(answers.numpy() == images.labels).mean():.4f}"
 
 
 def test_the_split_is_the_runs_with_the_changes_made_to_the_data(run, tmp_path):

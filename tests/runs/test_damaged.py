@@ -194,8 +194,11 @@ def test_what_an_older_run_lacks_is_filled_in(runs, started, lines):
         del old[0][name]
     for name in ("memory_bytes", "train_scores", "val_scores", "stages"):
         del old[1][name]
+    for name in ("evaluation_seconds", "evaluation_precision"):
+        del old[2][name]
     run = read_run(runs("old", b"".join(json.dumps(row).encode() + b"\n" for row in old)))
     assert (run.status, run.notices) == ("finished", ())
+    assert summary(run)["evaluation_precision"] == old[0]["precision"]  # it was evaluated as it trained
     assert run.history.time_shares()["trunk"] == 0
     assert run.history.epochs[0]["memory_bytes"] == 0
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from finetune_core.config import make_config
@@ -7,7 +9,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.training import events
 from finetune_core.training.forecast import Speed, SpeedBook, calibrate, comparable, forecast
 
-SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000)
+SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
 
 
 @pytest.fixture
@@ -38,6 +40,14 @@ def test_an_uncached_run_pays_every_epoch(config, folder):
     told = forecast(config(cache="off"), load_dataset(folder), SPEED, 0.001)
     assert told.epoch_seconds == pytest.approx(28 * 0.03 + 6 * 0.015)
     assert told.cache_bytes == 0
+
+
+def test_a_run_in_bf16_pays_for_its_final_evaluation_in_fp32(config, folder):
+    speed = replace(SPEED, exact=0.03)
+    told = forecast(config(precision="bf16"), load_dataset(folder), speed, 0.001)
+    once = 40 * 0.001 + 34 * 0.01 + 12 * 0.03  # the trunk's output of test images is not needed in bf16
+    assert told.seconds - 4 * told.epoch_seconds - once == pytest.approx(0.8)
+    assert told.cache_bytes == 34_000
 
 
 def test_views_are_passed_through_the_trunk_each(config, folder):

@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 
 from finetune_core.errors import RunError
-from finetune_core.training import events, loop
+from finetune_core.training import evaluation, events, loop
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.predictions import load_predictions
+from finetune_core.training.predictions import load_predictions, predictions_precision
 
 
 @pytest.fixture
@@ -66,17 +66,26 @@ def test_the_numbers_of_an_epoch_that_was_cut_in_two_are_those_of_the_whole(conf
     assert [e for e in after if isinstance(e, events.RunResumed)] == [events.RunResumed(1, 2)]
 
 
-def test_stopped_while_it_validates(config, tmp_path, monkeypatch, marks):
-    monkeypatch.setattr(loop, "EVENT_SECONDS", 0)
-    whole(config(), tmp_path / "whole")
+@pytest.mark.parametrize(("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")])
+@pytest.mark.parametrize("killed", [False, True])
+def test_stopped_or_killed_while_it_validates_or_evaluates(config, tmp_path, monkeypatch, marks, phase, precision, killed):
+    monkeypatch.setattr(evaluation, "EVENT_SECONDS", 0)
+    config = config(precision=precision)
+    whole(config, tmp_path / "whole")
     (tmp_path / "stopped").mkdir()
-    stream = fit(config(), tmp_path / "stopped")
+    stream = fit(config, tmp_path / "stopped")
     for event in stream:
-        if isinstance(event, events.Progress) and event.phase == "validate":
+        if isinstance(event, events.Progress) and event.phase == phase:
             break
-    stream.throw(StopRequested())
-    list(fit(config(), tmp_path / "stopped", resume=True))
+    if killed:
+        stream.close()  # nothing is written any more
+    else:
+        assert isinstance(stream.throw(StopRequested()), events.RunStopped)
+    end = list(fit(config, tmp_path / "stopped", resume=True))[-1]
+    assert isinstance(end, events.RunFinished)
     assert marks(tmp_path / "stopped") == marks(tmp_path / "whole")
+    assert load_predictions(tmp_path / "stopped").equals(load_predictions(tmp_path / "whole"))
+    assert predictions_precision(tmp_path / "stopped") == "fp32"
 
 
 def test_checkpoints_within_an_epoch_and_a_process_that_dies_between_them(config, tmp_path, monkeypatch, marks):

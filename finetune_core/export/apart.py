@@ -1,0 +1,62 @@
+"""An export in a process of its own, for an app that trains meanwhile: tracing changes torch's global state.
+
+``python -m finetune_core.export.apart RUN FORMAT [ROOT…]`` exports into the run's own folder, and says how far it is on stdout:
+one JSON list ``[phase, done, total]`` a line. What goes wrong is said on stderr.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from finetune_core.errors import ExportError, FinetuneError
+from finetune_core.export.measure import Steps
+from finetune_core.runs.store import Run, RunStore
+
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Generator[Steps, None, None]:
+    """Export a run in another process, which ends when this generator is closed.
+
+    Raises:
+        ExportError: with what went wrong there.
+    """
+    command = [sys.executable, "-m", "finetune_core.export.apart", str(run.run_dir), format, *map(str, roots)]
+    with (
+        tempfile.TemporaryFile("w+") as problems,
+        subprocess.Popen(
+            command, cwd=_PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=problems, text=True
+        ) as process,
+    ):
+        try:
+            for line in process.stdout:
+                phase, done, total = json.loads(line)
+                yield phase, done, total
+        except GeneratorExit:
+            process.terminate()
+            raise
+        if process.wait():
+            problems.seek(0)
+            words = problems.read().strip()
+            raise ExportError(words or f"The export ended with status {process.returncode}: memory may have run out.")
+
+
+def main(run_dir: str, format: str, *roots: str) -> None:
+    from finetune_core.export.formats import exporting
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in good order: half an export leaves nothing
+    try:
+        run = RunStore(Path(run_dir).parent).read(Path(run_dir))
+        for step in exporting(run, format, roots=[Path(root) for root in roots]):
+            sys.stdout.write(f"{json.dumps(step)}\n")
+            sys.stdout.flush()
+    except FinetuneError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

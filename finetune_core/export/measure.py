@@ -1,0 +1,127 @@
+"""What an exported file is worth: it is asked about every image that its run was evaluated on."""
+
+import sys
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.metrics import Evaluation, evaluate
+from finetune_core.evaluation.results import evaluation_precision
+from finetune_core.evaluation.run_images import RunImages, run_images
+from finetune_core.export.source import Source
+from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.predictions import prediction_table
+from finetune_core.words import SPLIT_WORDS, number, percent, things
+
+_BATCH = 32
+# The folder's place is left out: exports are handed on.
+_NOT_THERE = "the images that the run was evaluated on are not there any more, or may not be read"
+_CHANGED = "the images, their labels or their split have changed since the run was trained"
+
+Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> logits [n, classes]
+Steps = tuple[str, int, int]  # phase, done, total
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An exported file's answers.
+
+    Attributes:
+        file: its name, and what ran it.
+        run: how the run did, by its own predictions.
+        precision: of those; None where it is not known.
+        judged: how the file did on the same images; None where that could not be found out.
+        alike: how many of those it gives the same label as the run did.
+        reason: why it was not measured, in words.
+    """
+
+    file: str
+    run: Evaluation
+    precision: str | None
+    judged: Evaluation | None = None
+    alike: int = 0
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's accuracy, or, where it was not measured, the run's and why; plain values."""
+        judged = self.judged or self.run
+        told = {
+            "split": judged.split,
+            "images": judged.images,
+            "accuracy": judged.accuracy,
+            "accuracy_95_percent_interval": [judged.low, judged.high],
+            "loss": judged.loss,
+        }
+        of_run = {"images": self.run.images, "accuracy": self.run.accuracy, "precision": self.precision}
+        if self.judged:
+            return told | {"measured_on": self.file, "labels_as_in_the_run": self.alike, "run": of_run}
+        return told | {"measured_on": None, "not_measured_because": self.reason, "run": of_run}
+
+    def in_words(self) -> str:
+        if self.judged is None:
+            return f"{self.file}, was not measured: {self.reason}. The numbers are the run's own{_in(self.precision)}."
+        gone = self.run.images - self.judged.images
+        left = f" {things(gone, 'image')} could not be read any more." if gone else ""
+        return (
+            f"Measured on the exported file ({self.file}): {percent(self.judged.accuracy)} of {number(self.judged.images)} "
+            f"{SPLIT_WORDS[self.judged.split].lower()} images are right, and {number(self.alike)} get the label that the run gave them "
+            f"({percent(self.run.accuracy)} of {number(self.run.images)} right{_in(self.precision)}).{left}"
+        )
+
+
+def _in(precision: str | None) -> str:
+    return f", computed in {precision}" if precision else ""
+
+
+def measure(source: Source, file: str, answer: Answer) -> Generator[Steps, None, Measured]:
+    """Ask an exported file about the images that its run was evaluated on, decoded and prepared as *Predict* does.
+
+    Args:
+        file: its name, and what runs it, for people.
+
+    Yields:
+        (phase, done, total).
+    """
+    precision = evaluation_precision(source.run)
+    try:
+        images = yield from run_images(source.run, {source.judged.split: sys.maxsize}, source.roots)
+    except FinetuneError:
+        return Measured(file, source.judged, precision, reason=_NOT_THERE)
+    if not images.unchanged:
+        return Measured(file, source.judged, precision, reason=_CHANGED)
+    rows = _evaluated_rows(source, images)
+    logits = yield from _answers(source, images, rows, answer)
+    table = images.dataset.table.iloc[rows]
+    judged = evaluate(
+        prediction_table(table["id"], source.judged.split, table["label"].to_numpy(), logits),
+        source.classes,
+        source.judged.split,
+    )
+    before = source.judged.predictions.set_index("id")["predicted"].loc[table["id"]].to_numpy()
+    alike = int((judged.predictions["predicted"].to_numpy() == before).sum())
+    return Measured(file, source.judged, precision, judged, alike)
+
+
+def _evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
+    """Rows of the data set that the run was evaluated on, and that can still be read."""
+    rows = images.rows[source.judged.split]
+    known: pd.Series = images.dataset.table["id"].iloc[rows].isin(source.judged.predictions["id"])
+    return rows[known.to_numpy()]
+
+
+def _answers(source: Source, images: RunImages, rows: np.ndarray, answer: Answer) -> Generator[Steps, None, np.ndarray]:
+    info, size = source.network.info, source.image_size
+
+    def batch(some: np.ndarray) -> torch.Tensor:
+        return normalised(evaluated(images.pixels.batch(some), size), info.mean, info.std).contiguous()
+
+    found = []
+    for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
+        found.append(answer(inputs))
+        yield "measure", sum(map(len, found)), len(rows)
+    return np.concatenate(found)

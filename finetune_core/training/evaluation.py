@@ -1,0 +1,132 @@
+"""What a network answers for a split, and the final evaluation: a run's best checkpoint, in fp32, as Predict and the exports compute."""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from finetune_core.config import RunConfig
+from finetune_core.data.splits import TEST, VAL
+from finetune_core.errors import RunError, TrainingError
+from finetune_core.models.network import Network, build_network
+from finetune_core.training.checkpoints import BEST, CheckpointInfo, read_info, restore_network
+from finetune_core.training.device import Device
+from finetune_core.training.events import Event, Progress
+from finetune_core.training.job import Job
+from finetune_core.training.lost import LostImages
+from finetune_core.training.predictions import (
+    load_predictions,
+    prediction_table,
+    predictions_precision,
+    save_predictions,
+)
+from finetune_core.training.prepare import EVENT_SECONDS, exact_job
+from finetune_core.training.strategies import plan
+
+FINAL_PRECISION = "fp32"
+
+
+@dataclass(frozen=True)
+class FinalEvaluation:
+    """The best epoch in fp32: accuracies 0…1, mean cross-entropy in nats; ``test_accuracy`` is None without a test split."""
+
+    val_accuracy: float
+    val_loss: float
+    test_accuracy: float | None
+    seconds: float
+
+
+def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:
+    """The network of a run's best checkpoint, put together from its backbone: float32, on the processor, in eval mode.
+
+    Raises:
+        RunError: when there is no checkpoint, it is damaged, or the backbone's weights have changed since.
+        WeightsError: when they are not on this machine.
+    """
+    info = read_info(run_dir, BEST)
+    network = build_network(config.backbone, config.starts_from, len(info.classes), config.seed)
+    if network.weights_hash != info.weights_hash:
+        raise RunError(f"The weights of {info.backbone} on this machine are not those that {run_dir.name} was trained from.")
+    restore_network(network, plan(config, network.stages), run_dir, BEST)
+    network.model.eval()
+    return network, info
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, inputs: torch.Tensor, device: Device) -> np.ndarray:
+    """Float32 ``[n, classes]``: what a network in eval mode, or its tail, answers in the device's precision."""
+    with device.autocast():
+        return model(inputs.to(device.torch_device)).float().cpu().numpy()
+
+
+def predict_splits(
+    job: Job, splits: Sequence[str], phase: str, lost: LostImages
+) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
+    """Rows int ``[n]`` and logits float32 ``[n, classes]`` of the splits' readable images, in the table's order within each.
+
+    Raises:
+        TrainingError: when none of a split's images can be read, or too many are lost.
+    """
+    job.network.model.eval()
+    seen, found, reported = [], [], time.monotonic()
+    total = sum(len(job.rows[split]) for split in splits)
+    for split in splits:
+        before = len(seen)
+        for rows, inputs in job.evaluation_inputs(split):
+            yield from lost.report(job.lost)
+            if len(rows):
+                seen.append(rows)
+                found.append(logits_of(job.forward, inputs, job.device))
+            if time.monotonic() - reported >= EVENT_SECONDS:
+                reported = time.monotonic()
+                yield Progress(phase, sum(map(len, seen)), total)
+        if len(seen) == before:
+            raise TrainingError(f"None of the {split} images can be read any more. Put them back and resume the run.")
+    return np.concatenate(seen), np.concatenate(found)
+
+
+def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
+    """The rows of a run's table of predictions (``prediction_table``)."""
+    table = job.dataset.table
+    return prediction_table(table["id"].iloc[rows], table["split"].to_numpy()[rows], job.labels[rows], logits)
+
+
+def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event, None, FinalEvaluation]:
+    """Evaluate the best checkpoint in fp32 on the validation and test images; ``predictions.parquet`` then holds just that.
+
+    Which epoch is the best was decided by the live numbers, which may be in bf16. Where those are in fp32, the validation
+    images' predictions are exact already and are kept. Nothing of ``job`` changes, so a run that is stopped or killed in here
+    resumes here.
+
+    Raises:
+        FinetuneError: when the checkpoint or too many of the images cannot be read.
+    """
+    began, kept = time.monotonic(), load_predictions(run_dir, len(job.dataset.classes))
+    kept = kept[kept["split"] == VAL]
+    splits = [] if predictions_precision(run_dir) == FINAL_PRECISION else [VAL]
+    splits += [TEST] if len(job.rows[TEST]) else []
+    if splits:
+        yield Progress("evaluate", 0, sum(len(job.rows[split]) for split in splits))
+        network, _ = best_network(job.config, run_dir)
+        exact = yield from exact_job(job, network, splits)
+        gone = np.setdiff1d(
+            np.concatenate([job.rows[split] for split in splits]), np.concatenate([exact.rows[s] for s in splits])
+        )
+        yield from lost.report({int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in gone})
+        table = predicted_table(exact, *(yield from predict_splits(exact, splits, "evaluate", lost)))
+        kept = table if VAL in splits else pd.concat([kept, table], ignore_index=True)
+        save_predictions(run_dir, kept, FINAL_PRECISION)
+    return _final(kept, time.monotonic() - began)
+
+
+def _final(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
+    logits, labels = np.stack(table["logits"].to_numpy()), table["label"].to_numpy()
+    right, val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
+    loss = cross_entropy(torch.from_numpy(logits[val]).double(), torch.from_numpy(labels[val])).item()
+    return FinalEvaluation(float(right[val].mean()), loss, float(right[~val].mean()) if (~val).any() else None, seconds)
