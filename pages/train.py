@@ -1,70 +1,23 @@
 """Train: watch a run live, stop it, and find it again. Everything shown is read from the run's folder."""
 
-from collections.abc import Callable
-
 import streamlit as st
 
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.results import evaluation
-from finetune_core.runs.record import STOP_FILE, request_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.words import duration, number, percent
 from pages.shared.account import may_change, owner, sign_in_asked
 from pages.shared.chrome import next_step, page, plain
+from pages.shared.controls import attempt, controls
 from pages.shared.damaged import damaged_runs
 from pages.shared.live import bar, curves, details, notices, numbers
 from pages.shared.stages import draw_stages
-from pages.shared.state import STATUS_WORDS, choose_run, nothing_yet, run_title, store, worker
+from pages.shared.state import choose_run, nothing_yet, run_title, store
 
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 
 page("pages/train.py", "Watch a network learn. Close the tab if you like: the run goes on, and this page finds it again.")
-
-
-def status_line(run: Run) -> None:
-    if problem := st.session_state.pop("problem", None):
-        st.error(plain(problem), icon=":material/error:")
-    word, color, icon = STATUS_WORDS[run.status]
-    started = run.history.started
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.badge(word, color=color, icon=icon)
-        if started:
-            st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
-        if not may_change(run):
-            whose = f"started by {run.owner}" if run.owner else "started without signing in"
-            st.caption(plain(whose))
-        elif run.active and worker().waiting(run.run_id):
-            queue_buttons(run)
-        elif run.active:
-            stopping = (run.run_dir / STOP_FILE).exists()
-            pause = {"on_click": request_stop, "args": (run.run_dir,), "kwargs": {"pause": True}, "disabled": stopping}
-            st.button(
-                "Pause", icon=":material/pause:", key="pause", help="Frees the device; it goes on whenever you say.", **pause
-            )
-            words = "Stopping…" if stopping else "Stop"
-            st.button(words, icon=":material/stop:", disabled=stopping, key="stop", on_click=request_stop, args=(run.run_dir,))
-        elif run.resumable:
-            st.button(
-                "Resume",
-                icon=":material/resume:",
-                key="resume",
-                type="primary",
-                on_click=attempt,
-                args=(lambda: worker().resume(run.run_id),),
-                help="Goes on from the last checkpoint, and ends as if it had never been interrupted.",
-            )
-
-
-def queue_buttons(run: Run) -> None:
-    """A run that waits: its place, and ways to change it."""
-    place = worker().waiting(run.run_id)
-    if place is None:  # its turn has come meanwhile
-        return
-    st.caption(f"place {place[0]} of {place[1]}")
-    if place[0] > 1:
-        st.button("Earlier", icon=":material/arrow_upward:", key="earlier", on_click=worker().move_up, args=(run.run_id,))
-    st.button("Cancel", icon=":material/close:", key="cancel", on_click=worker().cancel, args=(run.run_id,))
 
 
 def about(run: Run) -> None:
@@ -93,14 +46,6 @@ def confirm_delete(run: Run) -> None:
         attempt(lambda: store().delete(run.run_id, owner() if sign_in_asked() else None))
         st.query_params.clear()
         st.rerun()
-
-
-def attempt(act: Callable[[], object]) -> None:
-    """Do something; what is wrong with it is told by the page that is drawn next."""
-    try:
-        act()
-    except FinetuneError as error:
-        st.session_state["problem"] = str(error)
 
 
 def data_changes(run: Run) -> None:
@@ -162,7 +107,7 @@ def live(run_id: str, was_active: bool) -> None:
         return
     if was_active != run.active:  # it has ended, or was resumed: the panel has to stop refreshing itself, or to begin
         st.rerun()
-    status_line(run)
+    controls(run)
     notices(run)
     if run.active:
         bar(run)

@@ -7,9 +7,10 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from threading import Lock
+from typing import Annotated, BinaryIO, Literal
 
 from filelock import FileLock
 from pydantic import Field, TypeAdapter
@@ -33,9 +34,11 @@ from finetune_core.training.forecast import SpeedBook, learn_from_run
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.prepare import check_config
 
-_PAUSE = "pause"
+_PAUSE, _STOP = "pause", "stop"
+_LETS_GO = 3.0  # seconds
 CONFIG_FILE, EVENTS_FILE, LOCK_FILE, STOP_FILE = "config.json", "events.jsonl", "lock", "stop"
 ABOUT_FILE = "about.json"
+_LOOKING = Lock()  # two threads that look at one lock would each take the other for a process that has the run
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def reopen_run(run_dir: Path) -> Reservation:
     check_config(make_config(read_config(run_dir / CONFIG_FILE)))
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
-        lock.acquire(timeout=0)
+        # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
+        lock.acquire(timeout=_LETS_GO, poll_interval=0.02)
         if _is_finished(run_dir):
             lock.release(force=True)
             raise RunError(f"The run {run_dir.name} is finished; start a new one with its config.json to train it again.")
@@ -136,8 +140,25 @@ def reopen_run(run_dir: Path) -> Reservation:
 
 
 def request_stop(run_dir: Path, *, pause: bool = False) -> None:
-    """Ask the process that trains this run, whichever it is, to stop it, for now or for good."""
-    write_bytes(run_dir / STOP_FILE, (_PAUSE if pause else "").encode())
+    """Ask the process that trains this run, whichever it is, to stop it, for now or for good: the last request counts.
+
+    Raises:
+        RunError: when nothing can be written there.
+    """
+    try:
+        write_bytes(run_dir / STOP_FILE, (_PAUSE if pause else _STOP).encode())
+    except OSError as error:
+        raise RunError(f"The run {run_dir.name} cannot be asked to stop: {error}. Check who may write there.") from None
+
+
+def requested_stop(run_dir: Path) -> Literal["", "pause", "stop"]:
+    """What was asked of a run's process since the run began, or went on; empty: nothing."""
+    try:
+        return _PAUSE if read_regular(run_dir / STOP_FILE, _LARGEST_STOP) == _PAUSE.encode() else _STOP
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return _STOP
 
 
 def is_locked(run_dir: Path) -> bool:
@@ -146,7 +167,7 @@ def is_locked(run_dir: Path) -> bool:
         return False
     probe = FileLock(run_dir / LOCK_FILE)
     try:
-        with probe.acquire(timeout=0):
+        with _LOOKING, probe.acquire(timeout=0):
             return False
     except TimeoutError:
         return True
@@ -169,7 +190,7 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
         try:
             config = make_config(read_config(run_dir / CONFIG_FILE))
             training = in_turn(fit(config, run_dir, resume=reservation.resume, roots=roots), choose_device(config.device).kind)
-            for event in _stoppable(training, run_dir / STOP_FILE):
+            for event in _stoppable(training, run_dir):
                 if isinstance(event, (RunStarted, EpochEnded)):
                     told.append(event)
                 if isinstance(event, RunFinished):
@@ -199,26 +220,21 @@ def _program_ends(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("cannot schedule new futures after")
 
 
-def _stoppable(events: Iterator[Event], stop_file: Path) -> Iterator[Event]:
-    """The events, until the stop file appears; then those of an orderly end."""
-    if stop_file.exists():
-        yield RunStopped(0, 0, 0.0, paused=_is_pause(stop_file))
+def _stoppable(events: Iterator[Event], run_dir: Path) -> Iterator[Event]:
+    """The events, until a stop is asked for; then those of an orderly end."""
+    if asked := requested_stop(run_dir):
+        yield RunStopped(0, 0, 0.0, paused=asked == _PAUSE)
         return
     stopping = False
     for event in events:
         yield event
         if isinstance(event, END_EVENTS):
             return
-        if not stopping and stop_file.exists():
+        if not stopping and requested_stop(run_dir):
             stopping = True
-            yield events.throw(StopRequested(pause=_is_pause(stop_file)))  # type: ignore[attr-defined]
-
-
-def _is_pause(stop_file: Path) -> bool:
-    try:
-        return read_regular(stop_file, _LARGEST_STOP) == _PAUSE.encode()
-    except OSError:
-        return False
+            stopped = events.throw(StopRequested())  # type: ignore[attr-defined]
+            # Read again: while the last checkpoint was written, the pause may have become a stop.
+            yield replace(stopped, paused=requested_stop(run_dir) == _PAUSE)
 
 
 def _events_file(run_dir: Path) -> BinaryIO:

@@ -68,16 +68,20 @@ class Worker:
                 if at:
                     queue.waiting[at - 1], queue.waiting[at] = queue.waiting[at], queue.waiting[at - 1]
 
-    def cancel(self, run_id: str) -> None:
-        """Take a waiting run out of its queue; it counts as stopped. Does nothing to one that trains."""
+    def stop(self, run_id: str, *, pause: bool = False) -> None:
+        """Stop a run, for now or for good, wherever it is: one that waits leaves its queue, one that trains ends soon, in whichever
+        process.
+
+        Raises:
+            RunError: when the request cannot be written to its folder.
+        """
         with self._changed:
-            found = None
+            queued = next((one for queue in self._queues.values() for one in queue.waiting if one.run_id == run_id), None)
             for queue in self._queues.values():
-                found = found or next((one for one in queue.waiting if one.run_id == run_id), None)
-                queue.waiting = [one for one in queue.waiting if one.run_id != run_id]
-        if found:
-            request_stop(found.reservation.run_dir)
-            _drain(found.reservation, self.roots)
+                queue.waiting = [one for one in queue.waiting if one is not queued]
+        request_stop(self.runs_dir / run_id, pause=pause)
+        if queued:
+            _drain(queued.reservation, self.roots)
 
     def _put(self, reservation: Reservation, config: RunConfig) -> str:
         device = choose_device(config.device).kind

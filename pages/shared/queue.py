@@ -12,10 +12,11 @@ from finetune_core.evaluation.arms import arm_order, arm_titles
 from finetune_core.evaluation.costs import depth
 from finetune_core.figures.curves import compared_curve
 from finetune_core.runs.design import arm_of, arm_seconds
-from finetune_core.runs.record import STOP_FILE, request_stop
+from finetune_core.runs.record import requested_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.forecast import SpeedBook
 from finetune_core.words import duration, percent, things
+from pages.shared.controls import attempt, show_problem
 from pages.shared.state import STATUS_WORDS, current_dataset, data_folder, store, worker
 
 REFRESH = 2.0  # seconds
@@ -47,8 +48,9 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (f", about {duration(left)} left" if left else "")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_share_done(runs, expected), words)
-        stopping = all((run.run_dir / STOP_FILE).exists() for run in active)
+        stopping = all(requested_stop(run.run_dir) for run in active)
         st.button("Stop all", icon=":material/stop:", key="stop_all", disabled=stopping, on_click=_stop, args=(active,))
+    show_problem()
     arms = _arms(runs)
     titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
     if any(run.history.epochs for run in runs):
@@ -118,8 +120,5 @@ def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | No
 
 def _stop(active: Sequence[Run]) -> None:
     """Those that wait first, so that none begins when the one that trains stops."""
-    for run in active:
-        worker().cancel(run.run_id)
-    for run in _there([run.run_id for run in active]):
-        if run.active:
-            request_stop(run.run_dir)
+    for run in sorted(active, key=lambda run: worker().waiting(run.run_id) is None):
+        attempt(lambda run=run: worker().stop(run.run_id))

@@ -298,21 +298,21 @@ def test_a_second_click_starts_no_second_run(slow_queue):
     once, twice = worker.submit(config), worker.submit(config)
     assert once == twice
     assert len(store.runs()) == 2
-    worker.cancel(once)
+    worker.stop(once)
 
 
-def test_waiting_runs_have_places_can_go_earlier_and_can_be_cancelled(slow_queue):
+def test_waiting_runs_have_places_can_go_earlier_and_can_be_stopped(slow_queue):
     worker, store, config = slow_queue
     second, third = (worker.submit(config.model_copy(update={"seed": seed})) for seed in (1, 2))
     assert (worker.waiting(second), worker.waiting(third)) == ((1, 2), (2, 2))
     worker.move_up(third)
     assert (worker.waiting(third), worker.waiting(second)) == ((1, 2), (2, 2))
     worker.move_up(third)
-    worker.cancel(third)
+    worker.stop(third)
     assert worker.waiting(third) is None
     assert store.run(third).status == "stopped"
     assert worker.waiting(second) == (1, 1)
-    worker.cancel(second)
+    worker.stop(second)
     assert store.run(second).status == "stopped"
 
 
