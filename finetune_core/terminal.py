@@ -110,6 +110,8 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
     started = None
     for event in stream:
         match event:
+            case events.Progress(phase="device"):
+                err.print(f"{PHASE_WORDS['device']}.")
             case events.Progress(phase, done, total):
                 bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
             case events.ImagesSkipped() | events.ImagesLost() | events.MemoryShort():

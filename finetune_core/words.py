@@ -3,6 +3,7 @@
 SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
 PHASE_WORDS = {
     "device": "Waiting for another program that trains on this device",
+    "prepare": "Preparing the network",
     "index": "Looking at images",
     "download": "Downloading the pretrained weights",
     "decode": "Decoding images",

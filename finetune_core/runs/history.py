@@ -6,6 +6,7 @@ from threading import Lock
 
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE
+from finetune_core.runs.turns import WAITING
 from finetune_core.training.events import END_EVENTS, Row
 
 _ENDS = {event.__name__ for event in END_EVENTS}
@@ -28,7 +29,7 @@ class History:
         measured: StepEnded rows that tell of each stage, the older ones thinned out.
         skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
         notable: what a log would tell, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
-        waiting: whether it was reopened and has not gone on yet.
+        reopened: whether it was reopened and has not gone on yet.
         end: the RunFinished, RunStopped or RunFailed row; None before the end.
     """
 
@@ -44,7 +45,7 @@ class History:
     short: Row | None = None
     notable: list[Row] = field(default_factory=list)
     end: Row | None = None
-    waiting: bool = False
+    reopened: bool = False
     _lines: EventLines = field(init=False, repr=False)
     _orphans: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -131,7 +132,7 @@ class History:
             self.short = row
         elif kind in _ENDS:
             self.end = row
-        self.waiting = kind == "RunReopened"
+        self.reopened = kind == "RunReopened"
         if kind != "Progress":
             self.progress = self.progress_began = None
             return
@@ -147,7 +148,12 @@ class History:
     @property
     def begun(self) -> bool:
         """Whether anything has been said since it was queued."""
-        return self._lines.offset > 0 and not self.waiting
+        return self._lines.offset > 0 and not self.reopened
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Whether the last that was said is that another program trains on the device."""
+        return bool(self.progress) and self.progress["phase"] == WAITING
 
     @property
     def fraction(self) -> float:

@@ -220,14 +220,15 @@ def _program_ends(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("cannot schedule new futures after")
 
 
-def _stoppable(events: Iterator[Event], run_dir: Path) -> Iterator[Event]:
+def _stoppable(events: Iterator[Event | None], run_dir: Path) -> Iterator[Event]:
     """The events, until a stop is asked for; then those of an orderly end."""
     if asked := requested_stop(run_dir):
         yield RunStopped(0, 0, 0.0, paused=asked == _PAUSE)
         return
     stopping = False
     for event in events:
-        yield event
+        if event is not None:
+            yield event
         if isinstance(event, END_EVENTS):
             return
         if not stopping and requested_stop(run_dir):

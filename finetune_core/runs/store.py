@@ -18,7 +18,7 @@ from finetune_core.words import things
 
 _TRASH = ".trash"
 
-Status = Literal["queued", "running", "finished", "stopped", "paused", "failed", "interrupted"]
+Status = Literal["queued", "waiting", "running", "finished", "stopped", "paused", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Run:
     """One run as it stands now.
 
     Attributes:
-        status: ``interrupted`` means that its process went away in the middle.
+        status: ``queued``: the program that has it trains another run first; ``waiting``: another program trains on its device;
+            ``interrupted``: its process went away in the middle.
         about: the name and note that a person gave it, and whose it is.
         notices: what of its folder could not be read, in words; the rest of the run is sound.
     """
@@ -56,7 +57,7 @@ class Run:
 
     @property
     def active(self) -> bool:
-        return self.status in ("queued", "running")
+        return self.status in ("queued", "waiting", "running")
 
     @property
     def resumable(self) -> bool:
@@ -311,4 +312,6 @@ def _status(history: History) -> Status:
         return "paused" if history.end.get("paused") else ends[history.end["event"]]
     if not locked:
         return "interrupted"
-    return "running" if history.begun else "queued"
+    if not history.begun:
+        return "queued"
+    return "waiting" if history.waits_for_device else "running"

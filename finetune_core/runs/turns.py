@@ -8,18 +8,27 @@ from finetune_core import paths
 from finetune_core.training.events import Event, Progress, RunStopped
 from finetune_core.training.loop import StopRequested
 
+WAITING = "device"  # the phase of a run that waits here
 _POLL = 1.0  # seconds
 
 
-def in_turn(events: Iterator[Event], device: str) -> Generator[Event, None, None]:
-    """A run's events, once no other program trains on that kind of device; says that it waits, and can be stopped meanwhile."""
+def in_turn(events: Iterator[Event], device: str) -> Generator[Event | None, None, None]:
+    """A run's events, once no other program trains on that kind of device.
+
+    While it waits it says so once, and then yields None every second: nothing new, but a moment at which it can be stopped.
+    """
     folder = paths.home() / "locks"
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{device}.lock", thread_local=False)
+    told = False
     try:
         while not _taken(lock):
-            yield Progress("device", 0, 0)
+            yield None if told else Progress(WAITING, 0, 0)
+            told = True
+        if told:
+            yield Progress("prepare", 0, 0)
     except StopRequested as request:
+        lock.release(force=True)
         yield RunStopped(0, 0, 0.0, request.pause)
         return
     try:

@@ -33,12 +33,16 @@ def bar(run: Run) -> None:
     history = run.history
     progress, steps = history.progress, history.steps  # another session may read on meanwhile
     if run.status == "queued":
-        st.progress(0.0, "Waiting for the run before it")
-    elif progress and (not steps or progress["phase"] not in ("validate", "device")):
+        st.progress(history.fraction, "Waiting for the run before it")
+    elif run.status == "waiting":
+        st.progress(history.fraction, PHASE_WORDS[progress["phase"]])
+    elif progress and (not steps or progress["phase"] != "validate"):
         done, total = progress["done"], progress["total"]
         count = size if progress["phase"] == "download" else number
         left = history.progress_seconds_left
-        words = f"{PHASE_WORDS[progress['phase']]}: {count(done)}" + (f" of {count(total)}" if total else "")
+        words = PHASE_WORDS[progress["phase"]]
+        if done or total:
+            words += f": {count(done)}" + (f" of {count(total)}" if total else "")
         words += f", about {duration(left)} left" if left is not None else ""
         st.progress(done / total if total else 0.0, words)
     elif not steps:

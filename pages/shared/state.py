@@ -31,7 +31,8 @@ from pages.shared.jobs import forget, jobs, wait_for
 _MOST_HELD = 4  # data sets
 _BAR_SECONDS = 0.2
 STATUS_WORDS = {
-    "queued": ("Waiting for the run before it", "gray", ":material/hourglass_empty:"),
+    "queued": ("Queued", "gray", ":material/hourglass_empty:"),
+    "waiting": ("Waiting for the device", "gray", ":material/hourglass_empty:"),
     "running": ("Training", "orange", ":material/local_fire_department:"),
     "finished": ("Finished", "green", ":material/check_circle:"),
     "stopped": ("Stopped", "blue", ":material/stop_circle:"),

@@ -7,7 +7,9 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.store import RunStore
 from finetune_core.runs.turns import in_turn
 from finetune_core.training import events
 
@@ -56,6 +58,31 @@ def test_it_says_that_it_waits_and_then_trains(config, other_program):
     assert next(stream) == events.Progress("device", 0, 0)
     line.send("let go")
     assert isinstance(list(stream)[-1], events.RunFinished)
+
+
+def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(config, other_program, monkeypatch):
+    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.01)
+    _, line = other_program
+    reservation, store = create_run(config, paths.runs_dir()), RunStore(paths.runs_dir())
+    seen, ended = [], threading.Event()
+
+    def train():
+        seen.extend(execute(reservation))
+        ended.set()
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    while not seen:
+        ended.wait(0.01)
+    ended.wait(0.5)  # fifty looks at the lock
+    run = store.run(reservation.run_dir.name)
+    assert (run.status, run.active, run.history.waits_for_device) == ("waiting", True, True)
+    assert len((reservation.run_dir / "events.jsonl").read_text().splitlines()) == 1
+    line.send("let go")
+    thread.join()
+    assert seen[:2] == [events.Progress("device", 0, 0), events.Progress("prepare", 0, 0)]
+    assert store.run(reservation.run_dir.name).status == "finished"
+    assert sum("Waiting" in line for line in log_lines(run.history.notable)) == 1
 
 
 def test_a_program_that_is_killed_holds_up_nobody(config, other_program):
