@@ -16,6 +16,7 @@ from pages.shared.stages import draw_stages
 from pages.shared.state import choose_run, nothing_yet, run_title, store
 
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
+LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
 
 page("pages/train.py", "Watch a network learn. Close the tab if you like: the run goes on, and this page finds it again.")
 
@@ -120,6 +121,16 @@ def live(run_id: str, was_active: bool) -> None:
     details(run)
 
 
+def look_again(run_id: str, status: str) -> None:
+    """Draws nothing, so that a page left open costs next to nothing; redraws it when the run stands otherwise."""
+    try:
+        changed = store().run(run_id).status != status
+    except RunError:  # another session has deleted it
+        changed = True
+    if changed:
+        st.rerun()
+
+
 runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Configure one, or see it work on the sample first.")
@@ -129,6 +140,8 @@ if not runs:
 chosen = choose_run(runs, damaged, prefer_active=True)
 # The panel refreshes itself only while there is something to see.
 st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
+if chosen.resumable:
+    st.fragment(look_again, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
 about(chosen)
 data_changes(chosen)
 with st.expander("Settings of this run"):

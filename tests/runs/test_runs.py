@@ -7,14 +7,15 @@ import threading
 import time
 
 import pytest
+from filelock import FileLock
 
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError, TrainingError
 from finetune_core.runs.history import History
-from finetune_core.runs.record import create_run, execute, is_locked, reopen_run, request_stop
+from finetune_core.runs.record import create_run, execute, is_locked, reopen_run, request_stop, requested_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.runs.worker import Worker
-from finetune_core.training import events
+from finetune_core.training import events, loop
 
 
 @pytest.fixture
@@ -314,6 +315,54 @@ def test_waiting_runs_have_places_can_go_earlier_and_can_be_stopped(slow_queue):
     assert worker.waiting(second) == (1, 1)
     worker.stop(second)
     assert store.run(second).status == "stopped"
+
+
+def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue):
+    worker, store, config = slow_queue
+    (first,) = [run.run_id for run in store.runs()]
+    second = worker.submit(config.model_copy(update={"seed": 1}))
+    worker.stop(second, pause=True)
+    assert store.run(second).status == "paused"
+    worker.stop(first)
+    wait_for(lambda: not store.run(first).active)
+    assert store.run(first).status == "stopped"
+
+
+def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(config, tmp_path, monkeypatch):
+    reservation = create_run(config, tmp_path / "runs")
+    saving = loop._Trainer.save
+
+    def slow(self, at):
+        if requested_stop(reservation.run_dir):
+            request_stop(reservation.run_dir)
+        return saving(self, at)
+
+    monkeypatch.setattr(loop._Trainer, "save", slow)
+    for event in execute(reservation):
+        if isinstance(event, events.StepEnded):
+            request_stop(reservation.run_dir, pause=True)
+    assert (event, requested_stop(reservation.run_dir)) == (events.RunStopped(1, 0, event.seconds), "stop")
+
+
+def test_a_run_is_resumed_while_its_last_process_still_lets_go_of_it(config, tmp_path):
+    run_dir = stopped_run(config, tmp_path / "runs")
+    held = FileLock(run_dir / "lock", thread_local=False)
+    held.acquire()
+    threading.Timer(0.2, held.release).start()
+    reservation = reopen_run(run_dir)
+    assert reservation.resume
+    reservation.lock.release()
+
+
+def test_those_who_look_at_one_lock_do_not_take_each_other_for_its_owner(config, tmp_path):
+    run_dir = stopped_run(config, tmp_path / "runs")
+    seen = []
+    looking = [threading.Thread(target=lambda: seen.extend(is_locked(run_dir) for _ in range(200))) for _ in range(4)]
+    for thread in looking:
+        thread.start()
+    for thread in looking:
+        thread.join()
+    assert seen == [False] * 800
 
 
 def test_the_worker_resumes_what_was_stopped(config, tmp_path):
