@@ -1,0 +1,90 @@
+"""The Train page of runs that wait: what for, and that they can be paused and stopped there."""
+
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, requested_stop
+from finetune_core.runs.store import RunStore
+from pages.shared.state import worker
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def opened(run_id):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["run"] = run_id
+    at.switch_page("pages/train.py").run()
+    assert not at.exception
+    return at
+
+
+def shown(at):
+    return "\n".join(element.value for kind in ("markdown", "caption", "info") for element in at.get(kind))
+
+
+def bars(at):
+    return [element.proto.text for element in at.get("progress")]
+
+
+def wait_for_status(run_id, *statuses):
+    end = time.monotonic() + 60
+    while RunStore(paths.runs_dir()).run(run_id).status not in statuses:
+        assert time.monotonic() < end, statuses
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def two_runs(image_folder, tmp_path, monkeypatch):
+    """Ids of a run that waits for another program's turn, and of one that is queued behind it."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    settings = {"data": str(image_folder(tmp_path / "images", {"red": 9, "blue": 9})), "image_size": 32, "device": "cpu"}
+    (paths.home() / "locks").mkdir(parents=True)
+    with FileLock(paths.home() / "locks" / "cpu.lock"):
+        ids = [worker().submit(make_config(settings | {"seed": seed})) for seed in (0, 1)]
+        wait_for_status(ids[0], "waiting")
+        yield ids
+        for run_id in ids:
+            worker().stop(run_id)
+        wait_for_status(ids[0], "stopped", "paused")
+
+
+def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two_runs):
+    at = opened(two_runs[0])
+    assert "Waiting for the device" in shown(at)
+    assert "Training" not in shown(at)
+    assert bars(at) == ["Waiting for another program that trains on this device"]
+    at = opened(two_runs[1])
+    assert "Queued" in shown(at)
+    assert "place 1 of 1" in shown(at)
+    assert bars(at) == ["Waiting for the run before it"]
+
+
+@pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "stopped")])
+def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(two_runs, key, status):
+    for run_id in reversed(two_runs):
+        at = opened(run_id)
+        assert [button.label for button in at.button if button.key in ("pause", "stop")] == ["Pause", "Stop"]
+        at.button(key=key).click().run()
+        assert not at.exception
+        wait_for_status(run_id, status)
+        assert "Resume" in [button.label for button in opened(run_id).button]
+
+
+def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 9, "blue": 9})
+    reservation = create_run(make_config({"data": str(folder), "image_size": 32}), paths.runs_dir())
+    at = opened(reservation.run_dir.name)
+    at.button(key="pause").click().run()
+    buttons = {key: at.button(key=key) for key in ("pause", "stop")}
+    assert [(one.label, one.disabled) for one in buttons.values()] == [("Pausing…", True), ("Stop", False)]
+    buttons["stop"].click().run()
+    assert requested_stop(reservation.run_dir) == "stop"
+    assert (at.button(key="stop").label, at.button(key="stop").disabled) == ("Stopping…", True)
+    reservation.lock.release()
