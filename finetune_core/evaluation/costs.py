@@ -20,8 +20,7 @@ class Cost:
         seconds: all of it, decoding included.
         uncached_seconds: what it would have taken had the frozen stages run in every epoch; None where nobody can tell.
         trainable_parameters: of the total.
-        memory_bytes: what the run added to the program's memory, or was expected to add, if that is more: what an earlier run has freed
-            is used again, and does not show.
+        memory_bytes: what the run's tensors took, or were expected to take, if that is more.
         disk_bytes: the best checkpoint, which holds what trained.
     """
 

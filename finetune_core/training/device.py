@@ -71,13 +71,6 @@ def describe_machine() -> Machine:
     return Machine(choose_device(), os.cpu_count() or 1, memory.total, memory.available)
 
 
-def used_memory() -> int:
-    """Bytes: on a CUDA device the most that torch has held, elsewhere what the process holds now."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return psutil.Process().memory_info().rss
-
-
 def _present() -> list[str]:
     found = ["cuda"] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():

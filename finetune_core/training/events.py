@@ -251,7 +251,7 @@ class EpochEnded(Event):
 
     Attributes:
         seconds: since the first step began.
-        memory_bytes: what the run has added to the program's memory so far (on a GPU: its own peak).
+        memory_bytes: the most that the run's own tensors have taken (``footprint.py``).
         train_scores, val_scores: ``balanced_accuracy`` and ``macro_f1``.
         stages: as in StepEnded, the last that was measured.
     """

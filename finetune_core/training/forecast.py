@@ -27,6 +27,7 @@ from finetune_core.models.split import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
+from finetune_core.training.footprint import kept_for_backward
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.strategies import (
     STRATEGIES,
@@ -263,16 +264,11 @@ def _measure_tail(
     apply(strategy, network.stages, network.model, config.epochs)
     optimizer = make_optimizer(config, strategy, network.stages, network.model)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
-    kept: dict[int, int] = {}
 
     def step() -> None:
         train_step(tail, inputs, labels, optimizer, device, config.seed)
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    with kept_for_backward(tail) as kept:
         step()
     step_bytes = sum(kept.values()) * config.batch_size // batch
     return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, exact=0.0)

@@ -24,7 +24,6 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.compute import NotFinite, StepRule, train_step
-from finetune_core.training.device import used_memory
 from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -37,6 +36,7 @@ from finetune_core.training.events import (
     RunStopped,
     StepEnded,
 )
+from finetune_core.training.footprint import footprint, kept_for_backward
 from finetune_core.training.forecast import SpeedBook, forecast
 from finetune_core.training.guesses import add_guesses
 from finetune_core.training.job import Job, step_rule
@@ -74,7 +74,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
     Raises:
         FinetuneError: when the run cannot start, or cannot go on.
     """
-    began, memory_before = time.monotonic(), used_memory()
+    began = time.monotonic()
     at, trainer = Standing(Tally.of(0)), None
     try:
         job = yield from prepare(config, roots)
@@ -88,7 +88,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         at.since = time.monotonic()
         while at.epoch <= config.epochs and not at.is_stalled(config.early_stopping, config.patience):
             yield from _train(trainer, at)
-            yield from _validate(trainer, at, memory_before)
+            yield from _validate(trainer, at)
         final = yield from evaluate_best(job, run_dir, trainer.lost)
         yield RunFinished(
             at.epoch - 1,
@@ -119,6 +119,7 @@ class _Trainer:
     rule: StepRule
     lost: LostImages
     told_short: list[int] = field(default_factory=list)
+    footprints: list[int] = field(default_factory=list)
 
     def save(self, at: Standing) -> CheckpointSaved:
         return save_standing(self.job, self.optimizer, self.average, at, self.run_dir)
@@ -171,7 +172,10 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
         before = copied(optimizer) if is_measured(step, len(batches)) else None
         try:
             # Dropout's randomness depends on the step alone.
-            done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, trainer.rule)
+            with kept_for_backward(job.forward) if before else nullcontext() as kept:
+                done = train_step(
+                    job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, trainer.rule
+                )
         except NotFinite:
             raise _diverged(f"at step {step} of epoch {epoch}", rate) from None
         if trainer.average:
@@ -179,6 +183,8 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
         if done.micro_batch < min(trainer.rule.micro_batch or len(rows), len(rows), *trainer.told_short):
             trainer.told_short.append(done.micro_batch)
             yield MemoryShort(epoch, step, done.micro_batch)
+        if kept is not None:
+            trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
         stages = measured(optimizer, before) if before else None
         at.stages = stages or at.stages
         value = done.loss.item()
@@ -202,7 +208,7 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
         )
 
 
-def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[Event, None, None]:
+def _validate(trainer: _Trainer, at: Standing) -> Generator[Event, None, None]:
     """Judge an epoch that is trained, keep what is worth keeping, and go on to the next one."""
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
     if not at.tally.seen:
@@ -230,7 +236,7 @@ def _validate(trainer: _Trainer, at: Standing, memory_before: int) -> Generator[
         train_seconds=at.train_seconds,
         val_seconds=time.monotonic() - began,
         seconds=at.elapsed,
-        memory_bytes=max(0, used_memory() - memory_before),
+        memory_bytes=max(trainer.footprints, default=0),
         train_scores=at.tally.scores(),
         val_scores=found.scores(),
         stages=at.stages,

@@ -66,6 +66,19 @@ def test_the_numbers_of_an_epoch_that_was_cut_in_two_are_those_of_the_whole(conf
     assert [e for e in after if isinstance(e, events.RunResumed)] == [events.RunResumed(1, 2)]
 
 
+def test_memory_means_the_same_in_a_first_a_second_and_a_resumed_run(config, tmp_path):
+    def told(stream):
+        return {e.epoch: e.memory_bytes for e in stream if isinstance(e, events.EpochEnded)}
+
+    first = told(whole(config(), tmp_path / "first"))
+    second = told(whole(config(), tmp_path / "second"))
+    resumed = told(stopped_at(config(), tmp_path / "resumed", 4))
+    assert first == second
+    assert resumed == {epoch: first[epoch] for epoch in (2, 3)}
+    assert min(first.values()) > 0
+    assert min(told(whole(config(strategy="full"), tmp_path / "full")).values()) > max(first.values())
+
+
 @pytest.mark.parametrize(("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")])
 @pytest.mark.parametrize("killed", [False, True])
 def test_stopped_or_killed_while_it_validates_or_evaluates(config, tmp_path, monkeypatch, marks, phase, precision, killed):
