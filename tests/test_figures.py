@@ -8,7 +8,7 @@ from finetune_core.evaluation.calibration import calibration
 from finetune_core.evaluation.curves import coverage_curve, one_vs_rest
 from finetune_core.evaluation.metrics import evaluate
 from finetune_core.evaluation.robustness import CORRUPTIONS
-from finetune_core.figures.curves import compared_curve, training_curve
+from finetune_core.figures.curves import SMOOTHED, compared_curve, training_curve
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
 from finetune_core.figures.judged import (
     confusion_heatmap,
@@ -23,7 +23,10 @@ from finetune_core.figures.sureness import coverage_figure, reliability_diagram
 from finetune_core.inspection.learned import Probe
 
 EPOCHS = [{"epoch": n, "val_loss": 1 / n, "val_accuracy": 1 - 1 / n} for n in (1, 2, 3)]
-STEPS = [{"epoch": 1 + n // 1000, "step": 1 + n % 1000, "epoch_loss": 1.0, "epoch_accuracy": n / 3000} for n in range(3000)]
+STEPS = [
+    {"epoch": 1 + n // 1000, "step": 1 + n % 1000, "images": 8 * (n + 1), "epoch_loss": 1.0, "epoch_accuracy": n / 3000}
+    for n in range(3000)
+]
 
 
 def rows_of(chart):
@@ -32,16 +35,29 @@ def rows_of(chart):
 
 
 def test_training_curve_shows_both_splits_and_stays_small():
-    rows = rows_of(training_curve("accuracy", STEPS, EPOCHS, 1000, 3))
-    training = [row for row in rows if row["series"] == "Training"]
+    rows = rows_of(training_curve("accuracy", STEPS, EPOCHS, 8000, 1000, 3))
+    training = [row for row in rows if row["series"] == SMOOTHED]
     validation = [(row["epoch"], row["value"]) for row in rows if row["series"] == "Validation"]
     assert len(training) <= 600
     assert training[-1]["epoch"] == 3.0
     assert validation == [(row["epoch"], row["val_accuracy"]) for row in EPOCHS]
 
 
+@pytest.mark.parametrize(
+    ("epochs", "ticks"), [(1, [0, 1]), (3, [0, 1, 2, 3]), (12, [0, 2, 4, 6, 8, 10, 12]), (1000, [0, 200, 400, 600, 800, 1000])]
+)
+def test_live_curves_count_whole_epochs_and_repeat_no_percentage(epochs, ticks):
+    for chart in (
+        training_curve("accuracy", STEPS, EPOCHS, 8000, 1000, epochs),
+        compared_curve("accuracy", [("a", EPOCHS)], epochs),
+    ):
+        encoding = chart.to_dict()["layer"][0]["encoding"]
+        assert encoding["x"]["axis"]["values"] == ticks
+        assert encoding["y"]["axis"]["format"] == "~%"
+
+
 def test_curves_work_before_anything_has_happened():
-    training_curve("loss", [], [], 10, 5).to_json()
+    training_curve("loss", [], [], 80, 10, 5).to_json()
     compared_curve("loss", []).to_json()
 
 

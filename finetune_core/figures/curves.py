@@ -12,8 +12,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from finetune_core.figures.axes import PERCENT, whole_step
 from finetune_core.figures.style import RUN_COLORS, TRAIN_COLOR, VAL_COLOR, WARM
+from finetune_core.runs.smoothing import smoothed
 
+SMOOTHED = "Training batches, smoothed"
 _MAX_POINTS = 600
 
 Rows = Sequence[Mapping[str, Any]]
@@ -26,17 +29,22 @@ _TITLES: dict[Kind, str] = {
 }
 
 
-def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, total_epochs: int) -> alt.LayerChart:
+def training_curve(
+    kind: Kind, steps: Rows, epochs: Rows, images: int, steps_per_epoch: int, total_epochs: int
+) -> alt.LayerChart:
     """One number of a run over its epochs, for training and validation images.
 
     Args:
-        steps: StepEnded rows; loss and accuracy are shown as means over the epoch so far, thinned out.
+        steps: StepEnded rows; loss and accuracy are shown as ``smoothed`` over batches, thinned out.
         epochs: EpochEnded rows; the other numbers are known at the end of each.
+        images: training images in an epoch.
     """
+    training = SMOOTHED if kind in ("loss", "accuracy") else "Training"
     if kind in ("loss", "accuracy"):
+        values = smoothed(steps, kind, images, steps_per_epoch, total_epochs)
         points = [
-            ("Training", row["epoch"] - 1 + row["step"] / steps_per_epoch, row[f"epoch_{kind}"], False, 0)
-            for row in _thinned(steps)
+            (training, row["epoch"] - 1 + row["step"] / steps_per_epoch, value, False, 0)
+            for row, value in _thinned(list(zip(steps, values, strict=True)))
         ]
         points += [("Validation", row["epoch"], row[f"val_{kind}"], True, 0) for row in epochs]
     else:
@@ -44,7 +52,7 @@ def training_curve(kind: Kind, steps: Rows, epochs: Rows, steps_per_epoch: int, 
         points = [
             (series, row["epoch"], row[scores][kind], True, 0) for series, scores in told for row in epochs if row.get(scores)
         ]
-    return _curves(kind, points, {"Training": (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
+    return _curves(kind, points, {training: (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
 
 
 def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1) -> alt.LayerChart:
@@ -99,13 +107,13 @@ def _curves(
             "epoch:Q",
             title="Epoch",
             scale=alt.Scale(domain=[0, epochs]),
-            axis=alt.Axis(tickMinStep=1, tickCount=min(epochs, 10), format="d"),
+            axis=alt.Axis(values=list(range(0, epochs + 1, whole_step(epochs))), format="d", labelFlush=False),
         ),
         y=alt.Y(
             "value:Q",
             title=title,
             scale=scale or (alt.Scale(domain=[0, 1]) if percent else alt.Scale(zero=True)),
-            axis=alt.Axis(format=".0%") if percent else alt.Axis(),
+            axis=alt.Axis(format=PERCENT) if percent else alt.Axis(),
         ),
         detail="line:N",
         color=alt.Color("series:N", scale=alt.Scale(domain=names, range=[styles[n][0] for n in names]), legend=legend),
@@ -121,7 +129,7 @@ def _curves(
     return (lines + marks).properties(height=320)
 
 
-def _thinned(rows: Rows) -> Rows:
+def _thinned(rows: Sequence) -> Sequence:
     """At most ``_MAX_POINTS`` rows, evenly spaced, the last one among them."""
     if len(rows) <= _MAX_POINTS:
         return rows

@@ -1,6 +1,6 @@
 """What the Train page shows of a run while it goes on. All of it comes from the run's folder."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 import streamlit as st
 
@@ -9,6 +9,7 @@ from finetune_core.figures.curves import Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
 from finetune_core.runs.history import History
 from finetune_core.runs.log import live_numbers, log_lines, told
+from finetune_core.runs.smoothing import smoothed
 from finetune_core.runs.store import Run
 from finetune_core.training.guesses import Flip, flips, load_guesses
 from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
@@ -58,19 +59,28 @@ def bar(run: Run) -> None:
 def numbers(run: Run) -> None:
     history = run.history
     last = history.epochs[-1] if history.epochs else None
-    step = history.steps[-1] if history.steps else None
     with st.container(horizontal=True):
-        if step:
-            st.metric("Training loss", f"{step['epoch_loss']:.3f}", help="Mean over the epoch so far.", border=True)
-            st.metric("Training accuracy", percent(step["epoch_accuracy"]), help="Over the epoch so far.", border=True)
+        if history.steps:
+            note = "Of the latest batches: a moving average, as in the curve."
+            st.metric("Training loss", f"{_latest(history, 'loss'):.3f}", help=note, border=True)
+            st.metric("Training accuracy", percent(_latest(history, "accuracy")), help=note, border=True)
         if last:
             st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
             st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
         if run.active and history.images_per_second:
             st.metric("Images a second", number(history.images_per_second), help="Training images, lately.", border=True)
         if run.active and last:
-            note = "What the run has added to the program's memory (on a GPU: its peak there)."
+            note = (
+                "What this run's own tensors take: the networks, the optimizer, images or activations held in memory, and what a step "
+                "keeps for its backward pass. What else the program holds is not counted."
+            )
             st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
+
+
+def _latest(history: History, kind: Literal["loss", "accuracy"]) -> float:
+    started = history.started
+    images, steps_per_epoch, epochs = started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
+    return smoothed(history.steps, kind, images, steps_per_epoch, epochs)[-1]
 
 
 def notices(run: Run) -> None:
@@ -115,7 +125,9 @@ def curves(run: Run) -> None:
 @st.cache_data(ttl=3, max_entries=200, show_spinner=False)
 def _training_curve(kind: Kind, run_id: str, status: str, _history: History) -> None:
     started = _history.started
-    figure = training_curve(kind, _history.steps, _history.epochs, started["steps_per_epoch"], started["epochs"])
+    figure = training_curve(
+        kind, _history.steps, _history.epochs, started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
+    )
     st.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
 
 
