@@ -132,6 +132,8 @@ class History:
             self.short = row
         elif kind in _ENDS:
             self.end = row
+            if kind == "RunStopped" and self.epochs:  # stopped again before it went on, a run tells only of the time since
+                self.end = row | {"seconds": max(row["seconds"], self.epochs[-1]["seconds"])}
         self.reopened = kind == "RunReopened"
         if kind != "Progress":
             self.progress = self.progress_began = None

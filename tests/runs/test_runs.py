@@ -344,6 +344,17 @@ def test_a_pause_becomes_a_stop_even_while_the_last_checkpoint_is_written(config
     assert (event, requested_stop(reservation.run_dir)) == (events.RunStopped(1, 0, event.seconds), "stop")
 
 
+def test_a_run_that_is_stopped_again_before_it_goes_on_keeps_its_time(config, tmp_path):
+    run_dir = stopped_run(config, tmp_path / "runs")
+    took = History(run_dir).refresh().epochs[-1]["seconds"]
+    reservation = reopen_run(run_dir)
+    request_stop(run_dir)
+    assert list(execute(reservation)) == [events.RunStopped(0, 0, 0.0)]
+    run = RunStore(tmp_path / "runs").run(run_dir.name)
+    assert (run.status, run.judged) == ("stopped", True)
+    assert run.history.end["seconds"] >= took > 0
+
+
 def test_a_run_is_resumed_while_its_last_process_still_lets_go_of_it(config, tmp_path):
     run_dir = stopped_run(config, tmp_path / "runs")
     held = FileLock(run_dir / "lock", thread_local=False)
