@@ -11,6 +11,7 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.report import arms_table
+from finetune_core.evaluation.verdicts import CLAIMS, of_pair
 from finetune_core.figures.report import whole_report
 from finetune_core.files import write_bytes
 from finetune_core.runs.design import by_arm, with_rates
@@ -97,7 +98,9 @@ def train_all(configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool) -> T
 
 def print_comparison(comparison: Comparison) -> None:
     """The verdict, what is behind it, and what to know."""
-    out.print(f"[bold]{escape(comparison.verdict)}[/bold]")
+    out.print(f"[bold]{escape(comparison.headline)}[/bold] {escape(comparison.caveat)}")
+    if comparison.networks:
+        out.print(escape(comparison.networks))
     columns, rows = arms_table(comparison)
     shown = ["Strategy", "Accuracy", "95 % interval", "Over seeds", "Time"]
     table = Table(*(Column(name, no_wrap=name != "Strategy") for name in shown), box=None)
@@ -105,7 +108,9 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_row(*(escape(row[columns.index(name)]) for name in shown))
     out.print(table)
     for pair in comparison.pairs:
-        out.print(escape(pair.verdict))
+        words = of_pair(comparison.arms, pair, len(comparison.pairs))
+        for claim, title in CLAIMS.items():
+            out.print(escape(f"{title}: {getattr(words, claim)}"))
     for note in comparison.notes:
         out.print(escape(note))
 

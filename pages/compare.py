@@ -3,9 +3,12 @@
 import streamlit as st
 
 from finetune_core.errors import RunError
-from finetune_core.evaluation.arms import arm_titles
+from finetune_core.evaluation.arms import run_titles
 from finetune_core.evaluation.comparison import Comparison, compare_runs
-from finetune_core.evaluation.report import STANDING_WORDS, arms_table, pairs_table
+from finetune_core.evaluation.layers import measured_run
+from finetune_core.evaluation.paired import About
+from finetune_core.evaluation.report import arms_table, pairs_table, standing_words
+from finetune_core.evaluation.verdicts import CLAIM_HELP, CLAIMS, of_pair
 from finetune_core.figures.compared import (
     MEASURES,
     accuracies,
@@ -28,17 +31,22 @@ from pages.shared.state import nothing_yet, run_label, store
 
 MOST_AT_FIRST = 12  # runs
 MOST_PAIRS = 6  # told in words
+CLAIM_LOOKS = {"strategies": ("blue", ":material/science:"), "networks": ("violet", ":material/hub:")}
 STANDING_LOOKS = {
     "taken": ("green", ":material/check:"),
     "best": ("blue", ":material/trending_up:"),
     "alike": ("gray", ":material/drag_handle:"),
     "worse": ("orange", ":material/south:"),
+    "better": ("green", ":material/north:"),
 }
 HOW = (
-    "All runs name the same images. Two strategies count as different only if the difference is larger than luck explains: luck with "
-    "the images, and, with several seeds, luck with the seeds. At most one comparison in twenty of equally good strategies finds a "
-    "difference that is not there, however many strategies there are (Holm's correction). *No difference shown* does not mean equal: a "
-    "difference smaller than the one named may well exist, and these images are too few to show it."
+    "All runs name the same images, and two claims are kept apart. **Strategies**: would the same strategies differ on new images, trained "
+    "again with new seeds? That needs two seeds or more of each, better three, because luck with the images and luck with the seeds both "
+    "count. How much seeds spread is taken from all strategies together, unless one spreads clearly more than the others. **Networks**: do the "
+    "networks that were trained here differ on new images? One seed is enough, but it says nothing of other seeds, so a difference between networks can "
+    "be certain while one between their strategies is not. For either claim, at most one comparison in twenty of what is equally good "
+    "finds a difference that is not there, however many strategies there are (Holm's correction). *No difference shown* does not mean equal: "
+    "a difference smaller than the one named may well exist."
 )
 COLUMN_HELP = {
     "Accuracy": "Mean over the seeds.",
@@ -51,9 +59,13 @@ COLUMN_HELP = {
     "Memory": "What a run needs on top of the program itself: weights, optimizer, decoded images, cache, and what a step holds.",
     "On disk": "The best checkpoint, which holds only what trained.",
     "Difference (points)": "Accuracy of the first less that of the second, in percentage points.",
+    "Strategies": "95 % interval of the difference in points, for new images and new seeds.",
+    "p, Holm": "About the strategies: images and seeds counted, corrected for the number of pairs. At most 0.05 is called a difference.",
+    "Networks": "95 % interval of the difference in points between the networks trained here, for new images.",
+    "p, Holm (networks)": "About the networks: images counted, corrected for the number of pairs.",
+    "McNemar p": "Exact test on the images that only one of two networks gets right: every network of the one with every one of the other, put "
+    "together (Rüger).",
     "Uncertainty (points)": "Standard errors: what other images and, with several seeds, other seeds would change.",
-    "McNemar p": "Exact test on the images that only one of two networks gets right; for several seeds, put together from each.",
-    "p, Holm": "What the verdict uses: images and seeds counted, corrected for the number of pairs. At most 0.05 is called a difference.",
 }
 
 
@@ -113,16 +125,31 @@ def start(*, expanded: bool) -> None:
         st.rerun()
 
 
+def claim_badge(claim: About) -> str:
+    color, icon = CLAIM_LOOKS[claim]
+    return f":{color}-badge[{icon} {CLAIMS[claim]}]"
+
+
 def verdict(comparison: Comparison) -> None:
-    """What to take, in one sentence, and how each strategy stands to it."""
+    """What to take, in one sentence, and how each strategy stands to it; apart from that, what is known of the networks."""
     with st.container(border=True):
-        st.markdown(f"#### :material/flag: {plain(comparison.headline)}")
+        if comparison.pairs and comparison.networks:
+            st.markdown(f"{claim_badge('strategies')} :small[new images and new seeds]", help=CLAIM_HELP["strategies"])
+        st.markdown(f"#### {plain(comparison.headline)}")
         if comparison.caveat:
             st.markdown(plain(comparison.caveat))
         for one in comparison.standings:
-            color, icon = STANDING_LOOKS[one.kind]
+            color, icon = (
+                CLAIM_LOOKS["networks"] if one.about == "networks" and one.kind != "best" else STANDING_LOOKS[one.kind]
+            )
             title = plain(comparison.arms[one.arm].title)
-            st.markdown(f":{color}-badge[{icon} {STANDING_WORDS[one.kind]}] **{title}**: {plain(one.words)}.")
+            st.markdown(f":{color}-badge[{icon} {standing_words(one)}] **{title}**: {plain(one.words)}.")
+        if comparison.networks:
+            st.divider()
+            st.markdown(
+                f"{claim_badge('networks')} :small[the networks trained here, on new images]", help=CLAIM_HELP["networks"]
+            )
+            st.markdown(plain(comparison.networks))
         with st.popover("How this is judged", icon=":material/help:", type="tertiary"):
             st.markdown(HOW)
     for note in comparison.notes:
@@ -167,8 +194,9 @@ def pairs(comparison: Comparison) -> None:
             )
         )
     for pair in shown:
-        icon = ":material/check:" if pair.different else ":material/drag_handle:"
-        st.markdown(f"{icon} {plain(pair.verdict)}")
+        words = of_pair(comparison.arms, pair, len(comparison.pairs))
+        said = "  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS)
+        st.markdown(said)
     with st.expander("The numbers behind it"):
         table(*pairs_table(comparison), key="pairs")
 
@@ -231,18 +259,15 @@ def share(comparison: Comparison) -> None:
         "comparison.html",
         "text/html",
         icon=":material/download:",
-        help="Everything on this page in one file that opens without Thaw and without a network. To those who reach this server, the "
-        "address of this page shows the same.",
+        help="Verdict, tables, figures, what moved where it was measured, and the clearest images of the two best that disagree, in one "
+        "file that opens without Thaw and without a network. To those who reach this server, the address of this page shows the same.",
     )
 
 
 def judged_together(runs: list[Run]) -> None:
     left_out = [run for run in runs if not run.judged]
     if left_out:
-        names = "; ".join(
-            f"{title}, seed {run.config.seed}"
-            for title, run in zip(arm_titles([run.config for run in left_out]), left_out, strict=True)
-        )
+        names = "; ".join(f"{title} ({run.run_id})" for title, run in zip(run_titles(left_out), left_out, strict=True))
         st.warning(plain(f"Left out, because no epoch of them has ended: {names}."), icon=":material/block:")
     try:
         comparison = compare_runs([run for run in runs if run.judged])
@@ -258,9 +283,8 @@ def judged_together(runs: list[Run]) -> None:
     curves(comparison)
     # One run an arm, each with its first seed: equal seeds saw the same images in the same order.
     firsts = [arm.members[0].run for arm in comparison.arms]
-    order = [one.arm for one in comparison.standings] or range(len(firsts))
-    disagreements([firsts[at] for at in order])
-    what_moved(firsts)
+    disagreements([firsts[at] for at in comparison.order])
+    what_moved([measured_run(arm.runs) for arm in comparison.arms])
 
 
 page("pages/compare.py", "Train strategies against each other on the same images, and read which stages were worth training.")

@@ -11,6 +11,7 @@ from finetune_core.evaluation.disagree import disagreement
 from finetune_core.runs.store import RunStore
 
 FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32")
+CLAIM = {"difference", "ci_low", "ci_high", "p", "holm_p", "different", "smallest_seen", "verdict"}
 TOLD = {"difference", "ci_low", "ci_high", "mcnemar_p", "holm_p", "verdict"}
 
 
@@ -43,13 +44,19 @@ def test_strategies_by_seeds_are_trained_and_judged(compared):
     assert len(told["pairs"]) == 1
     assert set(told["pairs"][0]) >= TOLD
     assert told["pairs"][0]["about"] == "strategies"
+    for claim in ("strategies", "networks"):
+        assert set(told["pairs"][0][claim]) == CLAIM
+        assert told["pairs"][0][claim]["difference"] == pytest.approx(told["pairs"][0]["difference"])
+        assert told[claim] in told["verdict"]
     assert (told["failed"], told["stopped"]) == ([], False)
 
 
 def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they_disagree(compared):
     _, runs, report, told = compared
     page = report.read_text(encoding="utf-8")
-    assert told["verdict"].split(".")[0] in page
+    assert told["strategies"].split(" on these ")[0] in page
+    assert told["networks"] in page
+    assert "What moved" in page
     assert "blue <b>" not in page
     firsts = [RunStore(runs).run(run["run_id"]) for run in told["runs"] if run["seed"] == 0]
     found = disagreement(*firsts)

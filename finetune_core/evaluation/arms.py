@@ -1,4 +1,4 @@
-"""What a comparison is made of: runs, arms (runs that differ in their seeds only), and pairs of arms."""
+"""What a comparison is made of: runs, arms (runs that differ in their seeds only), and how arms stand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.costs import Cost, Depth
-from finetune_core.evaluation.paired import Interval, PairedTest
+from finetune_core.evaluation.paired import About
+from finetune_core.evaluation.strategies import Interval
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import STRATEGIES
-from finetune_core.words import percent
+from finetune_core.words import percent, things
 
 STRATEGY_FIELDS = ("strategy", "cut", "stage_rates")
 
@@ -30,6 +31,7 @@ class Arm:
     Attributes:
         accuracy: mean over seeds; its interval counts images and, with several seeds, seeds.
         seed_deviation: standard deviation of the seeds' accuracies; None with one seed.
+        unfinished: how its runs ended, where they did not train to the end: ``stopped after 2 of 10 epochs``. None where they did.
     """
 
     title: str
@@ -39,6 +41,11 @@ class Arm:
     seed_deviation: float | None
     cost: Cost
     depth: Depth
+    unfinished: str | None = None
+
+    @property
+    def runs(self) -> list[Run]:
+        return [member.run for member in self.members]
 
     @property
     def range(self) -> tuple[float, float]:
@@ -46,35 +53,47 @@ class Arm:
         values = [member.accuracy.value for member in self.members]
         return min(values), max(values)
 
-
-@dataclass(frozen=True)
-class Pair:
-    """Two arms, by their places among the arms; ``test`` is of the first less the second.
-
-    Attributes:
-        holm_p: corrected over all pairs of the comparison.
-        smallest: the smallest difference that would have shown.
-        different: ``holm_p`` is at most 5 %, and the interval leaves 0 out.
-        verdict: in words.
-    """
-
-    a: int
-    b: int
-    test: PairedTest
-    holm_p: float
-    smallest: float
-    different: bool
-    verdict: str
+    @property
+    def speaks(self) -> bool:
+        """Whether it can speak for its strategy, not only for the networks that were trained: several seeds, trained to the end."""
+        return len(self.members) > 1 and self.unfinished is None
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How an arm, by its place, stands to the one to take, or, where there is too little to choose by, to the best: ``worse`` where
-    the two can be told apart, else ``alike``."""
+    """How an arm, by its place, stands to the one to take, or, where there is too little to choose by, to the best.
+
+    Attributes:
+        about: which claim says so: about the strategies, where both can be judged, else about the networks.
+        kind: ``worse`` or ``better`` where the two can be told apart, else ``alike``.
+    """
 
     arm: int
-    kind: Literal["taken", "best", "alike", "worse"]
+    about: About
+    kind: Literal["taken", "best", "alike", "worse", "better"]
     words: str
+
+
+def unfinished(run: Run) -> str | None:
+    """How a run that has not trained to the end has ended: ``stopped after 2 of 10 epochs``; None of a finished one."""
+    if run.status == "finished":
+        return None
+    return f"{run.status} after {len(run.history.epochs)} of {things(run.config.epochs, 'epoch')}"
+
+
+def run_titles(runs: Sequence[Run]) -> list[str]:
+    """What tells the runs apart, as short as can be, and which did not train to the end."""
+    titles = with_endings(arm_titles([run.config for run in runs]), [unfinished(run) for run in runs])
+    if len(set(titles)) < len(titles):
+        titles = [f"{title} · seed {run.config.seed}" for title, run in zip(titles, runs, strict=True)]
+    if len(set(titles)) < len(titles):
+        titles = [f"{title} · {run.run_id[-4:]}" for title, run in zip(titles, runs, strict=True)]
+    return titles
+
+
+def with_endings(titles: Sequence[str], endings: Sequence[str | None]) -> list[str]:
+    """Each title, followed by how its runs ended, where that is not at their end."""
+    return [f"{title} · {ending}" if ending else title for title, ending in zip(titles, endings, strict=True)]
 
 
 def arm_order(config: RunConfig, depth: Depth) -> tuple[str, float, int]:

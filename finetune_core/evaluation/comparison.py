@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,18 @@ from finetune_core.evaluation.arms import (
     STRATEGY_FIELDS,
     Arm,
     Member,
-    Pair,
     Standing,
     arm_order,
     arm_titles,
     differing_settings,
+    unfinished,
+    with_endings,
 )
+from finetune_core.evaluation.choice import choose
 from finetune_core.evaluation.costs import cost, run_depth, trunk_rate, usual_cost
-from finetune_core.evaluation.paired import Interval, accuracy_interval, holm, is_different, paired_test, smallest_seen
+from finetune_core.evaluation.paired import Answers, answers
+from finetune_core.evaluation.pairs import Pair, Verdict, judge_pairs
+from finetune_core.evaluation.strategies import Interval, SeedVariance, accuracy_interval, seed_variances
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions, predictions_changed
@@ -36,10 +39,11 @@ class Comparison:
 
     Attributes:
         split: ``test`` where all runs have it, else ``val``.
-        best: the place of the arm with the highest accuracy.
-        advised: of the cheapest arm that no other one beats.
-        headline, caveat: the verdict on all arms, in words: one sentence, and what else to know.
-        standings: of each arm; none where the runs differ in their seeds only.
+        best: the place of the arm with the highest accuracy, of those whose strategies can be judged; of all, where none can.
+        advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
+        headline, caveat: about the strategies, whatever the evidence: one sentence, and what else to know.
+        networks: about the networks that were trained; empty where there is nothing to compare.
+        standings: of each arm; none where there is one strategy only.
         notes: what has to be known to read it.
         differing: settings in which arms differ besides the strategy.
     """
@@ -49,29 +53,37 @@ class Comparison:
     arms: tuple[Arm, ...]
     pairs: tuple[Pair, ...]
     best: int
-    advised: int
+    advised: int | None
     headline: str
     caveat: str
+    networks: str
     standings: tuple[Standing, ...]
     notes: tuple[str, ...]
     differing: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
-        return f"{self.headline} {self.caveat}".strip()
+        return " ".join(part for part in (self.headline, self.caveat, self.networks) if part)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Places of the arms as they stand, the one to take or the best first; where none stands before another, as they are."""
+        return tuple(one.arm for one in self.standings) or tuple(range(len(self.arms)))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, ``images``, ``split``, ``notes``, ``advised`` (None where there is too
-        little to choose by)."""
+        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies`` and ``networks``, ``images``, ``split``,
+        ``notes``, ``advised`` (None where there is too little to choose by)."""
         arms = self.arms
         return {
             "split": self.split,
             "images": self.images,
             "runs": [_run_json(arm, member) for arm in arms for member in arm.members],
             "arms": [_arm_json(arm) for arm in arms],
-            "pairs": [_pair_json(pair, arms) for pair in self.pairs],
+            "pairs": [_pair_json(pair, arms, len(self.pairs)) for pair in self.pairs],
             "verdict": self.verdict,
-            "advised": next((arms[one.arm].title for one in self.standings if one.kind == "taken"), None),
+            "strategies": f"{self.headline} {self.caveat}".strip(),
+            "networks": self.networks,
+            "advised": None if self.advised is None else arms[self.advised].title,
             "notes": list(self.notes),
         }
 
@@ -85,46 +97,56 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     runs, repeats = _without_repeats(runs)
     if not runs:
         raise RunError("There is no run to compare.")
-    answers = {run.run_dir: _answers(run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in runs}
-    split = TEST if all(TEST in set(table["split"]) for table in answers.values()) else VAL
-    answers = {folder: table[table["split"] == split] for folder, table in answers.items()}
-    _check_same_images(runs, answers)
-    grouped, titles = _grouped(runs)
-    correct = [np.stack([answers[run.run_dir]["correct"].to_numpy() for run in group]) for group in grouped]
-    arms = tuple(_arm(title, group, table, runs) for title, group, table in zip(titles, grouped, correct, strict=True))
-    pairs = _pairs(arms, correct)
-    best = max(range(len(arms)), key=lambda index: (arms[index].accuracy.value, -arms[index].cost.seconds))
-    beaten = {pair.b if pair.test.difference > 0 else pair.a for pair in pairs if pair.different}
-    advised = min((index for index in range(len(arms)) if index not in beaten), key=lambda index: arms[index].cost.seconds)
-    images = correct[0].shape[1]
-    seeds_only = len(arms) > 1 and len({arm_of(arm.config) for arm in arms}) == 1
-    told = (
-        verdicts.same_but_for_seeds(arms, pairs, images) if seeds_only else verdicts.overall(arms, pairs, best, advised, images)
+    tables = {run.run_dir: _answers(run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in runs}
+    split = TEST if all(TEST in set(table["split"]) for table in tables.values()) else VAL
+    tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
+    _check_same_images(runs, tables)
+    grouped, titles, one_strategy = _grouped(runs)
+    judged = [answers(np.stack([tables[run.run_dir]["correct"].to_numpy() for run in group])) for group in grouped]
+    variances = seed_variances(judged)
+    arms = tuple(
+        _arm(title, group, told, variance, runs)
+        for title, group, told, variance in zip(titles, grouped, judged, variances, strict=True)
     )
-    standings = () if seeds_only else verdicts.standings(arms, pairs, best, advised)
+    pairs = judge_pairs(judged, [arm.speaks for arm in arms])
+    choice = choose(arms, pairs)
+    images = judged[0].images
+    headline, caveat = (
+        verdicts.one_strategy(arms, pairs, images) if one_strategy else verdicts.strategies(arms, pairs, choice, images)
+    )
+    networks = "" if one_strategy else verdicts.networks(arms, pairs)
+    standings = () if one_strategy else verdicts.standings(arms, pairs, choice)
     differing = tuple(name for name in differing_settings([arm.config for arm in arms]) if name not in STRATEGY_FIELDS)
-    notes = verdicts.notes(split, arms, repeats)
-    return Comparison(split, images, arms, pairs, best, advised, *told, standings, notes, differing)
+    notes = verdicts.notes(split, arms, variances, repeats)
+    return Comparison(
+        split, images, arms, pairs, choice.best, choice.advised, headline, caveat, networks, standings, notes, differing
+    )
 
 
-def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
-    """The runs of each arm, by seed, and the arms' titles; shallow training first. Of one strategy alone, each run is an arm."""
-    groups: dict[str, list[Run]] = {}
+def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
+    """The runs of each arm, by seed; the arms' titles; whether all are of one strategy. Shallow training first.
+
+    What did not train to the end is no seed of its strategy: it is an arm with those that ended after as many epochs. Of one
+    strategy alone, each run is an arm.
+    """
+    groups: dict[tuple[str, str | None], list[Run]] = {}
     for run in runs:
-        groups.setdefault(arm_of(run.config), []).append(run)
+        groups.setdefault((arm_of(run.config), unfinished(run)), []).append(run)
     grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
-    grouped.sort(key=lambda group: arm_order(group[0].config, run_depth(group[0])))
-    titles = arm_titles([group[0].config for group in grouped])
-    if len(grouped) > 1 or len(runs) == 1:
-        return grouped, titles
-    return [[run] for run in grouped[0]], [f"{titles[0]} · seed {run.config.seed}" for run in grouped[0]]
+    grouped.sort(key=lambda group: (arm_order(group[0].config, run_depth(group[0])), unfinished(group[0]) or ""))
+    titles = with_endings(arm_titles([group[0].config for group in grouped]), [unfinished(group[0]) for group in grouped])
+    if len(grouped) > 1:
+        return grouped, titles, False
+    if len(runs) == 1:
+        return grouped, titles, True
+    return [[run] for run in grouped[0]], [f"{titles[0]} · seed {run.config.seed}" for run in grouped[0]], True
 
 
 def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     """Each config's latest run: the same seed again says nothing new, and would pass for a second seed. And who was left out."""
-    latest: dict[str, Run] = {}
+    latest: dict[tuple[str, str | None], Run] = {}
     for run in sorted(runs, key=lambda run: run.run_id):
-        latest[run.config.model_dump_json()] = run
+        latest[run.config.model_dump_json(), unfinished(run)] = run
     kept = {run.run_dir for run in latest.values()}
     return [run for run in runs if run.run_dir in kept], [run.run_id for run in runs if run.run_dir not in kept]
 
@@ -141,9 +163,9 @@ def _answers(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
     return table.drop(columns="logits").assign(correct=correct).sort_values("id", ignore_index=True)
 
 
-def _check_same_images(runs: Sequence[Run], answers: dict[Path, pd.DataFrame]) -> None:
+def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) -> None:
     def shown(run: Run) -> list[tuple[str, str]]:
-        classes, table = run.history.started["classes"], answers[run.run_dir]
+        classes, table = run.history.started["classes"], tables[run.run_dir]
         return [(name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)]
 
     first = shown(runs[0])
@@ -160,25 +182,16 @@ def _same_source(one: Run, other: Run) -> bool:
     return one.config.data == other.config.data or one.history.started["fingerprint"] == other.history.started["fingerprint"]
 
 
-def _arm(title: str, group: Sequence[Run], correct: np.ndarray, runs: Sequence[Run]) -> Arm:
+def _arm(title: str, group: Sequence[Run], told: Answers, variance: SeedVariance | None, runs: Sequence[Run]) -> Arm:
     rate = trunk_rate(group, runs)
-    members = tuple(Member(run, accuracy_interval(row[None]), cost(run, rate)) for run, row in zip(group, correct, strict=True))
-    deviation = float(correct.mean(1).std(ddof=1)) if len(group) > 1 else None
+    members = tuple(
+        Member(run, accuracy_interval(answers(row[None]), None), cost(run, rate))
+        for run, row in zip(group, told.correct, strict=True)
+    )
+    deviation = None if told.seed_variance is None else told.seed_variance**0.5
     costs = usual_cost([member.cost for member in members])
-    return Arm(title, group[0].config, members, accuracy_interval(correct), deviation, costs, run_depth(group[0]))
-
-
-def _pairs(arms: Sequence[Arm], correct: Sequence[np.ndarray]) -> tuple[Pair, ...]:
-    places = list(combinations(range(len(arms)), 2))
-    tests = [paired_test(correct[a], correct[b]) for a, b in places]
-    corrected = holm([test.p for test in tests])
-    found = []
-    for (a, b), test, holm_p in zip(places, tests, corrected, strict=True):
-        different = is_different(test, holm_p)
-        smallest = smallest_seen(test, len(places))
-        words = verdicts.of_pair(arms[a].title, arms[b].title, test, different, smallest, len(places))
-        found.append(Pair(a, b, test, holm_p, smallest, different, words))
-    return tuple(found)
+    accuracy = accuracy_interval(told, variance)
+    return Arm(title, group[0].config, members, accuracy, deviation, costs, run_depth(group[0]), unfinished(group[0]))
 
 
 def _interval_json(interval: Interval) -> dict[str, float]:
@@ -204,28 +217,46 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
         "seed_deviation": arm.seed_deviation,
         "seed_low": low,
         "seed_high": high,
+        "unfinished": arm.unfinished,
         **asdict(arm.depth),
         **asdict(arm.cost),
     }
 
 
-def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
-    test = pair.test
+def _pair_json(pair: Pair, arms: Sequence[Arm], pairs: int) -> dict[str, Any]:
+    """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
+    words = verdicts.of_pair(arms, pair, pairs)
+    claims = {
+        "networks": _claim_json(pair.networks, words.networks),
+        "strategies": _claim_json(pair.strategies, words.strategies) if pair.strategies else None,
+    }
+    widest = pair.widest.claim.about
     return {
         "a": arms[pair.a].title,
         "b": arms[pair.b].title,
-        "about": test.about,
-        "difference": test.difference,
-        "ci_low": test.low,
-        "ci_high": test.high,
-        "p": test.p,
-        "mcnemar_p": test.mcnemar_p,
-        "holm_p": pair.holm_p,
-        "image_error": test.image_error,
-        "seed_error": test.seed_error,
-        "only_a": test.only_a,
-        "only_b": test.only_b,
-        "smallest_seen": pair.smallest,
-        "different": pair.different,
-        "verdict": pair.verdict,
+        "about": widest,
+        **claims[widest],
+        "verdict": words.both,
+        "mcnemar_p": pair.mcnemar_p,
+        "mcnemar_share": pair.mcnemar_share,
+        "image_error": pair.image_error,
+        "seed_error": pair.seed_error,
+        "seeds_needed": pair.seeds_needed,
+        "only_a": pair.only_a,
+        "only_b": pair.only_b,
+        **claims,
+    }
+
+
+def _claim_json(verdict: Verdict, words: str) -> dict[str, Any]:
+    claim = verdict.claim
+    return {
+        "difference": claim.difference,
+        "ci_low": claim.low,
+        "ci_high": claim.high,
+        "p": claim.p,
+        "holm_p": verdict.holm_p,
+        "different": verdict.different,
+        "smallest_seen": verdict.smallest,
+        "verdict": words,
     }

@@ -102,6 +102,11 @@ def known_layers(run: Run) -> Layers | None:
         return None
 
 
+def measured_run(runs: Sequence[Run]) -> Run:
+    """Whose layers stand for runs that differ in their seeds only: the first that was measured, else the first."""
+    return next((run for run in runs if known_layers(run)), runs[0])
+
+
 def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Told:
     """Measure what each of the runs moved, and keep it in its folder. Runs with the same beginning share its features.
 

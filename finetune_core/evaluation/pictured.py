@@ -32,7 +32,7 @@ class Pictured:
 def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictured, ...]:
     """Of the arm to take and the one that comes next: the clearest cases of either side in turn. None where the images or the networks
     are not there any more, or where the images lie outside ``roots``, when given."""
-    arms = [comparison.arms[one.arm] for one in comparison.standings[:2]]
+    arms = [comparison.arms[at] for at in comparison.order[:2]]
     if len(arms) < 2:
         return ()
     runs = [arm.members[0].run for arm in arms]

@@ -6,23 +6,35 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
+from finetune_core.evaluation.arms import Standing
 from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.costs import Cost
-from finetune_core.evaluation.layers import known_layers
+from finetune_core.evaluation.layers import known_layers, measured_run
+from finetune_core.evaluation.pairs import Verdict
 from finetune_core.evaluation.pictured import Pictured
-from finetune_core.evaluation.thaw_next import thaw_next
-from finetune_core.evaluation.verdicts import errors_in_words, points
+from finetune_core.evaluation.thaw_next import RULE, thaw_next
+from finetune_core.evaluation.verdicts import CLAIMS, errors_in_words, of_pair, points
 from finetune_core.words import duration, number, percent, size, things
+
+Headed = Sequence[tuple[str, go.Figure]]
 
 # A file from elsewhere must not load, send or open anything: its own scripts and styles are all it has.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
-STANDING_WORDS = {"taken": "Take this one", "best": "Best so far", "alike": "No difference shown", "worse": "Worse"}
+STANDING_WORDS = {
+    "taken": "Take this one",
+    "best": "Best so far",
+    "alike": "No difference shown",
+    "worse": "Worse",
+    "better": "Better",
+}
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px; margin: 0 auto; padding: 24px 16px }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
+.claim { margin: 0 0 4px; font-size: 0.8rem; letter-spacing: 0.04em; text-transform: uppercase; opacity: 0.75 }
+.networks { border-top: 1px solid var(--edge); margin-top: 12px; padding-top: 12px; font-size: 0.95rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
 th, td:not(:first-child) { white-space: nowrap }
@@ -31,26 +43,37 @@ th, td:not(:first-child) { white-space: nowrap }
 """
 
 
+def standing_words(one: Standing) -> str:
+    """What the badge of an arm says; what is known of its networks only says so."""
+    words = STANDING_WORDS[one.kind]
+    return f"{CLAIMS['networks']}: {words.lower()}" if one.about == "networks" and one.kind != "best" else words
+
+
 def report_html(
     comparison: Comparison,
-    figures: Sequence[tuple[str, go.Figure]],
+    figures: Headed,
+    moved: Headed = (),
     pictures: Sequence[Pictured] = (),
     title: str = "Comparison of runs",
 ) -> str:
-    """The whole comparison: verdict, tables, figures (heading, figure) and pictures, plotly's own script among it (about 5 MB)."""
+    """The whole comparison: verdict, tables, figures and pictures, plotly's own script among it (about 5 MB).
+
+    Args:
+        figures, moved: (heading, figure); ``moved`` are those of what training moved, none where that was not measured.
+    """
     from plotly.offline import get_plotlyjs
 
     parts = [
         f"<h1>{_text(title)}</h1>",
-        f'<div class="verdict"><b>{_text(comparison.headline)}</b> {_text(comparison.caveat)}{_standings(comparison)}</div>',
+        _verdict(comparison),
         *(f"<p>{_text(note)}</p>" for note in comparison.notes),
         "<h2>Strategies</h2>",
         _table(*arms_table(comparison)),
         _pairs(comparison),
         f"<script>{get_plotlyjs()}</script>",
-        *(_figure(f"figure-{at}", heading, figure) for at, (heading, figure) in enumerate(figures)),
-        _next_stages(comparison),
+        *(_figure(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
         _pictured(pictures),
+        _moved(comparison, moved),
         "<h2>Runs</h2>",
         _table(*_runs_table(comparison)),
         f"<p>{_text(_METHOD)}</p>",
@@ -63,9 +86,11 @@ def report_html(
 
 
 _METHOD = (
-    "How it was judged: all runs on the same images. Two networks: exact McNemar test and paired bootstrap over images. Strategies with "
-    "several seeds: images and seeds both count as luck (two-way random effects, Student's t). Verdicts are corrected over all pairs "
-    "(Holm), so that at most one in twenty such comparisons of equal strategies finds any difference. Made with Thaw."
+    "How it was judged: all runs on the same images. Networks (these ones, on new images): exact sign-flip test, which for two networks is "
+    "McNemar's, and paired bootstrap over images. Strategies (new images and new seeds): images and seeds both count as luck (two-way random "
+    "effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' variance pooled over all strategies but those that "
+    "spread clearly more. Each kind of claim is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
+    "strategies finds any difference. Made with Thaw."
 )
 
 _SEEN = (
@@ -89,7 +114,6 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "On disk",
     ]
     rows = []
-    taken = [one.arm for one in comparison.standings if one.kind == "taken"]
     for at, arm in enumerate(comparison.arms):
         low, high = arm.range
         spread = (
@@ -98,7 +122,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         cost = arm.cost
         rows.append(
             [
-                arm.title + (" ★" if at in taken else ""),
+                arm.title + (" ★" if at == comparison.advised else ""),
                 percent(arm.accuracy.value),
                 f"{percent(arm.accuracy.low)} to {percent(arm.accuracy.high)}",
                 ", ".join(str(member.run.config.seed) for member in arm.members),
@@ -121,19 +145,34 @@ def _without_cache(cost: Cost) -> str:
 
 def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) with one row a pair."""
-    columns = ["Pair", "Difference (points)", "95 % interval", "Uncertainty (points)", "McNemar p", "p, Holm"]
+    columns = [
+        "Pair",
+        "Difference (points)",
+        "Strategies",
+        "p, Holm",
+        "Networks",
+        "p, Holm (networks)",
+        "McNemar p",
+        "Uncertainty (points)",
+    ]
     rows = [
         [
             f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
-            points(pair.test.difference),
-            f"{points(pair.test.low)} to {points(pair.test.high)}",
-            errors_in_words(pair.test),
-            _chance(pair.test.mcnemar_p),
-            _chance(pair.holm_p),
+            points(pair.difference),
+            _span(pair.strategies) if pair.strategies else "not judged yet",
+            _chance(pair.strategies.holm_p) if pair.strategies else "–",
+            _span(pair.networks),
+            _chance(pair.networks.holm_p),
+            _chance(pair.mcnemar_p),
+            errors_in_words(pair),
         ]
         for pair in comparison.pairs
     ]
     return columns, rows
+
+
+def _span(verdict: Verdict) -> str:
+    return f"{points(verdict.claim.low)} to {points(verdict.claim.high)}"
 
 
 def _chance(p: float) -> str:
@@ -155,30 +194,46 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     return ["Run", "Strategy", "Seed", f"Accuracy on {things(comparison.images, 'image')}", "Time"], rows
 
 
-def _standings(comparison: Comparison) -> str:
+def _verdict(comparison: Comparison) -> str:
+    """About the strategies, and, apart from that, about the networks."""
     lines = [
-        f"<li><b>{_text(comparison.arms[one.arm].title)}</b> ({STANDING_WORDS[one.kind].lower()}): {_text(one.words)}</li>"
+        f"<li><b>{_text(comparison.arms[one.arm].title)}</b> ({standing_words(one).lower()}): {_text(one.words)}</li>"
         for one in comparison.standings
     ]
-    return f"<ul>{''.join(lines)}</ul>" if lines else ""
+    standings = f"<ul>{''.join(lines)}</ul>" if lines else ""
+    networks = (
+        f'<div class="networks"><p class="claim">{CLAIMS["networks"]}</p>{_text(comparison.networks)}</div>'
+        if comparison.networks
+        else ""
+    )
+    return (
+        f'<div class="verdict"><p class="claim">{CLAIMS["strategies"]}</p><b>{_text(comparison.headline)}</b> {_text(comparison.caveat)}'
+        f"{standings}{networks}</div>"
+    )
 
 
 def _pairs(comparison: Comparison) -> str:
     if not comparison.pairs:
         return ""
-    lines = "".join(f"<li>{_text(pair.verdict)}</li>" for pair in comparison.pairs)
+    told = [of_pair(comparison.arms, pair, len(comparison.pairs)).both for pair in comparison.pairs]
+    lines = "".join(f"<li>{_text(words)}</li>" for words in told)
     return f"<h2>Pair by pair</h2><ul>{lines}</ul>{_table(*pairs_table(comparison))}"
 
 
-def _next_stages(comparison: Comparison) -> str:
-    """Where what moved was measured."""
+def _moved(comparison: Comparison, figures: Headed) -> str:
+    """What moved, where it was measured, and which stage to thaw next."""
+    known = [(arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))]
+    if not known:
+        return f"<h2>What moved</h2><p>{_text(_NOT_MEASURED)}</p>"
     lines = []
-    for arm in comparison.arms:
-        if layers := known_layers(arm.members[0].run):
-            advice = thaw_next(layers, arm.config.backbone)
-            what = f"thaw {advice.stage} next" if advice.stage else "nothing more to thaw"
-            lines.append(f"<li><b>{_text(arm.title)}</b>: {_text(what)}. {_text(advice.reason)}</li>")
-    return f"<h2>Which stage to thaw next</h2><ul>{''.join(lines)}</ul>" if lines else ""
+    for arm, layers in known:
+        advice = thaw_next(layers)
+        lines.append(f"<li><b>{_text(arm.title)}</b>: {_text(advice.what)}. {_text(advice.reason)}</li>")
+    drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
+    return f"<h2>What moved</h2><h3>Which stage to thaw next</h3><p>{_text(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
+
+
+_NOT_MEASURED = "Not measured when this report was made: Compare measures it when asked, and then a new report holds it."
 
 
 def _pictured(pictures: Sequence[Pictured]) -> str:
@@ -201,13 +256,13 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _figure(name: str, heading: str, figure: go.Figure) -> str:
+def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
     # By itself, plotly cuts off what the thin margins of a page have no room for.
     whole = go.Figure(figure).update_xaxes(automargin=True).update_yaxes(automargin=True).update_layout(template="plotly_white")
     drawn = whole.to_html(
         full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "responsive": True}
     )
-    return f'<h2>{_text(heading)}</h2><div class="figure">{drawn}</div>'
+    return f'<{level}>{_text(heading)}</{level}><div class="figure">{drawn}</div>'
 
 
 def _text(words: str) -> str:

@@ -1,12 +1,16 @@
-"""Which stage to thaw next, with its reason: where frozen features stop getting better, and what training would pull at."""
+"""Which stage to thaw next, by one rule: does the deepest frozen stage lose what an earlier one still has?"""
 
 from dataclasses import dataclass
 
-from finetune_core.evaluation.layers import Layers, StageMove
-from finetune_core.inspection.deep import suggest
-from finetune_core.models.network import network_stages
+from finetune_core.evaluation.layers import Layers
+from finetune_core.inspection.deep import deepest_good
 from finetune_core.words import percent
 
+RULE = (
+    "The deepest frozen stage is the next to thaw if a linear model on its features before training does worse on the validation images than "
+    "one on those of an earlier stage, by more than one standard error. One standard error is the whole rule: luck alone exceeds it about one "
+    "time in six, so a comparison has the last word. In every other case nothing is advised."
+)
 _FITTED = 0.99  # of the training images named right: more freedom would fit them no better
 _STEADY = 0.98  # CKA of a stage that trained without changing what it makes
 
@@ -16,36 +20,34 @@ class Advice:
     """What to thaw next.
 
     Attributes:
-        stage: None where there is no reason to thaw any.
+        stage: None where nothing is advised.
+        what: that, as a person would say it.
         reason: in words.
     """
 
     stage: str | None
+    what: str
     reason: str
 
 
-def thaw_next(layers: Layers, backbone: str) -> Advice:
-    """The last frozen stage behind the one whose frozen features serve a linear model best; without such a model, the frozen stage that
-    the gradient would change most."""
-    frozen = [stage for stage in layers.stages[:-1] if not stage.trains]
+def thaw_next(layers: Layers) -> Advice:
+    """Apply ``RULE``: the one-standard-error rule (Breiman et al. 1984) to the probes up to the deepest frozen stage. Deeper ones train
+    already, so what their pretrained features were worth does not matter."""
+    frozen = [stage.name for stage in layers.stages[:-1] if not stage.trains]
     if not frozen:
-        return Advice(None, f"Every stage trains already.{_steady(layers)}")
-    if not layers.probes:
-        hardest = max(frozen, key=lambda stage: stage.pull)
-        told = "No linear model could be judged here, so only the gradient tells: of the frozen stages, it is the greatest"
-        return Advice(hardest.name, f"{told} in {hardest.name}, {percent(hardest.pull)} of its weights.{_fitted(layers)}")
-    suggestion = suggest(list(layers.probes), backbone)
-    names = [stage.name for stage in network_stages(backbone)]
-    late = [stage for stage in frozen if names.index(stage.name) >= names.index(suggestion.cut)]
-    if not late:
-        return Advice(None, f"{suggestion.reason} That much trains already.")
-    return Advice(late[-1].name, f"{suggestion.reason} {_pulled(late[-1], layers)}{_fitted(layers)}")
-
-
-def _pulled(stage: StageMove, layers: Layers) -> str:
-    trained = [other.pull for other in layers.stages[:-1] if other.trains]
-    beside = f", against {percent(max(trained))} at most in the stages that did train" if trained else ""
-    return f"Were {stage.name} free now, its gradient would be {percent(stage.pull)} of its weights{beside}."
+        return Advice(None, "nothing left to thaw", f"Every stage trains already.{_steady(layers)}")
+    names = [stage.name for stage in layers.stages]
+    deepest = frozen[-1]
+    probes = [one for one in layers.probes if names.index(one.stage) <= names.index(deepest)]
+    if not probes or probes[-1].stage != deepest:
+        return Advice(None, "nothing advised", "No linear model could be judged on the features of the deepest frozen stage.")
+    last, best = probes[-1], max(probes, key=lambda one: one.accuracy)
+    told = f"A linear model on the features of {deepest} names {percent(last.accuracy)} of the validation images."
+    if deepest_good(probes) is last:
+        why = f"No earlier stage does better by more than one standard error (± {percent(best.error)}), so this cannot tell whether thawing it helps."
+        return Advice(None, "nothing advised", f"{told} {why}")
+    better = f"The best does so with {percent(best.accuracy)} (± {percent(best.error)}), on those of {best.stage}: more than one standard error better."
+    return Advice(deepest, f"thaw {deepest} next", f"{told} {better}{_fitted(layers)}")
 
 
 def _fitted(layers: Layers) -> str:

@@ -1,14 +1,37 @@
-"""What a comparison says, in words. "Not distinguishable" is a verdict, too."""
+"""What a comparison says, in words. "Not distinguishable" is a verdict, too.
+
+Two claims are told apart everywhere: about the strategies (new images, new seeds) and about the networks that were trained (new images).
+The headline is always about the strategies. What is known of the networks stands below it, under that name.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from finetune_core.data.splits import VAL
-from finetune_core.evaluation.arms import Arm, Pair, Standing
-from finetune_core.evaluation.paired import PairedTest
+from finetune_core.evaluation.arms import Arm, Standing
+from finetune_core.evaluation.choice import Choice
+from finetune_core.evaluation.pairs import Pair, Verdict
 from finetune_core.evaluation.results import evaluation_precision
+from finetune_core.evaluation.strategies import SeedVariance
 from finetune_core.words import duration, percent, things
 
-_BLUNT = 0.1  # a comparison that shows only larger differences advises nothing
+CLAIMS = {"strategies": "Strategies", "networks": "Networks"}
+CLAIM_HELP = {
+    "strategies": "Would the same strategies differ on new images, trained again with new seeds?",
+    "networks": "Do the networks that were trained here differ on new images? This says nothing of other seeds.",
+}
+
+
+@dataclass(frozen=True)
+class PairWords:
+    """Each claim about a pair, in one sentence or two."""
+
+    strategies: str
+    networks: str
+
+    @property
+    def both(self) -> str:
+        return f"{CLAIMS['strategies']}: {self.strategies} {CLAIMS['networks']}: {self.networks}"
 
 
 def points(share: float) -> str:
@@ -21,124 +44,139 @@ def quoted(title: str) -> str:
     return f"“{title}”"
 
 
-def of_pair(a: str, b: str, test: PairedTest, different: bool, smallest: float, pairs: int) -> str:
-    """The verdict on two arms, the better one first."""
-    a, b, low, high = quoted(a), quoted(b), test.low, test.high
-    if test.difference < 0:
-        a, b, low, high = b, a, -high, -low
-    images = f"on these {things(test.images, 'image')}"
-    span = f"{points(low)} to {points(high)}"
-    if different:
-        limits = (
-            ""
-            if test.about == "strategies"
-            else " That holds for the networks trained here; one seed says nothing of other seeds."
-        )
-        return f"{a} beats {b} by {points(abs(test.difference))} points ({span}) {images}.{limits}"
-    if smallest >= 1:
-        few = "images" if test.about == "networks" else "images and seeds"
+def of_pair(arms: Sequence[Arm], pair: Pair, pairs: int) -> PairWords:
+    """What can be said of two of the arms; of ``pairs`` pairs in all."""
+    first, second = (arms[at] for at in (pair.a, pair.b))
+    if pair.strategies:
+        names = [(quoted(arm.title), False) for arm in (first, second)]
+        about_strategies = _claim(names, pair.strategies, pair.images, pairs) + _settled_by(pair)
+    else:
+        silent = [arm for arm in (first, second) if not arm.speaks]
+        about_strategies = f"cannot be judged yet: {_listed([f'{quoted(arm.title)} {_why_silent(arm)}' for arm in silent])}."
+    networks = [(_networks_of(arm), len(arm.members) > 1) for arm in (first, second)]
+    return PairWords(about_strategies, _claim(networks, pair.networks, pair.images, pairs))
+
+
+def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, images: int, pairs: int) -> str:
+    """The better one first. names: (what to call it, whether that is a plural)."""
+    (a, many), (b, _), low, high = *names, verdict.claim.low, verdict.claim.high
+    if verdict.claim.difference < 0:
+        (b, _), (a, many), low, high = *names, -high, -low
+    on, span = f"on these {things(images, 'image')}", f"{points(low)} to {points(high)}"
+    if verdict.different:
+        return f"{a} {'beat' if many else 'beats'} {b} by {points(abs(verdict.claim.difference))} points ({span}) {on}."
+    if verdict.smallest >= 1:
+        few = "images" if verdict.claim.about == "networks" else "images and seeds"
         unseen = f"so few {few} can hardly show any difference"
     else:
-        unseen = f"a difference under {points(smallest)} points would most likely not have shown"
+        unseen = f"a difference under {points(verdict.smallest)} points would most likely not have shown"
     luck = ""
     if low > 0 and pairs > 1:
         luck = f" (Alone, {a} would look better by {span} points; but among {pairs} pairs, luck makes one look so.)"
-    return f"{a} and {b} are not distinguishable {images}; {unseen}.{luck}"
+    return f"{a} and {b} are not distinguishable {on}; {unseen}.{luck}"
 
 
-def overall(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int, images: int) -> tuple[str, str]:
+def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, images: int) -> tuple[str, str]:
     """(what to take, in one sentence; what else to know, or nothing)."""
-    top, take = quoted(arms[best].title), quoted(arms[advised].title)
     on = f"on these {things(images, 'image')}"
-    if len(arms) == 1:
-        return f"{top}: {percent(arms[best].accuracy.value)} {on}.", "Add another strategy to compare it with."
-    alike = _alike(arms, pairs, best)
-    if (shows := _unseen(pairs, best, alike)) > _BLUNT:
-        limit = f"Differences under {points(shows)} points" if shows < 1 else "Differences"
-        rest = f"{limit} would hardly show. {top} did best; {_more(arms)} would tell whether that was luck."
-        return f"Too little to choose by {on}.", rest
-    alone = [quoted(arm.title) for arm in arms if len(arm.members) == 1]
-    caveat = (
-        f"{_listed(alone)} had one seed only: that holds for the networks trained here, not yet for the "
-        f"{'strategy' if len(alone) == 1 else 'strategies'}."
-        if alone
+    silent = [arm for arm in arms if not arm.speaks]
+    unheard = (
+        f"{_silent(silent)}, so as {'a strategy it' if len(silent) == 1 else 'strategies they'} cannot be judged yet."
+        if silent
         else ""
     )
+    if not choice.judged:
+        if len(arms) > 2 and len(silent) == len(arms) and not any(arm.unfinished for arm in arms):
+            return (
+                f"The strategies cannot be judged yet {on}: each has one seed only.",
+                "Train at least one more seed of each, better two.",
+            )
+        return f"The strategies cannot be judged yet {on}: {_silent(silent)}.", _what_to_train(silent)
+    top, alike = quoted(arms[choice.best].title), choice.alike
+    if choice.advised is None:
+        limit = f"Differences under {points(choice.unseen)} points" if choice.unseen < 1 else "Differences"
+        bluntest = max((pair_of(pairs, choice.best, at) for at in alike), key=lambda pair: pair.widest.smallest)
+        rest = f"{limit} between strategies would hardly show. {top} did best so far. {_advice(bluntest, arms)}"
+        return f"Too little to choose by {on}.", f"{rest} {unheard}".strip()
+    take = quoted(arms[choice.advised].title)
     if not alike:
-        return f"Take {take}: it beats every other one {on}.", caveat
-    if advised == best:
-        others = _listed([quoted(arms[index].title) for index in alike])
+        return f"Take {take}: it beats every other one {on}.", unheard
+    if choice.advised == choice.best:
+        others = _listed([quoted(arms[at].title) for at in alike])
         rest = f"{others} cannot be told apart from it, but cost{'s' if len(alike) == 1 else ''} more."
-        return f"Take {take}: it did best {on}, and nothing cheaper does as well.", f"{rest} {caveat}".strip()
-    return f"Take {take}: the cheapest that cannot be told apart from the best, {top}, {on}.", caveat
+        return f"Take {take}: it did best {on}, and nothing cheaper does as well.", f"{rest} {unheard}".strip()
+    return f"Take {take}: the cheapest that cannot be told apart from the best, {top}, {on}.", unheard
 
 
-def _more(arms: Sequence[Arm]) -> str:
-    """What would sharpen the verdict the most: of two seeds, nothing is known of how they spread."""
-    fewest = min(len(arm.members) for arm in arms)
-    return "more images" if fewest == 1 else "three seeds or more" if fewest == 2 else "more images or more seeds"
+def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
+    """What is known of the networks that were trained, whatever it says of their strategies."""
+    if len(pairs) == 1:
+        return f"The networks trained here: {of_pair(arms, pairs[0], 1).networks}"
+    best = max(range(len(arms)), key=lambda at: (arms[at].accuracy.value, -arms[at].cost.seconds))
+    beaten = [at for at in range(len(arms)) if at != best and pair_of(pairs, best, at).networks.different]
+    alike = [at for at in range(len(arms)) if at != best and at not in beaten]
+    many = len(arms[best].members) > 1
+    told = [f"{'beat' if many else 'beats'} those of {_listed([quoted(arms[at].title) for at in beaten])}"] if beaten else []
+    if alike:
+        told.append(
+            f"{'are' if many else 'is'} not distinguishable from those of {_listed([quoted(arms[at].title) for at in alike])}"
+        )
+    it = "they" if many else "it"
+    return f"The networks trained here: {_networks_of(arms[best])} did best; {it} {f', and {it} '.join(told)}."
 
 
-def same_but_for_seeds(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:
+def one_strategy(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:
     """Of runs of one strategy, each taken for itself: how far apart luck alone puts them."""
+    on, more = f"on these {things(images, 'image')}", "Add another strategy to compare it with."
     values = [arm.accuracy.value for arm in arms]
-    apart = sum(pair.different for pair in pairs)
+    if len(arms) == 1:
+        return f"{quoted(arms[0].title)}: {percent(values[0])} {on}.", more
+    apart = sum(pair.networks.different for pair in pairs)
     told = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
-    spread = f"{percent(min(values))} to {percent(max(values))} on these {things(images, 'image')}"
-    return f"These runs differ in their seeds only: {spread}; {told}.", "Add another strategy to compare it with."
+    ended = f" (all {arms[0].unfinished})" if arms[0].unfinished else ""
+    spread = f"{percent(min(values))} to {percent(max(values))} {on}"
+    return f"These runs differ in their seeds only{ended}: {spread}; {told}.", more
 
 
-def standings(arms: Sequence[Arm], pairs: Sequence[Pair], best: int, advised: int) -> tuple[Standing, ...]:
+def standings(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> tuple[Standing, ...]:
     """How each arm stands to the one to take, which comes first, then the more accurate before the less. Where there is too little to
     choose by, to the best."""
-    blunt = _unseen(pairs, best, _alike(arms, pairs, best)) > _BLUNT
-    first = best if blunt else advised
+    first = choice.best if choice.advised is None else choice.advised
     order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].accuracy.value))
-    found = [Standing(first, "best" if blunt else "taken", _did(arms[first]))]
+    told = "strategies" if choice.judged else "networks"
+    found = [Standing(first, told, "best" if choice.advised is None else "taken", _did(arms[first]))]
     for at in order[1:]:
         pair = pair_of(pairs, first, at)
-        low, high = sorted(abs(value) for value in (pair.test.low, pair.test.high))
-        if pair.different:
-            how = f"{points(abs(pair.test.difference))} points worse (somewhere from {points(low)} to {points(high)})"
-        elif pair.smallest < 1:
-            how = f"a difference under {points(pair.smallest)} points would most likely not have shown"
+        verdict = pair.widest
+        gained = verdict.claim.difference if pair.a == at else -verdict.claim.difference
+        kind = "alike" if not verdict.different else "better" if gained > 0 else "worse"
+        low, high = sorted(abs(value) for value in (verdict.claim.low, verdict.claim.high))
+        if verdict.different:
+            how = f"{points(abs(gained))} points {kind} (somewhere from {points(low)} to {points(high)})"
+        elif verdict.smallest < 1:
+            how = f"a difference under {points(verdict.smallest)} points would most likely not have shown"
         else:
             how = "so little can hardly show any difference"
-        found.append(Standing(at, "worse" if pair.different else "alike", f"{_did(arms[at])}; {how}"))
+        found.append(Standing(at, verdict.claim.about, kind, f"{_did(arms[at])}; {how}"))
     return tuple(found)
 
 
-def _did(arm: Arm) -> str:
-    return f"{percent(arm.accuracy.value)} in {duration(arm.cost.seconds)} a run"
-
-
-def _alike(arms: Sequence[Arm], pairs: Sequence[Pair], best: int) -> list[int]:
-    """The arms that cannot be told apart from the best."""
-    return [index for index in range(len(arms)) if index != best and not pair_of(pairs, best, index).different]
-
-
-def _unseen(pairs: Sequence[Pair], best: int, alike: Sequence[int]) -> float:
-    """The largest difference to the best that may have gone unseen."""
-    return max((pair_of(pairs, best, index).smallest for index in alike), default=0.0)
-
-
-def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str, ...]:
+def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | None], repeats: Sequence[str]) -> tuple[str, ...]:
     """What a reader has to know: how far the numbers go."""
     found = []
     if split == VAL:
         found.append(
             "Judged on the validation images, on which each run's best epoch was chosen: all accuracies are a little optimistic."
         )
-    if any(len(arm.members) < 3 for arm in arms):
-        found.append("Three seeds or more for each tell a better strategy from a lucky run.")
     early = [
-        f"{arm.title}, seed {member.run.config.seed}"
+        f"{quoted(arm.title)}, seed {', '.join(str(member.run.config.seed) for member in arm.members)}"
         for arm in arms
-        for member in arm.members
-        if member.run.status != "finished"
+        if arm.unfinished
     ]
     if early:
-        found.append(f"Did not train to the end: {'; '.join(early)}.")
+        found.append(
+            f"Did not train to the end, so judged as networks of their own, not as seeds of their strategy: {'; '.join(early)}."
+        )
     live = [
         f"{arm.title}, seed {member.run.config.seed} ({precision})"
         for arm in arms
@@ -149,20 +187,74 @@ def notes(split: str, arms: Sequence[Arm], repeats: Sequence[str]) -> tuple[str,
         found.append(
             f"Judged while training, not in fp32 as finished runs are, so a few answers may differ: {'; '.join(live)}."
         )
+    if any(len(arm.members) < 3 for arm in arms):
+        found.append("Three seeds or more for each tell a better strategy from a lucky run.")
+    apart = [quoted(arm.title) for arm, one in zip(arms, variances, strict=True) if one and not one.pooled and len(arms) > 1]
+    if apart:
+        found.append(
+            f"The seeds of {_listed(apart)} spread more than those of the others, so {'its' if len(apart) == 1 else 'their'} own spread "
+            "counts, not that of all."
+        )
     if repeats:
         found.append(f"Left out, because a later run has the same settings and seed: {_listed(repeats)}.")
     return tuple(found)
 
 
-def errors_in_words(test: PairedTest) -> str:
+def errors_in_words(pair: Pair) -> str:
     """Where the uncertainty comes from, seeds kept apart from images."""
-    images = f"± {points(test.image_error)} from the images"
-    return images if test.seed_error is None else f"{images}, ± {points(test.seed_error)} from the seeds"
+    images = f"± {points(pair.image_error)} from the images"
+    return images if pair.seed_error is None else f"{images}, ± {points(pair.seed_error)} from the seeds"
 
 
 def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
     """The pair of two arms, whichever comes first."""
     return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
+
+
+def _did(arm: Arm) -> str:
+    return f"{percent(arm.accuracy.value)} in {duration(arm.cost.seconds)} a run"
+
+
+def _networks_of(arm: Arm) -> str:
+    count = len(arm.members)
+    return f"the network of {quoted(arm.title)}" if count == 1 else f"the {count} networks of {quoted(arm.title)}"
+
+
+def _why_silent(arm: Arm) -> str:
+    return "did not train to the end" if arm.unfinished else "has one seed only"
+
+
+def _silent(arms: Sequence[Arm]) -> str:
+    """Which arms cannot speak for their strategies: what they have in common is said once."""
+    single = [quoted(arm.title) for arm in arms if not arm.unfinished]
+    parts = [f"{_listed(single)} {'has' if len(single) == 1 else 'have'} one seed only"] if single else []
+    cut = [quoted(arm.title) for arm in arms if arm.unfinished]
+    parts += [f"{_listed(cut)} did not train to the end"] if cut else []
+    return " and ".join(parts)
+
+
+def _what_to_train(silent: Sequence[Arm]) -> str:
+    """Which runs would let the strategies be judged."""
+    single = [quoted(arm.title) for arm in silent if not arm.unfinished]
+    told = f"Train at least one more seed of {_listed(single)}, better two." if single else ""
+    return f"{told} Resume what did not train to the end.".strip() if len(single) < len(silent) else told
+
+
+def _settled_by(pair: Pair) -> str:
+    """How many seeds would most likely show a difference that has not shown."""
+    if pair.seeds_needed is None:
+        return ""
+    return f" Were the difference as large as it looks, {pair.seeds_needed} seeds of each would most likely show it."
+
+
+def _advice(pair: Pair, arms: Sequence[Arm]) -> str:
+    """What would sharpen a verdict the most: more of what the larger error comes from."""
+    images, seeds = points(pair.image_error), points(pair.seed_error or 0.0)
+    few = min(len(arms[at].members) for at in (pair.a, pair.b))
+    if (pair.seed_error or 0.0) > pair.image_error:
+        return f"Most of the uncertainty comes from the seeds (± {seeds} points; images: ± {images}): train more seeds.{_settled_by(pair)}"
+    more = " Two seeds also tell little of how seeds spread: train three or more." if few == 2 else ""
+    return f"Most of the uncertainty comes from the images (± {images} points; seeds: ± {seeds}): judge on more images.{more}"
 
 
 def _listed(names: Sequence[str]) -> str:

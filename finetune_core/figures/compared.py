@@ -156,8 +156,9 @@ def _round_duration(seconds: int) -> str:
 
 
 def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
-    """Accuracy against how many stages train, a line a backbone and share of the data; None where all are cut alike."""
-    cut = [arm for arm in arms if arm.depth.whole]
+    """Accuracy against how many stages train, a line a backbone and share of the data; None where all are cut alike. What did not train
+    to the end says nothing of depth."""
+    cut = [arm for arm in arms if arm.depth.whole and not arm.unfinished]
     if len({arm.depth.trained_stages for arm in cut}) < 2:
         return None
     depths = sorted({arm.depth.trained_stages for arm in cut})
@@ -182,10 +183,12 @@ def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
 
 
 def by_data(arms: Sequence[Arm]) -> go.Figure | None:
-    """Accuracy against the number of training images, a line a strategy and backbone; None where all have as many."""
-    if len({_training_images(arm) for arm in arms}) < 2:
+    """Accuracy against the number of training images, a line a strategy and backbone; None where all have as many. What did not train to
+    the end says nothing of data."""
+    ended = [arm for arm in arms if not arm.unfinished]
+    if len({_training_images(arm) for arm in ended}) < 2:
         return None
-    figure = _lines(arms, arms, _training_images, lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone))
+    figure = _lines(arms, ended, _training_images, lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone))
     figure.update_xaxes(title_text="Training images", rangemode="tozero")
     return figure
 

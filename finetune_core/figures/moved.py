@@ -63,7 +63,8 @@ MEASURES = (
         ".1%",
         False,
         "Length of the gradient of the loss on training images at the trained network, in percent of the weights (Auto-RGN, Lee et al. 2023). "
-        "A frozen stage that is high here is the one that training would turn to first.",
+        "High: training would change this stage most. Whether that helps on new images it does not say, so it plays no part in which stage to "
+        "thaw next.",
     ),
 )
 

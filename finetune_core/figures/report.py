@@ -6,7 +6,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.comparison import Comparison
-from finetune_core.evaluation.layers import Layers, known_layers
+from finetune_core.evaluation.layers import Layers, known_layers, measured_run
 from finetune_core.evaluation.pictured import pictured
 from finetune_core.evaluation.report import report_html
 from finetune_core.figures.compared import MEASURES, accuracies, by_data, by_depth, learning_curves, pareto
@@ -18,11 +18,11 @@ Headed = list[tuple[str, go.Figure]]
 
 def whole_report(comparison: Comparison, roots: Sequence[Path] = ()) -> str:
     """The report; takes the moments that two networks need to look at a few images: those in ``roots`` only, when given."""
-    return report_html(comparison, comparison_figures(comparison), pictured(comparison, roots))
+    return report_html(comparison, comparison_figures(comparison), moved_figures(comparison), pictured(comparison, roots))
 
 
 def comparison_figures(comparison: Comparison) -> Headed:
-    """All figures, each with its heading."""
+    """The figures of accuracy and its cost, each with its heading."""
     arms = comparison.arms
     found = [("Accuracy, with intervals and seeds", accuracies(arms))]
     found += [(f"Accuracy against {MEASURES[measure][0].lower()}", pareto(measure, arms)) for measure in MEASURES]
@@ -33,14 +33,14 @@ def comparison_figures(comparison: Comparison) -> Headed:
     ]
     for axis, words in (("epoch", "epoch by epoch"), ("seconds", "by the clock")):
         found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
-    return found + _moved(comparison)
+    return found
 
 
-def _moved(comparison: Comparison) -> Headed:
-    """Backbone by backbone, for the runs that were measured."""
+def moved_figures(comparison: Comparison) -> Headed:
+    """Of what training moved, backbone by backbone, for the runs that were measured."""
     by_backbone: dict[str, dict[str, Layers]] = {}
     for arm in comparison.arms:
-        if layers := known_layers(arm.members[0].run):
+        if layers := known_layers(measured_run(arm.runs)):
             by_backbone.setdefault(arm.config.backbone, {})[arm.title] = layers
     places = {arm.title: at for at, arm in enumerate(comparison.arms)}
     found: Headed = []

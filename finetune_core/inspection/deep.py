@@ -1,6 +1,6 @@
 """The deep inspection: features once, then everything that they tell, as findings, a map, and where transfer ends."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -116,21 +116,30 @@ def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE
     )
 
 
-def suggest(probes: list[Probe], backbone: str) -> Suggestion:
-    """Train what comes after the stage from which on deeper frozen features help no more."""
-    names = [stage.name for stage in network_stages(backbone)]
+def deepest_good(probes: Sequence[Probe]) -> Probe:
+    """The deepest stage whose probe is within one standard error of the best one: the one-standard-error rule (Breiman et al. 1984),
+    the simplest of what is about as good, where simple means that more stages stay frozen.
+
+    Args:
+        probes: input to head.
+    """
     best = max(probes, key=lambda one: one.accuracy)
-    enough = next(one for one in probes if one.accuracy >= best.accuracy - best.error)
-    last = probes[-1]
+    return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
+
+
+def suggest(probes: list[Probe], backbone: str) -> Suggestion:
+    """Train what comes after the deepest stage whose frozen features are about as good as any."""
+    names = [stage.name for stage in network_stages(backbone)]
+    good, last = deepest_good(probes), probes[-1]
 
     def told(one: Probe) -> str:
         return f"A linear model on the frozen features of {one.stage} names {percent(one.accuracy)} of the validation images"
 
-    if last.accuracy < best.accuracy - best.error:
-        cut = names[min(names.index(enough.stage) + 1, len(names) - 2)]
+    if good is not last:
+        cut = names[min(names.index(good.stage) + 1, len(names) - 2)]
         reason = (
-            f"{told(enough)}, and deeper stages do worse ({percent(last.accuracy)} at the end): what they learned before does not carry "
-            f"over, so train from {cut} on."
+            f"{told(good)}, and all deeper stages do worse by more than one standard error ({percent(last.accuracy)} at the end): what they "
+            f"learned before does not carry over, so train from {cut} on."
         )
     elif last.accuracy >= _ENOUGH:
         cut = names[-1]

@@ -6,10 +6,10 @@ import pandas as pd
 import streamlit as st
 
 from finetune_core.errors import FinetuneError, RunError
-from finetune_core.evaluation.arms import arm_titles
+from finetune_core.evaluation.arms import run_titles
 from finetune_core.evaluation.disagree import Disagreement, disagreement
 from finetune_core.evaluation.layers import Layers, known_layers, measure_layers
-from finetune_core.evaluation.thaw_next import Advice, thaw_next
+from finetune_core.evaluation.thaw_next import RULE, Advice, thaw_next
 from finetune_core.figures.moved import MEASURES, by_stage, probe_profile
 from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, percent, things
@@ -29,7 +29,7 @@ def what_moved(runs: Sequence[Run]) -> None:
     st.subheader(
         "What moved", anchor=False, help="What training did to each stage of the network, and where it would turn next."
     )
-    titles = _titles(runs)
+    titles = run_titles(runs)
     known = {run.run_id: known_layers(run) for run in runs}
     missing = [run for run in runs if known[run.run_id] is None]
     place = st.empty()
@@ -60,20 +60,19 @@ def _stages(backbone: str, told: dict[str, Layers], places: dict[str, int]) -> N
     names = [stage.name for stage in first.stages]
     left, right = st.columns(2, gap="medium")
     with left:
-        st.markdown("**Which stage to thaw next**")
+        st.markdown("**Which stage to thaw next**", help=RULE)
         advised: dict[Advice, list[str]] = {}
         for title, layers in told.items():
-            advised.setdefault(thaw_next(layers, backbone), []).append(title)
+            advised.setdefault(thaw_next(layers), []).append(title)
         for advice, titles in advised.items():
-            what = f"thaw **{plain(advice.stage)}** next" if advice.stage else "no reason to thaw more"
-            icon = ":material/local_fire_department:" if advice.stage else ":material/check:"
-            st.markdown(f"{icon} {plain(', '.join(titles))}: {what}. {plain(advice.reason)}")
+            icon = ":material/local_fire_department:" if advice.stage else ":material/drag_handle:"
+            st.markdown(f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. {plain(advice.reason)}")
     with right:
         if first.probes:
             st.markdown(
                 "**Where transfer ends**",
-                help="Accuracy of a linear model on what each stage makes of the images before any training, with its standard error. Once it "
-                "stops rising, deeper stages know nothing more that helps here.",
+                help="Accuracy of a linear model on what each stage makes of the images before any training, with one standard error. Deeper "
+                "stages that fall more than one standard error below the best have lost what an earlier one still has.",
             )
             st.plotly_chart(
                 probe_profile(first.probes, names),
@@ -107,7 +106,7 @@ def disagreements(runs: Sequence[Run]) -> None:
     if len(runs) < 2:
         return
     st.subheader("Where they disagree", anchor=False)
-    titles = dict(zip([run.run_id for run in runs], _titles(runs), strict=True))
+    titles = dict(zip([run.run_id for run in runs], run_titles(runs), strict=True))
     run_a, run_b = _two_of(runs, titles) if len(runs) > 2 else runs
     if run_a is run_b:
         st.info("Choose two different runs.", icon=":material/info:")
@@ -190,13 +189,3 @@ def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: t
                 sign = "✓" if named == row["label"] else "✗"
                 words = f"{sign} {title}: {found.classes[named]} ({percent(row[f'confidence_{letter}'], 0)})"
                 st.image(seen.overlays[named], caption=plain(words), alt=f"{row['id']}, {words}")
-
-
-def _titles(runs: Sequence[Run]) -> list[str]:
-    """What tells the runs apart, as short as can be."""
-    titles = arm_titles([run.config for run in runs])
-    if len(set(titles)) < len(titles):
-        titles = [f"{title} · seed {run.config.seed}" for title, run in zip(titles, runs, strict=True)]
-    if len(set(titles)) < len(titles):
-        titles = [f"{title} · {run.run_id[-4:]}" for title, run in zip(titles, runs, strict=True)]
-    return titles

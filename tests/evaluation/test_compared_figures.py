@@ -85,3 +85,17 @@ def test_data_are_drawn_where_arms_had_more_or_less_of_them(arms, made_run):
     figure = by_data(less.arms)
     assert list(figure.data[0].x) == [50, 100, 200]
     assert list(figure.data[0].y) == pytest.approx([0.7, 0.8, 0.9])
+
+
+def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
+    runs = [
+        made_run(right(0.9)),
+        made_run(right(0.8), strategy="full"),
+        made_run(right(0.5), strategy="full", status="stopped"),
+    ]
+    compared = compare_runs([*runs, made_run(right(0.4), train_fraction=0.25, status="stopped")])
+    assert len(compared.arms) == 4
+    assert sorted(by_depth(compared.arms).data[0].y) == pytest.approx([0.8, 0.9])
+    assert by_data(compared.arms) is None
+    names = [trace.name for trace in learning_curves("loss", "epoch", compared.arms).data]
+    assert sum("stopped after 2 of 10 epochs" in name for name in names) == 2

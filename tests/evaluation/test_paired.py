@@ -1,4 +1,4 @@
-from itertools import combinations
+"""The claim about networks, and what it shares with the one about strategies."""
 
 import numpy as np
 import pytest
@@ -10,45 +10,27 @@ from statsmodels.stats.multitest import multipletests
 
 from finetune_core.evaluation.paired import (
     LEVEL,
-    POWER,
-    accuracy_interval,
+    answers,
     bootstrap,
     holm,
     is_different,
     mcnemar_p,
-    paired_test,
+    networks_claim,
+    only_one_right,
     sign_flip_p,
-    smallest_seen,
+    together,
 )
-
-
-def logistic(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def sides(random, gains, seeds, images, seed_effect):
-    """Who is right, bool ``[seeds, images]`` a side, better by each of ``gains`` (logits): most images are easy, a few hard; a seed
-    is better or worse altogether, and with each image."""
-    ease = random.normal(3.5, 3, images)
-
-    def side(gain):
-        logits = ease + gain + random.normal(0, seed_effect, (seeds, 1)) + random.normal(0, 1, (seeds, images))
-        return random.random((seeds, images)) < logistic(logits)
-
-    return [side(gain) for gain in gains]
-
-
-def tables(random, seeds, images, seed_effect, better=0.0):
-    return sides(random, (better, 0.0), seeds, images, seed_effect)
+from finetune_core.evaluation.power import POWER, smallest_seen
+from tests.evaluation.simulated import most_by_chance, sides
 
 
 @given(some.lists(some.tuples(some.booleans(), some.booleans()), min_size=1, max_size=80))
 @settings(max_examples=40, deadline=None)
-def test_mcnemar_is_statsmodels_and_the_sign_flip_test_is_mcnemar_for_two_networks(answers):
-    a, b = np.array(answers).T
+def test_mcnemar_is_statsmodels_and_the_sign_flip_test_is_mcnemar_for_two_networks(given_answers):
+    a, b = np.array(given_answers).T
     table = [[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]]
     expected = mcnemar(table, exact=True).pvalue
-    assert mcnemar_p(a, b) == pytest.approx(expected, abs=1e-12)
+    assert mcnemar_p(a[None], b[None]) == pytest.approx(np.array([[expected]]), abs=1e-12)
     assert sign_flip_p(a.astype(int) - b) == pytest.approx(expected, abs=1e-12)
 
 
@@ -74,98 +56,58 @@ def test_bootstrap_is_scipys():
     assert bootstrap(gained) == bootstrap(gained)
 
 
-def test_two_networks_are_judged_on_images_alone_and_strategies_by_their_seeds_too():
-    a, b = tables(np.random.default_rng(0), 3, 400, 0.3, better=0.6)
-    networks, strategies = paired_test(a[:1], b[:1]), paired_test(a, b)
-    assert (networks.about, strategies.about) == ("networks", "strategies")
-    assert networks.p == pytest.approx(mcnemar_p(a[0], b[0]))
-    assert networks.seed_error is None
-    assert strategies.difference == pytest.approx(a.mean() - b.mean())
-    assert strategies.high - strategies.low > 2 * 1.96 * np.hypot(strategies.image_error, strategies.seed_error)
-    assert paired_test(a, b[:1]).about == "networks"
+def test_mcnemar_looks_at_every_pair_of_networks_where_the_numbers_of_seeds_differ():
+    """One that tested each seed with its partner would see one pair of these six."""
+    a, b = sides(np.random.default_rng(0), (0.9, 0.0), (3, 2), 300, 0.3)
+    found = mcnemar_p(a, b)
+    assert found.shape == (3, 2)
+    for (i, j), p in np.ndenumerate(found):
+        only_a, only_b = int((a[i] & ~b[j]).sum()), int((~a[i] & b[j]).sum())
+        assert p == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    assert together(found) == pytest.approx(min(1, np.sort(found, axis=None)[2] * 2))
+    means = only_one_right(answers(a), answers(b))
+    assert means == pytest.approx(
+        (
+            np.mean([(one & ~other).sum() for one in a for other in b]),
+            np.mean([(other & ~one).sum() for one in a for other in b]),
+        )
+    )
+
+
+def test_one_network_a_side_is_mcnemars_test_and_knows_no_seeds():
+    a, b = sides(np.random.default_rng(0), (0.6, 0.0), (1, 1), 400, 0.3)
+    claim = networks_claim(answers(a), answers(b))
+    assert (claim.about, claim.freedom) == ("networks", np.inf)
+    assert claim.p == pytest.approx(mcnemar_p(a, b)[0, 0])
 
 
 def test_exchanging_the_sides_turns_everything_round():
-    a, b = tables(np.random.default_rng(1), 2, 300, 0.3, better=0.4)
-    one, other = paired_test(a, b), paired_test(b, a)
-    assert (one.difference, one.low, one.high) == pytest.approx((-other.difference, -other.high, -other.low))
-    assert one.p == pytest.approx(other.p)
+    a, b = (answers(side) for side in sides(np.random.default_rng(1), (0.4, 0.0), (2, 3), 300, 0.3))
+    one, other = networks_claim(a, b), networks_claim(b, a)
+    assert (one.difference, one.p) == pytest.approx((-other.difference, other.p))
+    assert (one.low, one.high) == pytest.approx((-other.high, -other.low), abs=4e-3)  # its draws are others
 
 
-def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
-    a, b = tables(np.random.default_rng(1), 1, 300, 0.3, better=0.4)
-    assert paired_test(np.repeat(a, 3, 0), np.repeat(b, 3, 0)).seed_error == 0
-
-
-@pytest.mark.parametrize(
-    ("seeds", "images", "seed_effect"), [(2, 300, 0.3), (3, 100, 0.0), (3, 540, 0.2), (3, 540, 0.6), (5, 300, 0.4)]
-)
-def test_a_a_the_same_strategy_with_other_seeds_is_rarely_called_different(seeds, images, seed_effect):
-    random, trials = np.random.default_rng(images + seeds), 1000
-    tests = [paired_test(*tables(random, seeds, images, seed_effect)) for _ in range(trials)]
-    assert sum(is_different(test, test.p) for test in tests) <= LEVEL * trials
-    assert sum(not test.low <= 0 <= test.high for test in tests) <= LEVEL * trials
-
-
-def test_a_a_of_two_networks_that_are_equally_good():
-    random, trials = np.random.default_rng(7), 1000
-    tests = [paired_test(*tables(random, 1, 540, 0.0)) for _ in range(trials)]
-    assert sum(is_different(test, test.p) for test in tests) <= LEVEL * trials
-
-
-def test_a_a_over_all_pairs_of_four_strategies():
-    """Holm: that anything at all is called different is as rare."""
-    random, trials, wrong = np.random.default_rng(11), 1000, 0
-    for _ in range(trials):
-        tests = [paired_test(*pair) for pair in combinations(sides(random, (0, 0, 0, 0), 2, 200, 0.3), 2)]
-        corrected = holm([test.p for test in tests])
-        wrong += any(is_different(test, p) for test, p in zip(tests, corrected, strict=True))
-    assert wrong <= LEVEL * trials
+@pytest.mark.parametrize("seeds", [(1, 1), (2, 1), (3, 3)])
+def test_networks_that_are_equally_good_are_rarely_called_different(seeds):
+    random, trials = np.random.default_rng(sum(seeds)), 150
+    claims = [networks_claim(*(answers(side) for side in sides(random, (0, 0), seeds, 300, 0.0))) for _ in range(trials)]
+    assert sum(is_different(claim, claim.p) for claim in claims) <= most_by_chance(trials, LEVEL)
 
 
 @pytest.mark.parametrize(("images", "discordance", "pairs"), [(540, 0.06, 1), (540, 0.06, 3), (150, 0.2, 1)])
 def test_the_smallest_difference_of_two_networks_is_found_at_the_power_stated(images, discordance, pairs):
     random, trials, found = np.random.default_rng(5), 1000, 0
-    told = [discordance * images / 2] * 2
-    seen = paired_test(*tables(random, 1, images, 0.0))
-    least = smallest_seen(type(seen)(**(vars(seen) | {"only_a": told[0], "only_b": told[1]})), pairs)
+    claim = networks_claim(*(answers(side) for side in sides(random, (0, 0), (1, 1), images, 0.0)))
+    least = smallest_seen(claim, images, pairs, discordance)
     ahead, behind = (discordance + least) / 2, (discordance - least) / 2
     for only_a, only_b, _ in random.multinomial(images, [ahead, behind, 1 - discordance], size=trials):
         found += stats.binomtest(only_a, only_a + only_b).pvalue <= LEVEL / pairs
     assert found / trials == pytest.approx(POWER, abs=0.04)
 
 
-def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
-    random = np.random.default_rng(9)
-    drawn = [tables(random, 3, 540, 0.15, better=0.8) for _ in range(400)]
-    tests = [paired_test(*sides) for sides in drawn]
-    truth = np.mean([test.difference for test in tests])
-    told = np.mean([smallest_seen(test) for test in tests])
-    assert truth == pytest.approx(told, rel=0.1), "the case is meant to be just big enough"
-    assert np.mean([test.p <= LEVEL for test in tests]) == pytest.approx(POWER, abs=0.06)
-
-
 def test_so_few_images_can_show_nothing():
-    alike = paired_test(np.ones((1, 4), bool), np.ones((1, 4), bool))
-    assert (alike.difference, alike.p, smallest_seen(alike)) == (0.0, 1.0, 1.0)
-    one = paired_test(np.ones((2, 1), bool), np.zeros((2, 1), bool))
-    assert one.p == 1.0
-
-
-def test_accuracy_of_one_run_has_wilsons_interval():
-    told = accuracy_interval(np.array([[True] * 8 + [False] * 2]))
-    assert (told.value, told.low, told.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)  # Wilson 1927, 8 of 10
-
-
-def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
-    random, trials = np.random.default_rng(2), 600
-    truth = np.mean([tables(random, 1, 4000, 0.4)[0].mean() for _ in range(300)])
-    told = [accuracy_interval(tables(random, 3, 300, 0.4)[0]) for _ in range(trials)]
-    missed = sum(not one.low <= truth <= one.high for one in told)
-    assert missed <= stats.binom.ppf(0.999, trials, LEVEL)
-
-
-def test_perfect_seeds_are_not_certain():
-    told = accuracy_interval(np.ones((3, 50), bool))
-    assert told.high == 1
-    assert 0.9 < told.low < 0.95
+    alike = [answers(np.ones((1, 4), bool))] * 2
+    claim = networks_claim(*alike)
+    assert (claim.difference, claim.p, smallest_seen(claim, 4, discordance=0.0)) == (0.0, 1.0, 1.0)
+    assert networks_claim(answers(np.ones((2, 1), bool)), answers(np.zeros((2, 1), bool))).p == 1.0

@@ -11,6 +11,7 @@ from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison import compare_runs
+from finetune_core.evaluation.verdicts import of_pair
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
@@ -68,7 +69,12 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     shown = words(at)
     assert told.headline in shown
     assert all(one.words in shown for one in told.standings)
-    assert told.pairs[0].verdict in shown
+    pair = of_pair(told.arms, told.pairs[0], 1)
+    assert pair.strategies in shown
+    assert pair.networks in shown
+    assert told.networks in shown
+    assert "blue-badge[:material/science: Strategies]" in shown
+    assert "violet-badge[:material/hub: Networks]" in shown
     assert list(at.dataframe[0].value["Seeds"]) == ["0, 1", "0, 1"]
     assert len(at.get("plotly_chart")) == 5
     assert "How deep to cut" in shown
@@ -101,8 +107,24 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
         "".join(line for line in lines if "EpochEnded" not in line and "RunFinished" not in line)
     )
     shown = words(opened(runs=[run.run_id for run in four_runs]))
-    assert f"no epoch of them has ended: Last block, seed {four_runs[0].config.seed}" in shown
+    assert f"no epoch of them has ended: Last block · interrupted after 0 of 1 epoch ({four_runs[0].run_id})" in shown
     assert "Accuracy on" in shown
+
+
+def test_one_seed_each_is_a_verdict_on_networks_and_none_on_strategies(four_runs):
+    at = opened(runs=[run.run_id for run in four_runs if run.config.seed == 0])
+    shown = words(at)
+    assert "The strategies cannot be judged yet" in shown
+    assert "The networks trained here: " in shown
+    assert "Take this one" not in shown
+    assert at.dataframe[1].value["Strategies"][0] == "not judged yet"
+
+
+def test_one_strategy_alone_is_not_to_be_taken(four_runs):
+    for runs in ([four_runs[0]], [run for run in four_runs if run.config.strategy == "last_block"]):
+        shown = words(opened(runs=[run.run_id for run in runs]))
+        assert "Take this one" not in shown
+        assert "Add another strategy to compare it with." in shown
 
 
 def form_for(data):

@@ -1,0 +1,145 @@
+"""Do verdicts of a comparison hold what they promise? Simulated arms of equal and of unequal strategies, judged by the code that ships.
+
+Images: most are easy, a few hard. Each strategy finds other images hard, each seed too, and a seed may be better or worse altogether
+(standard deviation ``seed effect``, logits). First table: how often anything is called different where nothing is (Holm's correction
+over all pairs; 5 % is promised), with the seeds' variance pooled over all arms, as it ships, and with each arm's own. Second: how often
+a strategy that is better by ``--gain`` logits is told from at least one other.
+
+python benchmarks/verdicts.py [--trials N] [--gain X]
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.special import expit
+
+from finetune_core.evaluation.paired import LEVEL, Answers, answers, holm, is_different, networks_claim
+from finetune_core.evaluation.strategies import SeedVariance, seed_variances, strategies_claim
+
+_BATCH = 50  # trials drawn at a time
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arms that are equally good but for ``gains``.
+
+    Attributes:
+        seeds: of each arm. effects: what a seed changes, logits, of each arm.
+        together: share of the effect's variance that runs of equal seeds have in common.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    effects: tuple[float, ...]
+    images: int = 300
+    together: float = 0.0
+
+
+def drawn(case: Case, trials: int, gains: Sequence[float], random: np.random.Generator) -> list[list[np.ndarray]]:
+    """``trials`` comparisons: who is right, bool ``[seeds, images]`` of each arm."""
+    arms, most, images = len(case.seeds), max(case.seeds), case.images
+    ease = random.normal(3.5, 3, (trials, 1, 1, images)) + random.normal(0, 0.7, (trials, arms, 1, images))
+    common, own = random.normal(size=(trials, 1, most, 1)), random.normal(size=(trials, arms, most, 1))
+    effect = np.array(case.effects)[None, :, None, None] * (case.together**0.5 * common + (1 - case.together) ** 0.5 * own)
+    logits = ease + np.array(gains)[None, :, None, None] + effect + random.normal(0, 1, (trials, arms, most, images))
+    right = random.random(logits.shape) < expit(logits)
+    return [[right[trial, arm, :seeds] for arm, seeds in enumerate(case.seeds)] for trial in range(trials)]
+
+
+def told_apart(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
+    """Which pairs of strategies are called different, as ``judge_pairs`` has it; what it also works out would take too long here."""
+    places = list(combinations(range(len(arms)), 2))
+    claims = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places]
+    apart = [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
+    if not any(apart):
+        return apart
+    networks = [networks_claim(arms[a], arms[b]) for a, b in places]
+    wider = holm([max(claim.p, other.p) for claim, other in zip(claims, networks, strict=True)])
+    narrow = holm([other.p for other in networks])
+    return [
+        is_different(claim, p) and is_different(other, q)
+        for claim, other, p, q in zip(claims, networks, wider, narrow, strict=True)
+    ]
+
+
+def networks_apart(arms: Sequence[Answers]) -> list[bool]:
+    """Which pairs of networks are called different."""
+    claims = [networks_claim(a, b) for a, b in combinations(arms, 2)]
+    return [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
+
+
+def alone(arms: Sequence[Answers]) -> list[SeedVariance | None]:
+    """Each arm's variance from its own seeds only."""
+    return [seed_variances([arm])[0] for arm in arms]
+
+
+def rates(case: Case, gains: Sequence[float], trials: int, random: np.random.Generator) -> tuple[float, float, float]:
+    """(pooled, each arm's own): shares of the comparisons in which the first arm, or, where all gains are equal, any arm is told from
+    another. And the standard deviation of the seeds' accuracies."""
+    which = [0 in pair or len(set(gains)) == 1 for pair in combinations(range(len(case.seeds)), 2)]
+    found, spread = np.zeros(2), 0.0
+    for start in range(0, trials, _BATCH):
+        for one in drawn(case, min(_BATCH, trials - start), gains, random):
+            arms = [answers(correct) for correct in one]
+            for at, variances in enumerate((seed_variances(arms), alone(arms))):
+                found[at] += any(apart and wanted for apart, wanted in zip(told_apart(arms, variances), which, strict=True))
+            spread += float(np.mean([arm.seed_variance for arm in arms])) ** 0.5
+    return (*(found / trials), spread / trials)
+
+
+def network_rate(arms: int, seeds: int, images: int, trials: int, random: np.random.Generator) -> float:
+    """Of networks of equal accuracy, which differ in what they find hard only."""
+    case, found = Case("", (seeds,) * arms, (0.0,) * arms, images), 0
+    for start in range(0, trials, _BATCH):
+        for one in drawn(case, min(_BATCH, trials - start), (0.0,) * arms, random):
+            found += any(networks_apart([answers(correct) for correct in one]))
+    return found / trials
+
+
+def cases() -> list[Case]:
+    """Numbers of arms and seeds, seed effects, and the ways in which the model's assumptions may be wrong."""
+    found = [
+        Case(f"{arms} arms, {seeds} seeds, effect {effect}", (seeds,) * arms, (effect,) * arms)
+        for arms in (2, 3, 9)
+        for seeds in (2, 3, 5)
+        for effect in (0.1, 0.6)
+    ]
+    unequal = ((2, 5), (2, 3, 5), (2, 2, 2, 5, 5, 5, 3, 3, 4))
+    found += [Case(f"{len(one)} arms, {min(one)} to {max(one)} seeds, effect 0.3", one, (0.3,) * len(one)) for one in unequal]
+    for arms, seeds in ((3, 2), (3, 3), (9, 2)):
+        found.append(Case(f"{arms} arms, {seeds} seeds, half of it shared", (seeds,) * arms, (0.5,) * arms, together=0.5))
+        for times in (2, 4):
+            effects = (*(0.2,) * (arms - 1), 0.2 * times)
+            found.append(Case(f"{arms} arms, {seeds} seeds, one spreads {times} times", (seeds,) * arms, effects))
+    found.append(Case("3 arms, 3 seeds, 2,000 images", (3,) * 3, (0.3,) * 3, images=2000))
+    return found
+
+
+def main(trials: int, gain: float) -> None:
+    random = np.random.default_rng(0)
+    error = (LEVEL * (1 - LEVEL) / trials) ** 0.5
+    print(f"{trials} trials each; the standard error of a rate of 5 % is {100 * error:.1f} points\n")
+    print("Networks that are equally good, called different: any of the pairs")
+    for arms in (2, 3, 9):
+        told = [
+            f"{seeds} a side {network_rate(arms, seeds, 300, max(100, trials // arms), random):.1%}" for seeds in (1, 2, 3, 5)
+        ]
+        print(f"{arms} arms: {', '.join(told)}", flush=True)
+    print(f"\n{'Strategies':44} equally good: any called different    one better by {gain:g} logits: told apart")
+    print(f"{'':44} {'pooled':>8} {'own':>8} {'± points':>10} {'pooled':>20} {'own':>8}")
+    for case in cases():
+        arms = len(case.seeds)
+        pooled, own, spread = rates(case, (0.0,) * arms, trials, random)
+        seen, seen_own, _ = rates(case, (gain,) + (0.0,) * (arms - 1), max(100, trials // arms), random)
+        print(f"{case.name:44} {pooled:8.1%} {own:8.1%} {100 * spread:10.1f} {seen:20.0%} {seen_own:8.0%}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--gain", type=float, default=0.8)
+    arguments = parser.parse_args()
+    main(arguments.trials, arguments.gain)

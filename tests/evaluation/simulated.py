@@ -1,0 +1,29 @@
+"""Simulated answers of networks to images, for tests of the statistics."""
+
+import numpy as np
+from scipy.special import expit
+from scipy.stats import binom
+
+
+def sides(random, gains, seeds, images, effect, together=0.0):
+    """Who is right, bool ``[seeds, images]`` of each arm, better by each of ``gains`` (logits): most images are easy, a few hard, and
+    not the same for all arms; a seed is better or worse altogether (``effect``; one for all arms, or one each), and with each image.
+
+    Args:
+        seeds: of each arm. together: the share of the seeds' variance that equal seeds have in common.
+    """
+    ease, common = random.normal(3.5, 3, images), random.normal(size=(max(seeds), 1))
+    effects = np.broadcast_to(effect, len(seeds))
+
+    def arm(gain, count, size):
+        own = random.normal(size=(count, 1))
+        of_seeds = size * (together**0.5 * common[:count] + (1 - together) ** 0.5 * own)
+        logits = ease + gain + random.normal(0, 0.7, images) + of_seeds + random.normal(0, 1, (count, images))
+        return random.random((count, images)) < expit(logits)
+
+    return [arm(*one) for one in zip(gains, seeds, effects, strict=True)]
+
+
+def most_by_chance(trials, level):
+    """So many of ``trials`` a rate of ``level`` exceeds once in a thousand times."""
+    return binom.ppf(0.999, trials, level)
