@@ -8,7 +8,7 @@ from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_nam
 from finetune_core.runs.store import summary
 from finetune_core.training.device import describe_machine
 from finetune_core.words import percent, size
-from pages.shared.chosen import MOST_RECENT, recent_data, recent_list
+from pages.shared.chosen import recent_data, recent_list
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.damaged import damaged_runs
 from pages.shared.stages import draw_strategy
@@ -81,7 +81,7 @@ def recent_runs() -> None:
 
 
 def recent_data_sets() -> None:
-    sources = recent_data()[:MOST_RECENT]
+    sources = recent_data()
     if sources:
         st.subheader("Recent data sets", anchor=False)
         recent_list(sources, lead_to="pages/dataset.py")

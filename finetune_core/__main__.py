@@ -18,6 +18,7 @@ from finetune_core.compare_command import (
     print_comparison,
     said_of_training,
     train_all,
+    with_weights,
     write_report,
 )
 from finetune_core.config import SPLIT_FIELDS, RunConfig, bounds, make_config, read_config
@@ -253,7 +254,9 @@ def train(
         base = _settings_of(config) if config else _kept_split(settings.get("data"), as_is)
         if by_size:
             base |= _by_size(make_config(base | settings))
-        reservation = create_run(make_config(base | settings), (runs_dir or paths.runs_dir()).resolve())
+        wanted = make_config(base | settings)
+        with_weights([wanted])
+        reservation = create_run(wanted, (runs_dir or paths.runs_dir()).resolve())
     _train_to_the_end(reservation, as_json)
 
 
@@ -379,6 +382,7 @@ def compare(
                 [name.strip() for name in backbones.split(",") if name.strip()],
                 numbers("fractions", fractions, float),
             )
+            with_weights(configs)
             trained = train_all(
                 found_rates(configs) if find_rates else configs, (runs_dir or paths.runs_dir()).resolve(), reuse=reuse
             )

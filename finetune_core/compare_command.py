@@ -19,7 +19,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.terminal import err, interrupts_stop, out, progress_bar, show_phases, show_training
 from finetune_core.training.finder import find_rate
-from finetune_core.training.prepare import check_config
+from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
 from finetune_core.words import things
 
 
@@ -47,6 +47,21 @@ def numbers(option: str, text: str, kind: Callable[[str], float]) -> list:
         return [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ConfigError({option: f"must be numbers with commas between them, not {text!r}"}) from None
+
+
+def with_weights(configs: Sequence[RunConfig]) -> None:
+    """Download the pretrained weights that runs begin with, before any of them is made.
+
+    Raises:
+        ConfigError: when one cannot work at all.
+        WeightsError: when they cannot be had.
+    """
+    for config in configs:
+        check_config(config)
+    if missing := missing_weights(configs):
+        err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
+        with progress_bar() as bar:
+            show_phases(bar, fetch_weights(missing))
 
 
 def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:

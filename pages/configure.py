@@ -25,9 +25,9 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.figures.curves import rate_curve
-from finetune_core.models.catalogue import PACKAGED, backbone_info
+from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.network import network_stages
-from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.models.weights import RANDOM
 from finetune_core.training.finder import RateCurve, find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
 from finetune_core.training.hyperrule import rule_of
@@ -40,6 +40,7 @@ from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.jobs import begin, outcome
 from pages.shared.stages import draw_strategy
 from pages.shared.state import submit, why_not_timed
+from pages.shared.weights import offer_weights
 
 MORE = {
     "What the network sees": ("views", "mixup", "cutmix", "sampling", "train_fraction", "class_weights"),
@@ -47,6 +48,7 @@ MORE = {
     "When it stops": ("early_stopping", "patience", "skip_limit"),
     "The machine": ("cache", "micro_batch", "precision", "device"),
 }
+MORE_KEY = "more_settings"
 _CHOICES = {
     "sampling": Sampling,
     "class_weights": ClassWeights,
@@ -112,15 +114,19 @@ def data_in_words() -> Dataset | None:
     return dataset
 
 
-def draw(found: dict[str, Any], classes: int | None) -> None:
+def draw(found: dict[str, Any], problems: dict[str, str], classes: int | None) -> None:
     """Draw the strategy, whatever is still wrong in the form."""
     try:
-        draw_strategy(settings.sound(found), classes or 1000, settings.toggle_stage)
+        draw_strategy(settings.sound(found), classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
     except ConfigError:
         st.caption("The strategy is drawn once its settings below can be used.")
 
 
 def fields(problems: dict[str, str]) -> None:
+    inside = {"weights", *(name for names in MORE.values() for name in names)} & problems.keys()
+    if inside - st.session_state.get("problems_inside", set()):  # something is wrong in there that was not before
+        st.session_state[MORE_KEY] = True
+    st.session_state["problems_inside"] = inside
     left, right = st.columns(2, gap="large")
     with left:
         form.backbone_field(problems)
@@ -143,8 +149,7 @@ def fields(problems: dict[str, str]) -> None:
                 form.number_field("image_size", problems)
             with st.container():
                 form.number_field("seed", problems)
-        more = {"weights", *(name for names in MORE.values() for name in names)}
-        with st.expander("More settings", expanded=bool(more & problems.keys())):
+        with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
             form.weights_field(problems)
             for title, names in MORE.items():
                 st.markdown(f"**{title}**")
@@ -166,13 +171,6 @@ def _field(name: str, problems: dict[str, str]) -> None:
 
 
 def about_weights(found: dict[str, Any]) -> None:
-    info = backbone_info(found["backbone"])
-    if found["weights"] == PRETRAINED and found["strategy"] != "from_scratch" and not info.ready:
-        st.info(
-            f"The weights of {info.name} are not on this machine yet: training starts with downloading them. "
-            f"Without a network, take {PACKAGED} or a file of weights (More settings).",
-            icon=":material/download:",
-        )
     if found["weights"] == RANDOM or found["strategy"] == "from_scratch":
         st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
 
@@ -268,10 +266,18 @@ def about_augmentation(config: RunConfig) -> None:
 
 def start(config: RunConfig | None, problems: dict[str, str]) -> None:
     if problems:
-        st.error(f"{things(len(problems), 'setting')} cannot be used; look for the red lines.", icon=":material/error:")
-        if "data" in problems:
-            st.markdown(f":red[The data set: {plain(problems['data'])}]")
-    if st.button("Start training", type="primary", icon=":material/local_fire_department:", disabled=config is None):
+        st.error(f"{things(len(problems), 'setting')} cannot be used:", icon=":material/error:")
+        for name, problem in problems.items():
+            st.markdown(f"- :red[{plain(form.label(name))} {plain(problem)}]")
+    reason = offer_weights([config]) if config else None
+    pressed = st.button(
+        "Start training",
+        type="primary",
+        icon=":material/local_fire_department:",
+        disabled=config is None or reason is not None,
+        help=reason,
+    )
+    if pressed:
         try:
             run = submit(config)
         except FinetuneError as error:
@@ -285,8 +291,10 @@ root = data_folder() if dataset else ""
 classes = len(dataset.classes) if dataset else None
 recipes(dataset)
 found = settings.values(root or "any", effective(dataset.edits) if dataset else ())
-config, problems = form.checked(found, readable_roots()) if classes else (None, {})
-draw(found, classes)
+config, problems = form.checked(found, readable_roots())
+if dataset is None:
+    problems.pop("data", None)  # that there is none is said above
+draw(found, problems, classes)
 about_weights(found)
 fields(problems)
 if classes is None:

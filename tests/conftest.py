@@ -1,8 +1,10 @@
 """Fixtures for all tests: a home folder of their own, and image folders whose classes can be learned from colour."""
 
 import hashlib
+import http.server
 import os
 import sys
+import threading
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -67,3 +69,24 @@ def image_folder():
 @pytest.fixture(scope="session")
 def image_folder_once():
     return write_images
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A folder that a local server serves: (folder, address)."""
+    folder = tmp_path_factory.mktemp("served")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, directory=str(folder), **kwargs)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()

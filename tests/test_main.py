@@ -147,11 +147,16 @@ def test_weights_that_cannot_be_had_name_the_way_out(trained, tmp_path, monkeypa
     data, *_ = trained
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    done = thaw("train", data, *QUICK, "--backbone", "resnet18", "--runs-dir", tmp_path / "runs", "--json")
-    assert done.returncode == 2
-    assert "efficientnet_lite0" in done.stderr
-    assert "--weights FILE" in done.stderr
-    assert done.stdout == ""
+    for command in (
+        ["train", data, *QUICK, "--backbone", "resnet18"],
+        ["compare", data, *QUICK, "--backbones", "efficientnet_lite0,resnet18", "--seeds", "0"],
+    ):
+        done = thaw(*command, "--runs-dir", tmp_path / "runs", "--json")
+        assert done.returncode == 2
+        assert "efficientnet_lite0" in done.stderr
+        assert "--weights FILE" in done.stderr
+        assert done.stdout == ""
+        assert not (tmp_path / "runs").exists(), "a run was made that cannot begin"
 
 
 def test_a_process_of_its_own_ends_with_the_same_status_and_no_traceback():

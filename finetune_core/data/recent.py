@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +72,27 @@ def source_of(wanted: str) -> str:
     return known.path
 
 
-def recent_sources(roots: Sequence[Path], person: str | None = None) -> list[Source]:
+def recent_sources(roots: Sequence[Path], most: int, person: str | None = None) -> list[Source]:
     """The data sets that were opened, the latest first, without the sample; those that are gone or may not be read are left out.
 
     Args:
         roots: the folders that may be read.
+        most: of them.
         person: when given, only what they have opened themselves.
     """
     files = [(file.stat().st_mtime, file) for file in entries_folder().glob(f"*/{_FILE}")]
-    found = [known for _, file in sorted(files, reverse=True) if (known := _read(file))]
-    return [
-        known
-        for known in found
-        if (person is None or person in known.people)
-        and known.data_id != data_id(paths.data_dir() / SAMPLE_NAME)
-        and is_within(known.path, roots)
-        and Path(known.path).exists()
-    ]
+    known = (_read(file) for _, file in sorted(files, reverse=True))
+    sample = data_id(paths.data_dir() / SAMPLE_NAME)
+    found = (
+        one
+        for one in known
+        if one
+        and (person is None or person in one.people)
+        and one.data_id != sample
+        and is_within(one.path, roots)
+        and Path(one.path).exists()
+    )
+    return list(islice(found, most))
 
 
 def _read(file: Path) -> Source | None:

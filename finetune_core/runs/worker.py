@@ -7,9 +7,10 @@ from pathlib import Path
 from threading import Condition, Thread
 
 from finetune_core.config import RunConfig, make_config, read_config
-from finetune_core.errors import FinetuneError
+from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.runs.record import CONFIG_FILE, Reservation, create_run, execute, reopen_run, request_stop
 from finetune_core.training.device import choose_device
+from finetune_core.training.prepare import missing_weights
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +35,11 @@ class Worker:
             owner: who asks, where people sign in.
 
         Raises:
-            ConfigError: when it cannot work; then nothing is queued.
+            ConfigError: when it cannot work, or its pretrained weights are not on this machine: it would wait for its turn, then fail.
+                Then nothing is queued.
         """
+        for info in missing_weights([config]):
+            raise ConfigError({"backbone": f"the weights of {info.name} are not on this machine: download them first"})
         with self._changed:
             same = next((one for queue in self._queues.values() for one in queue.all() if one.config == config), None)
             return same.run_id if same else self._put(create_run(config, self.runs_dir, owner), config)

@@ -1,7 +1,7 @@
 """A config -> everything the loop needs: data decoded, network built, strategy worked out, device chosen."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
 from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.files import is_file
-from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.catalogue import BackboneInfo, backbone_info
 from finetune_core.models.network import Network, build_network, check_image_size, network_stages
 from finetune_core.models.split import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, download
@@ -71,6 +71,26 @@ def check_config(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
+def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
+    """The backbones whose pretrained weights runs would begin with, and which are not on this machine."""
+    names = dict.fromkeys(config.backbone for config in configs if config.starts_from == PRETRAINED)
+    return [info for info in map(backbone_info, names) if not info.ready]
+
+
+def fetch_weights(missing: Sequence[BackboneInfo]) -> Generator[tuple[str, int, int | None], None, None]:
+    """Download pretrained weights.
+
+    Yields:
+        (phase, bytes so far, bytes in all), one backbone after the other.
+
+    Raises:
+        WeightsError: without a network, or when what arrived is not what was published.
+    """
+    for info in missing:
+        for done, total in download(info):
+            yield "download", done, total
+
+
 def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, None, Job]:
     """Do what comes before the first step, saying how far it is.
 
@@ -87,8 +107,7 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
     )
     if dataset.unreadable:
         yield _skipped(dataset.unreadable)
-    info = backbone_info(config.backbone)
-    if config.starts_from == PRETRAINED and not info.ready:
+    for info in missing_weights([config]):
         yield from _reported("download", download(info))
     device = choose_device(config.device, config.precision)
     network = build_network(config.backbone, config.starts_from, len(dataset.classes), config.seed)

@@ -67,12 +67,12 @@ def data_name(data: str) -> str:
 
 def recent_data() -> Sequence[Source]:
     """The data sets opened lately; where people sign in, by this person."""
-    return recent_sources(readable_roots(), owner() if sign_in_asked() else None)
+    return recent_sources(readable_roots(), MOST_RECENT, owner() if sign_in_asked() else None)
 
 
 def offer_data() -> None:
     """Recent data sets, and the sample, to be chosen."""
-    recent_list(recent_data()[:MOST_RECENT])
+    recent_list(recent_data())
     with st.container(horizontal=True):
         st.button(
             "Take the sample",

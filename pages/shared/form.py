@@ -16,7 +16,7 @@ from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.prepare import check_config
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared import settings
-from pages.shared.chosen import chosen_data, offer_data
+from pages.shared.chosen import chosen_data, data_folder, offer_data
 from pages.shared.chrome import plain
 from pages.shared.state import answered, current_dataset
 
@@ -83,14 +83,15 @@ _LABELS = {
 def chosen_dataset() -> Dataset | None:
     """The chosen data set, with its changes and its split; where there is none, the page says why, and offers some."""
     try:
-        if not chosen_data():
-            st.warning("No data set is chosen yet.", icon=":material/photo_library:")
-            offer_data()
-            return None
-        return current_dataset()
+        chosen = chosen_data()
+        if chosen:
+            return current_dataset()
+        st.warning("No data set is chosen yet.", icon=":material/photo_library:")
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
-        return None
+    if not data_folder():
+        offer_data()
+    return None
 
 
 def split_fields(data: str) -> None:
@@ -194,18 +195,17 @@ def optional_field(name: str, problems: dict[str, str]) -> None:
 
 
 def backbone_field(problems: dict[str, str]) -> None:
-    def shown(name: str) -> str:
-        info = backbone_info(name)
-        return f"{name} · {info.parameters / 1e6:.1f} M" + ("" if info.ready else " · downloads its weights")
-
+    # What a backbone is called does not say whether its weights are here: that changes while it can be chosen.
     st.selectbox(
         "Backbone",
         backbone_names(),
-        format_func=shown,
+        format_func=lambda name: f"{name} · {backbone_info(name).parameters / 1e6:.1f} M",
         key=settings.key("backbone"),
         help=_help("backbone"),
         persist_state="session",
     )
+    if not backbone_info(st.session_state[settings.key("backbone")]).ready:
+        st.caption("Its pretrained weights are not on this machine yet.")
     _problem("backbone", problems)
 
 
@@ -281,5 +281,7 @@ def _help(name: str) -> str:
 
 
 def _problem(name: str, problems: dict[str, str]) -> None:
+    """What is wrong with a field. Its place is there always, so that nothing below moves, which would be drawn anew."""
+    place = st.empty()
     if name in problems:
-        st.markdown(f":red[:material/error: {plain(label(name))} {plain(problems[name])}]")
+        place.markdown(f":red[:material/error: {plain(label(name))} {plain(problems[name])}]")

@@ -28,6 +28,7 @@ from pages.shared.chosen import data_folder, data_name, readable_roots
 from pages.shared.chrome import plain
 from pages.shared.jobs import begin, forget, outcome
 from pages.shared.state import submit, why_not_timed
+from pages.shared.weights import offer_weights
 
 
 @dataclass(frozen=True)
@@ -173,13 +174,19 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
 
 
 def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
-    reason = why_not_timed()
+    lacking, reason = offer_weights(configs), why_not_timed()
     firsts = [some[0] for some in by_arm(configs).values()]
     known = all(SpeedBook().knows(config, dataset) for config in firsts)
     mark = hashlib.sha256("".join(config.model_dump_json() for config in firsts).encode()).hexdigest()[:16]
     timing, search = f"forecast:{mark}-{dataset.fingerprint}", f"rates-each:{mark}"
     with st.container(horizontal=True):
-        start = st.button(f"Start {things(len(configs), 'run')}", type="primary", icon=":material/local_fire_department:")
+        start = st.button(
+            f"Start {things(len(configs), 'run')}",
+            type="primary",
+            icon=":material/local_fire_department:",
+            disabled=lacking is not None,
+            help=lacking,
+        )
         st.button(
             "Forecast",
             icon=":material/timer:",

@@ -17,7 +17,7 @@ from finetune_core.errors import DataError, FinetuneError
 from finetune_core.jobs import Work
 from finetune_core.words import number, size
 from pages.shared.account import sign_in_asked
-from pages.shared.chosen import choose_data, offer_data, readable_roots
+from pages.shared.chosen import choose_data, data_folder, offer_data, readable_roots
 from pages.shared.chrome import plain
 from pages.shared.jobs import begin, forget, outcome, wait_for
 from pages.shared.state import answered
@@ -29,7 +29,7 @@ FOLDERS = "One subfolder of images for each class; or train/ and val/ (and test/
 
 def choose_source() -> None:
     """Draw the ways to choose a data set (``chosen.data_folder``)."""
-    chosen = st.session_state.get("data_id")
+    chosen = data_folder()
     # A box of its own for each data set: it is closed once one is chosen.
     with st.expander(
         "Choose other images" if chosen else "Choose images",

@@ -29,54 +29,69 @@ button.tile:hover, button.tile:focus-visible { outline: 3px solid var(--st-prima
 _JS = """
 export default function ({ data, parentElement, setTriggerValue }) {
   const row = parentElement.querySelector(".row")
-  row.replaceChildren(...data.tiles.map((tile) => {
+  row.setAttribute("role", data.clickable ? "group" : "list")
+  row.setAttribute("aria-label", "Stages")
+  // Elements stay while they can, so that the one that has the focus keeps it.
+  data.tiles.forEach((tile, index) => {
     const clickable = data.clickable && tile.look !== "head"
-    const element = document.createElement(clickable ? "button" : "div")
-    element.className = `tile ${tile.look}`
-    element.setAttribute("role", clickable ? "button" : "listitem")
-    for (const part of ["name", "size", "word", "rate"]) {
-      const line = document.createElement("div")
-      line.className = part
-      line.textContent = tile[part]
-      element.append(line)
+    let element = row.children[index]
+    if (!element || (element.tagName === "BUTTON") !== clickable) {
+      const fresh = document.createElement(clickable ? "button" : "div")
+      for (const part of ["name", "size", "word", "rate"]) {
+        const line = document.createElement("div")
+        line.className = part
+        fresh.append(line)
+      }
+      if (element) element.replaceWith(fresh)
+      else row.append(fresh)
+      element = fresh
     }
+    element.className = `tile ${tile.look}`
+    for (const line of element.children) line.textContent = tile[line.className]
     if (clickable) {
       element.type = "button"
       element.title = tile.look === "frozen" ? `Let ${tile.name} train` : `Freeze ${tile.name}`
       element.setAttribute("aria-label", `${element.title} (now: ${tile.word}, ${tile.rate})`)
       element.setAttribute("aria-pressed", String(tile.look !== "frozen"))
       element.onclick = () => setTriggerValue("clicked", tile.name)
-    }
-    return element
-  }))
+    } else if (!data.clickable) element.setAttribute("role", "listitem")
+  })
+  while (row.children.length > data.tiles.length) row.lastElementChild.remove()
 }
 """
 _ROW = st.components.v2.component("thaw_stages", html='<div class="row" role="list"></div>', css=_CSS, js=_JS)
 
 
-def draw_strategy(config: RunConfig, classes: int, on_click: Callable[[str, list[dict[str, Any]]], None] | None = None) -> None:
+def draw_strategy(
+    config: RunConfig,
+    classes: int,
+    on_click: Callable[[str, list[dict[str, Any]]], None] | None = None,
+    *,
+    rates: bool = True,
+) -> None:
     """Draw what a config would train.
 
     Args:
+        rates: whether its learning rate is known, and told.
         on_click: called with the name of a stage that was clicked, and all stages as they were drawn.
 
     Raises:
         ConfigError: when its strategy does not fit its backbone.
     """
     stages = network_stages(config.backbone, classes)
-    draw_stages(describe(plan(config, stages), stages), config.learning_rate, on_click)
+    draw_stages(describe(plan(config, stages), stages), config.learning_rate if rates else None, on_click)
 
 
 def draw_stages(
     stages: Sequence[Mapping[str, Any]],
-    learning_rate: float,
+    learning_rate: float | None,
     on_click: Callable[[str, list[dict[str, Any]]], None] | None = None,
 ) -> None:
     """Draw stages, input to head.
 
     Args:
         stages: ``name, parameters, trains, rate`` each, as in a RunStarted row.
-        learning_rate: of the run; a stage gets ``rate`` times as much.
+        learning_rate: of the run; a stage gets ``rate`` times as much. None where it is not known.
         on_click: as in ``draw_strategy``.
     """
     key = "drawn_stages"
@@ -93,7 +108,7 @@ def draw_stages(
     st.markdown(told + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
-def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float) -> dict[str, str]:
+def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None) -> dict[str, str]:
     look = "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
     words = {
         "frozen": "❄ frozen",
@@ -105,6 +120,10 @@ def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float) -> dict
         "name": stage["name"],
         "size": short_number(stage["parameters"]),
         "word": words[look],
-        "rate": f"rate {rate(learning_rate * stage['rate'])}" if stage["trains"] else "unchanged",
+        "rate": "unchanged"
+        if not stage["trains"]
+        else "rate ?"
+        if learning_rate is None
+        else f"rate {rate(learning_rate * stage['rate'])}",
         "look": look,
     }

@@ -29,7 +29,7 @@ def test_the_sample_has_the_same_id_everywhere():
     assert data_id(digits_folder()) == SAMPLE_NAME
     assert source_of(SAMPLE_NAME) == str(digits_folder())
     remember(digits_folder())
-    assert recent_sources([digits_folder().parent]) == []
+    assert recent_sources([digits_folder().parent], 9) == []
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_a_damaged_or_foreign_note_is_no_data_set(folders, content):
     (entry_folder(folders[0]) / "source.json").write_bytes(content)
     with pytest.raises(DataError, match="is not known here"):
         source_of(name)
-    assert recent_sources([folders[0].parent]) == []
+    assert recent_sources([folders[0].parent], 9) == []
 
 
 def test_recent_ones_come_latest_first_and_those_gone_or_out_of_bounds_are_left_out(folders, tmp_path_factory):
@@ -68,9 +68,9 @@ def test_recent_ones_come_latest_first_and_those_gone_or_out_of_bounds_are_left_
         remember(folder)
         os.utime(entry_folder(folder) / "source.json", (age, age))
     roots = [folders[0].parent]
-    assert [one.path for one in recent_sources(roots)] == [str(folder) for folder in reversed(folders)]
+    assert [one.path for one in recent_sources(roots, 9)] == [str(folder) for folder in reversed(folders)]
     folders[1].rmdir()
-    assert [one.path for one in recent_sources(roots)] == [str(folders[2]), str(folders[0])]
+    assert [one.path for one in recent_sources(roots, 9)] == [str(folders[2]), str(folders[0])]
 
 
 def test_with_people_each_sees_what_they_have_opened(folders):
@@ -79,10 +79,11 @@ def test_with_people_each_sees_what_they_have_opened(folders):
     remember(folders[1], "ben")
     remember(folders[1], "ann")
     remember(folders[2])
-    assert {one.path for one in recent_sources(roots, "ann")} == {str(folders[0]), str(folders[1])}
-    assert {one.path for one in recent_sources(roots, "ben")} == {str(folders[1])}
-    assert recent_sources(roots, "") == []
-    assert len(recent_sources(roots)) == 3
+    assert {one.path for one in recent_sources(roots, 9, "ann")} == {str(folders[0]), str(folders[1])}
+    assert {one.path for one in recent_sources(roots, 9, "ben")} == {str(folders[1])}
+    assert recent_sources(roots, 9, "") == []
+    assert len(recent_sources(roots, 9)) == 3
+    assert len(recent_sources(roots, 2)) == 2
 
 
 def test_a_split_is_kept_with_its_data_set(folders):

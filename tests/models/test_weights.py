@@ -1,6 +1,5 @@
 import dataclasses
 import hashlib
-import http.server
 import os
 import pickle
 import socket
@@ -20,27 +19,6 @@ from finetune_core.models.catalogue import PACKAGED, backbone_info, create
 from finetune_core.models.weights import PRETRAINED, download, load_weights, state_hash
 
 SMALL, SMALL_HEAD = "squeezenet1_1", "classifier.1"
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """A folder that a local server serves: (folder, address)."""
-    folder = tmp_path_factory.mktemp("served")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, directory=str(folder), **kwargs)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
 
 
 def offered(name, content, served, tmp_path, *, backbone="resnet18"):

@@ -175,6 +175,39 @@ def test_bad_values_are_refused_beside_their_fields_all_at_once():
     assert next(button for button in at.button if button.label == "Start training").disabled
 
 
+@pytest.mark.parametrize("data", [{"data": "digits"}, {}], ids=["data", "no data"])
+def test_the_strategy_stays_drawn_whatever_is_wrong_in_the_form(data):
+    at = opened("configure", **data)
+    before = [(tile["name"], tile["look"]) for tile in tiles(at)]
+    at.text_input(key="form_learning_rate").set_value("fast")
+    at.text_input(key="form_weight_decay").set_value("-1")
+    at.number_input(key="form_epochs").set_value(0)
+    at.number_input(key="form_image_size").set_value(5)
+    at.run()
+    assert not at.exception
+    assert [(tile["name"], tile["look"]) for tile in tiles(at)] == before
+    assert {tile["rate"] for tile in tiles(at)} == {"unchanged", "rate ?"}
+    assert "Learning rate must be a number" in words(at)
+
+
+def test_an_error_inside_more_settings_opens_it_and_all_errors_are_listed_beside_start():
+    at = opened("configure", data="digits")
+    assert at.session_state["more_settings"] is False
+    at.selectbox(key="form_schedule").set_value("cosine").run()
+    at.text_input(key="form_warmup_epochs").set_value("3").run()
+    assert at.session_state["more_settings"] is False
+    at.number_input(key="form_epochs").set_value(2).run()
+    assert at.session_state["more_settings"] is True
+    told = words(at).replace("\\", "")
+    assert "1 setting cannot be used" in told
+    assert (
+        told.count("Warm-up (epochs) the warm-up must end before training does") == 2
+    )  # beside its field, and beside the button
+    at.session_state["more_settings"] = False
+    at.run()
+    assert at.session_state["more_settings"] is False, "it was closed on purpose"
+
+
 def test_custom_rates_and_cut_on_the_page():
     at = opened("configure")
     at.radio(key="form_strategy").set_value("custom").run()

@@ -1,0 +1,87 @@
+"""Pretrained weights that are not on this machine: nothing waits in a queue for them, and the page downloads them from a real server."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+from torchvision.models import SqueezeNet1_1_Weights
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError
+from finetune_core.models.catalogue import backbone_info, create
+from finetune_core.runs.store import RunStore
+from finetune_core.runs.worker import Worker
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+NAME = "squeezenet1_1"
+
+
+@pytest.fixture
+def published(served, tmp_path, monkeypatch):
+    """The weights are on a server, not on this machine; returns the file that is served."""
+    folder, address = served
+    torch.manual_seed(5)
+    torch.save(create(NAME).state_dict(), tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    file = folder / f"{NAME}-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    file.write_bytes(content)
+    monkeypatch.setattr(SqueezeNet1_1_Weights.DEFAULT.value, "url", f"{address}/{file.name}")
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
+    assert not backbone_info(NAME).ready
+    return file
+
+
+@pytest.fixture
+def at(published, image_folder, tmp_path, monkeypatch, known):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["data"] = known(folder)
+    for name, value in {"backbone": NAME, "image_size": 64, "epochs": 1}.items():
+        at.session_state[f"form_{name}"] = value
+    return at
+
+
+def button(at, start):
+    return next(button for button in at.button if button.label.startswith(start))
+
+
+@pytest.mark.parametrize("page", ["configure", "compare"])
+def test_start_waits_for_the_weights_and_the_page_downloads_them(at, page, published, finished):
+    at.switch_page(f"pages/{page}.py").run()
+    assert not at.exception
+    assert button(at, "Start ").disabled
+    assert f"The weights of {NAME} have to be downloaded first" in button(at, "Start ").help
+    button(at, "Download the weights").click().run()
+    finished(at)
+    assert backbone_info(NAME).file.read_bytes() == published.read_bytes()
+    assert not button(at, "Start ").disabled
+    assert not [one for one in at.button if one.label.startswith("Download the weights")]
+    assert not at.error
+
+
+def test_a_download_that_fails_says_why_and_nothing_is_queued(at, published, finished):
+    published.unlink()
+    at.switch_page("pages/configure.py").run()
+    button(at, "Download the weights").click().run()
+    finished(at)
+    assert "could not be downloaded" in "".join(error.value for error in at.error)
+    assert button(at, "Start ").disabled
+    assert RunStore(paths.runs_dir()).runs() == []
+
+
+def test_random_weights_and_files_of_weights_need_no_download(at):
+    at.session_state["weights_from"] = "Random"
+    at.switch_page("pages/configure.py").run()
+    assert not button(at, "Start ").disabled
+
+
+def test_the_worker_queues_no_run_whose_weights_are_not_there(published, image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+    config = make_config({"data": str(folder), "backbone": NAME, "image_size": 64})
+    with pytest.raises(ConfigError, match="download them first"):
+        Worker(tmp_path / "runs").submit(config)
+    assert not (tmp_path / "runs").exists()
