@@ -31,6 +31,7 @@ from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError, DataError, FinetuneError, TrainingError
 from finetune_core.evaluate_command import judge, judgement_json, print_judgement
 from finetune_core.evaluation.comparison import compare_runs
+from finetune_core.evaluation.exact import can_be_evaluated, evaluate_in_fp32
 from finetune_core.export.formats import FORMATS, exporting
 from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
@@ -312,11 +313,21 @@ def evaluate(
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also name the images blurred, noisy, compressed, brighter and turned.")
     ] = False,
+    fp32: Annotated[
+        bool,
+        typer.Option(
+            "--fp32", help="Of a run that was stopped in bf16: first have its best epoch evaluated in fp32, and keep that."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Judge a run on images it did not train on."""
     with _errors():
-        judgement = judge(opened(run_dir), split, corrupt=robustness)
+        run = opened(run_dir)
+        if fp32 and can_be_evaluated(run):
+            with progress_bar() as bar:
+                show_phases(bar, evaluate_in_fp32(run))
+        judgement = judge(run, split, corrupt=robustness)
     if as_json:
         print_json(judgement_json(judgement))
     else:

@@ -97,7 +97,7 @@ def print_judgement(judgement: Judgement) -> None:
     if result.split == "val":
         out.print("The best epoch was chosen on these images, so the numbers are a little optimistic.")
     if note := precision_note(judgement.run):
-        out.print(note.replace("*", ""))
+        out.print(f"{note.replace('*', '')} To evaluate it in fp32: --fp32.")
     print_scores(result, judgement.scores)
     told = f"Calibration error {percent(confidence.before.ece)} ({BINS} bins of equal width)"
     if confidence.after:

@@ -1,8 +1,11 @@
 """Evaluate: how good a run is on images it did not train on, and where it goes wrong."""
 
+from functools import partial
+
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.exact import can_be_evaluated, evaluate_in_fp32
 from finetune_core.evaluation.metrics import Evaluation, confusion_order
 from finetune_core.evaluation.results import evaluation, precision_note, predicted_splits
 from finetune_core.figures.judged import confusion_heatmap
@@ -12,8 +15,9 @@ from pages.shared import judging
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.damaged import damaged_runs
 from pages.shared.export import export_buttons
+from pages.shared.jobs import begin, jobs, outcome
 from pages.shared.mistakes import mistakes, pictures
-from pages.shared.state import choose_run, nothing_yet, store
+from pages.shared.state import choose_run, nothing_yet, readable_roots, store
 from pages.shared.sureness import how_sure
 
 MOST_CLASSES_DRAWN = 100
@@ -37,6 +41,8 @@ def headline(run: Run, result: Evaluation) -> None:
         st.metric("Images", number(result.images), border=True)
     if note := precision_note(run):
         st.warning(note, icon=":material/info:")
+        if can_be_evaluated(run):
+            in_fp32(run)
     if result.split == "test":
         st.caption("These images were used for nothing before: neither to train nor to choose the best epoch.")
         return
@@ -45,6 +51,24 @@ def headline(run: Run, result: Evaluation) -> None:
         st.caption(f"{optimistic}. Believe the test images.")
     else:
         st.warning(f"{optimistic}. There are no test images to check them on.", icon=":material/info:")
+
+
+def in_fp32(run: Run) -> None:
+    """The way to numbers that hold for the network as it is used."""
+    key = f"evaluate:{run.run_dir}"
+    st.button(
+        "Evaluate in fp32",
+        icon=":material/refresh:",
+        help="Asks the best epoch's network about these images again, and keeps its answers in the place of these.",
+        on_click=begin,
+        args=(key, "Evaluating the best epoch in fp32", partial(evaluate_in_fp32, run, readable_roots())),
+        kwargs={"kept": False},
+        disabled=jobs().find(key) is not None,
+    )
+    try:
+        outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
 
 
 def what_for_what(run: Run, result: Evaluation) -> None:
@@ -207,13 +231,13 @@ try:
             required=True,
             key="evaluate_split",
         )
-    outcome = evaluation(chosen, split)
-    headline(chosen, outcome)
+    judged = evaluation(chosen, split)
+    headline(chosen, judged)
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        what_for_what(chosen, outcome)
+        what_for_what(chosen, judged)
     with right:
-        per_class(outcome)
+        per_class(judged)
     bodies = {
         "Mistakes": mistakes,
         "All numbers": judging.all_scores,
@@ -225,7 +249,7 @@ try:
     for tab, body in zip(st.tabs(list(bodies), on_change="rerun", key="evaluate_view"), bodies.values(), strict=True):
         if tab.open:
             with tab:
-                body(chosen, outcome)
+                body(chosen, judged)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     damaged_runs(damaged)

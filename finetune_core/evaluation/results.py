@@ -48,10 +48,9 @@ def precision_note(run: Run) -> str:
     precision = evaluation_precision(run)
     if precision in (None, "fp32"):
         return ""
-    rest = " Resume the run: once it has finished, it is evaluated in fp32." if run.resumable else ""
     return (
         f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in fp32, where a few answers may "
-        f"differ.{rest}"
+        "differ."
     )
 
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from finetune_core.errors import ExportError
-from finetune_core.export.measure import Answer, Measured, Steps, measure
+from finetune_core.evaluation.exact import Answer
+from finetune_core.export.measure import Measured, Steps, measure
 from finetune_core.export.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.export.source import Source
 
@@ -64,7 +65,7 @@ def write_onnx(source: Source, folder: Path) -> Generator[Steps, None, tuple[dic
 
 def _onnx_answer(source: Source, runtime: Any, file: Path) -> Answer:
     session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return _answer(source, "onnxruntime", lambda images: session.run(["logits"], {"image": images.numpy()})[0])
+    return _answer(source, "onnxruntime", lambda images: session.run(["logits"], {"image": images.contiguous().numpy()})[0])
 
 
 def write_program(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:

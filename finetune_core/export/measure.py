@@ -1,29 +1,26 @@
 """What an exported file is worth: it is asked about every image that its run was evaluated on."""
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.exact import Answer, answers
 from finetune_core.evaluation.metrics import Evaluation, evaluate
 from finetune_core.evaluation.results import evaluation_precision
 from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.export.source import Source
-from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
 from finetune_core.training.predictions import prediction_table
 from finetune_core.words import SPLIT_WORDS, number, percent, things
 
-_BATCH = 32
 # The folder's place is left out: exports are handed on.
 _NOT_THERE = "the images that the run was evaluated on are not there any more, or may not be read"
 _CHANGED = "the images, their labels or their split have changed since the run was trained"
 
-Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> logits [n, classes]
 Steps = tuple[str, int, int]  # phase, done, total
 
 
@@ -95,7 +92,9 @@ def measure(source: Source, file: str, answer: Answer) -> Generator[Steps, None,
     if not images.unchanged:
         return Measured(file, source.judged, precision, reason=_CHANGED)
     rows = _evaluated_rows(source, images)
-    logits = yield from _answers(source, images, rows, answer)
+    if not len(rows):
+        return Measured(file, source.judged, precision, reason=_NOT_THERE)
+    logits = yield from answers(images, rows, source.network.info, source.image_size, answer, "measure")
     table = images.dataset.table.iloc[rows]
     judged = evaluate(
         prediction_table(table["id"], source.judged.split, table["label"].to_numpy(), logits),
@@ -112,16 +111,3 @@ def _evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
     rows = images.rows[source.judged.split]
     known: pd.Series = images.dataset.table["id"].iloc[rows].isin(source.judged.predictions["id"])
     return rows[known.to_numpy()]
-
-
-def _answers(source: Source, images: RunImages, rows: np.ndarray, answer: Answer) -> Generator[Steps, None, np.ndarray]:
-    info, size = source.network.info, source.image_size
-
-    def batch(some: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(images.pixels.batch(some), size), info.mean, info.std).contiguous()
-
-    found = []
-    for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
-        found.append(answer(inputs))
-        yield "measure", sum(map(len, found)), len(rows)
-    return np.concatenate(found)

@@ -184,7 +184,7 @@ class History:
         return now * (1 - self.fraction) / self.fraction
 
     def time_shares(self) -> dict[str, float]:
-        """Where the time went so far, seconds: ``decode``, ``trunk``, ``train``, ``validate``."""
+        """Where the time went so far, seconds: ``decode``, ``trunk``, ``train``, ``validate``, ``evaluate``."""
         if not self.started:
             return {}
         return {
@@ -192,6 +192,7 @@ class History:
             "trunk": self.started["cache"]["trunk_seconds"],
             "train": sum(row["train_seconds"] for row in self.epochs),
             "validate": sum(row["val_seconds"] for row in self.epochs),
+            "evaluate": (self.end or {}).get("evaluation_seconds", 0.0),
         }
 
     def saved_seconds(self) -> float | None:

@@ -6,7 +6,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -173,6 +173,26 @@ def is_locked(run_dir: Path) -> bool:
         return True
     except OSError:  # a folder that may only be read: nobody trains there
         return False
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Nobody trains the run meanwhile.
+
+    Raises:
+        RunError: when somebody does, or nothing can be written there.
+    """
+    lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
+    try:
+        lock.acquire(timeout=_LETS_GO, poll_interval=0.02)
+    except TimeoutError:
+        raise RunError(f"The run {run_dir.name} is going on.") from None
+    except OSError as error:
+        raise RunError(f"The run {run_dir.name} cannot be written to: {error}.") from None
+    try:
+        yield
+    finally:
+        lock.release(force=True)
 
 
 def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Event]:

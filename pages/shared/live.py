@@ -209,7 +209,13 @@ def _engine(run: Run) -> None:
     """Where the time went, and what the cache did."""
     history = run.history
     cache, shares = history.started["cache"], history.time_shares()
-    names = {"decode": "Decoding", "trunk": "Computing the frozen stages (once)", "train": "Training", "validate": "Validating"}
+    names = {
+        "decode": "Decoding",
+        "trunk": "Computing the frozen stages (once)",
+        "train": "Training",
+        "validate": "Validating",
+        "evaluate": "Final evaluation",
+    }
     st.markdown("**Where the time went** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
     if cache["where"] == "off":
         st.caption(plain(f"No cache: {cache['reason']}."))

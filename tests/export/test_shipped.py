@@ -121,14 +121,14 @@ def test_every_place_says_the_same_number(bf16_run, inputs):
 
 def test_a_file_that_answers_otherwise_is_stated_as_it_is(bf16_run, tmp_path, monkeypatch):
     """Of a file that names the first class for every second image, the card says what that is worth."""
-    asked = measure._answers
+    asked = measure.answers
 
     def spoilt(*arguments):
         logits = yield from asked(*arguments)
         logits[::2] = [9, 0, 0, 0]
         return logits
 
-    monkeypatch.setattr(measure, "_answers", spoilt)
+    monkeypatch.setattr(measure, "answers", spoilt)
     folder = export_run(bf16_run, "safetensors", tmp_path / "out").folder
     told = json.loads((folder / "model.json").read_text())["metrics"]
     assert told["accuracy"] < told["run"]["accuracy"] == evaluation(bf16_run).accuracy

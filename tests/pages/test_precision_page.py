@@ -1,0 +1,48 @@
+"""The Evaluate and Train pages say in which precision numbers were computed, and have those of a stopped run computed in fp32."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.training.events import EpochEnded
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def stopped(image_folder, home, monkeypatch, tmp_path):
+    """A run that was stopped while it trained in bf16."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+    settings = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 8, "precision": "bf16"}
+    reservation = create_run(make_config(settings), paths.runs_dir())
+    for event in execute(reservation):
+        if isinstance(event, EpochEnded):
+            request_stop(reservation.run_dir)
+    return reservation.run_dir
+
+
+def opened(page, run_dir):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.query_params["run"] = run_dir.name
+    at.switch_page(f"pages/{page}").run()
+    assert not at.exception
+    return at
+
+
+def test_one_click_evaluates_a_stopped_run_in_fp32(stopped, finished):
+    at = opened("evaluate.py", stopped)
+    assert any("Computed in bf16" in warning.value for warning in at.warning)
+    next(button for button in at.button if button.label == "Evaluate in fp32").click().run()
+    at = finished(at)
+    assert not any("Computed in bf16" in warning.value for warning in at.warning)
+    assert not [button for button in at.button if button.label == "Evaluate in fp32"]
+
+
+def test_the_train_page_says_that_live_numbers_are_in_bf16(stopped):
+    captions = [caption.value for caption in opened("train.py", stopped).caption]
+    assert any("Each epoch's numbers are computed in bf16" in caption for caption in captions)
