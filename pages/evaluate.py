@@ -112,13 +112,13 @@ def cell_box(words: str, key: str, result: Evaluation) -> int | None:
         format_func=lambda one: result.classes[one],
         placeholder="any",
         width=200,
-        on_change=forget_click,
+        on_change=forget_row,
     )
 
 
-def forget_click() -> None:
-    """What is marked in the figure must not differ from what the boxes say: it is drawn afresh."""
-    st.session_state["clicks"] = st.session_state.get("clicks", 0) + 1
+def forget_row() -> None:
+    """What is marked in the table must not differ from what the boxes say: it is drawn afresh."""
+    st.session_state["rows_forgotten"] = st.session_state.get("rows_forgotten", 0) + 1
 
 
 def matrix(result: Evaluation, mark: str) -> None:
@@ -144,10 +144,16 @@ def matrix(result: Evaluation, mark: str) -> None:
                 key="order",
                 help="By confusion: classes that are taken for each other stand side by side.",
             )
-    key = f"confusion-{mark}-{shares}-{order}-{st.session_state.get('clicks', 0)}"
+    key = f"confusion-{mark}-{shares}-{order}"
     st.plotly_chart(
         confusion_heatmap(
-            result.confusion, result.classes, shares, confusion_order(result.confusion) if order == "confusion" else None
+            result.confusion,
+            result.classes,
+            shares,
+            confusion_order(result.confusion) if order == "confusion" else None,
+            # As the boxes below say: plotly's own selection is gone once the figure changes.
+            chosen=(st.session_state.get(f"true-{mark}"), st.session_state.get(f"predicted-{mark}")),
+            dark=st.context.theme.type == "dark",
         ),
         key=key,
         on_select=lambda: cell_clicked(key, mark, len(result.classes)),
@@ -166,7 +172,7 @@ def cell_clicked(key: str, mark: str, classes: int) -> None:
 def frequent_confusions(result: Evaluation, mark: str) -> None:
     st.caption("Too many classes for a picture: these are the most frequent confusions.")
     table = result.confusions(50)
-    key = f"confusions-{mark}-{st.session_state.get('clicks', 0)}"
+    key = f"confusions-{mark}-{st.session_state.get('rows_forgotten', 0)}"
 
     def row_chosen() -> None:
         rows = st.session_state[key]["selection"]["rows"]
@@ -189,7 +195,7 @@ def per_class(result: Evaluation) -> None:
     st.subheader("Class by class", anchor=False)
     table = result.hardest[["class", "recall", "precision", "f1", "images"]]
     table[["recall", "precision", "f1"]] *= 100
-    share = {"format": "%.0f %%"}
+    share = {"format": "%.1f %%"}
     st.dataframe(
         table.rename(columns={"class": "Class", "images": "Images"}),
         hide_index=True,

@@ -201,3 +201,40 @@ def test_a_probe_curve_is_cold_before_the_cut_and_warm_from_it_on(cut, cold):
 
 def test_a_probe_curve_without_probes_is_drawn():
     probe_curve([], "head").to_json()
+
+
+@pytest.mark.parametrize("binning", ["width", "mass"])
+def test_bars_of_a_reliability_diagram_sit_over_their_bins(binning):
+    _, logits, labels = judged()
+    bins = calibration(logits, labels, binning).bins
+    figure = reliability_diagram({"as it is": bins, "scaled": calibration(logits / 3, labels, binning).bins})
+    bar = next(trace for trace in figure.data if trace.type == "bar")
+    np.testing.assert_allclose(bar.x - bar.width / 2, bins["low"])
+    np.testing.assert_allclose(bar.x + bar.width / 2, bins["high"])
+    np.testing.assert_array_equal(bar.y, bins["images"])
+    points = next(trace for trace in figure.data if trace.name == "as it is" and trace.type == "scatter")
+    assert all(low <= x <= high for low, x, high in zip(bins["low"], points.x, bins["high"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "corners"),
+    [
+        ((0, 2), (-0.5, 0.5, 0.5, 1.5)),
+        ((2, None), (-0.5, 2.5, -0.5, 0.5)),
+        ((None, 1), (1.5, 2.5, -0.5, 2.5)),
+    ],
+)
+def test_the_chosen_cell_row_or_column_is_outlined_where_it_stands(chosen, corners):
+    figure = confusion_heatmap(np.eye(3, dtype=int), ["a", "b", "c"], order=[2, 0, 1], chosen=chosen)
+    (outline,) = figure.layout.shapes
+    assert (outline.x0, outline.x1, outline.y0, outline.y1) == corners
+    assert outline.line.width >= 3
+
+
+def test_nothing_is_outlined_before_a_cell_is_chosen():
+    assert not confusion_heatmap(np.eye(3, dtype=int), ["a", "b", "c"]).layout.shapes
+
+
+def test_a_share_that_is_not_all_does_not_read_100_percent():
+    cells = confusion_heatmap(np.array([[999, 1], [0, 5]]), ["a", "b"], "true").data[0].text
+    assert np.array(cells).tolist() == [["99%", "1%"], ["", "100%"]]

@@ -5,14 +5,16 @@ from collections.abc import Iterable
 import numpy as np
 
 PERCENT = "~%"  # d3: as many digits as the ticks differ in, at any zoom: 80%, 100%; 99.5%, 100%
-_MOST_TICKS = 8
+_MOST_TICKS = 6
 _LEAST_SPAN = 0.01  # of an axis of shares: one point
 _PAD = 0.04  # of the span; less than plotly ever leaves between two ticks
 
 
 def share_axis(values: Iterable[float]) -> dict:
-    """A plotly axis on which all ``values`` (0…1, NaN passed over) have room; it ends before a tick below 0 or above 100 %."""
+    """A plotly axis on which all ``values`` (0…1, NaN passed over) have room; it ends before a tick below 0 or above 100 %. What a hover
+    text says of it (``%{y}``) has the digits that tell them apart."""
     shown = _finite(values)
+    hover = hover_percent(shown)
     low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
     missing = max(0.0, _LEAST_SPAN - (high - low))
     low, high = low - missing / 2, high + missing / 2
@@ -21,7 +23,7 @@ def share_axis(values: Iterable[float]) -> dict:
     elif low < 0:
         low, high = 0.0, high - low
     pad = _PAD * (high - low)
-    return {"tickformat": PERCENT, "range": [max(low - pad, -pad), min(high + pad, 1 + pad)]}
+    return {"tickformat": PERCENT, "hoverformat": hover, "range": [max(low - pad, -pad), min(high + pad, 1 + pad)]}
 
 
 def whole_axis(most: float) -> dict:

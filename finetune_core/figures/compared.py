@@ -8,7 +8,8 @@ import plotly.graph_objects as go
 
 from finetune_core.evaluation.arms import Arm
 from finetune_core.evaluation.costs import Cost, timeline
-from finetune_core.figures.style import MARGIN, OTHER_COLOR, RUN_COLORS, escaped
+from finetune_core.figures.axes import share_axis, whole_axis
+from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escaped
 
 Kind = Literal["loss", "accuracy"]
 Axis = Literal["epoch", "seconds"]
@@ -23,7 +24,6 @@ MEASURES: dict[str, tuple[str, str, float]] = {
 }
 RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 _DASHES = ("solid", "dash", "dot", "longdashdot")
-_LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
 _ROUND_SECONDS = (1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000, 360_000)
 _WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
 
@@ -38,7 +38,7 @@ def accuracies(arms: Sequence[Arm]) -> go.Figure:
             y=[at] * len(values),
             mode="markers",
             marker={"color": _color(at), "size": 7, "opacity": 0.45, "symbol": "circle"},
-            hovertemplate="%{text}: %{x:.1%}<extra></extra>",
+            hovertemplate="%{text}: %{x}<extra></extra>",
             text=[f"seed {member.run.config.seed}" for member in arm.members],
         )
         figure.add_scatter(
@@ -47,11 +47,11 @@ def accuracies(arms: Sequence[Arm]) -> go.Figure:
             mode="markers",
             marker=_marker(at),
             error_x=_error(arm),
-            hovertemplate=f"{escaped(arm.title)}: %{{x:.1%}}<extra></extra>",
+            hovertemplate=f"{escaped(arm.title)}: %{{x}}<extra></extra>",
         )
     ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": [_wrapped(arm.title) for arm in arms]}
     figure.update_yaxes(range=[len(arms) - 0.5, -0.5], showgrid=False, zeroline=False, **ticks)
-    figure.update_xaxes(title_text="Accuracy", tickformat=".0%")
+    figure.update_xaxes(title_text="Accuracy", **share_axis(_reach(arms)))
     figure.update_layout(height=110 + 48 * len(arms), margin=MARGIN, showlegend=False)
     return figure
 
@@ -71,16 +71,16 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
                 mode="lines+markers",
                 line={"color": _color(at), "width": 2, "dash": _DASHES[at % len(_DASHES)]},
                 marker={"size": 5, "symbol": RUN_SYMBOLS[at % len(RUN_SYMBOLS)]},
-                hovertemplate=f"seed {member.run.config.seed}, %{{x:.3~g}}: %{{y:{'.1%' if kind == 'accuracy' else '.3f'}}}"
-                "<extra>%{fullData.name}</extra>",
+                hovertemplate=f"seed {member.run.config.seed}, %{{x:.3~g}}: %{{y}}<extra>%{{fullData.name}}</extra>",
             )
     if axis == "seconds":
         ends = [trace.x[-1] for trace in figure.data]
         figure.update_xaxes(title_text="Time since the run began", **_cost_axis("seconds", ends, figure))
     else:
-        figure.update_xaxes(title_text="Epoch", rangemode="tozero")
-    figure.update_yaxes(title_text=f"Validation {kind}", tickformat=".0%" if kind == "accuracy" else None)
-    figure.update_layout(height=360, margin=MARGIN, legend=_LEGEND)
+        figure.update_xaxes(title_text="Epoch", **whole_axis(max(_drawn(figure, "x"), default=1)))
+    told = share_axis(_drawn(figure, "y")) if kind == "accuracy" else {"hoverformat": ".3f"}
+    figure.update_yaxes(title_text=f"Validation {kind}", **told)
+    figure.update_layout(height=360, margin=MARGIN, legend=LEGEND)
     return figure
 
 
@@ -121,17 +121,17 @@ def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
             error_y=_error(arm),
             name=escaped(arm.title),
             legendgroup=str(at),
-            hovertemplate="%{y:.1%} for %{x:.3~g}<extra>%{fullData.name}</extra>",
+            hovertemplate="%{y} for %{x:.3~g}<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title_text=title, **_cost_axis(measure, costs, figure))
-    figure.update_yaxes(title_text="Accuracy", tickformat=".0%")
-    figure.update_layout(height=420, margin=MARGIN, legend=_LEGEND)
+    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(arms)))
+    figure.update_layout(height=420, margin=MARGIN, legend=LEGEND)
     return figure
 
 
 def _cost_axis(measure: Measure, compared: Sequence[float], figure: go.Figure) -> dict:
     """From 0 on; logarithmic where what is compared differs much, with few round values and durations as people say them."""
-    shown = [x for trace in figure.data for x in trace.x]
+    shown = _drawn(figure, "x")
     low, high = min(shown), max(shown)
     if low <= 0 or max(compared) / min(compared) <= _WIDE:
         return {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
@@ -189,7 +189,7 @@ def by_data(arms: Sequence[Arm]) -> go.Figure | None:
     if len({_training_images(arm) for arm in ended}) < 2:
         return None
     figure = _lines(arms, ended, _training_images, lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone))
-    figure.update_xaxes(title_text="Training images", rangemode="tozero")
+    figure.update_xaxes(title_text="Training images", **whole_axis(max(_drawn(figure, "x"))))
     return figure
 
 
@@ -222,11 +222,21 @@ def _lines(arms: Sequence[Arm], shown: Sequence[Arm], where, group) -> go.Figure
             line={"color": OTHER_COLOR, "width": 2},
             marker={"color": [_color(n) for n in at], "symbol": [_symbol(n) for n in at], "size": 13, "opacity": 1},
             text=[escaped(arm.title) for arm in line],
-            hovertemplate="%{text}: %{y:.1%}<extra></extra>",
+            hovertemplate="%{text}: %{y}<extra></extra>",
         )
-    figure.update_yaxes(title_text="Accuracy", tickformat=".0%")
+    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(shown)))
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure
+
+
+def _drawn(figure: go.Figure, axis: Literal["x", "y"]) -> list[float]:
+    return [value for trace in figure.data for value in trace[axis]]
+
+
+def _reach(arms: Sequence[Arm]) -> list[float]:
+    """What an axis of accuracy has to hold: the intervals, and each seed."""
+    seeds = [member.accuracy.value for arm in arms for member in arm.members]
+    return seeds + [end for arm in arms for end in (arm.accuracy.low, arm.accuracy.high)]
 
 
 def _training_images(arm: Arm) -> int:

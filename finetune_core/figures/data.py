@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
+from finetune_core.figures.axes import hover_percent, share_axis, whole_axis
 from finetune_core.figures.style import CLASS_COLORS, COLD, MARGIN, OTHER_COLOR, SPLIT_COLORS, SYMBOLS, WARM, label
 
 
@@ -19,11 +20,12 @@ def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) ->
     ticks = [label(name) for name in classes]
     if len(classes) <= 60:
         figure.update_xaxes(tickmode="array", tickvals=at, ticktext=ticks)
+    most = max((sum(of_class) for of_class in zip(*counts.values(), strict=True)), default=0)
+    figure.update_yaxes(title_text="Images", **whole_axis(most))
     figure.update_layout(
         barmode="stack",
         height=320,
         margin=MARGIN,
-        yaxis_title="Images",
         legend={"orientation": "h", "y": 1.12},
     )
     return figure
@@ -68,6 +70,7 @@ def probe_curve(probes: Sequence[Any], cut: str) -> go.Figure:
         cut: the first stage that the suggestion trains.
     """
     names = [one.stage for one in probes]
+    digits = hover_percent(one.accuracy for one in probes)
     frozen = names.index(cut) if cut in names else len(names)
     figure = go.Figure(
         go.Scatter(
@@ -77,12 +80,13 @@ def probe_curve(probes: Sequence[Any], cut: str) -> go.Figure:
             mode="lines+markers+text",
             line={"color": OTHER_COLOR, "width": 2},
             marker={"size": 14, "color": [COLD if at < frozen else WARM for at in range(len(names))]},
-            text=[f"{one.accuracy:.1%}" for one in probes],
+            text=[format(one.accuracy, digits) for one in probes],
             textposition="top center",
             hovertemplate="%{x}: %{text}<extra></extra>",
         )
     )
     figure.update_xaxes(title_text="Stage, input to head", type="category")
-    figure.update_yaxes(title_text="Validation accuracy of a linear probe", tickformat=".0%", rangemode="tozero")
-    figure.update_layout(height=380, margin={"l": 10, "r": 10, "t": 20, "b": 10})
+    reach = [0.0, *(min(1.0, one.accuracy + one.error) for one in probes)]
+    figure.update_yaxes(title_text="Validation accuracy of a linear probe", **share_axis(reach))
+    figure.update_layout(height=380, margin=MARGIN | {"t": 20})
     return figure

@@ -8,10 +8,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.curves import OneVsRest
+from finetune_core.figures.axes import share_axis
 from finetune_core.figures.style import (
     BEST_COLOR,
     CLASS_COLORS,
     COLD_SCALE,
+    COLD_SCALE_DARK,
     LEGEND,
     MARGIN,
     OTHER_COLOR,
@@ -20,6 +22,7 @@ from finetune_core.figures.style import (
     escaped,
     label,
 )
+from finetune_core.words import percent
 
 Shares = Literal["images", "true", "predicted"]
 
@@ -29,7 +32,13 @@ _DASHES = ("solid", "dash", "dot", "dashdot")
 
 
 def confusion_heatmap(
-    confusion: np.ndarray, classes: Sequence[str], shares: Shares = "images", order: Sequence[int] | None = None
+    confusion: np.ndarray,
+    classes: Sequence[str],
+    shares: Shares = "images",
+    order: Sequence[int] | None = None,
+    *,
+    chosen: tuple[int | None, int | None] = (None, None),
+    dark: bool = False,
 ) -> go.Figure:
     """True classes by row, predicted by column. Each cell holds an unseen point, because heat maps themselves cannot be
     selected from; its ``customdata`` is true label times number of classes, plus predicted label.
@@ -38,13 +47,15 @@ def confusion_heatmap(
         shares: what the numbers are: ``images``, or shares of the ``true`` class (row) or the ``predicted`` one (column). Colours are
             shares always: of the true class where numbers are images.
         order: of the classes; as they are when None.
+        chosen: true and predicted label of the cell that is outlined; the whole column, or row, where one of them is None.
+        dark: whether the page is: low values are as dark as it then.
     """
     order = list(range(len(classes))) if order is None else list(order)
     counts = confusion[np.ix_(order, order)]
     totals = counts.sum(axis=0 if shares == "predicted" else 1, keepdims=True)
     values = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     labelled = len(order) <= _MOST_LABELLED_CELLS
-    words = counts.astype(str) if shares == "images" else np.vectorize("{:.0%}".format)(values)
+    words = counts.astype(str) if shares == "images" else np.vectorize(_short_percent, otypes=[str])(values)
     # Categories are numbered, not named: two names may look the same to plotly, and "3" must not become a number.
     at = list(range(len(order)))
     figure = go.Figure(
@@ -54,7 +65,7 @@ def confusion_heatmap(
             y=at,
             zmin=0,
             zmax=1,
-            colorscale=COLD_SCALE,
+            colorscale=COLD_SCALE_DARK if dark else COLD_SCALE,
             text=np.where(counts > 0, words, "") if labelled else None,
             texttemplate="%{text}" if labelled else None,
             hoverinfo="skip",
@@ -64,6 +75,7 @@ def confusion_heatmap(
         )
     )
     _add_cells(figure, counts, order, classes)
+    _outline(figure, order, *chosen)
     ticks = {"tickmode": "array", "tickvals": at, "ticktext": [label(classes[one]) for one in order]}
     if len(order) > _MOST_NAMED:
         ticks = {"showticklabels": False}
@@ -84,8 +96,8 @@ def _add_cells(figure: go.Figure, counts: np.ndarray, order: Sequence[int], clas
         x=columns,
         y=rows,
         mode="markers",
-        marker={"symbol": "square-open", "size": 24, "color": WARM, "line": {"width": 3}, "opacity": 0},
-        selected={"marker": {"opacity": 1}},
+        marker={"opacity": 0},
+        selected={"marker": {"opacity": 0}},
         unselected={"marker": {"opacity": 0}},
         customdata=np.array(order)[rows] * len(order) + np.array(order)[columns],
         text=[
@@ -94,6 +106,21 @@ def _add_cells(figure: go.Figure, counts: np.ndarray, order: Sequence[int], clas
         ],
         hovertemplate="%{text}<extra></extra>",
     )
+
+
+def _outline(figure: go.Figure, order: Sequence[int], true: int | None, predicted: int | None) -> None:
+    """Drawn as a shape: what plotly itself marks as selected is gone once the figure is drawn anew."""
+    if true is None and predicted is None:
+        return
+    (top, bottom), (left, right) = (
+        (-0.5, len(order) - 0.5) if one is None else (order.index(one) - 0.5, order.index(one) + 0.5)
+        for one in (true, predicted)
+    )
+    figure.add_shape(type="rect", x0=left, x1=right, y0=top, y1=bottom, line={"color": WARM, "width": 4}, layer="above")
+
+
+def _short_percent(share: float) -> str:
+    return percent(share, 0).replace(" ", "")
 
 
 def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go.Figure:
@@ -105,13 +132,13 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
             y=at,
             orientation="h",
             marker_color=[BEST_COLOR, *[OTHER_COLOR] * (len(names) - 1)],
-            text=[f"{p:.1%}" for p in probabilities],
+            text=[percent(p) for p in probabilities],
             textposition="auto",
             hoverinfo="skip",
         )
     )
     figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=[label(name) for name in names])
-    figure.update_xaxes(range=[0, 1], tickformat=".0%")
+    figure.update_xaxes(**share_axis([0, 1]) | {"range": [0, 1.02]})
     figure.update_layout(margin=MARGIN, height=60 + 34 * len(names))
     return figure
 
@@ -142,7 +169,7 @@ def _line(number: int, name: str, shape: str = "linear") -> dict:
     dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
     line = {"color": _class_color(number), "width": 2, "dash": dash, "shape": shape}
     shown = {"name": label(name), "legendgroup": str(number)}  # by number: two names may begin alike
-    return {"mode": "lines", "line": line, "hovertemplate": "%{x:.1%}, %{y:.1%}", **shown}
+    return {"mode": "lines", "line": line, "hovertemplate": "%{x}, %{y}", **shown}
 
 
 def _add_band(figure: go.Figure, number: int, band: pd.DataFrame, x: str) -> None:
@@ -165,8 +192,8 @@ def _class_color(number: int) -> str:
 
 
 def _two_shares(figure: go.Figure, x: str, y: str) -> go.Figure:
-    figure.update_xaxes(title_text=x, range=[-0.01, 1.01], tickformat=".0%")
-    figure.update_yaxes(title_text=y, range=[-0.01, 1.03], tickformat=".0%")
+    figure.update_xaxes(title_text=x, **share_axis([0, 1]))
+    figure.update_yaxes(title_text=y, **share_axis([0, 1]))
     figure.update_layout(height=420, margin=MARGIN, legend=LEGEND, showlegend=True)
     return figure
 
@@ -191,11 +218,11 @@ def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
                 "color": OTHER_COLOR,
                 "thickness": 2,
             },
-            hovertemplate="%{x:.1%}<extra></extra>",
+            hovertemplate="%{x}<extra></extra>",
         )
     )
     figure.add_vline(x=overall, line={"color": OTHER_COLOR, "dash": "dot"})
-    figure.update_xaxes(title_text="Accuracy, with its 95 % interval", range=[-0.01, 1.02], tickformat=".0%")
+    figure.update_xaxes(title_text="Accuracy, with its 95 % interval", **share_axis([*rows["low"], *rows["high"], overall]))
     figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=names, zeroline=False)
     figure.update_layout(height=90 + 36 * len(rows), margin=MARGIN)
     return figure
@@ -225,11 +252,11 @@ def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure
             name=title,
             line={"color": CLASS_COLORS[number], "width": 2},
             marker={"size": 9, "symbol": SYMBOLS[number]},
-            hovertemplate="%{y:.1%}",
+            hovertemplate="%{y}",
         )
     figure.update_xaxes(
         tickmode="array", tickvals=[0, 1, 2, 3], ticktext=["as they are", "mild", "middle", "strong"], range=[-0.15, 3.3]
     )
-    figure.update_yaxes(title_text="Accuracy", range=[-0.02, 1.03], tickformat=".0%")
+    figure.update_yaxes(title_text="Accuracy", **share_axis([*rows["low"], *rows["high"]]))
     figure.update_layout(height=440, margin=MARGIN, legend=LEGEND)
     return figure

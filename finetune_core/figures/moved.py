@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import plotly.graph_objects as go
 
 from finetune_core.evaluation.layers import Layers
+from finetune_core.figures.axes import PERCENT, hover_percent, share_axis
 from finetune_core.figures.compared import RUN_SYMBOLS
-from finetune_core.figures.style import BEST_COLOR, MARGIN, RUN_COLORS, escaped, label
+from finetune_core.figures.style import BEST_COLOR, LEGEND, MARGIN, RUN_COLORS, escaped, label
 from finetune_core.inspection.learned import Probe
-
-_LEGEND = {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0}
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,14 @@ class Measure:
 
     Attributes:
         field: of ``StageMove``.
+        percent: whether it is a share, or a number without a unit.
         head: whether the head has a say: it is new in every run.
     """
 
     field: str
     title: str
     axis: str
-    ticks: str
+    percent: bool
     head: bool
     help: str
 
@@ -35,7 +36,7 @@ MEASURES = (
         "change",
         "How far the weights moved",
         "Change of the weights",
-        ".1%",
+        True,
         False,
         "Length of the change of a stage's weights, in percent of the weights that it began with. 0: they are as they were.",
     ),
@@ -43,7 +44,7 @@ MEASURES = (
         "likeness",
         "How much the features stayed the same",
         "Likeness before and after (CKA)",
-        ".2f",
+        False,
         False,
         "Linear CKA (Kornblith et al. 2019) between what a stage makes of the same validation images before and after training. 1: the "
         "same, but for rotation and scale; 0: unrelated. A frozen stage behind no trained one stays at 1.",
@@ -52,7 +53,7 @@ MEASURES = (
         "gradient_share",
         "Where training pulled",
         "Share of the gradient",
-        ".0%",
+        True,
         True,
         "Of the squared length of the gradient, each stage's part, as the run recorded it: mean of its epochs. Only what trains has any.",
     ),
@@ -60,7 +61,7 @@ MEASURES = (
         "pull",
         "Where it would pull now, were all stages free",
         "Gradient relative to the weights",
-        ".1%",
+        True,
         False,
         "Length of the gradient of the loss on training images at the trained network, in percent of the weights (Auto-RGN, Lee et al. 2023). "
         "High: training would change this stage most. Whether that helps on new images it does not say, so it plays no part in which stage to "
@@ -90,12 +91,14 @@ def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, 
             line={"color": RUN_COLORS[places[title] % len(RUN_COLORS)], "width": 2},
             marker={"size": 10, "symbol": [symbol if trains else f"{symbol}-open" for _, _, trains in told]},
             text=["trains" if trains else "frozen" for _, _, trains in told],
-            hovertemplate=f"%{{y:{measure.ticks}}}, %{{text}}",
+            hovertemplate="%{y}, %{text}",
         )
     names = [stage.name for stage in next(iter(runs.values())).stages]
     _stage_axis(figure, names if measure.head else names[:-1])
-    figure.update_yaxes(title_text=measure.axis, tickformat=measure.ticks, rangemode="tozero")
-    figure.update_layout(height=330, margin=MARGIN, legend=_LEGEND, showlegend=len(runs) > 1)
+    drawn = [value for trace in figure.data for value in trace.y]
+    told = {"tickformat": PERCENT, "hoverformat": hover_percent(drawn)} if measure.percent else {"hoverformat": ".3f"}
+    figure.update_yaxes(title_text=measure.axis, rangemode="tozero", **told)
+    figure.update_layout(height=330, margin=MARGIN, legend=LEGEND, showlegend=len(runs) > 1)
     return figure
 
 
@@ -114,11 +117,12 @@ def probe_profile(probes: Sequence[Probe], stages: Sequence[str]) -> go.Figure:
             mode="lines+markers",
             line={"color": BEST_COLOR, "width": 2},
             marker={"size": 10},
-            hovertemplate="%{y:.1%}<extra></extra>",
+            hovertemplate="%{y}<extra></extra>",
         )
     )
     _stage_axis(figure, stages[:-1])
-    figure.update_yaxes(title_text="Validation accuracy", tickformat=".0%")
+    reach = [end for one in probes for end in (one.accuracy - one.error, one.accuracy + one.error)]
+    figure.update_yaxes(title_text="Validation accuracy", **share_axis(np.clip(reach, 0, 1)))
     figure.update_layout(height=330, margin=MARGIN, showlegend=False)
     return figure
 

@@ -6,7 +6,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from finetune_core.figures.axes import hover_percent, share_axis, whole_axis
 from finetune_core.figures.style import BEST_COLOR, LEGEND, MARGIN, OTHER_COLOR, WARM
+from finetune_core.words import percent
 
 
 def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
@@ -36,25 +38,26 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
                 "thickness": 1,
                 "visible": symbol == "circle",
             },
-            hovertemplate="%{x:.1%} sure, %{y:.1%} right<br>%{customdata} images",
+            hovertemplate="%{x} sure, %{y} right<br>%{customdata} images",
             row=1,
             col=1,
         )
         figure.add_bar(
-            x=rows["confidence"],
+            x=(rows["low"] + rows["high"]) / 2,
             y=rows["images"],
-            width=0.012,
-            offset=-0.012 if symbol == "circle" else 0,
-            marker_color=color,
+            width=rows["high"] - rows["low"],
+            customdata=[f"{percent(low)} to {percent(high)}" for low, high in zip(rows["low"], rows["high"], strict=True)],
+            marker={"color": color, "opacity": 0.5, "line": {"width": 1, "color": color}},
+            name=name,
             showlegend=False,
-            hoverinfo="skip",
+            hovertemplate="%{customdata} sure: %{y} images",
             row=2,
             col=1,
         )
-    figure.update_xaxes(range=[-0.01, 1.01], tickformat=".0%")
+    figure.update_xaxes(**share_axis([0, 1]))
     figure.update_xaxes(title_text="How sure", row=2, col=1)
-    figure.update_yaxes(title_text="How often right", range=[-0.02, 1.03], tickformat=".0%", row=1, col=1)
-    figure.update_yaxes(title_text="Images", rangemode="tozero", row=2, col=1)
+    figure.update_yaxes(title_text="How often right", **share_axis([0, 1]), row=1, col=1)
+    figure.update_yaxes(title_text="Images", **whole_axis(max(rows["images"].max() for rows in bins.values())), row=2, col=1)
     figure.update_layout(height=480, margin=MARGIN, legend=LEGEND, barmode="overlay")
     return figure
 
@@ -67,18 +70,19 @@ def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Fi
         share, accuracy: of the choice; NaN where nothing is named.
     """
     figure = go.Figure()
+    sure = hover_percent(curve["threshold"])
     figure.add_scatter(
         x=curve["coverage"],
         y=curve["accuracy"],
         customdata=curve["threshold"],
         mode="lines+markers" if len(curve) < 30 else "lines",
         line={"color": BEST_COLOR, "width": 2},
-        hovertemplate="named: %{x:.1%}<br>right: %{y:.1%}<br>at least %{customdata:.1%} sure<extra></extra>",
+        hovertemplate=f"named: %{{x}}<br>right: %{{y}}<br>at least %{{customdata:{sure}}} sure<extra></extra>",
     )
     figure.add_scatter(
         x=[share], y=[accuracy], mode="markers", marker={"size": 14, "color": WARM, "symbol": "diamond"}, hoverinfo="skip"
     )
-    figure.update_xaxes(title_text="Images that are named", range=[-0.01, 1.01], tickformat=".0%")
-    figure.update_yaxes(title_text="Right among those", tickformat=".0%")
+    figure.update_xaxes(title_text="Images that are named", **share_axis([0, 1]))
+    figure.update_yaxes(title_text="Right among those", **share_axis([*curve["accuracy"], accuracy]))
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure

@@ -1,0 +1,187 @@
+"""Every plotly figure on a narrow range, drawn by plotly itself, wide and on a phone: no tick twice, none cut off, none that cannot be."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from plotly.offline import get_plotlyjs
+
+from finetune_core.config import make_config
+from finetune_core.evaluation.arms import Arm, Member
+from finetune_core.evaluation.calibration import calibration
+from finetune_core.evaluation.costs import Cost, Depth
+from finetune_core.evaluation.curves import coverage_curve, one_vs_rest
+from finetune_core.evaluation.layers import Layers, StageMove
+from finetune_core.evaluation.metrics import evaluate
+from finetune_core.evaluation.paired import Interval
+from finetune_core.evaluation.robustness import CORRUPTIONS
+from finetune_core.figures import compared, data, judged, moved, sureness
+from finetune_core.inspection.learned import Probe
+from finetune_core.runs.history import History
+from finetune_core.runs.store import Run
+
+STAGES = ("stem", "layer1", "layer2", "head")
+PROBES = [Probe("stem", 0.981, 0.003), Probe("layer1", 0.9975, 0.001), Probe("layer2", 1.0, 0.0)]
+
+
+def arms(folder, accuracies=(0.9925, 0.9962, 1.0), epochs=3):
+    """An arm for each accuracy, its cut one stage deeper, on ever more images."""
+    made = []
+    for at, accuracy in enumerate(accuracies):
+        run_dir = folder / f"run-{at}"
+        run_dir.mkdir()
+        config = make_config({"data": "/pets", "train_fraction": (at + 1) / len(accuracies)})
+        history = History(run_dir)
+        history.started = {"counts": {"train": at + 1, "val": 50}, "cache": {"trunk_seconds": 1.0}, "decode_seconds": 1.0}
+        history.epochs = [
+            {"epoch": n, "val_accuracy": accuracy - 0.002 / n, "val_loss": 0.1 / n, "seconds": n} for n in range(1, epochs + 1)
+        ]
+        spent = Cost(10.0 + at, 30.0, 1_000_000 * (at + 1), 10**8, 10**6)
+        interval = Interval(accuracy, accuracy - 0.004, min(1.0, accuracy + 0.002))
+        member = Member(Run(run_dir, config, history, "finished"), interval, spent)
+        made.append(Arm(f"Arm {at}", config, (member,), interval, None, spent, Depth(at + 1, STAGES[-1 - at], True)))
+    return made
+
+
+def nearly_perfect():
+    """1,000 images of three classes, a few of them taken for the next class."""
+    random = np.random.default_rng(0)
+    labels = np.arange(1000) % 3
+    logits = np.eye(3)[np.where(np.arange(1000) % 250 == 0, (labels + 1) % 3, labels)] * 6 + random.normal(size=(1000, 3))
+    table = pd.DataFrame({"id": range(1000), "split": "test", "label": labels, "logits": list(logits)})
+    return evaluate(table, ("cat", "dog", "newt")), logits, labels
+
+
+def figures(folder):
+    compare = arms(folder)
+    result, logits, labels = nearly_perfect()
+    curves = {name: one_vs_rest(result, number, resamples=10) for number, name in enumerate(result.classes)}
+    ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
+    worse = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(accuracy=0.995, low=0.99, high=1.0)
+    slices = pd.DataFrame({"slice": ["day", "night"], "images": 500, "accuracy": [0.996, 1.0], "low": 0.99, "high": 1.0})
+    moves = tuple(StageMove(name, at > 1, 0.0004 * at, 1 - 0.002 * at, 0.3, 0.001 * at) for at, name in enumerate(STAGES))
+    layers = {"one": Layers(moves, tuple(PROBES), 300, 128, 1.0)}
+    coverage = coverage_curve(result)
+    return {
+        "accuracies": compared.accuracies(compare),
+        "curves-loss": compared.learning_curves("loss", "epoch", compare),
+        "curves-accuracy": compared.learning_curves("accuracy", "epoch", compare),
+        "curves-seconds": compared.learning_curves("accuracy", "seconds", compare),
+        **{f"pareto-{measure}": compared.pareto(measure, compare) for measure in compared.MEASURES},
+        "depth": compared.by_depth(compare),
+        "data": compared.by_data(compare),
+        "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),
+        "probe-curve": data.probe_curve(PROBES, "layer2"),
+        "probe-profile": moved.probe_profile(PROBES, STAGES),
+        **{f"moved-{one.field}": moved.by_stage(one, layers, {"one": 0}) for one in moved.MEASURES},
+        "confusion": judged.confusion_heatmap(result.confusion, result.classes, "true", chosen=(0, 1)),
+        "bars": judged.probability_bars(["cat", "dog", "newt"], [0.9998, 0.0002, 0.0]),
+        "roc": judged.roc_curves(curves),
+        "recall-precision": judged.recall_precision_curves(curves),
+        "slices": judged.slice_dots(slices, 0.998),
+        "robustness": judged.robustness_lines(worse, {name: one.title for name, one in CORRUPTIONS.items()}),
+        **{
+            f"reliability-{binning}": sureness.reliability_diagram(
+                {"as it is": calibration(logits, labels, binning).bins, "scaled": calibration(logits / 2, labels, binning).bins}
+            )
+            for binning in ("width", "mass")
+        },
+        "coverage": sureness.coverage_figure(coverage, 0.9, float(coverage["accuracy"].iloc[0])),
+    }
+
+
+READ = """figure => {
+    const box = figure.querySelector('.main-svg').getBoundingClientRect()
+    const read = text => {
+        const own = text.getBoundingClientRect()
+        const cut = own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1 || own.bottom > box.bottom + 1
+        return [text.textContent, cut]
+    }
+    const axes = {}
+    for (const name of Object.keys(figure._fullLayout).filter(name => /^[xy]axis\\d*$/.test(name))) {
+        const tick = name.replace('axis', '') + 'tick'
+        axes[name] = {labels: [...figure.querySelectorAll(`.${tick} text`)].map(read), range: figure._fullLayout[name].range}
+    }
+    return axes
+}"""
+
+
+@pytest.fixture
+def drawn(page, tmp_path):
+    """``drawn(figures, width)``: name -> axis -> its labels, as (text, whether cut off), and its range, as plotly draws them."""
+
+    def draw(named, width):
+        page.set_viewport_size({"width": width, "height": 900})
+        parts = [
+            figure.update_xaxes(automargin=True)
+            .update_yaxes(automargin=True)
+            .to_html(full_html=False, include_plotlyjs=False, div_id=name, config={"responsive": True})
+            for name, figure in named.items()
+        ]
+        file = tmp_path / "figures.html"
+        file.write_text(f"<!doctype html><meta charset=utf-8><script>{get_plotlyjs()}</script>{''.join(parts)}", "utf-8")
+        page.goto(file.as_uri())
+        page.wait_for_function(f"document.querySelectorAll('.plot-container .main-svg').length >= {len(named)}")
+        return {name: page.locator(f"#{name}").evaluate(READ) for name in named}
+
+    return draw
+
+
+@pytest.mark.parametrize("width", [1440, 360])
+def test_no_figure_repeats_or_cuts_off_a_tick(drawn, tmp_path, width):
+    made = figures(tmp_path)
+    for name, axes in drawn(made, width).items():
+        for axis, told in axes.items():
+            labels = [text for text, _ in told["labels"] if text.strip()]
+            where = f"{name}, {axis}: {labels}"
+            assert len(labels) == len(set(labels)), where
+            assert not any(cut for _, cut in told["labels"]), where
+            if labels and all(label.endswith("%") for label in labels):
+                assert len(labels) > 1, where
+                shares = [float(label[:-1].replace("\u2212", "-")) for label in labels]
+                if not name.startswith("moved"):  # weights can change by more than all of their length
+                    assert all(0 <= share <= 100 for share in shares), where
+                    assert told["range"][1] < 1 or 100 in shares, where
+
+
+def test_epochs_and_counts_are_whole(drawn, tmp_path):
+    named = {}
+    for epochs in (1, 3, 7, 40):
+        folder = tmp_path / str(epochs)
+        folder.mkdir()
+        named[f"epochs-{epochs}"] = compared.learning_curves("loss", "epoch", arms(folder, epochs=epochs))
+        named[f"counts-{epochs}"] = data.class_counts({"train": [epochs, 1]}, ["cat", "dog"])
+    for name, axes in drawn(named, 1440).items():
+        labels = [text for text, _ in axes["xaxis" if name.startswith("epochs") else "yaxis"]["labels"]]
+        assert len(labels) > 1
+        assert all(re.fullmatch(r"\d+", text) for text in labels), f"{name}: {labels}"
+
+
+LUMINANCE = """color => {
+    const parts = color.match(/[\\d.]+/g).slice(0, 3).map(part => part / 255).map(part => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+}"""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_numbers_can_be_read_on_every_cell_and_low_cells_are_like_the_page(page, drawn, dark):
+    """Contrast as WCAG has it (4.5 to 1 for text of this size), between plotly's colour of each number and the cell below it."""
+    shares = np.arange(1, 20)
+    confusion = np.diag(shares) + np.diag(20 - shares[:-1], 1) + np.diag([20 - 19], -18)  # rows of 20: 1 in 20, 2 in 20 …
+    heat = judged.confusion_heatmap(confusion, [f"{n}" for n in range(19)], dark=dark)
+    drawn({"heat": heat}, 1440)
+    texts = page.locator("#heat .heatmap-label text, #heat .hm text").evaluate_all(
+        f"texts => texts.filter(text => text.textContent).map(text => ({LUMINANCE})(getComputedStyle(text).fill))"
+    )
+    stops, colours = zip(*heat.data[0].colorscale, strict=True)
+    stops = np.array(stops) + 1e-9 * np.arange(len(stops))  # where the scale jumps
+    parts = [[int(colour[at : at + 2], 16) for colour in colours] for at in (1, 3, 5)]
+    values = [value for value, word in zip(np.ravel(heat.data[0].z), np.ravel(heat.data[0].text), strict=True) if word]
+    below = [f"rgb({','.join(str(np.interp(value, stops, part)) for part in parts)})" for value in values]
+    cells = page.evaluate(f"colours => colours.map({LUMINANCE})", below)
+    assert len(texts) == len(cells) > 30
+    contrasts = [(max(pair) + 0.05) / (min(pair) + 0.05) for pair in zip(texts, cells, strict=True)]
+    assert min(contrasts) >= 4.5
+    page_luminance = 0.008 if dark else 1.0
+    assert (max(cells[0], page_luminance) + 0.05) / (min(cells[0], page_luminance) + 0.05) < 1.5
