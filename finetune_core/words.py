@@ -6,6 +6,8 @@ PHASE_WORDS = {
     "prepare": "Preparing the network",
     "index": "Looking at images",
     "download": "Downloading the pretrained weights",
+    "unpack": "Unpacking",
+    "name": "Naming images",
     "decode": "Decoding images",
     "features": "Computing features",
     "probe": "Finding where transfer ends",

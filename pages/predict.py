@@ -87,7 +87,7 @@ def inputs(kind: str) -> list[tuple[str, str, bytes]]:
 
 
 def present(runs: list[Run]) -> None:
-    """One run, one image at a time, nothing else."""
+    """One run and what it takes images for, the latest first, nothing else."""
     st.set_page_config(page_title="Thaw", page_icon="❄️", layout="centered")
     gate()
     asked = st.query_params.get("run")
@@ -104,8 +104,8 @@ def present(runs: list[Run]) -> None:
         "From", ["files", "camera"], format_func=INPUTS.get, default="files", required=True, label_visibility="collapsed"
     )
     given = inputs(kind)
-    for key, name, image in given[-1:]:
-        show_image(key, name, image, namers, brief=True)
+    for key, name, image in reversed(given):
+        show_image(key, name, image, namers, brief=True, heading=len(given) > 1)
     st.caption(plain(knows(namers[0])))
     st.stop()
 
@@ -127,7 +127,7 @@ def try_out(runs: list[Run]) -> None:
     )
     get_to_know(namers)
     if kind == "many":
-        many(namers[0])
+        many(namers)
     else:
         given = inputs(kind)
         if not given:

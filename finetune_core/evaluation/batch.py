@@ -97,23 +97,51 @@ def name_images(
     return named
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What one of several networks takes the same images for, in the same order."""
+
+    title: str
+    classes: Sequence[str]
+    named: Sequence[Named]
+
+    @property
+    def top(self) -> list[str]:
+        """The likeliest class of each image; empty where it could not be read."""
+        return ["" if one.probabilities is None else self.classes[int(one.probabilities.argmax())] for one in self.named]
+
+
 def to_csv(named: Sequence[Named], classes: Sequence[str]) -> bytes:
     """``file, class, probability, unlike, problem``, then the probability of each class, as UTF-8.
 
     Names are a stranger's: what a spreadsheet would take for a formula gets an apostrophe before it (OWASP, CSV injection).
     """
+    return side_by_side_csv([Answers("", classes, named)])
+
+
+def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
+    """``to_csv`` of each network, one beside the other, the network's title behind the names of its columns."""
     text = io.StringIO(newline="")
     table = csv.writer(text)
-    table.writerow(["file", "class", "probability", "unlike", "problem", *(f"p({name})" for name in classes)])
-    for one in named:
-        told = "" if one.unlike is None else "yes" if one.unlike else "no"
-        if one.probabilities is None:
-            table.writerow([_cell(one.file), "", "", told, _cell(one.problem), *[""] * len(classes)])
-            continue
-        best = int(one.probabilities.argmax())
-        chances = [f"{chance:.6f}" for chance in one.probabilities]
-        table.writerow([_cell(one.file), _cell(classes[best]), chances[best], told, "", *chances])
+    table.writerow(["file", *(column for one in answers for column in _columns(one))])
+    for rows in zip(*(one.named for one in answers), strict=True):
+        cells = [_answer(row, one.classes) for row, one in zip(rows, answers, strict=True)]
+        table.writerow([_cell(rows[0].file), *(cell for some in cells for cell in some)])
     return text.getvalue().encode("utf-8", "replace")
+
+
+def _columns(one: Answers) -> list[str]:
+    names = ["class", "probability", "unlike", "problem", *(f"p({name})" for name in one.classes)]
+    return [f"{name}, {one.title}" for name in names] if one.title else names
+
+
+def _answer(one: Named, classes: Sequence[str]) -> list[str]:
+    told = "" if one.unlike is None else "yes" if one.unlike else "no"
+    if one.probabilities is None:
+        return ["", "", told, _cell(one.problem), *[""] * len(classes)]
+    best = int(one.probabilities.argmax())
+    chances = [f"{chance:.6f}" for chance in one.probabilities]
+    return [_cell(classes[best]), chances[best], told, "", *chances]
 
 
 def _judged(

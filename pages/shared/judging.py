@@ -1,5 +1,6 @@
 """What the tabs of Evaluate show of one split of one run. Each is drawn only while it is open."""
 
+from functools import partial
 from math import isnan
 
 import pandas as pd
@@ -22,7 +23,7 @@ from finetune_core.runs.store import Run
 from finetune_core.words import number, percent, things
 from pages.shared.chosen import readable_roots
 from pages.shared.chrome import plain
-from pages.shared.state import with_bar
+from pages.shared.jobs import begin, jobs, outcome
 
 _MEANINGS = {
     "accuracy": "Share of images that are named right.",
@@ -174,24 +175,24 @@ def by_slice(run: Run, result: Evaluation) -> None:
 
 def robustness(run: Run, result: Evaluation) -> None:
     st.markdown("The same images, made worse step by step: blurred, noisy, compressed, brighter, turned.")
-    place = st.empty()
     known = known_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
     words = "Measure again" if known else f"Measure on {things(images, 'image')}"
-    button = st.empty()
-    if button.button(words, icon=":material/blur_on:", type="tertiary" if known else "secondary", key="measure"):
-        button.empty()
-        try:
-            with_bar(
-                measure_robustness(run, result.split, roots=readable_roots()),
-                "Naming worse and worse images",
-                place,
-                kept=False,
-            )
-        except FinetuneError as error:
-            st.error(plain(str(error)), icon=":material/error:")
-            return
-        st.rerun()
+    key = f"robustness:{_mark(run, result)}"
+    st.button(
+        words,
+        icon=":material/blur_on:",
+        type="tertiary" if known else "secondary",
+        key="measure",
+        on_click=begin,
+        args=(key, "Naming worse and worse images", partial(measure_robustness, run, result.split, roots=readable_roots())),
+        kwargs={"kept": False},
+        disabled=jobs().find(key) is not None,
+    )
+    try:
+        outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
     if known is None:
         return
     right = known.rows.groupby("corruption")["accuracy"].min()

@@ -1,6 +1,7 @@
 """Two sections of Compare: what training moved, stage by stage, and the images on which two runs disagree."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -14,8 +15,9 @@ from finetune_core.figures.moved import MEASURES, by_stage, probe_profile
 from finetune_core.runs.store import Run
 from finetune_core.words import SPLIT_WORDS, percent, things
 from pages.shared.chrome import plain
+from pages.shared.jobs import begin, jobs, outcome
 from pages.shared.network import explanation
-from pages.shared.state import readable_roots, with_bar
+from pages.shared.state import readable_roots
 
 _ROWS = 4  # pairs of explanations at a time: each takes a moment
 
@@ -32,19 +34,24 @@ def what_moved(runs: Sequence[Run]) -> None:
     titles = run_titles(runs)
     known = {run.run_id: known_layers(run) for run in runs}
     missing = [run for run in runs if known[run.run_id] is None]
-    place = st.empty()
     if missing:
         st.markdown(
             "Compares each network, stage by stage, with what it began as: weights, features of the same images, gradients. "
             "A linear model on the features of each stage shows where transfer ends."
         )
-        if st.button(f"Measure {things(len(missing), 'run')}", icon=":material/straighten:", key="measure-layers"):
-            try:
-                with_bar(measure_layers(missing, readable_roots()), "Comparing the stages", place)
-            except FinetuneError as error:
-                st.error(plain(str(error)), icon=":material/error:")
-                return
-            st.rerun()
+        key = f"layers:{','.join(known)}"
+        st.button(
+            f"Measure {things(len(missing), 'run')}",
+            icon=":material/straighten:",
+            key="measure-layers",
+            on_click=begin,
+            args=(key, "Comparing the stages", partial(measure_layers, missing, readable_roots())),
+            disabled=jobs().find(key) is not None,
+        )
+        try:
+            outcome(key)
+        except FinetuneError as error:
+            st.error(plain(str(error)), icon=":material/error:")
     by_backbone: dict[str, dict[str, Layers]] = {}
     for run, title in zip(runs, titles, strict=True):
         if layers := known[run.run_id]:

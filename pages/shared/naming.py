@@ -1,18 +1,20 @@
 """What trained networks take a person's own images for: one image at a time, with the reasons; or many, as a table."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 from streamlit.runtime.uploaded_file_manager import UploadedFile
 
 from finetune_core.data.archives import unpack_archive
 from finetune_core.errors import FinetuneError, ImageError
-from finetune_core.evaluation.batch import Named, images_below, name_images, to_csv, unpacking_folder
+from finetune_core.evaluation.arms import run_titles
+from finetune_core.evaluation.batch import Answers, Named, images_below, name_images, side_by_side_csv, unpacking_folder
 from finetune_core.evaluation.explain import Explanation, explain
 from finetune_core.evaluation.neighbours import (
     Encoder,
@@ -22,14 +24,17 @@ from finetune_core.evaluation.neighbours import (
     known_neighbourhood,
     neighbours_changed,
 )
+from finetune_core.evaluation.predict import Predictor
 from finetune_core.figures.judged import probability_bars
+from finetune_core.jobs import Work
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_changed
 from finetune_core.words import number, percent, things
 from pages.shared.chrome import plain
 from pages.shared.images import Picture, gallery, run_picture
+from pages.shared.jobs import begin, jobs, outcome
 from pages.shared.network import predictor
-from pages.shared.state import readable_roots, store, with_bar
+from pages.shared.state import readable_roots, store
 
 _SHOWN, _NEAREST = 5, 4  # classes; training images
 _HEADING = 40  # letters
@@ -84,38 +89,42 @@ def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]
 def get_to_know(namers: list[Namer]) -> None:
     """Offer to run the training images through the networks that have not seen them like that yet."""
     unknown = [one for one in namers if one.looks and one.near is None]
-    place = st.empty()
     if not unknown:
         return
+    key = f"neighbours:{','.join(one.run.run_id for one in namers)}"
     with st.container(horizontal=True, vertical_alignment="center"):
-        asked = st.button(
+        st.button(
             "Show training images like it, too",
             icon=":material/grid_view:",
             key="get-to-know",
             help="Runs the training images through the network once. From then on each new image is set beside those most like it, and one "
             "that is unlike anything in training is told.",
+            on_click=begin,
+            args=(key, "Looking at the training images", partial(_neighbourhoods, unknown, readable_roots())),
+            kwargs={"kept": len(unknown) > 1},
+            disabled=jobs().find(key) is not None,
         )
-    if not asked:
-        return
-    roots = readable_roots()
-    work = (told for one in unknown for told in compute_neighbourhood(one.run, one.looks, roots))
     try:
-        with_bar(work, "Looking at the training images", place, kept=False)
+        outcome(key)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
-        return
-    st.rerun()
 
 
-def show_image(key: str, name: str, image: bytes, namers: list[Namer], *, brief: bool = False) -> None:
+def _neighbourhoods(namers: Sequence[Namer], roots: Sequence[Path]) -> Work:
+    for one in namers:
+        yield from compute_neighbourhood(one.run, one.looks, roots)
+
+
+def show_image(key: str, name: str, image: bytes, namers: list[Namer], *, brief: bool = False, heading: bool = True) -> None:
     """Draw what one or more networks take an image for.
 
     Args:
         key: tells the images on a page apart.
         brief: for a presentation: the answer large, the details folded away.
+        heading: whether its name stands above.
     """
     with st.container(border=not brief):
-        if not brief:
+        if heading:
             st.markdown(f"**{plain(name)}**")
         for one, column in zip(
             namers, st.columns(len(namers), gap="medium") if len(namers) > 1 else [st.container()], strict=True
@@ -183,8 +192,8 @@ def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
         st.caption("The data set has changed since the run, so these may not all have been trained on.")
 
 
-def many(one: Namer) -> None:
-    """An archive in, a table out."""
+def many(namers: Sequence[Namer]) -> None:
+    """An archive in, a table out: what each of the networks takes each image for."""
     upload = st.file_uploader(
         "A ZIP or TAR archive of images",
         type=["zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz"],
@@ -192,44 +201,61 @@ def many(one: Namer) -> None:
         help="Unpacked to name its images, then deleted. Folders in it are only part of the names.",
     )
     if upload is None:
-        st.session_state.pop("named", None)
         return
-    place = st.empty()
-    mark = (upload.file_id, one.run.run_id, predictions_changed(one.run.run_dir), one.near is not None)
-    held = st.session_state.get("named")
-    if held is None or held[0] != mark:
-        if not st.button("Name them", type="primary", icon=":material/play_arrow:", key="name-them"):
-            return
-        try:
-            held = st.session_state["named"] = (mark, _named(one, upload, place))
-        except FinetuneError as error:
-            st.error(plain(str(error)), icon=":material/error:")
-            return
-        st.rerun()
-    _table(one, Path(upload.name).stem, held[1])
+    marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}-{one.near is not None}" for one in namers]
+    key = f"naming:{upload.file_id}:{','.join(marks)}"
+    try:
+        answers = outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        answers = None
+    if answers is not None:
+        _table(namers, Path(upload.name).stem, answers)
+        return
+    networks = [predictor(one.run) for one in namers]
+    st.button(
+        "Name them" if len(namers) == 1 else f"Name them with {things(len(namers), 'network')}",
+        type="primary",
+        icon=":material/play_arrow:",
+        key="name-them",
+        on_click=begin,
+        args=(key, "Naming images", partial(_named, namers, networks, upload)),
+        kwargs={"kept": False},
+        disabled=jobs().find(key) is not None,
+    )
 
 
-def _named(one: Namer, upload: UploadedFile, place: DeltaGenerator) -> list[Named]:
-    known = (one.looks, one.near) if one.near else None
+def _named(namers: Sequence[Namer], networks: Sequence[Predictor], upload: UploadedFile) -> Work:
+    """Unpack, then name with one network after the other; returns what each of them says."""
     with unpacking_folder() as folder:
-        with_bar(unpack_archive(upload, upload.name, folder), "Unpacking", place, kept=False)
-        return with_bar(name_images(predictor(one.run), images_below(folder), known), "Naming images", place, kept=False)
+        for done, total in unpack_archive(upload, upload.name, folder):
+            yield "unpack", done, total
+        images = images_below(folder)
+        return (yield from _with_each(namers, networks, images))
 
 
-def _table(one: Namer, stem: str, named: list[Named]) -> None:
-    sound = [row for row in named if row.probabilities is not None]
-    counts = Counter(one.classes[int(row.probabilities.argmax())] for row in sound)
-    unlike = sum(bool(row.unlike) for row in sound)
-    told = f"**{things(len(sound), 'image')} named**"
-    if unlike:
-        told += f", {number(unlike)} unlike anything in training"
-    if len(sound) < len(named):
-        told += f", {number(len(named) - len(sound))} could not be read"
+def _with_each(namers: Sequence[Namer], networks: Sequence[Predictor], images: Sequence[tuple[str, Path]]) -> Work:
+    answers: list[list[Named]] = []
+    for one, network in zip(namers, networks, strict=True):
+        naming = name_images(network, images, (one.looks, one.near) if one.near else None)
+        while True:
+            try:
+                done, total = next(naming)
+            except StopIteration as finished:
+                answers.append(finished.value)
+                break
+            yield "name", len(answers) * total + done, len(namers) * total
+    return answers
+
+
+def _table(namers: Sequence[Namer], stem: str, named: Sequence[Sequence[Named]]) -> None:
+    titles = run_titles([one.run for one in namers]) if len(namers) > 1 else [""]
+    answers = [Answers(title, one.classes, rows) for title, one, rows in zip(titles, namers, named, strict=True)]
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f"{told}.", width="stretch")
+        st.markdown(f"{_in_words(answers)}.", width="stretch")
         st.download_button(
             "Download CSV",
-            lambda: to_csv(named, one.classes),
+            lambda: side_by_side_csv(answers),
             f"{stem}-named.csv",
             "text/csv",
             icon=":material/download:",
@@ -237,23 +263,32 @@ def _table(one: Namer, stem: str, named: list[Named]) -> None:
             on_click="ignore",
             key="named-csv",
         )
-    rows = [
-        {
-            "File": row.file,
-            "Class": "" if row.probabilities is None else one.classes[int(row.probabilities.argmax())],
-            "Sure": None if row.probabilities is None else 100 * float(row.probabilities.max()),
-            "Note": row.problem or ("unlike anything in training" if row.unlike else ""),
-        }
-        for row in named
-    ]
-    st.dataframe(
-        pd.DataFrame(rows),
-        hide_index=True,
-        height=360,
-        key="named-table",
-        column_config={"Sure": st.column_config.ProgressColumn("Sure", min_value=0, max_value=100, format="%.0f %%")},
-    )
-    st.caption(plain("How many of each: " + ", ".join(f"{name} {number(count)}" for name, count in counts.most_common(12))))
+    table, shown = pd.DataFrame({"File": [row.file for row in answers[0].named]}), {}
+    for one in answers:
+        mark = f", {one.title}" if one.title else ""
+        table[f"Class{mark}"] = one.top
+        table[f"Sure{mark}"] = [
+            None if row.probabilities is None else 100 * float(row.probabilities.max()) for row in one.named
+        ]
+        table[f"Note{mark}"] = [row.problem or ("unlike anything in training" if row.unlike else "") for row in one.named]
+        shown[f"Sure{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
+    st.dataframe(table, hide_index=True, height=360, key="named-table", column_config=shown)
+    for one in answers:
+        counts = Counter(name for name in one.top if name).most_common(12)
+        listed = ", ".join(f"{name} {number(count)}" for name, count in counts)
+        st.caption(plain(f"How many of each{f', {one.title}' if one.title else ''}: {listed}"))
+
+
+def _in_words(answers: Sequence[Answers]) -> str:
+    first = answers[0].named
+    sound = sum(row.probabilities is not None for row in first)
+    told = f"**{things(sound, 'image')} named**"
+    if len(answers) > 1:
+        alike = sum(bool(tops[0]) and len(set(tops)) == 1 for tops in zip(*(one.top for one in answers), strict=True))
+        told += f" by {things(len(answers), 'network')}, which agree on {number(alike)}"
+    elif unlike := sum(bool(row.unlike) for row in first):
+        told += f", {number(unlike)} unlike anything in training"
+    return told + (f", {number(len(first) - sound)} could not be read" if sound < len(first) else "")
 
 
 def _short(name: str) -> str:
