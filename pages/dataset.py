@@ -1,6 +1,8 @@
 """Dataset: choose the images, look at what is in them, and mend it, before training."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import streamlit as st
@@ -13,6 +15,7 @@ from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
 from finetune_core.inspection.deep import inspect_deeply
+from finetune_core.jobs import Work
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.training.preview import augmented_versions, network_input
 from finetune_core.training.strategies import STRATEGIES
@@ -22,8 +25,9 @@ from pages.shared.chosen import chosen_data, data_name
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.findings import cards, changes, tools
 from pages.shared.images import Picture, gallery
+from pages.shared.jobs import begin, jobs, outcome
 from pages.shared.source import choose_source
-from pages.shared.state import current_dataset, keep_report, report_of, with_bar
+from pages.shared.state import current_dataset, keep_report, report_of
 
 VERSIONS = 5
 
@@ -53,19 +57,41 @@ def look_deeper(dataset: Dataset, key: str) -> None:
     """The button that computes features; a report of a data set that was changed since is not shown any more."""
     _, image_size = backbone_and_size()
     ready = [name for name in backbone_names() if backbone_info(name).ready]
+    begun = st.session_state.get(f"deeper-{dataset.fingerprint}", "")  # whatever the tabs' boxes say since
+    going = jobs().find(begun) is not None
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        pressed = st.button("Look deeper", icon=":material/troubleshoot:", key=f"deeper-{key}", type="primary")
+        place = st.empty()
         backbone = (
             st.selectbox("with the features of", ready, key=f"deeper-backbone-{key}", width=260) if len(ready) > 1 else ready[0]
+        )
+        work = partial(inspect_deeply, dataset, backbone, image_size)
+        place.button(
+            "Look deeper",
+            icon=":material/troubleshoot:",
+            key=f"deeper-{key}",
+            type="primary",
+            on_click=begin_deeper,
+            args=(dataset.fingerprint, f"deeper:{dataset.fingerprint}:{backbone}:{image_size}", work),
+            disabled=going,
         )
     st.caption(
         f"Runs every image once through {backbone} at {image_size} pixels: finds probably wrong labels, outliers and splits that differ, "
         "draws a map, and shows where transfer ends. What is computed is kept, so it goes on where it was stopped."
     )
-    place = st.empty()
-    if pressed:
-        keep_report(dataset, with_bar(inspect_deeply(dataset, backbone, image_size), "Computing features", place))
+    try:
+        report = outcome(begun)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    if report:
+        keep_report(dataset, report)
         st.rerun()
+
+
+def begin_deeper(fingerprint: str, key: str, work: Callable[[], Work]) -> None:
+    """A callback."""
+    st.session_state[f"deeper-{fingerprint}"] = key
+    begin(key, "Computing features", work)
 
 
 def findings(dataset: Dataset) -> None:

@@ -1,13 +1,11 @@
 """What the whole process shares (runs, worker, indexed folders), and what one session has chosen."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from finetune_core import paths
 from finetune_core.config import DEMO_RECIPE, Edit, RunConfig, make_config
@@ -22,14 +20,12 @@ from finetune_core.inspection.deep import DeepReport
 from finetune_core.runs.store import Damaged, Run, RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.training.strategies import STRATEGIES
-from finetune_core.words import PHASE_WORDS, duration
 from pages.shared.account import owner
 from pages.shared.chosen import chosen_data, data_folder, readable_roots
 from pages.shared.chrome import go, plain
 from pages.shared.jobs import forget, jobs, wait_for
 
 _MOST_HELD = 4  # data sets
-_BAR_SECONDS = 0.2
 STATUS_WORDS = {
     "queued": ("Queued", "gray", ":material/hourglass_empty:"),
     "waiting": ("Waiting for the device", "gray", ":material/hourglass_empty:"),
@@ -141,47 +137,6 @@ def answered(act: Callable[[], None]) -> None:
         act()
     except FinetuneError as error:
         st.session_state["change_problem"] = str(error)
-
-
-def with_bar(
-    work: Iterator, text: str, place: DeltaGenerator, on_stop: Callable[[], None] | None = None, *, kept: bool = True
-) -> Any:
-    """Drain a generator of (done, total), or (phase, done, total), into a progress bar with the time left; its result.
-
-    Whatever is pressed while it works, the button beside the bar among others, ends it.
-
-    Args:
-        place: an ``st.empty()`` that the page draws in every run: what comes after it then stays where it is.
-        on_stop: called when the button beside the bar is pressed.
-        kept: whether what was done until then is kept.
-    """
-    with place.container(horizontal=True, vertical_alignment="center"):
-        bar = st.progress(0.0, text)
-        note = "What was done so far is kept." if kept else "Nothing of it is kept."
-        st.button("Stop", icon=":material/stop:", key=f"stop-{text}", help=note, on_click=on_stop)
-    began, spoken, phase = time.monotonic(), 0.0, ""
-    try:
-        while True:
-            try:
-                *named, done, total = next(work)
-            except StopIteration as finished:
-                return finished.value
-            if named and named[0] != phase:
-                phase, began = named[0], time.monotonic()
-            now = time.monotonic()
-            if now - spoken >= _BAR_SECONDS:
-                spoken = now
-                bar.progress(
-                    min(1.0, done / max(1, total)), _bar_words(PHASE_WORDS[phase] if named else text, done, total, now - began)
-                )
-    finally:
-        work.close()
-        place.empty()
-
-
-def _bar_words(text: str, done: int, total: int, spent: float) -> str:
-    left = f", about {duration(spent / done * (total - done))} left" if done and spent > 2 else ""
-    return f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"
 
 
 def run_label(run: Run) -> str:

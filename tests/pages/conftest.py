@@ -1,5 +1,8 @@
 """What the tests of pages share."""
 
+import threading
+from pydoc import locate
+
 import pytest
 import streamlit as st
 
@@ -40,3 +43,25 @@ def finished():
         return at
 
     return wait
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """``held("pages.shared.naming.name_images")``: that generator waits before its first step until what is returned is set."""
+    gates = []
+
+    def hold(name):
+        gate, real = threading.Event(), locate(name)
+        gates.append(gate)
+
+        def waits(*args, **settings):
+            yield 0, 1
+            assert gate.wait(60)
+            return (yield from real(*args, **settings))
+
+        monkeypatch.setattr(name, waits)
+        return gate
+
+    yield hold
+    for gate in gates:
+        gate.set()

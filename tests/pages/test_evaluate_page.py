@@ -208,12 +208,17 @@ def test_slices_offer_what_a_manifest_says():
     assert not at.exception
 
 
-def test_robustness_is_measured_once_and_stays_with_the_run(run):
+def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_meanwhile(run, held, finished):
     at = opened(view="Robustness")
     kept = run.run_dir / "robustness-test.json"
     assert not kept.exists()
-    at.button(key="measure").click().run(timeout=300)
-    assert not at.exception
+    gate = held("pages.shared.judging.measure_robustness")
+    at.button(key="measure").click().run()
+    at.segmented_control(key="shares").set_value("true").run()
+    assert at.button(key="measure").disabled
+    assert any(button.label == "Stop" for button in at.button)
+    gate.set()
+    finished(at)
     assert kept.is_file()
     again = opened(view="Robustness")
     assert again.button(key="measure").label == "Measure again"

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.evaluation.neighbours import neighbours_changed
 from finetune_core.evaluation.predict import load_predictor
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
@@ -89,9 +90,10 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     assert "A network always names one of its classes" in told
 
 
-def test_known_training_images_stand_beside_a_new_one_and_strangers_are_told(runs):
+def test_known_training_images_stand_beside_a_new_one_and_strangers_are_told(runs, finished):
     at = opened(run=runs[0].run_id)
     press(at, "Show training images like it, too")
+    finished(at)
     assert "Show training images like it, too" not in [button.label for button in at.button]
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
     assert "Most like it in training" in words(at)
@@ -108,9 +110,24 @@ def opened_again(run):
     return at
 
 
-def test_two_runs_say_what_they_think_of_the_same_image(runs):
+def test_an_upload_does_not_end_what_is_computed_of_the_training_images(runs, held, finished):
+    gate = held("pages.shared.naming.compute_neighbourhood")
+    at = opened(run=runs[0].run_id)
+    press(at, "Show training images like it, too")
+    give(at, ("000.png", image_of(runs[0], "blue/000.png")))
+    assert "## " in words(at)
+    assert any(button.label == "Stop" for button in at.button)
+    assert neighbours_changed(runs[0]) == 0
+    gate.set()
+    finished(at)
+    assert neighbours_changed(runs[0])
+    assert "Most like it in training" in words(at)
+
+
+def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
     at = opened(run=runs[0].run_id, beside=runs[1].run_id)
     press(at, "Show training images like it, too")
+    finished(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert len(at.get("plotly_chart")) == 2
     assert len(at.get("image")) == 2 * (2 + 4), "the images that each network sees, and four of training"
@@ -118,7 +135,9 @@ def test_two_runs_say_what_they_think_of_the_same_image(runs):
         assert strategy in words(at).replace("\\", "")
 
 
-def test_an_archive_becomes_a_table(runs, monkeypatch):
+@pytest.fixture
+def given(runs, monkeypatch, finished):
+    """``given(button, meanwhile, **query)``: the page after an archive of three images and a broken one was named, and what its CSV holds."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for number in range(3):
@@ -126,32 +145,72 @@ def test_an_archive_becomes_a_table(runs, monkeypatch):
         archive.writestr("new/broken.png", b"hello")
     made = []
     monkeypatch.setattr("pages.shared.naming.st.download_button", lambda *args, **_: made.append(args))
-    at = opened(run=runs[0].run_id)
-    at.session_state["input_kind"] = "many"
-    at.run()
-    at.file_uploader(key="archive").set_value(("new.zip", packed.getvalue(), "application/zip"))
-    at.run()
-    press(at, "Name them")
+
+    def name_all(button, meanwhile=lambda at: None, **query):
+        at = opened(**query)
+        at.session_state["input_kind"] = "many"
+        at.run()
+        at.file_uploader(key="archive").set_value(("new.zip", packed.getvalue(), "application/zip"))
+        at.run()
+        press(at, button)
+        meanwhile(at)
+        finished(at)
+        label, content, name, _ = made[-1]
+        assert (label, name) == ("Download CSV", "new-named.csv")
+        return at, list(csv.DictReader(io.StringIO(content().decode(), newline="")))
+
+    return name_all
+
+
+def test_an_archive_becomes_a_table(runs, given):
+    at, rows = given("Name them", run=runs[0].run_id)
     assert "**3 images named**, 1 could not be read." in words(at)
-    label, content, name, _ = made[-1]
-    assert (label, name) == ("Download CSV", "new-named.csv")
-    rows = list(csv.DictReader(io.StringIO(content().decode(), newline="")))
     assert [row["file"] for row in rows] == ["new/0.png", "new/1.png", "new/2.png", "new/broken.png"]
     assert all(row["class"] for row in rows[:3])
     assert rows[3]["problem"]
+    assert list(at.dataframe[0].value) == ["File", "Class", "Sure", "Note"]
 
 
-def test_an_archive_that_is_none_is_refused_in_words(runs):
+def test_an_archive_is_named_by_every_chosen_run(runs, given):
+    at, rows = given("Name them with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
+    titles = ["Feature extraction", "Last block"] if "feature" in runs[0].run_id else ["Last block", "Feature extraction"]
+    paths_of = [image_of(runs[0], f"red/00{number}.png") for number in range(3)]
+    named = []
+    for run, title in zip(runs, titles, strict=True):
+        network = load_predictor(run)
+        named.append([network.classes[at] for at in network.probabilities(paths_of).argmax(1)])
+        assert [row[f"class, {title}"] for row in rows] == [*named[-1], ""]
+        assert rows[3][f"problem, {title}"]
+        assert list(at.dataframe[0].value[f"Class, {title}"]) == [*named[-1], ""]
+    agree = sum(a == b for a, b in zip(*named, strict=True))
+    assert f"**3 images named** by 2 networks, which agree on {agree}, 1 could not be read." in words(at)
+
+
+def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held, given):
+    gate = held("pages.shared.naming.name_images")
+
+    def press_on(at):
+        at.selectbox(key="run_box").set_value(runs[0].run_id).run()
+        assert at.button(key="name-them").disabled
+        assert any(button.label == "Stop" for button in at.button)
+        gate.set()
+
+    at, _ = given("Name them", press_on, run=runs[0].run_id)
+    assert "**3 images named**" in words(at)
+
+
+def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
     at = opened(run=runs[0].run_id)
     at.session_state["input_kind"] = "many"
     at.run()
     at.file_uploader(key="archive").set_value(("new.zip", b"hello", "application/zip"))
     at.run()
     press(at, "Name them")
+    finished(at)
     assert any("new" in error.value and "was not read" in error.value for error in at.error)
 
 
-def test_a_presentation_is_one_clean_page(runs):
+def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     at = opened(run=runs[0].run_id, present="1")
     assert not at.button
     assert not at.selectbox
@@ -161,6 +220,9 @@ def test_a_presentation_is_one_clean_page(runs):
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert "## " in words(at)
     assert len(at.get("image")) == 2
+    give(at, *((f"{number}.png", image_of(runs[0], f"red/00{number}.png")) for number in range(3)))
+    assert [f"**{number}.png**" for number in (2, 1, 0)] == [one.value for one in at.markdown if one.value.endswith(".png**")]
+    assert len(at.get("image")) == 6
     gone = opened(run="nowhere", present="1")
     assert "no such network" in words(gone)
     assert not gone.file_uploader
