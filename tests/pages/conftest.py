@@ -46,8 +46,8 @@ def finished():
 
 
 @pytest.fixture
-def held(monkeypatch):
-    """``held("pages.shared.naming.name_images")``: that generator waits before its first step until what is returned is set."""
+def held_back(monkeypatch):
+    """``held_back("pages.shared.naming.name_images")``: that generator waits before its first step until what is returned is set."""
     gates = []
 
     def hold(name):

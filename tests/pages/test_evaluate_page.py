@@ -208,11 +208,11 @@ def test_slices_offer_what_a_manifest_says():
     assert not at.exception
 
 
-def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_meanwhile(run, held, finished):
+def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_meanwhile(run, held_back, finished):
     at = opened(view="Robustness")
     kept = run.run_dir / "robustness-test.json"
     assert not kept.exists()
-    gate = held("pages.shared.judging.measure_robustness")
+    gate = held_back("pages.shared.judging.measure_robustness")
     at.button(key="measure").click().run()
     at.segmented_control(key="shares").set_value("true").run()
     assert at.button(key="measure").disabled
@@ -235,7 +235,7 @@ def test_the_network_can_be_exported_from_here():
     assert any("Export" in box.label for box in opened().expander)
 
 
-def test_images_outside_the_folders_that_may_be_read_are_not_shown(run, tmp_path, monkeypatch):
+def test_images_outside_the_folders_that_may_be_read_are_not_shown(run, tmp_path, monkeypatch, finished):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     at = opened()
     assert not at.get("image")
@@ -246,4 +246,5 @@ def test_images_outside_the_folders_that_may_be_read_are_not_shown(run, tmp_path
     assert not at.get("image")
     at = opened(view="Robustness")
     at.button(key="measure").click().run(timeout=120)
+    finished(at)
     assert "lies outside the folders" in at.error[0].value

@@ -110,3 +110,18 @@ def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, fin
     gate.set()
     finished(at)
     assert len(at.get("plotly_chart")) == 1
+
+
+def test_a_deep_look_at_the_data_goes_on_whatever_is_pressed_and_its_report_is_kept(configure, held_back, finished):
+    gate = held_back("finetune_core.inspection.deep.inspect_deeply")
+    at = configure()
+    at.switch_page("pages/dataset.py").run()
+    button(at, "Look deeper").click().run()
+    (job,) = jobs().all()
+    at.switch_page("pages/configure.py").run()
+    at.switch_page("pages/dataset.py").run()
+    assert jobs().all() == [job]
+    assert button(at, "Look deeper").disabled
+    gate.set()
+    finished(at)
+    assert not any(one.label in ("Look deeper", "Stop") for one in at.button)

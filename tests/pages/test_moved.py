@@ -48,11 +48,11 @@ def words(at):
     return "\n".join(element.value for kind in kinds for element in at.get(kind))
 
 
-def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_meanwhile(runs, held, finished):
+def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_meanwhile(runs, held_back, finished):
     at = AppTest.from_function(sections, default_timeout=120).run()
     assert not at.exception
     assert "Which stage to thaw next" not in words(at)
-    gate = held("pages.shared.moved.measure_layers")
+    gate = held_back("pages.shared.moved.measure_layers")
     at.button(key="measure-layers").click().run()
     at.run()
     assert at.button(key="measure-layers").disabled
