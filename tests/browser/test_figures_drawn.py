@@ -175,7 +175,7 @@ def test_numbers_can_be_read_on_every_cell_and_low_cells_are_like_the_page(page,
         f"texts => texts.filter(text => text.textContent).map(text => ({LUMINANCE})(getComputedStyle(text).fill))"
     )
     stops, colours = zip(*heat.data[0].colorscale, strict=True)
-    stops = np.array(stops) + 1e-9 * np.arange(len(stops))  # where the scale jumps
+    stops = np.array(stops) - 1e-9 * np.arange(len(stops))[::-1]  # plotly: where the scale jumps, what comes after
     parts = [[int(colour[at : at + 2], 16) for colour in colours] for at in (1, 3, 5)]
     values = [value for value, word in zip(np.ravel(heat.data[0].z), np.ravel(heat.data[0].text), strict=True) if word]
     below = [f"rgb({','.join(str(np.interp(value, stops, part)) for part in parts)})" for value in values]
