@@ -14,8 +14,8 @@ from finetune_core.evaluation.costs import Cost, Depth
 from finetune_core.evaluation.curves import coverage_curve, one_vs_rest
 from finetune_core.evaluation.layers import Layers, StageMove
 from finetune_core.evaluation.metrics import evaluate
-from finetune_core.evaluation.paired import Interval
 from finetune_core.evaluation.robustness import CORRUPTIONS
+from finetune_core.evaluation.strategies import Interval
 from finetune_core.figures import compared, data, judged, moved, sureness
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.history import History
