@@ -123,7 +123,7 @@ def print_comparison(comparison: Comparison) -> None:
         table.add_row(*(escape(row[columns.index(name)]) for name in shown))
     out.print(table)
     for pair in comparison.pairs:
-        words = of_pair(comparison.arms, pair, len(comparison.pairs))
+        words = of_pair(comparison.arms, pair)
         for claim, title in CLAIMS.items():
             out.print(escape(f"{title}: {getattr(words, claim)}"))
     for note in comparison.notes:

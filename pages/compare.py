@@ -194,7 +194,7 @@ def pairs(comparison: Comparison) -> None:
             )
         )
     for pair in shown:
-        words = of_pair(comparison.arms, pair, len(comparison.pairs))
+        words = of_pair(comparison.arms, pair)
         said = "  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS)
         st.markdown(said)
     with st.expander("The numbers behind it"):

@@ -26,8 +26,8 @@ from finetune_core.evaluation.arms import (
 from finetune_core.evaluation.choice import choose
 from finetune_core.evaluation.costs import cost, run_depth, trunk_rate, usual_cost
 from finetune_core.evaluation.paired import Answers, answers
-from finetune_core.evaluation.pairs import Pair, Verdict, judge_pairs
-from finetune_core.evaluation.strategies import Interval, SeedVariance, accuracy_interval, seed_variances
+from finetune_core.evaluation.pairs import Pair, Verdict, judge_pairs, known_variances
+from finetune_core.evaluation.strategies import Interval, SeedVariance, accuracy_interval
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions, predictions_changed
@@ -79,7 +79,7 @@ class Comparison:
             "images": self.images,
             "runs": [_run_json(arm, member) for arm in arms for member in arm.members],
             "arms": [_arm_json(arm) for arm in arms],
-            "pairs": [_pair_json(pair, arms, len(self.pairs)) for pair in self.pairs],
+            "pairs": [_pair_json(pair, arms) for pair in self.pairs],
             "verdict": self.verdict,
             "strategies": f"{self.headline} {self.caveat}".strip(),
             "networks": self.networks,
@@ -103,12 +103,13 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     _check_same_images(runs, tables)
     grouped, titles, one_strategy = _grouped(runs)
     judged = [answers(np.stack([tables[run.run_dir]["correct"].to_numpy() for run in group])) for group in grouped]
-    variances = seed_variances(judged)
+    finished = [unfinished(group[0]) is None for group in grouped]
+    variances = known_variances(judged, finished)
     arms = tuple(
         _arm(title, group, told, variance, runs)
         for title, group, told, variance in zip(titles, grouped, judged, variances, strict=True)
     )
-    pairs = judge_pairs(judged, [arm.speaks for arm in arms])
+    pairs = judge_pairs(judged, finished, variances)
     choice = choose(arms, pairs)
     images = judged[0].images
     headline, caveat = (
@@ -223,9 +224,9 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
     }
 
 
-def _pair_json(pair: Pair, arms: Sequence[Arm], pairs: int) -> dict[str, Any]:
+def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
-    words = verdicts.of_pair(arms, pair, pairs)
+    words = verdicts.of_pair(arms, pair)
     claims = {
         "networks": _claim_json(pair.networks, words.networks),
         "strategies": _claim_json(pair.strategies, words.strategies) if pair.strategies else None,

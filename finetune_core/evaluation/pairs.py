@@ -7,6 +7,7 @@ from itertools import combinations
 import numpy as np
 
 from finetune_core.evaluation.paired import (
+    LEVEL,
     Answers,
     Claim,
     holm,
@@ -29,12 +30,14 @@ class Verdict:
         holm_p: its p, corrected over all pairs of the comparison.
         different: ``holm_p`` is at most 5 %, and the interval leaves 0 out; of strategies, also that their networks are different.
         smallest: the smallest true difference that would have shown four times out of five, at the strictest step of Holm's correction.
+        family: pairs that it is corrected for.
     """
 
     claim: Claim
     holm_p: float
     different: bool
     smallest: float
+    family: int
 
 
 @dataclass(frozen=True)
@@ -77,65 +80,78 @@ class Pair:
         return self.strategies or self.networks
 
 
-def judge_pairs(arms: Sequence[Answers], speaks: Sequence[bool]) -> tuple[Pair, ...]:
+def known_variances(arms: Sequence[Answers], finished: Sequence[bool]) -> list[SeedVariance | None]:
+    """What a seed adds in each arm: pooled over those that trained to the end; an arm that did not has its own."""
+    pooled = iter(seed_variances([arm for arm, ended in zip(arms, finished, strict=True) if ended]))
+    return [next(pooled) if ended else seed_variances([arm])[0] for arm, ended in zip(arms, finished, strict=True)]
+
+
+def judge_pairs(
+    arms: Sequence[Answers], finished: Sequence[bool], variances: Sequence[SeedVariance | None]
+) -> tuple[Pair, ...]:
     """Judge every pair of arms.
 
     Args:
-        speaks: for each arm, whether it can speak for its strategy, given several seeds; runs that were stopped cannot.
+        finished: for each arm, whether its runs trained to the end, so that they can speak for their strategy, given several seeds.
+        variances: of each arm, by ``known_variances``.
     """
     places = list(combinations(range(len(arms)), 2))
-    variances = seed_variances(arms)
-    variances = [one if can else None for one, can in zip(variances, speaks, strict=True)]
+    variances = [one if ended else None for one, ended in zip(variances, finished, strict=True)]
     networks = [networks_claim(arms[a], arms[b]) for a, b in places]
     strategies = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places]
     # A claim about strategies is one about networks, and more: its p is never less. It matters where few images tell sides apart.
     strategies = [one and replace(one, p=max(one.p, other.p)) for one, other in zip(strategies, networks, strict=True)]
     corrected = holm([claim.p for claim in networks])
-    # Over all pairs, those that cannot be judged yet counted in: another seed must not take a verdict back.
-    wider = holm([claim.p if claim else 1.0 for claim in strategies])
+    # Those with one seed so far are counted in: another seed must not take a verdict on others back.
+    family = [at for at, (a, b) in enumerate(places) if finished[a] and finished[b]]
+    wider = dict(zip(family, holm([claim.p if (claim := strategies[at]) else 1.0 for at in family]), strict=True))
     return tuple(
-        _pair(place, arms, networks[at], corrected[at], strategies[at], wider[at], variances, len(places))
+        _pair(
+            place,
+            arms,
+            _Judged(networks[at], corrected[at], len(places)),
+            _Judged(strategies[at], wider.get(at, 1.0), len(family)),
+            variances,
+        )
         for at, place in enumerate(places)
     )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A claim with its corrected p and the size of its family; None where it cannot be made."""
+
+    claim: Claim | None
+    holm_p: float
+    family: int
 
 
 def _pair(
     place: tuple[int, int],
     arms: Sequence[Answers],
-    networks: Claim,
-    networks_p: float,
-    strategies: Claim | None,
-    strategies_p: float,
+    networks: _Judged,
+    strategies: _Judged,
     variances: Sequence[SeedVariance | None],
-    pairs: int,
 ) -> Pair:
     a, b = (arms[at] for at in place)
     only_a, only_b = only_one_right(a, b)
     tests = mcnemar_p(a.correct, b.correct)
     of_images = image_variance(a.by_image - b.by_image)
-    single = a.seeds == b.seeds == 1
-    discordance = (only_a + only_b) / a.images if single else None
-    judged = Verdict(
-        networks, networks_p, is_different(networks, networks_p), smallest_seen(networks, a.images, pairs, discordance)
-    )
-    wider, seed_error, needed = None, None, None
-    if strategies:
-        different = judged.different and is_different(strategies, strategies_p)
-        wider = Verdict(strategies, strategies_p, different, smallest_seen(strategies, a.images, pairs))
+    discordance = (only_a + only_b) / a.images if a.seeds == b.seeds == 1 else None
+    narrow = _verdict(networks, a.images, discordance)
+    wide, seed_error, needed = None, None, None
+    if strategies.claim:
+        wide = _verdict(strategies, a.images)
+        wide = replace(wide, different=wide.different and narrow.different)
         sides = [(variances[at], arms[at].seeds) for at in place]
         seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
-        if not different:
-            needed = seeds_needed(networks.difference, of_images, a.images, sides, pairs)
-    return Pair(
-        *place,
-        a.images,
-        judged,
-        wider,
-        together(tests),
-        float(np.mean(tests <= 0.05)),
-        of_images**0.5,
-        seed_error,
-        needed,
-        only_a,
-        only_b,
-    )
+        if not wide.different:
+            needed = seeds_needed(strategies.claim.difference, of_images, a.images, sides, strategies.family)
+    share = float(np.mean(tests <= LEVEL))
+    return Pair(*place, a.images, narrow, wide, together(tests), share, of_images**0.5, seed_error, needed, only_a, only_b)
+
+
+def _verdict(judged: _Judged, images: int, discordance: float | None = None) -> Verdict:
+    claim = judged.claim
+    smallest = smallest_seen(claim, images, judged.family, discordance)
+    return Verdict(claim, judged.holm_p, is_different(claim, judged.holm_p), smallest, judged.family)

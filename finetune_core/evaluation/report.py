@@ -215,7 +215,7 @@ def _verdict(comparison: Comparison) -> str:
 def _pairs(comparison: Comparison) -> str:
     if not comparison.pairs:
         return ""
-    told = [of_pair(comparison.arms, pair, len(comparison.pairs)).both for pair in comparison.pairs]
+    told = [of_pair(comparison.arms, pair).both for pair in comparison.pairs]
     lines = "".join(f"<li>{_text(words)}</li>" for words in told)
     return f"<h2>Pair by pair</h2><ul>{lines}</ul>{_table(*pairs_table(comparison))}"
 

@@ -44,20 +44,20 @@ def quoted(title: str) -> str:
     return f"“{title}”"
 
 
-def of_pair(arms: Sequence[Arm], pair: Pair, pairs: int) -> PairWords:
-    """What can be said of two of the arms; of ``pairs`` pairs in all."""
+def of_pair(arms: Sequence[Arm], pair: Pair) -> PairWords:
+    """What can be said of two of the arms."""
     first, second = (arms[at] for at in (pair.a, pair.b))
     if pair.strategies:
         names = [(quoted(arm.title), False) for arm in (first, second)]
-        about_strategies = _claim(names, pair.strategies, pair.images, pairs) + _settled_by(pair)
+        about_strategies = _claim(names, pair.strategies, pair.images) + _settled_by(pair)
     else:
         silent = [arm for arm in (first, second) if not arm.speaks]
         about_strategies = f"cannot be judged yet: {_listed([f'{quoted(arm.title)} {_why_silent(arm)}' for arm in silent])}."
     networks = [(_networks_of(arm), len(arm.members) > 1) for arm in (first, second)]
-    return PairWords(about_strategies, _claim(networks, pair.networks, pair.images, pairs))
+    return PairWords(about_strategies, _claim(networks, pair.networks, pair.images))
 
 
-def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, images: int, pairs: int) -> str:
+def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, images: int) -> str:
     """The better one first. names: (what to call it, whether that is a plural)."""
     (a, many), (b, _), low, high = *names, verdict.claim.low, verdict.claim.high
     if verdict.claim.difference < 0:
@@ -71,8 +71,8 @@ def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, images: int, pai
     else:
         unseen = f"a difference under {points(verdict.smallest)} points would most likely not have shown"
     luck = ""
-    if low > 0 and pairs > 1:
-        luck = f" (Alone, {a} would look better by {span} points; but among {pairs} pairs, luck makes one look so.)"
+    if low > 0 and verdict.family > 1:
+        luck = f" (Alone, {a} would look better by {span} points; but among {verdict.family} pairs, luck makes one look so.)"
     return f"{a} and {b} are not distinguishable {on}; {unseen}.{luck}"
 
 
@@ -111,7 +111,7 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
 def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
     """What is known of the networks that were trained, whatever it says of their strategies."""
     if len(pairs) == 1:
-        return f"The networks trained here: {of_pair(arms, pairs[0], 1).networks}"
+        return f"The networks trained here: {of_pair(arms, pairs[0]).networks}"
     best = max(range(len(arms)), key=lambda at: (arms[at].accuracy.value, -arms[at].cost.seconds))
     beaten = [at for at in range(len(arms)) if at != best and pair_of(pairs, best, at).networks.different]
     alike = [at for at in range(len(arms)) if at != best and at not in beaten]
@@ -189,7 +189,7 @@ def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | No
         )
     if any(len(arm.members) < 3 for arm in arms):
         found.append("Three seeds or more for each tell a better strategy from a lucky run.")
-    apart = [quoted(arm.title) for arm, one in zip(arms, variances, strict=True) if one and not one.pooled and len(arms) > 1]
+    apart = [quoted(arm.title) for arm, one in zip(arms, variances, strict=True) if one and not one.pooled and arm.speaks]
     if apart:
         found.append(
             f"The seeds of {_listed(apart)} spread more than those of the others, so {'its' if len(apart) == 1 else 'their'} own spread "

@@ -284,6 +284,16 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
     assert [("stopped" in title) for title in titles] == [False, False, True, True]
 
 
+def test_a_stopped_run_changes_nothing_of_what_is_said_of_the_strategies(three_strategies, made_run):
+    """It cannot be judged as one, so nothing is corrected for it."""
+    alone = compare_runs(three_strategies)
+    stopped = [made_run(right(share), seed=seed, status="stopped") for seed, share in ((7, 0.3), (8, 0.8))]
+    beside = compare_runs([*three_strategies, *stopped])
+    assert beside.headline == alone.headline
+    assert [pair.strategies for pair in beside.pairs if pair.strategies] == [pair.strategies for pair in alone.pairs]
+    assert {pair.networks.family for pair in beside.pairs} == {6}
+
+
 def test_runs_of_equal_settings_and_seed_have_titles_of_their_own(made_run):
     runs = [made_run(right(0.9), status=status) for status in ("stopped", "stopped", "finished")]
     twins = [replace(run, run_dir=run.run_dir.with_name(f"{run.run_id[:-4]}{n:04x}")) for n, run in enumerate(runs)]

@@ -69,7 +69,7 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     shown = words(at)
     assert told.headline in shown
     assert all(one.words in shown for one in told.standings)
-    pair = of_pair(told.arms, told.pairs[0], 1)
+    pair = of_pair(told.arms, told.pairs[0])
     assert pair.strategies in shown
     assert pair.networks in shown
     assert told.networks in shown
