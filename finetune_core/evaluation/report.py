@@ -13,7 +13,7 @@ from finetune_core.evaluation.layers import known_layers, measured_run
 from finetune_core.evaluation.pairs import Verdict
 from finetune_core.evaluation.pictured import Pictured
 from finetune_core.evaluation.thaw_next import RULE, thaw_next
-from finetune_core.evaluation.verdicts import CLAIMS, errors_in_words, of_pair, points
+from finetune_core.evaluation.verdicts import CLAIMS, PairWords, errors_in_words, of_pair, points
 from finetune_core.words import duration, number, percent, size, things
 
 Headed = Sequence[tuple[str, go.Figure]]
@@ -31,13 +31,14 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px; margin: 0 auto; padding: 24px 16px }
-h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem }
 .verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
 .claim { margin: 0 0 4px; font-size: 0.8rem; letter-spacing: 0.04em; text-transform: uppercase; opacity: 0.75 }
 .networks { border-top: 1px solid var(--edge); margin-top: 12px; padding-top: 12px; font-size: 0.95rem }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
 th, td:not(:first-child) { white-space: nowrap }
+td:first-child { min-width: 180px }
 .row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } figcaption { font-size: 0.9rem; overflow-wrap: anywhere }
 .figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; padding: 8px }
 """
@@ -215,9 +216,12 @@ def _verdict(comparison: Comparison) -> str:
 def _pairs(comparison: Comparison) -> str:
     if not comparison.pairs:
         return ""
-    told = [of_pair(comparison.arms, pair).both for pair in comparison.pairs]
-    lines = "".join(f"<li>{_text(words)}</li>" for words in told)
+    lines = "".join(f"<li>{_pair(of_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs)
     return f"<h2>Pair by pair</h2><ul>{lines}</ul>{_table(*pairs_table(comparison))}"
+
+
+def _pair(words: PairWords) -> str:
+    return "<br>".join(f"<b>{title}</b>: {_text(getattr(words, claim))}" for claim, title in CLAIMS.items())
 
 
 def _moved(comparison: Comparison, figures: Headed) -> str:

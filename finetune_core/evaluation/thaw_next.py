@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from finetune_core.evaluation.layers import Layers
+from finetune_core.evaluation.verdicts import points
 from finetune_core.inspection.deep import deepest_good
 from finetune_core.words import percent
 
@@ -44,9 +45,9 @@ def thaw_next(layers: Layers) -> Advice:
     last, best = probes[-1], max(probes, key=lambda one: one.accuracy)
     told = f"A linear model on the features of {deepest} names {percent(last.accuracy)} of the validation images."
     if deepest_good(probes) is last:
-        why = f"No earlier stage does better by more than one standard error (± {percent(best.error)}), so this cannot tell whether thawing it helps."
+        why = f"No earlier stage does better by more than one standard error (± {points(best.error)} points), so this cannot tell whether thawing it helps."
         return Advice(None, "nothing advised", f"{told} {why}")
-    better = f"The best does so with {percent(best.accuracy)} (± {percent(best.error)}), on those of {best.stage}: more than one standard error better."
+    better = f"The best does so with {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
     return Advice(deepest, f"thaw {deepest} next", f"{told} {better}{_fitted(layers)}")
 
 

@@ -227,7 +227,7 @@ def test_the_deepest_frozen_stage_thaws_next_where_an_earlier_one_is_better_by_m
     advice = thaw_next(made(8, PEAK_AT_BLOCK5))
     assert (advice.stage, advice.what) == ("block7", "thaw block7 next")
     assert "block7 names 88.0 % of the validation images" in advice.reason
-    assert "96.0 % (± 1.0 %), on those of block5: more than one standard error better" in advice.reason
+    assert "96.0 % (± 1.0 points), on those of block5: more than one standard error better" in advice.reason
     assert thaw_next(made(7, PEAK_AT_BLOCK5)).stage == "block6"
     assert thaw_next(made(6, PEAK_AT_BLOCK5)).stage is None
 
@@ -237,7 +237,7 @@ def test_advice_agrees_with_the_probes_drawn_beside_it():
     told = made(8, BLOCK6_JUST_BEST, error=0.022)
     advice = thaw_next(told)
     assert advice.stage == "block7"
-    assert "82.0 % (± 2.2 %), on those of block6" in advice.reason
+    assert "82.0 % (± 2.2 points), on those of block6" in advice.reason
     assert "80.7" not in advice.reason
     for sentence in f"{advice.what}. {advice.reason}".split(". "):
         assert len(stages_in(sentence)) <= 1, sentence
