@@ -6,9 +6,10 @@ from statistics import median
 from typing import Any
 
 from finetune_core.config import RunConfig
+from finetune_core.files import regular_file
 from finetune_core.models.network import network_stages
 from finetune_core.runs.store import Run
-from finetune_core.training.checkpoints import BEST
+from finetune_core.training.checkpoints import BEST, checkpoint_path
 from finetune_core.training.strategies import STRATEGIES
 
 
@@ -52,7 +53,7 @@ def cost(run: Run, rate: float | None = None) -> Cost:
     Args:
         rate: seconds that its frozen stages take for an image, by ``trunk_rate``.
     """
-    history, best = run.history, run.run_dir / f"{BEST}.safetensors"
+    history, best = run.history, regular_file(checkpoint_path(run.run_dir, BEST))
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
     counts, cache = history.started["counts"], history.started["cache"]
     passed = len(history.epochs) * (counts["train"] + counts["val"])
@@ -61,7 +62,7 @@ def cost(run: Run, rate: float | None = None) -> Cost:
         None if rate is None else seconds + max(0.0, passed * rate - cache["trunk_seconds"]),
         history.started["trainable_parameters"],
         max(*(row["memory_bytes"] for row in history.epochs), (history.started.get("forecast") or {}).get("memory_bytes", 0)),
-        best.stat().st_size if best.is_file() else 0,
+        best.st_size if best else 0,
     )
 
 

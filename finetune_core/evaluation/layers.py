@@ -13,17 +13,19 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter
 from torch import nn
+from typing_extensions import TypedDict
 
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import DataError, RunError
 from finetune_core.evaluation.predict import Predictor, load_predictor
 from finetune_core.evaluation.run_images import RunImages, run_images
-from finetune_core.files import write_bytes
+from finetune_core.files import read_regular, write_bytes
 from finetune_core.inspection.background import in_background
 from finetune_core.inspection.features import PooledStages, network_inputs, pooled_stages
 from finetune_core.inspection.learned import Probe, probe
@@ -31,6 +33,7 @@ from finetune_core.models.network import Network, build_network
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
 from finetune_core.training.device import choose_device
+from finetune_core.training.events import Count, Length, Name, Number, Share
 from finetune_core.training.predictions import predictions_changed
 
 _FILE = "layers.json"
@@ -53,12 +56,12 @@ class StageMove:
         pull: relative gradient at the end, were it free.
     """
 
-    name: str
+    name: Name
     trains: bool
-    change: float
-    likeness: float | None
-    gradient_share: float | None
-    pull: float
+    change: Length
+    likeness: Number | None
+    gradient_share: Length | None
+    pull: Length
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,21 @@ class Layers:
         pulled: training images that the pull was computed on; fitted: the share of them that the trained network names right.
     """
 
-    stages: tuple[StageMove, ...]
-    probes: tuple[Probe, ...]
-    judged: int
-    pulled: int
-    fitted: float
+    stages: Annotated[tuple[StageMove, ...], Field(max_length=1000)]
+    probes: Annotated[tuple[Probe, ...], Field(max_length=1000)]
+    judged: Count
+    pulled: Count
+    fitted: Share
+
+
+class _Stamped(TypedDict):
+    """Which predictions the run had when it was measured."""
+
+    predictions: Count
+
+
+_LAYERS, _STAMPED = TypeAdapter(Layers), TypeAdapter(_Stamped)
+_LARGEST = 2**22  # bytes
 
 
 @dataclass(frozen=True)
@@ -93,13 +106,13 @@ class _Start:
 def known_layers(run: Run) -> Layers | None:
     """What was measured before, unless the run has been trained on since."""
     try:
-        told = json.loads((run.run_dir / _FILE).read_text(encoding="utf-8"))
-        if told.pop("predictions") != predictions_changed(run.run_dir):
-            return None
-        stages = tuple(StageMove(**stage) for stage in told.pop("stages"))
-        return Layers(stages, tuple(Probe(**one) for one in told.pop("probes")), **told)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: it can be measured again
+        content = read_regular(run.run_dir / _FILE, _LARGEST)
+        measured, found = _STAMPED.validate_json(content, strict=True), _LAYERS.validate_json(content, strict=True)
+    except (OSError, ValueError):  # none, or damaged: it can be measured again
         return None
+    stages = [stage["name"] for stage in run.history.started["stages"]] if run.history.started else []
+    known = [stage.name for stage in found.stages] == stages and {one.stage for one in found.probes} <= set(stages)
+    return found if known and measured["predictions"] == predictions_changed(run.run_dir) else None
 
 
 def measured_run(runs: Sequence[Run]) -> Run:

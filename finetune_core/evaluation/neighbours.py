@@ -24,7 +24,7 @@ from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.predict import Predictor
 from finetune_core.evaluation.run_images import RunImages, run_images
-from finetune_core.files import write_bytes
+from finetune_core.files import read_regular, regular_file, write_bytes
 from finetune_core.inspection.features import network_inputs
 from finetune_core.models.split import CannotSplit, trace
 from finetune_core.models.weights import state_hash
@@ -33,6 +33,7 @@ from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
 
 _FILE = "neighbours.npz"
+_LARGEST = 2**31  # bytes
 _MOST = {TRAIN: 10_000, VAL: 2_000}  # images
 _NEAREST = 5  # whose mean distance counts
 _AT_ONCE = 256  # images
@@ -150,20 +151,63 @@ def _moved(predictor: Predictor) -> bool:
 def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
     """What was kept of an earlier ``compute_neighbourhood`` with these weights."""
     try:
-        with np.load(run.run_dir / _FILE, allow_pickle=False) as kept:
-            if str(kept["weights"]) != _mark(looks):
-                return None
-            names = ("ids", "labels", "features", "usual")
-            ids, labels, features, usual = (kept[name] for name in names)
-            return Neighbourhood(ids, labels, features.astype(np.float32), usual, bool(kept["unchanged"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # none yet, or damaged: it can be computed again
+        kept = _arrays(read_regular(run.run_dir / _FILE, _LARGEST))
+        if str(kept["weights"]) != _mark(looks):
+            return None
+        return _neighbourhood(kept, looks)
+    except Exception:  # none yet, or damaged (then zipfile and NumPy raise nearly anything): it can be computed again
         return None
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    """What ``np.savez`` wrote; raises nearly anything when it is something else. ``np.load`` would believe whatever sizes a file claims."""
+    found = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in ("weights", "ids", "labels", "features", "usual", "unchanged"):
+            entry = archive.getinfo(f"{name}.npy")
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content):
+                raise ValueError(f"{name} is packed")
+            with archive.open(entry) as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError(f"{name} is of another version")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                if fortran or dtype.hasobject:
+                    raise ValueError(f"{name} is of another kind")
+                found[name] = np.frombuffer(file.read(), dtype).reshape(shape)
+    return found
+
+
+def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood:
+    """
+    Raises:
+        ValueError: when the arrays do not belong to this network, or to each other.
+    """
+    ids, labels, features, usual = (kept[name] for name in ("ids", "labels", "features", "usual"))
+    side = looks.predictor.image_size
+    wanted = looks.features(torch.zeros(1, 3, side, side))[0].shape[1:]
+    sound = (
+        ids.dtype.kind == "U"
+        and labels.dtype.kind == "i"
+        and features.dtype.kind == usual.dtype.kind == "f"
+        and ids.shape == labels.shape == features.shape[:1]
+        and features.shape[1:] == wanted
+        and usual.shape[:1] == wanted[:1]
+        and min(ids.size, usual.size) > 0
+        and usual.ndim == 2
+        and labels.min() >= 0
+        and labels.max() < len(looks.predictor.classes)
+        and np.isfinite(features).all()
+        and np.isfinite(usual).all()
+    )
+    if not sound:
+        raise ValueError("these are no features of training images")
+    return Neighbourhood(ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(kept["unchanged"]))
 
 
 def neighbours_changed(run: Run) -> int:
     """When a run's neighbourhood was written, in nanoseconds; 0 when there is none."""
-    file = run.run_dir / _FILE
-    return file.stat().st_mtime_ns if file.is_file() else 0
+    found = regular_file(run.run_dir / _FILE)
+    return found.st_mtime_ns if found else 0
 
 
 def compute_neighbourhood(

@@ -2,15 +2,18 @@
 
 import io
 import json
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageFilter
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict
 
 from finetune_core.data.decode import read_square
 from finetune_core.data.pixels import stored_side
@@ -20,10 +23,11 @@ from finetune_core.evaluation.curves import accuracy_interval
 from finetune_core.evaluation.predict import Predictor, load_predictor
 from finetune_core.evaluation.results import evaluation
 from finetune_core.evaluation.run_images import run_image
-from finetune_core.files import write_bytes
+from finetune_core.files import read_regular, write_bytes
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, normalised
+from finetune_core.training.events import Count, Name, Share
 from finetune_core.training.predictions import predictions_changed
 
 MOST_IMAGES = 200
@@ -85,6 +89,26 @@ CORRUPTIONS = {
 }
 
 
+class _Row(TypedDict):
+    corruption: Name
+    severity: Count
+    accuracy: Share
+    low: Share
+    high: Share
+
+
+class _Kept(TypedDict):
+    """What the file holds: for which predictions it was measured, and on how many images."""
+
+    predictions: Count
+    images: Count
+    rows: Annotated[list[_Row], Field(max_length=100)]
+
+
+_KEPT = TypeAdapter(_Kept)
+_LARGEST = 2**20  # bytes
+
+
 @dataclass(frozen=True)
 class Robustness:
     """Accuracy under corruption.
@@ -117,7 +141,7 @@ def measure_robustness(
     changed = predictions_changed(run.run_dir)
     predictor = load_predictor(run)
     squares, labels = _sample(run, predictor, split, seed, roots)
-    ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
+    ways = list(_ways())
     right = np.zeros(len(ways), dtype=int)
     total = len(ways) * len(squares)
     for position, (name, severity) in enumerate(ways):
@@ -136,12 +160,22 @@ def measure_robustness(
 def known_robustness(run: Run, split: str) -> Robustness | None:
     """What was measured before, unless the run has been trained on since."""
     try:
-        told = json.loads(_file(run, split).read_text(encoding="utf-8"))
-        rows = pd.DataFrame(told["rows"], columns=_COLUMNS)
-        current = told["predictions"] == predictions_changed(run.run_dir) and set(rows["corruption"]) == {"none", *CORRUPTIONS}
-        return Robustness(split, int(told["images"]), rows) if current else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or damaged: it can be measured again
+        told = _KEPT.validate_json(read_regular(_file(run, split), _LARGEST), strict=True)
+    except (OSError, ValueError):  # none, or damaged: it can be measured again
         return None
+    rows = pd.DataFrame(told["rows"], columns=_COLUMNS)
+    current = told["predictions"] == predictions_changed(run.run_dir)
+    return Robustness(split, told["images"], rows) if current and list(_ways()) == _named_ways(rows) else None
+
+
+def _ways() -> Iterator[tuple[str, int]]:
+    """Every corruption and its severity, in order."""
+    yield "none", 0
+    yield from ((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))
+
+
+def _named_ways(rows: pd.DataFrame) -> list[tuple[str, int]]:
+    return list(zip(rows["corruption"], rows["severity"], strict=True))
 
 
 def _sample(run: Run, predictor: Predictor, split: str, seed: int, roots: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:

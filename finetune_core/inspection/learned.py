@@ -12,6 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
+from finetune_core.training.events import Length, Name, Share
+
 _FOLDS = 5
 _DIMENSIONS = 128
 _MOST_FITTED = 20_000  # a linear model gains nothing from more, and takes longer
@@ -27,9 +29,9 @@ class Probe:
         accuracy: share of the validation images; error: its standard error.
     """
 
-    stage: str
-    accuracy: float
-    error: float
+    stage: Name
+    accuracy: Share
+    error: Length
 
 
 def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,17 +1,24 @@
 """What a sample of the validation images was taken for, epoch by epoch: shows which images a run changes its mind about."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field, TypeAdapter
 
 from finetune_core.errors import RunError
-from finetune_core.files import write_bytes
+from finetune_core.files import problem_with, read_regular, write_bytes
 from finetune_core.training.batches import uniform
 
 _FILE = "guesses.json"
 _MOST = 300
+_LARGEST = 2**25  # bytes
+
+Id = Annotated[str, Field(max_length=4096)]
+Label = Annotated[int, Field(ge=0, lt=100_000)]
 
 
 @dataclass(frozen=True)
@@ -22,9 +29,12 @@ class Guesses:
         predicted: int ``[epochs][images]``.
     """
 
-    ids: tuple[str, ...]
-    labels: tuple[int, ...]
-    predicted: tuple[tuple[int, ...], ...]
+    ids: tuple[Id, ...]
+    labels: tuple[Label, ...]
+    predicted: Annotated[tuple[tuple[Label, ...], ...], Field(max_length=10_000)]
+
+
+_GUESSES = TypeAdapter(Guesses)
 
 
 @dataclass(frozen=True)
@@ -47,32 +57,50 @@ def add_guesses(
     run_dir: Path, epoch: int, ids: np.ndarray, keys: np.ndarray, labels: np.ndarray, predicted: np.ndarray
 ) -> None:
     """Note an epoch's predictions of the same few hundred images; what a resumed run tells again replaces the earlier."""
-    if epoch == 1:
-        some = np.sort(np.argsort(uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
-        known = Guesses(tuple(ids[some].tolist()), tuple(labels[some].tolist()), ())
-    else:
-        known = load_guesses(run_dir)
+    known = _begun(ids, keys, labels)
+    if epoch > 1:
+        with suppress(RunError):  # what was noted is no reason not to train: then it begins here
+            noted = load_guesses(run_dir)
+            known = noted if noted.ids else known
     named = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
     before = known.predicted[: epoch - 1]
-    latest = before[-1] if before else (-1,) * len(known.ids)
+    latest = before[-1] if before else known.labels
     row = tuple(named.get(image, last) for image, last in zip(known.ids, latest, strict=True))
+    before = [*before, *[row] * (epoch - 1 - len(before))]
     told = {"ids": known.ids, "labels": known.labels, "predicted": [*before, row]}
     write_bytes(run_dir / _FILE, json.dumps(told).encode())
 
 
-def load_guesses(run_dir: Path) -> Guesses:
+def _begun(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> Guesses:
+    """Which images are followed."""
+    some = np.sort(np.argsort(uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
+    return Guesses(tuple(ids[some].tolist()), tuple(labels[some].tolist()), ())
+
+
+def load_guesses(run_dir: Path, classes: int | None = None) -> Guesses:
     """What a run has noted so far; nothing, before its first epoch has ended.
+
+    Args:
+        classes: how many the run has, where that is known.
 
     Raises:
         RunError: when it is damaged.
     """
+    path = run_dir / _FILE
     try:
-        told = json.loads((run_dir / _FILE).read_bytes())
-        return Guesses(tuple(told["ids"]), tuple(told["labels"]), tuple(map(tuple, told["predicted"])))
+        found = _GUESSES.validate_json(read_regular(path, _LARGEST), strict=True)
+        if {len(found.labels), *map(len, found.predicted)} != {len(found.ids)}:
+            raise ValueError("it does not have a prediction for each image")
+        if (
+            classes is not None
+            and max((*found.labels, *(max(row, default=0) for row in found.predicted)), default=0) >= classes
+        ):
+            raise ValueError("a label in it is no class")
     except FileNotFoundError:
         return Guesses((), (), ())
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{run_dir / _FILE} is damaged: {error}") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
+    return found
 
 
 def flips(guesses: Guesses) -> list[Flip]:

@@ -169,7 +169,7 @@ def _stages(run: Run) -> None:
 def _flips(run: Run) -> None:
     """Validation images that the network changes its mind about."""
     try:
-        guesses = load_guesses(run.run_dir)
+        guesses = load_guesses(run.run_dir, len(run.history.started["classes"]))
     except FinetuneError as error:
         st.error(plain(str(error)))
         return

@@ -1,0 +1,204 @@
+"""A thousand damaged copies of a real run, beside a good one: the command line and the pages name what is wrong, never break, never wait,
+and say of the good run what they always said. The ways to damage are in ``damage.py``."""
+
+import json
+import random
+import shutil
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
+
+from finetune_core import paths
+from finetune_core.__main__ import app
+from finetune_core.config import make_config
+from finetune_core.evaluation.layers import measure_layers
+from finetune_core.evaluation.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.predict import load_predictor
+from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.robustness import measure_robustness
+from finetune_core.export.formats import export_run
+from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.store import RunStore, read_run, summary
+from finetune_core.training.events import StepEnded
+from tests.damage import damage
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {"image_size": 32, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+SETTINGS |= {"strategy": "feature_extraction", "val_fraction": 0.25, "test_fraction": 0.25}
+CASES, PAGE_CASES = 60, 24
+GOOD, BAD = "20260101-000000-good", "20260102-000000-bad"
+SECONDS = 30  # far more than anything here takes: only what waits for ever is longer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(image_folder_once, tmp_path_factory):
+    return image_folder_once(tmp_path_factory.mktemp("data") / "images", {"red": 8, "blue": 8})
+
+
+@pytest.fixture(scope="module")
+def whole(home_of_shared_fixtures, data, tmp_path_factory):
+    """A finished run, with everything that Thaw keeps in its folder."""
+    reservation = create_run(make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("whole"))
+    list(execute(reservation))
+    RunStore(reservation.run_dir.parent).describe(reservation.run_dir.name, "baseline", "a note")
+    run = read_run(reservation.run_dir)
+    for work in (
+        measure_layers([run]),
+        measure_robustness(run, "test"),
+        compute_neighbourhood(run, encoder(load_predictor(run))),
+    ):
+        list(work)
+    export_run(run, "safetensors")
+    return run.run_dir
+
+
+@pytest.fixture(scope="module")
+def halfway(home_of_shared_fixtures, data, tmp_path_factory):
+    """A run that was stopped in its second epoch."""
+    reservation = create_run(make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("halfway"))
+    for event in execute(reservation):
+        if isinstance(event, StepEnded) and event.epoch == 2:
+            request_stop(reservation.run_dir)
+    return reservation.run_dir
+
+
+@contextmanager
+def in_time(told):
+    """Nothing waits for ever."""
+
+    def too_long(*_):
+        raise TimeoutError(f"it hangs: {told}")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def asked(*arguments, told=""):
+    """What the command line says; it ends in good order."""
+    with in_time(told):
+        done = CliRunner().invoke(app, [str(one) for one in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise AssertionError(f"{told}: {' '.join(map(str, arguments[:1]))} ended with {done.exception!r}") from done.exception
+    assert done.exit_code in (0, 1, 2), told
+    assert done.exit_code == 0 or done.stderr.strip(), f"{told}: no word on what is wrong"
+    assert "Traceback" not in done.output, told
+    return done
+
+
+@pytest.fixture(scope="module")
+def beside(whole, tmp_path_factory):
+    """A folder of runs, with the good one in it; what the command line says of it; and an image."""
+    runs = tmp_path_factory.mktemp("runs")
+    shutil.copytree(whole, runs / GOOD)
+    return runs, asked("evaluate", runs / GOOD, "--json").stdout, summary(read_run(runs / GOOD))
+
+
+def commands(bad, good, image):
+    return [
+        ("evaluate", bad),
+        ("evaluate", bad, "--json"),
+        ("compare", bad, good),
+        ("compare", good, bad, "--json"),
+        ("predict", bad, image),
+        ("predict", bad / "export" / "safetensors", image),
+        ("export", bad, "--format", "tensorboard"),
+        ("export", bad, "--format", "card"),
+        ("export", bad, "--format", "safetensors"),
+        ("train", "--config", bad / "config.json", "--epochs", "0"),
+    ]
+
+
+@settings(
+    max_examples=CASES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(chance=st.randoms(use_true_random=True))
+def test_the_command_line_names_what_is_damaged(whole, data, beside, chance):
+    runs, said, known = beside
+    bad = runs / BAD
+    shutil.rmtree(bad, ignore_errors=True)
+    shutil.copytree(whole, bad)
+    told = damage(bad, chance)
+    with in_time(told):
+        found, damaged = RunStore(runs).all()
+    assert {one.run_id for one in (*found, *damaged)} == {GOOD, BAD}, told
+    assert [summary(run) | {"run_dir": ""} for run in found if run.run_id == GOOD] == [known | {"run_dir": ""}], told
+    command = chance.choice(commands(bad, runs / GOOD, data / "red" / "000.png"))
+    done = asked(*command, told=told)
+    if damaged and command[0] != "train" and bad in command:
+        assert done.exit_code == 2, told
+        assert "damaged" in done.stderr, told
+    assert evaluation(read_run(runs / GOOD)).accuracy == json.loads(said)["accuracy"], told
+
+
+@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(chance=st.randoms(use_true_random=True))
+def test_a_damaged_run_is_resumed_or_refused(halfway, tmp_path_factory, chance):
+    bad = tmp_path_factory.mktemp("resumed") / BAD
+    shutil.copytree(halfway, bad)
+    told = damage(bad, chance)
+    done = asked("resume", bad, told=told)
+    assert done.exit_code or read_run(bad).status == "finished", told
+
+
+def opened(page, told, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=SECONDS)
+    for name, value in query.items():
+        at.query_params[name] = value
+    if page != "app.py":
+        at.switch_page(page)
+    with in_time(told):
+        at.run()
+    assert not at.exception, f"{told}: {page}: {at.exception[0].stack_trace}"
+    return at
+
+
+def test_the_pages_name_what_is_damaged(whole, data, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(data.parent))
+    chance, runs, done = random.Random(0), paths.runs_dir(), {}
+    shutil.copytree(whole, runs / GOOD)
+    for number in range(PAGE_CASES):
+        bad = runs / f"{BAD}-{number:02}"
+        shutil.copytree(whole, bad)
+        done[bad.name] = damage(bad, chance)
+    everything = "; ".join(done.values())
+    found, damaged = RunStore(runs).all()
+    assert len(damaged) >= PAGE_CASES / 8
+    for page in ("app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict"))):
+        at = opened(page, everything, **({} if page in ("app.py", "pages/compare.py") else {"run": GOOD}))
+        told = " ".join(element.value for element in at.get("markdown")).replace("\\", "")
+        assert all(one.run_id in told for one in damaged), page
+    for number, run in enumerate(run for run in found if run.run_id != GOOD):
+        told = done[run.run_id]
+        match number % 4:
+            case 0:
+                opened("pages/train.py", told, run=run.run_id)
+            case 1:
+                opened("pages/evaluate.py", told, run=run.run_id)
+            case 2:
+                opened("pages/compare.py", told, runs=[GOOD, run.run_id])
+            case 3:
+                opened("pages/predict.py", told, run=run.run_id)
