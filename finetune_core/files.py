@@ -53,6 +53,14 @@ def stamp(path: Path) -> Stamp | None:
     return (found.st_ino, found.st_size, found.st_mtime_ns) if found else None
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name, be it a link that leads nowhere."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a name that no system takes
+        return False
+
+
 def is_link(path: Path) -> bool:
     """Whether a path is a link itself, wherever that leads."""
     try:

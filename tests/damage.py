@@ -45,7 +45,14 @@ VALUES += [
     '[1, "a", null]',
 ]
 MARK = "@@@"
-OFTEN = {"config.json": 4, "events.jsonl": 8, "predictions.parquet": 4, "best.safetensors": 3, "last.safetensors": 2, "about.json": 2}
+OFTEN = {
+    "config.json": 4,
+    "events.jsonl": 8,
+    "predictions.parquet": 4,
+    "best.safetensors": 3,
+    "last.safetensors": 2,
+    "about.json": 2,
+}
 
 
 def damage(run_dir: Path, chance: random.Random) -> str:

@@ -34,7 +34,7 @@ from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
-from finetune_core.training.predictions import predictions_changed
+from finetune_core.training.predictions import Moment, predictions_changed
 
 _FILE = "layers.json"
 _MOST = {TRAIN: 500, VAL: 300}  # images
@@ -86,7 +86,7 @@ class Layers:
 class _Stamped(TypedDict):
     """Which predictions the run had when it was measured."""
 
-    predictions: Count
+    predictions: Moment
 
 
 _LAYERS, _STAMPED = TypeAdapter(Layers), TypeAdapter(_Stamped)

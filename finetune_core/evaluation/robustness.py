@@ -28,7 +28,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, normalised
 from finetune_core.training.events import Count, Name, Share
-from finetune_core.training.predictions import predictions_changed
+from finetune_core.training.predictions import Moment, predictions_changed
 
 MOST_IMAGES = 200
 _BATCH = 32
@@ -100,7 +100,7 @@ class _Row(TypedDict):
 class _Kept(TypedDict):
     """What the file holds: for which predictions it was measured, and on how many images."""
 
-    predictions: Count
+    predictions: Moment
     images: Count
     rows: Annotated[list[_Row], Field(max_length=100)]
 

@@ -18,7 +18,7 @@ from finetune_core.export.script import write_script
 from finetune_core.export.source import load_source
 from finetune_core.export.tensorboard import write_events
 from finetune_core.export.tensors import write_safetensors
-from finetune_core.files import staging_folder
+from finetune_core.files import regular_file, staging_folder
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
@@ -177,11 +177,8 @@ def finished_export(run: Run, format: str) -> Path | None:
     if _link_to(folder) or not folder.is_dir():
         return None
     origin = run.run_dir / EVENTS_FILE if FORMATS[format].events else checkpoint_path(run.run_dir, BEST)
-    try:
-        made, trained = folder.stat().st_mtime_ns, origin.stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
-    return folder if made >= trained else None
+    trained = regular_file(origin)
+    return folder if trained and folder.stat().st_mtime_ns >= trained.st_mtime_ns else None
 
 
 def zipped(folder: Path, name: str) -> bytes:

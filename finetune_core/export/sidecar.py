@@ -11,11 +11,12 @@ from torch import nn
 from finetune_core.data.pixels import stored_side
 from finetune_core.errors import ExportError
 from finetune_core.export.source import Source, shared_settings
-from finetune_core.files import write_bytes
+from finetune_core.files import problem_with, read_regular, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, build_recipe
 
 SIDECAR = "model.json"
 _KIND, _VERSION = "thaw-export", 1
+_LARGEST = 2**24  # bytes
 
 
 def describe_network(source: Source) -> dict[str, Any]:
@@ -72,9 +73,9 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     """
     file = folder / SIDECAR
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{file} cannot be read: {error}") from None
+        told = json.loads(read_regular(file, _LARGEST))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{file} cannot be read: {problem_with(file, error)}.") from None
     if not isinstance(told, dict) or (told.get("kind"), told.get("version")) != (_KIND, _VERSION):
         raise ExportError(f"{file} was not written by this version of Thaw.")
     return told

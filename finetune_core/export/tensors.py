@@ -1,27 +1,52 @@
 """A run's whole network as safetensors, and the way back into Thaw."""
 
-from collections.abc import Generator, Mapping
+import os
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from pydantic import Field, TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from typing_extensions import TypedDict
 
 from finetune_core.errors import ConfigError, ExportError
 from finetune_core.evaluation.predict import Predictor
 from finetune_core.export.measure import Measured, Steps, measure
 from finetune_core.export.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
 from finetune_core.export.source import Source
-from finetune_core.files import write_bytes
+from finetune_core.files import is_there, open_regular, problem_with, write_bytes
 from finetune_core.models.catalogue import backbone_info, create
 from finetune_core.models.network import Network, head_path, network_stages
 from finetune_core.models.stages import replace_head
 from finetune_core.randomness import seeded
+from finetune_core.training.checkpoints import check_tensors
 from finetune_core.training.device import choose_device
 from finetune_core.training.evaluation import logits_of
+from finetune_core.training.events import Classes, Name
 
 WEIGHTS = "model.safetensors"
+
+
+class _Architecture(TypedDict):
+    backbone: Name
+
+
+class _Preprocessing(TypedDict):
+    centre_crop_to: Annotated[int, Field(ge=32, le=1024)]
+
+
+class _Told(TypedDict):
+    """What of a ``model.json`` is needed to name images again."""
+
+    network: _Architecture
+    classes: Classes
+    preprocessing: _Preprocessing
+    hashes: Annotated[dict[Name, Name], Field(max_length=1000)]
+
+
+_TOLD = TypeAdapter(_Told)
 
 
 def write_safetensors(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:
@@ -45,7 +70,7 @@ def write_safetensors(source: Source, folder: Path) -> Generator[Steps, None, tu
 
 def is_export(folder: Path) -> bool:
     """Whether a folder holds an exported network rather than a run."""
-    return (folder / SIDECAR).is_file()
+    return is_there(folder / SIDECAR)
 
 
 def load_export(folder: Path) -> Predictor:
@@ -55,32 +80,37 @@ def load_export(folder: Path) -> Predictor:
     Raises:
         ExportError: when the folder is no safetensors export, its file is damaged, or its parts do not belong together.
     """
-    told = read_sidecar(folder)
     try:
+        told = _TOLD.validate_python(read_sidecar(folder), strict=True)
         name, classes, size = told["network"]["backbone"], tuple(told["classes"]), told["preprocessing"]["centre_crop_to"]
         expected, backbone_hash = told["hashes"].get(WEIGHTS), told["hashes"]["backbone_weights"]
         info = backbone_info(name)
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise ExportError(f"{folder / SIDECAR} is damaged: {type(error).__name__}: {error}") from None
-    file = folder / WEIGHTS
-    if not file.is_file():
-        raise ExportError(f"{folder} holds no {WEIGHTS}: Thaw reads exports of the format safetensors.")
-    if file_hash(file) != expected:
-        raise ExportError(f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the one written there.")
+    except (ValueError, KeyError, ConfigError) as error:
+        raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
     with seeded(0):
         model = create(name)
     head = head_path(name)
     replace_head(model, head, len(classes))
-    _fill(model, file)
+    _fill(model, folder / WEIGHTS, expected)
     device = choose_device("auto", "fp32")
     model.eval().to(device.torch_device, memory_format=torch.channels_last)
     network = Network(model, model, network_stages(name, len(classes)), head, backbone_hash, info)
     return Predictor(network, classes, device, size)
 
 
-def _fill(model: torch.nn.Module, file: Path) -> None:
+def _fill(model: torch.nn.Module, file: Path, expected: str | None) -> None:
+    """
+    Raises:
+        ExportError: when the file does not hold this network, or has another hash.
+    """
     try:
-        tensors: Mapping[str, torch.Tensor] = load_file(file)
-        model.load_state_dict(tensors)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ExportError(f"{file} does not hold this network: {str(error).splitlines()[0]}") from None
+        os.close(open_regular(file))  # safetensors opens it by its name, and would wait for a FIFO
+        with safe_open(file, "pt") as opened:
+            check_tensors(opened, model.state_dict())
+            if file_hash(file) != expected:
+                raise ExportError(f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the one written there.")
+            model.load_state_dict({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118  no mapping
+    except FileNotFoundError:
+        raise ExportError(f"{file.parent} holds no {WEIGHTS}: Thaw reads exports of the format safetensors.") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ExportError(f"{file} does not hold this network: {problem_with(file, error)}.") from None

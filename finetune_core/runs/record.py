@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError, RunError, TrainingError
-from finetune_core.files import is_link, open_regular, problem_with, read_regular, write_bytes
+from finetune_core.files import is_link, is_there, open_regular, problem_with, read_regular, write_bytes
 from finetune_core.runs.turns import in_turn
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
@@ -116,7 +116,7 @@ def reopen_run(run_dir: Path) -> Reservation:
         ConfigError: when it cannot work any more: its data or its device are gone.
         RunError: when somebody has it already, or it is finished, or nothing can be written there.
     """
-    if is_link(run_dir) or not os.path.lexists(run_dir / CONFIG_FILE):
+    if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
     check_config(make_config(read_config(run_dir / CONFIG_FILE)))
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)

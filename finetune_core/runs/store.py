@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
-from finetune_core.files import Stamp, is_link, stamp
+from finetune_core.files import Stamp, is_link, is_there, stamp
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.history import History
 from finetune_core.runs.record import ABOUT_FILE, CONFIG_FILE, EVENTS_FILE, About, is_locked, read_about, write_about
@@ -89,10 +89,7 @@ class Damaged:
 
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a run, a damaged one included."""
-    try:
-        return any(os.path.lexists(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
-    except ValueError:  # no name of a folder
-        return False
+    return any(is_there(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
 
 
 def read_run(folder: Path) -> Run:

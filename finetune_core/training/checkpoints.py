@@ -113,7 +113,7 @@ def load_tensors(
     """
     with _opened(run_dir, name) as (file, info):
         if needed is not None:
-            _check_names(file, needed, allowed or {})
+            check_tensors(file, needed, allowed)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  safe_open is no mapping
         if bad := [key for key, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]:
             raise ValueError(f"numbers in {bad[0]} are not finite")
@@ -160,16 +160,17 @@ def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
         raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
 
 
-def _check_names(file: Any, needed: Mapping[str, torch.Tensor], allowed: Mapping[str, torch.Tensor]) -> None:
-    """
+def check_tensors(file: Any, needed: Mapping[str, torch.Tensor], allowed: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Whether a file that ``safe_open`` has opened holds the tensors that are expected. None is read for that.
+
     Raises:
-        ValueError: when the tensors in a file are not those that are expected. None is read for that.
+        ValueError: when it does not: names, shapes or types differ.
     """
-    expected, found = {**allowed, **needed}, set(file.keys())
+    expected, found = {**(allowed or {}), **needed}, set(file.keys())
     if missing := needed.keys() - found:
         raise ValueError(f"{things(len(missing), 'tensor')} of {len(needed)} are missing, {min(missing)} among them")
     if unknown := found - expected.keys():
-        raise ValueError(f"it holds {things(len(unknown), 'tensor')} that this run does not train, {min(unknown)} among them")
+        raise ValueError(f"it holds {things(len(unknown), 'tensor')} that do not belong there, {min(unknown)} among them")
     for key in sorted(found):
         part = file.get_slice(key)
         if (tuple(part.get_shape()), _KINDS.get(part.get_dtype())) != (tuple(expected[key].shape), expected[key].dtype):

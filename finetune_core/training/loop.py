@@ -1,6 +1,5 @@
 """The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
 
-import os
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import EarlyStopping, RunConfig
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import TrainingError
+from finetune_core.files import is_there
 from finetune_core.training.average import Average
 from finetune_core.training.checkpoints import (
     BEST,
@@ -82,7 +82,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         yield _started(job)
         trainer = _trainer(job, run_dir)
         if resume:
-            if os.path.lexists(checkpoint_path(run_dir, LAST)):
+            if is_there(checkpoint_path(run_dir, LAST)):
                 at = restore_standing(job, trainer.optimizer, trainer.average, run_dir)
             yield RunResumed(at.epoch, at.step)
         at.since = time.monotonic()

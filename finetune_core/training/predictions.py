@@ -2,18 +2,21 @@
 
 import io
 from pathlib import Path, PurePosixPath
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.files import open_regular, problem_with, regular_file, write_bytes
 
 _FILE = "predictions.parquet"
+Moment = Annotated[int, Field(ge=0, lt=2**63)]  # nanoseconds: what ``predictions_changed`` tells
 _COLUMNS = ["id", "split", "label", "logits"]
 _MOST_BYTES = 2**32  # of the file, and of what comes out of it
 _MOST_LOGITS = 2**29

@@ -191,10 +191,10 @@ def first(change):
 TENSORS = {
     "none": (lambda tensors: tensors.clear(), "are missing"),
     "one too few": (lambda tensors: tensors.pop(next(iter(tensors))), "1 tensor of"),
-    "one too many": (lambda tensors: tensors.update(extra=torch.zeros(3)), "does not train"),
+    "one too many": (lambda tensors: tensors.update(extra=torch.zeros(3)), "do not belong there"),
     "of a stage before the cut": (
         lambda tensors: tensors.update({"conv_stem.weight": torch.zeros(32, 3, 3, 3)}),
-        "does not train",
+        "do not belong there",
     ),
     "of another shape": (first(lambda tensor: tensor[:1].clone()), "another shape"),
     "of another type": (first(lambda tensor: tensor.half()), "another shape or type"),
