@@ -32,9 +32,9 @@ def _unique(names: list[str]) -> list[str]:
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Epoch = Annotated[int, Field(ge=1, le=10_000)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
-Number = Annotated[float, Field(ge=-1e300, le=1e300)]
-Length = Annotated[float, Field(ge=0, le=1e300)]
-Loss = Annotated[float, Field(ge=0, le=1e300)]
+Number = Annotated[float, Field(ge=-1e40, le=1e40)]  # float32 goes to 3.4e38
+Length = Annotated[float, Field(ge=0, le=1e40)]
+Loss = Annotated[float, Field(ge=0, le=1e40)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e10)]
 Moment = Annotated[float, Field(ge=0, le=1e11)]  # seconds since 1970
@@ -48,8 +48,8 @@ Classes = Annotated[list[Name], Field(min_length=1, max_length=100_000), AfterVa
 class Counts(TypedDict):
     """Images by split."""
 
-    train: Count
-    val: Count
+    train: Positive
+    val: Positive
     test: NotRequired[Count]
 
 

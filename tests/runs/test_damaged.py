@@ -131,6 +131,7 @@ EVENTS = {
     "more epochs than can be": lined(epochs=10**12),
     "epochs of another kind": lined(epochs=2.5),
     "counts without a split": lined(counts={"train": 3}),
+    "no training images": lined(counts={"train": 0, "val": 3}),
     "a cache somewhere": lined(cache={"where": "cloud"}),
     "no number": lined(decode_seconds=float("nan")),
     "a time that never was": lined(at=1e300),
