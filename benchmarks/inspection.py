@@ -47,7 +47,9 @@ def simulated(count: int) -> Seen:
     seen = asdict(
         Look(width=320, height=240, mode="RGB", format="JPEG", brightness=120, low=20, high=220, contrast=50, sharpness=0.5)
     )
-    rows = files.assign(**{name: value for name, value in seen.items() if name != "thumb"}, near=np.arange(count))
+    rows = files.assign(
+        **{name: value for name, value in seen.items() if name != "thumb"}, near=np.arange(count), closeness=0.0
+    )
     rows["content"] = random.integers(0, 2**63, count).astype("uint64")
     return Seen(Listing(Path("/simulated"), files, ()), rows)
 

@@ -95,6 +95,7 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     agreeing = exact[~conflicting]
     yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
     yield from _surplus("exact_duplicates", agreeing, "content")
+    ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])  # what is surest first
     near = ordered[_differ(ordered, "near", "content")]  # exact copies among them, too: they have to move with the rest
     yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
     yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
@@ -103,8 +104,8 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
 def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
     """What the numbers and names of the classes tell."""
     if len(classes) == 1:
-        message = f"There is only one class, {classes[0]}: nothing to tell apart, so every score will be perfect."
-        yield Finding("single_class", "warning", message, 1, classes=tuple(classes))
+        message = f"There is only one class, {classes[0]}. A classifier needs at least two."
+        yield Finding("single_class", "error", message, 1, classes=tuple(classes))
     counts = table.groupby(["split", "label"]).size()
     training = counts[TRAIN] if TRAIN in counts else pd.Series(dtype=int)
     for split, kind, words in (
@@ -185,23 +186,26 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
 
 def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
     """Sets that lie in more than one split, training first. Of exact copies those go that are trained on (validated on, where
-    the other one is for the test): the judged images stay what they were. Near-duplicates that are judged train, too."""
+    the other one is for the test): the judged images stay what they were. Near-duplicates that are judged train, too; whether they
+    are any is a guess, so that they are a warning."""
     if rows.empty:
         return
     sets = _sets(rows, [key])
     first, last = (rows.groupby(key)["split"].transform(which) for which in ("first", "last"))
     judged = rows[rows["split"] != first]
+    exact = kind == "leakage"
+    can = "can" if exact else "could"
     inflated = [
-        f"{things(count, 'image')} of {SPLIT_WORDS[split].lower()}: its accuracy can come out up to "
+        f"{things(count, 'image')} of {SPLIT_WORDS[split].lower()}: its accuracy {can} come out up to "
         f"{percent(count / (table['split'] == split).sum())} too high"
         for split, count in judged["split"].value_counts().items()
     ]
-    copied = "copied" if kind == "leakage" else "nearly copied"
+    copied = "copied" if exact else "possibly copied"
     message = f"{things(len(sets), 'picture')} {copied} across splits. {'; '.join(inflated)}."
-    gone = rows[rows["split"] != last] if kind == "leakage" else judged
-    to = {} if kind == "leakage" else dict(zip(judged["id"], first[judged.index], strict=True))
+    gone = rows[rows["split"] != last] if exact else judged.sort_values(["closeness", "id"], ascending=[False, True])
+    to = {} if exact else dict(zip(judged["id"], first[judged.index], strict=True))
     notes = dict(zip(rows["id"], rows["split"].map(SPLIT_WORDS), strict=True))
-    yield Finding(kind, "error", message, len(gone), tuple(gone["id"]), sets=sets, to=to, notes=notes)
+    yield Finding(kind, "error" if exact else "warning", message, len(gone), tuple(gone["id"]), sets=sets, to=to, notes=notes)
 
 
 def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
@@ -210,8 +214,11 @@ def _surplus(kind: str, rows: pd.DataFrame, key: str) -> Iterator[Finding]:
     if rows.empty:
         return
     sets = _sets(rows, keys)
-    paths = tuple(rows.loc[rows.duplicated(keys), "id"])
-    copies = things(len(paths), "copy", "copies") if kind == "exact_duplicates" else things(len(paths), "near-duplicate")
+    later = rows[rows.duplicated(keys)]
+    paths = tuple(later.sort_values(["closeness", "rank", "id"], ascending=[False, True, True])["id"])
+    copies = (
+        things(len(paths), "copy", "copies") if kind == "exact_duplicates" else things(len(paths), "possible near-duplicate")
+    )
     message = f"{copies} of {things(len(sets), 'image')} in the same split."
     yield Finding(kind, "warning" if kind == "exact_duplicates" else "info", message, len(paths), paths, sets=sets)
 
@@ -243,8 +250,12 @@ def _similar_names(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
             large = larger[large]
         to |= dict.fromkeys(table.loc[table["label"] == small, "id"], classes[large])
     names = tuple(sorted({classes[label] for pair in pairs for label in pair}))
-    message = "Perhaps the same class, spelled in two ways: " + some([f"{classes[a]} and {classes[b]}" for a, b in pairs]) + "."
-    yield Finding("similar_class_names", "warning", message, len(names), tuple(to), classes=names, to=to)
+    message = (
+        "Possibly the same class, spelled in two ways: " + some([f"{classes[a]} and {classes[b]}" for a, b in pairs]) + "."
+    )
+    notes = dict(zip(table["id"], table["label"].map(dict(enumerate(classes))), strict=True))
+    notes = {path: notes[path] for path in to}
+    yield Finding("similar_class_names", "warning", message, len(names), tuple(to), classes=names, to=to, notes=notes)
 
 
 def _typo(a: str, b: str) -> bool:

@@ -21,8 +21,22 @@ from finetune_core.data.listing import Listing, list_data
 from finetune_core.errors import DataError
 from finetune_core.words import things
 
-_COLUMNS = ["id", "label", "class", "split", "group", "near", "content", "bytes", "width", "height", "mode", "format", "frames"]
-_SEEN = ["brightness", "low", "high", "contrast", "sharpness"]
+_COLUMNS = [
+    "id",
+    "label",
+    "class",
+    "split",
+    "group",
+    "near",
+    "closeness",
+    "content",
+    "bytes",
+    "width",
+    "height",
+    "mode",
+    "format",
+]
+_SEEN = ["frames", "brightness", "low", "high", "contrast", "sharpness"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Dataset:
         root: what ids are relative to.
         classes: class names; a label is an index into it.
         table: one row a usable image: ``id`` (path below root, with ``/``), ``label`` (int), ``class``, ``split``, ``group``
-            (empty: none), ``near`` (the same for near-duplicates), ``content`` (uint64 of the file), ``bytes``, ``width``,
+            (empty: none), ``near`` (the same for near-duplicates), ``closeness`` (to the nearest of those; 1: equal), ``content`` (uint64 of the file), ``bytes``, ``width``,
             ``height`` (pixels, as shown), ``mode``, ``format``, ``frames``, and the light and sharpness of a ``Look``.
         findings: what was left out, and what looks wrong.
         given_splits: whether the data say themselves which images validate.

@@ -1,45 +1,57 @@
-"""Which images are copies of each other, or nearly: sets found from small colour thumbnails."""
+"""Which images are copies of each other, or nearly: candidates from small colour thumbnails, then compared as larger gray squares."""
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.sparse.csgraph import connected_components
 
-# Correlation of two 12 × 12 colour thumbnails. Saving again, scaling, light and contrast stay above the first; where that
-# links too many images, the pictures of this data set simply look alike, and more is asked of those.
-_LIKENESS = (0.985, 0.99, 0.995, 0.999)
-_LARGEST_SET = 20
-_LARGEST_SHARE = 0.01
+from finetune_core.data.closeness import DETAIL_SIDE, chance_pairs, distance, same_picture
+
+# Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Saving again, scaling, light and contrast stay above.
+_LIKENESS, _CLOSE = 0.985, 0.97
+# More images than that which all look alike are the nature of the set (one camera, one machine): among those, copies have to stand out.
+_LARGEST_SET, _LARGEST_SHARE = 20, 0.01
+_SMALLEST_NATURE, _NATURE = 8, 0.25  # so many that they are that share of a small set look alike by nature, too
+_SAME = 0.003  # distance: equal pixels, but for rounding
 _PLAIN = 2.0  # gray levels: of images with less contrast, the thumbnail tells nothing
 MOST_COMPARED = 200_000  # all pairs of more would take hours
 _ENTRIES = 20_000_000  # of the matrix of products that is held at a time
 _MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
 _KEPT_DIRECTIONS = 31
 _COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
+_SIDE, _SMALL_SIDE, _MANY = 64, 32, 20_000  # pixels of a gray square; where more than so many have to be held at once
+
+Squares = Callable[[Sequence[int], int], Iterator[np.ndarray | None]]
+Yields = Generator[tuple[int, int], None, tuple[np.ndarray, np.ndarray]]
 
 
-def near_sets(thumbs: pd.Series, content: np.ndarray) -> Generator[tuple[int, int], None, np.ndarray]:
-    """Sets of images with equal content, or nearly equal looks.
+def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Yields:
+    """Sets of images with equal content, or that are the same picture, saved again, scaled, lighter or darker, or a moment later.
 
     Args:
         thumbs: ``[n]`` of bytes (``Look.thumb``).
         content: uint64 ``[n]``.
+        squares: (positions, side) -> the gray squares of those images (``gray_squares``); asked for candidates only.
 
     Yields:
         (images compared, images in all).
 
     Returns:
-        int64 ``[n]``: for each image the position of the first image of its set.
+        int64 ``[n]``: for each image the position of the first image of its set; and float ``[n]``: the correlation with the image of
+        its set that it is closest to, 1 for equal content, 0 where it is alone.
     """
-    _, first, same = np.unique(content, return_index=True, return_inverse=True)
-    if not 2 <= len(first) <= MOST_COMPARED:
-        return _first_of_each(same)
-    vectors, telling = _vectors(thumbs.iloc[first])
-    pairs, likeness = yield from _alike(vectors, np.flatnonzero(telling))
-    sets = _grown(pairs, likeness, len(first))
-    return _first_of_each(sets[same])
+    _, first, same, copies = np.unique(content, return_index=True, return_inverse=True, return_counts=True)
+    closest = np.where(copies > 1, 1.0, 0.0)
+    sets = np.arange(len(first))
+    if 2 <= len(first) <= MOST_COMPARED:
+        vectors, telling = _vectors(thumbs.iloc[first])
+        pairs, _ = yield from _alike(vectors, np.flatnonzero(telling), _LIKENESS, _linking)
+        links, likeness = yield from _verified(_connected(pairs, len(first)), first, squares)
+        sets = _connected(links, len(first))
+        np.maximum.at(closest, links.ravel(), likeness.repeat(2))
+    return _first_of_each(sets[same]), closest[same]
 
 
 def _vectors(thumbs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
@@ -51,62 +63,126 @@ def _vectors(thumbs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return flat / np.maximum(length, 1e-6), length[:, 0] / np.sqrt(flat.shape[1]) >= _PLAIN
 
 
-def _alike(vectors: np.ndarray, rows: np.ndarray) -> Generator[tuple[int, int], None, tuple[np.ndarray, np.ndarray]]:
-    """All pairs ``[m, 2]`` of ``rows`` that are alike, and how much.
+def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -> Yields:
+    """Pairs ``[m, 2]`` of the same picture among candidates (int ``[n]``: the same number for what may be), and how close they are.
+
+    Args:
+        positions: ``[n]``, by which ``squares`` knows the images.
+    """
+    sizes = np.bincount(candidates)
+    members = np.flatnonzero(sizes[candidates] > 1)
+    members = members[np.argsort(candidates[members], kind="stable")]
+    side = _SIDE if len(members) <= _MANY else _SMALL_SIDE
+    seen = np.zeros((len(members), side, side), dtype=np.uint8)
+    for done, square in enumerate(squares(positions[members], side)):
+        if square is not None:
+            seen[done] = square
+        yield done + 1, len(members)
+    largest = max(_LARGEST_SET, round(_LARGEST_SHARE * len(candidates)))
+    largest = min(largest, max(_SMALLEST_NATURE - 1, round(_NATURE * len(candidates))))
+    links, likeness = [np.empty((0, 2), dtype=np.int64)], [np.empty(0)]
+    for rows in np.split(np.arange(len(members)), np.flatnonzero(np.diff(candidates[members])) + 1):
+        if len(rows):
+            pairs, close = yield from _close(seen[rows], outstanding=len(rows) > largest)
+            kept = _same_pictures(pairs, positions[members[rows]], squares)
+            links.append(members[rows][pairs[kept]])
+            likeness.append(close[kept])
+    return np.concatenate(links), np.concatenate(likeness)
+
+
+def _close(squares: np.ndarray, *, outstanding: bool) -> Yields:
+    """Pairs of the squares ``[n, side, side]`` that are close, the closest first, and their correlation.
+
+    Args:
+        outstanding: whether they have to be closer than different images of the set come by chance.
+    """
+    flat = squares.reshape(len(squares), -1).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    flat /= np.maximum(length, 1e-6)
+    rows = np.flatnonzero(length[:, 0] > 0)
+    least, chance = _CLOSE, None
+    if outstanding and len(rows) >= _SMALLEST_NATURE:
+        chance = chance_pairs(flat[rows])
+        least = max(least, 1 - max(chance.farthest(), _SAME) ** 2 / 2)
+    pairs, likeness = yield from _alike(flat, rows, least, _closest)
+    if chance:
+        apart = distance(likeness)
+        kept = chance.outstanding(apart) | (apart <= _SAME)
+        pairs, likeness = pairs[kept], likeness[kept]
+    order = np.argsort(-likeness, kind="stable")
+    return pairs[order], likeness[order]
+
+
+def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -> np.ndarray:
+    """Which of the pairs, the closest first, are the same picture in detail; those that others link already are passed over."""
+    rows, inverse = np.unique(pairs, return_inverse=True)
+    details = dict(enumerate(squares(positions[rows], DETAIL_SIDE)))
+    sets = np.arange(len(rows))
+    kept = np.zeros(len(pairs), dtype=bool)
+    for at, (left, right) in enumerate(inverse.reshape(-1, 2)):
+        if sets[left] == sets[right] or details[left] is None or details[right] is None:
+            continue
+        kept[at] = same_picture(details[left], details[right])
+        if kept[at]:
+            sets[sets == sets[right]] = sets[left]
+    return kept
+
+
+Found = tuple[np.ndarray, np.ndarray]
+
+
+def _alike(
+    vectors: np.ndarray, rows: np.ndarray, least: float, thinned: Callable[[np.ndarray, np.ndarray, int], Found]
+) -> Yields:
+    """All pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``, and the products.
 
     Most pairs are ruled out in few dimensions: with p the part of a unit vector in the main directions and r the length of
     the rest, v·w ≤ p·q + r·s, which is itself a product of short vectors.
+
+    Args:
+        thinned: what to keep where there are too many.
     """
     short = _shortened(vectors[rows]) if len(rows) > _COMPARED_WHOLE else vectors[rows]
-    pairs, likeness = [np.empty((0, 2), dtype=np.int64)], [np.empty(0, dtype=np.float32)]
+    pairs, likeness = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
     block = max(16, _ENTRIES // max(1, len(rows)))
     for start in range(0, len(rows), block):
-        likely = np.triu(short[start : start + block] @ short[start:].T >= _LIKENESS[0], 1)
+        likely = np.triu(short[start : start + block] @ short[start:].T >= least, 1)
         if np.count_nonzero(likely) > _MOST_PAIRS // 40:  # then all products at once are quicker, and need less memory
             products = vectors[rows[start : start + block]] @ vectors[rows[start:]].T
-            left, right = np.nonzero(likely & (products >= _LIKENESS[0]))
+            left, right = np.nonzero(likely & (products >= least))
             alike = products[left, right]
         else:
             left, right = np.nonzero(likely)
             alike = np.einsum("nd,nd->n", vectors[rows[left + start]], vectors[rows[right + start]])
-            left, right, alike = (values[alike >= _LIKENESS[0]] for values in (left, right, alike))
-        pairs.append(np.stack([rows[left + start], rows[right + start]], axis=1))
-        likeness.append(alike)
-        if sum(map(len, likeness)) > _MOST_PAIRS:
-            pairs, likeness = _thinned(np.concatenate(pairs), np.concatenate(likeness), len(vectors))
+            left, right, alike = (values[alike >= least] for values in (left, right, alike))
+        pairs = np.concatenate([pairs, np.stack([rows[left + start], rows[right + start]], axis=1)])
+        likeness = np.concatenate([likeness, alike])
+        if len(likeness) > _MOST_PAIRS:
+            pairs, likeness = thinned(pairs, likeness, len(vectors))
         yield min(start + block, len(rows)), len(rows)
-    return np.concatenate(pairs), np.concatenate(likeness)
+    return pairs, likeness
 
 
-def _thinned(pairs: np.ndarray, likeness: np.ndarray, count: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Fewer than ``count`` of the pairs, which connect the same images at every likeness: the closest spanning tree."""
-    distance = coo_array((2 - likeness.astype(np.float64), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    tree = minimum_spanning_tree(distance.tocsr()).tocoo()
-    return [np.stack([tree.row, tree.col], axis=1).astype(np.int64)], [np.float32(2 - tree.data)]
+def _linking(pairs: np.ndarray, _: np.ndarray, count: int) -> Found:
+    """Fewer than ``count`` pairs, which connect the same images; how alike they are is not kept."""
+    first = _first_of_each(_connected(pairs, count))
+    others = np.flatnonzero(first != np.arange(count))
+    return np.stack([first[others], others], axis=1), np.ones(len(others), dtype=np.float32)
+
+
+def _closest(pairs: np.ndarray, likeness: np.ndarray, _: int) -> Found:
+    kept = np.argpartition(-likeness, _MOST_PAIRS // 2)[: _MOST_PAIRS // 2]
+    return pairs[kept], likeness[kept]
 
 
 def _shortened(vectors: np.ndarray) -> np.ndarray:
-    """``[n, 32]``: each vector in the main directions, and the length of what is left."""
-    some = vectors[:: max(1, len(vectors) // 5000)]
-    main = vectors @ np.linalg.eigh(some.T @ some)[1][:, -_KEPT_DIRECTIONS:]
-    rest = np.sqrt(np.maximum(0, 1 - np.square(main).sum(axis=1, keepdims=True)))
-    return np.concatenate([main, rest], axis=1)
-
-
-def _grown(pairs: np.ndarray, likeness: np.ndarray, count: int) -> np.ndarray:
-    """Connected sets; those that are too large are linked again by closer likeness only."""
-    largest = max(_LARGEST_SET, round(_LARGEST_SHARE * count))
-    sets = np.arange(count)
-    open_rows = np.ones(count, dtype=bool)
-    for least in _LIKENESS:
-        use = (likeness >= least) & open_rows[pairs].all(axis=1)
-        grown = _connected(pairs[use], count)
-        sets = np.where(open_rows, grown + count * (1 + _LIKENESS.index(least)), sets)
-        sizes = np.bincount(grown[open_rows], minlength=count)
-        open_rows &= sizes[grown] > largest
-        if not open_rows.any():
-            break
-    return np.unique(sets, return_inverse=True)[1]
+    """``[n, 32]``: each vector in the main directions of some of them, and the length of what is left."""
+    some = vectors[:: -(-len(vectors) // 1000)]
+    main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_KEPT_DIRECTIONS:])[0]
+    short = vectors @ main
+    rest = np.sqrt(np.maximum(0, 1 - np.square(short).sum(axis=1, keepdims=True)))
+    return np.concatenate([short, rest], axis=1)
 
 
 def _connected(pairs: np.ndarray, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What is found wrong with a data set: the vocabulary. Which checks find it stands in ``checks.py`` and in ``inspection``."""
+"""What may be wrong with a data set: the vocabulary. Which checks find it stands in ``checks.py`` and in ``inspection``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,11 +13,19 @@ Action = Literal["exclude", "move", "relabel"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of finding: what it is called, why it matters, and what can be done about it (it can always be ignored)."""
+    """A kind of finding: what it is called, why it matters, and what can be done about it (it can always be ignored).
+
+    Attributes:
+        guess: it is inferred from likeness or from statistics, not measured, and may be wrong: each image is confirmed by a person, or
+            a threshold whose effect is visible; there is no action on all at once.
+        ranked: its list has the surest first, so that a threshold can be chosen.
+    """
 
     title: str
     why: str
     action: Action | None = None
+    guess: bool = False
+    ranked: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -64,18 +72,23 @@ KINDS: dict[str, Kind] = {
         "exclude",
     ),
     "near_leakage": Kind(
-        "Leakage: near-duplicates across splits",
-        "Nearly the same picture is trained on and judged: the result is too good to be true.",
+        "Possible leakage: near-duplicates across splits",
+        "If it is nearly the same picture that is trained on and judged, the result is too good to be true. Different things that look "
+        "alike belong where they are: compare each pair.",
         "move",
+        guess=True,
+        ranked=True,
     ),
     "exact_duplicates": Kind("Exact copies", "They count twice, and make the set look larger than it is.", "exclude"),
     "near_duplicates": Kind(
-        "Near-duplicates",
+        "Possible near-duplicates",
         "The same picture saved again, scaled, or taken a moment later adds little, and counts twice.",
         "exclude",
+        guess=True,
+        ranked=True,
     ),
     # Classes.
-    "single_class": Kind("Only one class", "There is nothing to tell apart, so every score will be perfect."),
+    "single_class": Kind("Only one class", "There is nothing to tell apart. Training needs at least two classes."),
     "class_not_trained": Kind("Classes without training images", "The network cannot learn them."),
     "class_not_validated": Kind("Classes without validation images", "Nothing will be said about them while training."),
     "class_not_tested": Kind("Classes without test images", "The final result says nothing about them."),
@@ -83,19 +96,48 @@ KINDS: dict[str, Kind] = {
     "imbalance": Kind(
         "Unequal classes", "Accuracy alone will mislead: naming the largest class always is right most of the time."
     ),
-    "similar_class_names": Kind("Class names that look alike", "Perhaps one class was spelled in two ways.", "relabel"),
+    "similar_class_names": Kind(
+        "Possibly one class in two spellings",
+        "The names look alike. They may as well be two classes: only the names were compared, not the images.",
+        "relabel",
+        guess=True,
+    ),
     # Light and sharpness.
-    "dark": Kind("Very dark", "Hardly anything can be seen on them.", "exclude"),
-    "bright": Kind("Very bright", "Hardly anything can be seen on them.", "exclude"),
+    "dark": Kind(
+        "Possibly too dark",
+        "Little can be seen on them, unless that is how this class looks.",
+        "exclude",
+        guess=True,
+        ranked=True,
+    ),
+    "bright": Kind(
+        "Possibly too bright",
+        "Little can be seen on them, unless that is how this class looks.",
+        "exclude",
+        guess=True,
+        ranked=True,
+    ),
     "uniform": Kind("Nearly uniform", "They show next to nothing.", "exclude"),
-    "blurry": Kind("Blurred", "They are much less sharp than the rest of the set.", "exclude"),
+    "blurry": Kind(
+        "Possibly blurred", "They are much less sharp than the rest of the set.", "exclude", guess=True, ranked=True
+    ),
     # What features tell.
     "shift": Kind(
         "Splits that differ",
         "Validation is meant to show how the network does on images like those it learned from; these are not alike.",
+        guess=True,
     ),
-    "label_errors": Kind("Probably wrong labels", "Judged by the other images, they look like another class.", "relabel"),
-    "outliers": Kind("Unlike everything else", "Nothing in the set resembles them: a stray file, perhaps.", "exclude"),
+    "label_errors": Kind(
+        "Possible label errors",
+        "To a linear model trained on the other images, they look like another class. Many of them may be right: images that are hard to "
+        "tell apart are listed, too.",
+        "relabel",
+        guess=True,
+        ranked=True,
+    ),
+    "outliers": Kind(
+        "Possible outliers", "Nothing in the set resembles them: a stray file, perhaps.", "exclude", guess=True, ranked=True
+    ),
 }
 
 
@@ -132,11 +174,18 @@ class Finding:
             "message": self.message,
             "why": kind.why,
             "action": kind.action,
+            "guess": kind.guess,
             "paths": list(self.paths),
             "classes": list(self.classes),
             "sets": [list(one) for one in self.sets],
             "to": dict(self.to),
         }
+
+    @property
+    def bulk(self) -> bool:
+        """Whether its action may be taken on all its images in one click: not on a guess, nor on what is the nature of the set."""
+        kind = KINDS[self.kind]
+        return kind.action is not None and not kind.guess and self.severity != "info"
 
     def edits(self, paths: Sequence[str]) -> tuple[Edit, ...]:
         """The finding's action on some of its images, as changes to the data set."""

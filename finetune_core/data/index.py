@@ -1,7 +1,7 @@
 """The index: what is known of every file of a data set. Kept as Parquet in the app's own folder; only new and changed files are
 looked at again (by size and time of change)."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
 from functools import partial
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from finetune_core.data.closeness import gray_squares
 from finetune_core.data.duplicates import near_sets
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.listing import Listing
@@ -19,7 +20,11 @@ from finetune_core.data.threads import in_threads
 _FILE = "index.parquet"
 _IDENTITY = ["id", "bytes", "changed"]
 _SEEN = [field.name for field in fields(Look)]
-_TYPES = dict.fromkeys(("bytes", "changed", "near", "width", "height", "frames"), "int64") | {"content": "uint64"}
+_COLUMNS = [*_IDENTITY, *_SEEN, "near", "closeness"]
+_TYPES = dict.fromkeys(("bytes", "changed", "near", "width", "height", "frames"), "int64") | {
+    "content": "uint64",
+    "closeness": "float64",
+}
 _UNKNOWN = -1  # the near set of a file that was not compared yet
 
 
@@ -30,14 +35,15 @@ def read_index(data: str | Path, listing: Listing) -> Generator[tuple[int, int],
         (files looked at, files to look at), then (images compared, images in all).
 
     Returns:
-        The listing's rows with the fields of a ``Look`` and ``near``: images of the same number are near-duplicates.
+        The listing's rows with the fields of a ``Look``, ``near``: images of the same number are near-duplicates, and ``closeness``:
+        of each to the nearest of those (see ``near_sets``).
     """
     file = entry_folder(data) / _FILE
     known = _known(file)
     position = _positions(known, listing.files)
     fresh = np.flatnonzero(position < 0)
     looks: list[Look] = []
-    kept = known[[*_IDENTITY, *_SEEN, "near"]].iloc[position[position >= 0]]
+    kept = known[_COLUMNS].iloc[position[position >= 0]]
     if (kept["problem"] == "").sum() < (known["problem"] == "").sum():
         kept = kept.assign(near=_UNKNOWN)
     near = None
@@ -45,11 +51,11 @@ def read_index(data: str | Path, listing: Listing) -> Generator[tuple[int, int],
         for look in _looked_at(listing, fresh):
             looks.append(look)
             yield len(looks), len(fresh)
-        near = yield from _near(_joined(kept, listing.files.iloc[fresh], looks))
+        near = yield from _near(_joined(kept, listing.files.iloc[fresh], looks), listing.root)
     finally:
         rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks)
         if near is not None:
-            rows["near"] = near
+            rows["near"], rows["closeness"] = near
         if not rows.equals(known):
             write_table(file, rows)
     seen = rows.drop(columns=["bytes", "changed"])
@@ -62,20 +68,25 @@ def known_images(data: str | Path) -> pd.DataFrame:
     return known[known["problem"] == ""].drop_duplicates("id").set_index("id")[["bytes", *_SEEN]]
 
 
-def _near(rows: pd.DataFrame) -> Generator[tuple[int, int], None, np.ndarray]:
-    """The near sets: as they are known, unless an image came or went."""
+def _near(rows: pd.DataFrame, root: Path) -> Generator[tuple[int, int], None, tuple[np.ndarray, np.ndarray]]:
+    """The near sets and how close: as they are known, unless an image came or went."""
     usable = (rows["problem"] == "").to_numpy()
-    near = rows["near"].to_numpy(copy=True)
+    near, closeness = rows["near"].to_numpy(copy=True), rows["closeness"].to_numpy(copy=True)
     if (near[usable] == _UNKNOWN).any():
-        near[usable] = yield from near_sets(rows.loc[usable, "thumb"], rows.loc[usable, "content"].to_numpy(np.uint64))
-    return near
+        images = rows[usable]
+
+        def squares(positions: Sequence[int], side: int) -> Iterator[np.ndarray | None]:
+            return gray_squares([root / sample for sample in images["id"].iloc[positions]], side)
+
+        comparing = near_sets(images["thumb"], images["content"].to_numpy(np.uint64), squares)
+        near[usable], closeness[usable] = yield from comparing
+    return near, closeness
 
 
 def _known(file: Path) -> pd.DataFrame:
-    columns = [*_IDENTITY, *_SEEN, "near"]
     table = read_table(file)
-    if table is None or set(columns) - set(table.columns):
-        return _joined(pd.DataFrame(columns=columns), pd.DataFrame(columns=_IDENTITY), [])
+    if table is None or set(_COLUMNS) - set(table.columns):
+        return _joined(pd.DataFrame(columns=_COLUMNS), pd.DataFrame(columns=_IDENTITY), [])
     return table
 
 
@@ -101,7 +112,7 @@ def _looked_at(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None
 
 def _joined(kept: pd.DataFrame, files: pd.DataFrame, looks: list[Look]) -> pd.DataFrame:
     seen = pd.DataFrame([asdict(look) for look in looks], columns=_SEEN, index=files.index)
-    fresh = pd.concat([files[_IDENTITY], seen], axis=1).assign(near=_UNKNOWN)
+    fresh = pd.concat([files[_IDENTITY], seen], axis=1).assign(near=_UNKNOWN, closeness=0.0)
     # Each by itself: pandas joins int64 and uint64 to float64, which cannot hold a hash.
     parts = [part.astype(_TYPES) for part in (kept, fresh) if len(part)]
     return pd.concat(parts, ignore_index=True) if parts else fresh.astype(_TYPES)

@@ -67,7 +67,8 @@ def look_at(path: Path) -> Look:
         image = read_image(content, _LOOKED_AT)
     except ImageError as error:
         return Look("damaged", _named(error, path), digest, header.width, header.height, header.mode, header.format)
-    thumb = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
+    # Bilinear: a box filter rounds its borders to whole pixels, so that a copy in another size would look shifted.
+    thumb = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
     return Look(
         "",
         "",

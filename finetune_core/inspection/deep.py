@@ -18,6 +18,7 @@ from finetune_core.inspection.background import in_background
 from finetune_core.inspection.features import Features, compute_features
 from finetune_core.inspection.learned import (
     Probe,
+    agreement,
     far_away,
     label_errors,
     nearest_of_class,
@@ -58,7 +59,7 @@ class DeepReport:
     """What a backbone's features tell of a data set.
 
     Attributes:
-        findings: probable label errors, splits that differ, outliers.
+        findings: possible label errors, splits that differ, outliers.
         auc: split -> how well a linear model tells it from the training images (0.5: not at all).
         probes: one a stage, input to head; empty where a split is too small.
         suggestion: None without probes.
@@ -178,13 +179,19 @@ def _probes(features: Features, table: pd.DataFrame) -> Yields:
 def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Yields:
     labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
 
-    def judge() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def judge() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
         probabilities, kept = out_of_fold(features, labels, sets)
         suspects, alike = label_errors(probabilities, labels, kept)
         shares = probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
-        return suspects, alike, shares, nearest_of_class(features, labels, suspects, alike)
+        return (
+            suspects,
+            alike,
+            shares,
+            nearest_of_class(features, labels, suspects, alike),
+            agreement(probabilities, labels, kept),
+        )
 
-    suspects, alike, shares, twins = yield from in_background("labels", judge)
+    suspects, alike, shares, twins, agreed = yield from in_background("labels", judge)
     if not len(suspects):
         return None
     ids = table["id"].to_numpy()
@@ -194,7 +201,11 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
         path: f"labelled {given}, looks like {name} ({percent(share, 0)})"
         for path, given, name, share in zip(paths, table["class"].to_numpy()[suspects], names, shares, strict=True)
     }
-    message = f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {'looks' if len(paths) == 1 else 'look'} like another class."
+    looks = "looks" if len(paths) == 1 else "look"
+    message = (
+        f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another class, possibly mislabelled. The linear "
+        f"model that says so agrees with {percent(agreed, 0)} of all labels: the fewer, the more of these are its own mistakes."
+    )
     sets_shown = tuple(zip(paths, ids[twins], strict=True))
     return Finding(
         "label_errors",
@@ -240,7 +251,7 @@ def _outliers(features: Features, table: pd.DataFrame) -> Yields:
     if not len(far):
         return None
     paths = tuple(table["id"].to_numpy()[far])
-    message = f"{things(len(paths), 'image')} far from all others: {some(paths)}."
+    message = f"{things(len(paths), 'image')} far from all others, possibly strays: {some(paths)}."
     notes = {path: f"{score:.0f} times the usual spread away" for path, score in zip(paths, scores, strict=True)}
     return Finding("outliers", "warning", message, len(paths), paths, notes=notes)
 

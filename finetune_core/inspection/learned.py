@@ -1,4 +1,4 @@
-"""Linear models on features: probable label errors, splits that differ, outliers, and a linear probe for each stage."""
+"""Linear models on features: possible label errors, splits that differ, outliers, and a linear probe for each stage."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +78,12 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
     looks_like = probabilities[rows][suspects].argmax(axis=1)
     other = looks_like != given[suspects]
     return rows[suspects[other]], kept[looks_like[other]]
+
+
+def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
+    """Share of the judged images (see ``out_of_fold``) whose likeliest class is their label; NaN where none is judged."""
+    rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
+    return float((kept[probabilities[rows].argmax(axis=1)] == labels[rows]).mean()) if len(rows) else np.nan
 
 
 def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> tuple[float, float]:
