@@ -91,6 +91,21 @@ def fetch_weights(missing: Sequence[BackboneInfo]) -> Generator[tuple[str, int, 
             yield "download", done, total
 
 
+def check_classes(dataset: Dataset) -> None:
+    """Whether there is anything to tell apart.
+
+    Raises:
+        DataError: when fewer than two classes have training images.
+    """
+    trained = dataset.table.loc[dataset.table["split"] == TRAIN, "class"].unique()
+    if len(trained) < 2:
+        only = f", {trained[0]}" if len(trained) else ""
+        raise DataError(
+            f"There is only one class with training images{only}. A classifier needs at least two: put the images of each class into a "
+            "folder of its own, or relabel some of them."
+        )
+
+
 def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, None, Job]:
     """Do what comes before the first step, saying how far it is.
 
@@ -105,6 +120,7 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
         "index",
         index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
     )
+    check_classes(dataset)
     if dataset.unreadable:
         yield _skipped(dataset.unreadable)
     for info in missing_weights([config]):
