@@ -23,8 +23,8 @@ from finetune_core.words import SPLIT_WORDS, number, percent, things
 from pages.shared import form, settings
 from pages.shared.chosen import chosen_data, data_name
 from pages.shared.chrome import go, next_step, page, plain
-from pages.shared.findings import cards, changes, tools
-from pages.shared.images import Picture, gallery
+from pages.shared.findings import cards, changes, last_change, tools
+from pages.shared.images import Picture, chooser
 from pages.shared.jobs import begin, jobs, outcome
 from pages.shared.source import choose_source
 from pages.shared.state import current_dataset, keep_report, report_of
@@ -75,7 +75,7 @@ def look_deeper(dataset: Dataset, key: str) -> None:
             disabled=going,
         )
     st.caption(
-        f"Runs every image once through {backbone} at {image_size} pixels: finds probably wrong labels, outliers and splits that differ, "
+        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers and splits that differ, "
         "draws a map, and shows where transfer ends. What is computed is kept, so it goes on where it was stopped."
     )
     try:
@@ -142,9 +142,7 @@ def picture_gallery(dataset: Dataset, ids: np.ndarray, key: str, per_page: int) 
         name, split = rows.at[sample, "class"], SPLIT_WORDS[rows.at[sample, "split"]].lower()
         return Picture(dataset.root / sample, f"{name} · {split}", f"{sample}, class {name}", sample)
 
-    chosen = gallery(len(ids), picture, key=key, per_page=per_page, choose=True)
-    chosen.intersection_update(rows.index)  # ticks of another data set
-    return chosen
+    return chooser(ids, picture, key=key, per_page=per_page)
 
 
 def classes_and_splits(dataset: Dataset, data: str) -> None:
@@ -209,7 +207,6 @@ def map_of_images(dataset: Dataset) -> None:
         chosen = picture_gallery(dataset, picked, "map", 12)
         with place:
             st.markdown(f"**{things(len(picked), 'image')}** picked")
-            chosen.intersection_update(picked)
             tools(dataset, chosen, "map")
 
 
@@ -306,6 +303,7 @@ try:
     found = current_dataset(again=again)
     overview(found)
     changes(found.edits)
+    last_change(found.edits)
     names = ["Findings", "Images", "Classes and splits", "Map", "Where transfer ends", "What the network sees"]
     tabs = st.tabs(names, on_change="rerun", key="dataset_view")
     bodies = [findings, images, lambda one: classes_and_splits(one, root), map_of_images, transfer, fed_to_network]

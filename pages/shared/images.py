@@ -1,6 +1,6 @@
 """Small pictures, made once, shown a page at a time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,21 +12,24 @@ from finetune_core.data.threads import in_threads
 from finetune_core.errors import DataError, ImageError
 from finetune_core.evaluation.run_images import run_image
 from finetune_core.runs.store import Run
+from finetune_core.words import number
 from pages.shared.chosen import readable_roots
 from pages.shared.chrome import plain
 
 _SIDE = 160
+_WIDTH, _PAIR_WIDTH = 120, 300  # pixels, at least
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a gallery: its file, or why it may not be shown; a caption, what a screen reader says, and, where it can be chosen,
-    its id."""
+    """An image of a gallery: its file, or why it may not be shown; a caption, what a screen reader says, and, where it can be selected,
+    its id; ``beside`` is what it is to be compared with."""
 
     path: Path | DataError
     caption: str
     alt: str
     id: str = ""
+    beside: "Picture | None" = None
 
 
 def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
@@ -37,38 +40,93 @@ def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
         return Picture(error, caption, alt)
 
 
-def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, *, choose: bool = False) -> set[str]:
-    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only.
-
-    Args:
-        choose: whether images can be ticked.
-
-    Returns:
-        The ids of those that are, on whatever page of the gallery.
-    """
-    chosen: set[str] = st.session_state.setdefault(f"chosen-{key}", set())
-    pages = -(-count // per_page)
-    at = st.pagination(pages, key=key) if pages > 1 else 1
-    asked = [picture(index) for index in range((at - 1) * per_page, min(count, at * per_page))]
-    shown = [one for one in asked if isinstance(one.path, Path)]
+def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24) -> None:
+    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only."""
+    asked = [picture(index) for index in _page(count, key, per_page)]
     for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
         st.warning(plain(reason), icon=":material/lock:")
-    with st.grid("auto", min_column_width=120, gap="small"):
-        for item, small in in_threads(_small, shown):
-            with st.container(gap="xxsmall"):
-                if isinstance(small, bytes):
-                    st.image(small, caption=None if choose else plain(item.caption), alt=item.alt, width="stretch")
-                else:
-                    st.caption(plain(small))
-                if choose:
+    _grid([one for one in asked if isinstance(one.path, Path)])
+
+
+def chooser(ids: Sequence[str], picture: Callable[[int], Picture], key: str, per_page: int = 24) -> set[str]:
+    """A gallery in which images can be selected: one by one, all that are shown, or none.
+
+    Returns:
+        The selected ones among ``ids``. Those on other pages of the gallery are shown below it. What is selected, but is not among the
+        ids (a filter has taken it out), is not counted, and the page says so; it is selected again once it is back.
+    """
+    chosen = _chosen(key)
+    shown = [picture(index) for index in _page(len(ids), key, per_page)]
+    head = st.container(horizontal=True, vertical_alignment="center")
+    _grid(shown, chosen, key)
+    counted = chosen.intersection(ids) if chosen else set()
+    here = {item.id for item in shown}
+    away = counted - here
+    elsewhere = [index for index, sample in enumerate(ids) if sample in away] if away else []
+    with head:
+        everything = here <= chosen
+        st.button(
+            "Select all shown", key=f"all-{key}", type="tertiary", disabled=everything, on_click=chosen.update, args=(here,)
+        )
+        st.button("Clear selection", key=f"none-{key}", type="tertiary", disabled=not chosen, on_click=chosen.clear)
+        if chosen:
+            hidden = len(chosen) - len(counted)
+            left_out = f" {number(hidden)} more, hidden by the filter, left out." if hidden else ""
+            st.caption(f"{number(len(counted))} selected.{left_out}")
+    if elsewhere:
+        more = f", {per_page} of {number(len(elsewhere))}" if len(elsewhere) > per_page else ""
+        st.caption(f"Selected on other pages{more}:")
+        _grid([picture(index) for index in elsewhere[:per_page]], chosen, key)
+    return counted
+
+
+def unselect(key: str, ids: Iterable[str]) -> None:
+    """Take images out of the selection of the gallery with that key (may be a callback)."""
+    _chosen(key).difference_update(ids)
+
+
+def _chosen(key: str) -> set[str]:
+    return st.session_state.setdefault(f"chosen-{key}", set())
+
+
+def _page(count: int, key: str, per_page: int) -> range:
+    """The indices on show, with the numbers of the pages above them."""
+    pages = -(-count // per_page)
+    at = st.pagination(pages, key=key) if pages > 1 else 1
+    return range((at - 1) * per_page, min(count, at * per_page))
+
+
+def _grid(shown: Sequence[Picture], chosen: set[str] | None = None, key: str = "") -> None:
+    """The images; with boxes to tick where there is a selection."""
+    pairs = any(item.beside for item in shown)
+    with st.grid("auto", min_column_width=_PAIR_WIDTH if pairs else _WIDTH, gap="small"):
+        for item, smalls in in_threads(_smalls, shown):
+            with st.container(gap="xxsmall", border=pairs):
+                ticked = chosen is not None
+                sides = [item, item.beside] if item.beside else [item]
+                with st.grid(len(sides), wrap=False, gap="xsmall"):
+                    for side, small in zip(sides, smalls, strict=True):
+                        with st.container():
+                            _draw(side, small, captioned=side is not item or not ticked)
+                if ticked:
                     box = f"choose-{key}-{item.id}"
                     st.session_state[box] = item.id in chosen
                     st.checkbox(plain(item.caption), key=box, on_change=_toggle, args=(chosen, item.id, box))
-    return chosen
+
+
+def _draw(item: Picture, small: bytes | str, *, captioned: bool) -> None:
+    if isinstance(small, bytes):
+        st.image(small, caption=plain(item.caption) if captioned else None, alt=item.alt, width="stretch")
+    else:
+        st.caption(plain(small))
 
 
 def _toggle(chosen: set[str], sample: str, box: str) -> None:
     (chosen.add if st.session_state[box] else chosen.discard)(sample)
+
+
+def _smalls(picture: Picture) -> list[bytes | str]:
+    return [_small(picture), *([_small(picture.beside)] if picture.beside else [])]
 
 
 def _small(picture: Picture) -> bytes | str:

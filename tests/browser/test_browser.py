@@ -71,7 +71,7 @@ def test_an_uploaded_archive_is_inspected_mended_and_trained_on_and_the_run_says
     page.get_by_text("Leakage: copies across splits: 1").wait_for()
     page.get_by_text("Not images: 1").wait_for()
     page.get_by_role("tab", name="Images").click()
-    page.get_by_text("Tick images to exclude").wait_for()
+    page.get_by_text("Select images to exclude").wait_for()
     boxes = page.locator("[data-testid=stMain] [data-testid=stCheckbox] label")
     for number in range(3):
         boxes.nth(number).click()

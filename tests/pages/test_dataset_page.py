@@ -1,0 +1,166 @@
+"""Findings and selections on the Dataset page: what can be done in one click, what is confirmed case by case, and the way back."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from finetune_core.config import Edit
+from finetune_core.data.edits import load_edits, save_edits
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def readable(tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path):
+    return image_folder(tmp_path / "images", {"red": 14, "blue": 14})
+
+
+def shown(folder, view="Findings", page="dataset"):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at.session_state["data_source"] = "folder"
+    at.session_state["data_folder"] = str(folder)
+    at.session_state["dataset_view"] = view
+    at.switch_page(f"pages/{page}.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def words(at):
+    kinds = ("markdown", "caption", "warning", "error")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
+
+
+def labels(at):
+    return [button.label for button in at.button]
+
+
+def press(at, label):
+    next(button for button in at.button if button.label == label).click().run()
+    assert not at.exception
+    return at
+
+
+def tick(at, sample, key="browse"):
+    at.checkbox(key=f"choose-{key}-{sample}").check().run()
+    assert not at.exception
+
+
+def darkened(folder, *names):
+    """Images that are nearly black, each darker than the one before."""
+    random = np.random.default_rng(0)
+    for number, name in enumerate(names):
+        Image.fromarray(random.integers(0, 38 - 3 * number, (32, 40), np.uint8)).save(folder / name)
+
+
+def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
+    at = shown(folder)
+    assert "Relabel 12 images of weasel as weasels" in labels(at)
+    assert "Relabel 12 images of rose as roses" in labels(at)
+    assert not [label for label in labels(at) if "all" in label.lower()]
+    press(at, "Relabel 12 images of rose as roses")
+    edit = load_edits(folder)[-1]
+    assert (edit.action, edit.to, len(edit.paths)) == ("relabel", "roses", 12)
+    assert {path.split("/")[0] for path in edit.paths} == {"rose"}
+
+
+def test_possible_leakage_is_a_warning_and_moves_selected_images_only(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
+    for number in range(3):
+        with Image.open(folder / f"train/red/00{number}.png") as image:
+            image.point(lambda value: value * 0.9).save(folder / f"val/red/copy{number}.png")
+    at = shown(folder)
+    assert "Possible leakage" in words(at)
+    assert not [label for label in labels(at) if label.startswith("Move")]
+    tick(at, "val/red/copy1.png", "finding-near_leakage")
+    press(at, "Move to the other split the 1 selected")
+    assert load_edits(folder) == (Edit(action="move", paths=("val/red/copy1.png",), to="train", kind="near_leakage"),)
+
+
+def test_exact_copies_across_splits_keep_their_one_click(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
+    for number in range(3):
+        shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
+    press(shown(folder), "Exclude all 3")
+    assert load_edits(folder)[0].paths == tuple(f"train/red/00{number}.png" for number in range(3))
+
+
+def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(folder):
+    darkened(folder, "red/a.png", "red/b.png", "red/c.png", "red/d.png")
+    at = shown(folder)
+    assert "Possibly too dark: 4" in words(at)
+    assert not [label for label in labels(at) if label.startswith("Exclude")]
+    at.slider(key="several-dark").set_value(2).run()
+    assert "The first ones outside" in words(at)
+    press(at, "Exclude these 2")
+    assert load_edits(folder)[0].paths == ("red/d.png", "red/c.png")
+
+
+def test_a_selection_that_a_filter_hides_is_not_changed(folder):
+    at = shown(folder, "Images")
+    tick(at, "red/000.png")
+    tick(at, "blue/000.png")
+    assert "Exclude 2 images" in labels(at)
+    next(box for box in at.selectbox if box.label == "Class").select_index(1).run()
+    assert "Exclude 1 image" in labels(at)
+    assert "1 selected. 1 more, hidden by the filter, left out." in words(at)
+    press(at, "Exclude 1 image")
+    assert load_edits(folder)[0].paths == ("blue/000.png",)
+    next(box for box in at.selectbox if box.label == "Class").select_index(0).run()
+    assert "Exclude 1 image" in labels(at)  # what was hidden is selected still, and on show again
+
+
+def test_a_selection_on_another_page_is_shown(folder):
+    at = shown(folder, "Images")
+    tick(at, "red/000.png")
+    at.session_state["browse"] = 2
+    at.run()
+    assert "Selected on other pages:" in words(at)
+    assert at.checkbox(key="choose-browse-red/000.png").value
+    at.checkbox(key="choose-browse-red/000.png").uncheck().run()
+    assert "Selected on other pages:" not in words(at)
+
+
+def test_all_that_are_shown_can_be_selected_and_cleared(folder):
+    at = press(shown(folder, "Images"), "Select all shown")
+    assert "Exclude 24 images" in labels(at)  # of 28: those on the first page
+    press(at, "Clear selection")
+    assert "Select images to exclude, move or relabel them." in words(at)
+
+
+def test_every_change_can_be_undone_right_after_it(folder):
+    save_edits(folder, [Edit(action="exclude", paths=("red/005.png",))])
+    at = shown(folder, "Images")
+    assert "undo-last" not in [button.key for button in at.button]
+    tick(at, "red/000.png")
+    press(at, "Exclude 1 image")
+    assert "1 image excluded. *Undo* is at the foot of the window." in [toast.value for toast in at.toast]
+    at.button(key="undo-last").click().run()
+    assert [edit.paths for edit in load_edits(folder)] == [("red/005.png",)]
+    assert "undo-last" not in [button.key for button in at.button]
+    assert not at.toast
+
+
+def test_leaving_a_finding_as_it_is_can_be_undone_right_after_it(folder):
+    shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")
+    at = press(shown(folder), "Leave as it is")
+    assert load_edits(folder)[0].action == "ignore"
+    at.button(key="undo-last").click().run()
+    assert load_edits(folder) == ()
+
+
+def test_a_single_class_cannot_be_trained_and_the_page_says_why(image_folder, tmp_path):
+    at = shown(image_folder(tmp_path / "images", {"red": 12}), page="configure")
+    start = next(button for button in at.button if button.label == "Start training")
+    assert start.disabled
+    assert "There is only one class with training images, red" in words(at)
