@@ -132,7 +132,7 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
             words = f"{_VERBS[action]} {_which(paths, chosen)}" + (f" as {min(targets)}" if len(targets) == 1 else "")
             st.button(plain(words), key=f"act-{finding.kind}", on_click=_change, args=finding.edits(paths))
         elif action:
-            st.caption(f"Select the images to {_VERBS[action].lower()}.")
+            st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
         _leave(finding)
 
 
