@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core.config import Edit
 from finetune_core.data.edits import load_edits, save_edits
+from finetune_core.data.recent import remember
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -26,8 +27,7 @@ def folder(image_folder, tmp_path):
 
 def shown(folder, view="Findings", page="dataset"):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
-    at.session_state["data_source"] = "folder"
-    at.session_state["data_folder"] = str(folder)
+    at.query_params["data"] = remember(str(folder))
     at.session_state["dataset_view"] = view
     at.switch_page(f"pages/{page}.py")
     at.run()
