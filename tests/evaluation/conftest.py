@@ -8,6 +8,7 @@ from finetune_core.config import make_config
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import prediction_table, save_predictions
+from tests.evaluation.simulated import right
 
 STAGES = ("stem", "block1", "block2", "head")
 CLASSES = ("cat", "dog")
@@ -66,3 +67,14 @@ def made_run(tmp_path):
         return Run(run_dir, config, history, status)
 
     return make
+
+
+@pytest.fixture
+def three_strategies(made_run):
+    """Two seeds each: two that are alike, of which one is cheap, and one that is worse."""
+    shares = {"feature_extraction": (0.9, 3.0), "last_block": (0.905, 20.0), "full": (0.7, 60.0)}
+    return [
+        made_run(right(share, seed + 10 * at), seconds=seconds, strategy=name, seed=seed)
+        for at, (name, (share, seconds)) in enumerate(shares.items())
+        for seed in (0, 1)
+    ]

@@ -1,4 +1,4 @@
-"""Simulated answers of networks to images, for tests of the statistics."""
+"""Simulated answers of networks to images, for tests of the statistics and of what is said of them."""
 
 import numpy as np
 from scipy.special import expit
@@ -27,3 +27,16 @@ def sides(random, gains, seeds, images, effect, together=0.0):
 def most_by_chance(trials, level):
     """So many of ``trials`` a rate of ``level`` exceeds once in a thousand times."""
     return binom.ppf(0.999, trials, level)
+
+
+IMAGES = 540
+
+
+def right(share, seed=0):
+    """Right on a share of the images; the same images for the same seed, but for a few."""
+    ease = np.random.default_rng(99).random(IMAGES) + np.random.default_rng(seed).normal(0, 0.02, IMAGES)
+    return ease < share
+
+
+def pair_of(told, *names):
+    return next(pair for pair in told["pairs"] if {pair["a"], pair["b"]} == set(names))
