@@ -164,11 +164,14 @@ def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_activ
     """
     by_id = {run.run_id: run for run in runs}
     asked = st.query_params.get("run")
-    if asked is not None and asked not in by_id:
-        reason = next((f": it is damaged, {one.reason}" for one in damaged if one.run_id == asked), "")
-        st.warning(
-            plain(f"There is no run {asked} to show here{reason}; this is the latest one instead."), icon=":material/link_off:"
-        )
+    # Always drawn: a click in a fragment is dropped where that is no longer the same element of its page.
+    with st.container():
+        if asked is not None and asked not in by_id:
+            reason = next((f": it is damaged, {one.reason}" for one in damaged if one.run_id == asked), "")
+            st.warning(
+                plain(f"There is no run {asked} to show here{reason}; this is the latest one instead."),
+                icon=":material/link_off:",
+            )
     active = next((run.run_id for run in reversed(runs) if run.active), None) if prefer_active else None
     current = asked or active or st.session_state.get("selected_run")
     # The address wins, so that a link, a reload and the back button all show what they say.
