@@ -1,10 +1,13 @@
 """The Train page's buttons in a real browser: a press is a click, whatever is redrawn meanwhile, and an open page follows the run."""
 
+import time
+
 import pytest
 
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded
 
 
@@ -22,6 +25,13 @@ def stopped(image_folder, tmp_path, monkeypatch):
     return reservation.run_dir.name
 
 
+def wait_for_status(run_id, status):
+    end = time.monotonic() + 120
+    while RunStore(paths.runs_dir()).run(run_id).status != status:
+        assert time.monotonic() < end, f"not {status}: the click was lost"
+        time.sleep(0.1)
+
+
 def named(page, name):
     return page.get_by_role("button", name=name, exact=True)
 
@@ -37,11 +47,11 @@ def press(page, button):
 
 def test_a_press_on_pause_or_stop_while_the_page_is_redrawn_is_not_lost(stopped, server, page, no_error_on):
     page.goto(f"{server.url}/train?run={stopped}")
-    for name, status in (("Pause", "Paused"), ("Stop", "Stopped")):
+    for name, status in (("Pause", "paused"), ("Stop", "stopped")):
         named(page, "Resume").click()
         named(page, name).wait_for()  # drawn, while what the page showed before still stands beside it
         press(page, named(page, name))
-        page.get_by_text(status, exact=True).wait_for()
+        wait_for_status(stopped, status)
         named(page, "Resume").wait_for()
     no_error_on(page)
 
@@ -62,8 +72,8 @@ def test_buttons_stay_where_they_are_from_resume_to_stopped(stopped, server, pag
     }""")
     named(page, "Resume").click()
     named(page, "Stop").click()
-    page.get_by_text("Stopped", exact=True).wait_for()
-    named(page, "Resume").wait_for()
+    wait_for_status(stopped, "stopped")
+    named(page, "Pause").wait_for(state="detached")
     places = page.evaluate("Object.entries(window.places).map(([word, seen]) => [word, [...seen]])")
     assert {word: len(seen) for word, seen in places} == {"Resu": 1, "Paus": 1, "Stop": 1}
 
