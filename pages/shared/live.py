@@ -67,9 +67,9 @@ def numbers(run: Run) -> None:
         if last:
             st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
             st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
-        if run.active and history.images_per_second:
+        if run.status == "running" and history.images_per_second:
             st.metric("Images a second", number(history.images_per_second), help="Training images, lately.", border=True)
-        if run.active and last:
+        if run.status == "running" and last:
             note = (
                 "What this run's own tensors take: the networks, the optimizer, images or activations held in memory, and what a step "
                 "keeps for its backward pass. What else the program holds is not counted."
