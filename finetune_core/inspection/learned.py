@@ -83,7 +83,9 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
     """Share of the judged images (see ``out_of_fold``) whose likeliest class is their label; NaN where none is judged."""
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
-    return float((kept[probabilities[rows].argmax(axis=1)] == labels[rows]).mean()) if len(rows) else np.nan
+    if not len(rows) or not len(kept):
+        return np.nan
+    return float((kept[probabilities[rows].argmax(axis=1)] == labels[rows]).mean())
 
 
 def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import pytest
 
 from finetune_core.inspection import learned
 from finetune_core.inspection.learned import (
+    agreement,
     far_away,
     label_errors,
     nearest_of_class,
@@ -114,6 +115,12 @@ def test_features_that_tell_nothing_are_no_problem():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         assert suspects_of(np.ones((40, 6), np.float32), labels) == ([], [])
+
+
+def test_agreement_is_the_share_of_judged_labels_that_are_likeliest():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [np.nan, np.nan]])
+    assert agreement(probabilities, np.array([4, 7, 7, 4]), np.array([4, 7])) == pytest.approx(2 / 3)
+    assert np.isnan(agreement(np.empty((3, 0)), np.array([0, 1, 2]), np.array([], dtype=int)))
 
 
 def test_the_surest_suspects_come_first():
