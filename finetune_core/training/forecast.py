@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 
 from finetune_core import paths
 from finetune_core.config import RunConfig
@@ -44,6 +45,7 @@ _DECODED = 48  # images
 _LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
 _FIXED_SECONDS = 0.8  # building the network, opening the data, the last checkpoint
 _KNOWN_SPEEDS = 200
+_PATIENCE = 10  # seconds, for others that write to the book
 
 
 @dataclass(frozen=True)
@@ -159,11 +161,11 @@ class SpeedBook:
         return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode")}
 
     def _add(self, kind: str, key: str, value: Any) -> None:
-        known = self._read()
-        known[kind].pop(key, None)
-        known[kind][key] = value
-        known[kind] = dict(list(known[kind].items())[-_KNOWN_SPEEDS:])
-        with suppress(OSError):  # a run is worth more than what can be learnt from it
+        with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):  # a run is worth more than what it teaches
+            known = self._read()
+            known[kind].pop(key, None)
+            known[kind][key] = value
+            known[kind] = dict(list(known[kind].items())[-_KNOWN_SPEEDS:])
             write_bytes(self._file, json.dumps(known, indent=1).encode())
 
 
@@ -229,8 +231,9 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     strategy = plan(config, network.stages)
     place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)
-    images = torch.randn(batch, 3, config.image_size, config.image_size, device=device.torch_device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    # A generator of its own: a run in another thread may be using torch's.
+    images = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(config.seed))
+    images = images.to(device.torch_device, memory_format=torch.channels_last)
     exact = 0.0
     if device.precision != "fp32":
         exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact), batch)

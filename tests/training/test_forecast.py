@@ -1,6 +1,9 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import torch
 
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
@@ -82,6 +85,12 @@ def test_calibration_fills_the_book_once(config, folder):
     assert (SpeedBook().speed(compared[0]), book.decode_seconds(dataset, 32)) == before
 
 
+def test_timing_draws_nothing_from_the_randomness_that_a_run_may_be_using(config, folder):
+    before = torch.get_rng_state()
+    list(calibrate([config()], load_dataset(folder), SpeedBook()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
     def train(seed):
         found = list(execute(create_run(config(seed=seed), tmp_path / "runs")))
@@ -107,6 +116,13 @@ def test_a_damaged_book_is_begun_again(config, home, content):
     assert SpeedBook().speed(config()) is None
     SpeedBook().learn(config(), SPEED)
     assert SpeedBook().speed(config()) == SPEED
+
+
+def test_what_several_learn_at_once_is_all_kept(home):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda side: SpeedBook().learn_decoding("images", side, 0.001), range(40)))
+    known = json.loads((home / "speeds.json").read_text())["decode"]
+    assert set(known) == {f"images-{side}" for side in range(40)}
 
 
 def test_a_book_that_cannot_be_written_costs_no_run(config, tmp_path, monkeypatch):
