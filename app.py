@@ -2,9 +2,10 @@
 
 import streamlit as st
 
-from finetune_core.config import DEMO_RECIPE, make_config
+from finetune_core.config import make_config, setting_of
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
+from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.store import summary
 from finetune_core.training.device import describe_machine
 from finetune_core.words import percent, size
@@ -23,10 +24,10 @@ page(
 
 def machine() -> None:
     found = describe_machine()
-    names = {"cuda": "NVIDIA GPU", "mps": "Apple GPU", "cpu": "Processor"}
+    names = setting_of("device").choices
     ready = [name for name in backbone_names() if backbone_info(name).ready]
     with st.container(horizontal=True):
-        st.metric("Device", names[found.device.kind], help=f"{found.device.label}; {found.cores} processor cores", border=True)
+        st.metric("Device", names[found.device.kind], help=f"{found.device.label}; {found.cores} CPU cores", border=True)
         st.metric(
             "Precision",
             found.device.precision,

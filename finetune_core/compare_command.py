@@ -1,26 +1,41 @@
 """What the ``compare`` command does: trains the runs of a comparison one after the other, judges them, prints what came of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Column, Table
 
-from finetune_core.config import RunConfig
-from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.command_input import kept_split, names, numbers, rates, resolved, settings_in_file, with_weights
+from finetune_core.config import RunConfig, make_config
+from finetune_core.data.edits import effective, load_edits
+from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.report import arms_table
 from finetune_core.evaluation.verdicts import CLAIMS, of_pair
 from finetune_core.figures.report import whole_report
 from finetune_core.files import write_bytes
-from finetune_core.runs.design import by_arm, with_rates
+from finetune_core.models.catalogue import default_backbone
+from finetune_core.runs.design import by_arm, design, with_rates
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.terminal import err, interrupts_stop, out, progress_bar, show_phases, show_training
 from finetune_core.training.finder import find_rate
-from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
+from finetune_core.training.prepare import check_config
 from finetune_core.words import things
+
+# Settings that a comparison has several values of: those where none are given, and what the help says.
+COMPARED = {
+    "strategy": (
+        "feature_extraction,last_block,full",
+        "Strategies to train; from:STAGE trains everything from that stage on (default feature_extraction,last_block,full).",
+    ),
+    "seed": ("0,1,2", "Each strategy is trained once with each (default 0,1,2)."),
+    "backbone": ("", "Networks to start from."),
+    "train_fraction": ("", "Fractions of the training images to train on."),
+}
 
 
 @dataclass(frozen=True)
@@ -37,31 +52,34 @@ class Trained:
     stopped: bool
 
 
-def numbers(option: str, text: str, kind: Callable[[str], float]) -> list:
-    """``0,1,2`` -> numbers.
+def designed(given: Mapping[str, str], data: str, config: Path | None, *, as_is: bool) -> list[RunConfig]:
+    """The runs of a comparison, once the weights that they begin with are here.
+
+    Args:
+        given: settings as they were typed; several values where they are what is compared.
+        config: that of a run, for all other settings.
 
     Raises:
-        ConfigError: naming the option.
+        FinetuneError: when they cannot be used, or data or weights cannot be had.
     """
-    try:
-        return [kind(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError({option: f"must be numbers with commas between them, not {text!r}"}) from None
-
-
-def with_weights(configs: Sequence[RunConfig]) -> None:
-    """Download the pretrained weights that runs begin with, before any of them is made.
-
-    Raises:
-        ConfigError: when one cannot work at all.
-        WeightsError: when they cannot be had.
-    """
-    for config in configs:
-        check_config(config)
-    if missing := missing_weights(configs):
-        err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
-        with progress_bar() as bar:
-            show_phases(bar, fetch_weights(missing))
+    compared = {name: given.get(name, usual) for name, (usual, _) in COMPARED.items()}
+    settings: dict[str, Any] = {name: text for name, text in given.items() if name not in COMPARED}
+    if "stage_rates" in settings:
+        settings["stage_rates"] = rates(settings["stage_rates"])
+    if settings.keys() & {"cut", "stage_rates"}:
+        settings["strategy"] = "custom"  # the one strategy that they belong to
+    settings["data"] = resolved(data)
+    settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
+    usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
+    configs = design(
+        make_config((settings_in_file(config) if config else usual) | settings),
+        names(compared["strategy"]),
+        numbers("seed", compared["seed"]),
+        names(compared["backbone"]),
+        numbers("train_fraction", compared["train_fraction"]),
+    )
+    with_weights(configs)
+    return configs
 
 
 def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:

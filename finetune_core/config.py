@@ -1,20 +1,32 @@
 """RunConfig: everything one run depends on. The form, the command line and ``config.json`` all use this one model."""
 
 import json
-import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from finetune_core.config_errors import problems_in_words
 from finetune_core.errors import ConfigError
 from finetune_core.files import problem_with, read_regular
+from finetune_core.settings_metadata import (
+    DATA,
+    HARDWARE,
+    NETWORK,
+    OPTIMIZATION,
+    SPLIT,
+    STOPPING,
+    TRAINING,
+    Setting,
+    as_number,
+    setting,
+    settings_of,
+)
 
 _LARGEST = 2**25  # bytes of a config.json: it may name many images
 _LONGEST_PATH = 4096  # letters
-_SHORT = reprlib.Repr()  # what somebody wrote into a file may be long, or deep
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_LARGEST_SEED = 2**31 - 1
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle", "step"]
@@ -65,199 +77,426 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    data: str = Field(
+    data: str = setting(
+        label="Data",
+        help="The folder with the images, one subfolder per class, or a manifest that lists them.",
+        in_script="repeated",
         min_length=1,
         max_length=_LONGEST_PATH,
-        description="The folder with the images, one subfolder for each class, or a manifest that names them.",
     )
-    backbone: str = Field(
-        "efficientnet_lite0", min_length=1, max_length=200, description="The pretrained network to start from."
+    backbone: str = setting(
+        "efficientnet_lite0",
+        label="Backbone",
+        section=NETWORK,
+        help="The pretrained network to start from.",
+        metavar="NAME",
+        several="backbones",
+        in_script="repeated",
+        min_length=1,
+        max_length=200,
     )
-    weights: str = Field(
+    weights: str = setting(
         "pretrained",
+        label="Starting weights",
+        section=NETWORK,
+        help="'pretrained', a file with weights for this backbone, or 'none' for random weights.",
+        metavar="FILE",
+        in_script="repeated",
         min_length=1,
         max_length=_LONGEST_PATH,
-        description="'pretrained', a file with weights for this backbone, or 'none' for random weights.",
     )
-    strategy: StrategyName = Field("last_block", description="Which stages train, and which stay frozen.")
-    cut: str | None = Field(
-        None, max_length=200, description="For the custom strategy: the first stage that trains; every later one trains too."
+    strategy: StrategyName = setting(
+        "last_block",
+        label="Strategy",
+        section=NETWORK,
+        help="Which stages train, and which stay frozen.",
+        several="strategies",
+        in_script="repeated",
     )
-    stage_rates: dict[str, float] | None = Field(
+    cut: str | None = setting(
         None,
+        label="First stage that trains",
+        section=NETWORK,
+        help="For the custom strategy: the first stage that trains; every later one trains too.",
+        metavar="STAGE",
+        in_script="repeated",
+        max_length=200,
+    )
+    stage_rates: dict[str, float] | None = setting(
+        None,
+        label="Learning-rate multipliers",
+        section=NETWORK,
+        help="For the custom strategy: how many times the learning rate each stage gets; 0, or not listed, is frozen.",
+        metavar="STAGE=X,…",
+        in_script="repeated",
         max_length=1000,
-        description="For the custom strategy: how many times the learning rate each stage gets; 0, or not named, is frozen.",
     )
-    thaw_every: int | None = Field(
+    thaw_every: int | None = setting(
         None,
+        label="Unfreeze every (epochs)",
+        section=NETWORK,
+        help="With gradual unfreezing: epochs before the next stage is unfrozen; with linear probe, then full: epochs of the linear "
+        "probe. Empty lets Thaw choose.",
+        placeholder="chosen by Thaw",
+        in_script="repeated",
         ge=1,
         le=1000,
-        description="With gradual unfreezing: epochs between two stages that thaw; with head first: epochs of the head alone. Empty lets "
-        "Thaw choose.",
     )
-    layer_decay: float = Field(
+    layer_decay: float = setting(
         0.4,
+        label="Layer-wise LR decay",
+        section=NETWORK,
+        help="With discriminative learning rates: each stage gets this many times the learning rate of the next one.",
+        in_script="repeated",
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="With slower towards the input: each stage gets this many times the learning rate of the next one.",
     )
-    batchnorm: BatchNorm = Field(
+    batchnorm: BatchNorm = setting(
         "auto",
-        description="BatchNorm in the stages that train: trains ('auto'), stays as it was ('frozen': for very small batches), or only its "
-        "running statistics follow the data ('statistics').",
+        label="Batch normalization in training stages",
+        section=OPTIMIZATION,
+        help="BatchNorm layers of the stages that train: they train ('auto'), stay as they were ('frozen': for very small batches), or "
+        "only their running statistics follow the data ('statistics').",
+        choices={"auto": "Trains", "frozen": "Frozen", "statistics": "Running statistics only"},
+        in_script="repeated",
     )
-    l2_sp: float = Field(
+    l2_sp: float = setting(
         0.0,
-        ge=0,
-        le=100,
-        allow_inf_nan=False,
-        description="How strongly trained stages are pulled back to their pretrained weights, a soft freeze (L2-SP, Li et al. 2018); "
+        label="L2-SP",
+        section=OPTIMIZATION,
+        help="How strongly trained stages are pulled back to their pretrained weights, a soft freeze (L2-SP, Li et al. 2018). 0 is off; "
         "0.01 is a usual strength.",
-    )
-    epochs: int = Field(10, ge=1, le=1000, description="How many times every training image is seen.")
-    batch_size: int = Field(32, ge=1, le=4096, description="How many images one step learns from.")
-    optimizer: Optimizer = Field(
-        "adam",
-        description="The rule that turns gradients into weight changes: Adam adapts its step to each weight, AdamW "
-        "does so with weight decay kept apart, SGD takes plain steps with momentum 0.9.",
-    )
-    learning_rate: float = Field(
-        1e-4, gt=0, le=10, allow_inf_nan=False, description="The size of a step. 0.0001 suits fine-tuning, 0.001 a head alone."
-    )
-    weight_decay: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        allow_inf_nan=False,
-        description="How strongly weights are pulled towards zero; 0.01 is usual with AdamW.",
-    )
-    schedule: Schedule = Field(
-        "constant",
-        description="How the learning rate changes: not at all; along a cosine down to 0; one cycle, up for a third of the run and down "
-        "to next to nothing; or by steps, to a tenth after half and after three quarters.",
-    )
-    warmup_epochs: float = Field(
-        0.5,
+        in_script="repeated",
         ge=0,
         le=100,
         allow_inf_nan=False,
-        description="With the cosine and step schedules: epochs over which the rate rises from near 0.",
     )
-    label_smoothing: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        allow_inf_nan=False,
-        description="How much of each label is spread over all classes, against overconfidence; 0.1 is usual.",
-    )
-    class_weights: ClassWeights = Field(
-        "none",
-        description="Whether images of rare classes count for more in the loss ('balanced'), so that all classes weigh the same.",
-    )
-    sampling: Sampling = Field(
-        "shuffled",
-        description="Which images an epoch holds: each one once ('shuffled'), or as many of each class ('balanced'), those of rare "
-        "classes several times.",
-    )
-    train_fraction: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="The share of the training images that is used, class by class; a larger share holds a smaller one. Shows what more "
-        "data would be worth.",
-    )
-    mixup: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        allow_inf_nan=False,
-        description="Train on blends of two images and their labels (Zhang et al. 2018); 0.2 is a usual strength, 0 is off. Frozen stages "
-        "then see new images in every step, so nothing of them can be kept.",
-    )
-    cutmix: float = Field(
-        0.0,
-        ge=0,
-        le=10,
-        allow_inf_nan=False,
-        description="Train on images with a patch of another one, and labels by area (Yun et al. 2019); 1 is usual, 0 is off. With mixup, "
-        "too, each batch gets one of the two. Nothing of the frozen stages can be kept.",
-    )
-    clip_norm: float = Field(
-        0.0,
-        ge=0,
+    epochs: int = setting(
+        10,
+        label="Epochs",
+        section=TRAINING,
+        help="How many times every training image is seen.",
+        in_script="repeated",
+        ge=1,
         le=1000,
-        allow_inf_nan=False,
-        description="Gradients longer than this are shortened to it, against sudden jumps; 0 is off, 1 is usual.",
     )
-    micro_batch: int | None = Field(
-        None,
+    batch_size: int = setting(
+        32,
+        label="Batch size",
+        section=TRAINING,
+        help="How many images one step learns from.",
+        in_script="repeated",
         ge=1,
         le=4096,
-        description="How many images of a batch go through the network at a time; their gradients add up to the whole batch's (but for "
-        "BatchNorm that trains, which normalises each part by itself). Empty: all at once, and fewer where memory runs out.",
     )
-    ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
+    optimizer: Optimizer = setting(
+        "adam",
+        label="Optimizer",
+        section=TRAINING,
+        help="The rule that turns gradients into weight changes: Adam adapts its step to each weight, AdamW does so with weight decay "
+        "kept apart, SGD takes plain steps with momentum 0.9.",
+        choices={"adam": "Adam", "adamw": "AdamW", "sgd": "SGD with momentum"},
+        in_script="repeated",
+    )
+    learning_rate: float = setting(
+        1e-4,
+        label="Learning rate",
+        section=TRAINING,
+        help="The size of a step. 0.0001 suits fine-tuning, 0.001 a head alone.",
+        option="lr",
+        in_script="repeated",
+        gt=0,
+        le=10,
         allow_inf_nan=False,
-        description="Judge and keep a moving average of the weights, which is steadier: 0.99 averages over about a hundred steps. 0 is off.",
     )
-    early_stopping: EarlyStopping = Field("off", description="End the run when this has not got better for a while.")
-    patience: int = Field(5, ge=1, le=1000, description="With early stopping: how many epochs that may be.")
-    augmentation: Augmentation = Field(
-        "none", description="Random changes to training images, so that fewer are learned by heart."
-    )
-    views: int | None = Field(
-        None,
-        ge=0,
-        le=1000,
-        description="With augmentation and frozen stages: how many augmented versions of each image are prepared once and used in "
-        "turn. 0 makes a new one every epoch, which is slower; empty lets Thaw choose one for every four epochs.",
-    )
-    cache: Cache = Field(
-        "auto",
-        description="Whether what frozen stages make of each image is computed once and kept ('auto'), or again every epoch ('off').",
-    )
-    image_size: int = Field(224, ge=32, le=1024, description="Side of the square fed to the network, in pixels.")
-    val_fraction: float = Field(
-        0.15, gt=0, lt=0.9, description="Where the folder has no val/: the share of images set aside for validation."
-    )
-    test_fraction: float = Field(
-        0.15, ge=0, lt=0.9, description="Where the folder has neither val/ nor test/: the share kept for the final test."
-    )
-    split_seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="Decides which images are set aside; the same number, the same split."
-    )
-    groups: str = Field(
-        "",
-        max_length=200,
-        description="A pattern for file names such as {group}_*: images of the same group (a patient, a scene) stay in one split. "
-        "* stands for any letters.",
-    )
-    near_duplicates: NearDuplicates = Field(
-        "together", description="Whether copies and near-duplicates are kept in one split where Thaw makes the split."
-    )
-    edits: tuple[Edit, ...] = Field(
-        (), description="Changes made to the data set: images excluded, moved to another split, or relabelled."
-    )
-    skip_limit: float = Field(
-        0.02,
+    weight_decay: float = setting(
+        0.0,
+        label="Weight decay",
+        section=OPTIMIZATION,
+        help="How strongly weights are pulled towards zero; 0.01 is usual with AdamW.",
+        in_script="repeated",
         ge=0,
         le=1,
         allow_inf_nan=False,
-        description="Images that cannot be read any more while training goes on are left out; when they are more than this share of "
-        "all, the run stops.",
     )
-    precision: Precision = Field(
-        "auto", description="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it."
+    schedule: Schedule = setting(
+        "constant",
+        label="LR schedule",
+        section=TRAINING,
+        help="How the learning rate changes: not at all; along a cosine down to 0; one cycle, up for a third of the run and down to next "
+        "to nothing; or by steps, to a tenth after half and after three quarters.",
+        choices={
+            "constant": "Constant",
+            "cosine": "Cosine with warm-up",
+            "one_cycle": "One cycle",
+            "step": "Steps with warm-up",
+        },
+        in_script="repeated",
     )
-    device: DeviceChoice = Field("auto", description="Where to train; 'auto' takes CUDA, then Apple's GPU, then the processor.")
-    seed: int = Field(
-        0, ge=0, le=2**31 - 1, description="Decides the new head's first weights, the shuffling and the augmentation."
+    warmup_epochs: float = setting(
+        0.5,
+        label="Warm-up (epochs)",
+        section=OPTIMIZATION,
+        help="With the cosine and step schedules: epochs over which the learning rate rises from near 0.",
+        in_script="repeated",
+        ge=0,
+        le=100,
+        allow_inf_nan=False,
     )
+    label_smoothing: float = setting(
+        0.0,
+        label="Label smoothing",
+        section=OPTIMIZATION,
+        help="How much of each label is spread over all classes, against overconfidence. 0 is off; 0.1 is usual.",
+        share=True,
+        in_script="repeated",
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+    )
+    class_weights: ClassWeights = setting(
+        "none",
+        label="Class weights",
+        section=DATA,
+        help="Whether images of rare classes count for more in the loss ('balanced'), so that all classes weigh the same.",
+        choices={"none": "None", "balanced": "Balanced"},
+        in_script="repeated",
+    )
+    sampling: Sampling = setting(
+        "shuffled",
+        label="Sampler",
+        section=DATA,
+        help="Which images an epoch holds: each one once ('shuffled'), or as many of each class ('balanced'), those of rare classes "
+        "several times.",
+        choices={"shuffled": "Shuffled", "balanced": "Balanced over classes"},
+        in_script="repeated",
+    )
+    train_fraction: float = setting(
+        1.0,
+        label="Training fraction",
+        section=DATA,
+        help="The share of the training images that is used, class by class; a larger share contains a smaller one. Shows what more data "
+        "would be worth.",
+        share=True,
+        several="fractions",
+        in_script="repeated",
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    mixup: float = setting(
+        0.0,
+        label="Mixup (alpha)",
+        section=DATA,
+        help="Train on blends of two images and their labels (Zhang et al. 2018). 0 is off; 0.2 is a usual strength. Frozen stages then "
+        "see new images in every step, so nothing of them can be cached.",
+        in_script="repeated",
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+    )
+    cutmix: float = setting(
+        0.0,
+        label="CutMix (alpha)",
+        section=DATA,
+        help="Train on images with a patch of another one, and labels by area (Yun et al. 2019). 0 is off; 1 is usual. With mixup, too, "
+        "each batch gets one of the two. Nothing of the frozen stages can be cached.",
+        in_script="repeated",
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+    )
+    clip_norm: float = setting(
+        0.0,
+        label="Gradient clipping (max norm)",
+        section=OPTIMIZATION,
+        help="Gradients longer than this are shortened to it, against sudden jumps. 0 is off; 1 is usual.",
+        in_script="repeated",
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+    )
+    micro_batch: int | None = setting(
+        None,
+        label="Micro-batch size",
+        section=HARDWARE,
+        help="How many images of a batch go through the network at a time; their gradients add up to the whole batch's (but for "
+        "BatchNorm that trains, which normalizes each part by itself). Empty: all at once, and fewer where memory runs out.",
+        placeholder="chosen by Thaw",
+        in_script="repeated",
+        ge=1,
+        le=4096,
+    )
+    ema: float = setting(
+        0.0,
+        label="Weight EMA (decay)",
+        section=OPTIMIZATION,
+        help="Evaluate and keep an exponential moving average of the weights, which is steadier: 0.99 averages over about a hundred "
+        "steps. 0 is off.",
+        in_script="repeated",
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+    )
+    early_stopping: EarlyStopping = setting(
+        "off",
+        label="Early stopping",
+        section=STOPPING,
+        help="End the run when this metric has not improved for a while.",
+        choices={
+            "off": "Off",
+            "val_accuracy": "Validation accuracy",
+            "val_loss": "Validation loss",
+            "val_balanced_accuracy": "Validation balanced accuracy",
+            "val_macro_f1": "Validation macro F1",
+        },
+        in_script="repeated",
+    )
+    patience: int = setting(
+        5,
+        label="Patience (epochs)",
+        section=STOPPING,
+        help="With early stopping: after how many epochs without improvement the run ends.",
+        in_script="repeated",
+        ge=1,
+        le=1000,
+    )
+    augmentation: Augmentation = setting(
+        "none",
+        label="Augmentation",
+        section=TRAINING,
+        help="Random changes to training images, against overfitting.",
+        choices={"none": "None", "flips": "Flips", "random_resized_crop": "Random resized crops and flips"},
+        option="augment",
+        in_script="repeated",
+    )
+    views: int | None = setting(
+        None,
+        label="Cached augmented views",
+        section=DATA,
+        help="With augmentation and frozen stages: how many augmented versions of each image are computed once and used in turn. 0 makes "
+        "a new one every epoch, which is slower; empty lets Thaw choose one for every four epochs.",
+        placeholder="chosen by Thaw",
+        in_script="repeated",
+        ge=0,
+        le=1000,
+    )
+    cache: Cache = setting(
+        "auto",
+        label="Activation cache",
+        section=HARDWARE,
+        help="Whether the frozen stages' output for each image is computed once and kept ('auto'), or again every epoch ('off').",
+        choices={"auto": "Automatic", "off": "Off"},
+        in_script="irrelevant",  # it decides how fast a run is, not what comes of it
+    )
+    image_size: int = setting(
+        224,
+        label="Image size (pixels)",
+        section=TRAINING,
+        help="Side of the square fed to the network, in pixels.",
+        in_script="repeated",
+        ge=32,
+        le=1024,
+    )
+    val_fraction: float = setting(
+        0.15,
+        label="Validation fraction",
+        section=SPLIT,
+        help="Where the folder has no val/: the share of images set aside for validation.",
+        share=True,
+        in_script="repeated",
+        gt=0,
+        lt=0.9,
+    )
+    test_fraction: float = setting(
+        0.15,
+        label="Test fraction",
+        section=SPLIT,
+        help="Where the folder has neither val/ nor test/: the share kept for the final test.",
+        share=True,
+        in_script="repeated",
+        ge=0,
+        lt=0.9,
+    )
+    split_seed: int = setting(
+        0,
+        label="Split seed",
+        section=SPLIT,
+        help="Decides which images are set aside; the same number, the same split.",
+        in_script="repeated",
+        ge=0,
+        le=_LARGEST_SEED,
+    )
+    groups: str = setting(
+        "",
+        label="Groups",
+        section=SPLIT,
+        help="A pattern for file names such as {group}_*: images of the same group (a patient, a scene) stay in one split. * stands for "
+        "any letters.",
+        metavar="PATTERN",
+        placeholder="{group}_*",
+        in_script="repeated",
+        max_length=200,
+    )
+    near_duplicates: NearDuplicates = setting(
+        "together",
+        label="Near-duplicates",
+        section=SPLIT,
+        help="Whether copies and near-duplicates are kept in one split where Thaw makes the split.",
+        choices={"together": "Kept in one split", "apart": "Ignored"},
+        in_script="repeated",
+    )
+    edits: tuple[Edit, ...] = setting(
+        (),
+        label="Changes to the data set",
+        help="Changes made to the data set: images excluded, moved to another split, or relabelled.",
+        in_script="repeated",
+    )
+    skip_limit: float = setting(
+        0.02,
+        label="Unreadable images allowed (fraction)",
+        section=STOPPING,
+        help="Images that cannot be read any more while training goes on are left out; when they are more than this share of all, the "
+        "run stops.",
+        share=True,
+        in_script="irrelevant",  # such images are left out of the script's split
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+    )
+    precision: Precision = setting(
+        "auto",
+        label="Precision",
+        section=HARDWARE,
+        help="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it.",
+        choices={"auto": "Automatic", "fp32": "fp32 (exact)", "bf16": "bf16 (half the memory)"},
+        in_script="repeated",
+    )
+    device: DeviceChoice = setting(
+        "auto",
+        label="Device",
+        section=HARDWARE,
+        help="Where to train; 'auto' takes CUDA, then Apple's GPU, then the CPU.",
+        choices={"auto": "Automatic", "cpu": "CPU", "cuda": "NVIDIA GPU", "mps": "Apple GPU"},
+        in_script="irrelevant",  # it has its own choice
+    )
+    seed: int = setting(
+        0,
+        label="Seed",
+        section=TRAINING,
+        help="Decides the new head's first weights, the shuffling and the augmentation.",
+        several="seeds",
+        in_script="repeated",
+        ge=0,
+        le=_LARGEST_SEED,
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_as_people_write_them(cls, value: Any, field: ValidationInfo) -> Any:
+        known = settings_of(cls)[field.field_name]
+        return as_number(value, known.share) if known.kind == "number" and isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -293,34 +532,7 @@ class RunConfig(BaseModel):
     @property
     def split_settings(self) -> dict[str, Any]:
         """What decides how a data set without splits of its own is split: arguments of ``index_dataset``."""
-        return self.model_dump(include=set(SPLIT_FIELDS))
-
-
-SPLIT_FIELDS = ("val_fraction", "test_fraction", "split_seed", "groups", "near_duplicates")
-
-TUTORIAL_RECIPE: dict[str, Any] = {
-    "backbone": "resnet18",
-    "weights": "pretrained",
-    "strategy": "last_block",
-    "epochs": 10,
-    "batch_size": 32,
-    "optimizer": "adam",
-    "learning_rate": 1e-4,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-    "augmentation": "none",
-    "image_size": 224,
-}
-FEATURE_EXTRACTION_RECIPE: dict[str, Any] = TUTORIAL_RECIPE | {"strategy": "feature_extraction", "learning_rate": 1e-3}
-# Small images and few epochs: a trained, judged model in well under a minute on two processor cores.
-DEMO_RECIPE: dict[str, Any] = {
-    "backbone": "efficientnet_lite0",
-    "strategy": "last_block",
-    "epochs": 5,
-    "learning_rate": 1e-3,
-    "schedule": "cosine",
-    "image_size": 96,
-}
+        return self.model_dump(include=set(names_in(SPLIT)))
 
 
 def make_config(values: Mapping[str, Any]) -> RunConfig:
@@ -332,7 +544,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        problems = {_field(problem): _in_words(problem) for problem in error.errors()}
+        problems = problems_in_words(error)
     # Fields that do not agree with each other are found only once each is sound: ask again without the unsound ones.
     sound = {"data": "any"} | {name: value for name, value in values.items() if name not in problems}
     try:
@@ -359,43 +571,16 @@ def read_config(path: Path) -> dict[str, Any]:
     return values
 
 
-def bounds(field: str) -> dict[str, Any]:
-    """``min`` and ``max`` (inclusive or not) of a numeric field, ``help`` of any: what a form needs to draw it."""
-    info = RunConfig.model_fields[field]
-    found: dict[str, Any] = {"help": info.description}
-    for constraint in info.metadata:
-        for name, kind in (("ge", "min"), ("gt", "min"), ("le", "max"), ("lt", "max")):
-            if (value := getattr(constraint, name, None)) is not None:
-                found[kind] = value
-    return found
+def setting_of(name: str) -> Setting:
+    """How a setting is declared."""
+    return all_settings()[name]
 
 
-def _field(problem: Mapping[str, Any]) -> str:
-    return str(problem["loc"][0]) if problem["loc"] else "settings"
+def all_settings() -> dict[str, Setting]:
+    """All settings by name, in their order."""
+    return settings_of(RunConfig)
 
 
-def _in_words(problem: Mapping[str, Any]) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
-    shown = _SHORT.repr(problem.get("input"))
-    match kind:
-        case "greater_than":
-            return f"must be more than {context['gt']:g}, not {shown}"
-        case "greater_than_equal":
-            return f"must be at least {context['ge']:g}, not {shown}"
-        case "less_than":
-            return f"must be less than {context['lt']:g}, not {shown}"
-        case "less_than_equal":
-            return f"must be at most {context['le']:g}, not {shown}"
-        case "literal_error":
-            return f"must be {context['expected']}, not {shown}"
-        case "int_parsing" | "int_type" | "int_from_float":
-            return f"must be a whole number, not {shown}"
-        case "float_parsing" | "float_type" | "finite_number":
-            return f"must be a number, not {shown}"
-        case "extra_forbidden":
-            return "is not a setting that Thaw knows"
-        case "missing":
-            return "is needed"
-        case "string_too_short":
-            return "must not be empty"
-    return str(problem["msg"])
+def names_in(*sections: str) -> list[str]:
+    """Which settings belong to these sections, in their order."""
+    return [name for section in sections for name, one in all_settings().items() if one.section == section]

@@ -6,21 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import (
-    FEATURE_EXTRACTION_RECIPE,
-    TUTORIAL_RECIPE,
-    Augmentation,
-    BatchNorm,
-    Cache,
-    ClassWeights,
-    DeviceChoice,
-    EarlyStopping,
-    Optimizer,
-    Precision,
-    RunConfig,
-    Sampling,
-    Schedule,
-)
+from finetune_core.config import RunConfig, names_in
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.errors import ConfigError, DataError, FinetuneError
@@ -28,6 +14,8 @@ from finetune_core.figures.curves import rate_curve
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import RANDOM
+from finetune_core.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
+from finetune_core.settings_metadata import ADVANCED, TRAINING
 from finetune_core.training.finder import RateCurve, find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
 from finetune_core.training.hyperrule import rule_of
@@ -43,22 +31,7 @@ from pages.shared.stages import draw_strategy
 from pages.shared.state import submit, why_not_timed
 from pages.shared.weights import offer_weights
 
-MORE = {
-    "What the network sees": ("views", "mixup", "cutmix", "sampling", "train_fraction", "class_weights"),
-    "How it learns": ("warmup_epochs", "weight_decay", "l2_sp", "label_smoothing", "clip_norm", "ema", "batchnorm"),
-    "When it stops": ("early_stopping", "patience", "skip_limit"),
-    "The machine": ("cache", "micro_batch", "precision", "device"),
-}
 MORE_KEY = "more_settings"
-_CHOICES = {
-    "sampling": Sampling,
-    "class_weights": ClassWeights,
-    "batchnorm": BatchNorm,
-    "early_stopping": EarlyStopping,
-    "cache": Cache,
-    "precision": Precision,
-    "device": DeviceChoice,
-}
 
 page(
     "pages/configure.py",
@@ -124,7 +97,7 @@ def draw(found: dict[str, Any], problems: dict[str, str], classes: int | None) -
 
 
 def fields(problems: dict[str, str]) -> None:
-    inside = {"weights", *(name for names in MORE.values() for name in names)} & problems.keys()
+    inside = {"weights", *names_in(*ADVANCED)} & problems.keys()
     if inside - st.session_state.get("problems_inside", set()):  # something is wrong in there that was not before
         st.session_state[MORE_KEY] = True
     st.session_state["problems_inside"] = inside
@@ -133,42 +106,12 @@ def fields(problems: dict[str, str]) -> None:
         form.backbone_field(problems)
         form.strategy_field(problems)
     with right:
-        with st.grid("auto", min_column_width=200, gap="small"):
-            with st.container():
-                form.number_field("epochs", problems)
-            with st.container():
-                form.number_field("batch_size", problems)
-            with st.container():
-                form.choice_field("optimizer", Optimizer, problems)
-            with st.container():
-                form.text_field("learning_rate", problems)
-            with st.container():
-                form.choice_field("schedule", Schedule, problems)
-            with st.container():
-                form.choice_field("augmentation", Augmentation, problems)
-            with st.container():
-                form.number_field("image_size", problems)
-            with st.container():
-                form.number_field("seed", problems)
+        form.section(TRAINING, problems)
         with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
             form.weights_field(problems)
-            for title, names in MORE.items():
-                st.markdown(f"**{title}**")
-                with st.grid("auto", min_column_width=200, gap="small"):
-                    for name in names:
-                        with st.container():
-                            _field(name, problems)
-
-
-def _field(name: str, problems: dict[str, str]) -> None:
-    if name in _CHOICES:
-        form.choice_field(name, _CHOICES[name], problems)
-    elif name in ("views", "micro_batch"):
-        form.optional_field(name, problems)
-    elif name == "patience":
-        form.number_field(name, problems)
-    else:
-        form.text_field(name, problems)
+            for section in ADVANCED:
+                st.markdown(f"**{section}**")
+                form.section(section, problems)
 
 
 def about_weights(found: dict[str, Any]) -> None:

@@ -7,7 +7,6 @@ from functools import partial
 import numpy as np
 import streamlit as st
 
-from finetune_core.config import Augmentation
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.data.findings import unanswered
@@ -47,9 +46,9 @@ def overview(dataset: Dataset) -> None:
 def backbone_and_size() -> tuple[str, int]:
     """As Configure has them, where they can be used."""
     backbone = st.session_state.get("form_backbone", default_backbone())
-    size = st.session_state.get("form_image_size", settings.DEFAULTS["image_size"])
+    size = st.session_state.get("form_image_size", settings.defaults()["image_size"])
     if backbone not in backbone_names() or not isinstance(size, int) or not 32 <= size <= 1024:
-        return PACKAGED, settings.DEFAULTS["image_size"]
+        return PACKAGED, settings.defaults()["image_size"]
     return backbone, size
 
 
@@ -262,7 +261,7 @@ def fed_to_network(dataset: Dataset) -> None:
     st.subheader("What augmentation makes of it", anchor=False)
     settings.fill_in()
     with st.container(width=320):
-        form.choice_field("augmentation", Augmentation, {})
+        form.setting_field("augmentation", {})
     kind = st.session_state["form_augmentation"]
     if kind == "none":
         st.caption("Training images are fed as they are. Choose another augmentation to see it.")

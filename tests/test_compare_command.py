@@ -115,6 +115,12 @@ def test_other_images_are_refused(compared, image_folder, tmp_path):
     ("changed", "problem"),
     [
         (("--seeds", "one"), "--seeds: must be numbers"),
+        (("--seed", "one"), "--seeds: must be numbers"),
+        (("--strategy", "nonsense"), "nonsense"),
+        (("--backbone", "resnet0"), "resnet0"),
+        (("--backbones", "resnet0"), "resnet0"),
+        (("--train-fraction", "200 %"), "must be at most 1"),
+        (("--cut", "nowhere", "--strategies", "custom"), "nowhere"),
         (("--strategies", "nonsense"), "nonsense"),
         (("--strategies", "from:nowhere"), "nowhere"),
         (("--fractions", "2"), "must be at most 1"),

@@ -4,17 +4,10 @@ from typing import get_args
 
 import pytest
 
-from finetune_core.config import (
-    DEMO_RECIPE,
-    FEATURE_EXTRACTION_RECIPE,
-    TUTORIAL_RECIPE,
-    Optimizer,
-    RunConfig,
-    bounds,
-    make_config,
-    read_config,
-)
+from finetune_core.config import Optimizer, RunConfig, all_settings, make_config, names_in, read_config, setting_of
 from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.recipes import DEMO_RECIPE, FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
+from finetune_core.settings_metadata import SECTIONS
 
 NUMBERS = [name for name, field in RunConfig.model_fields.items() if field.annotation in (int, float)]
 
@@ -132,22 +125,60 @@ def test_a_config_file_that_holds_a_list_or_is_missing_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("field", NUMBERS)
-def test_bounds_are_those_that_validation_uses(field):
-    found = bounds(field)
-    if "min" in found:
-        assert field in problems(**{field: found["min"] - 1})
-    if "max" in found:
-        assert field in problems(**{field: found["max"] + 1})
+def test_limits_are_those_that_validation_uses(field):
+    past = {"ge": -1, "gt": 0, "le": 1, "lt": 0}
+    for name, limit in setting_of(field).limits.items():
+        assert field in problems(**{field: limit + past[name]})
 
 
-def test_bounds_of_a_few_fields():
-    assert (bounds("epochs")["min"], bounds("epochs")["max"]) == (1, 1000)
-    assert (bounds("learning_rate")["min"], bounds("learning_rate")["max"]) == (0, 10)
-    assert set(bounds("optimizer")) == {"help"}
+def test_every_setting_has_a_label_and_a_help_text_of_its_own():
+    described = all_settings().values()
+    assert all(one.label and one.help for one in described)
+    assert len({one.label for one in described}) == len({one.help for one in described}) == len(described)
 
 
-def test_every_field_has_a_help_text():
-    assert all(bounds(name)["help"] for name in RunConfig.model_fields)
+def test_every_setting_has_a_section_but_for_the_data_and_the_changes_to_it():
+    assert all_settings().keys() - set(names_in(*SECTIONS)) == {"data", "edits"}
+
+
+def test_every_choice_of_a_setting_has_a_word_for_it():
+    for name, field in RunConfig.model_fields.items():
+        if setting_of(name).kind == "choice":
+            assert tuple(setting_of(name).choices) == get_args(field.annotation), name
+
+
+@pytest.mark.parametrize(
+    ("field", "typed", "meant"),
+    [
+        ("val_fraction", "20 %", 0.2),
+        ("val_fraction", "20%", 0.2),
+        ("val_fraction", " 14,3 % ", 0.143),
+        ("val_fraction", "0,2", 0.2),
+        ("val_fraction", "0.2", 0.2),
+        ("train_fraction", "100 %", 1.0),
+        ("learning_rate", "0,001", 0.001),
+        ("learning_rate", "1e-4", 1e-4),
+        ("clip_norm", "1,5", 1.5),
+    ],
+)
+def test_numbers_may_be_written_as_people_write_them(field, typed, meant):
+    assert getattr(make_config({"data": "x", field: typed}), field) == meant
+
+
+@pytest.mark.parametrize(
+    ("field", "typed"),
+    [
+        ("learning_rate", "20 %"),  # of what?
+        ("clip_norm", "1,000"),  # a thousand, or one?
+        ("val_fraction", "0,2,1"),
+        ("val_fraction", "%"),
+        ("val_fraction", "a fifth"),
+        ("val_fraction", "nan %"),
+        ("val_fraction", "1e999999999999 %"),
+    ],
+)
+def test_what_could_mean_two_numbers_or_none_is_refused(field, typed):
+    assert field in problems(**{field: typed})
 
 
 def test_every_optimizer_is_accepted():

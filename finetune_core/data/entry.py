@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 
 from finetune_core import paths
-from finetune_core.config import SPLIT_FIELDS, make_config, read_config
+from finetune_core.config import make_config, names_in, read_config
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.files import write_bytes
+from finetune_core.settings_metadata import SPLIT
 
 _SPLIT = "split.json"
 
@@ -42,7 +43,7 @@ def load_split(data: str | Path) -> dict[str, Any]:
         return make_config({"data": str(data)}).split_settings
     try:
         told = read_config(file)
-        return make_config({name: told[name] for name in SPLIT_FIELDS if name in told} | {"data": str(data)}).split_settings
+        return make_config({name: told[name] for name in names_in(SPLIT) if name in told} | {"data": str(data)}).split_settings
     except ConfigError as error:
         raise DataError(
             f"How this data set is split, in {file}, cannot be read: {error}. Repair or delete that file."

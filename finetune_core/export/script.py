@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from finetune_core.config import RunConfig
+from finetune_core.config import RunConfig, all_settings
 from finetune_core.data.dataset import Dataset, load_dataset
 from finetune_core.data.pixels import stored_side
 from finetune_core.data.splits import TEST, TRAIN
@@ -30,15 +30,6 @@ _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"
 _WIDE_MODES = ("I", "F")
 _NO_ALPHA = {"JPEG", "BMP", "PPM"}
 
-# Every setting of a run, by what the script makes of it; one that is in neither is named, and refused.
-_REPEATED = {
-    *("data", "backbone", "weights", "strategy", "cut", "stage_rates", "thaw_every", "layer_decay", "batchnorm", "l2_sp"),
-    *("epochs", "batch_size", "optimizer", "learning_rate", "weight_decay", "schedule", "warmup_epochs", "label_smoothing"),
-    *("class_weights", "sampling", "train_fraction", "mixup", "cutmix", "clip_norm", "micro_batch", "ema", "early_stopping"),
-    *("patience", "augmentation", "views", "image_size", "val_fraction", "test_fraction", "split_seed", "groups"),
-    *("near_duplicates", "edits", "precision", "seed"),
-}
-_WITHOUT_EFFECT = {"cache", "device", "skip_limit"}  # where and how fast it runs; unreadable images are left out of the split
 _WATCHED = {  # by early stopping: the more the better
     "off": "",
     "val_accuracy": "accuracy",
@@ -67,8 +58,8 @@ def unrepeatable(source: Source) -> list[str]:
     run, config = source.run, source.run.config
     problems = [
         f"the setting {name} has no counterpart there"
-        for name, field in RunConfig.model_fields.items()
-        if name not in _REPEATED | _WITHOUT_EFFECT and getattr(config, name) != field.default
+        for name, one in all_settings().items()
+        if one.in_script == "missing" and getattr(config, name) != one.default
     ]
     if run.status != "finished":
         problems.append(f"the run is {run.status}, not finished (resume it first)")

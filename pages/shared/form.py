@@ -2,82 +2,24 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import SPLIT_FIELDS, NearDuplicates, RunConfig, bounds, make_config
+from finetune_core.config import RunConfig, all_settings, make_config, names_in, setting_of
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info, backbone_names
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.settings_metadata import SPLIT
 from finetune_core.training.prepare import check_config
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared import settings
 from pages.shared.chosen import chosen_data, data_folder, offer_data
 from pages.shared.chrome import plain
 from pages.shared.state import answered, current_dataset
-
-_WORDS = {
-    "adam": "Adam",
-    "adamw": "AdamW",
-    "sgd": "SGD with momentum",
-    "constant": "Constant",
-    "cosine": "Cosine with warm-up",
-    "one_cycle": "One cycle",
-    "step": "Steps with warm-up",
-    "balanced": "Balanced",
-    "val_accuracy": "Validation accuracy",
-    "val_loss": "Validation loss",
-    "frozen": "Frozen",
-    "statistics": "Statistics only",
-    "none": "None",
-    "flips": "Flips",
-    "random_resized_crop": "Random crops and flips",
-    "val_balanced_accuracy": "Validation balanced accuracy",
-    "val_macro_f1": "Validation macro F1",
-    "shuffled": "Each image once",
-    "auto": "Automatic",
-    "off": "Off",
-    "fp32": "fp32 (exact)",
-    "bf16": "bf16 (half the memory)",
-    "cpu": "Processor",
-    "cuda": "NVIDIA GPU",
-    "mps": "Apple GPU",
-    "together": "Kept on one side",
-    "apart": "Ignored",
-}
-_LABELS = {
-    "learning_rate": "Learning rate",
-    "batch_size": "Batch size",
-    "image_size": "Image size (pixels)",
-    "warmup_epochs": "Warm-up (epochs)",
-    "weight_decay": "Weight decay",
-    "split_seed": "Seed of the split",
-    "val_fraction": "Validation share",
-    "test_fraction": "Test share",
-    "thaw_every": "Thaw a stage every (epochs)",
-    "layer_decay": "Rate from stage to stage",
-    "batchnorm": "BatchNorm in stages that train",
-    "l2_sp": "Pull to pretrained weights",
-    "label_smoothing": "Label smoothing",
-    "class_weights": "Class weights",
-    "sampling": "What an epoch holds",
-    "train_fraction": "Share of the training images",
-    "cutmix": "CutMix",
-    "skip_limit": "Lost images allowed (share)",
-    "clip_norm": "Longest gradient",
-    "micro_batch": "Images at a time",
-    "ema": "Average of weights",
-    "early_stopping": "Early stopping",
-    "edits": "Changes to the data set",
-    "groups": "Groups that stay together",
-    "near_duplicates": "Copies and near-duplicates",
-    "views": "Augmented versions kept",
-    "cache": "Cache of frozen stages",
-}
 
 
 def chosen_dataset() -> Dataset | None:
@@ -106,30 +48,13 @@ def split_fields(data: str) -> None:
         if not _split_problems():
             answered(lambda: save_split(data, make_config(_split_widgets() | {"data": data}).split_settings))
 
-    with st.grid("auto", min_column_width=200, gap="small"):
-        for name in ("val_fraction", "test_fraction"):
-            with st.container():
-                text_field(name, problems, changed)
-        with st.container():
-            number_field("split_seed", problems, changed)
-        with st.container():
-            choice_field("near_duplicates", NearDuplicates, problems, changed)
-        with st.container():
-            st.text_input(
-                label("groups"),
-                key=settings.key("groups"),
-                help=_help("groups"),
-                placeholder="{group}_*",
-                persist_state="session",
-                on_change=changed,
-            )
-            _problem("groups", problems)
+    section(SPLIT, problems, changed)
     if problems:
         st.caption("Until that is put right, the split stays as it was.")
 
 
 def _split_widgets() -> dict[str, Any]:
-    return {name: st.session_state.get(settings.key(name)) for name in SPLIT_FIELDS}
+    return {name: st.session_state.get(settings.key(name)) for name in names_in(SPLIT)}
 
 
 def _split_problems() -> dict[str, str]:
@@ -154,54 +79,45 @@ def checked(found: dict[str, Any], roots: Sequence[Path]) -> tuple[RunConfig | N
     return config, {}
 
 
-def number_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
-    """A whole number, without limits of the widget's own: the config names what is wrong, in words."""
-    st.number_input(label(name), key=settings.key(name), step=1, help=_help(name), persist_state="session", on_change=on_change)
-    _problem(name, problems)
+def section(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
+    """The fields of a section of the settings side by side, those without a widget of their own kind left out."""
+    with st.grid("auto", min_column_width=200, gap="small"):
+        for field in names_in(name):
+            if field in settings.NO_WIDGETS:
+                continue
+            with st.container():
+                setting_field(field, problems, on_change)
 
 
-def text_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
-    """A number typed as text, so that 1e-4 can be written."""
-    st.text_input(label(name), key=settings.key(name), help=_help(name), persist_state="session", on_change=on_change)
-    _problem(name, problems)
-
-
-def choice_field(name: str, options: Any, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
-    """One of a few words."""
-    st.selectbox(
-        label(name),
-        get_args(options),
-        format_func=lambda option: _WORDS.get(option, option),
-        key=settings.key(name),
-        help=_help(name),
-        persist_state="session",
-        on_change=on_change,
-    )
-    _problem(name, problems)
-
-
-def optional_field(name: str, problems: dict[str, str]) -> None:
-    """A whole number, or nothing."""
-    st.number_input(
-        label(name),
-        key=settings.key(name),
-        step=1,
-        value=None,
-        placeholder="chosen by Thaw",
-        help=_help(name),
-        persist_state="session",
-    )
+def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
+    """The widget that suits what a setting holds, and beneath it what is wrong with it."""
+    one = setting_of(name)
+    usual: dict[str, Any] = {
+        "label": one.label,
+        "key": settings.key(name),
+        "help": one.help,
+        "persist_state": "session",
+        "on_change": on_change,
+    }
+    if one.kind == "choice":
+        st.selectbox(options=list(one.choices), format_func=lambda option: one.choices[option], **usual)
+    elif one.kind == "integer":
+        # Without limits of the widget's own: the config says what is wrong, in words.
+        empty = {"value": None, "placeholder": one.placeholder} if one.optional else {}
+        st.number_input(step=1, **empty, **usual)
+    else:  # a number is typed as text, so that 1e-4 and 20 % can be written
+        st.text_input(placeholder=one.placeholder or None, **usual)
     _problem(name, problems)
 
 
 def backbone_field(problems: dict[str, str]) -> None:
     # What a backbone is called does not say whether its weights are here: that changes while it can be chosen.
     st.selectbox(
-        "Backbone",
+        label("backbone"),
         backbone_names(),
         format_func=lambda name: f"{name} · {backbone_info(name).parameters / 1e6:.1f} M",
         key=settings.key("backbone"),
-        help=_help("backbone"),
+        help=setting_of("backbone").help,
         persist_state="session",
     )
     if not backbone_info(st.session_state[settings.key("backbone")]).ready:
@@ -211,21 +127,21 @@ def backbone_field(problems: dict[str, str]) -> None:
 
 def strategy_field(problems: dict[str, str]) -> None:
     st.radio(
-        "Strategy",
+        label("strategy"),
         list(STRATEGIES),
         format_func=lambda name: STRATEGIES[name].title,
         captions=[f"{strategy.help} ({strategy.source})" for strategy in STRATEGIES.values()],
         key=settings.key("strategy"),
-        help=_help("strategy"),
+        help=setting_of("strategy").help,
         persist_state="session",
     )
     chosen = st.session_state[settings.key("strategy")]
     if chosen == "custom":
         _custom_widgets()
     if chosen in ("linear_probe_then_full", "gradual_unfreezing"):
-        optional_field("thaw_every", problems)
+        setting_field("thaw_every", problems)
     if chosen == "discriminative":
-        text_field("layer_decay", problems)
+        setting_field("layer_decay", problems)
     for name in ("strategy", "cut", "stage_rates"):
         _problem(name, problems)
 
@@ -233,7 +149,7 @@ def strategy_field(problems: dict[str, str]) -> None:
 def weights_field(problems: dict[str, str]) -> None:
     st.session_state.setdefault("weights_from", "Pretrained")
     st.selectbox(
-        "Starting weights",
+        label("weights"),
         ["Pretrained", "A file", "Random"],
         key="weights_from",
         persist_state="session",
@@ -272,12 +188,9 @@ def _custom_widgets() -> None:
 
 
 def label(name: str) -> str:
-    """What the form calls a field."""
-    return _LABELS.get(name, name.replace("_", " ").capitalize())
-
-
-def _help(name: str) -> str:
-    return bounds(name)["help"]
+    """What the form calls a setting; what is no setting is called as it is."""
+    known = all_settings().get(name)
+    return known.label if known else name.replace("_", " ").capitalize()
 
 
 def _problem(name: str, problems: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from finetune_core.config import DEMO_RECIPE, RunConfig
+from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import effective
 from finetune_core.data.recent import data_id
@@ -17,6 +17,7 @@ from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.arms import arm_titles
 from finetune_core.models.catalogue import backbone_names
 from finetune_core.models.network import network_stages
+from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
 from finetune_core.training.finder import find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate

@@ -5,16 +5,16 @@ from typing import Any
 
 import streamlit as st
 
-from finetune_core.config import SPLIT_FIELDS, Edit, RunConfig, make_config
+from finetune_core.config import Edit, RunConfig, all_settings, make_config, names_in
 from finetune_core.data.entry import load_split
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_names, default_backbone
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
+from finetune_core.settings_metadata import HARDWARE, SPLIT
 from finetune_core.training.strategies import STRATEGIES
 
-DEFAULTS: dict[str, Any] = {name: field.default for name, field in RunConfig.model_fields.items() if not field.is_required()}
 FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"
 MOST_SEEDS = 20
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
@@ -26,9 +26,14 @@ COMPARISON: dict[str, Any] = {
     "cuts": [],
 }
 
-_NO_WIDGETS = ("cut", "stage_rates", "weights", "edits")
-_NOT_KEPT = {"data", "edits", *SPLIT_FIELDS}  # they belong to the data set
+NO_WIDGETS = ("cut", "stage_rates", "weights", "edits")  # several widgets together make one of these, or none does
+_NOT_KEPT = {"data", "edits", *names_in(SPLIT)}  # they belong to the data set
 _MOST_RATES = 200
+
+
+def defaults() -> dict[str, Any]:
+    """Of all settings that have one."""
+    return {name: one.default for name, one in all_settings().items() if not one.required}
 
 
 def key(name: str) -> str:
@@ -48,8 +53,8 @@ def comparison_key(name: str) -> str:
 
 def apply_recipe(recipe: dict[str, Any]) -> None:
     """Set the form's fields, those that the recipe does not name to their defaults (a callback: before the widgets are drawn)."""
-    kept = (*SPLIT_FIELDS, *_NO_WIDGETS, "device", "precision", "seed", "cache")
-    set_fields({name: value for name, value in (DEFAULTS | recipe).items() if name not in kept})
+    kept = (*names_in(SPLIT, HARDWARE), *NO_WIDGETS, "seed")
+    set_fields({name: value for name, value in (defaults() | recipe).items() if name not in kept})
     st.session_state["weights_from"] = "Pretrained"
 
 
@@ -61,8 +66,8 @@ def set_fields(values: Mapping[str, Any]) -> None:
 
 def fill_in() -> None:
     """Give every field that has none yet its default."""
-    for name, default in (DEFAULTS | {"backbone": default_backbone()}).items():
-        if default is not None and name not in _NO_WIDGETS:
+    for name, default in (defaults() | {"backbone": default_backbone()}).items():
+        if default is not None and name not in NO_WIDGETS:
             st.session_state.setdefault(key(name), _as_widget(default))
 
 
@@ -144,7 +149,7 @@ def restore(wanted: str) -> None:
 
 def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     """Set all widgets."""
-    set_fields({name: value for name, value in _kept(config).items() if name not in _NO_WIDGETS})
+    set_fields({name: value for name, value in _kept(config).items() if name not in NO_WIDGETS})
     known = {PRETRAINED: "Pretrained", RANDOM: "Random"}
     st.session_state["weights_from"] = known.get(config.weights, "A file")
     st.session_state["weights_file"] = "" if config.weights in known else config.weights
@@ -176,7 +181,7 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
 def _widgets() -> dict[str, Any]:
     """What the form's widgets hold, as fields of the config."""
     fill_in()
-    found = {name: st.session_state.get(key(name)) for name in DEFAULTS if name not in _NO_WIDGETS}
+    found = {name: st.session_state.get(key(name)) for name in defaults() if name not in NO_WIDGETS}
     found["weights"] = _weights()
     return found | _custom_strategy() if found["strategy"] == "custom" else found
 

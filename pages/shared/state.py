@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 
 from finetune_core import paths
-from finetune_core.config import DEMO_RECIPE, Edit, RunConfig, make_config
+from finetune_core.config import Edit, RunConfig, make_config
 from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
 from finetune_core.data.edits import add_edits, load_edits, remove_edits
 from finetune_core.data.entry import load_split
@@ -17,6 +17,7 @@ from finetune_core.data.sample import digits_folder
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.inspection.deep import DeepReport
+from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.store import Damaged, Run, RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.training.strategies import STRATEGIES

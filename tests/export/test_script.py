@@ -6,11 +6,13 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from finetune_core.config import setting_of
 from finetune_core.errors import ExportError
 from finetune_core.export import script
 from finetune_core.export.formats import export_run
@@ -119,7 +121,8 @@ def test_images_that_have_changed_are_refused(train, image_folder, tmp_path):
 
 
 def test_a_setting_without_a_counterpart_is_named(run, monkeypatch):
-    monkeypatch.setattr(script, "_REPEATED", script._REPEATED - {"seed"})
+    seed = replace(setting_of("seed"), in_script="missing")
+    monkeypatch.setattr(script, "all_settings", lambda: {"seed": seed})
     with pytest.raises(ExportError, match="the setting seed has no counterpart"):
         export_run(run, "script")
 

@@ -264,7 +264,7 @@ def test_a_split_is_kept_with_its_data_set_and_others_have_their_own(folder, oth
     at = opened("dataset", data=known(folder))
     at.session_state["dataset_view"] = "Classes and splits"
     at.run()
-    at.text_input(key="form_val_fraction").set_value("0.4")
+    at.text_input(key="form_val_fraction").set_value("40 %")
     at.number_input(key="form_split_seed").set_value(5)
     at.run()
     assert not at.exception
@@ -292,7 +292,7 @@ def test_a_split_that_cannot_be_used_is_said_and_changes_nothing(folder, known):
     before = {metric.label: metric.value for metric in at.metric}
     at.text_input(key="form_val_fraction").set_value("lots").run()
     assert not at.exception
-    assert "Validation share must be a number" in words(at)
+    assert "Validation fraction must be a number" in words(at)
     assert {metric.label: metric.value for metric in at.metric} == before
     assert not (entry_folder(folder) / "split.json").exists()
 

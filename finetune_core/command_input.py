@@ -1,0 +1,96 @@
+"""What somebody names at the command line, as the commands need it: data, settings in files, lists, and the weights they need."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from finetune_core.config import RunConfig, read_config, setting_of
+from finetune_core.data.entry import load_split
+from finetune_core.data.sources import resolve_data
+from finetune_core.errors import ConfigError
+from finetune_core.options import option_of
+from finetune_core.settings_metadata import as_number
+from finetune_core.terminal import err, progress_bar, show_phases, shown
+from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
+
+
+def resolved(data: str) -> str:
+    """The folder or manifest of a data set that a person names, unpacked where it is packed.
+
+    Raises:
+        DataError: when it cannot be had.
+    """
+    with progress_bar() as bar:
+        return shown(bar, "Unpacking", resolve_data(data))
+
+
+def settings_in_file(config: Path) -> dict[str, Any]:
+    """Of a ``config.json`` that a person names, which may be a link.
+
+    Raises:
+        ConfigError: when it cannot be read.
+    """
+    try:
+        return read_config(Path(os.path.realpath(config)))
+    except ValueError:
+        raise ConfigError({"config": f"{str(config)!r} cannot be the name of a file"}) from None
+
+
+def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
+    """How the data set is split in the app, where a person has said so there."""
+    if data is None or as_is:
+        return {}
+    kept = {name: value for name, value in load_split(data).items() if value != setting_of(name).default}
+    if kept:
+        told = ", ".join(f"{option_of(name)} {value}" for name, value in kept.items())
+        err.print(escape(f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {told}"))
+    return kept
+
+
+def rates(text: str) -> dict[str, str]:
+    """``layer3=0.1,head=1`` -> stage -> rate, which the config then checks.
+
+    Raises:
+        ConfigError: when it is written otherwise.
+    """
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and rate for name, _, rate in pairs):
+        raise ConfigError({"stage_rates": f"must be written STAGE=X,STAGE=X, not {text!r}"})
+    return {name.strip(): rate for name, _, rate in pairs}
+
+
+def numbers(field: str, text: str) -> list[int | float]:
+    """``0,1,2`` -> numbers, of a setting that several values are given for.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    one = setting_of(field)
+    try:
+        parts = [part for part in text.split(",") if part.strip()]
+        return [int(part) if one.kind == "integer" else float(as_number(part, one.share)) for part in parts]
+    except ValueError:
+        raise ConfigError({one.several: f"must be numbers with commas between them, not {text!r}"}) from None
+
+
+def names(text: str) -> list[str]:
+    """``a,b`` -> names."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def with_weights(configs: Sequence[RunConfig]) -> None:
+    """Download the pretrained weights that runs begin with, before any of them is made.
+
+    Raises:
+        ConfigError: when one cannot work at all.
+        WeightsError: when they cannot be had.
+    """
+    for config in configs:
+        check_config(config)
+    if missing := missing_weights(configs):
+        err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
+        with progress_bar() as bar:
+            show_phases(bar, fetch_weights(missing))

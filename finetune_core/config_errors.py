@@ -1,0 +1,46 @@
+"""What pydantic finds wrong with settings, in words."""
+
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+_SHORT = reprlib.Repr()  # what somebody wrote into a file may be long, or deep
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+
+
+def problems_in_words(error: ValidationError) -> dict[str, str]:
+    """Field -> what is wrong with it."""
+    return {_field(problem): _in_words(problem) for problem in error.errors()}
+
+
+def _field(problem: Mapping[str, Any]) -> str:
+    return str(problem["loc"][0]) if problem["loc"] else "settings"
+
+
+def _in_words(problem: Mapping[str, Any]) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    shown = _SHORT.repr(problem.get("input"))
+    match kind:
+        case "greater_than":
+            return f"must be more than {context['gt']:g}, not {shown}"
+        case "greater_than_equal":
+            return f"must be at least {context['ge']:g}, not {shown}"
+        case "less_than":
+            return f"must be less than {context['lt']:g}, not {shown}"
+        case "less_than_equal":
+            return f"must be at most {context['le']:g}, not {shown}"
+        case "literal_error":
+            return f"must be {context['expected']}, not {shown}"
+        case "int_parsing" | "int_type" | "int_from_float":
+            return f"must be a whole number, not {shown}"
+        case "float_parsing" | "float_type" | "finite_number":
+            return f"must be a number, not {shown}"
+        case "extra_forbidden":
+            return "is not a setting that Thaw knows"
+        case "missing":
+            return "is needed"
+        case "string_too_short":
+            return "must not be empty"
+    return str(problem["msg"])

@@ -1,0 +1,104 @@
+"""What the commands of the command line share: arguments, options, and an option for each setting, as the config declares it."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from finetune_core.config import setting_of
+from finetune_core.errors import ConfigError, FinetuneError, TrainingError
+from finetune_core.settings_metadata import Setting
+from finetune_core.terminal import err
+
+DATA_HELP = (
+    "A folder with one subfolder of images for each class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
+    ".parquet with columns path and label), the word 'digits', or the name of a fetched public set."
+)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
+AsIs = Annotated[
+    bool,
+    typer.Option(
+        "--as-is",
+        help="Leave out what was set for this data set in the app: the changes to it, and how it is split where no option says so.",
+    ),
+]
+Data = Annotated[str, typer.Argument(help=DATA_HELP)]
+RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
+
+_LAST = ("runs_dir", "as_json")  # options of a command that its help shows after the settings
+
+
+def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})) -> Callable:
+    """A command gets an option for each of these settings, and those that were given as ``settings``: name -> text, unchecked.
+
+    The config checks them, all of them at once.
+
+    Args:
+        several: settings that the command takes several values of -> the help of their option, which has two names then.
+    """
+    declared = [setting_of(name) for name in names]
+
+    def decorated(command: Callable) -> Callable:
+        own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
+
+        @wraps(command)
+        def with_settings(**given: Any) -> Any:
+            found = {one.name: given.pop(one.name) for one in declared}
+            return command(**given, settings={name: text for name, text in found.items() if text is not None})
+
+        made = [_parameter(one, several.get(one.name, "")) for one in declared]
+        before = [one for one in own if one.name not in _LAST]
+        last = [one for one in own if one.name in _LAST]
+        signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*before, *made, *last)])
+        with_settings.__signature__ = signature
+        with_settings.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
+        return with_settings
+
+    return decorated
+
+
+def option_of(field: str) -> str:
+    """What names a field to somebody at the command line; other names than those of settings are options, too."""
+    if field == "data":
+        return "DATA"
+    try:
+        return f"--{setting_of(field).option}"
+    except KeyError:
+        return f"--{field.replace('_', '-')}"
+
+
+@contextmanager
+def refused_in_words() -> Iterator[None]:
+    """A wrong request ends with status 2, a run that broke with 1; both in words. A bug keeps its traceback."""
+    try:
+        yield
+    except ConfigError as error:
+        for field, problem in error.problems.items():
+            err.print(escape(f"{option_of(field)}: {problem}"))
+        raise typer.Exit(2) from None
+    except FinetuneError as error:
+        err.print(escape(str(error)))
+        raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
+
+
+def _parameter(one: Setting, several: str) -> inspect.Parameter:
+    names = [f"--{name}" for name in ((one.option, one.several) if several else (one.option,))]
+    option = typer.Option(
+        *names,
+        metavar=f"{one.metavar},…" if several else one.metavar,
+        help=several or _help(one),
+        rich_help_panel=one.section,
+    )
+    return inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option])
+
+
+def _help(one: Setting) -> str:
+    default = "" if one.default in (None, "") else f"default {one.default}"
+    details = "; ".join(filter(None, (one.values_in_words, default)))
+    return one.help + (f" ({details})" if details else "")

@@ -1,0 +1,87 @@
+"""What the ``train`` and ``resume`` commands do: put the settings together, and see a run through to its end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+from finetune_core.command_input import kept_split, rates, resolved, settings_in_file, with_weights
+from finetune_core.config import RunConfig, make_config
+from finetune_core.data.dataset import index_dataset
+from finetune_core.data.edits import edits_in_words, effective, load_edits
+from finetune_core.export.mlflow import report_to_mlflow
+from finetune_core.models.catalogue import default_backbone
+from finetune_core.options import refused_in_words
+from finetune_core.runs.record import Reservation, create_run, execute
+from finetune_core.runs.store import RunStore, summary
+from finetune_core.terminal import err, interrupts_stop, out, print_json, progress_bar, result_in_words, show_training, shown
+from finetune_core.training.hyperrule import rule_of
+
+
+def asked_for(given: Mapping[str, str], data: str | None, config: Path | None, *, as_is: bool, by_size: bool) -> RunConfig:
+    """The config of a run.
+
+    Args:
+        given: settings as they were typed.
+        data: the data set; None: that of ``config``.
+        config: that of an earlier run, which the settings change.
+
+    Raises:
+        FinetuneError: when it cannot be used, or the data cannot be had.
+    """
+    settings: dict[str, Any] = dict(given)
+    if "stage_rates" in settings:
+        settings["stage_rates"] = rates(settings["stage_rates"])
+    if config is None:
+        settings.setdefault("backbone", default_backbone())
+    if data is not None:
+        settings["data"] = resolved(data)
+        settings["edits"] = effective(load_edits(settings["data"]))
+    if as_is:
+        settings["edits"] = ()
+    if data is not None and settings["edits"]:
+        told = edits_in_words(settings["edits"])
+        err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
+    base = settings_in_file(config) if config else kept_split(settings.get("data"), as_is)
+    if by_size:
+        base |= _by_size(make_config(base | settings))
+    return make_config(base | settings)
+
+
+def begun(config: RunConfig, runs_dir: Path) -> Reservation:
+    """The run, reserved, once the weights that it begins with are here.
+
+    Raises:
+        FinetuneError: when they cannot be had, or the folder cannot be written.
+    """
+    with_weights([config])
+    return create_run(config, runs_dir.resolve())
+
+
+def train_to_the_end(reservation: Reservation, as_json: bool) -> None:
+    """Train, and print what came of it; status 1 where that is no finished run."""
+    with refused_in_words():
+        try:
+            with interrupts_stop(reservation.run_dir), progress_bar() as bar:
+                show_training(bar, execute(reservation))
+        finally:
+            if warning := report_to_mlflow(reservation.run_dir):
+                err.print(escape(warning))
+        run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+    result = summary(run)
+    if as_json:
+        print_json(result)
+    else:
+        out.print(result_in_words(result))
+    if run.status != "finished":
+        raise typer.Exit(1)
+
+
+def _by_size(config: RunConfig) -> dict[str, Any]:
+    with progress_bar() as bar:
+        looking = index_dataset(config.data, **config.split_settings, edits=config.edits)
+        rule = rule_of(shown(bar, "Looking at images", looking), config.train_fraction)
+    err.print(rule.reason)
+    return rule.settings

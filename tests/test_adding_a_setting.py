@@ -1,0 +1,85 @@
+"""A setting is declared once: what a new field of the config says of itself is all that the form and the command line need."""
+
+import ast
+import runpy
+from pathlib import Path
+
+import pytest
+from pydantic import create_model
+from streamlit.testing.v1 import AppTest
+from typer.testing import CliRunner
+
+from finetune_core import config
+from finetune_core.settings_metadata import OPTIMIZATION, setting
+
+ROOT = Path(__file__).resolve().parent.parent
+HELP = "How much of the last step the next one keeps."
+
+
+@pytest.fixture(autouse=True)
+def momentum(monkeypatch):
+    """One more setting."""
+    declared = setting(0.9, label="Momentum", section=OPTIMIZATION, help=HELP, share=True, ge=0, lt=1)
+    monkeypatch.setattr(config, "RunConfig", create_model("Extended", __base__=config.RunConfig, momentum=(float, declared)))
+
+
+def thaw(*arguments):
+    """A command line that is made anew, as it is when a program starts."""
+    app = runpy.run_module("finetune_core.__main__", run_name="anew")["app"]
+    return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
+
+
+def test_it_is_validated_and_kept():
+    assert config.make_config({"data": "x"}).momentum == 0.9
+    made = config.make_config({"data": "x", "momentum": "95 %"})
+    assert config.make_config(made.model_dump(mode="json")).momentum == 0.95
+    with pytest.raises(config.ConfigError, match="momentum: must be less than 1"):
+        config.make_config({"data": "x", "momentum": 2})
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_the_command_line_has_an_option_for_it(command):
+    told = thaw(command, "--help").stdout
+    assert "--momentum" in told
+    assert f"{HELP} (at least 0, less than 1; default 0.9)" in " ".join(told.replace("│", " ").split())
+    refused = thaw(command, "digits", "--momentum", "200 %")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "--momentum: must be less than 1" in refused.stderr
+
+
+def test_the_form_has_a_field_for_it_in_its_section():
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).switch_page("pages/configure.py").run()
+    assert not at.exception
+    field = at.text_input(key="form_momentum")
+    assert (field.label, field.help, field.value) == ("Momentum", HELP, "0.9")
+    field.set_value("95 %").run()
+    assert not at.exception
+    assert "settings" in at.query_params
+    at.text_input(key="form_momentum").set_value("2").run()
+    said = "Momentum must be less than 1"
+    assert any(said in one.value for one in at.markdown)
+    assert at.session_state["more_settings"] is True
+
+
+def listed_by_hand(source):
+    """Collections and signatures in a file that name more than four settings."""
+    known = config.RunConfig.model_fields
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict):
+            inside = node.keys if isinstance(node, ast.Dict) else node.elts
+            found = [one.value for one in inside if isinstance(one, ast.Constant) and one.value in known]
+        elif isinstance(node, ast.FunctionDef):
+            found = [one.arg for one in (*node.args.args, *node.args.kwonlyargs) if one.arg in known]
+        else:
+            continue
+        if len(found) > 4:
+            yield node.lineno, found
+
+
+@pytest.mark.parametrize(
+    "file",
+    [*ROOT.glob("pages/**/*.py"), *ROOT.glob("finetune_core/*_command.py"), ROOT / "finetune_core" / "__main__.py"],
+    ids=lambda file: file.name,
+)
+def test_no_page_and_no_command_lists_settings_by_hand(file):
+    assert not list(listed_by_hand(file.read_text(encoding="utf-8")))
