@@ -25,7 +25,7 @@ def momentum(monkeypatch):
 
 def thaw(*arguments):
     """A command line that is made anew, as it is when a program starts."""
-    app = runpy.run_module("finetune_core.__main__", run_name="anew")["app"]
+    app = runpy.run_path(str(ROOT / "finetune_core" / "__main__.py"))["app"]
     return CliRunner().invoke(app, [*map(str, arguments)], env={"COLUMNS": "200"})
 
 
