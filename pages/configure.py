@@ -9,7 +9,7 @@ import streamlit as st
 from finetune_core.config import RunConfig, names_in
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
-from finetune_core.errors import ConfigError, DataError, FinetuneError
+from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.figures.curves import rate_curve
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.network import network_stages
@@ -19,7 +19,6 @@ from finetune_core.settings_metadata import ADVANCED, TRAINING
 from finetune_core.training.finder import RateCurve, find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
 from finetune_core.training.hyperrule import rule_of
-from finetune_core.training.prepare import check_classes
 from finetune_core.training.strategies import STRATEGIES, cut_index, plan
 from finetune_core.training.trunk import chosen_views, why_uncached
 from finetune_core.words import duration, number, size, things
@@ -235,14 +234,9 @@ root = data_folder() if dataset else ""
 classes = len(dataset.classes) if dataset else None
 recipes(dataset)
 found = settings.values(root or "any", effective(dataset.edits) if dataset else ())
-config, problems = form.checked(found, readable_roots())
+config, problems = form.checked(found, readable_roots(), dataset)
 if dataset is None:
     problems.pop("data", None)  # that there is none is said above
-else:
-    try:
-        check_classes(dataset)
-    except DataError as error:
-        config, problems = None, problems | {"data": str(error)}
 draw(found, problems, classes)
 about_weights(found)
 fields(problems)

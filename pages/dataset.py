@@ -30,7 +30,7 @@ from pages.shared.state import current_dataset, keep_report, report_of
 
 VERSIONS = 5
 
-page("pages/dataset.py", "Choose the images to learn from, see what is in them, and mend it before you train on them.")
+page("pages/dataset.py", "Choose the images to learn from, see what is in them, and put it right before you train on them.")
 
 
 def overview(dataset: Dataset) -> None:

@@ -146,7 +146,7 @@ def test_wrong_requests_end_with_2_and_words(arguments, words):
 def test_a_single_class_is_refused_with_the_reason(image_folder, tmp_path):
     done = thaw("train", image_folder(tmp_path / "images", {"red": 12}), *QUICK, "--runs-dir", tmp_path / "runs")
     assert done.returncode == 2
-    assert "There is only one class with training images, red." in " ".join(done.stderr.split())
+    assert "There is only one class with training images: “red”." in " ".join(done.stderr.split())
 
 
 def test_weights_that_cannot_be_had_name_the_way_out(trained, tmp_path, monkeypatch):

@@ -104,7 +104,7 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
 def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
     """What the numbers and names of the classes tell."""
     if len(classes) == 1:
-        message = f"There is only one class, {classes[0]}. A classifier needs at least two."
+        message = f"There is only one class: “{classes[0]}”. A classifier needs at least two."
         yield Finding("single_class", "error", message, 1, classes=tuple(classes))
     counts = table.groupby(["split", "label"]).size()
     training = counts[TRAIN] if TRAIN in counts else pd.Series(dtype=int)

@@ -99,7 +99,7 @@ def check_classes(dataset: Dataset) -> None:
     """
     trained = dataset.table.loc[dataset.table["split"] == TRAIN, "class"].unique()
     if len(trained) < 2:
-        only = f", {trained[0]}" if len(trained) else ""
+        only = f": “{trained[0]}”" if len(trained) else ""
         raise DataError(
             f"There is only one class with training images{only}. A classifier needs at least two: put the images of each class into a "
             "folder of its own, or relabel some of them."

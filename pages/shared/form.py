@@ -14,7 +14,7 @@ from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info, backbone_names
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.settings_metadata import SPLIT
-from finetune_core.training.prepare import check_config
+from finetune_core.training.prepare import check_classes, check_config
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared import settings
 from pages.shared.chosen import chosen_data, data_folder, offer_data
@@ -65,8 +65,9 @@ def _split_problems() -> dict[str, str]:
     return {}
 
 
-def checked(found: dict[str, Any], roots: Sequence[Path]) -> tuple[RunConfig | None, dict[str, str]]:
-    """The config, where it can be used, and the problems by field; a file of weights has to lie in one of the folders."""
+def checked(found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None) -> tuple[RunConfig | None, dict[str, str]]:
+    """The config, where the data set can be trained with it, and the problems by field; a file of weights has to lie in one of the
+    folders."""
     try:
         config = make_config(found)
         if config.starts_from not in (PRETRAINED, RANDOM):
@@ -76,6 +77,11 @@ def checked(found: dict[str, Any], roots: Sequence[Path]) -> tuple[RunConfig | N
         return None, error.problems
     except DataError as error:
         return None, {"weights": str(error)}
+    try:
+        if dataset:
+            check_classes(dataset)
+    except DataError as error:
+        return None, {"data": str(error)}
     return config, {}
 
 

@@ -17,7 +17,7 @@ from pages.shared.chosen import readable_roots
 from pages.shared.chrome import plain
 
 _SIDE = 160
-_WIDTH, _PAIR_WIDTH = 120, 300  # pixels, at least
+_WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = 120, 300, 40  # pixels, at least: of a cell, of one with two images, of an image in it
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _grid(shown: Sequence[Picture], chosen: set[str] | None = None, key: str = "
             with st.container(gap="xxsmall", border=pairs):
                 ticked = chosen is not None
                 sides = [item, item.beside] if item.beside else [item]
-                with st.grid(len(sides), wrap=False, gap="xsmall"):
+                with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
                     for side, small in zip(sides, smalls, strict=True):
                         with st.container():
                             _draw(side, small, captioned=side is not item or not ticked)

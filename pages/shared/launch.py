@@ -47,7 +47,7 @@ def start_form() -> list[str] | None:
     dataset = form.chosen_dataset()
     if dataset is None:
         return None
-    base, problems = form.checked(settings.values(data_folder(), effective(dataset.edits)), readable_roots())
+    base, problems = form.checked(settings.values(data_folder(), effective(dataset.edits)), readable_roots(), dataset)
     _summary(base, problems, dataset)
     if base is None:
         return None
@@ -70,7 +70,9 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
     """In one line: what all runs share."""
     data = data_folder()
     sample, name = data_id(data) == SAMPLE_NAME, data_name(data)
-    if base is None:
+    if "data" in problems:
+        st.error(plain(problems["data"]), icon=":material/error:")
+    elif base is None:
         told = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
         st.error(plain(f"The settings of the Configure page cannot be used. {told}"), icon=":material/error:")
     else:

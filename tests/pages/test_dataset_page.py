@@ -163,4 +163,10 @@ def test_a_single_class_cannot_be_trained_and_the_page_says_why(image_folder, tm
     at = shown(image_folder(tmp_path / "images", {"red": 12}), page="configure")
     start = next(button for button in at.button if button.label == "Start training")
     assert start.disabled
-    assert "There is only one class with training images, red" in words(at)
+    assert "images\\: “red”" in words(at)
+
+
+def test_no_comparison_is_started_on_a_single_class_and_the_page_says_why(image_folder, tmp_path):
+    at = shown(image_folder(tmp_path / "images", {"red": 12}), page="compare")
+    assert not [button for button in at.button if button.label.startswith("Start")]
+    assert "images\\: “red”" in words(at)
