@@ -7,7 +7,8 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from finetune_core.evaluation.calibration import BINS
+from finetune_core.evaluation.binning import BINS
+from finetune_core.evaluation.calibration import Calibration
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.results import (
     Calibrated,
@@ -19,7 +20,7 @@ from finetune_core.evaluation.results import (
     sliced,
 )
 from finetune_core.evaluation.robustness import CORRUPTIONS, Robustness, known_robustness, measure_robustness
-from finetune_core.evaluation.scores import Scores
+from finetune_core.evaluation.scores import AREAS, Scores
 from finetune_core.runs.store import Run
 from finetune_core.terminal import out, print_scores, progress_bar, shown
 from finetune_core.words import percent, things
@@ -51,7 +52,7 @@ def judge(run: Run, split: str | None, *, corrupt: bool) -> Judgement:
     known = known_robustness(run, split)
     if corrupt and known is None:
         with progress_bar() as bar:
-            known = shown(bar, "Naming worse and worse images", measure_robustness(run, split))
+            known = shown(bar, "Predicting worse and worse images", measure_robustness(run, split))
     return Judgement(run, result, scores(run, split), calibrated(run, split), sliced(run, split)[1], known)
 
 
@@ -76,10 +77,14 @@ def judgement_json(judgement: Judgement) -> dict[str, Any]:
         "absent_classes": [result.classes[label] for label in numbers.absent],
         "calibration": {
             "ece": confidence.before.ece,
+            "ece_low": confidence.before.ece_low,
+            "ece_high": confidence.before.ece_high,
             "binning": f"{BINS} bins of equal width",
             "temperatures": list(scaled.temperatures) if scaled else None,
             "fitted_on": scaled.source if scaled else None,
             "ece_scaled": confidence.after.ece if confidence.after else None,
+            "ece_scaled_low": confidence.after.ece_low if confidence.after else None,
+            "ece_scaled_high": confidence.after.ece_high if confidence.after else None,
             "loss_scaled": confidence.after.loss if confidence.after else None,
         },
         "slices": _rows(judgement.slices),
@@ -99,19 +104,23 @@ def print_judgement(judgement: Judgement) -> None:
     if note := precision_note(judgement.run):
         out.print(f"{note.replace('*', '')} To evaluate it in fp32: --fp32.")
     print_scores(result, judgement.scores)
-    told = f"Calibration error {percent(confidence.before.ece)} ({BINS} bins of equal width)"
+    told = f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal width"
     if confidence.after:
         words = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
-        told += f"; {percent(confidence.after.ece)} at temperature {words}, fitted on other images"
+        told += f"; {_error(confidence.after)} at temperature {words}, fitted on other images"
     out.print(f"{told}.")
     for row in judgement.slices[judgement.slices["verdict"].isin(["worse", "better"])].itertuples(index=False):
         out.print(
             escape(
-                f"{row.by} {row.slice}: {percent(row.accuracy)} right, {row.verdict} than the rest ({things(row.images, 'image')})."
+                f"{row.by} {row.slice}: accuracy {percent(row.accuracy)}, {row.verdict} than the rest ({things(row.images, 'image')})."
             )
         )
     if judgement.robustness:
         out.print(_robustness_table(judgement.robustness))
+
+
+def _error(one: Calibration) -> str:
+    return f"{percent(one.ece)} (95 % interval {percent(one.ece_low)} to {percent(one.ece_high)})"
 
 
 def _robustness_table(known: Robustness) -> Table:
@@ -123,7 +132,7 @@ def _robustness_table(known: Robustness) -> Table:
 
 
 def _with_areas(result: Evaluation, numbers: Scores) -> pd.DataFrame:
-    bounds = numbers.classes.drop(columns=["roc_auc", "average_precision"])
+    bounds = numbers.classes.drop(columns=[*AREAS])
     return pd.concat([result.per_class, bounds], axis=1)
 
 

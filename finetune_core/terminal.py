@@ -18,7 +18,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words
 from finetune_core.data.findings import KINDS, Finding
 from finetune_core.evaluation.metrics import Evaluation
-from finetune_core.evaluation.scores import NAMES, Scores
+from finetune_core.evaluation.scores import AREAS, NAMES, Scores
 from finetune_core.inspection.deep import DeepReport
 from finetune_core.runs.log import live_numbers, told
 from finetune_core.runs.record import request_stop
@@ -169,18 +169,18 @@ def result_in_words(result: dict[str, Any]) -> str:
 
 def print_scores(result: Evaluation, numbers: Scores) -> None:
     """Every number of a split with its interval, then the classes."""
-    table = Table("Number", "Value", "95 % interval", box=None)
+    table = Table("Metric", "Value", "95 % interval", box=None)
     for row in numbers.table.itertuples(index=False):
         table.add_row(NAMES[row.name], _share(row.value), f"{_share(row.low)} to {_share(row.high)}")
     out.print(table)
     if numbers.absent:
         missing = ", ".join(result.classes[label] for label in numbers.absent)
         out.print(escape(f"Without images here, and left out of averages: {missing}."))
-    judged = Table("Class", "Precision", "Recall", "F1", "Images", "ROC AUC", "Average precision", box=None)
+    judged = Table("Class", "Precision", "Recall", "Recall, 95 % interval", "F1", "Images", *AREAS.values(), box=None)
     for row in result.per_class.itertuples(index=False):
-        shares = (row.precision, row.recall, row.f1)
-        areas = (row.roc_auc, row.average_precision)
-        judged.add_row(escape(row[0]), *map(_percent, shares), f"{row.images:,}", *map(_share, areas))
+        interval = f"{_percent(row.recall_low)} to {_percent(row.recall_high)}" if row.images else "not defined"
+        shares = (_percent(row.precision), _percent(row.recall), interval, _percent(row.f1))
+        judged.add_row(escape(row[0]), *shares, f"{row.images:,}", *(_share(getattr(row, area)) for area in AREAS))
     out.print(judged)
 
 

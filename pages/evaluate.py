@@ -1,6 +1,7 @@
 """Evaluate: how good a run is on images it did not train on, and where it goes wrong."""
 
 from functools import partial
+from math import isnan
 
 import streamlit as st
 
@@ -18,11 +19,11 @@ from pages.shared.export import export_buttons
 from pages.shared.jobs import begin, jobs, outcome
 from pages.shared.mistakes import mistakes, pictures
 from pages.shared.state import choose_run, nothing_yet, readable_roots, store
-from pages.shared.sureness import how_sure
+from pages.shared.sureness import calibration
 
 MOST_CLASSES_DRAWN = 100
 MOST_ROWS = 12  # of a table that is shown whole
-NUMBERS = {"images": "Images", "true": "Share of the row", "predicted": "Share of the column"}
+NUMBERS = {"images": "Images", "true": "% of true class", "predicted": "% of predicted class"}
 ORDERS = {"name": "By name", "confusion": "By confusion"}
 
 page("pages/evaluate.py", "Judge a run on images it did not learn from, and look at its mistakes.")
@@ -37,7 +38,12 @@ def headline(run: Run, result: Evaluation) -> None:
             help="The accuracy on all such images lies in here, 19 times out of 20 (Wilson's interval). More images make it narrower.",
             border=True,
         )
-        st.metric("Loss", f"{result.loss:.3f}", help="Mean cross-entropy: also counts how sure the network was.", border=True)
+        st.metric(
+            "Loss",
+            f"{result.loss:.3f}",
+            help="Mean cross-entropy (log loss): also counts how confident the network was.",
+            border=True,
+        )
         st.metric("Images", number(result.images), border=True)
     if note := precision_note(run):
         st.warning(note, icon=":material/info:")
@@ -59,7 +65,7 @@ def in_fp32(run: Run) -> None:
     st.button(
         "Evaluate in fp32",
         icon=":material/refresh:",
-        help="Asks the best epoch's network about these images again, and keeps its answers in the place of these.",
+        help="Runs the best epoch's network on these images again, and keeps its predictions in the place of these.",
         on_click=begin,
         args=(key, "Evaluating the best epoch in fp32", partial(evaluate_in_fp32, run, readable_roots())),
         kwargs={"kept": False},
@@ -71,17 +77,17 @@ def in_fp32(run: Run) -> None:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def what_for_what(run: Run, result: Evaluation) -> None:
+def confusion_matrix(run: Run, result: Evaluation) -> None:
     """The confusion matrix, and the images of the cell that is chosen."""
     mark = f"{run.run_id}-{result.split}"
-    st.subheader("What is taken for what", anchor=False)
+    st.subheader("Confusion matrix", anchor=False)
     if len(result.classes) > MOST_CLASSES_DRAWN:
         frequent_confusions(result, mark)
     else:
         matrix(result, mark)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         true = cell_box("True class", f"true-{mark}", result)
-        predicted = cell_box("Taken for", f"predicted-{mark}", result)
+        predicted = cell_box("Predicted class", f"predicted-{mark}", result)
     if true is None and predicted is None:
         st.caption("Click a cell, or choose a class, to see its images.")
         return
@@ -90,17 +96,17 @@ def what_for_what(run: Run, result: Evaluation) -> None:
         f"**{plain(cell_in_words(result, true, predicted))}**: {things(len(rows), 'image') if len(rows) else 'no image'}"
     )
     if len(rows):
-        caption = None if true is None or predicted is None else lambda row: f"{percent(row['confidence'], 0)} sure"
+        caption = None if true is None or predicted is None else lambda row: f"confidence {percent(row['confidence'], 0)}"
         pictures(run, result, rows, f"cell-{mark}-{true}-{predicted}", caption, per_page=6)
 
 
 def cell_in_words(result: Evaluation, true: int | None, predicted: int | None) -> str:
     if true == predicted:
-        return f"{result.classes[true]}, named right"
+        return f"{result.classes[true]}, predicted correctly"
     if predicted is None:
-        return f"All of {result.classes[true]}, the hardest first"
-    taken = f"taken for {result.classes[predicted]}"
-    return f"All {taken}, the likeliest mistakes first" if true is None else f"{result.classes[true]}, {taken}"
+        return f"All of {result.classes[true]}, the highest loss first"
+    words = f"predicted as {result.classes[predicted]}"
+    return f"All {words}, the highest loss first" if true is None else f"{result.classes[true]}, {words}"
 
 
 def cell_box(words: str, key: str, result: Evaluation) -> int | None:
@@ -130,8 +136,8 @@ def matrix(result: Evaluation, mark: str) -> None:
             default="images",
             required=True,
             key="shares",
-            help="Share of the row: where do the images of a class go? (The diagonal is recall.) Share of the column: what is taken "
-            "for a class? (The diagonal is precision.) Colours are shares always; where numbers are images, of the row.",
+            help="Row: where do the images of a class go? (The diagonal is recall.) Column: what is predicted as this class? (The "
+            "diagonal is precision.) Colours are always shares; where numbers are images, shares of the row.",
         )
         order = "name"
         if len(result.classes) > 2:
@@ -142,7 +148,7 @@ def matrix(result: Evaluation, mark: str) -> None:
                 default="name",
                 required=True,
                 key="order",
-                help="By confusion: classes that are taken for each other stand side by side.",
+                help="By confusion: classes that are often confused stand side by side.",
             )
     key = f"confusion-{mark}-{shares}-{order}"
     st.plotly_chart(
@@ -192,9 +198,13 @@ def frequent_confusions(result: Evaluation, mark: str) -> None:
 
 
 def per_class(result: Evaluation) -> None:
-    st.subheader("Class by class", anchor=False)
-    table = result.hardest[["class", "recall", "precision", "f1", "images"]]
+    st.subheader("Per-class metrics", anchor=False)
+    found = result.hardest
+    table = found[["class", "recall", "precision", "f1", "images"]]
     table[["recall", "precision", "f1"]] *= 100
+    table.insert(
+        2, "interval", [_interval(low, high) for low, high in zip(found["recall_low"], found["recall_high"], strict=True)]
+    )
     share = {"format": "%.1f %%"}
     st.dataframe(
         table.rename(columns={"class": "Class", "images": "Images"}),
@@ -203,18 +213,31 @@ def per_class(result: Evaluation) -> None:
         placeholder="–",
         column_config={
             "recall": st.column_config.ProgressColumn(
-                "Recall", help="Of the images of this class, the share that were found.", min_value=0, max_value=100, **share
+                "Recall",
+                help="The share of the images of this class that were predicted as this class.",
+                min_value=0,
+                max_value=100,
+                **share,
+            ),
+            "interval": st.column_config.TextColumn(
+                "95 % interval",
+                help="Of the recall (Wilson). The fewer images of a class, the wider: small differences between classes "
+                "are often chance.",
             ),
             "precision": st.column_config.NumberColumn(
-                "Precision", help="Of the images given this class, the share that have it.", **share
+                "Precision", help="The share of the images predicted as this class that are of this class.", **share
             ),
             "f1": st.column_config.NumberColumn("F1", help="Precision and recall in one number (harmonic mean).", **share),
         },
     )
     words = "The hardest classes come first."
     if table.isna().any(axis=None):
-        words += " –: not defined, because no image here is of this class, or none was taken for it."
+        words += " –: not defined, because no image here is of this class, or none was predicted as this class."
     st.caption(words)
+
+
+def _interval(low: float, high: float) -> str | None:
+    return None if isnan(low) else f"{percent(low)} to {percent(high)}"
 
 
 found, damaged = store().all()
@@ -241,14 +264,14 @@ try:
     headline(chosen, judged)
     left, right = st.columns([3, 2], gap="medium")
     with left:
-        what_for_what(chosen, judged)
+        confusion_matrix(chosen, judged)
     with right:
         per_class(judged)
     bodies = {
         "Mistakes": mistakes,
-        "All numbers": judging.all_scores,
+        "Metrics": judging.all_scores,
         "Curves": judging.curves,
-        "How sure": how_sure,
+        "Calibration": calibration,
         "Slices": judging.by_slice,
         "Robustness": judging.robustness,
     }

@@ -101,14 +101,17 @@ def judged(count=200):
 def test_curves_have_a_line_and_a_band_a_class_in_one_colour():
     result, _, _ = judged()
     curves = {name: one_vs_rest(result, number, resamples=20) for number, name in enumerate(result.classes)}
-    for figure, first in ((roc_curves(curves), 1), (recall_precision_curves(curves), 0)):
-        bands, lines = figure.data[first::2], figure.data[first + 1 :: 2]
+    for figure, step in ((roc_curves(curves), 2), (recall_precision_curves(curves), 3)):
+        bands, lines = figure.data[1::step], figure.data[step::step]
         assert [line.name for line in lines] == ["a", "&lt;b&gt;b&lt;/b&gt;", "c"]
         assert [band.fillcolor for band in bands] == [line.line.color for line in lines]
         assert len({line.line.color for line in lines}) == 3
         assert [band.legendgroup for band in bands] == [line.legendgroup for line in lines]
         for band, line in zip(bands, lines, strict=True):
             assert 0 <= min(band.y) < max(line.y) <= max(band.y) <= 1
+    chance = recall_precision_curves(curves).data[2::3]
+    assert [trace.y[0] for trace in chance] == list(result.per_class["images"] / result.images)
+    assert [trace.line.color for trace in chance] == [line.line.color for line in recall_precision_curves(curves).data[3::3]]
 
 
 def test_a_reliability_diagram_shows_both_and_the_intervals_of_the_first():

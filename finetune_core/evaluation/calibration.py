@@ -8,14 +8,13 @@ import pandas as pd
 from scipy.special import log_softmax, softmax
 
 from finetune_core.data.splits import VAL
-from finetune_core.evaluation.curves import accuracy_interval
+from finetune_core.evaluation.binning import BINS, Binning, bins_of, ece_interval, gap_rows
+from finetune_core.evaluation.intervals import wilson
 from finetune_core.evaluation.metrics import logits_of
+from finetune_core.evaluation.scores import RESAMPLES, resampled
 
-BINS = 15
 FEWEST = 30  # images that a temperature is fitted on
 _LOWEST, _HIGHEST = 0.05, 20.0
-
-Binning = Literal["width", "mass"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,14 @@ class Calibration:
         bins: one row a bin that has images: ``low, high`` (its borders), ``confidence, accuracy`` (means), ``images``, and the accuracy's
             95 % interval ``accuracy_low, accuracy_high`` (Wilson 1927).
         ece: expected calibration error (Naeini et al. 2015): the mean of ``|accuracy - confidence|`` over bins, by images.
+        ece_low, ece_high: its 95 % interval, by ``binning.ece_interval``; NaN without resamples.
         loss: mean cross-entropy, nats.
     """
 
     bins: pd.DataFrame
     ece: float
+    ece_low: float
+    ece_high: float
     loss: float
 
 
@@ -56,31 +58,30 @@ class Scaling:
         return any(not _LOWEST * 1.01 < one < _HIGHEST * 0.99 for one in self.temperatures)
 
 
-def calibration(logits: np.ndarray, labels: np.ndarray, binning: Binning = "width", bins: int = BINS) -> Calibration:
-    """Compare how sure the network is of what it names with how often it is right.
+def calibration(
+    logits: np.ndarray, labels: np.ndarray, binning: Binning = "width", bins: int = BINS, resamples: int = RESAMPLES
+) -> Calibration:
+    """Compare how sure the network is of what it predicts with how often it is right.
 
     Args:
         logits: float64 ``[n, classes]``.
-        binning: bins of equal ``width`` in confidence, or of equal ``mass`` in images (fewer where confidences are equal).
+        binning: as for ``bins_of``.
+        resamples: for the interval of the error; drawn as for the other numbers (``scores.score``).
     """
     probabilities = softmax(logits, axis=1)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
-    if binning == "width":
-        edges = np.linspace(0, 1, bins + 1)
-    else:
-        edges = np.unique(np.quantile(confidence, np.linspace(0, 1, bins + 1)))
-    # A bin holds its upper border, as in Guo et al.; the lowest one both.
-    bin_of = np.clip(np.searchsorted(edges, confidence, "left") - 1, 0, max(0, len(edges) - 2))
+    edges, bin_of = bins_of(confidence, binning, bins)
     rows = pd.DataFrame({"bin": bin_of, "confidence": confidence, "correct": correct})
     table = rows.groupby("bin").agg(confidence=("confidence", "mean"), right=("correct", "sum"), images=("correct", "size"))
-    table[["accuracy", "accuracy_low", "accuracy_high"]] = [
-        accuracy_interval(int(right), int(images)) for right, images in zip(table.pop("right"), table["images"], strict=True)
-    ]
+    right = table.pop("right").to_numpy()
+    table["accuracy"] = right / table["images"]
+    table["accuracy_low"], table["accuracy_high"] = wilson(right, table["images"].to_numpy())
     table.insert(0, "low", edges[table.index])
     table.insert(1, "high", edges[np.minimum(table.index + 1, len(edges) - 1)])
-    gaps = (table["accuracy"] - table["confidence"]).abs()
-    ece = float((gaps * table["images"]).sum() / len(labels))
-    return Calibration(table.reset_index(drop=True), ece, _loss(logits, labels))
+    gaps = gap_rows(confidence, correct, bin_of)
+    of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resampled(labels, resamples, 0)]
+    low, high = ece_interval(of_bins, np.concatenate(drawn, axis=1)) if drawn else (float("nan"), float("nan"))
+    return Calibration(table.reset_index(drop=True), float(np.abs(of_bins).sum()), low, high, _loss(logits, labels))
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -1,10 +1,11 @@
-"""Curves of one split: one class against the rest, and accuracy against how many images are named at all."""
+"""Curves of one split: one class against the rest, and selective prediction: accuracy against coverage."""
 
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.scores import TAILS, resampled
 
@@ -18,12 +19,14 @@ class OneVsRest:
     """A class against all others, by its probability.
 
     Attributes:
+        prevalence: the share of the images that are of the class: what precision is by chance, at any recall.
         roc: ``false_positives, true_positives``, shares.
         recall_precision: ``recall, precision``.
         roc_band: ``false_positives, low, high``: in between lies the curve of 95 of 100 resamples, point by point.
         recall_precision_band: ``recall, low, high``.
     """
 
+    prevalence: float
     roc: pd.DataFrame
     recall_precision: pd.DataFrame
     roc_band: pd.DataFrame
@@ -46,6 +49,7 @@ def one_vs_rest(result: Evaluation, label: int, resamples: int = BAND_RESAMPLES,
     false, true, _ = roc_curve(positive, probability)
     precision, recall, _ = precision_recall_curve(positive, probability, drop_intermediate=True)
     return OneVsRest(
+        float(positive.mean()),
         thinned(pd.DataFrame({"false_positives": false, "true_positives": true})),
         thinned(pd.DataFrame({"recall": recall, "precision": precision})),
         *_bands(labels, positive, probability, resamples, seed),
@@ -77,11 +81,11 @@ def _bands(
 
 
 def coverage_curve(result: Evaluation) -> pd.DataFrame:
-    """What is right among the images that the network is surest of (El-Yaniv & Wiener 2010).
+    """Selective accuracy against coverage: what is right among the images that the network is surest of (El-Yaniv & Wiener 2010).
 
     Returns:
-        ``coverage`` (share of images named), ``accuracy`` among those, ``threshold`` (the least confidence among them); the surest
-        first. Images of equal confidence are named together.
+        ``coverage`` (share of images that get a prediction), ``accuracy`` among those, ``threshold`` (the least confidence among them); the surest
+        first. Images of equal confidence go together.
     """
     rows = result.predictions.sort_values("confidence", ascending=False)
     confidence, named = rows["confidence"].to_numpy(), np.arange(1, len(rows) + 1)
@@ -108,16 +112,6 @@ def named_at(result: Evaluation, threshold: float) -> Named:
     kept = result.predictions["correct"][result.predictions["confidence"] >= threshold]
     accuracy, low, high = accuracy_interval(int(kept.sum()), len(kept))
     return Named(len(kept), len(kept) / result.images, accuracy, low, high)
-
-
-def accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
-    """Share, and its 95 % interval (Wilson 1927); NaN of no images."""
-    from scipy.stats import binomtest
-
-    if not images:
-        return float("nan"), float("nan"), float("nan")
-    interval = binomtest(correct, images).proportion_ci(method="wilson")
-    return correct / images, float(interval.low), float(interval.high)
 
 
 def thinned(curve: pd.DataFrame, points: int = _POINTS) -> pd.DataFrame:

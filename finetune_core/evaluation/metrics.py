@@ -8,7 +8,8 @@ from scipy.special import log_softmax
 
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
-from finetune_core.evaluation.scores import score
+from finetune_core.evaluation.intervals import accuracy_interval, wilson
+from finetune_core.evaluation.scores import AREAS, score
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,9 @@ class Evaluation:
         accuracy, low, high: with its 95 % interval (Wilson 1927).
         loss: mean cross-entropy.
         confusion: int64 ``[classes, classes]``, true class by row.
-        per_class: one row a class: ``class, precision, recall, f1, images, roc_auc, average_precision``; NaN where a number is not
-            defined: the split has no image of the class, or, for precision, none was taken for it.
+        per_class: one row per class: ``class, precision, recall, recall_low, recall_high, f1, images, roc_auc, average_precision``; recall
+            with its 95 % interval (Wilson). NaN where a number is not defined: the split has no image of the class, or, for precision,
+            none was predicted to be of it.
         predictions: the split's rows with ``predicted, confidence, correct``, ``loss`` (nats) and ``probabilities``.
     """
 
@@ -87,8 +89,7 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     Raises:
         RunError: when the split was not predicted.
     """
-    # Here: together they take a second to import, which every start of the program would pay.
-    from scipy.stats import binomtest
+    # Here: it takes a second to import, which every start of the program would pay.
     from sklearn.metrics import precision_recall_fscore_support
 
     split = split or judged_splits(table)[0]
@@ -98,26 +99,30 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     labels, probabilities, losses = judged_arrays(rows)
     predicted = probabilities.argmax(1)
     correct = predicted == labels
-    interval = binomtest(int(correct.sum()), len(rows)).proportion_ci(method="wilson")
+    accuracy, low, high = accuracy_interval(int(correct.sum()), len(rows))
+    confusion = _confusion(labels, predicted, len(classes))
     every = np.arange(len(classes))
     precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=np.nan)
+    recall_low, recall_high = wilson(np.diag(confusion), images)
     columns = {
         "class": classes,
         "precision": precision,
         "recall": recall,
+        "recall_low": recall_low,
+        "recall_high": recall_high,
         "f1": np.where(images > 0, f1, np.nan),
         "images": images,
-        **score(labels, probabilities, losses, resamples=0).classes[["roc_auc", "average_precision"]],
+        **score(labels, probabilities, losses, resamples=0).classes[[*AREAS]],
     }
     return Evaluation(
         split,
         len(rows),
-        float(correct.mean()),
-        float(interval.low),
-        float(interval.high),
+        accuracy,
+        low,
+        high,
         float(losses.mean()),
         classes,
-        _confusion(labels, predicted, len(classes)),
+        confusion,
         pd.DataFrame(columns),
         rows.drop(columns="logits").assign(
             predicted=predicted,

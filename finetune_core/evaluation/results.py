@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from finetune_core.evaluation.calibration import Binning, Calibration, Scaling, calibration, scale
+from finetune_core.evaluation.binning import Binning
+from finetune_core.evaluation.calibration import Calibration, Scaling, calibration, scale
 from finetune_core.evaluation.curves import OneVsRest, one_vs_rest
 from finetune_core.evaluation.metrics import Evaluation, evaluate, judged_arrays, judged_splits, logits_of
 from finetune_core.evaluation.scores import RESAMPLES, Scores, score
@@ -135,7 +136,11 @@ def _scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
 
 
 def _scored(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
-    return score(labels, probabilities, losses, RESAMPLES if probabilities.size <= _MANY else _FEWER_RESAMPLES)
+    return score(labels, probabilities, losses, _resamples(probabilities.size))
+
+
+def _resamples(probabilities: int) -> int:
+    return RESAMPLES if probabilities <= _MANY else _FEWER_RESAMPLES
 
 
 @lru_cache(maxsize=64)
@@ -147,6 +152,9 @@ def _class_curves(run_dir: Path, changed: int, classes: tuple[str, ...], split: 
 def _calibrated(run_dir: Path, changed: int, classes: int, split: str, binning: Binning) -> Calibrated:
     table = _table(run_dir, changed, classes)
     rows, scaled = table[table["split"] == split], scale(table, split)
-    labels = rows["label"].to_numpy()
-    after = calibration(scaled.logits, labels, binning) if scaled else None
-    return Calibrated(calibration(logits_of(rows), labels, binning), scaled, after)
+    labels, logits = rows["label"].to_numpy(), logits_of(rows)
+
+    def judged(some: np.ndarray) -> Calibration:
+        return calibration(some, labels, binning, resamples=_resamples(some.size))
+
+    return Calibrated(judged(logits), scaled, judged(scaled.logits) if scaled else None)

@@ -19,7 +19,7 @@ from finetune_core.data.decode import read_square
 from finetune_core.data.pixels import stored_side
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError, RunError
-from finetune_core.evaluation.curves import accuracy_interval
+from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.predict import Predictor, load_predictor
 from finetune_core.evaluation.results import evaluation
 from finetune_core.evaluation.run_images import run_image

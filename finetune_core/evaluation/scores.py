@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from finetune_core.evaluation.binning import BINS, bins_of, ece_interval, gap_rows
+
 RESAMPLES = 1000
 LEVEL = 0.95
 TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
@@ -16,15 +18,21 @@ _CELLS = 500_000  # images times resamples that are held at once: what fits into
 NAMES = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
-    "f1_macro": "F1, macro",
-    "f1_micro": "F1, micro",
-    "f1_weighted": "F1, weighted",
+    "precision_macro": "Precision (macro)",
+    "recall_macro": "Recall (macro)",
+    "f1_macro": "F1 (macro)",
+    "f1_micro": "F1 (micro)",
+    "f1_weighted": "F1 (weighted)",
+    "matthews_corrcoef": "Matthews correlation (MCC)",
+    "cohen_kappa": "Cohen's kappa",
     **{f"top_{k}_accuracy": f"Top-{k} accuracy" for k in _TOP},
-    "roc_auc": "ROC AUC",
-    "average_precision": "Average precision",
+    "roc_auc": "ROC AUC (macro, one-vs-rest)",
+    "average_precision": "Average precision (macro)",
     "log_loss": "Log loss",
     "brier": "Brier score",
+    "ece": f"Expected calibration error (ECE, {BINS} bins)",
 }
+AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of one class
 
 
 @dataclass(frozen=True)
@@ -59,15 +67,17 @@ def score(
         resamples: 0 for no intervals (they are NaN).
     """
     parts = _Parts(labels, probabilities, losses)
-    value, of_class = parts.judged(np.ones((len(labels), 1)))
+    value, of_class, gaps = parts.judged(np.ones((len(labels), 1)))
     drawn = [parts.judged(weights) for weights in resampled(labels, resamples, seed)]
-    low, high = _interval([one for one, _ in drawn], value)
-    class_low, class_high = _interval([one for _, one in drawn], of_class)
+    low, high = _interval([one for one, _, _ in drawn], value)
+    class_low, class_high = _interval([one for _, one, _ in drawn], of_class)
+    if drawn:
+        place = parts.names.index("ece")
+        low[place], high[place] = ece_interval(gaps[:, 0], np.concatenate([one for _, _, one in drawn], axis=1))
     bounds = {"": of_class[:, :, 0], "_low": class_low, "_high": class_high}
-    areas = enumerate(("roc_auc", "average_precision"))
     return Scores(
         pd.DataFrame({"name": parts.names, "value": value[:, 0], "low": low, "high": high}),
-        pd.DataFrame({f"{name}{suffix}": bound[:, at] for at, name in areas for suffix, bound in bounds.items()}),
+        pd.DataFrame({f"{name}{suffix}": bound[:, at] for at, name in enumerate(AREAS) for suffix, bound in bounds.items()}),
         tuple(np.flatnonzero(parts.support == 0).tolist()),
         resamples,
     )
@@ -116,14 +126,17 @@ class _Parts:
         shape = (self.classes, self.count)
         self.hits = sparse.csr_array((np.ones(len(right)), (labels[right], right)), shape=shape)
         self.named = sparse.csr_array((np.ones(self.count), (predicted, images)), shape=shape)
+        confidence = probabilities[images, predicted]
+        self.gaps = gap_rows(confidence, place == 0, bins_of(confidence)[1])
         self.rankings = [_Ranking(labels == label, probabilities[:, label]) for label in range(self.classes)]
 
     @property
     def names(self) -> list[str]:
         return [name for name in NAMES if name in self.mean_names or not name.startswith("top_")]
 
-    def judged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``[numbers, resamples]`` in the order of ``names``, and ``[classes, 2, resamples]``: ROC AUC and average precision.
+    def judged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``[numbers, resamples]`` in the order of ``names``; ``[classes, 2, resamples]``: ROC AUC and average precision; and
+        ``[bins, resamples]``: what each bin adds to the calibration error, with its sign.
 
         Args:
             weights: ``[n, resamples]``; of every class as many as it has images.
@@ -132,17 +145,34 @@ class _Parts:
         hits, named = self.hits @ weights, self.named @ weights
         support = self.support[:, None].astype(np.float64)
         f1 = (2 * hits / np.maximum(named + support, 1))[self.present]
-        recall = hits[self.present] / support[self.present]
+        recall = (hits[self.present] / support[self.present]).mean(0)
+        precision = hits[self.present] / np.maximum(named[self.present], 1)
+        gaps = self.gaps @ weights
         of_class = np.stack([ranking.areas(weights) for ranking in self.rankings])
         found = means | {
-            "balanced_accuracy": recall.mean(0),
+            "balanced_accuracy": recall,
+            "precision_macro": precision.mean(0),
+            "recall_macro": recall,  # the same number
             "f1_macro": f1.mean(0),
             "f1_micro": means["accuracy"],  # every image has one label and gets one: the same number
             "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
+            **self._agreement(means["accuracy"], named),
             "roc_auc": _mean_of_defined(of_class[:, 0]),
             "average_precision": _mean_of_defined(of_class[:, 1]),
+            "ece": np.abs(gaps).sum(0),
         }
-        return np.stack([found[name] for name in self.names]), of_class
+        return np.stack([found[name] for name in self.names]), of_class, gaps
+
+    def _agreement(self, accuracy: np.ndarray, named: np.ndarray) -> dict[str, np.ndarray]:
+        """Beyond chance (Cohen 1960; Gorodkin 2004), from shares; not defined of a single class."""
+        true, given = self.support / self.count, named / self.count
+        if self.present.sum() < 2:
+            return dict.fromkeys(("matthews_corrcoef", "cohen_kappa"), np.full(accuracy.shape, np.nan))
+        chance = true @ given
+        spread = np.sqrt((1 - true @ true) * np.maximum(1 - (given**2).sum(0), 0))
+        # Who gives every image the same class knows nothing: 0, as in scikit-learn.
+        matthews = np.divide(accuracy - chance, spread, out=np.zeros_like(accuracy), where=spread > 1e-12)
+        return {"matthews_corrcoef": matthews, "cohen_kappa": (accuracy - chance) / (1 - chance)}
 
 
 def _mean_of_defined(values: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import pandas as pd
 from finetune_core.data.index import known_images
 from finetune_core.data.manifest import is_manifest, other_columns
 from finetune_core.errors import DataError
-from finetune_core.evaluation.curves import accuracy_interval
+from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.metrics import Evaluation
 
 FEW = 20  # images: below, an interval is wider than anything that it could tell

@@ -21,7 +21,18 @@ from finetune_core.words import SPLIT_WORDS, duration, number, percent, rate, th
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
 _MOST_CLASSES = 200  # in the table
-_SCORES = ("balanced_accuracy", "f1_macro", "roc_auc", "average_precision", "log_loss", "brier")
+_SCORES = (
+    "balanced_accuracy",
+    "precision_macro",
+    "f1_macro",
+    "matthews_corrcoef",
+    "cohen_kappa",
+    "roc_auc",
+    "average_precision",
+    "log_loss",
+    "brier",
+    "ece",
+)
 _USE = {
     "safetensors": "`model.safetensors` holds every tensor, `model.json` the classes and the preprocessing. Thaw reads the folder back "
     "(`python -m finetune_core predict FOLDER IMAGE…`).",
@@ -86,8 +97,8 @@ def _head(source: Source) -> str:
     judged = source.judged
     return (
         f"# {_plain(_title(source))}\n\n"
-        f"Names an image as one of {things(len(source.classes), 'class', 'classes')}: {percent(judged.accuracy)} of "
-        f"{number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images are right "
+        f"Classifies images into {things(len(source.classes), 'class', 'classes')}: {percent(judged.accuracy)} of "
+        f"{number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images correctly "
         f"(95 % interval {percent(judged.low)} to {percent(judged.high)}). {_origin(source)}, fine-tuned with Thaw."
     )
 
@@ -182,7 +193,7 @@ def _results(source: Source, origin: str) -> str:
     judged = source.judged
     rows = judged.per_class.head(_MOST_CLASSES)
     table = "\n".join(
-        f"| {_plain(str(row['class']))} | {_share(row['precision'])} | {_share(row['recall'])} | {_share(row['f1'])} "
+        f"| {_plain(str(row['class']))} | {_share(row['precision'])} | {_recall(row)} | {_share(row['f1'])} "
         f"| {number(row['images'])} |"
         for row in rows.to_dict(orient="records")
     )
@@ -191,7 +202,7 @@ def _results(source: Source, origin: str) -> str:
         f"## Results\n\nOn {number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images: accuracy {percent(judged.accuracy)} "
         f"(95 % interval {percent(judged.low)} to {percent(judged.high)}, Wilson). {origin}\n\n"
         f"{_scores(source)}\n\n"
-        f"| Class | Precision | Recall | F1 | Images |\n|---|---|---|---|---|\n{table}"
+        f"| Class | Precision | Recall (95 % interval) | F1 | Images |\n|---|---|---|---|---|\n{table}"
         + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
     )
 
@@ -212,8 +223,8 @@ def _limits(source: Source) -> str:
         if judged.split == TEST
         else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
         "The numbers hold for images like these. For another camera, place or time they have to be measured again.",
-        "It names one of its classes for every image, also for a picture of something else.",
-        "Its probabilities were not calibrated.",
+        "It predicts one of its classes for every image, also for a picture of something else.",
+        "Its probabilities were not calibrated; the expected calibration error (ECE) above says how far off they are.",
         f"Fewer than ten such images of {', '.join(map(_plain, few[:20]))}{' and others' if len(few) > 20 else ''}: "
         "what is said of them is uncertain."
         if few
@@ -244,6 +255,12 @@ def _licence(source: Source) -> str:
         f"## Licence\n\n{known}\n\nThe licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
         "of the images that it was trained on; Thaw does not know the latter."
     )
+
+
+def _recall(row: dict[str, Any]) -> str:
+    if math.isnan(row["recall"]):
+        return "–"
+    return f"{percent(row['recall'])} ({percent(row['recall_low'])} to {percent(row['recall_high'])})"
 
 
 def _share(value: float) -> str:

@@ -144,25 +144,38 @@ def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go
 
 
 def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
-    """Curves by class with their bands, beside the diagonal of a guess."""
+    """Curves by class with their bands, beside the diagonal of chance."""
     figure = go.Figure()
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"color": OTHER_COLOR, "dash": "dot"}, name="a guess", hoverinfo="skip"
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": OTHER_COLOR, "dash": "dot"}, name="chance level", hoverinfo="skip"
     )
     for number, (name, curve) in enumerate(curves.items()):
         _add_band(figure, number, curve.roc_band, "false_positives")
         figure.add_scatter(x=curve.roc["false_positives"], y=curve.roc["true_positives"], **_line(number, name))
-    return _two_shares(figure, "Wrongly taken for the class", "Of the class, found")
+    return _two_shares(figure, "False positive rate", "True positive rate")
 
 
 def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
-    """Curves by class with their bands, drawn as the steps that average precision is the area of."""
+    """Curves by class with their bands, drawn as the steps that average precision is the area of; dotted, in the colour of its class:
+    the precision of chance, which is the class's prevalence."""
     figure = go.Figure()
+    # One entry of the legend for all of them.
+    chance = {"color": OTHER_COLOR, "width": 1, "dash": "dot"}
+    figure.add_scatter(x=[None], y=[None], mode="lines", line=chance, name="chance level (prevalence)")
     for number, (name, curve) in enumerate(curves.items()):
         _add_band(figure, number, curve.recall_precision_band, "recall")
+        figure.add_scatter(
+            x=[0, 1],
+            y=[curve.prevalence] * 2,
+            mode="lines",
+            line=chance | {"color": _class_color(number)},
+            hovertemplate="chance level: %{y}<extra></extra>",
+            legendgroup=str(number),
+            showlegend=False,
+        )
         points = curve.recall_precision
         figure.add_scatter(x=points["recall"], y=points["precision"], **_line(number, name, shape="vh"))
-    return _two_shares(figure, "Of the class, found (recall)", "Of those taken for it, right (precision)")
+    return _two_shares(figure, "Recall", "Precision")
 
 
 def _line(number: int, name: str, shape: str = "linear") -> dict:
@@ -229,7 +242,7 @@ def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
 
 
 def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure:
-    """Accuracy by severity, a line a corruption; all begin with the images as they are.
+    """Accuracy by severity, one line per corruption; all begin with the images as they are.
 
     Args:
         rows: ``corruption, severity, accuracy, low, high``, the images as they are as ``none``.

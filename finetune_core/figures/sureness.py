@@ -1,4 +1,4 @@
-"""Figures of how sure a network is: whether it is right as often as it says, and what leaving out the unsure brings."""
+"""Figures of calibration and of selective prediction."""
 
 from collections.abc import Mapping
 
@@ -12,16 +12,14 @@ from finetune_core.words import percent
 
 
 def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
-    """Accuracy against confidence, with how many images are how sure below.
+    """Accuracy against confidence, with the number of images in each bin below.
 
     Args:
         bins: name -> ``confidence, accuracy, accuracy_low, accuracy_high, images`` of each bin; two at most, the first with intervals.
     """
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.05)
     ideal = {"color": OTHER_COLOR, "dash": "dot"}
-    figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line=ideal, name="as sure as it is right", hoverinfo="skip", row=1, col=1
-    )
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=ideal, name="perfect calibration", hoverinfo="skip", row=1, col=1)
     looks = ((BEST_COLOR, "circle", "solid"), (WARM, "diamond", "dash"))
     for (name, rows), (color, symbol, dash) in zip(bins.items(), looks, strict=False):
         figure.add_scatter(
@@ -38,7 +36,7 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
                 "thickness": 1,
                 "visible": symbol == "circle",
             },
-            hovertemplate="%{x} sure, %{y} right<br>%{customdata} images",
+            hovertemplate="confidence %{x}, accuracy %{y}<br>%{customdata} images",
             row=1,
             col=1,
         )
@@ -50,24 +48,24 @@ def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
             marker={"color": color, "opacity": 0.5, "line": {"width": 1, "color": color}},
             name=name,
             showlegend=False,
-            hovertemplate="%{customdata} sure: %{y} images",
+            hovertemplate="confidence %{customdata}: %{y} images",
             row=2,
             col=1,
         )
     figure.update_xaxes(**share_axis([0, 1]))
-    figure.update_xaxes(title_text="How sure", row=2, col=1)
-    figure.update_yaxes(title_text="How often right", **share_axis([0, 1]), row=1, col=1)
+    figure.update_xaxes(title_text="Confidence", row=2, col=1)
+    figure.update_yaxes(title_text="Accuracy", **share_axis([0, 1]), row=1, col=1)
     figure.update_yaxes(title_text="Images", **whole_axis(max(rows["images"].max() for rows in bins.values())), row=2, col=1)
     figure.update_layout(height=480, margin=MARGIN, legend=LEGEND, barmode="overlay")
     return figure
 
 
 def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Figure:
-    """Accuracy among the images that are named, by their share; the choice is a point on it.
+    """Selective accuracy against coverage; the choice is a point on it.
 
     Args:
         curve: ``coverage, accuracy, threshold``.
-        share, accuracy: of the choice; NaN where nothing is named.
+        share, accuracy: of the choice; NaN where nothing is predicted.
     """
     figure = go.Figure()
     sure = hover_percent(curve["threshold"])
@@ -77,12 +75,12 @@ def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Fi
         customdata=curve["threshold"],
         mode="lines+markers" if len(curve) < 30 else "lines",
         line={"color": BEST_COLOR, "width": 2},
-        hovertemplate=f"named: %{{x}}<br>right: %{{y}}<br>at least %{{customdata:{sure}}} sure<extra></extra>",
+        hovertemplate=f"coverage: %{{x}}<br>selective accuracy: %{{y}}<br>confidence of at least %{{customdata:{sure}}}<extra></extra>",
     )
     figure.add_scatter(
         x=[share], y=[accuracy], mode="markers", marker={"size": 14, "color": WARM, "symbol": "diamond"}, hoverinfo="skip"
     )
-    figure.update_xaxes(title_text="Images that are named", **share_axis([0, 1]))
-    figure.update_yaxes(title_text="Right among those", **share_axis([*curve["accuracy"], accuracy]))
+    figure.update_xaxes(title_text="Coverage", **share_axis([0, 1]))
+    figure.update_yaxes(title_text="Selective accuracy", **share_axis([*curve["accuracy"], accuracy]))
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure

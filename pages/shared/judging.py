@@ -11,7 +11,7 @@ from finetune_core.evaluation.curves import BAND_RESAMPLES, OneVsRest
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.results import class_curves, scores, sliced
 from finetune_core.evaluation.robustness import CORRUPTIONS, MOST_IMAGES, known_robustness, measure_robustness
-from finetune_core.evaluation.scores import NAMES, Scores
+from finetune_core.evaluation.scores import AREAS, NAMES, Scores
 from finetune_core.evaluation.slices import FEW
 from finetune_core.figures.judged import (
     recall_precision_curves,
@@ -26,32 +26,37 @@ from pages.shared.chrome import plain
 from pages.shared.jobs import begin, jobs, outcome
 
 _MEANINGS = {
-    "accuracy": "Share of images that are named right.",
-    "balanced_accuracy": "Mean over classes of the share found: every class counts alike, however few images it has.",
-    "f1_macro": "Precision and recall in one number, for each class; then the mean over classes.",
+    "accuracy": "Share of images that are classified correctly.",
+    "balanced_accuracy": "Mean of the classes' recalls: every class counts alike, however few images it has.",
+    "precision_macro": "Mean of the classes' precisions. A class that is never predicted counts as 0.",
+    "recall_macro": "Mean of the classes' recalls: the same number as balanced accuracy.",
+    "f1_macro": "Harmonic mean of precision and recall for each class; then the mean over classes.",
     "f1_micro": "The same over all images at once. Where every image has one class, it equals accuracy.",
-    "f1_weighted": "The mean over classes, each counting by its images.",
+    "f1_weighted": "The mean of the classes' F1, each weighted by its number of images.",
+    "matthews_corrcoef": "Correlation of true and predicted classes. 1 is perfect, 0 is chance level; robust to unequal class sizes.",
+    "cohen_kappa": "Accuracy beyond what chance would give with the same class sizes. 1 is perfect, 0 is chance level.",
     "top_3_accuracy": "Share of images whose class is among the three likeliest.",
     "top_5_accuracy": "Share of images whose class is among the five likeliest.",
-    "roc_auc": "How often an image of a class gets a higher probability for it than others do. 0.5 is a guess.",
-    "average_precision": "Area under the precision-recall curve of a class; mean over classes.",
-    "log_loss": "Mean cross-entropy: what the true class was not given. 0 is best.",
+    "roc_auc": "How often an image of a class gets a higher probability for it than an image of another class; mean over classes. 0.5 is chance level.",
+    "average_precision": "Area under the precision-recall curve of a class; mean over classes. Chance level is the prevalence of the class.",
+    "log_loss": "Mean cross-entropy of the true class, in nats. 0 is best.",
     "brier": "Squared distance between the probabilities and the truth: 0 is best, 2 worst.",
+    "ece": "How far confidence and accuracy are apart, on average over the bins of the Calibration tab. 0 is best.",
 }
-_SHARES = ("accuracy", "f1", "top_")
+_SHARES = ("f1", "precision", "recall", "ece")
 _VERDICTS = {"worse": "worse than the rest", "better": "better than the rest"}
 _CURVES_AT_FIRST, _MOST_CURVES = 3, 12
 
 
 def all_scores(run: Run, result: Evaluation) -> None:
-    with st.spinner("Drawing images again and again, for the intervals"):
+    with st.spinner("Bootstrapping the intervals"):
         found = scores(run, result.split)
     rows = [
         {
-            "Number": NAMES[row.name],
+            "Metric": NAMES[row.name],
             "Value": _value(row.name, row.value),
             "95 % interval": _range(row.name, row.low, row.high),
-            "What it says": _MEANINGS[row.name],
+            "Meaning": _MEANINGS[row.name],
         }
         for row in found.table.itertuples(index=False)
     ]
@@ -64,16 +69,16 @@ def all_scores(run: Run, result: Evaluation) -> None:
             )
         )
     st.caption(
-        f"Intervals: images were drawn from these with replacement, within each class, {number(found.resamples)} times over (percentile "
-        "bootstrap). They say what other images could have shown, not what another training could have. The interval at the top is Wilson's, "
-        "which is the better one where images are few."
+        f"Intervals: percentile bootstrap; images were drawn from these with replacement, within each class, {number(found.resamples)} times "
+        "(that of the ECE is corrected for its bias). They say what other images could have shown, not what another training run could have. "
+        "The interval at the top of the page is Wilson's, which is the better one where images are few."
     )
 
 
 def _value(name: str, value: float) -> str:
     if isnan(value):
         return "not defined"
-    return percent(value) if any(part in name for part in _SHARES) else f"{value:.3f}"
+    return percent(value) if name.startswith(_SHARES) or name.endswith("accuracy") else f"{value:.3f}"
 
 
 def _range(name: str, low: float, high: float) -> str:
@@ -99,19 +104,22 @@ def curves(run: Run, result: Evaluation) -> None:
     if not chosen:
         st.caption("Choose a class.")
         return
-    with st.spinner("Drawing images again and again, for the intervals"):
+    with st.spinner("Bootstrapping the intervals"):
         drawn = {one: class_curves(run, result.split, one) for one in chosen}
         areas = scores(run, result.split)
     left, right = st.columns(2)
     with left:
         st.markdown(
             "**ROC**",
-            help="Every point is one threshold on the probability of the class. The nearer to the top left, the better.",
+            help="Every point is one threshold on the probability of the class: the share of its images that exceed it against the share of the "
+            "others that do. The nearer to the top left, the better.",
         )
         st.plotly_chart(roc_curves(_by_name(result, drawn)), key="roc", alt="ROC curves of the chosen classes")
     with right:
         st.markdown(
-            "**Precision and recall**", help="More telling than ROC for rare classes. The nearer to the top right, the better."
+            "**Precision-recall**",
+            help="More telling than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
+            "of the images), which is the precision of a classifier that knows nothing.",
         )
         st.plotly_chart(
             recall_precision_curves(_by_name(result, drawn)),
@@ -119,7 +127,7 @@ def curves(run: Run, result: Evaluation) -> None:
             alt="Precision against recall for the chosen classes",
         )
     st.dataframe(_areas(result, areas), hide_index=True, height="content" if len(hardest) <= _MOST_CURVES else 320)
-    told = f"Shaded: 95 % of {number(BAND_RESAMPLES)} resamples (percentile bootstrap within classes) lie in here, at each point across."
+    told = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
     few = [result.classes[one] for one in drawn if result.per_class.at[one, "images"] < FEW]
     if few:
         told += f" Few images of {', '.join(few)}: even the intervals are rough."
@@ -134,10 +142,11 @@ def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
     """Areas under both curves by class, the hardest first."""
     rows = found.classes.assign(Class=result.classes, Images=result.per_class["images"]).sort_values("average_precision")
     shown = rows[["Class", "Images"]].copy()
-    for name in ("roc_auc", "average_precision"):
-        shown[NAMES[name]] = [_value(name, one) for one in rows[name]]
+    shown["Prevalence"] = [percent(share) for share in shown["Images"] / result.images]
+    for name, title in AREAS.items():
+        shown[title] = [_value(name, one) for one in rows[name]]
         bounds = zip(rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
-        shown[f"{NAMES[name]}, 95 % interval"] = [_range(name, low, high) for low, high in bounds]
+        shown[f"{title}, 95 % interval"] = [_range(name, low, high) for low, high in bounds]
     return shown
 
 
@@ -152,7 +161,7 @@ def by_slice(run: Run, result: Evaluation) -> None:
     clear = table[table["verdict"].isin(_VERDICTS)]
     for row in clear.itertuples(index=False):
         st.markdown(
-            f"- {plain(row.by)} **{plain(row.slice)}**: {percent(row.accuracy)} right, {_VERDICTS[row.verdict]} ({things(row.images, 'image')})"
+            f"- {plain(row.by)} **{plain(row.slice)}**: accuracy {percent(row.accuracy)}, {_VERDICTS[row.verdict]} ({things(row.images, 'image')})"
         )
     if clear.empty:
         st.markdown("No part of these images is clearly better or worse than the rest.")
@@ -160,7 +169,7 @@ def by_slice(run: Run, result: Evaluation) -> None:
         "Accuracy by",
         list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
         key=f"by-{_mark(run, result)}",
-        help="What was seen of each image when the data were looked at, and the columns of a manifest. Numbers are cut into quarters.",
+        help="What is known of each image since the data were indexed, and the columns of a manifest. Numbers are cut into quarters.",
     )
     shown = table[table["by"] == by]
     st.plotly_chart(slice_dots(shown, result.accuracy), key="slices", alt=f"Accuracy by {by}, with 95 % intervals")
@@ -168,8 +177,7 @@ def by_slice(run: Run, result: Evaluation) -> None:
     st.caption(
         "The dotted line is the accuracy on all images; the number behind a name is how many there are. "
         + (f"Parts with fewer than {FEW} images are shown, but not compared. " if few else "")
-        + "Better and worse are said only where chance is an unlikely reason (Fisher's exact test against the rest; of such findings one in "
-        "twenty is expected to be false)."
+        + "Better and worse are said only where chance is an unlikely reason (Fisher's exact test against the rest, false discovery rate 5 %)."
     )
 
 
@@ -185,7 +193,7 @@ def robustness(run: Run, result: Evaluation) -> None:
         type="tertiary" if known else "secondary",
         key="measure",
         on_click=begin,
-        args=(key, "Naming worse and worse images", partial(measure_robustness, run, result.split, roots=readable_roots())),
+        args=(key, "Predicting worse and worse images", partial(measure_robustness, run, result.split, roots=readable_roots())),
         kwargs={"kept": False},
         disabled=jobs().find(key) is not None,
     )
@@ -198,7 +206,7 @@ def robustness(run: Run, result: Evaluation) -> None:
     right = known.rows.groupby("corruption")["accuracy"].min()
     worst = right.drop("none").idxmin()
     st.markdown(
-        f"As they are, {percent(right['none'])} are named right. Hardest to bear: **{CORRUPTIONS[worst].title}**, which takes that down to "
+        f"Accuracy on the images as they are: {percent(right['none'])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
         f"{percent(right[worst])}."
     )
     st.plotly_chart(

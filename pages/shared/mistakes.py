@@ -21,11 +21,11 @@ def mistakes(run: Run, result: Evaluation) -> None:
     by = st.segmented_control(
         "Order",
         ["confidence", "loss"],
-        format_func={"confidence": "Mistakes, surest first", "loss": "All images, highest loss first"}.get,
+        format_func={"confidence": "Mistakes, most confident first", "loss": "All images, highest loss first"}.get,
         default="confidence",
         required=True,
         key="mistakes-by",
-        help="Loss: how little probability the true class was given. It also finds images that are named right, but barely.",
+        help="Loss: how little probability the true class was given. It also finds images that are classified correctly, but barely.",
     )
     mark = f"{run.run_id}-{result.split}"
     if by == "loss":
@@ -35,7 +35,7 @@ def mistakes(run: Run, result: Evaluation) -> None:
     if wrong.empty:
         st.success("No mistakes on these images.", icon=":material/check_circle:")
         return
-    st.caption(f"{things(len(wrong), 'mistake')}. A sure mistake is often a wrong label.")
+    st.caption(f"{things(len(wrong), 'mistake')}. A confident mistake is often a wrong label.")
     pictures(run, result, wrong, f"mistakes-{mark}")
 
 
@@ -65,7 +65,7 @@ def pictures(
 
 def _named(result: Evaluation, row: pd.Series) -> str:
     true = result.classes[row["label"]]
-    return true if row["correct"] else f"{true}, taken for {result.classes[row['predicted']]}"
+    return true if row["correct"] else f"{true}, predicted {result.classes[row['predicted']]}"
 
 
 def _in_words(result: Evaluation, row: pd.Series) -> str:
@@ -73,7 +73,7 @@ def _in_words(result: Evaluation, row: pd.Series) -> str:
 
 
 def _why(run: Run, result: Evaluation, rows: pd.DataFrame, key: str) -> None:
-    """Grad-CAM of one of the images: its class against what it was taken for, or against the runner-up."""
+    """Grad-CAM of one of the images: its class against the predicted one, or against the runner-up."""
     sample = st.selectbox(
         "Why?",
         rows.index,
@@ -97,7 +97,7 @@ def _why(run: Run, result: Evaluation, rows: pd.DataFrame, key: str) -> None:
         st.image(seen.picture, caption="As the network sees it", width=_SIDE, alt=f"{sample} as the network sees it")
         for one in classes:
             name = result.classes[one]
-            role = "Its class" if one == row["label"] else "Taken for" if one == row["predicted"] else "Next likeliest"
+            role = "True class" if one == row["label"] else "Predicted" if one == row["predicted"] else "Second"
             words = f"{role}: {name} ({percent(row['probabilities'][one], 0)})"
             st.image(seen.overlays[one], caption=plain(words), width=_SIDE, alt=f"{sample}: what speaks for {name}")
     dark = [result.classes[one] for one in classes if not seen.heat[one].any()]

@@ -1,10 +1,11 @@
-"""The tab of Evaluate on how sure the network is: calibration, and accuracy against coverage."""
+"""The Calibration tab of Evaluate: calibration, and selective prediction."""
 
 from math import isnan
 
 import streamlit as st
 
-from finetune_core.evaluation.calibration import BINS, FEWEST, Scaling
+from finetune_core.evaluation.binning import BINS
+from finetune_core.evaluation.calibration import FEWEST, Calibration, Scaling
 from finetune_core.evaluation.curves import coverage_curve, named_at
 from finetune_core.evaluation.metrics import Evaluation
 from finetune_core.evaluation.results import calibrated
@@ -15,19 +16,19 @@ from finetune_core.words import number, percent, things
 _PER_BIN = 20  # images: with fewer, what is called an error is chance for the most part
 
 
-def how_sure(run: Run, result: Evaluation) -> None:
-    """Calibration, and accuracy against coverage."""
+def calibration(run: Run, result: Evaluation) -> None:
+    """Calibration, and selective prediction."""
     if len(result.classes) < 2:
-        st.info("With a single class a network is always sure.", icon=":material/info:")
+        st.info("With a single class, confidence is always 100 %: there is nothing to calibrate.", icon=":material/info:")
         return
     st.markdown(
-        "**Is it as sure as it is right?**",
-        help="Calibration: of the images that it is 80 % sure of, 80 % should be right. Points below the dotted line: too sure.",
+        "**Reliability diagram**",
+        help="Of the images that are predicted with 80 % confidence, 80 % should be right. Points below the dotted line: overconfident.",
     )
     _reliability(run, result)
     st.markdown(
-        "**Leave the unsure ones to a person**",
-        help="Selective prediction: the network names only what it is sure of. Fewer images are named, more of them right.",
+        "**Selective prediction**",
+        help="Predictions of low confidence are left to a person: the lower the coverage, the higher the accuracy of what remains.",
     )
     _coverage(result)
 
@@ -40,22 +41,18 @@ def _reliability(run: Run, result: Evaluation) -> None:
         default="width",
         required=True,
         key="binning",
-        help="Images are put together by how sure the network is of what it names.",
+        help="Images are put into bins by the confidence of their prediction.",
     )
     found = calibrated(run, result.split, binning)
     before, scaled, after = found.before, found.scaling, found.after
     what = "Expected calibration error: how far confidence and accuracy are apart, in the mean over the bins above, each counting by its "
     what += "images. It depends on the bins."
     with st.container(horizontal=True):
-        st.metric("ECE", percent(before.ece), help=what, border=True, height="stretch")
+        _error("ECE", before, what)
         if after:
-            st.metric(
-                "ECE, scaled", percent(after.ece), help=f"{what} After temperature scaling.", border=True, height="stretch"
-            )
+            _error("ECE, scaled", after, f"{what} After temperature scaling.")
             words = " and ".join(f"{one:.2f}" for one in scaled.temperatures)
-            note = (
-                "What logits are divided by (Guo et al. 2017). Above 1: the network was too sure. What is named stays the same."
-            )
+            note = "What logits are divided by (Guo et al. 2017). Above 1: the network was overconfident. The predicted classes stay the same."
             st.metric("Temperature", words, help=note, border=True, height="stretch")
             st.metric(
                 "Loss, scaled",
@@ -64,16 +61,33 @@ def _reliability(run: Run, result: Evaluation) -> None:
                 delta_color="inverse",
                 help="Mean cross-entropy after scaling, and what scaling changed.",
                 border=True,
+                height="stretch",
             )
     st.plotly_chart(
         reliability_diagram({"as it is": before.bins} | ({"scaled": after.bins} if after else {})),
         key="reliability",
-        alt="Reliability diagram: how often right against how sure",
+        alt="Reliability diagram: accuracy against confidence",
     )
-    told = "Bars: 95 % intervals (Wilson) of the points as they are. " + _scaling_in_words(scaled)
+    told = "Bars: 95 % intervals (Wilson) of the points as they are; those of the ECE: bootstrap, corrected for its bias. "
+    told += _scaling_in_words(scaled)
     if result.images < BINS * _PER_BIN:
         told += " With so few images the calibration error comes out too large: chance alone moves points off the line."
     st.caption(told)
+
+
+def _error(label: str, found: Calibration, meaning: str) -> None:
+    """A calibration error with its interval."""
+    interval = f"{percent(found.ece_low)} to {percent(found.ece_high)}"
+    st.metric(
+        label,
+        percent(found.ece),
+        delta=f"95 % interval {interval}",
+        delta_color="off",
+        delta_arrow="off",
+        help=meaning,
+        border=True,
+        height="stretch",
+    )
 
 
 def _scaling_in_words(scaled: Scaling | None) -> str:
@@ -95,28 +109,28 @@ def _scaling_in_words(scaled: Scaling | None) -> str:
 
 def _coverage(result: Evaluation) -> None:
     least = st.slider(
-        "Name only images it is at least so sure of",
+        "Least confidence",
         0,
         100,
         80,
         format="%d %%",
         key="threshold",
-        help="The rest would go to a person.",
+        help="Predictions of lower confidence would go to a person.",
     )
     named = named_at(result, least / 100)
     with st.container(horizontal=True):
         st.metric(
-            "Named", percent(named.share), help=f"{things(named.images, 'image')} of {number(result.images)}", border=True
+            "Coverage", percent(named.share), help=f"{things(named.images, 'image')} of {number(result.images)}", border=True
         )
-        st.metric("Right among those", "–" if isnan(named.accuracy) else percent(named.accuracy), border=True)
+        st.metric("Selective accuracy", "–" if isnan(named.accuracy) else percent(named.accuracy), border=True)
         interval = "–" if isnan(named.accuracy) else f"{percent(named.low)} to {percent(named.high)}"
-        st.metric("95 % interval", interval, help="Wilson's interval.", border=True)
+        st.metric("95 % interval", interval, help="Of the selective accuracy (Wilson).", border=True)
     st.plotly_chart(
         coverage_figure(coverage_curve(result), named.share, named.accuracy),
         key="coverage",
-        alt="Accuracy among the named images against the share that is named",
+        alt="Selective accuracy against coverage",
     )
     if result.split == "test":
         st.caption(
-            "Choose how sure on the validation images, and read here what it is worth: a choice made on these images flatters itself."
+            "Choose the threshold on the validation images, and read here what it is worth: one chosen on these images looks better than it is."
         )

@@ -40,7 +40,7 @@ def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(
     # Far from the middle of the cell, where the point lies.
     page.mouse.click(box["x"] + box["width"] * (predicted + 0.15) / 3, box["y"] + box["height"] * (true + 0.85) / 3)
     count = int(result.confusion[true, predicted])
-    page.get_by_text(re.compile(rf"(named right|taken for \w+): {count} images?$")).wait_for()
+    page.get_by_text(re.compile(rf"(predicted correctly|predicted as \w+): {count} images?$")).wait_for()
     sample = result.cell(true, predicted)["id"].iloc[0]
     page.get_by_alt_text(f"{sample}: {result.classes[true]}").first.wait_for()
 
@@ -52,6 +52,6 @@ def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(
     measure.wait_for()
     assert not kept.exists()
     measure.click()
-    page.get_by_text("Hardest to bear").wait_for()
+    page.get_by_text("Most harmful").wait_for()
     assert kept.is_file()
     no_error_on(page)

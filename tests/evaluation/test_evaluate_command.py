@@ -26,6 +26,10 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
     assert (told["split"], told["images"], told["accuracy"]) == ("test", 120, 0.8)
     assert told["scores"]["accuracy"]["value"] == 0.8
     assert told["per_class"][0]["roc_auc_low"] <= told["per_class"][0]["roc_auc"] <= told["per_class"][0]["roc_auc_high"]
+    assert told["per_class"][0]["recall_low"] < told["per_class"][0]["recall"] < told["per_class"][0]["recall_high"]
+    assert {"matthews_corrcoef", "cohen_kappa", "precision_macro", "recall_macro", "ece"} <= set(told["scores"])
+    assert told["calibration"]["ece_low"] <= told["calibration"]["ece"] <= told["calibration"]["ece_high"]
+    assert told["scores"]["ece"]["high"] == pytest.approx(told["calibration"]["ece_high"])
     sure = math.e / (1 + math.e)
     assert told["calibration"]["ece"] == pytest.approx(0.8 - sure)
     assert told["calibration"]["fitted_on"] == "val"
@@ -50,6 +54,8 @@ def test_people_are_told_the_same_and_that_validation_is_optimistic(made_run, ca
     told = capsys.readouterr().out
     assert "Accuracy 80.0 % on 120 test images" in told
     assert "fitted on other images" in told
+    assert "Expected calibration error (ECE) 6.9 % (95 % interval " in told
+    assert "Matthews correlation (MCC)" in told
     assert "25.0 %" in told
     assert "optimistic" not in told
     print_judgement(judge(run, "val", corrupt=False))

@@ -62,6 +62,9 @@ def test_classes_are_judged_as_scikit_learn_judges_them_and_absent_ones_have_no_
     expected = np.stack([precision, recall, f1, images], axis=1)
     np.testing.assert_allclose(result.per_class[["precision", "recall", "f1", "images"]].to_numpy(float), expected)
     assert result.per_class.loc[images == 0, ["roc_auc", "average_precision"]].isna().all(axis=None)
+    share = result.per_class[["recall_low", "recall", "recall_high"]].to_numpy()[images > 0]
+    assert (np.diff(share, axis=1) >= 0).all()
+    assert result.per_class.loc[images == 0, ["recall_low", "recall_high"]].isna().all(axis=None)
     assert len(result.mistakes) == count - round(oracle.accuracy_score(labels, predicted) * count)
 
 
@@ -70,7 +73,9 @@ def test_wilson_interval_of_a_known_case():
         {"id": range(10), "split": "val", "label": 0, "logits": [np.array([9.0, 0.0])] * 8 + [np.array([0.0, 9.0])] * 2}
     )
     result = evaluate(table, ("a", "b"))
-    assert (result.low, result.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson 1927, 8 of 10
+    of_class = result.per_class.iloc[0]
+    for interval in ((result.low, result.high), (of_class["recall_low"], of_class["recall_high"])):
+        assert interval == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson 1927, 8 of 10
 
 
 def test_mistakes_come_with_the_most_confident_first(table):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from sklearn import metrics as oracle
 
+from finetune_core.evaluation.calibration import calibration
 from finetune_core.evaluation.scores import NAMES, rank_of, score
 
 
@@ -47,13 +48,17 @@ def test_every_number_is_scikit_learns(table):
         expected = {
             "accuracy": oracle.accuracy_score(labels, predicted),
             "balanced_accuracy": oracle.balanced_accuracy_score(labels, predicted),
+            "precision_macro": oracle.precision_score(labels, predicted, labels=present, average="macro", zero_division=0),
+            "recall_macro": oracle.recall_score(labels, predicted, labels=present, average="macro", zero_division=0),
+            "matthews_corrcoef": oracle.matthews_corrcoef(labels, predicted) if len(present) > 1 else np.nan,
+            "cohen_kappa": oracle.cohen_kappa_score(labels, predicted) if len(present) > 1 else np.nan,
             "f1_macro": averages["macro"],
             "f1_weighted": averages["weighted"],
             "f1_micro": oracle.f1_score(labels, predicted, labels=every, average="micro", zero_division=0),
             "log_loss": oracle.log_loss(labels, probabilities, labels=every) if len(every) > 1 else 0,
             "brier": np.mean(((probabilities - np.eye(len(every))[labels]) ** 2).sum(1)),
         }
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 @given(tables())
@@ -113,6 +118,11 @@ def test_intervals_are_those_of_resampling_within_classes():
         "accuracy": [oracle.accuracy_score(labels[rows], probabilities[rows].argmax(1)) for rows in drawn],
         "f1_macro": [oracle.f1_score(labels[rows], probabilities[rows].argmax(1), average="macro") for rows in drawn[:400]],
         "roc_auc": [oracle.roc_auc_score(labels[rows], probabilities[rows], multi_class="ovr") for rows in drawn[:400]],
+        "precision_macro": [
+            oracle.precision_score(labels[rows], probabilities[rows].argmax(1), average="macro") for rows in drawn[:400]
+        ],
+        "matthews_corrcoef": [oracle.matthews_corrcoef(labels[rows], probabilities[rows].argmax(1)) for rows in drawn[:400]],
+        "cohen_kappa": [oracle.cohen_kappa_score(labels[rows], probabilities[rows].argmax(1)) for rows in drawn[:400]],
     }
     table = scored(labels, logits, resamples=4000).table.set_index("name")
     for name, found in plain.items():
@@ -147,3 +157,18 @@ def test_a_resample_in_parts_is_the_same_size(monkeypatch):
     labels, logits = random.integers(0, 3, 30), random.normal(size=(30, 3))
     table = scored(labels, logits, resamples=99).table.set_index("name")
     assert table.at["accuracy", "low"] < table.at["accuracy", "value"] < table.at["accuracy", "high"]
+
+
+def test_agreement_beyond_chance_is_not_defined_of_a_single_class_and_nought_of_a_single_answer():
+    one = values(scored(np.zeros(9, dtype=int), np.random.default_rng(0).normal(size=(9, 3)), resamples=5))
+    assert np.isnan([one["matthews_corrcoef"], one["cohen_kappa"]]).all()
+    same = values(scored(np.arange(9) % 3, np.tile([2.0, 1.0, 0.0], (9, 1)), resamples=0))
+    assert (same["matthews_corrcoef"], same["cohen_kappa"]) == (0, pytest.approx(0))
+
+
+def test_the_calibration_error_and_its_interval_are_those_of_the_reliability_diagram():
+    random = np.random.default_rng(6)
+    labels, logits = random.integers(0, 3, 300), random.normal(size=(300, 3)) * 2
+    row = scored(labels, logits).table.set_index("name").loc["ece"]
+    found = calibration(logits, labels)
+    assert row[["value", "low", "high"]].tolist() == pytest.approx([found.ece, found.ece_low, found.ece_high])

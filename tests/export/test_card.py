@@ -1,6 +1,7 @@
 from huggingface_hub import ModelCard
 
 from finetune_core.evaluation.results import evaluation, scores
+from finetune_core.evaluation.scores import NAMES
 from finetune_core.export.formats import export_run
 
 
@@ -14,8 +15,11 @@ def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(run, tmp_pat
     assert card.data.license is None  # of the fine-tuned weights: for a person to choose
     for part in ("## Data", "## Recipe", "## Results", "95 % interval", "## Limits", "## Licence", "Apache-2.0"):
         assert part in text
-    macro = scores(run, result.split).table.set_index("name").loc["f1_macro"]
-    assert f"| F1, macro | {macro.value:.3f} | {macro.low:.3f} to {macro.high:.3f} |" in text
+    table = scores(run, result.split).table.set_index("name")
+    for name in ("f1_macro", "matthews_corrcoef", "cohen_kappa", "precision_macro", "ece"):
+        row = table.loc[name]
+        assert f"| {NAMES[name]} | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} |" in text
+    assert "| Recall (95 % interval) |" in text
     assert r'| a "b", \|c\| |' in text
     assert "2 changes had been made" in text
     assert "Fewer than ten such images of" in text

@@ -108,6 +108,8 @@ def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers():
     assert (last["Class"], last["Images"]) == (NASTY, 0)
     assert table.iloc[-1][["recall", "f1"]].isna().all()
     assert "not defined" in words(at)
+    assert pd.isna(last["interval"])
+    assert all(" to " in interval for interval in table["interval"][:-1])
 
 
 def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(run):
@@ -118,7 +120,7 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     cell, before = result.cell(true, predicted), len(at.get("image"))
     shown = min(6, len(cell))
     at.selectbox(key="true-tested-test").set_value(true).run()
-    assert f"**All of {wrong['true']}, the hardest first**: {result.confusion[true].sum()} images" in words(at).replace(
+    assert f"**All of {wrong['true']}, the highest loss first**: {result.confusion[true].sum()} images" in words(at).replace(
         "\\", ""
     )
     at.selectbox(key="predicted-tested-test").set_value(predicted).run()
@@ -126,8 +128,8 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     at.selectbox(key=f"why-cell-tested-test-{true}-{predicted}").set_value(cell["id"].iloc[0]).run(timeout=120)
     assert not at.exception
     assert len(at.get("image")) == before + shown + 3
-    assert any(caption.startswith(f"Its class: {wrong['true']}") for caption in captions(at))
-    assert any(caption.startswith(f"Taken for: {wrong['predicted']}") for caption in captions(at))
+    assert any(caption.startswith(f"True class: {wrong['true']}") for caption in captions(at))
+    assert any(caption.startswith(f"Predicted: {wrong['predicted']}") for caption in captions(at))
 
 
 def test_an_empty_cell_is_said_to_be_empty(run):
@@ -173,9 +175,10 @@ def test_a_tab_is_worked_out_only_when_it_is_opened():
 
 
 def test_all_numbers_have_intervals_and_say_what_they_leave_out():
-    at = opened(view="All numbers")
-    table = tables(at)[1].set_index("Number")
-    assert len(table) == 9
+    at = opened(view="Metrics")
+    table = tables(at)[1].set_index("Metric")
+    assert len(table) == 14
+    assert table.loc["Matthews correlation (MCC)", "95 % interval"]
     assert table.loc["Accuracy", "95 % interval"].endswith("%")
     assert all(" to " in interval for interval in table["95 % interval"])
     assert "There are no images of 1 class here" in words(at)
@@ -192,13 +195,14 @@ def test_curves_of_the_hardest_classes_and_the_areas_of_all():
     assert len(at.get("plotly_chart")) == 1
 
 
-def test_how_sure_says_what_the_temperature_was_fitted_on():
-    at = opened(view="How sure")
-    assert "ECE" in metrics(at)
+def test_calibration_says_what_the_temperature_was_fitted_on():
+    at = opened(view="Calibration")
+    error = next(metric for metric in at.metric if metric.label == "ECE")
+    assert error.delta.startswith("95 % interval ")
     assert "Too few images to fit a temperature on" in words(at)  # there are twelve for validation
-    assert metrics(at)["Named"].endswith("%")
+    assert metrics(at)["Coverage"].endswith("%")
     at.slider(key="threshold").set_value(100).run()
-    assert metrics(at)["Right among those"] == "–"
+    assert metrics(at)["Selective accuracy"] == "–"
     assert len(at.get("plotly_chart")) == 3
 
 
@@ -222,11 +226,11 @@ def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_
     assert kept.is_file()
     again = opened(view="Robustness")
     assert again.button(key="measure").label == "Measure again"
-    assert "Hardest to bear" in words(again)
+    assert "Most harmful" in words(again)
     assert len(again.get("plotly_chart")) == 2
 
 
-@pytest.mark.parametrize("view", ["Mistakes", "All numbers", "Curves", "How sure", "Slices", "Robustness"])
+@pytest.mark.parametrize("view", ["Mistakes", "Metrics", "Curves", "Calibration", "Slices", "Robustness"])
 def test_names_never_become_markup(view):
     assert NASTY not in words(opened(view=view))
 

@@ -1,0 +1,25 @@
+"""Intervals of shares, and of the expected calibration error."""
+
+import numpy as np
+
+_QUANTILE = 1.959963984540054  # of the normal distribution, at 97.5 %
+
+
+def wilson(right: np.ndarray, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % intervals (Wilson 1927) of shares ``right / images``; NaN of no images."""
+    right, images = np.asarray(right, dtype=float), np.asarray(images, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share, unit = right / images, _QUANTILE**2 / images
+        centre = (share + unit / 2) / (1 + unit)
+        reach = np.sqrt(unit * (share * (1 - share) + unit / 4)) / (1 + unit)
+    # At the ends, where rounding would leave a trace: no failure allows for all, no success for none.
+    low, high = np.where(right == 0, 0.0, centre - reach), np.where(right == images, 1.0, centre + reach)
+    return np.where(images > 0, low, np.nan), np.where(images > 0, high, np.nan)
+
+
+def accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
+    """Share, and its 95 % interval (Wilson 1927); NaN of no images."""
+    if not images:
+        return float("nan"), float("nan"), float("nan")
+    low, high = wilson(correct, images)
+    return correct / images, float(low), float(high)
