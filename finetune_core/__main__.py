@@ -24,6 +24,7 @@ from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluate_command import judge, judgement_json, print_judgement
 from finetune_core.evaluation.comparison import compare_runs
 from finetune_core.evaluation.exact import can_be_evaluated, evaluate_in_fp32
+from finetune_core.evaluation.measures import ACCURACY, MEASURES, measure_of
 from finetune_core.export.formats import FORMATS, exporting
 from finetune_core.inspect_command import inspected, print_inspected
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
@@ -199,6 +200,9 @@ def compare(
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Take finished runs with the same settings instead of training anew.")
     ] = False,
+    measure: Annotated[
+        str, typer.Option(metavar="NAME", help=f"What the verdict is about: {', '.join(MEASURES)}.")
+    ] = ACCURACY.name,
     report: Annotated[Path | None, typer.Option(help="Write the comparison to this HTML file.")] = None,
     config: Annotated[Path | None, typer.Option(help="The config.json of a run, for all other settings.")] = None,
     as_is: AsIs = False,
@@ -208,6 +212,7 @@ def compare(
     """Train strategies against each other on the same images, or take runs that are there, and say which one to use."""
     trained = None
     with refused_in_words():
+        measure_of(measure)  # refused before anything trains
         if is_run_folder(Path(targets[0])):
             runs = [opened(Path(target)) for target in targets]
         else:
@@ -221,7 +226,7 @@ def compare(
             runs = trained.runs
         if trained and not runs:
             raise typer.Exit(1)
-        comparison = compare_runs(runs)
+        comparison = compare_runs(runs, measure)
         if report:
             write_report(comparison, report)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}

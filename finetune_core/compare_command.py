@@ -135,7 +135,7 @@ def print_comparison(comparison: Comparison) -> None:
     if comparison.networks:
         out.print(escape(comparison.networks))
     columns, rows = arms_table(comparison)
-    shown = ["Strategy", "Accuracy", "95 % interval", "Over seeds", "Time"]
+    shown = ["Strategy", comparison.measure.title, "95 % interval", "Over seeds", "Time"]
     table = Table(*(Column(name, no_wrap=name != "Strategy") for name in shown), box=None)
     for row in rows:
         table.add_row(*(escape(row[columns.index(name)]) for name in shown))

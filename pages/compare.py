@@ -6,11 +6,12 @@ from finetune_core.errors import RunError
 from finetune_core.evaluation.arms import run_titles
 from finetune_core.evaluation.comparison import Comparison, compare_runs
 from finetune_core.evaluation.layers import measured_run
+from finetune_core.evaluation.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.paired import About
 from finetune_core.evaluation.report import arms_table, pairs_table, standing_words
 from finetune_core.evaluation.verdicts import CLAIM_HELP, CLAIMS, of_pair
 from finetune_core.figures.compared import (
-    MEASURES,
+    COSTS,
     accuracies,
     by_data,
     by_depth,
@@ -40,32 +41,39 @@ STANDING_LOOKS = {
     "better": ("green", ":material/north:"),
 }
 HOW = (
-    "All runs name the same images, and two claims are kept apart. **Strategies**: would the same strategies differ on new images, trained "
+    "All runs classify the same images, and two claims are kept apart. **Strategies**: would the same strategies differ on new images, trained "
     "again with new seeds? That needs two seeds or more of each, better three, because luck with the images and luck with the seeds both "
     "count. How much seeds spread is taken from all strategies together, unless one spreads clearly more than the others. **Networks**: do the "
     "networks that were trained here differ on new images? One seed is enough, but it says nothing of other seeds, so a difference between networks can "
     "be certain while one between their strategies is not. For either claim, at most one comparison in twenty of what is equally good "
     "finds a difference that is not there, however many strategies there are (Holm's correction). *No difference shown* does not mean equal: "
-    "a difference smaller than the one named may well exist."
+    "a difference smaller than the one given may well exist. **Macro F1** and **log loss** are judged in the same way: intervals of networks "
+    "come from a paired bootstrap over images, their p from random sign flips; for strategies, each image counts by its log loss, or by "
+    "what it adds to macro F1 (pseudo-values)."
 )
 COLUMN_HELP = {
     "Accuracy": "Mean over the seeds.",
-    "95 % interval": "Where the accuracy would lie for other images and, with several seeds, other seeds: 19 times out of 20.",
-    "Over seeds": "The worst and the best seed, and the seeds' standard deviation in points: luck that has nothing to do with the images.",
+    "Macro F1": "F1 of each class, averaged over the classes; mean over the seeds.",
+    "Log loss": "Mean cross-entropy in nats; mean over the seeds. Lower is better.",
+    "95 % interval": "Where it would lie for other images and, with several seeds, other seeds: 19 times out of 20.",
+    "Over seeds": "The worst and the best seed, and the seeds' standard deviation: luck that has nothing to do with the images.",
     "Time": "Of the middle run. The first of several also computes what the cache keeps for the others.",
     "Without the cache": "What the same run would take if its frozen stages ran again in every epoch. A little too short where the cache made them "
     "from those of another strategy.",
     "Trainable": "Weights that training changes.",
     "Memory": "What a run needs on top of the program itself: weights, optimizer, decoded images, cache, and what a step holds.",
     "On disk": "The best checkpoint, which holds only what trained.",
-    "Difference (points)": "Accuracy of the first less that of the second, in percentage points.",
-    "Strategies": "95 % interval of the difference in points, for new images and new seeds.",
+    **{
+        f"Difference ({one.unit})": f"{one.title} of the first less that of the second{', in percentage points' if one.share else ''}."
+        for one in MEASURES.values()
+    },
+    "Strategies": "95 % interval of the difference, for new images and new seeds.",
     "p, Holm": "About the strategies: images and seeds counted, corrected for the number of pairs. At most 0.05 is called a difference.",
-    "Networks": "95 % interval of the difference in points between the networks trained here, for new images.",
+    "Networks": "95 % interval of the difference between the networks trained here, for new images.",
     "p, Holm (networks)": "About the networks: images counted, corrected for the number of pairs.",
-    "McNemar p": "Exact test on the images that only one of two networks gets right: every network of the one with every one of the other, put "
+    "McNemar p": "About accuracy, by whatever is judged: exact test on the images that only one of two networks gets right: every network of the one with every one of the other, put "
     "together (Rüger).",
-    "Uncertainty (points)": "Standard errors: what other images and, with several seeds, other seeds would change.",
+    "Uncertainty": "Standard errors: what other images and, with several seeds, other seeds would change.",
 }
 
 
@@ -172,9 +180,12 @@ def arms(comparison: Comparison) -> None:
     kind = (
         f"{number(comparison.images)} {SPLIT_WORDS[comparison.split].lower()} {'image' if comparison.images == 1 else 'images'}"
     )
-    st.subheader(f"Accuracy on {kind}", anchor=False)
+    title = comparison.measure.title
+    st.subheader(f"{title} on {kind}", anchor=False)
     st.plotly_chart(
-        accuracies(comparison.arms), key="accuracies", alt="Accuracy of each strategy with its interval, a small dot a seed"
+        accuracies(comparison.arms),
+        key=f"accuracies-{comparison.measure.name}",
+        alt=f"{title} of each strategy with its interval, a small dot for each seed",
     )
     st.caption("Large: mean over the seeds, with its 95 % interval. Small: each seed.")
     table(*arms_table(comparison), key="arms")
@@ -206,16 +217,16 @@ def costs(comparison: Comparison) -> None:
     st.subheader("What accuracy costs", anchor=False)
     measure = st.segmented_control(
         "Cost",
-        list(MEASURES),
+        list(COSTS),
         default="seconds",
         required=True,
-        format_func=lambda name: MEASURES[name][0],
+        format_func=lambda name: COSTS[name][0],
         key="measure",
         persist_state="session",
         label_visibility="collapsed",
     )
     st.plotly_chart(
-        pareto(measure, comparison.arms), key=f"pareto-{measure}", alt=f"Accuracy against {MEASURES[measure][0].lower()}"
+        pareto(measure, comparison.arms), key=f"pareto-{measure}", alt=f"Accuracy against {COSTS[measure][0].lower()}"
     )
     hollow = " Hollow: the same runs without the cache of what frozen stages compute." if measure == "seconds" else ""
     st.caption(f"On the dotted line, nothing is both better and cheaper.{hollow}")
@@ -264,13 +275,40 @@ def share(comparison: Comparison) -> None:
     )
 
 
+def judged_by() -> str:
+    """The measure that the verdict is about: that of the address, else the one chosen before."""
+    asked = st.query_params.get("judged_by")
+    if asked in MEASURES:
+        st.session_state["judged_by"] = asked
+    measure = st.segmented_control(
+        "Judged by",
+        list(MEASURES),
+        default=None if "judged_by" in st.session_state else ACCURACY.name,
+        required=True,
+        format_func=lambda name: MEASURES[name].title,
+        key="judged_by",
+        persist_state="session",
+        on_change=measure_to_address,
+        help="What verdict, intervals and pairs are about. Accuracy: share of images that are classified correctly. Macro F1: every class "
+        "counts alike, however few images it has. Log loss: also counts how good the probabilities are; lower is better.",
+    )
+    if measure != (asked or ACCURACY.name):
+        st.query_params["judged_by"] = measure
+    return measure
+
+
+def measure_to_address() -> None:
+    st.query_params["judged_by"] = st.session_state["judged_by"]
+
+
 def judged_together(runs: list[Run]) -> None:
     left_out = [run for run in runs if not run.judged]
     if left_out:
         names = "; ".join(f"{title} ({run.run_id})" for title, run in zip(run_titles(left_out), left_out, strict=True))
         st.warning(plain(f"Left out, because no epoch of them has ended: {names}."), icon=":material/block:")
+    measure = judged_by()
     try:
-        comparison = compare_runs([run for run in runs if run.judged])
+        comparison = compare_runs([run for run in runs if run.judged], measure)
     except RunError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return

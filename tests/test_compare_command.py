@@ -138,3 +138,14 @@ def test_a_report_that_cannot_be_written_is_told(compared):
     done = thaw("compare", *(run["run_dir"] for run in told["runs"]), "--report", told["runs"][0]["run_dir"], "--json")
     assert done.exit_code != 0
     assert "The report cannot be written" in done.stderr
+
+
+def test_the_measure_that_is_judged_by_can_be_chosen(compared):
+    *_, told = compared
+    runs = [run["run_dir"] for run in told["runs"]]
+    other = json.loads(thaw("compare", *runs, "--measure", "log_loss", "--json").stdout)
+    assert (told["measure"], other["measure"]) == ("accuracy", "log_loss")
+    assert "by log loss" in other["verdict"]
+    refused = thaw("compare", *runs, "--measure", "f2")
+    assert refused.exit_code != 0
+    assert "accuracy, macro_f1, log_loss" in " ".join(refused.stderr.split())

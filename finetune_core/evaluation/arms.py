@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.costs import Cost, Depth
+from finetune_core.evaluation.measures import Measure
 from finetune_core.evaluation.paired import About
 from finetune_core.evaluation.strategies import Interval
 from finetune_core.runs.store import Run
@@ -17,10 +18,11 @@ STRATEGY_FIELDS = ("strategy", "cut", "stage_rates")
 
 @dataclass(frozen=True)
 class Member:
-    """One run of an arm."""
+    """One run of an arm; ``score`` is the measure that is judged by, in its own sense."""
 
     run: Run
     accuracy: Interval
+    score: Interval
     cost: Cost
 
 
@@ -30,7 +32,8 @@ class Arm:
 
     Attributes:
         accuracy: mean over seeds; its interval counts images and, with several seeds, seeds.
-        seed_deviation: standard deviation of the seeds' accuracies; None with one seed.
+        measure: what is judged by. score: of it, in its own sense, as ``accuracy``; the same where that is judged by.
+        seed_deviation: standard deviation of the seeds' scores; None with one seed.
         unfinished: how its runs ended, where they did not train to the end: ``stopped after 2 of 10 epochs``. None where they did.
     """
 
@@ -38,6 +41,8 @@ class Arm:
     config: RunConfig
     members: tuple[Member, ...]
     accuracy: Interval
+    measure: Measure
+    score: Interval
     seed_deviation: float | None
     cost: Cost
     depth: Depth
@@ -49,9 +54,14 @@ class Arm:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest accuracy of its runs."""
-        values = [member.accuracy.value for member in self.members]
+        """The lowest and the highest score of its runs."""
+        values = [member.score.value for member in self.members]
         return min(values), max(values)
+
+    @property
+    def rank(self) -> float:
+        """Its score, higher being better."""
+        return -self.score.value if self.measure.lower_is_better else self.score.value
 
     @property
     def speaks(self) -> bool:

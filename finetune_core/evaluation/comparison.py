@@ -25,9 +25,11 @@ from finetune_core.evaluation.arms import (
 )
 from finetune_core.evaluation.choice import choose
 from finetune_core.evaluation.costs import cost, run_depth, trunk_rate, usual_cost
-from finetune_core.evaluation.paired import Answers, answers
+from finetune_core.evaluation.measures import ACCURACY, Measure, measure_of
+from finetune_core.evaluation.metrics import logits_of
+from finetune_core.evaluation.paired import Answers, answers, measured, summed
 from finetune_core.evaluation.pairs import Pair, Verdict, judge_pairs, known_variances
-from finetune_core.evaluation.strategies import Interval, SeedVariance, accuracy_interval
+from finetune_core.evaluation.strategies import Interval, SeedVariance, accuracy_interval, measure_interval, seed_variances
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions, predictions_changed
@@ -38,8 +40,9 @@ class Comparison:
     """Runs judged together.
 
     Attributes:
+        measure: what is judged by.
         split: ``test`` where all runs have it, else ``val``.
-        best: the place of the arm with the highest accuracy, of those whose strategies can be judged; of all, where none can.
+        best: the place of the arm that did best, of those whose strategies can be judged; of all, where none can.
         advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
         headline, caveat: about the strategies, whatever the evidence: one sentence, and what else to know.
         networks: about the networks that were trained; empty where there is nothing to compare.
@@ -48,6 +51,7 @@ class Comparison:
         differing: settings in which arms differ besides the strategy.
     """
 
+    measure: Measure
     split: str
     images: int
     arms: tuple[Arm, ...]
@@ -75,6 +79,7 @@ class Comparison:
         ``notes``, ``advised`` (None where there is too little to choose by)."""
         arms = self.arms
         return {
+            "measure": self.measure.name,
             "split": self.split,
             "images": self.images,
             "runs": [_run_json(arm, member) for arm in arms for member in arm.members],
@@ -88,12 +93,17 @@ class Comparison:
         }
 
 
-def compare_runs(runs: Sequence[Run]) -> Comparison:
+def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Comparison:
     """Judge runs together.
 
+    Args:
+        measure: by what, one of ``MEASURES``.
+
     Raises:
+        ConfigError: when there is no such measure.
         RunError: when one has no predictions, or when they were not judged on the same images.
     """
+    judged_by = measure_of(measure)
     runs, repeats = _without_repeats(runs)
     if not runs:
         raise RunError("There is no run to compare.")
@@ -104,7 +114,10 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
     _check_same_images(runs, tables)
     grouped, titles, one_strategy = _grouped(runs)
-    judged = [answers(np.stack([tables[run.run_dir]["correct"].to_numpy() for run in group])) for group in grouped]
+    keys = tuple(
+        tuple((run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in group) for group in grouped
+    )
+    judged = _summed_up(judged_by, keys, split)
     finished = [unfinished(group[0]) is None for group in grouped]
     variances = known_variances(judged, finished)
     arms = tuple(
@@ -122,7 +135,19 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     differing = tuple(name for name in differing_settings([arm.config for arm in arms]) if name not in STRATEGY_FIELDS)
     notes = verdicts.notes(split, arms, variances, repeats)
     return Comparison(
-        split, images, arms, pairs, choice.best, choice.advised, headline, caveat, networks, standings, notes, differing
+        judged_by,
+        split,
+        images,
+        arms,
+        pairs,
+        choice.best,
+        choice.advised,
+        headline,
+        caveat,
+        networks,
+        standings,
+        notes,
+        differing,
     )
 
 
@@ -160,10 +185,16 @@ def _class_count(run: Run) -> int:
 
 @lru_cache(maxsize=64)
 def _answers(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
-    """``id, split, label, correct``, by id."""
-    table = load_predictions(run_dir, classes)
-    correct = np.stack(table["logits"].to_numpy()).argmax(1) == table["label"].to_numpy()
-    return table.drop(columns="logits").assign(correct=correct).sort_values("id", ignore_index=True)
+    """``id, split, label, logits``, by id."""
+    return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)
+
+
+@lru_cache(maxsize=16)  # a page asks for the same ones whenever it is redrawn
+def _summed_up(measure: Measure, arms: tuple[tuple[tuple[Path, int, int], ...], ...], split: str) -> list[Answers]:
+    tables = [[_answers(*run) for run in arm] for arm in arms]
+    tables = [[table[table["split"] == split] for table in arm] for arm in tables]
+    logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
+    return measured(measure, tables[0][0]["label"].to_numpy(), logits)
 
 
 def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) -> None:
@@ -188,13 +219,38 @@ def _same_source(one: Run, other: Run) -> bool:
 def _arm(title: str, group: Sequence[Run], told: Answers, variance: SeedVariance | None, runs: Sequence[Run]) -> Arm:
     rate = trunk_rate(group, runs)
     members = tuple(
-        Member(run, accuracy_interval(answers(row[None]), None), cost(run, rate))
-        for run, row in zip(group, told.correct, strict=True)
+        Member(
+            run,
+            accuracy_interval(answers(right[None]), None),
+            measure_interval(summed(told.measure, right[None], row[None], None), None),
+            cost(run, rate),
+        )
+        for run, right, row in zip(group, told.correct, told.values, strict=True)
     )
     deviation = None if told.seed_variance is None else told.seed_variance**0.5
     costs = usual_cost([member.cost for member in members])
-    accuracy = accuracy_interval(told, variance)
-    return Arm(title, group[0].config, members, accuracy, deviation, costs, run_depth(group[0]), unfinished(group[0]))
+    score = measure_interval(told, variance)
+    accuracy = score if told.measure is ACCURACY else _accuracy(answers(told.correct))
+    return Arm(
+        title,
+        group[0].config,
+        members,
+        accuracy,
+        told.measure,
+        score,
+        deviation,
+        costs,
+        run_depth(group[0]),
+        unfinished(group[0]),
+    )
+
+
+def _accuracy(told: Answers) -> Interval:
+    return accuracy_interval(told, seed_variances([told])[0])
+
+
+def _score_json(measure: Measure, score: Interval) -> dict[str, Any]:
+    return {"score": score.value, "score_low": score.low, "score_high": score.high, "measure": measure.name}
 
 
 def _interval_json(interval: Interval) -> dict[str, float]:
@@ -203,7 +259,13 @@ def _interval_json(interval: Interval) -> dict[str, float]:
 
 def _run_json(arm: Arm, member: Member) -> dict[str, Any]:
     seed = {"arm": arm.title, "seed": member.run.config.seed, "learning_rate": member.run.config.learning_rate}
-    return summary(member.run) | seed | _interval_json(member.accuracy) | asdict(member.cost)
+    return (
+        summary(member.run)
+        | seed
+        | _interval_json(member.accuracy)
+        | _score_json(arm.measure, member.score)
+        | asdict(member.cost)
+    )
 
 
 def _arm_json(arm: Arm) -> dict[str, Any]:
@@ -217,6 +279,7 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
         "run_ids": [member.run.run_id for member in arm.members],
         "seeds": [member.run.config.seed for member in arm.members],
         **_interval_json(arm.accuracy),
+        **_score_json(arm.measure, arm.score),
         "seed_deviation": arm.seed_deviation,
         "seed_low": low,
         "seed_high": high,
@@ -230,8 +293,8 @@ def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
     words = verdicts.of_pair(arms, pair)
     claims = {
-        "networks": _claim_json(pair.networks, words.networks),
-        "strategies": _claim_json(pair.strategies, words.strategies) if pair.strategies else None,
+        "networks": _claim_json(pair.measure, pair.networks, words.networks),
+        "strategies": _claim_json(pair.measure, pair.strategies, words.strategies) if pair.strategies else None,
     }
     widest = pair.widest.claim.about
     return {
@@ -251,12 +314,14 @@ def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     }
 
 
-def _claim_json(verdict: Verdict, words: str) -> dict[str, Any]:
+def _claim_json(measure: Measure, verdict: Verdict, words: str) -> dict[str, Any]:
+    """In the measure's own sense: of log loss, a negative difference speaks for the first."""
     claim = verdict.claim
+    difference, low, high = measure.own(claim.difference, claim.low, claim.high)
     return {
-        "difference": claim.difference,
-        "ci_low": claim.low,
-        "ci_high": claim.high,
+        "difference": difference,
+        "ci_low": low,
+        "ci_high": high,
         "p": claim.p,
         "holm_p": verdict.holm_p,
         "different": verdict.different,

@@ -15,9 +15,14 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
+from scipy.special import log_softmax
+
+from finetune_core.evaluation.measures import ACCURACY, Measure, f1_of, f1_values
+from finetune_core.evaluation.scores import RESAMPLES, resampled
 
 LEVEL = 0.05  # the share of "different" verdicts between what does not differ
 _DRAWS = 10_000
+_FLIPS, _FLIPS_AT_ONCE = 9_999, 500
 
 About = Literal["networks", "strategies"]
 
@@ -28,13 +33,18 @@ class Answers:
 
     Attributes:
         correct: bool ``[seeds, images]``.
-        by_image: float ``[images]``, the share of the networks that is right.
-        seed_variance: of the seeds' accuracies (``ddof=1``); None with one seed.
+        values: float ``[seeds, images]``: what the measure makes of each answer, higher being better; their means are judged.
+        by_image: float ``[images]``, the mean of ``values`` over the networks; of accuracy, the share of the networks that is right.
+        seed_variance: of the seeds' means (``ddof=1``); None with one seed.
         chance: the part of ``seed_variance`` that which images there are explains: networks of equal accuracy differ by as much on
             as few images. The mean square of the interaction of seeds and images, divided by the images.
+        drawn: of another measure than accuracy, its mean over the networks in each resample ``[resamples]``; the same for all arms.
     """
 
+    measure: Measure
     correct: np.ndarray
+    values: np.ndarray
+    drawn: np.ndarray | None
     by_image: np.ndarray
     seed_variance: float | None
     chance: float
@@ -48,13 +58,13 @@ class Answers:
         return self.correct.shape[1]
 
     @property
-    def accuracy(self) -> float:
+    def mean(self) -> float:
         return float(self.by_image.mean())
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Accuracy of A less that of B.
+    """By how much A is better than B: of accuracy, that of A less that of B.
 
     Attributes:
         difference, low, high: with its 95 % interval.
@@ -73,26 +83,63 @@ class Claim:
 
 
 def answers(correct: np.ndarray) -> Answers:
-    """Sum up bool ``[seeds, images]``."""
+    """Sum up bool ``[seeds, images]``, by accuracy."""
+    return summed(ACCURACY, correct, correct.astype(np.float64), None)
+
+
+def measured(
+    measure: Measure, labels: np.ndarray, logits: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+) -> list[Answers]:
+    """Sum up several arms by a measure.
+
+    Args:
+        labels: int ``[images]``.
+        logits: of each arm, float ``[seeds, images, classes]``.
+        resamples: for the intervals of other measures than accuracy; images are drawn as for ``scores.score``, the same for all arms.
+    """
+    given = [one.argmax(2) for one in logits]
+    correct = [one == labels for one in given]
+    if measure is ACCURACY:
+        return [answers(one) for one in correct]
+    if measure.name == "log_loss":
+        values = [np.take_along_axis(log_softmax(one, axis=2), labels[None, :, None], axis=2)[..., 0] for one in logits]
+    else:
+        values = [f1_values(labels, one) for one in given]
+    drawn: list[list[np.ndarray]] = [[] for _ in logits]
+    for weights in resampled(labels, resamples, seed):
+        for arm, some, one in zip(drawn, given, values, strict=True):
+            if measure.name == "log_loss":
+                arm.append(one.mean(0) @ weights / len(labels))
+            else:
+                arm.append(np.mean([f1_of(labels, network, weights) for network in some], axis=0))
+    return [summed(measure, right, one, np.concatenate(some)) for right, one, some in zip(correct, values, drawn, strict=True)]
+
+
+def summed(measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None) -> Answers:
+    """The parts of ``Answers`` that follow from the others."""
     seeds, images = correct.shape
-    values = correct.astype(np.float64)
     by_image, by_seed = values.mean(0), values.mean(1)
     if seeds == 1:
-        return Answers(correct, by_image, None, 0.0)
+        return Answers(measure, correct, values, drawn, by_image, None, 0.0)
     rest = values - by_seed[:, None] - by_image + values.mean()
     residual = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1))
-    return Answers(correct, by_image, float(by_seed.var(ddof=1)), residual / images)
+    return Answers(measure, correct, values, drawn, by_image, float(by_seed.var(ddof=1)), residual / images)
 
 
 def networks_claim(a: Answers, b: Answers) -> Claim:
     """Of the networks that were trained, each side by its mean, on new images.
 
-    p: ``sign_flip_p``, which with one network a side is McNemar's test. Interval: percentile bootstrap over images.
+    p: ``sign_flip_p``, which with one network a side is McNemar's test; of other measures, where no two images are alike, of random
+    flips. Interval: percentile bootstrap over images, of the measure itself.
     """
     gained = a.by_image - b.by_image
-    units = np.rint(gained * a.seeds * b.seeds).astype(np.int64)
-    low, high = bootstrap(gained)
-    return Claim("networks", float(gained.mean()), low, high, image_variance(gained) ** 0.5, np.inf, sign_flip_p(units))
+    if a.drawn is None or b.drawn is None:
+        low, high = bootstrap(gained)
+        p = sign_flip_p(np.rint(gained * a.seeds * b.seeds).astype(np.int64))
+    else:
+        low, high = (float(end) for end in np.quantile(a.drawn - b.drawn, [LEVEL / 2, 1 - LEVEL / 2]))
+        p = random_flip_p(gained)
+    return Claim("networks", float(gained.mean()), low, high, image_variance(gained) ** 0.5, np.inf, p)
 
 
 def image_variance(gained: np.ndarray) -> float:
@@ -102,7 +149,8 @@ def image_variance(gained: np.ndarray) -> float:
 
 def only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
     """Images that only a network of A gets right, and only one of B: means over all pairs of networks."""
-    only_a, only_b = (float((one.by_image * (1 - other.by_image)).sum()) for one, other in ((a, b), (b, a)))
+    right_a, right_b = a.correct.mean(0), b.correct.mean(0)
+    only_a, only_b = (float((one * (1 - other)).sum()) for one, other in ((right_a, right_b), (right_b, right_a)))
     return only_a, only_b
 
 
@@ -146,6 +194,25 @@ def sign_flip_p(units: np.ndarray) -> float:
         chances = fftconvolve(chances, steps)
     sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
     return float(np.clip(chances[np.abs(sums) >= abs(units.sum()) // unit].sum(), 0.0, 1.0))
+
+
+def random_flip_p(gained: np.ndarray) -> float:
+    """``sign_flip_p`` of any numbers ``[images]``: how many of random flips lead at least as far from 0, the observed one among them
+    (Phipson & Smyth 2010)."""
+    return _random_flip_p(gained[gained != 0].astype(np.float32).tobytes())
+
+
+@lru_cache(maxsize=256)  # as for the bootstrap
+def _random_flip_p(gained: bytes) -> float:
+    values, random = np.frombuffer(gained, np.float32), np.random.default_rng(0)
+    if not len(values):
+        return 1.0
+    reached, least = 0, abs(float(values.sum(dtype=np.float64))) * (1 - 1e-5)
+    for start in range(0, _FLIPS, _FLIPS_AT_ONCE):
+        size = (min(_FLIPS_AT_ONCE, _FLIPS - start), -(-len(values) // 8))
+        signs = np.unpackbits(random.integers(0, 256, size, np.uint8), axis=1, count=len(values))
+        reached += int((np.abs(2 * (signs.astype(np.float32) @ values) - values.sum()) >= least).sum())
+    return (reached + 1) / (_FLIPS + 1)
 
 
 def bootstrap(gained: np.ndarray, seed: int = 0) -> tuple[float, float]:

@@ -6,6 +6,7 @@ from itertools import combinations
 
 import numpy as np
 
+from finetune_core.evaluation.measures import ACCURACY, Measure
 from finetune_core.evaluation.paired import (
     LEVEL,
     Answers,
@@ -47,8 +48,9 @@ class Pair:
     Attributes:
         networks: about the networks that were trained.
         strategies: about the strategies; None where one arm cannot speak for its strategy, see ``judge_pairs``.
+        measure: what is judged by.
         mcnemar_p: exact McNemar tests of each network of the first with each of the second, put together by Rüger's rule, which holds
-            whatever their dependence; it says nothing of other seeds.
+            whatever their dependence; it says nothing of other seeds. Of accuracy, whatever is judged by.
         mcnemar_share: the share of these tests with a p of at most 5 %.
         image_error: standard error from the choice of images.
         seed_error: from the choice of seeds, beyond what images explain; None where ``strategies`` is.
@@ -59,6 +61,7 @@ class Pair:
 
     a: int
     b: int
+    measure: Measure
     images: int
     networks: Verdict
     strategies: Verdict | None
@@ -137,21 +140,23 @@ def _pair(
     only_a, only_b = only_one_right(a, b)
     tests = mcnemar_p(a.correct, b.correct)
     of_images = image_variance(a.by_image - b.by_image)
-    discordance = (only_a + only_b) / a.images if a.seeds == b.seeds == 1 else None
-    narrow = _verdict(networks, a.images, discordance)
+    discordance = (only_a + only_b) / a.images if a.measure is ACCURACY and a.seeds == b.seeds == 1 else None
+    narrow = _verdict(networks, a, discordance)
     wide, seed_error, needed = None, None, None
     if strategies.claim:
-        wide = _verdict(strategies, a.images)
+        wide = _verdict(strategies, a)
         wide = replace(wide, different=wide.different and narrow.different)
         sides = [(variances[at], arms[at].seeds) for at in place]
         seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
         if not wide.different:
             needed = seeds_needed(strategies.claim.difference, of_images, a.images, sides, strategies.family)
     share = float(np.mean(tests <= LEVEL))
-    return Pair(*place, a.images, narrow, wide, together(tests), share, of_images**0.5, seed_error, needed, only_a, only_b)
+    return Pair(
+        *place, a.measure, a.images, narrow, wide, together(tests), share, of_images**0.5, seed_error, needed, only_a, only_b
+    )
 
 
-def _verdict(judged: _Judged, images: int, discordance: float | None = None) -> Verdict:
+def _verdict(judged: _Judged, arm: Answers, discordance: float | None = None) -> Verdict:
     claim = judged.claim
-    smallest = smallest_seen(claim, images, judged.family, discordance)
+    smallest = smallest_seen(claim, arm.images, judged.family, discordance, arm.measure)
     return Verdict(claim, judged.holm_p, is_different(claim, judged.holm_p), smallest, judged.family)

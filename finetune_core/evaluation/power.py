@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from finetune_core.evaluation.measures import ACCURACY, Measure
 from finetune_core.evaluation.paired import LEVEL, Claim
 from finetune_core.evaluation.strategies import SeedVariance, t_quantile, total_variance
 
@@ -13,7 +14,9 @@ POWER = 0.80  # with which the smallest difference that could have shown would h
 _MOST_SEEDS = 10  # that anybody is asked for
 
 
-def smallest_seen(claim: Claim, images: int, pairs: int = 1, discordance: float | None = None) -> float:
+def smallest_seen(
+    claim: Claim, images: int, pairs: int = 1, discordance: float | None = None, measure: Measure = ACCURACY
+) -> float:
     """The smallest true difference that this comparison would have shown four times out of five.
 
     Taken at the strictest step of Holm's correction, for ``pairs`` pairs, with the errors that were found, which few seeds tell only
@@ -24,7 +27,8 @@ def smallest_seen(claim: Claim, images: int, pairs: int = 1, discordance: float 
     """
     if discordance is not None:
         return _smallest_mcnemar(images, discordance, LEVEL / pairs)
-    return min(1.0, max(_noncentrality(claim.freedom, LEVEL / pairs) * claim.error, 1 / images))
+    least = 1 / images if measure is ACCURACY else 0.0
+    return min(measure.most, max(_noncentrality(claim.freedom, LEVEL / pairs) * claim.error, least))
 
 
 def seeds_needed(

@@ -21,6 +21,9 @@ pooled one, and each of those that stand alone.
 Both levels are compromises, found by simulation (``benchmarks/verdicts.py``). A lower ``OWN``, and arms that do spread more are seldom
 noticed; with two seeds nobody can notice reliably. A higher one, and most of what pooling gains is lost to arms that look odd by chance.
 
+Other measures. ``y`` may be what another measure makes of an answer (``measures.py``): the log loss of an image, or its pseudo-value of
+macro F1. Nothing above needs ``y`` to be right or wrong.
+
 Equal seeds. Runs of equal seeds share head and order of the images, so their accuracies may rise and fall together. That would make
 ``d`` more certain than V says. Seed-wise differences would use it, at the price of more than half of the degrees of freedom; here
 seeds count as independent, which errs towards "not distinguishable".
@@ -31,6 +34,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune_core.evaluation.measures import ACCURACY
 from finetune_core.evaluation.paired import LEVEL, Answers, Claim, image_variance
 
 OWN = 0.15  # level of the test at which an arm keeps its own variance
@@ -111,7 +115,8 @@ def strategies_claim(a: Answers, b: Answers, variances: tuple[SeedVariance | Non
     variance, freedom = total_variance(image_variance(gained), a.images, sides)
     error = variance**0.5
     reach = t_quantile(1 - LEVEL / 2, freedom) * error
-    low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
+    most = a.measure.most
+    low, high = max(-most, difference - reach), min(most, difference + reach)
     return Claim("strategies", difference, low, high, error, freedom, p_of_t(difference, error, freedom))
 
 
@@ -136,7 +141,7 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
 
     Wilson's interval (1927); with several seeds for as many images as would be equally uncertain, with Student's t.
     """
-    share, worth, freedom = arm.accuracy, float(arm.images), np.inf
+    share, worth, freedom = arm.mean, float(arm.images), np.inf
     if variance is not None and arm.images > 1:
         total, told = total_variance(image_variance(arm.by_image), arm.images, [(variance, arm.seeds)])
         if total > 0:
@@ -145,6 +150,19 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
     centre = (share + quantile**2 / (2 * worth)) / (1 + quantile**2 / worth)
     reach = quantile / (1 + quantile**2 / worth) * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5
     return Interval(share, max(0.0, centre - reach), min(1.0, centre + reach))
+
+
+def measure_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
+    """The measure of an arm, in its own sense, with an interval for other images and, given several seeds, other seeds: Wilson's of
+    accuracy, Student's t of the others."""
+    if arm.measure is ACCURACY:
+        return accuracy_interval(arm, variance)
+    total, freedom = image_variance(arm.by_image), np.inf
+    if variance is not None and arm.images > 1:
+        total, freedom = total_variance(total, arm.images, [(variance, arm.seeds)])
+    reach = t_quantile(1 - LEVEL / 2, freedom) * total**0.5
+    value, low, high = arm.measure.own(arm.mean, arm.mean - reach, arm.mean + reach)
+    return Interval(value, max(0.0, low), min(arm.measure.most, high))
 
 
 def p_of_t(difference: float, error: float, freedom: float) -> float:

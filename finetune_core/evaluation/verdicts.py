@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from finetune_core.data.splits import VAL
 from finetune_core.evaluation.arms import Arm, Standing
 from finetune_core.evaluation.choice import Choice
+from finetune_core.evaluation.measures import ACCURACY
 from finetune_core.evaluation.pairs import Pair, Verdict
 from finetune_core.evaluation.results import evaluation_precision
 from finetune_core.evaluation.strategies import SeedVariance
-from finetune_core.words import duration, percent, things
+from finetune_core.words import duration, things
 
 CLAIMS = {"strategies": "Strategies", "networks": "Networks"}
 CLAIM_HELP = {
@@ -49,36 +50,37 @@ def of_pair(arms: Sequence[Arm], pair: Pair) -> PairWords:
     first, second = (arms[at] for at in (pair.a, pair.b))
     if pair.strategies:
         names = [(quoted(arm.title), False) for arm in (first, second)]
-        about_strategies = _claim(names, pair.strategies, pair.images) + _settled_by(pair)
+        about_strategies = _claim(names, pair.strategies, pair) + _settled_by(pair)
     else:
         silent = [arm for arm in (first, second) if not arm.speaks]
         about_strategies = f"cannot be judged yet: {_listed([f'{quoted(arm.title)} {_why_silent(arm)}' for arm in silent])}."
     networks = [(_networks_of(arm), len(arm.members) > 1) for arm in (first, second)]
-    return PairWords(about_strategies, _claim(networks, pair.networks, pair.images))
+    return PairWords(about_strategies, _claim(networks, pair.networks, pair))
 
 
-def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, images: int) -> str:
+def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, pair: Pair) -> str:
     """The better one first. names: (what to call it, whether that is a plural)."""
     (a, many), (b, _), low, high = *names, verdict.claim.low, verdict.claim.high
     if verdict.claim.difference < 0:
         (b, _), (a, many), low, high = *names, -high, -low
-    on, span = f"on these {things(images, 'image')}", f"{points(low)} to {points(high)}"
+    measure = pair.measure
+    on, span = f"on these {things(pair.images, 'image')}", f"{measure.size(low)} to {measure.size(high)}"
     if verdict.different:
-        return f"{a} {'beat' if many else 'beats'} {b} by {points(abs(verdict.claim.difference))} points ({span}) {on}."
-    if verdict.smallest >= 1:
+        return f"{a} {'beat' if many else 'beats'} {b} by {measure.size(abs(verdict.claim.difference))} {measure.unit} ({span}) {on}."
+    if verdict.smallest >= measure.most:
         few = "images" if verdict.claim.about == "networks" else "images and seeds"
         unseen = f"so few {few} can hardly show any difference"
     else:
-        unseen = f"a difference under {points(verdict.smallest)} points would most likely not have shown"
+        unseen = f"a difference under {measure.size(verdict.smallest)} {measure.unit} would most likely not have shown"
     luck = ""
     if low > 0 and verdict.family > 1:
-        luck = f" (Alone, {a} would look better by {span} points; but among {verdict.family} pairs, luck makes one look so.)"
+        luck = f" (Alone, {a} would look better by {span} {measure.unit}; but among {verdict.family} pairs, luck makes one look so.)"
     return f"{a} and {b} are not distinguishable {on}; {unseen}.{luck}"
 
 
 def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, images: int) -> tuple[str, str]:
     """(what to take, in one sentence; what else to know, or nothing)."""
-    on = f"on these {things(images, 'image')}"
+    on = _on(arms, images)
     silent = [arm for arm in arms if not arm.speaks]
     unheard = (
         f"{_silent(silent)}, so as {'a strategy it' if len(silent) == 1 else 'strategies they'} cannot be judged yet."
@@ -94,7 +96,10 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
         return f"The strategies cannot be judged yet {on}: {_silent(silent)}.", _what_to_train(silent)
     top, alike = quoted(arms[choice.best].title), choice.alike
     if choice.advised is None:
-        limit = f"Differences under {points(choice.unseen)} points" if choice.unseen < 1 else "Differences"
+        measure = arms[0].measure
+        limit = (
+            f"Differences under {measure.size(choice.unseen)} {measure.unit}" if choice.unseen < measure.most else "Differences"
+        )
         bluntest = max((pair_of(pairs, choice.best, at) for at in alike), key=lambda pair: pair.widest.smallest)
         rest = f"{limit} between strategies would hardly show. {top} did best so far. {_advice(bluntest, arms)}"
         return f"Too little to choose by {on}.", f"{rest} {unheard}".strip()
@@ -112,7 +117,7 @@ def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
     """What is known of the networks that were trained, whatever it says of their strategies."""
     if len(pairs) == 1:
         return f"The networks trained here: {of_pair(arms, pairs[0]).networks}"
-    best = max(range(len(arms)), key=lambda at: (arms[at].accuracy.value, -arms[at].cost.seconds))
+    best = max(range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
     beaten = [at for at in range(len(arms)) if at != best and pair_of(pairs, best, at).networks.different]
     alike = [at for at in range(len(arms)) if at != best and at not in beaten]
     many = len(arms[best].members) > 1
@@ -127,34 +132,34 @@ def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
 
 def one_strategy(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:
     """Of runs of one strategy, each taken for itself: how far apart luck alone puts them."""
-    on, more = f"on these {things(images, 'image')}", "Add another strategy to compare it with."
-    values = [arm.accuracy.value for arm in arms]
+    on, more, measure = _on(arms, images), "Add another strategy to compare it with.", arms[0].measure
+    values = [arm.score.value for arm in arms]
     if len(arms) == 1:
-        return f"{quoted(arms[0].title)}: {percent(values[0])} {on}.", more
+        return f"{quoted(arms[0].title)}: {measure.shown(values[0])} {on}.", more
     apart = sum(pair.networks.different for pair in pairs)
     told = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
     ended = f" (all {arms[0].unfinished})" if arms[0].unfinished else ""
-    spread = f"{percent(min(values))} to {percent(max(values))} {on}"
+    spread = f"{measure.shown(min(values))} to {measure.shown(max(values))} {on}"
     return f"These runs differ in their seeds only{ended}: {spread}; {told}.", more
 
 
 def standings(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> tuple[Standing, ...]:
-    """How each arm stands to the one to take, which comes first, then the more accurate before the less. Where there is too little to
+    """How each arm stands to the one to take, which comes first, then the better before the worse. Where there is too little to
     choose by, to the best."""
     first = choice.best if choice.advised is None else choice.advised
-    order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].accuracy.value))
+    order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
     told = "strategies" if choice.judged else "networks"
     found = [Standing(first, told, "best" if choice.advised is None else "taken", _did(arms[first]))]
     for at in order[1:]:
         pair = pair_of(pairs, first, at)
-        verdict = pair.widest
+        verdict, measure = pair.widest, pair.measure
         gained = verdict.claim.difference if pair.a == at else -verdict.claim.difference
         kind = "alike" if not verdict.different else "better" if gained > 0 else "worse"
         low, high = sorted(abs(value) for value in (verdict.claim.low, verdict.claim.high))
         if verdict.different:
-            how = f"{points(abs(gained))} points {kind} (somewhere from {points(low)} to {points(high)})"
-        elif verdict.smallest < 1:
-            how = f"a difference under {points(verdict.smallest)} points would most likely not have shown"
+            how = f"{measure.size(abs(gained))} {measure.unit} {kind} (somewhere from {measure.size(low)} to {measure.size(high)})"
+        elif verdict.smallest < measure.most:
+            how = f"a difference under {measure.size(verdict.smallest)} {measure.unit} would most likely not have shown"
         else:
             how = "so little can hardly show any difference"
         found.append(Standing(at, verdict.claim.about, kind, f"{_did(arms[at])}; {how}"))
@@ -166,7 +171,7 @@ def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | No
     found = []
     if split == VAL:
         found.append(
-            "Judged on the validation images, on which each run's best epoch was chosen: all accuracies are a little optimistic."
+            "Judged on the validation images, on which each run's best epoch was chosen: all numbers are a little optimistic."
         )
     early = [
         f"{quoted(arm.title)}, seed {', '.join(str(member.run.config.seed) for member in arm.members)}"
@@ -202,8 +207,9 @@ def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | No
 
 def errors_in_words(pair: Pair) -> str:
     """Where the uncertainty comes from, seeds kept apart from images."""
-    images = f"± {points(pair.image_error)} from the images"
-    return images if pair.seed_error is None else f"{images}, ± {points(pair.seed_error)} from the seeds"
+    size = pair.measure.size
+    images = f"± {size(pair.image_error)} from the images"
+    return images if pair.seed_error is None else f"{images}, ± {size(pair.seed_error)} from the seeds"
 
 
 def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
@@ -211,8 +217,17 @@ def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
     return next(pair for pair in pairs if {pair.a, pair.b} == {one, other})
 
 
+def _on(arms: Sequence[Arm], images: int) -> str:
+    """By what is judged, unless that is accuracy, and on how many images."""
+    measure = arms[0].measure
+    by = "" if measure is ACCURACY else f"by {measure.of} "
+    return f"{by}on these {things(images, 'image')}"
+
+
 def _did(arm: Arm) -> str:
-    return f"{percent(arm.accuracy.value)} in {duration(arm.cost.seconds)} a run"
+    score = arm.measure.shown(arm.score.value)
+    named = score if arm.measure is ACCURACY else f"{arm.measure.of} {score}"
+    return f"{named} in {duration(arm.cost.seconds)} a run"
 
 
 def _networks_of(arm: Arm) -> str:
@@ -249,12 +264,13 @@ def _settled_by(pair: Pair) -> str:
 
 def _advice(pair: Pair, arms: Sequence[Arm]) -> str:
     """What would sharpen a verdict the most: more of what the larger error comes from."""
-    images, seeds = points(pair.image_error), points(pair.seed_error or 0.0)
+    size, unit = pair.measure.size, pair.measure.unit
+    images, seeds = size(pair.image_error), size(pair.seed_error or 0.0)
     few = min(len(arms[at].members) for at in (pair.a, pair.b))
     if (pair.seed_error or 0.0) > pair.image_error:
-        return f"Most of the uncertainty comes from the seeds (± {seeds} points; images: ± {images}): train more seeds.{_settled_by(pair)}"
+        return f"Most of the uncertainty comes from the seeds (± {seeds} {unit}; images: ± {images}): train more seeds.{_settled_by(pair)}"
     more = " Two seeds also tell little of how seeds spread: train three or more." if few == 2 else ""
-    return f"Most of the uncertainty comes from the images (± {images} points; seeds: ± {seeds}): judge on more images.{more}"
+    return f"Most of the uncertainty comes from the images (± {images} {unit}; seeds: ± {seeds}): judge on more images.{more}"
 
 
 def _listed(names: Sequence[str]) -> str:

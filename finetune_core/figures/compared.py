@@ -8,15 +8,16 @@ import plotly.graph_objects as go
 
 from finetune_core.evaluation.arms import Arm
 from finetune_core.evaluation.costs import Cost, timeline
+from finetune_core.evaluation.strategies import Interval
 from finetune_core.figures.axes import share_axis, whole_axis
 from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escaped
 
 Kind = Literal["loss", "accuracy"]
 Axis = Literal["epoch", "seconds"]
-Measure = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes"]
+CostName = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes"]
 
-# measure -> (what a button calls it, the axis, what a value of 1 is divided by)
-MEASURES: dict[str, tuple[str, str, float]] = {
+# cost -> (what a button calls it, the axis, what a value of 1 is divided by)
+COSTS: dict[str, tuple[str, str, float]] = {
     "seconds": ("Time", "Time of a run", 1.0),
     "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
     "memory_bytes": ("Memory", "Memory that a run needs, MB", 1e6),
@@ -29,10 +30,11 @@ _WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
 
 
 def accuracies(arms: Sequence[Arm]) -> go.Figure:
-    """An arm a line: its accuracy with its interval, and a small dot for each seed."""
-    figure = go.Figure()
+    """One line per arm: the measure that is judged by with its interval, and a small dot for each seed."""
+    figure, measure = go.Figure(), arms[0].measure
+    scores = [(arm.score, [member.score for member in arm.members]) for arm in arms]
     for at, arm in enumerate(arms):
-        values = [member.accuracy.value for member in arm.members]
+        values = [member.score.value for member in arm.members]
         figure.add_scatter(
             x=values,
             y=[at] * len(values),
@@ -42,16 +44,16 @@ def accuracies(arms: Sequence[Arm]) -> go.Figure:
             text=[f"seed {member.run.config.seed}" for member in arm.members],
         )
         figure.add_scatter(
-            x=[arm.accuracy.value],
+            x=[arm.score.value],
             y=[at],
             mode="markers",
             marker=_marker(at),
-            error_x=_error(arm),
+            error_x=_error(arm.score),
             hovertemplate=f"{escaped(arm.title)}: %{{x}}<extra></extra>",
         )
     ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": [_wrapped(arm.title) for arm in arms]}
     figure.update_yaxes(range=[len(arms) - 0.5, -0.5], showgrid=False, zeroline=False, **ticks)
-    figure.update_xaxes(title_text="Accuracy", **share_axis(_reach(arms)))
+    figure.update_xaxes(title_text=measure.title, **(share_axis(_ends(scores)) if measure.share else {"hoverformat": ".3f"}))
     figure.update_layout(height=110 + 48 * len(arms), margin=MARGIN, showlegend=False)
     return figure
 
@@ -84,10 +86,10 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
+def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
     """Accuracy against a cost, with the line of those that nothing beats on both. With time, a hollow marker is the same run
     without its cache."""
-    _, title, unit = MEASURES[measure]
+    _, title, unit = COSTS[measure]
     costs = [getattr(arm.cost, measure) / unit for arm in arms]
     figure = go.Figure()
     front = frontier([(cost, arm.accuracy.value) for cost, arm in zip(costs, arms, strict=True)])
@@ -118,7 +120,7 @@ def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
             y=[arm.accuracy.value],
             mode="markers",
             marker=_marker(at),
-            error_y=_error(arm),
+            error_y=_error(arm.accuracy),
             name=escaped(arm.title),
             legendgroup=str(at),
             hovertemplate="%{y} for %{x:.3~g}<extra>%{fullData.name}</extra>",
@@ -129,7 +131,7 @@ def pareto(measure: Measure, arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def _cost_axis(measure: Measure, compared: Sequence[float], figure: go.Figure) -> dict:
+def _cost_axis(measure: CostName, compared: Sequence[float], figure: go.Figure) -> dict:
     """From 0 on; logarithmic where what is compared differs much, with few round values and durations as people say them."""
     shown = _drawn(figure, "x")
     low, high = min(shown), max(shown)
@@ -235,8 +237,11 @@ def _drawn(figure: go.Figure, axis: Literal["x", "y"]) -> list[float]:
 
 def _reach(arms: Sequence[Arm]) -> list[float]:
     """What an axis of accuracy has to hold: the intervals, and each seed."""
-    seeds = [member.accuracy.value for arm in arms for member in arm.members]
-    return seeds + [end for arm in arms for end in (arm.accuracy.low, arm.accuracy.high)]
+    return _ends([(arm.accuracy, [member.accuracy for member in arm.members]) for arm in arms])
+
+
+def _ends(shown: Sequence[tuple[Interval, Sequence[Interval]]]) -> list[float]:
+    return [end for whole, seeds in shown for end in (whole.low, whole.high, *(seed.value for seed in seeds))]
 
 
 def _training_images(arm: Arm) -> int:
@@ -247,8 +252,7 @@ def _uncached(cost: Cost) -> float | None:
     return cost.uncached_seconds if cost.uncached_seconds and cost.uncached_seconds > cost.seconds else None
 
 
-def _error(arm: Arm) -> dict:
-    told = arm.accuracy
+def _error(told: Interval) -> dict:
     return {"type": "data", "array": [told.high - told.value], "arrayminus": [told.value - told.low], "thickness": 1.5}
 
 

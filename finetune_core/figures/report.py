@@ -9,7 +9,7 @@ from finetune_core.evaluation.comparison import Comparison
 from finetune_core.evaluation.layers import Layers, known_layers, measured_run
 from finetune_core.evaluation.pictured import pictured
 from finetune_core.evaluation.report import report_html
-from finetune_core.figures.compared import MEASURES, accuracies, by_data, by_depth, learning_curves, pareto
+from finetune_core.figures.compared import COSTS, accuracies, by_data, by_depth, learning_curves, pareto
 from finetune_core.figures.moved import MEASURES as MOVES
 from finetune_core.figures.moved import by_stage, probe_profile
 
@@ -24,8 +24,8 @@ def whole_report(comparison: Comparison, roots: Sequence[Path] = ()) -> str:
 def comparison_figures(comparison: Comparison) -> Headed:
     """The figures of accuracy and its cost, each with its heading."""
     arms = comparison.arms
-    found = [("Accuracy, with intervals and seeds", accuracies(arms))]
-    found += [(f"Accuracy against {MEASURES[measure][0].lower()}", pareto(measure, arms)) for measure in MEASURES]
+    found = [(f"{comparison.measure.title}, with intervals and seeds", accuracies(arms))]
+    found += [(f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms)) for measure in COSTS]
     found += [
         (heading, figure)
         for heading, figure in (("How deep to cut", by_depth(arms)), ("How much data", by_data(arms)))

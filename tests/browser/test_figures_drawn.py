@@ -68,7 +68,7 @@ def figures(folder):
         "curves-loss": compared.learning_curves("loss", "epoch", compare),
         "curves-accuracy": compared.learning_curves("accuracy", "epoch", compare),
         "curves-seconds": compared.learning_curves("accuracy", "seconds", compare),
-        **{f"pareto-{measure}": compared.pareto(measure, compare) for measure in compared.MEASURES},
+        **{f"pareto-{measure}": compared.pareto(measure, compare) for measure in compared.COSTS},
         "depth": compared.by_depth(compare),
         "data": compared.by_data(compare),
         "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),

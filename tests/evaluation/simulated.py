@@ -24,6 +24,19 @@ def sides(random, gains, seeds, images, effect, together=0.0):
     return [arm(*one) for one in zip(gains, seeds, effects, strict=True)]
 
 
+def logits_of_arms(random, gains, seeds, images, effect=0.0, classes=3):
+    """Labels ``[images]``, and logits ``[seeds, images, classes]`` of each arm: the true class is ahead by what an image is easy, by each
+    arm's gain, and by what a seed is better or worse altogether (``effect``)."""
+    labels, ease = random.integers(0, classes, images), random.normal(1.5, 1, images)
+
+    def arm(gain, count):
+        logits = random.normal(0, 0.7, (1, images, classes)) + random.normal(0, 0.7, (count, images, classes))
+        logits[:, np.arange(images), labels] += ease + gain + effect * random.normal(size=(count, 1))
+        return logits
+
+    return labels, [arm(*one) for one in zip(gains, seeds, strict=True)]
+
+
 def most_by_chance(trials, level):
     """So many of ``trials`` a rate of ``level`` exceeds once in a thousand times."""
     return binom.ppf(0.999, trials, level)

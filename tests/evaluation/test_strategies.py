@@ -179,7 +179,7 @@ def test_accuracy_of_one_run_has_wilsons_interval():
 
 def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
     random, trials = np.random.default_rng(2), 300
-    truth = np.mean([arms_of(random, (0,), (1,), images=4000, effect=0.4)[0].accuracy for _ in range(300)])
+    truth = np.mean([arms_of(random, (0,), (1,), images=4000, effect=0.4)[0].mean for _ in range(300)])
     missed = 0
     for _ in range(trials):
         arms = arms_of(random, (0, 0), (3, 3), effect=0.4)

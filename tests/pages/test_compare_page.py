@@ -83,6 +83,18 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     assert "What moved" in shown
 
 
+def test_the_measure_that_is_judged_by_stands_in_the_address(four_runs):
+    at = opened(judged_by="log_loss")
+    assert at.segmented_control(key="judged_by").value == "log_loss"
+    told = compare_runs(four_runs, "log_loss")
+    assert told.headline in words(at)
+    assert "Log loss on" in words(at)
+    at.segmented_control(key="judged_by").set_value("macro_f1").run()
+    assert not at.exception
+    assert at.query_params["judged_by"] == "macro_f1"
+    assert compare_runs(four_runs, "macro_f1").headline in words(at)
+
+
 def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
     some = [run.run_id for run in four_runs if run.config.seed == 0]
     at = opened(runs=[*some, "20200101-000000-gone"])
