@@ -5,7 +5,7 @@ Images: most are easy, a few hard. Each strategy finds other images hard, each s
 over all pairs; 5 % is promised), with the seeds' variance pooled over all arms, as it ships, and with each arm's own. Second: how often
 a strategy that is better by ``--gain`` logits is told from at least one other.
 
-python benchmarks/verdicts.py [--trials N] [--gain X]
+python benchmarks/verdicts.py [--trials N] [--gain X] [--measure NAME]
 """
 
 import argparse
@@ -16,10 +16,12 @@ from itertools import combinations
 import numpy as np
 from scipy.special import expit
 
-from finetune_core.evaluation.paired import LEVEL, Answers, answers, holm, is_different, networks_claim
+from finetune_core.evaluation.measures import ACCURACY, MEASURES, Measure
+from finetune_core.evaluation.paired import LEVEL, Answers, answers, holm, is_different, measured, networks_claim
 from finetune_core.evaluation.strategies import SeedVariance, seed_variances, strategies_claim
 
 _BATCH = 50  # trials drawn at a time
+_RESAMPLES = 300  # of the bootstrap, where a measure needs one
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,37 @@ class Case:
     together: float = 0.0
 
 
-def drawn(case: Case, trials: int, gains: Sequence[float], random: np.random.Generator) -> list[list[np.ndarray]]:
-    """``trials`` comparisons: who is right, bool ``[seeds, images]`` of each arm."""
+def drawn(
+    case: Case, measure: Measure, trials: int, gains: Sequence[float], random: np.random.Generator
+) -> list[list[Answers]]:
+    """The arms of ``trials`` comparisons, summed up by a measure."""
     arms, most, images = len(case.seeds), max(case.seeds), case.images
     ease = random.normal(3.5, 3, (trials, 1, 1, images)) + random.normal(0, 0.7, (trials, arms, 1, images))
     common, own = random.normal(size=(trials, 1, most, 1)), random.normal(size=(trials, arms, most, 1))
     effect = np.array(case.effects)[None, :, None, None] * (case.together**0.5 * common + (1 - case.together) ** 0.5 * own)
     logits = ease + np.array(gains)[None, :, None, None] + effect + random.normal(0, 1, (trials, arms, most, images))
-    right = random.random(logits.shape) < expit(logits)
-    return [[right[trial, arm, :seeds] for arm, seeds in enumerate(case.seeds)] for trial in range(trials)]
+    if measure is ACCURACY:
+        right = random.random(logits.shape) < expit(logits)
+        return [[answers(right[trial, arm, :seeds]) for arm, seeds in enumerate(case.seeds)] for trial in range(trials)]
+    # Right as often as above: where the true class is ahead.
+    ahead = logits + random.logistic(size=logits.shape)
+    return [
+        measured(measure, *_of_classes([one[:seeds] for one, seeds in zip(trial, case.seeds, strict=True)], random), _RESAMPLES)
+        for trial in ahead
+    ]
+
+
+def _of_classes(ahead: Sequence[np.ndarray], random: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Labels and logits of three classes: the true one ahead of a likely wrong one, the third far behind."""
+    images = np.arange(ahead[0].shape[1])
+    labels, likely = random.integers(0, 3, len(images)), random.integers(1, 3, len(images))
+    found = []
+    for arm in ahead:
+        logits = np.full((*arm.shape, 3), -2.0)
+        logits[:, images, (labels + likely) % 3] = 0.0
+        logits[:, images, labels] = arm
+        found.append(logits)
+    return labels, found
 
 
 def told_apart(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
@@ -76,26 +100,27 @@ def alone(arms: Sequence[Answers]) -> list[SeedVariance | None]:
     return [seed_variances([arm])[0] for arm in arms]
 
 
-def rates(case: Case, gains: Sequence[float], trials: int, random: np.random.Generator) -> tuple[float, float, float]:
+def rates(
+    case: Case, measure: Measure, gains: Sequence[float], trials: int, random: np.random.Generator
+) -> tuple[float, float, float]:
     """(pooled, each arm's own): shares of the comparisons in which the first arm, or, where all gains are equal, any arm is told from
-    another. And the standard deviation of the seeds' accuracies."""
+    another. And the standard deviation of the seeds' scores."""
     which = [0 in pair or len(set(gains)) == 1 for pair in combinations(range(len(case.seeds)), 2)]
     found, spread = np.zeros(2), 0.0
     for start in range(0, trials, _BATCH):
-        for one in drawn(case, min(_BATCH, trials - start), gains, random):
-            arms = [answers(correct) for correct in one]
+        for arms in drawn(case, measure, min(_BATCH, trials - start), gains, random):
             for at, variances in enumerate((seed_variances(arms), alone(arms))):
                 found[at] += any(apart and wanted for apart, wanted in zip(told_apart(arms, variances), which, strict=True))
             spread += float(np.mean([arm.seed_variance for arm in arms])) ** 0.5
     return (*(found / trials), spread / trials)
 
 
-def network_rate(arms: int, seeds: int, images: int, trials: int, random: np.random.Generator) -> float:
-    """Of networks of equal accuracy, which differ in what they find hard only."""
+def network_rate(measure: Measure, arms: int, seeds: int, images: int, trials: int, random: np.random.Generator) -> float:
+    """Of networks that are equally good, which differ in what they find hard only."""
     case, found = Case("", (seeds,) * arms, (0.0,) * arms, images), 0
     for start in range(0, trials, _BATCH):
-        for one in drawn(case, min(_BATCH, trials - start), (0.0,) * arms, random):
-            found += any(networks_apart([answers(correct) for correct in one]))
+        for one in drawn(case, measure, min(_BATCH, trials - start), (0.0,) * arms, random):
+            found += any(networks_apart(one))
     return found / trials
 
 
@@ -118,28 +143,32 @@ def cases() -> list[Case]:
     return found
 
 
-def main(trials: int, gain: float) -> None:
+def main(trials: int, gain: float, measure: Measure) -> None:
     random = np.random.default_rng(0)
     error = (LEVEL * (1 - LEVEL) / trials) ** 0.5
     print(f"{trials} trials each; the standard error of a rate of 5 % is {100 * error:.1f} points\n")
     print("Networks that are equally good, called different: any of the pairs")
     for arms in (2, 3, 9):
         told = [
-            f"{seeds} a side {network_rate(arms, seeds, 300, max(100, trials // arms), random):.1%}" for seeds in (1, 2, 3, 5)
+            f"{seeds} a side {network_rate(measure, arms, seeds, 300, max(100, trials // arms), random):.1%}"
+            for seeds in (1, 2, 3, 5)
         ]
         print(f"{arms} arms: {', '.join(told)}", flush=True)
     print(f"\n{'Strategies':44} equally good: any called different    one better by {gain:g} logits: told apart")
-    print(f"{'':44} {'pooled':>8} {'own':>8} {'± points':>10} {'pooled':>20} {'own':>8}")
+    print(
+        f"{'':44} {'pooled':>8} {'own':>8} {'± ' + ('points' if measure.share else '0.01 nats'):>12} {'pooled':>20} {'own':>8}"
+    )
     for case in cases():
         arms = len(case.seeds)
-        pooled, own, spread = rates(case, (0.0,) * arms, trials, random)
-        seen, seen_own, _ = rates(case, (gain,) + (0.0,) * (arms - 1), max(100, trials // arms), random)
-        print(f"{case.name:44} {pooled:8.1%} {own:8.1%} {100 * spread:10.1f} {seen:20.0%} {seen_own:8.0%}", flush=True)
+        pooled, own, spread = rates(case, measure, (0.0,) * arms, trials, random)
+        seen, seen_own, _ = rates(case, measure, (gain,) + (0.0,) * (arms - 1), max(100, trials // arms), random)
+        print(f"{case.name:44} {pooled:8.1%} {own:8.1%} {100 * spread:12.1f} {seen:20.0%} {seen_own:8.0%}", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--gain", type=float, default=0.8)
+    parser.add_argument("--measure", choices=MEASURES, default=ACCURACY.name)
     arguments = parser.parse_args()
-    main(arguments.trials, arguments.gain)
+    main(arguments.trials, arguments.gain, MEASURES[arguments.measure])
