@@ -237,7 +237,8 @@ def per_class(result: Evaluation) -> None:
 
 
 def _interval(low: float, high: float) -> str | None:
-    return None if isnan(low) else f"{percent(low)} to {percent(high)}"
+    """In whole percent: the table is narrow."""
+    return None if isnan(low) else f"{percent(low, 0)} to {percent(high, 0)}"
 
 
 found, damaged = store().all()
@@ -262,7 +263,7 @@ try:
         )
     judged = evaluation(chosen, split)
     headline(chosen, judged)
-    left, right = st.columns([3, 2], gap="medium")
+    left, right = st.columns([5, 4], gap="medium")
     with left:
         confusion_matrix(chosen, judged)
     with right:

@@ -97,7 +97,7 @@ _METHOD = (
 
 _SEEN = (
     "The clearest images that one of the two networks gets right and the other wrong. Bright: what speaks for the class that the network "
-    "names (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
+    "predicts (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
 )
 
 

@@ -12,7 +12,7 @@ RULE = (
     "one on those of an earlier stage, by more than one standard error. One standard error is the whole rule: luck alone exceeds it about one "
     "time in six, so a comparison has the last word. In every other case nothing is advised."
 )
-_FITTED = 0.99  # of the training images named right: more freedom would fit them no better
+_FITTED = 0.99  # of the training images classified correctly: more freedom would fit them no better
 _STEADY = 0.98  # CKA of a stage that trained without changing what it makes
 
 
@@ -43,18 +43,20 @@ def thaw_next(layers: Layers) -> Advice:
     if not probes or probes[-1].stage != deepest:
         return Advice(None, "nothing advised", "No linear model could be judged on the features of the deepest frozen stage.")
     last, best = probes[-1], max(probes, key=lambda one: one.accuracy)
-    told = f"A linear model on the features of {deepest} names {percent(last.accuracy)} of the validation images."
+    told = (
+        f"A linear model on the features of {deepest} classifies {percent(last.accuracy)} of the validation images correctly."
+    )
     if deepest_good(probes) is last:
         why = f"No earlier stage does better by more than one standard error (± {points(best.error)} points), so this cannot tell whether thawing it helps."
         return Advice(None, "nothing advised", f"{told} {why}")
-    better = f"The best does so with {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
+    better = f"The best classifies {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
     return Advice(deepest, f"thaw {deepest} next", f"{told} {better}{_fitted(layers)}")
 
 
 def _fitted(layers: Layers) -> str:
     if layers.fitted < _FITTED:
         return ""
-    return f" But {percent(layers.fitted, 0)} of the training images are named right as it is, so expect little."
+    return f" But {percent(layers.fitted, 0)} of the training images are classified correctly as it is, so expect little."
 
 
 def _steady(layers: Layers) -> str:

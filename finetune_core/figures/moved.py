@@ -34,16 +34,16 @@ class Measure:
 MEASURES = (
     Measure(
         "change",
-        "How far the weights moved",
-        "Change of the weights",
+        "Relative update size",
+        "Relative update size",
         True,
         False,
-        "Length of the change of a stage's weights, in percent of the weights that it began with. 0: they are as they were.",
+        "How far training moved the weights of a stage: the norm of the change relative to that of the initial weights. 0: unchanged.",
     ),
     Measure(
         "likeness",
-        "How much the features stayed the same",
-        "Likeness before and after (CKA)",
+        "Feature similarity before and after (CKA)",
+        "Linear CKA",
         False,
         False,
         "Linear CKA (Kornblith et al. 2019) between what a stage makes of the same validation images before and after training. 1: the "
@@ -51,7 +51,7 @@ MEASURES = (
     ),
     Measure(
         "gradient_share",
-        "Where training pulled",
+        "Gradient share by stage",
         "Share of the gradient",
         True,
         True,
@@ -59,8 +59,8 @@ MEASURES = (
     ),
     Measure(
         "pull",
-        "Where it would pull now, were all stages free",
-        "Gradient relative to the weights",
+        "Relative gradient norm, all stages unfrozen",
+        "Relative gradient norm",
         True,
         False,
         "Length of the gradient of the loss on training images at the trained network, in percent of the weights (Auto-RGN, Lee et al. 2023). "

@@ -49,6 +49,6 @@ def moved_figures(comparison: Comparison) -> Headed:
         names = [stage.name for stage in first.stages]
         mark = f" ({backbone})" if len(by_backbone) > 1 else ""
         if first.probes:
-            found.append((f"Where transfer ends{mark}", probe_profile(first.probes, names)))
+            found.append((f"Linear probe by layer{mark}", probe_profile(first.probes, names)))
         found += [(f"{move.title}{mark}", by_stage(move, told, places)) for move in MOVES]
     return found

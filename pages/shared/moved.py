@@ -37,7 +37,7 @@ def what_moved(runs: Sequence[Run]) -> None:
     if missing:
         st.markdown(
             "Compares each network, stage by stage, with what it began as: weights, features of the same images, gradients. "
-            "A linear model on the features of each stage shows where transfer ends."
+            "A linear model on the features of each stage shows up to where pretrained features suffice."
         )
         key = f"layers:{','.join(known)}"
         st.button(
@@ -77,7 +77,7 @@ def _stages(backbone: str, told: dict[str, Layers], places: dict[str, int]) -> N
     with right:
         if first.probes:
             st.markdown(
-                "**Where transfer ends**",
+                "**Linear probe by layer**",
                 help="Accuracy of a linear model on what each stage makes of the images before any training, with one standard error. Deeper "
                 "stages that fall more than one standard error below the best have lost what an earlier one still has.",
             )
@@ -125,12 +125,12 @@ def disagreements(runs: Sequence[Run]) -> None:
         return
     title_a, title_b = titles[run_a.run_id], titles[run_b.run_id]
     with st.container(horizontal=True):
-        st.metric("Both right", f"{found.both:,}", border=True)
+        st.metric("Both correct", f"{found.both:,}", border=True)
         st.metric(f"Only {plain(title_a)}", f"{len(found.only_a):,}", border=True)
         st.metric(f"Only {plain(title_b)}", f"{len(found.only_b):,}", border=True)
         st.metric("Neither", f"{found.neither:,}", border=True)
     if found.only_a.empty and found.only_b.empty:
-        st.caption(f"They name the same of these {things(found.images, 'image')} right.")
+        st.caption(f"They classify the same of these {things(found.images, 'image')} correctly.")
         return
     box = st.expander(
         "The images, and what each network looked at", icon=":material/compare:", key="disagree_box", on_change="rerun"
@@ -162,7 +162,7 @@ def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str])
         list(sides),
         default=max(sides, key=lambda title: len(sides[title])),
         required=True,
-        format_func=lambda title: f"Only {plain(title)} is right ({len(sides[title]):,})",
+        format_func=lambda title: f"Only {plain(title)} is correct ({len(sides[title]):,})",
         key=f"side-{mark}",
         label_visibility="collapsed",
     )
@@ -174,7 +174,7 @@ def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str])
         with columns[number % 2]:
             _image(found, row, runs, titles)
     st.caption(
-        f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright: what speaks for the class that the network names "
+        f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright: what speaks for the class that the network predicts "
         "(Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
     )
 

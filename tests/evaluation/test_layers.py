@@ -226,7 +226,7 @@ def stages_in(sentence):
 def test_the_deepest_frozen_stage_thaws_next_where_an_earlier_one_is_better_by_more_than_a_standard_error():
     advice = thaw_next(made(8, PEAK_AT_BLOCK5))
     assert (advice.stage, advice.what) == ("block7", "thaw block7 next")
-    assert "block7 names 88.0 % of the validation images" in advice.reason
+    assert "block7 classifies 88.0 % of the validation images correctly" in advice.reason
     assert "96.0 % (± 1.0 points), on those of block5: more than one standard error better" in advice.reason
     assert thaw_next(made(7, PEAK_AT_BLOCK5)).stage == "block6"
     assert thaw_next(made(6, PEAK_AT_BLOCK5)).stage is None
