@@ -30,6 +30,10 @@ _NO_FILE = {
 }
 
 
+class NotRegular(OSError):
+    """What a path leads to is no regular file; ``strerror`` says what it is: ``a FIFO``."""
+
+
 def is_file(name: str) -> bool:
     """Whether what a person typed names a file; what no system could read names none."""
     try:
@@ -69,21 +73,34 @@ def is_link(path: Path) -> bool:
         return False
 
 
-def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
-    """Open a file that anybody may have put there; never waits, never follows a link at the end of ``path``.
+def check_regular(path: Path) -> None:
+    """Whether a file that anybody may have put there is a regular file, or not there yet.
+
+    Raises:
+        NotRegular: when it is neither.
+        OSError: when that cannot be found out.
+    """
+    with suppress(FileNotFoundError):
+        _check_mode(os.lstat(path).st_mode, path)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow: bool = False) -> int:
+    """Open a file that anybody may have put there; never waits, and follows no link at the end of ``path`` unless ``follow``.
 
     Returns:
         A descriptor, for ``open``.
 
     Raises:
         FileNotFoundError: when there is nothing.
-        OSError: when it is no regular file, or cannot be opened.
+        NotRegular: when it is no regular file.
+        OSError: when it cannot be opened.
     """
     if not flags & os.O_CREAT:
-        _check_regular(os.lstat(path).st_mode, path)  # before it is opened: devices may do something then
-    descriptor = os.open(path, flags | sum(getattr(os, flag, 0) for flag in _FLAGS), 0o644)
+        _check_mode(os.stat(path, follow_symlinks=follow).st_mode, path)  # before it is opened: devices may do something then
+    added = (getattr(os, flag, 0) for flag in _FLAGS if not (follow and flag == "O_NOFOLLOW"))
+    descriptor = os.open(path, flags | sum(added), 0o644)
     try:
-        _check_regular(os.fstat(descriptor).st_mode, path)
+        _check_mode(os.fstat(descriptor).st_mode, path)
     except OSError:
         os.close(descriptor)
         raise
@@ -112,7 +129,9 @@ def problem_with(path: Path, error: Exception) -> str:
     """What is wrong with a file, in one line, without the folders above it: ``config.json is a folder``."""
     if isinstance(error, OSError) and error.strerror:
         told = error.strerror
-        return f"{path.name} is {told}" if error.errno in (errno.EINVAL, errno.EFBIG) else f"{path.name}: {told}"
+        return (
+            f"{path.name} is {told}" if isinstance(error, NotRegular) or error.errno == errno.EFBIG else f"{path.name}: {told}"
+        )
     told = str(error)
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
@@ -120,9 +139,9 @@ def problem_with(path: Path, error: Exception) -> str:
     return f"{path.name} is damaged: {' '.join(told.split())[:200] or type(error).__name__}"
 
 
-def _check_regular(mode: int, path: Path) -> None:
+def _check_mode(mode: int, path: Path) -> None:
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, _NO_FILE.get(stat.S_IFMT(mode), "no regular file"), str(path))
+        raise NotRegular(errno.EINVAL, _NO_FILE.get(stat.S_IFMT(mode), "no regular file"), str(path))
 
 
 @contextmanager

@@ -4,8 +4,6 @@ and say of the good run what they always said. The ways to damage are in ``damag
 import json
 import random
 import shutil
-import signal
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,13 +28,13 @@ from finetune_core.runs.record import create_run, execute, request_stop
 from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training.events import StepEnded
 from tests.damage import damage
+from tests.deadline import SECONDS, in_time
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"image_size": 32, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
 SETTINGS |= {"strategy": "feature_extraction", "val_fraction": 0.25, "test_fraction": 0.25}
 CASES, PAGE_CASES = 1000, 24
 GOOD, BAD = "20260101-000000-good", "20260102-000000-bad"
-SECONDS = 30  # far more than anything here takes: only what waits for ever is longer
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -80,22 +78,6 @@ def halfway(home_of_shared_fixtures, data, tmp_path_factory):
         if isinstance(event, StepEnded) and event.epoch == 2:
             request_stop(reservation.run_dir)
     return reservation.run_dir
-
-
-@contextmanager
-def in_time(told):
-    """Nothing waits for ever."""
-
-    def too_long(*_):
-        raise TimeoutError(f"it hangs: {told}")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def asked(*arguments, told=""):

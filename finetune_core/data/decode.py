@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from finetune_core.errors import ImageError
+from finetune_core.files import NotRegular, open_regular
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"))
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -110,7 +111,7 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     nearly anything."""
     try:
         # Opened here, or Pillow would map some files into memory, and one that shrinks meanwhile would end the process.
-        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
+        with open(open_regular(source, follow=True), "rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             _check_pixels(*_webp_canvas(file.read(30)))
             with Image.open(file, formats=FORMATS) as image:
                 _check_pixels(*image.size)
@@ -123,6 +124,8 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
         ) from None
     except FileNotFoundError:
         raise ImageError(f"{_name(source)} is not there any more") from None
+    except NotRegular as error:
+        raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
     except Exception as error:
         raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from finetune_core.data.decode import read_header, read_image
 from finetune_core.errors import ImageError
+from finetune_core.files import NotRegular, open_regular
 
 THUMB_SIDE = 12
 _LOOKED_AT = 96  # pixels: what is blurred at this size, a network sees blurred
@@ -49,11 +50,12 @@ class Look:
 def look_at(path: Path) -> Look:
     """Read a file once and look at it; never raises for what a file may hold."""
     try:
-        if path.exists() and not path.is_file():
-            return Look("unreadable", f"{path.name} is no file")  # a pipe, say, which would keep its reader waiting
-        content = path.read_bytes()
+        with open(open_regular(path, follow=True), "rb") as file:
+            content = file.read()
     except FileNotFoundError:
         return Look("missing_file", f"{path.name} is not there")
+    except NotRegular as error:
+        return Look("unreadable", f"{path.name} is {error.strerror}, not an image file")
     except OSError as error:
         return Look("unreadable", f"{path.name} cannot be opened: {error.strerror}")
     if not content:

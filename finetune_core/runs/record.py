@@ -17,7 +17,17 @@ from pydantic import Field, TypeAdapter
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError, RunError, TrainingError
-from finetune_core.files import is_link, is_there, open_regular, problem_with, read_regular, write_bytes
+from finetune_core.files import (
+    NotRegular,
+    check_regular,
+    is_link,
+    is_there,
+    open_regular,
+    problem_with,
+    read_regular,
+    regular_file,
+    write_bytes,
+)
 from finetune_core.runs.turns import in_turn
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
@@ -119,23 +129,17 @@ def reopen_run(run_dir: Path) -> Reservation:
     if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
     check_config(make_config(read_config(run_dir / CONFIG_FILE)))
-    lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
+    lock = _acquired(run_dir)
     try:
-        # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
-        lock.acquire(timeout=_LETS_GO, poll_interval=0.02)
         if _is_finished(run_dir):
             lock.release(force=True)
             raise RunError(f"The run {run_dir.name} is finished; start a new one with its config.json to train it again.")
         (run_dir / STOP_FILE).unlink(missing_ok=True)
         with _events_file(run_dir) as file:
             _write(file, RunReopened())
-    except TimeoutError:
-        raise RunError(f"The run {run_dir.name} is going on already.") from None
     except OSError as error:
         lock.release(force=True)
-        raise RunError(
-            f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there."
-        ) from None
+        raise _not_written(run_dir, error) from None
     return Reservation(run_dir, lock, resume=True)
 
 
@@ -163,7 +167,7 @@ def requested_stop(run_dir: Path) -> Literal["", "pause", "stop"]:
 
 def is_locked(run_dir: Path) -> bool:
     """Whether a living process has the run queued or running."""
-    if not (run_dir / LOCK_FILE).exists():
+    if not regular_file(run_dir / LOCK_FILE):
         return False
     probe = FileLock(run_dir / LOCK_FILE)
     try:
@@ -182,17 +186,35 @@ def locked(run_dir: Path) -> Iterator[None]:
     Raises:
         RunError: when somebody does, or nothing can be written there.
     """
-    lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
-    try:
-        lock.acquire(timeout=_LETS_GO, poll_interval=0.02)
-    except TimeoutError:
-        raise RunError(f"The run {run_dir.name} is going on.") from None
-    except OSError as error:
-        raise RunError(f"The run {run_dir.name} cannot be written to: {error}.") from None
+    lock = _acquired(run_dir)
     try:
         yield
     finally:
         lock.release(force=True)
+
+
+def _acquired(run_dir: Path) -> FileLock:
+    """
+    Raises:
+        RunError: when another process has the run, or its lock is no regular file, or cannot be written.
+    """
+    path = run_dir / LOCK_FILE
+    lock = FileLock(path, thread_local=False)
+    try:
+        check_regular(path)
+        # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
+        lock.acquire(timeout=_LETS_GO, poll_interval=0.02)
+    except NotRegular as error:
+        raise RunError(f"{path} is {error.strerror}: delete it, then the run {run_dir.name} can be locked.") from None
+    except TimeoutError:
+        raise RunError(f"The run {run_dir.name} is going on already.") from None
+    except OSError as error:
+        raise _not_written(run_dir, error) from None
+    return lock
+
+
+def _not_written(run_dir: Path, error: OSError) -> RunError:
+    return RunError(f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there.")
 
 
 def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Event]:

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import time
 import warnings
@@ -13,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from finetune_core.data import decode
 from finetune_core.data.decode import ImageHeader, read_header, read_image, read_square, thumbnail
 from finetune_core.errors import ImageError
+from tests.deadline import in_time
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 
@@ -370,3 +372,19 @@ def test_damage_on_which_pillow_raises_other_than_oserror_is_an_image_error(tmp_
     file.write_bytes(content)
     with pytest.raises(ImageError, match=r"damaged\.img"):
         read_image(file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs in folders here")
+@pytest.mark.parametrize("reader", [read_header, read_image])
+def test_a_fifo_that_is_named_like_an_image_is_not_waited_for(tmp_path, reader):
+    os.mkfifo(tmp_path / "real.png")
+    (tmp_path / "link.png").symlink_to("real.png")
+    for name in ("real.png", "link.png"):
+        with in_time("reading"), pytest.raises(ImageError, match=rf"{name}.*FIFO"):
+            reader(tmp_path / name)
+
+
+def test_an_image_behind_a_link_is_read(tmp_path):
+    quarters().save(tmp_path / "real.png")
+    (tmp_path / "link.png").symlink_to("real.png")
+    assert read_image(tmp_path / "link.png").size == (16, 8)

@@ -11,9 +11,10 @@ from pydantic import TypeAdapter
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.runs.history import History
-from finetune_core.runs.record import read_about, reopen_run, request_stop
+from finetune_core.runs.record import is_locked, locked, read_about, reopen_run, request_stop
 from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training import events
+from tests.deadline import in_time
 
 CONFIG = {"data": "/pets", "backbone": "resnet18", "strategy": "full", "epochs": 2}
 DEEP = "[" * 100_000
@@ -271,6 +272,19 @@ def test_asking_a_run_to_stop_writes_through_no_link(runs, tmp_path):
     (run_dir / "stop").symlink_to(outside)
     request_stop(run_dir)
     assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "link", "device", "socket"])
+def test_a_lock_that_is_no_file_is_neither_opened_nor_waited_for(runs, kind, monkeypatch):
+    monkeypatch.setattr("finetune_core.runs.record.check_config", lambda config: None)  # its data are not there
+    run_dir = runs("one")
+    replaced_by(kind)(run_dir / "lock")
+    with in_time(kind):
+        assert not is_locked(run_dir)
+        assert RunStore(run_dir.parent).run("one").status == "stopped"
+        for take in (lambda: reopen_run(run_dir), lambda: locked(run_dir).__enter__()):
+            with pytest.raises(RunError, match=f"lock is a.*{run_dir.name}"):
+                take()
 
 
 def test_other_things_among_the_runs_are_no_runs(runs, tmp_path):

@@ -1,0 +1,22 @@
+"""What waits for ever fails its test, instead of holding up all others."""
+
+import signal
+from contextlib import contextmanager
+
+SECONDS = 30  # far more than anything here takes: only what waits for ever is longer
+
+
+@contextmanager
+def in_time(told):
+    """Nothing waits for ever."""
+
+    def too_long(*_):
+        raise TimeoutError(f"it hangs: {told}")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
