@@ -4,16 +4,18 @@ import streamlit as st
 
 from finetune_core.config import make_config, setting_of
 from finetune_core.data.sample import SAMPLE_NAME
+from finetune_core.formatting import percent, size
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.store import summary
 from finetune_core.training.device import describe_machine
-from finetune_core.words import percent, size
-from pages.shared.chosen import recent_data, recent_list
 from pages.shared.chrome import go, next_step, page, plain
-from pages.shared.damaged import damaged_runs
-from pages.shared.stages import draw_strategy
-from pages.shared.state import STATUS_WORDS, run_title, store, try_it_now
+from pages.shared.configure.stages import draw_strategy
+from pages.shared.data.chosen import recent_data, recent_list
+from pages.shared.runs.backend import STATUS_WORDS, store
+from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.first_run import try_it_now
+from pages.shared.runs.picker import run_title
 
 page(
     "app.py",

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
-from finetune_core.training.strategies import apply, keep_depthwise_exact, plan
+from finetune_core.training.freezing import apply, keep_depthwise_exact
+from finetune_core.training.stage_plan import plan
 
 BATCH, ROUNDS = 32, 7
 

@@ -19,8 +19,8 @@ from sklearn.datasets import load_sample_images
 
 from finetune_core.config import make_config
 from finetune_core.data.dataset import Seen, assemble, load_dataset
+from finetune_core.data.image_stats import Look
 from finetune_core.data.listing import Listing
-from finetune_core.data.looks import Look
 
 
 def write_photos(folder: Path, count: int, side: int) -> None:

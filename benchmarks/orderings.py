@@ -22,8 +22,8 @@ from scipy.stats import t
 from sklearn.datasets import load_digits
 
 from finetune_core.config import make_config
-from finetune_core.evaluation.predict import load_predictor
-from finetune_core.evaluation.robustness import CORRUPTIONS
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore

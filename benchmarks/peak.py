@@ -14,8 +14,9 @@ from finetune_core.config import make_config
 from finetune_core.models.network import build_network
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import choose_device
+from finetune_core.training.freezing import apply
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.strategies import apply, cut_index, plan
+from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.trunk import split_network
 
 BATCH, ROUNDS, SIDE = 32, 9, 4096

@@ -16,9 +16,9 @@ from itertools import combinations
 import numpy as np
 from scipy.special import expit
 
-from finetune_core.evaluation.measures import ACCURACY, MEASURES, Measure
-from finetune_core.evaluation.paired import LEVEL, Answers, answers, holm, is_different, measured, networks_claim
-from finetune_core.evaluation.strategies import SeedVariance, seed_variances, strategies_claim
+from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, Measure
+from finetune_core.evaluation.comparison.paired import LEVEL, Answers, answers, holm, is_different, measured, networks_claim
+from finetune_core.evaluation.comparison.strategies import SeedVariance, seed_variances, strategies_claim
 
 _BATCH = 50  # trials drawn at a time
 _RESAMPLES = 300  # of the bootstrap, where a measure needs one

@@ -22,10 +22,11 @@ from finetune_core.config import names_in
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluate_command import judge, judgement_json, print_judgement
-from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.evaluation.exact import can_be_evaluated, evaluate_in_fp32
-from finetune_core.evaluation.measures import ACCURACY, MEASURES, measure_of
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
+from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 from finetune_core.export.formats import FORMATS, exporting
+from finetune_core.formatting import size
 from finetune_core.inspect_command import inspected, print_inspected
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.options import DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
@@ -43,7 +44,6 @@ from finetune_core.terminal import (
     shown,
 )
 from finetune_core.train_command import asked_for, begun, train_to_the_end
-from finetune_core.words import size
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",

@@ -12,19 +12,19 @@ from finetune_core.command_input import kept_split, names, numbers, rates, resol
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import FinetuneError, RunError
-from finetune_core.evaluation.comparison import Comparison
-from finetune_core.evaluation.report import arms_table
-from finetune_core.evaluation.verdicts import CLAIMS, of_pair
+from finetune_core.evaluation.comparison.compare import Comparison
+from finetune_core.evaluation.comparison.report import arms_table
+from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
 from finetune_core.figures.report import whole_report
 from finetune_core.files import write_bytes
+from finetune_core.formatting import things
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.design import by_arm, design, with_rates
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.terminal import err, interrupts_stop, out, progress_bar, show_phases, show_training
-from finetune_core.training.finder import find_rate
+from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.prepare import check_config
-from finetune_core.words import things
 
 # Settings that a comparison has several values of: those where none are given, and what the help says.
 COMPARED = {

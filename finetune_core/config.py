@@ -51,7 +51,7 @@ StrategyName = Literal[
 BatchNorm = Literal["auto", "frozen", "statistics"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
-EarlyStopping = Literal["off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
+EarlyStoppingMetric = Literal["off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
 NearDuplicates = Literal["together", "apart"]
 
 
@@ -339,7 +339,7 @@ class RunConfig(BaseModel):
         lt=1,
         allow_inf_nan=False,
     )
-    early_stopping: EarlyStopping = setting(
+    early_stopping: EarlyStoppingMetric = setting(
         "off",
         label="Early stopping",
         section=STOPPING,

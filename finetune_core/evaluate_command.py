@@ -7,10 +7,9 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from finetune_core.evaluation.binning import BINS
-from finetune_core.evaluation.calibration import Calibration
-from finetune_core.evaluation.metrics import Evaluation
-from finetune_core.evaluation.results import (
+from finetune_core.evaluation.single_run.binning import BINS
+from finetune_core.evaluation.single_run.calibration import Calibration
+from finetune_core.evaluation.single_run.evaluate import (
     Calibrated,
     calibrated,
     evaluation,
@@ -19,11 +18,12 @@ from finetune_core.evaluation.results import (
     scores,
     sliced,
 )
-from finetune_core.evaluation.robustness import CORRUPTIONS, Robustness, known_robustness, measure_robustness
-from finetune_core.evaluation.scores import AREAS, Scores
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, Robustness, known_robustness, measure_robustness
+from finetune_core.evaluation.single_run.scores import AREAS, Scores
+from finetune_core.formatting import percent, things
 from finetune_core.runs.store import Run
 from finetune_core.terminal import out, print_scores, progress_bar, shown
-from finetune_core.words import percent, things
 
 
 @dataclass(frozen=True)

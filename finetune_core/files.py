@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from pydantic import ValidationError
 
-from finetune_core.words import size
+from finetune_core.formatting import size
 
 Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
 

@@ -9,18 +9,24 @@ from rich.markup import escape
 
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
-from finetune_core.evaluation.batch import Named, images_below, name_images, to_csv, unpacking_folder
-from finetune_core.evaluation.neighbours import Encoder, Neighbourhood, compute_neighbourhood, encoder, known_neighbourhood
-from finetune_core.evaluation.predict import Predictor, load_predictor
+from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, name_images, to_csv, unpacking_folder
+from finetune_core.evaluation.prediction.neighbours import (
+    Encoder,
+    Neighbourhood,
+    compute_neighbourhood,
+    encoder,
+    known_neighbourhood,
+)
+from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.export.tensors import is_export, load_export
 from finetune_core.files import write_bytes
+from finetune_core.formatting import things
 from finetune_core.terminal import err, opened, out, progress_bar, show_phases, shown
-from finetune_core.words import things
 
 Known = tuple[Encoder, Neighbourhood]
 
 
-def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -> tuple[tuple[str, ...], list[Named]]:
+def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -> tuple[tuple[str, ...], list[ImagePrediction]]:
     """Name images with a run, or with one that was exported.
 
     Args:
@@ -45,7 +51,7 @@ def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -
         return predictor.classes, shown(bar, "Naming images", name_images(predictor, images, known))
 
 
-def write_table(file: Path, named: Sequence[Named], classes: Sequence[str]) -> None:
+def write_table(file: Path, named: Sequence[ImagePrediction], classes: Sequence[str]) -> None:
     """Write what each image is taken for as CSV, and say so.
 
     Raises:
@@ -65,7 +71,7 @@ def print_named(told: dict[str, Any]) -> None:
         out.print(escape(f"{row['image']}: {row['class']} ({row['probability']:.1%}){unlike}"))
 
 
-def prediction_json(named: Sequence[Named], classes: Sequence[str]) -> dict[str, Any]:
+def prediction_json(named: Sequence[ImagePrediction], classes: Sequence[str]) -> dict[str, Any]:
     """``predictions`` (``image, class, probability, probabilities, unlike``) and ``skipped`` (``image, problem``)."""
     sound = [(one, int(one.probabilities.argmax())) for one in named if one.probabilities is not None]
     return {

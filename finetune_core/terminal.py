@@ -17,14 +17,14 @@ from rich.table import Table
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words
 from finetune_core.data.findings import KINDS, Finding
-from finetune_core.evaluation.metrics import Evaluation
-from finetune_core.evaluation.scores import AREAS, NAMES, Scores
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.scores import AREAS, NAMES, Scores
+from finetune_core.formatting import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
 from finetune_core.inspection.deep import DeepReport
-from finetune_core.runs.log import live_numbers, told
-from finetune_core.runs.record import request_stop
+from finetune_core.runs.log import live_numbers, log_line
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, read_run
 from finetune_core.training import events
-from finetune_core.words import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -115,7 +115,7 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
             case events.Progress(phase, done, total):
                 bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
             case events.ImagesSkipped() | events.ImagesLost() | events.MemoryShort():
-                err.print(escape(told(event.to_json())))
+                err.print(escape(log_line(event.to_json())))
             case events.RunStarted():
                 started = event
                 if event.weights == "none":

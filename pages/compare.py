@@ -3,14 +3,14 @@
 import streamlit as st
 
 from finetune_core.errors import RunError
-from finetune_core.evaluation.arms import run_titles
-from finetune_core.evaluation.comparison import Comparison, compare_runs
-from finetune_core.evaluation.layers import measured_run
-from finetune_core.evaluation.measures import ACCURACY, MEASURES
-from finetune_core.evaluation.paired import About
-from finetune_core.evaluation.report import arms_table, pairs_table, standing_words
-from finetune_core.evaluation.verdicts import CLAIM_HELP, CLAIMS, of_pair
-from finetune_core.figures.compared import (
+from finetune_core.evaluation.comparison.arms import run_titles
+from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
+from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
+from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
+from finetune_core.evaluation.comparison.paired import About
+from finetune_core.evaluation.comparison.report import arm_verdict_words, arms_table, pairs_table
+from finetune_core.evaluation.comparison.verdicts import CLAIM_HELP, CLAIMS, of_pair
+from finetune_core.figures.comparison import (
     COSTS,
     accuracies,
     by_data,
@@ -19,16 +19,18 @@ from finetune_core.figures.compared import (
     pareto,
 )
 from finetune_core.figures.report import whole_report
+from finetune_core.formatting import SPLIT_WORDS, number, things
 from finetune_core.runs.store import Run
-from finetune_core.words import SPLIT_WORDS, number, things
-from pages.shared import form
-from pages.shared.chosen import readable_roots
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.damaged import damaged_runs
-from pages.shared.launch import start_form
-from pages.shared.moved import disagreements, what_moved
-from pages.shared.queue import REFRESH, expected_seconds, queue_panel
-from pages.shared.state import nothing_yet, run_label, store
+from pages.shared.configure import form
+from pages.shared.configure.comparison_form import start_form
+from pages.shared.data.chosen import readable_roots
+from pages.shared.evaluation.diagnostics import disagreements, what_moved
+from pages.shared.runs.backend import store
+from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.picker import run_label
+from pages.shared.runs.queue import REFRESH, expected_seconds, queue_panel
 
 MOST_AT_FIRST = 12  # runs
 MOST_PAIRS = 6  # told in words
@@ -146,12 +148,12 @@ def verdict(comparison: Comparison) -> None:
         st.markdown(f"#### {plain(comparison.headline)}")
         if comparison.caveat:
             st.markdown(plain(comparison.caveat))
-        for one in comparison.standings:
+        for one in comparison.arm_verdicts:
             color, icon = (
                 CLAIM_LOOKS["networks"] if one.about == "networks" and one.kind != "best" else STANDING_LOOKS[one.kind]
             )
             title = plain(comparison.arms[one.arm].title)
-            st.markdown(f":{color}-badge[{icon} {standing_words(one)}] **{title}**: {plain(one.words)}.")
+            st.markdown(f":{color}-badge[{icon} {arm_verdict_words(one)}] **{title}**: {plain(one.words)}.")
         if comparison.networks:
             st.divider()
             st.markdown(
@@ -196,8 +198,8 @@ def pairs(comparison: Comparison) -> None:
         return
     st.subheader("Pair by pair", anchor=False)
     shown = comparison.pairs
-    if len(shown) > MOST_PAIRS and comparison.standings:
-        first = comparison.standings[0].arm
+    if len(shown) > MOST_PAIRS and comparison.arm_verdicts:
+        first = comparison.arm_verdicts[0].arm
         shown = [pair for pair in shown if first in (pair.a, pair.b)]
         st.caption(
             plain(

@@ -11,24 +11,25 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.figures.curves import rate_curve
+from finetune_core.formatting import duration, number, size, things
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import RANDOM
 from finetune_core.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
 from finetune_core.settings_metadata import ADVANCED, TRAINING
-from finetune_core.training.finder import RateCurve, find_rate
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
 from finetune_core.training.hyperrule import rule_of
-from finetune_core.training.strategies import STRATEGIES, cut_index, plan
+from finetune_core.training.lr_finder import RateCurve, find_rate
+from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.trunk import chosen_views, why_uncached
-from finetune_core.words import duration, number, size, things
-from pages.shared import form, settings
-from pages.shared.chosen import data_folder, data_name, readable_roots
 from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.configure import form, settings
+from pages.shared.configure.stages import draw_strategy
+from pages.shared.configure.weights import offer_weights
+from pages.shared.data.chosen import data_folder, data_name, readable_roots
 from pages.shared.jobs import begin, outcome
-from pages.shared.stages import draw_strategy
-from pages.shared.state import submit, why_not_timed
-from pages.shared.weights import offer_weights
+from pages.shared.runs.backend import submit, why_not_timed
 
 MORE_KEY = "more_settings"
 

@@ -13,20 +13,20 @@ from finetune_core.data.findings import unanswered
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
+from finetune_core.formatting import SPLIT_WORDS, number, percent, things
 from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.jobs import Work
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.training.preview import augmented_versions, network_input
 from finetune_core.training.strategies import STRATEGIES
-from finetune_core.words import SPLIT_WORDS, number, percent, things
-from pages.shared import form, settings
-from pages.shared.chosen import chosen_data, data_name
 from pages.shared.chrome import go, next_step, page, plain
-from pages.shared.findings import cards, changes, last_change, tools
+from pages.shared.configure import form, settings
+from pages.shared.data.chosen import chosen_data, data_name
+from pages.shared.data.datasets import current_dataset, keep_report, report_of
+from pages.shared.data.findings import cards, changes, last_change, tools
+from pages.shared.data.source import choose_source
 from pages.shared.images import Picture, chooser
 from pages.shared.jobs import begin, jobs, outcome
-from pages.shared.source import choose_source
-from pages.shared.state import current_dataset, keep_report, report_of
 
 VERSIONS = 5
 

@@ -6,20 +6,23 @@ from math import isnan
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.exact import can_be_evaluated, evaluate_in_fp32
-from finetune_core.evaluation.metrics import Evaluation, confusion_order
-from finetune_core.evaluation.results import evaluation, precision_note, predicted_splits
-from finetune_core.figures.judged import confusion_heatmap
+from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note, predicted_splits
+from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+from finetune_core.evaluation.single_run.metrics import Evaluation, confusion_order
+from finetune_core.figures.evaluation import confusion_heatmap
+from finetune_core.formatting import SPLIT_WORDS, number, percent, things
 from finetune_core.runs.store import Run
-from finetune_core.words import SPLIT_WORDS, number, percent, things
-from pages.shared import judging
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.damaged import damaged_runs
-from pages.shared.export import export_buttons
+from pages.shared.data.chosen import readable_roots
+from pages.shared.evaluation import tabs
+from pages.shared.evaluation.calibration import calibration
+from pages.shared.evaluation.export import export_buttons
+from pages.shared.evaluation.galleries import mistakes, pictures
 from pages.shared.jobs import begin, jobs, outcome
-from pages.shared.mistakes import mistakes, pictures
-from pages.shared.state import choose_run, nothing_yet, readable_roots, store
-from pages.shared.sureness import calibration
+from pages.shared.runs.backend import store
+from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.picker import choose_run
 
 MOST_CLASSES_DRAWN = 100
 MOST_ROWS = 12  # of a table that is shown whole
@@ -270,11 +273,11 @@ try:
         per_class(judged)
     bodies = {
         "Mistakes": mistakes,
-        "Metrics": judging.all_scores,
-        "Curves": judging.curves,
+        "Metrics": tabs.all_scores,
+        "Curves": tabs.curves,
         "Calibration": calibration,
-        "Slices": judging.by_slice,
-        "Robustness": judging.robustness,
+        "Slices": tabs.by_slice,
+        "Robustness": tabs.robustness,
     }
     for tab, body in zip(st.tabs(list(bodies), on_change="rerun", key="evaluate_view"), bodies.values(), strict=True):
         if tab.open:

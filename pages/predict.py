@@ -6,14 +6,16 @@ import streamlit as st
 
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.errors import FinetuneError
+from finetune_core.formatting import things
 from finetune_core.runs.store import Run
-from finetune_core.words import things
 from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.damaged import damaged_runs
-from pages.shared.export import export_buttons
-from pages.shared.naming import Namer, get_to_know, many, namer, show_image
-from pages.shared.state import choose_run, nothing_yet, run_label, run_title, store
+from pages.shared.evaluation.export import export_buttons
+from pages.shared.evaluation.prediction import Namer, get_to_know, many, namer, show_image
+from pages.shared.runs.backend import store
+from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.picker import choose_run, run_label, run_title
 
 MOST_BESIDE = 2  # runs: three columns are what a screen holds
 CLASSES_TOLD = 12

@@ -4,16 +4,18 @@ import streamlit as st
 
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError, RunError
-from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.formatting import duration, number, percent
 from finetune_core.runs.store import Run, summary
-from finetune_core.words import duration, number, percent
 from pages.shared.account import may_change, owner, sign_in_asked
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.controls import attempt, controls
-from pages.shared.damaged import damaged_runs
-from pages.shared.live import bar, curves, details, notices, numbers
-from pages.shared.stages import draw_stages
-from pages.shared.state import choose_run, nothing_yet, run_title, store
+from pages.shared.configure.stages import draw_stages
+from pages.shared.runs.backend import store
+from pages.shared.runs.controls import attempt, controls
+from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.live import bar, curves, details, notices, numbers
+from pages.shared.runs.picker import choose_run, run_title
 
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.evaluation.disagree import disagreement
+from finetune_core.evaluation.comparison.disagree import disagreement
 from finetune_core.runs.store import RunStore
 
 FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32")

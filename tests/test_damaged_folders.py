@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finetune_core.evaluation.comparison.compare.layer_diagnostics import measure_layers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
@@ -18,13 +19,13 @@ from typer.testing import CliRunner
 from finetune_core import paths
 from finetune_core.__main__ import app
 from finetune_core.config import make_config
-from finetune_core.evaluation.layers import measure_layers
-from finetune_core.evaluation.neighbours import compute_neighbourhood, encoder
-from finetune_core.evaluation.predict import load_predictor
-from finetune_core.evaluation.results import evaluation
-from finetune_core.evaluation.robustness import measure_robustness
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.export.formats import export_run
-from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training.events import StepEnded
 from tests.damage import damage

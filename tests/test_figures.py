@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune_core.evaluation.calibration import calibration
-from finetune_core.evaluation.curves import coverage_curve, one_vs_rest
-from finetune_core.evaluation.metrics import evaluate
-from finetune_core.evaluation.robustness import CORRUPTIONS
+from finetune_core.evaluation.single_run.calibration import calibration
+from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest
+from finetune_core.evaluation.single_run.metrics import evaluate
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
+from finetune_core.figures.calibration import coverage_figure, reliability_diagram
 from finetune_core.figures.curves import SMOOTHED, compared_curve, training_curve
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
-from finetune_core.figures.judged import (
+from finetune_core.figures.evaluation import (
     confusion_heatmap,
     probability_bars,
     recall_precision_curves,
@@ -19,7 +20,6 @@ from finetune_core.figures.judged import (
     slice_dots,
 )
 from finetune_core.figures.style import TRAIN_COLOR, VAL_COLOR
-from finetune_core.figures.sureness import coverage_figure, reliability_diagram
 from finetune_core.inspection.learned import Probe
 
 EPOCHS = [{"epoch": n, "val_loss": 1 / n, "val_accuracy": 1 - 1 / n} for n in (1, 2, 3)]

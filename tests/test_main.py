@@ -17,7 +17,8 @@ from finetune_core.config import Edit, make_config
 from finetune_core.data.edits import save_edits
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.inspection.deep import inspect_deeply
-from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--epochs", "2", "--image-size", "32", "--batch-size", "8", "--lr", "0.001", "--precision", "fp32"]

@@ -20,12 +20,12 @@ from typing import BinaryIO, TypeVar
 from finetune_core.data import tars, zips
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.limits import LIMITS, Budget, Limits, Names
-from finetune_core.data.names import shown
+from finetune_core.data.names import printable_name
 from finetune_core.data.unpacking import PIECE, Image, Pieces, all_of
 from finetune_core.errors import DataError
 from finetune_core.files import settle, staging_folder
+from finetune_core.formatting import size
 from finetune_core.paths import data_dir
-from finetune_core.words import size
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
@@ -135,10 +135,10 @@ def _importing(name: str, what: str = "imported") -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"{shown(name)} was not {what}: {error}") from None
+        raise DataError(f"{printable_name(name)} was not {what}: {error}") from None
     except OSError as error:
         raise DataError(
-            f"{shown(name)} was not {what}: {data_dir()} cannot be written to ({error.strerror}). "
+            f"{printable_name(name)} was not {what}: {data_dir()} cannot be written to ({error.strerror}). "
             "Make room there, or set THAW_HOME to another folder."
         ) from None
 
@@ -164,7 +164,7 @@ def _checked(items: Iterator[Item]) -> Iterator[Item]:
         yield from items
     except _DAMAGE as error:
         raise DataError(
-            f"it is damaged, cut short, or no ZIP or TAR archive at all ({shown(str(error))}). Download or pack it again."
+            f"it is damaged, cut short, or no ZIP or TAR archive at all ({printable_name(str(error))}). Download or pack it again."
         ) from None
 
 
@@ -209,7 +209,7 @@ def _write(image: Image, folder: Path, limits: Limits) -> Pieces:
             written += len(piece)
             if written > limits.file_bytes:
                 raise DataError(
-                    f"“{shown(image.path)}” is larger than {size(limits.file_bytes)}. Leave it out, then try again."
+                    f"“{printable_name(image.path)}” is larger than {size(limits.file_bytes)}. Leave it out, then try again."
                 )
             file.write(piece)
             yield piece

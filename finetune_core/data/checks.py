@@ -9,7 +9,7 @@ import pandas as pd
 from finetune_core.data.findings import Finding, Severity
 from finetune_core.data.listing import Note
 from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
-from finetune_core.words import SPLIT_WORDS, percent, things
+from finetune_core.formatting import SPLIT_WORDS, percent, things
 
 _FEW = 10  # training images a class
 _MANY_TIMES = 10  # the largest class over the smallest

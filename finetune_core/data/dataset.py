@@ -19,7 +19,7 @@ from finetune_core.data.findings import Finding
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import Listing, list_data
 from finetune_core.errors import DataError
-from finetune_core.words import things
+from finetune_core.formatting import things
 
 _COLUMNS = [
     "id",

@@ -13,7 +13,7 @@ from finetune_core.data.entry import entry_folder
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import DataError
 from finetune_core.files import write_bytes
-from finetune_core.words import SPLIT_WORDS, things
+from finetune_core.formatting import SPLIT_WORDS, things
 
 _FILE = "edits.json"
 _changing = Lock()  # of this process: two sessions must not write over each other

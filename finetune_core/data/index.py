@@ -13,8 +13,8 @@ import pandas as pd
 from finetune_core.data.closeness import gray_squares
 from finetune_core.data.duplicates import near_sets
 from finetune_core.data.entry import entry_folder, read_table, write_table
+from finetune_core.data.image_stats import Look, look_at
 from finetune_core.data.listing import Listing
-from finetune_core.data.looks import Look, look_at
 from finetune_core.data.threads import in_threads
 
 _FILE = "index.parquet"

@@ -6,11 +6,11 @@ import unicodedata
 from dataclasses import dataclass
 
 from finetune_core.data.decode import EXTENSIONS
-from finetune_core.data.names import is_noise, safe_path, shown
+from finetune_core.data.names import is_noise, printable_name, safe_path
 from finetune_core.data.unpacking import Pieces
 from finetune_core.errors import DataError
+from finetune_core.formatting import number, size
 from finetune_core.paths import data_dir
-from finetune_core.words import number, size
 
 _SPARE = 100_000_000  # bytes of the disk that are left to everyone else
 
@@ -65,7 +65,7 @@ class Names:
         self._entries += 1
         self.foresee(max(self._entries, len(self._known)))
         if kind:
-            raise DataError(f"“{shown(name)}” is {kind}, not a plain file. Leave it out, then try again.")
+            raise DataError(f"“{printable_name(name)}” is {kind}, not a plain file. Leave it out, then try again.")
         return None if is_folder or not _is_image(parts) else path
 
     def foresee(self, entries: int) -> None:
@@ -83,7 +83,7 @@ class Names:
         if known is None:
             self._known[key] = path
         elif known != path or not path.endswith("/"):  # a folder may be named any number of times
-            raise DataError(f"“{shown(name)}” {_clash(known, path)}. Rename it or leave it out, then try again.")
+            raise DataError(f"“{printable_name(name)}” {_clash(known, path)}. Rename it or leave it out, then try again.")
 
 
 class Budget:
@@ -128,4 +128,4 @@ def _clash(known: str, path: str) -> str:
         return "is there twice"
     if known.removesuffix("/") == path.removesuffix("/"):
         return "is both a file and a folder"
-    return f"differs from “{shown(known)}” only in case or in how accents are stored, which many systems do not tell apart"
+    return f"differs from “{printable_name(known)}” only in case or in how accents are stored, which many systems do not tell apart"

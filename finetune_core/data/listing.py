@@ -12,7 +12,7 @@ from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.manifest import is_manifest, read_manifest
 from finetune_core.data.names import is_noise
 from finetune_core.errors import ConfigError, DataError
-from finetune_core.words import things
+from finetune_core.formatting import things
 
 EXPECTED = "Thaw expects one subfolder of images for each class, or train/ and val/ with such subfolders."
 _COLUMNS = {"id": "str", "class": "str", "split": "str", "group": "str", "bytes": "int64", "changed": "int64"}

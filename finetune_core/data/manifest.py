@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet
 
 from finetune_core.data import splits
-from finetune_core.data.names import shown
+from finetune_core.data.names import printable_name
 from finetune_core.errors import DataError
 
 _SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -40,7 +40,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
     chosen = {ours: next((columns[name] for name in names if name in columns), None) for ours, names in _NAMES.items()}
     missing = [theirs for ours, theirs in (("id", "path"), ("class", "label")) if chosen[ours] is None]
     if missing:
-        found = ", ".join(shown(str(name)) for name in raw.columns[:_MOST_COLUMNS]) + (
+        found = ", ".join(printable_name(str(name)) for name in raw.columns[:_MOST_COLUMNS]) + (
             ", …" if len(raw.columns) > _MOST_COLUMNS else ""
         )
         raise DataError(f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}.")

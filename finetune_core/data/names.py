@@ -37,11 +37,11 @@ def safe_path(name: str, depth: int) -> tuple[str, ...]:
     parts = tuple(part for part in path.split("/") if part not in ("", "."))
     problem = _problem(name, path, parts, depth)
     if problem:
-        raise DataError(f"“{shown(name)}” {problem}. Rename it or leave it out, then try again.")
+        raise DataError(f"“{printable_name(name)}” {problem}. Rename it or leave it out, then try again.")
     return parts
 
 
-def shown(name: str) -> str:
+def printable_name(name: str) -> str:
     """A stranger's name for a message: on one line, printable, and not long."""
     if len(name) > 80:
         name = f"{name[:40]}…{name[-40:]}"

@@ -10,7 +10,7 @@ from finetune_core.data.listing import is_within
 from finetune_core.data.public import PUBLIC_SETS, is_fetched, public_folder
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.errors import DataError
-from finetune_core.words import size
+from finetune_core.formatting import size
 
 _VARIABLE = "THAW_DATA_ROOTS"
 

@@ -107,10 +107,12 @@ def _of_one_class(units: pd.DataFrame, val_fraction: float, test_fraction: float
         if not isinstance(known, str):
             have[chosen[unit]] += size
             fresh += 1
-    return _mended(units, chosen, wanted, have) if fresh else chosen
+    return _fill_empty_splits(units, chosen, wanted, have) if fresh else chosen
 
 
-def _mended(units: pd.DataFrame, chosen: dict[int, str], wanted: dict[str, int], have: dict[str, int]) -> dict[int, str]:
+def _fill_empty_splits(
+    units: pd.DataFrame, chosen: dict[int, str], wanted: dict[str, int], have: dict[str, int]
+) -> dict[int, str]:
     """Where a class is left without training or validation images, its smallest new unit that can be spared goes there."""
     for name in (TRAIN, VAL):
         if have[name] or (name == VAL and not wanted[VAL]):

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from finetune_core.data.limits import Budget, Names
 from finetune_core.data.unpacking import PACKED_PIECE, PIECE, Image, Inflater, Pieces, all_of, decompressed
 from finetune_core.errors import DataError
-from finetune_core.words import size
+from finetune_core.formatting import size
 
 _GZIP_WINDOW = 31  # as zlib wants to be told
 _XZ_MEMORY = 256 << 20  # bytes; four times what `xz -9` asks for

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, BinaryIO, NamedTuple
 
 from finetune_core.data.limits import Budget, Names
-from finetune_core.data.names import shown
+from finetune_core.data.names import printable_name
 from finetune_core.data.unpacking import PACKED_PIECE, PIECE, Image, Inflater, decompressed
 from finetune_core.errors import DataError
 
@@ -122,10 +122,10 @@ def _members(file: BinaryIO, directory: _Directory, names: Names) -> Iterator[_M
         name, mode = _name(raw, flags), attributes >> 16
         path = names.admit(name, stat.S_ISDIR(mode), _KINDS.get(stat.S_IFMT(mode), "of an unknown kind"))
         if flags & _ENCRYPTED:
-            raise DataError(f"“{shown(name)}” is encrypted. Pack it again without a password.")
+            raise DataError(f"“{printable_name(name)}” is encrypted. Pack it again without a password.")
         if compression != _STORED and compression not in _COMPRESSIONS:
             raise DataError(
-                f"“{shown(name)}” is packed by method {compression}, which Thaw cannot undo. Pack it again as usual."
+                f"“{printable_name(name)}” is packed by method {compression}, which Thaw cannot undo. Pack it again as usual."
             )
         size, packed, offset = _wide(extra, size, packed, offset)
         yield _Member(offset, raw, path, compression, crc, packed, size)

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.data.splits import TEST
-from finetune_core.evaluation.results import evaluation_precision, precision_note, scores_of
-from finetune_core.evaluation.scores import NAMES
+from finetune_core.evaluation.single_run.evaluate import evaluation_precision, precision_note, scores_of
+from finetune_core.evaluation.single_run.scores import NAMES
 from finetune_core.export.measure import Measured
 from finetune_core.export.sidecar import preprocessing
 from finetune_core.export.source import Source
 from finetune_core.files import write_bytes
+from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.strategies import STRATEGIES
-from finetune_core.words import SPLIT_WORDS, duration, number, percent, rate, things
 
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
@@ -145,7 +145,7 @@ def _recipe(source: Source) -> str:
         "Backbone": config.backbone,
         "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []))}",
         "Trained": f"{told['trainable_parameters']:,} of {told['total_parameters']:,} weights",
-        "Optimizer": f"{config.optimizer}, learning rate {rate(config.learning_rate)}, {config.schedule} schedule",
+        "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
         "Length": f"{told['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
         "Image size": f"{config.image_size} pixels",
         "Arithmetic": f"trained in {told['precision']} on {started.get('device_label', told['device'])}",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from finetune_core.errors import ExportError
-from finetune_core.evaluation.exact import Answer
+from finetune_core.evaluation.single_run.fp32 import Answer
 from finetune_core.export.measure import Measured, Steps, measure
 from finetune_core.export.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.export.source import Source

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 
 from finetune_core.errors import FinetuneError
-from finetune_core.evaluation.exact import Answer, answers
-from finetune_core.evaluation.metrics import Evaluation, evaluate
-from finetune_core.evaluation.results import evaluation_precision
-from finetune_core.evaluation.run_images import RunImages, run_images
+from finetune_core.evaluation.single_run.evaluate import evaluation_precision
+from finetune_core.evaluation.single_run.fp32 import Answer, answers
+from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
+from finetune_core.evaluation.single_run.run_images import RunImages, run_images
 from finetune_core.export.source import Source
+from finetune_core.formatting import SPLIT_WORDS, number, percent, things
 from finetune_core.training.predictions import prediction_table
-from finetune_core.words import SPLIT_WORDS, number, percent, things
 
 # The folder's place is left out: exports are handed on.
 _NOT_THERE = "the images that the run was evaluated on are not there any more, or may not be read"

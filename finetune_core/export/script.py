@@ -18,12 +18,12 @@ from finetune_core.errors import ExportError
 from finetune_core.export.source import Source
 from finetune_core.export.template import filled
 from finetune_core.files import is_file, write_bytes
+from finetune_core.formatting import percent
 from finetune_core.models.catalogue import build_recipe
 from finetune_core.models.stages import Stage
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.batches import sample_keys, subset
-from finetune_core.training.strategies import StagePlan, Strategy, plan
-from finetune_core.words import percent
+from finetune_core.training.stage_plan import StagePlan, Strategy, plan
 
 SCRIPT, SPLIT = "train.py", "split.csv"
 _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"

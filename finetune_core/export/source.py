@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from finetune_core.errors import ExportError
-from finetune_core.evaluation.metrics import Evaluation
-from finetune_core.evaluation.predict import load_predictor
-from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.models.network import Network
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.checkpoints import BEST, read_info

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from typing_extensions import TypedDict
 
 from finetune_core.errors import ConfigError, ExportError
-from finetune_core.evaluation.predict import Predictor
+from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.export.measure import Measured, Steps, measure
 from finetune_core.export.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
 from finetune_core.export.source import Source

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from finetune_core.evaluation.comparison import Comparison
-from finetune_core.evaluation.layers import Layers, known_layers, measured_run
-from finetune_core.evaluation.pictured import pictured
-from finetune_core.evaluation.report import report_html
-from finetune_core.figures.compared import COSTS, accuracies, by_data, by_depth, learning_curves, pareto
-from finetune_core.figures.moved import MEASURES as MOVES
-from finetune_core.figures.moved import by_stage, probe_profile
+from finetune_core.evaluation.comparison.compare import Comparison
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
+from finetune_core.evaluation.comparison.pictured import pictured
+from finetune_core.evaluation.comparison.report import report_html
+from finetune_core.figures.comparison import COSTS, accuracies, by_data, by_depth, learning_curves, pareto
+from finetune_core.figures.layer_diagnostics import MEASURES as MOVES
+from finetune_core.figures.layer_diagnostics import by_stage, probe_profile
 
 Headed = list[tuple[str, go.Figure]]
 

@@ -13,6 +13,7 @@ from finetune_core.data.checks import some
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.findings import Finding
 from finetune_core.data.splits import TEST, TRAIN, VAL
+from finetune_core.formatting import SPLIT_WORDS, percent, things
 from finetune_core.inspection.atlas import MOST_MAPPED, lay_out
 from finetune_core.inspection.background import in_background
 from finetune_core.inspection.features import Features, compute_features
@@ -27,8 +28,8 @@ from finetune_core.inspection.learned import (
     two_sample_auc,
 )
 from finetune_core.models.network import network_stages
-from finetune_core.training.strategies import STRATEGIES, cut_index, plan
-from finetune_core.words import SPLIT_WORDS, percent, things
+from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.strategies import STRATEGIES
 
 IMAGE_SIZE = 224
 _SHIFTED = 0.6  # area under the curve

@@ -13,7 +13,7 @@ from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import DataError
 from finetune_core.models.network import Network, build_network, check_image_size
-from finetune_core.models.split import CannotSplit
+from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
 from finetune_core.training.device import Device, choose_device

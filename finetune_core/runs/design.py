@@ -11,7 +11,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import network_stages
 from finetune_core.training.forecast import SpeedBook, forecast
-from finetune_core.training.strategies import cut_index, plan
+from finetune_core.training.stage_plan import cut_index, plan
 
 FROM = "from:"  # as a strategy: everything from this stage on trains
 _EVERYTHING_FOUND = 2**62

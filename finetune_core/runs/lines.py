@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_core.files import Stamp, open_regular, problem_with, stamp
+from finetune_core.formatting import number, size
 from finetune_core.training.events import LONGEST_LINE, Row, read_event
-from finetune_core.words import number, size
 
 _MOST_BYTES = 2**29  # a million steps and more
 _MOST_SKIPPED = 10_000  # lines

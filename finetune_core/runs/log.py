@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from finetune_core.words import PHASE_WORDS, duration, number, percent, size, things
+from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things
 
 Row = Mapping[str, Any]
 
@@ -14,7 +14,7 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
     lines, stages = [], []
     for row in notable:
         stages = row["stages"] if row["event"] == "RunStarted" else stages
-        words = told(row)
+        words = log_line(row)
         if row["event"] == "EpochEnded" and (
             thawing := [one["name"] for one in stages if one["thaw_epoch"] == row["epoch"] + 1]
         ):
@@ -24,7 +24,7 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
     return lines
 
 
-def told(row: Row) -> str:
+def log_line(row: Row) -> str:
     """One event in words; empty where there is nothing to say."""
     match row["event"]:
         case "Progress":

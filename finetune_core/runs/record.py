@@ -6,28 +6,24 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
-from typing import Annotated, BinaryIO, Literal
+from typing import BinaryIO
 
 from filelock import FileLock
-from pydantic import Field, TypeAdapter
 
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import (
-    NotRegular,
-    check_regular,
     is_link,
     is_there,
     open_regular,
-    problem_with,
-    read_regular,
-    regular_file,
     write_bytes,
 )
+from finetune_core.runs.about import About, write_about
+from finetune_core.runs.locks import LOCK_FILE, acquire_lock, not_written
+from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
 from finetune_core.runs.turns import in_turn
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
@@ -44,11 +40,7 @@ from finetune_core.training.forecast import SpeedBook, learn_from_run
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.prepare import check_config
 
-_PAUSE, _STOP = "pause", "stop"
-_LETS_GO = 3.0  # seconds
-CONFIG_FILE, EVENTS_FILE, LOCK_FILE, STOP_FILE = "config.json", "events.jsonl", "lock", "stop"
-ABOUT_FILE = "about.json"
-_LOOKING = Lock()  # two threads that look at one lock would each take the other for a process that has the run
+CONFIG_FILE, EVENTS_FILE = "config.json", "events.jsonl"
 
 
 @dataclass(frozen=True)
@@ -60,38 +52,7 @@ class Reservation:
     resume: bool = False
 
 
-@dataclass(frozen=True)
-class About:
-    """What people say of a run: a name, a note, and whose it is; empty where nobody did."""
-
-    name: Annotated[str, Field(max_length=1000)] = ""
-    note: Annotated[str, Field(max_length=20_000)] = ""
-    owner: Annotated[str, Field(max_length=1000)] = ""
-
-
-_ABOUT = TypeAdapter(About)
-_LARGEST_ABOUT = 2**18  # bytes
-_LARGEST_STOP = 100
 _LAST_LINES = 2**16  # bytes
-
-
-def read_about(run_dir: Path) -> About:
-    """What is known; nothing where nobody has said anything.
-
-    Raises:
-        RunError: when the file is damaged.
-    """
-    path = run_dir / ABOUT_FILE
-    try:
-        return _ABOUT.validate_json(read_regular(path, _LARGEST_ABOUT), strict=True)
-    except FileNotFoundError:
-        return About()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{problem_with(path, error)}.") from None
-
-
-def write_about(run_dir: Path, about: About) -> None:
-    write_bytes(run_dir / ABOUT_FILE, json.dumps(asdict(about)).encode())
 
 
 def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservation:
@@ -129,7 +90,7 @@ def reopen_run(run_dir: Path) -> Reservation:
     if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
     check_config(make_config(read_config(run_dir / CONFIG_FILE)))
-    lock = _acquired(run_dir)
+    lock = acquire_lock(run_dir)
     try:
         if _is_finished(run_dir):
             lock.release(force=True)
@@ -139,82 +100,8 @@ def reopen_run(run_dir: Path) -> Reservation:
             _write(file, RunReopened())
     except OSError as error:
         lock.release(force=True)
-        raise _not_written(run_dir, error) from None
+        raise not_written(run_dir, error) from None
     return Reservation(run_dir, lock, resume=True)
-
-
-def request_stop(run_dir: Path, *, pause: bool = False) -> None:
-    """Ask the process that trains this run, whichever it is, to stop it, for now or for good: the last request counts.
-
-    Raises:
-        RunError: when nothing can be written there.
-    """
-    try:
-        write_bytes(run_dir / STOP_FILE, (_PAUSE if pause else _STOP).encode())
-    except OSError as error:
-        raise RunError(f"The run {run_dir.name} cannot be asked to stop: {error}. Check who may write there.") from None
-
-
-def requested_stop(run_dir: Path) -> Literal["", "pause", "stop"]:
-    """What was asked of a run's process since the run began, or went on; empty: nothing."""
-    try:
-        return _PAUSE if read_regular(run_dir / STOP_FILE, _LARGEST_STOP) == _PAUSE.encode() else _STOP
-    except FileNotFoundError:
-        return ""
-    except OSError:
-        return _STOP
-
-
-def is_locked(run_dir: Path) -> bool:
-    """Whether a living process has the run queued or running."""
-    if not regular_file(run_dir / LOCK_FILE):
-        return False
-    probe = FileLock(run_dir / LOCK_FILE)
-    try:
-        with _LOOKING, probe.acquire(timeout=0):
-            return False
-    except TimeoutError:
-        return True
-    except OSError:  # a folder that may only be read: nobody trains there
-        return False
-
-
-@contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
-    """Nobody trains the run meanwhile.
-
-    Raises:
-        RunError: when somebody does, or nothing can be written there.
-    """
-    lock = _acquired(run_dir)
-    try:
-        yield
-    finally:
-        lock.release(force=True)
-
-
-def _acquired(run_dir: Path) -> FileLock:
-    """
-    Raises:
-        RunError: when another process has the run, or its lock is no regular file, or cannot be written.
-    """
-    path = run_dir / LOCK_FILE
-    lock = FileLock(path, thread_local=False)
-    try:
-        check_regular(path)
-        # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
-        lock.acquire(timeout=_LETS_GO, poll_interval=0.02)
-    except NotRegular as error:
-        raise RunError(f"{path} is {error.strerror}: delete it, then the run {run_dir.name} can be locked.") from None
-    except TimeoutError:
-        raise RunError(f"The run {run_dir.name} is going on already.") from None
-    except OSError as error:
-        raise _not_written(run_dir, error) from None
-    return lock
-
-
-def _not_written(run_dir: Path, error: OSError) -> RunError:
-    return RunError(f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there.")
 
 
 def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Event]:
@@ -265,7 +152,7 @@ def _program_ends(error: Exception) -> bool:
 def _stoppable(events: Iterator[Event | None], run_dir: Path) -> Iterator[Event]:
     """The events, until a stop is asked for; then those of an orderly end."""
     if asked := requested_stop(run_dir):
-        yield RunStopped(0, 0, 0.0, paused=asked == _PAUSE)
+        yield RunStopped(0, 0, 0.0, paused=asked == PAUSE)
         return
     stopping = False
     for event in events:
@@ -277,7 +164,7 @@ def _stoppable(events: Iterator[Event | None], run_dir: Path) -> Iterator[Event]
             stopping = True
             stopped = events.throw(StopRequested())  # type: ignore[attr-defined]
             # Read again: while the last checkpoint was written, the pause may have become a stop.
-            yield replace(stopped, paused=requested_stop(run_dir) == _PAUSE)
+            yield replace(stopped, paused=requested_stop(run_dir) == PAUSE)
 
 
 def _events_file(run_dir: Path) -> BinaryIO:

@@ -10,11 +10,13 @@ from typing import Any, Literal
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.files import Stamp, is_link, is_there, stamp
+from finetune_core.formatting import things
 from finetune_core.models.catalogue import backbone_info
+from finetune_core.runs.about import ABOUT_FILE, About, read_about, write_about
 from finetune_core.runs.history import History
-from finetune_core.runs.record import ABOUT_FILE, CONFIG_FILE, EVENTS_FILE, About, is_locked, read_about, write_about
+from finetune_core.runs.locks import is_locked
+from finetune_core.runs.record import CONFIG_FILE, EVENTS_FILE
 from finetune_core.training.strategies import STRATEGIES
-from finetune_core.words import things
 
 _TRASH = ".trash"
 

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import AliasChoices, Field, TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
 from finetune_core.errors import RunError
 from finetune_core.files import open_regular, problem_with, write_bytes
+from finetune_core.formatting import things
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import Count, Name
-from finetune_core.training.strategies import Strategy, cut_index, frozen_tensors
-from finetune_core.words import things
+from finetune_core.training.stage_plan import Strategy, cut_index, frozen_tensors
 
 LAST, BEST = "last", "best"
 
@@ -33,7 +33,7 @@ class CheckpointInfo:
         epoch: how many are done.
         weights_hash: of the backbone that the frozen tensors come from.
         fingerprint: of the images, their labels and splits.
-        standing: in ``last``: where the run stands (``standing.py``).
+        training_state: in ``last``: where the run stands (``training_state.py``).
     """
 
     epoch: Count
@@ -41,7 +41,7 @@ class CheckpointInfo:
     weights_hash: Name
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=100_000)]
     fingerprint: Name = ""
-    standing: dict[str, Any] | None = None
+    training_state: Annotated[dict[str, Any] | None, Field(validation_alias=AliasChoices("training_state", "standing"))] = None
 
 
 _INFO = TypeAdapter(CheckpointInfo)

@@ -13,7 +13,8 @@ from finetune_core.errors import TrainingError
 from finetune_core.models.network import Network
 from finetune_core.randomness import seeded
 from finetune_core.training.device import Device
-from finetune_core.training.strategies import Strategy, keep_depthwise_exact
+from finetune_core.training.freezing import keep_depthwise_exact
+from finetune_core.training.stage_plan import Strategy
 
 
 def place(network: Network, strategy: Strategy, device: Device) -> None:
@@ -36,7 +37,7 @@ class StepRule:
         class_weights: ``[classes]`` on the device, or None for equal ones.
         clip_norm: the longest gradient; 0 is off.
         micro_batch: images that go through the network at a time; None: all.
-        pull: strength of L2-SP (Li et al. 2018), and (parameter, its pretrained value) for each that is pulled.
+        l2_sp: strength of L2-SP (Li et al. 2018), and (parameter, its pretrained value) for each that is pulled.
         mix: (images, labels) -> blended images and labels ``[n, classes]``; None: they stay as they are.
     """
 
@@ -44,7 +45,7 @@ class StepRule:
     class_weights: torch.Tensor | None = None
     clip_norm: float = 0.0
     micro_batch: int | None = None
-    pull: tuple[float, tuple[tuple[nn.Parameter, torch.Tensor], ...]] = (0.0, ())
+    l2_sp: tuple[float, tuple[tuple[nn.Parameter, torch.Tensor], ...]] = (0.0, ())
     mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
 
 
@@ -105,7 +106,7 @@ def train_step(
                 ) from None
             size = -(-size // 2)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    strength, pulled = rule.pull
+    strength, pulled = rule.l2_sp
     for parameter, start in pulled:
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=strength)

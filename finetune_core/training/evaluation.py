@@ -27,7 +27,7 @@ from finetune_core.training.predictions import (
     save_predictions,
 )
 from finetune_core.training.prepare import EVENT_SECONDS, exact_job
-from finetune_core.training.strategies import plan
+from finetune_core.training.stage_plan import plan
 
 FINAL_PRECISION = "fp32"
 

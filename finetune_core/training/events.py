@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, Union
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
-from finetune_core.words import PHASE_WORDS
+from finetune_core.formatting import PHASE_WORDS
 
 LONGEST_LINE = 2**24  # bytes
 

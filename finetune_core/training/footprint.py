@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from finetune_core.data.rowcache import Lookup
-from finetune_core.training.average import Average
 from finetune_core.training.job import Job
+from finetune_core.training.weight_ema import WeightEMA
 
 Storages = dict[int, int]  # address -> bytes
 
@@ -32,7 +32,7 @@ def kept_for_backward(forward: nn.Module) -> Iterator[Storages]:
         yield kept
 
 
-def footprint(job: Job, optimizer: torch.optim.Optimizer, average: Average | None, step_bytes: int) -> int:
+def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, step_bytes: int) -> int:
     """Bytes: the networks, gradients, the optimizer's state, averaged weights, images and activations that are held in memory, and what a
     step keeps for its backward pass."""
     training = [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -24,20 +24,15 @@ from finetune_core.errors import ImageError
 from finetune_core.files import write_bytes
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, network_stages
-from finetune_core.models.split import CannotSplit
+from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.footprint import kept_for_backward
+from finetune_core.training.freezing import apply
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.strategies import (
-    STRATEGIES,
-    Strategy,
-    apply,
-    cut_index,
-    plan,
-    trainable_parameters,
-)
+from finetune_core.training.stage_plan import Strategy, cut_index, plan, trainable_parameters
+from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.trunk import chosen_views, split_network, why_uncached
 
 _SECONDS = 0.4  # of timing for each number

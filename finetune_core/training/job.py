@@ -26,7 +26,7 @@ from finetune_core.training.batches import (
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport
-from finetune_core.training.strategies import Strategy, trained_parameters
+from finetune_core.training.stage_plan import Strategy, trained_parameters
 from finetune_core.training.trunk import CachedTrunk
 
 _EVALUATION_BATCH = 32
@@ -35,7 +35,7 @@ Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Images:
+class TrainingImages:
     """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, channels_last.
 
     They travel as uint8 and are cut out, augmented and normalised on the device; for Apple's GPU, which lacks some of these
@@ -98,7 +98,7 @@ class Job:
     keys: np.ndarray
     labels: np.ndarray
     rows: dict[str, np.ndarray]
-    images: Images | None
+    images: TrainingImages | None
     trunk: CachedTrunk | None
     report: CacheReport
     decode_seconds: float
@@ -166,8 +166,8 @@ def step_rule(job: Job) -> StepRule:
         for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):  # the head is new: nothing to go back to
             for name in trained_parameters(plan, stage):
                 pulled.append((parameters[name], start[name].to(job.device.torch_device)))
-    pull = (config.l2_sp, tuple(pulled))
-    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, pull, _mix(job))
+    l2_sp = (config.l2_sp, tuple(pulled))
+    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, l2_sp, _mix(job))
 
 
 def _mix(job: Job) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:

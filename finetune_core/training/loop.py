@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune_core.config import EarlyStopping, RunConfig
+from finetune_core.config import RunConfig
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.files import is_there
-from finetune_core.training.average import Average
 from finetune_core.training.checkpoints import (
     BEST,
     LAST,
@@ -24,6 +23,7 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.compute import NotFinite, StepRule, train_step
+from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
     CheckpointSaved,
@@ -38,16 +38,19 @@ from finetune_core.training.events import (
 )
 from finetune_core.training.footprint import footprint, kept_for_backward
 from finetune_core.training.forecast import SpeedBook, forecast
-from finetune_core.training.guesses import add_guesses
+from finetune_core.training.freezing import apply
 from finetune_core.training.job import Job, step_rule
 from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
-from finetune_core.training.optimizers import learning_rate_factor, make_optimizer, set_learning_rate
+from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import save_predictions
 from finetune_core.training.prepare import prepare
-from finetune_core.training.standing import Standing, restore_standing, save_standing
-from finetune_core.training.strategies import apply, describe, frozen_tensors, trainable_parameters
-from finetune_core.training.tally import Tally
+from finetune_core.training.running_metrics import RunningMetrics
+from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
+from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
+from finetune_core.training.training_state import TrainingState, restore_training_state, save_training_state
+from finetune_core.training.weight_ema import WeightEMA
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
@@ -75,18 +78,18 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         FinetuneError: when the run cannot start, or cannot go on.
     """
     began = time.monotonic()
-    at, trainer = Standing(Tally.of(0)), None
+    at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
     try:
         job = yield from prepare(config, roots)
-        at.tally = Tally.of(len(job.dataset.classes))
+        at.metrics = RunningMetrics.of(len(job.dataset.classes))
         yield _started(job)
         trainer = _trainer(job, run_dir)
         if resume:
             if is_there(checkpoint_path(run_dir, LAST)):
-                at = restore_standing(job, trainer.optimizer, trainer.average, run_dir)
+                at = restore_training_state(job, trainer.optimizer, trainer.average, run_dir)
             yield RunResumed(at.epoch, at.step)
         at.since = time.monotonic()
-        while at.epoch <= config.epochs and not at.is_stalled(config.early_stopping, config.patience):
+        while at.epoch <= config.epochs and not stopping.is_due(at.epoch - 1, at.watched_epoch):
             yield from _train(trainer, at)
             yield from _validate(trainer, at)
         final = yield from evaluate_best(job, run_dir, trainer.lost)
@@ -115,14 +118,14 @@ class _Trainer:
     job: Job
     run_dir: Path
     optimizer: torch.optim.Optimizer
-    average: Average | None
+    average: WeightEMA | None
     rule: StepRule
     lost: LostImages
     told_short: list[int] = field(default_factory=list)
     footprints: list[int] = field(default_factory=list)
 
-    def save(self, at: Standing) -> CheckpointSaved:
-        return save_standing(self.job, self.optimizer, self.average, at, self.run_dir)
+    def save(self, at: TrainingState) -> CheckpointSaved:
+        return save_training_state(self.job, self.optimizer, self.average, at, self.run_dir)
 
     def judged(self) -> AbstractContextManager[None]:
         """The network as it is judged and kept."""
@@ -133,7 +136,7 @@ def _trainer(job: Job, run_dir: Path) -> _Trainer:
     config, network = job.config, job.network
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model)
     changing = changing_tensors(network.model, network.stages, job.strategy)
-    average = Average(changing, config.ema) if config.ema else None
+    average = WeightEMA(changing, config.ema) if config.ema else None
     return _Trainer(job, run_dir, optimizer, average, step_rule(job), LostImages(job))
 
 
@@ -155,7 +158,7 @@ def audit_frozen(job: Job) -> int:
     return len(names)
 
 
-def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
+def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
     """The rest of an epoch's steps; ``at`` moves on with each."""
     job, optimizer, config, epoch = trainer.job, trainer.optimizer, trainer.job.config, at.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
@@ -188,7 +191,7 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
         stages = measured(optimizer, before) if before else None
         at.stages = stages or at.stages
         value = done.loss.item()
-        at.tally.add(job.labels[rows], done.logits.argmax(1).cpu().numpy(), value)
+        at.metrics.add(job.labels[rows], done.logits.argmax(1).cpu().numpy(), value)
         at.train_seconds = time.monotonic() - began
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
             yield trainer.save(at)
@@ -197,10 +200,10 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
             epoch,
             step,
             value,
-            epoch_loss=at.tally.loss,
-            epoch_accuracy=at.tally.accuracy,
+            epoch_loss=at.metrics.loss,
+            epoch_accuracy=at.metrics.accuracy,
             learning_rate=rate,
-            images=(epoch - 1) * len(job.rows[TRAIN]) + at.tally.seen,
+            images=(epoch - 1) * len(job.rows[TRAIN]) + at.metrics.seen,
             seconds=at.elapsed,
             gradient_norm=done.gradient_norm.item(),
             micro_batch=done.micro_batch,
@@ -208,10 +211,10 @@ def _train(trainer: _Trainer, at: Standing) -> Iterator[Event]:
         )
 
 
-def _validate(trainer: _Trainer, at: Standing) -> Generator[Event, None, None]:
+def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, None]:
     """Judge an epoch that is trained, keep what is worth keeping, and go on to the next one."""
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
-    if not at.tally.seen:
+    if not at.metrics.seen:
         raise TrainingError("None of the training images can be read any more. Put them back and resume the run.")
     with trainer.judged():
         rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
@@ -219,25 +222,25 @@ def _validate(trainer: _Trainer, at: Standing) -> Generator[Event, None, None]:
             raise _diverged(f"after epoch {epoch}", job.config.learning_rate)
         labels, predicted = job.labels[rows], logits.argmax(1)
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
-        found = Tally.of(len(job.dataset.classes))
+        found = RunningMetrics.of(len(job.dataset.classes))
         found.add(labels, predicted, loss)
         # On disk before it is told: whoever stops the run at one of these events finds what they speak of.
-        add_guesses(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
+        add_predictions(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
         saved = []
-        if at.take(epoch, found.accuracy, loss, _watched(job.config.early_stopping, found)):
+        if at.take(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
             save_predictions(run_dir, predicted_table(job, rows, logits), job.device.precision)
             saved.append(_save_best(job, run_dir, epoch))
     ended = EpochEnded(
         epoch,
-        at.tally.loss,
-        at.tally.accuracy,
+        at.metrics.loss,
+        at.metrics.accuracy,
         loss,
         found.accuracy,
         train_seconds=at.train_seconds,
         val_seconds=time.monotonic() - began,
         seconds=at.elapsed,
         memory_bytes=max(trainer.footprints, default=0),
-        train_scores=at.tally.scores(),
+        train_scores=at.metrics.scores(),
         val_scores=found.scores(),
         stages=at.stages,
     )
@@ -245,13 +248,6 @@ def _validate(trainer: _Trainer, at: Standing) -> Generator[Event, None, None]:
     yield ended  # before it is saved: a run that is killed between the two tells the epoch again, and none is lost
     yield from saved
     yield trainer.save(at)
-
-
-def _watched(metric: EarlyStopping, found: Tally) -> float:
-    """What early stopping looks at; more is better."""
-    if metric in ("off", "val_loss"):
-        return -found.loss
-    return getattr(found, metric.removeprefix("val_"))
 
 
 def _diverged(when: str, learning_rate: float) -> TrainingError:
@@ -295,8 +291,8 @@ def _expected(job: Job) -> dict[str, float] | None:
     speed, reading = book.speed(job.config), book.decode_seconds(job.dataset, job.config.image_size)
     if speed is None or reading is None:
         return None
-    told = forecast(job.config, job.dataset, speed, reading, job.report.found)
-    return {name: getattr(told, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
+    expected = forecast(job.config, job.dataset, speed, reading, job.report.found)
+    return {name: getattr(expected, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from finetune_core.errors import TrainingError
+from finetune_core.formatting import number, percent, things
 from finetune_core.training.events import Event, ImagesLost
 from finetune_core.training.job import Job
-from finetune_core.words import number, percent, things
 
 _EXAMPLES = 20
 

@@ -1,6 +1,5 @@
-"""The optimizer of a run, and how its learning rate goes."""
+"""The optimizer of a run, over what its strategy trains."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,10 +7,10 @@ from torch import nn
 
 from finetune_core.config import RunConfig
 from finetune_core.models.stages import Stage
-from finetune_core.training.strategies import Strategy, parameter_groups
+from finetune_core.training.parameter_groups import parameter_groups
+from finetune_core.training.stage_plan import Strategy
 
 _MOMENTUM = 0.9
-_RISING, _FIRST = 0.3, 1 / 25  # share of a one-cycle run; its first rate over the highest
 
 
 def make_optimizer(config: RunConfig, strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> torch.optim.Optimizer:
@@ -21,39 +20,3 @@ def make_optimizer(config: RunConfig, strategy: Strategy, stages: Sequence[Stage
         return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Every group's rate becomes ``factor`` times its ``base_lr``; returns ``factor``."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
-    return factor
-
-
-def learning_rate_factor(config: RunConfig, step: int, steps_per_epoch: int) -> float:
-    """What the learning rate is multiplied by at a step counted from 0 over the whole run.
-
-    Cosine: a linear rise over the warm-up, then half a cosine towards 0 (Loshchilov & Hutter 2017, without restarts). Step: a
-    tenth from half of the run on, a hundredth from three quarters on (He et al. 2016). One cycle: up along half a cosine for
-    30 % of the run, then down to next to nothing (Smith & Topin 2018, as in torch).
-    """
-    if config.schedule == "constant":
-        return 1.0
-    total = config.epochs * steps_per_epoch
-    if config.schedule == "one_cycle":
-        return _one_cycle(step, total)
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    if config.schedule == "step":
-        return 1.0 if 2 * step < total else 0.1 if 4 * step < 3 * total else 0.01
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
-def _one_cycle(step: int, total: int) -> float:
-    peak = max(1.0, _RISING * total - 1)
-    if step <= peak:
-        start, end, share = _FIRST, 1.0, step / peak
-    else:
-        start, end, share = 1.0, _FIRST * 1e-4, (step - peak) / max(1.0, total - 1 - peak)
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))

@@ -19,14 +19,14 @@ from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.files import is_file
 from finetune_core.models.catalogue import BackboneInfo, backbone_info
 from finetune_core.models.network import Network, build_network, check_image_size, network_stages
-from finetune_core.models.split import CannotSplit, Segments
+from finetune_core.models.partition import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, download
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Progress
-from finetune_core.training.job import Images, Job
-from finetune_core.training.strategies import Strategy, cut_index, plan
+from finetune_core.training.job import Job, TrainingImages
+from finetune_core.training.stage_plan import Strategy, cut_index, plan
 from finetune_core.training.trunk import (
     CachedTrunk,
     TrunkTables,
@@ -193,8 +193,8 @@ class _Prepared:
     def labels(self) -> np.ndarray:
         return self.dataset.table["label"].to_numpy()
 
-    def images(self, pixels: Pixels) -> Images:
-        return Images(pixels, self.device, self.config, self.network.info, self.keys)
+    def images(self, pixels: Pixels) -> TrainingImages:
+        return TrainingImages(pixels, self.device, self.config, self.network.info, self.keys)
 
     def rows(self, failed: dict[int, str]) -> dict[str, np.ndarray]:
         """Split -> rows of its readable images.
@@ -215,7 +215,7 @@ class _Prepared:
     def job(
         self,
         rows: dict[str, np.ndarray],
-        images: Images | None,
+        images: TrainingImages | None,
         trunk: CachedTrunk | None,
         report: CacheReport,
         decode_seconds: float,

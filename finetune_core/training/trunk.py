@@ -12,14 +12,14 @@ from torch import nn
 from finetune_core.config import RunConfig
 from finetune_core.data.rowcache import CACHE, Lookup, Where
 from finetune_core.models.network import Network
-from finetune_core.models.split import Segments, trace
+from finetune_core.models.partition import Segments, trace
 from finetune_core.training.batches import in_order, prefetched
 from finetune_core.training.device import Device
 
 _BATCH = 32
 _EPOCHS_A_VIEW = 4
 
-Images = Callable[[np.ndarray], torch.Tensor]
+LoadImages = Callable[[np.ndarray], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def split_network(network: Network) -> Segments:
 
 
 def fill_trunk(
-    tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: Images, view: str = ""
+    tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: LoadImages, view: str = ""
 ) -> Generator[tuple[int, int], None, tuple[Lookup | None, int, float]]:
     """Have the trunk's output for the wanted images, each from the nearest shallower cut that has it, else from pixels.
 
@@ -147,7 +147,9 @@ def _sources(
     return [*sources, (None, needed, None)] if len(needed) else sources
 
 
-def _computed(part: nn.Module, device: Device, rows: np.ndarray, inputs: Images) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+def _computed(
+    part: nn.Module, device: Device, rows: np.ndarray, inputs: LoadImages
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """(positions in ``rows``, the part's output on the CPU), batch by batch."""
     part.eval()
     position = 0

@@ -4,7 +4,7 @@ import streamlit as st
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from finetune_core.errors import ConfigError
-from pages.shared import settings
+from pages.shared.configure import settings
 
 _MOST = 100  # letters of an id
 

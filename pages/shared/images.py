@@ -10,11 +10,11 @@ import streamlit as st
 from finetune_core.data.decode import thumbnail
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import DataError, ImageError
-from finetune_core.evaluation.run_images import run_image
+from finetune_core.evaluation.single_run.run_images import run_image
+from finetune_core.formatting import number
 from finetune_core.runs.store import Run
-from finetune_core.words import number
-from pages.shared.chosen import readable_roots
 from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots
 
 _SIDE = 160
 _WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = 120, 300, 40  # pixels, at least: of a cell, of one with two images, of an image in it

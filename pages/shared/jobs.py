@@ -7,8 +7,8 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from finetune_core.formatting import PHASE_WORDS, duration
 from finetune_core.jobs import Job, Jobs, Work
-from finetune_core.words import PHASE_WORDS, duration
 
 REFRESH = 0.5  # seconds
 _STEP = 0.2  # seconds

@@ -6,7 +6,8 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded
 

@@ -7,7 +7,7 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 

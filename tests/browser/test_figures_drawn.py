@@ -8,15 +8,16 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from finetune_core.config import make_config
-from finetune_core.evaluation.arms import Arm, Member
-from finetune_core.evaluation.calibration import calibration
-from finetune_core.evaluation.costs import Cost, Depth
-from finetune_core.evaluation.curves import coverage_curve, one_vs_rest
-from finetune_core.evaluation.layers import Layers, StageMove
-from finetune_core.evaluation.metrics import evaluate
-from finetune_core.evaluation.robustness import CORRUPTIONS
-from finetune_core.evaluation.strategies import Interval
-from finetune_core.figures import compared, data, judged, moved, sureness
+from finetune_core.evaluation.comparison.arms import Arm, Member
+from finetune_core.evaluation.comparison.costs import Cost, Depth
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
+from finetune_core.evaluation.comparison.strategies import Interval
+from finetune_core.evaluation.single_run.calibration import calibration
+from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest
+from finetune_core.evaluation.single_run.metrics import evaluate
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
+from finetune_core.figures import calibration as calibration_figures
+from finetune_core.figures import comparison, data, evaluation, layer_diagnostics
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run
@@ -64,30 +65,30 @@ def figures(folder):
     layers = {"one": Layers(moves, tuple(PROBES), 300, 128, 1.0)}
     coverage = coverage_curve(result)
     return {
-        "accuracies": compared.accuracies(compare),
-        "curves-loss": compared.learning_curves("loss", "epoch", compare),
-        "curves-accuracy": compared.learning_curves("accuracy", "epoch", compare),
-        "curves-seconds": compared.learning_curves("accuracy", "seconds", compare),
-        **{f"pareto-{measure}": compared.pareto(measure, compare) for measure in compared.COSTS},
-        "depth": compared.by_depth(compare),
-        "data": compared.by_data(compare),
+        "accuracies": comparison.accuracies(compare),
+        "curves-loss": comparison.learning_curves("loss", "epoch", compare),
+        "curves-accuracy": comparison.learning_curves("accuracy", "epoch", compare),
+        "curves-seconds": comparison.learning_curves("accuracy", "seconds", compare),
+        **{f"pareto-{measure}": comparison.pareto(measure, compare) for measure in comparison.COSTS},
+        "depth": comparison.by_depth(compare),
+        "data": comparison.by_data(compare),
         "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),
         "probe-curve": data.probe_curve(PROBES, "layer2"),
-        "probe-profile": moved.probe_profile(PROBES, STAGES),
-        **{f"moved-{one.field}": moved.by_stage(one, layers, {"one": 0}) for one in moved.MEASURES},
-        "confusion": judged.confusion_heatmap(result.confusion, result.classes, "true", chosen=(0, 1)),
-        "bars": judged.probability_bars(["cat", "dog", "newt"], [0.9998, 0.0002, 0.0]),
-        "roc": judged.roc_curves(curves),
-        "recall-precision": judged.recall_precision_curves(curves),
-        "slices": judged.slice_dots(slices, 0.998),
-        "robustness": judged.robustness_lines(worse, {name: one.title for name, one in CORRUPTIONS.items()}),
+        "probe-profile": layer_diagnostics.probe_profile(PROBES, STAGES),
+        **{f"moved-{one.field}": layer_diagnostics.by_stage(one, layers, {"one": 0}) for one in layer_diagnostics.MEASURES},
+        "confusion": evaluation.confusion_heatmap(result.confusion, result.classes, "true", chosen=(0, 1)),
+        "bars": evaluation.probability_bars(["cat", "dog", "newt"], [0.9998, 0.0002, 0.0]),
+        "roc": evaluation.roc_curves(curves),
+        "recall-precision": evaluation.recall_precision_curves(curves),
+        "slices": evaluation.slice_dots(slices, 0.998),
+        "robustness": evaluation.robustness_lines(worse, {name: one.title for name, one in CORRUPTIONS.items()}),
         **{
-            f"reliability-{binning}": sureness.reliability_diagram(
+            f"reliability-{binning}": calibration_figures.reliability_diagram(
                 {"as it is": calibration(logits, labels, binning).bins, "scaled": calibration(logits / 2, labels, binning).bins}
             )
             for binning in ("width", "mass")
         },
-        "coverage": sureness.coverage_figure(coverage, 0.9, float(coverage["accuracy"].iloc[0])),
+        "coverage": calibration_figures.coverage_figure(coverage, 0.9, float(coverage["accuracy"].iloc[0])),
     }
 
 
@@ -150,7 +151,7 @@ def test_epochs_and_counts_are_whole(drawn, tmp_path):
     for epochs in (1, 3, 7, 40):
         folder = tmp_path / str(epochs)
         folder.mkdir()
-        named[f"epochs-{epochs}"] = compared.learning_curves("loss", "epoch", arms(folder, epochs=epochs))
+        named[f"epochs-{epochs}"] = comparison.learning_curves("loss", "epoch", arms(folder, epochs=epochs))
         named[f"counts-{epochs}"] = data.class_counts({"train": [epochs, 1]}, ["cat", "dog"])
     for name, axes in drawn(named, 1440).items():
         labels = [text for text, _ in axes["xaxis" if name.startswith("epochs") else "yaxis"]["labels"]]
@@ -169,7 +170,7 @@ def test_numbers_can_be_read_on_every_cell_and_low_cells_are_like_the_page(page,
     """Contrast as WCAG has it (4.5 to 1 for text of this size), between plotly's colour of each number and the cell below it."""
     shares = np.arange(1, 20)
     confusion = np.diag(shares) + np.diag(20 - shares[:-1], 1) + np.diag([20 - 19], -18)  # rows of 20: 1 in 20, 2 in 20 …
-    heat = judged.confusion_heatmap(confusion, [f"{n}" for n in range(19)], dark=dark)
+    heat = evaluation.confusion_heatmap(confusion, [f"{n}" for n in range(19)], dark=dark)
     drawn({"heat": heat}, 1440)
     texts = page.locator("#heat .heatmap-label text, #heat .hm text").evaluate_all(
         f"texts => texts.filter(text => text.textContent).map(text => ({LUMINANCE})(getComputedStyle(text).fill))"

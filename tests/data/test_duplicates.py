@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageEnhance
 from finetune_core.data import duplicates
 from finetune_core.data.closeness import gray_squares
 from finetune_core.data.duplicates import near_sets, united
-from finetune_core.data.looks import look_at
+from finetune_core.data.image_stats import look_at
 from finetune_core.data.sample import digits_folder
 
 

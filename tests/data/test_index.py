@@ -8,9 +8,9 @@ from PIL import Image
 
 from finetune_core.data import index
 from finetune_core.data.entry import entry_folder, read_table, write_table
+from finetune_core.data.image_stats import look_at
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import list_data
-from finetune_core.data.looks import look_at
 
 
 def drained(generator):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from finetune_core.data.decode import read_square
-from finetune_core.data.looks import look_at
+from finetune_core.data.image_stats import look_at
 from finetune_core.data.pixels import decode_pixels, stored_side
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ImageError

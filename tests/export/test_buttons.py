@@ -16,7 +16,7 @@ def page(run_dir):
     from pathlib import Path
 
     from finetune_core.runs.store import RunStore
-    from pages.shared.export import export_buttons
+    from pages.shared.evaluation.export import export_buttons
 
     export_buttons(RunStore(Path(run_dir).parent).read(Path(run_dir)))
 

@@ -1,7 +1,7 @@
 from huggingface_hub import ModelCard
 
-from finetune_core.evaluation.results import evaluation, scores
-from finetune_core.evaluation.scores import NAMES
+from finetune_core.evaluation.single_run.evaluate import evaluation, scores
+from finetune_core.evaluation.single_run.scores import NAMES
 from finetune_core.export.formats import export_run
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from finetune_core.errors import ExportError
-from finetune_core.evaluation.predict import load_predictor
+from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.export import formats, graphs
 from finetune_core.export.formats import export_run
 from finetune_core.export.tensors import load_export

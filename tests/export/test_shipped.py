@@ -13,16 +13,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from finetune_core.config import make_config
-from finetune_core.evaluation.predict import load_predictor
-from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.export import measure
 from finetune_core.export.formats import export_run, exporting
 from finetune_core.export.tensors import load_export
+from finetune_core.formatting import percent
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.preview import network_input
-from finetune_core.words import percent
 
 FORMATS = ("onnx", "safetensors", "torch_export")
 SIZE = 32

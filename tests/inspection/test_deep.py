@@ -16,13 +16,13 @@ from finetune_core.config import Edit, make_config
 from finetune_core.data.dataset import assemble, load_dataset, look_through
 from finetune_core.data.findings import KINDS
 from finetune_core.data.sample import digits_folder
+from finetune_core.formatting import PHASE_WORDS
 from finetune_core.inspection import deep
 from finetune_core.inspection.atlas import lay_out
 from finetune_core.inspection.deep import inspect_deeply, suggest
 from finetune_core.inspection.learned import Probe
 from finetune_core.models.network import network_stages
-from finetune_core.training.strategies import cut_index, plan
-from finetune_core.words import PHASE_WORDS
+from finetune_core.training.stage_plan import cut_index, plan
 
 LITE = "efficientnet_lite0"
 

@@ -8,7 +8,7 @@ from finetune_core.errors import ConfigError, DataError
 from finetune_core.inspection import features
 from finetune_core.inspection.features import compute_features
 from finetune_core.models.network import build_network
-from finetune_core.models.split import CannotSplit
+from finetune_core.models.partition import CannotSplit
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network

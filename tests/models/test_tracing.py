@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import fx, nn
 
-from finetune_core.evaluation.predict import Predictor
+from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.inspection.features import pooled_stages
 from finetune_core.models import catalogue
 from finetune_core.models.network import build_network
-from finetune_core.models.split import trace
+from finetune_core.models.partition import trace
 from finetune_core.models.tracing import _Tracer, trace_graph
 from finetune_core.training.compute import train_step
 from finetune_core.training.device import choose_device

@@ -47,7 +47,7 @@ def finished():
 
 @pytest.fixture
 def held_back(monkeypatch):
-    """``held_back("pages.shared.naming.name_images")``: that generator waits before its first step until what is returned is set."""
+    """``held_back("pages.shared.evaluation.prediction.name_images")``: that generator waits before its first step until what is returned is set."""
     gates = []
 
     def hold(name):

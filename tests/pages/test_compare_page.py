@@ -10,8 +10,8 @@ from streamlit.testing.v1 import AppTest
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.recent import remember
-from finetune_core.evaluation.comparison import compare_runs
-from finetune_core.evaluation.verdicts import of_pair
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.verdicts import of_pair
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
@@ -68,7 +68,7 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     at = opened()
     shown = words(at)
     assert told.headline in shown
-    assert all(one.words in shown for one in told.standings)
+    assert all(one.words in shown for one in told.arm_verdicts)
     pair = of_pair(told.arms, told.pairs[0])
     assert pair.strategies in shown
     assert pair.networks in shown

@@ -10,8 +10,8 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.evaluation import results
-from finetune_core.evaluation.results import evaluation
+from finetune_core.evaluation.single_run import evaluate
+from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
@@ -167,11 +167,11 @@ def test_mistakes_or_highest_losses(run):
 
 
 def test_a_tab_is_worked_out_only_when_it_is_opened():
-    for cached in (results._scores, results._class_curves, results._calibrated):
+    for cached in (evaluate._scores, evaluate._class_curves, evaluate._calibrated):
         cached.cache_clear()
     opened()
     opened(view="Slices")
-    assert [one.cache_info().misses for one in (results._scores, results._class_curves, results._calibrated)] == [0, 0, 0]
+    assert [one.cache_info().misses for one in (evaluate._scores, evaluate._class_curves, evaluate._calibrated)] == [0, 0, 0]
 
 
 def test_all_numbers_have_intervals_and_say_what_they_leave_out():
@@ -216,7 +216,7 @@ def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_
     at = opened(view="Robustness")
     kept = run.run_dir / "robustness-test.json"
     assert not kept.exists()
-    gate = held_back("pages.shared.judging.measure_robustness")
+    gate = held_back("pages.shared.evaluation.tabs.measure_robustness")
     at.button(key="measure").click().run()
     at.segmented_control(key="shares").set_value("true").run()
     assert at.button(key="measure").disabled

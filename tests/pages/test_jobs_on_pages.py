@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import WeightsError
-from finetune_core.training import finder
+from finetune_core.training import lr_finder
 from pages.shared.jobs import jobs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def held(monkeypatch):
     """The rate finder waits for this before its first step."""
-    gate, real = threading.Event(), finder.find_rate
+    gate, real = threading.Event(), lr_finder.find_rate
 
     def find_rate(*args):
         yield "rates", 0, 100
         assert gate.wait(60)
         return (yield from real(*args))
 
-    monkeypatch.setattr(finder, "find_rate", find_rate)
+    monkeypatch.setattr(lr_finder, "find_rate", find_rate)
     yield gate
     gate.set()
 
@@ -87,7 +87,7 @@ def test_two_sessions_share_the_work_and_stop_ends_it_for_both(configure, held, 
 
 def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, finished):
     at = configure()
-    gate, real = threading.Event(), finder.find_rate
+    gate, real = threading.Event(), lr_finder.find_rate
 
     def fails(*args):
         yield "rates", 0, 100
@@ -98,12 +98,12 @@ def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, fin
         assert gate.wait(60)
         return (yield from real(*args))
 
-    monkeypatch.setattr(finder, "find_rate", fails)
+    monkeypatch.setattr(lr_finder, "find_rate", fails)
     at.run()
     button(at, "Find a learning rate").click().run()
     finished(at)
     assert "no weights" in [error.value for error in at.error]
-    monkeypatch.setattr(finder, "find_rate", waits)
+    monkeypatch.setattr(lr_finder, "find_rate", waits)
     at.run()
     button(at, "Find a learning rate").click().run()
     assert not at.error

@@ -8,8 +8,8 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.evaluation.disagree import disagreement
-from finetune_core.evaluation.layers import known_layers
+from finetune_core.evaluation.comparison.disagree import disagreement
+from finetune_core.evaluation.comparison.layer_diagnostics import known_layers
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
@@ -35,8 +35,8 @@ def runs(image_folder, tmp_path, monkeypatch):
 
 
 def sections():
-    from pages.shared.moved import disagreements, what_moved
-    from pages.shared.state import store
+    from pages.shared.evaluation.diagnostics import disagreements, what_moved
+    from pages.shared.runs.backend import store
 
     judged = sorted(store().runs(), key=lambda run: run.config.epochs)
     what_moved(judged)
@@ -52,7 +52,7 @@ def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_mea
     at = AppTest.from_function(sections, default_timeout=120).run()
     assert not at.exception
     assert "Which stage to thaw next" not in words(at)
-    gate = held_back("pages.shared.moved.measure_layers")
+    gate = held_back("pages.shared.evaluation.diagnostics.measure_layers")
     at.button(key="measure-layers").click().run()
     at.run()
     assert at.button(key="measure-layers").disabled

@@ -7,7 +7,8 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.events import EpochEnded
 
 ROOT = Path(__file__).resolve().parent.parent.parent

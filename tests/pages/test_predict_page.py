@@ -13,8 +13,8 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.evaluation.neighbours import neighbours_changed
-from finetune_core.evaluation.predict import load_predictor
+from finetune_core.evaluation.prediction.neighbours import neighbours_changed
+from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
@@ -111,7 +111,7 @@ def opened_again(run):
 
 
 def test_an_upload_does_not_end_what_is_computed_of_the_training_images(runs, held_back, finished):
-    gate = held_back("pages.shared.naming.compute_neighbourhood")
+    gate = held_back("pages.shared.evaluation.prediction.compute_neighbourhood")
     at = opened(run=runs[0].run_id)
     press(at, "Show training images like it, too")
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
@@ -144,7 +144,7 @@ def given(runs, monkeypatch, finished):
             archive.writestr(f"new/{number}.png", image_of(runs[0], f"red/00{number}.png"))
         archive.writestr("new/broken.png", b"hello")
     made = []
-    monkeypatch.setattr("pages.shared.naming.st.download_button", lambda *args, **_: made.append(args))
+    monkeypatch.setattr("pages.shared.evaluation.prediction.st.download_button", lambda *args, **_: made.append(args))
 
     def name_all(button, meanwhile=lambda at: None, **query):
         at = opened(**query)
@@ -187,7 +187,7 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
 
 
 def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, given):
-    gate = held_back("pages.shared.naming.name_images")
+    gate = held_back("pages.shared.evaluation.prediction.name_images")
 
     def press_on(at):
         at.selectbox(key="run_box").set_value(runs[0].run_id).run()

@@ -9,9 +9,10 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.runs.record import create_run, requested_stop
+from finetune_core.runs.record import create_run
+from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import RunStore
-from pages.shared.state import worker
+from pages.shared.runs.backend import worker
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -10,8 +10,11 @@ from pydantic import TypeAdapter
 
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError
+from finetune_core.runs.about import read_about
 from finetune_core.runs.history import History
-from finetune_core.runs.record import is_locked, locked, read_about, reopen_run, request_stop
+from finetune_core.runs.locks import is_locked, locked
+from finetune_core.runs.record import reopen_run
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training import events
 from tests.deadline import in_time

@@ -6,7 +6,7 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.runs.history import History
-from finetune_core.runs.log import log_lines, told
+from finetune_core.runs.log import log_line, log_lines
 from finetune_core.runs.record import create_run, execute
 from finetune_core.training.events import ImagesLost, ImagesSkipped, MemoryShort, RunFailed, RunStopped
 
@@ -37,11 +37,13 @@ def test_a_whole_run_in_words(run_dir):
 
 
 def test_words_for_what_goes_wrong():
-    assert told(ImagesSkipped(1, ["a.png is damaged"]).to_json()) == "Left out, because unreadable: 1 image. a.png is damaged"
-    assert told(ImagesLost(1200, []).to_json()) == "No longer readable, and left out: 1,200 images so far. "
-    assert "8 at a time" in told(MemoryShort(2, 5, 8).to_json())
-    assert told(RunStopped(1, 1, 2.0, True).to_json()) == "Paused."
-    assert told(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
+    assert (
+        log_line(ImagesSkipped(1, ["a.png is damaged"]).to_json()) == "Left out, because unreadable: 1 image. a.png is damaged"
+    )
+    assert log_line(ImagesLost(1200, []).to_json()) == "No longer readable, and left out: 1,200 images so far. "
+    assert "8 at a time" in log_line(MemoryShort(2, 5, 8).to_json())
+    assert log_line(RunStopped(1, 1, 2.0, True).to_json()) == "Paused."
+    assert log_line(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
 
 
 def test_tens_of_thousands_of_steps_stay_few(tmp_path, started, step, lines):

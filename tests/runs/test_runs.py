@@ -12,7 +12,9 @@ from filelock import FileLock
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError, TrainingError
 from finetune_core.runs.history import History
-from finetune_core.runs.record import create_run, execute, is_locked, reopen_run, request_stop, requested_stop
+from finetune_core.runs.locks import is_locked
+from finetune_core.runs.record import create_run, execute, reopen_run
+from finetune_core.runs.stop_request import request_stop, requested_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.runs.worker import Worker
 from finetune_core.training import events, loop

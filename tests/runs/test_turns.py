@@ -8,7 +8,8 @@ import pytest
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.runs.log import log_lines
-from finetune_core.runs.record import create_run, execute, request_stop
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.turns import in_turn
 from finetune_core.training import events

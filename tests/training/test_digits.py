@@ -7,7 +7,8 @@ from finetune_core.data.sample import digits_folder
 from finetune_core.models.network import network_stages
 from finetune_core.training import events
 from finetune_core.training.loop import fit
-from finetune_core.training.strategies import STRATEGIES, frozen_tensors, plan
+from finetune_core.training.stage_plan import frozen_tensors, plan
+from finetune_core.training.strategies import STRATEGIES
 
 # A head alone needs more steps, and random weights more images, than there are here.
 ACCURACY = {"feature_extraction": 0.2, "bias_only": 0.2, "batchnorm_only": 0.2, "from_scratch": 0.0}

@@ -12,9 +12,9 @@ from finetune_core.models.network import build_network, network_stages
 from finetune_core.training import events
 from finetune_core.training.checkpoints import load_checkpoint
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.optimizers import learning_rate_factor
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.strategies import plan
+from finetune_core.training.schedules import learning_rate_factor
+from finetune_core.training.stage_plan import plan
 
 # No BatchNorm to rescue it.
 DIVERGING = {

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.rowcache import CACHE
-from finetune_core.models.split import CannotSplit
+from finetune_core.models.partition import CannotSplit
 from finetune_core.training import events, trunk
 from finetune_core.training.loop import fit
 from finetune_core.training.predictions import load_predictions

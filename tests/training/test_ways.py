@@ -10,13 +10,13 @@ from finetune_core.config import make_config
 from finetune_core.errors import TrainingError
 from finetune_core.models.network import build_network
 from finetune_core.training import compute, events
-from finetune_core.training.average import Average
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.compute import NotFinite, StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.optimizers import learning_rate_factor
+from finetune_core.training.schedules import learning_rate_factor
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.weight_ema import WeightEMA
 
 CPU = Device("cpu", "a processor", "fp32")
 
@@ -222,7 +222,7 @@ def test_steps_go_to_a_tenth_at_half_and_at_three_quarters():
 def test_an_average_lags_behind_and_is_put_back():
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    average = Average(model.state_dict(), 0.5)
+    average = WeightEMA(model.state_dict(), 0.5)
     for _ in range(20):
         with torch.no_grad():
             model.weight += 1

@@ -1,0 +1,48 @@
+"""Which strategy to take: the cheapest that no other one beats, where there is enough to choose by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune_core.evaluation.comparison.arms import Arm
+from finetune_core.evaluation.comparison.pairs import Pair, Verdict
+
+# A comparison that shows only larger differences advises nothing: ten points, or, of log loss, a tenth less of probability for the true class.
+_BLUNT = 0.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the verdict on all arms rests on; arms by their places.
+
+    Attributes:
+        judged: those whose strategies can be judged; none where that are fewer than two.
+        best: the best of these by what is judged by; of all, where ``judged`` is empty.
+        alike: those of ``judged`` that are not distinguishable from the best.
+        unseen: the largest difference to the best that may have gone unseen among these.
+        advised: the cheapest that no other strategy beats; None where there is too little to choose by.
+    """
+
+    judged: tuple[int, ...]
+    best: int
+    alike: tuple[int, ...]
+    unseen: float
+    advised: int | None
+
+
+def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
+    """Choose among the arms; only what is known of strategies counts."""
+    judged = tuple(at for at, arm in enumerate(arms) if arm.speaks)
+    judged = judged if len(judged) > 1 else ()
+    best = max(judged or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
+    if not judged:
+        return Choice((), best, (), 0.0, None)
+    told = {(pair.a, pair.b): pair.strategies for pair in pairs if pair.strategies}
+    beaten = {b if verdict.claim.difference > 0 else a for (a, b), verdict in told.items() if verdict.different}
+    alike = [(at, verdict) for at in judged if at != best and not (verdict := _between(told, at, best)).different]
+    unseen = max((verdict.smallest for _, verdict in alike), default=0.0)
+    advised = min((at for at in judged if at not in beaten), key=lambda at: arms[at].cost.seconds)
+    return Choice(judged, best, tuple(at for at, _ in alike), unseen, None if unseen > _BLUNT else advised)
+
+
+def _between(told: dict[tuple[int, int], Verdict], one: int, other: int) -> Verdict:
+    return told[min(one, other), max(one, other)]

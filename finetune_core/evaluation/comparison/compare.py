@@ -1,0 +1,336 @@
+"""Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.data.splits import TEST, VAL
+from finetune_core.errors import RunError
+from finetune_core.evaluation.comparison import verdicts
+from finetune_core.evaluation.comparison.arms import (
+    STRATEGY_FIELDS,
+    Arm,
+    ArmVerdict,
+    Member,
+    arm_order,
+    arm_titles,
+    differing_settings,
+    unfinished,
+    with_endings,
+)
+from finetune_core.evaluation.comparison.choice import choose
+from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rate, usual_cost
+from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
+from finetune_core.evaluation.comparison.paired import Answers, answers, measured, summed
+from finetune_core.evaluation.comparison.pairs import Pair, Verdict, judge_pairs, known_variances
+from finetune_core.evaluation.comparison.strategies import (
+    Interval,
+    SeedVariance,
+    accuracy_interval,
+    measure_interval,
+    seed_variances,
+)
+from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.runs.design import arm_of
+from finetune_core.runs.store import Run, summary
+from finetune_core.training.predictions import load_predictions, predictions_changed
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs judged together.
+
+    Attributes:
+        measure: what is judged by.
+        split: ``test`` where all runs have it, else ``val``.
+        best: the place of the arm that did best, of those whose strategies can be judged; of all, where none can.
+        advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
+        headline, caveat: about the strategies, whatever the evidence: one sentence, and what else to know.
+        networks: about the networks that were trained; empty where there is nothing to compare.
+        arm_verdicts: of each arm; none where there is one strategy only.
+        notes: what has to be known to read it.
+        differing: settings in which arms differ besides the strategy.
+    """
+
+    measure: Measure
+    split: str
+    images: int
+    arms: tuple[Arm, ...]
+    pairs: tuple[Pair, ...]
+    best: int
+    advised: int | None
+    headline: str
+    caveat: str
+    networks: str
+    arm_verdicts: tuple[ArmVerdict, ...]
+    notes: tuple[str, ...]
+    differing: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        return " ".join(part for part in (self.headline, self.caveat, self.networks) if part)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Places of the arms as they stand, the one to take or the best first; where none stands before another, as they are."""
+        return tuple(one.arm for one in self.arm_verdicts) or tuple(range(len(self.arms)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies`` and ``networks``, ``images``, ``split``,
+        ``notes``, ``advised`` (None where there is too little to choose by)."""
+        arms = self.arms
+        return {
+            "measure": self.measure.name,
+            "split": self.split,
+            "images": self.images,
+            "runs": [_run_json(arm, member) for arm in arms for member in arm.members],
+            "arms": [_arm_json(arm) for arm in arms],
+            "pairs": [_pair_json(pair, arms) for pair in self.pairs],
+            "verdict": self.verdict,
+            "strategies": f"{self.headline} {self.caveat}".strip(),
+            "networks": self.networks,
+            "advised": None if self.advised is None else arms[self.advised].title,
+            "notes": list(self.notes),
+        }
+
+
+def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Comparison:
+    """Judge runs together.
+
+    Args:
+        measure: by what, one of ``MEASURES``.
+
+    Raises:
+        ConfigError: when there is no such measure.
+        RunError: when one has no predictions, or when they were not judged on the same images.
+    """
+    judged_by = measure_of(measure)
+    runs, repeats = _without_repeats(runs)
+    if not runs:
+        raise RunError("There is no run to compare.")
+    if early := [run.run_id for run in runs if not run.history.epochs]:
+        raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
+    tables = {run.run_dir: _answers(run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in runs}
+    split = TEST if all(TEST in set(table["split"]) for table in tables.values()) else VAL
+    tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
+    _check_same_images(runs, tables)
+    grouped, titles, one_strategy = _grouped(runs)
+    keys = tuple(
+        tuple((run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in group) for group in grouped
+    )
+    judged = _summed_up(judged_by, keys, split)
+    finished = [unfinished(group[0]) is None for group in grouped]
+    variances = known_variances(judged, finished)
+    arms = tuple(
+        _arm(title, group, told, variance, runs)
+        for title, group, told, variance in zip(titles, grouped, judged, variances, strict=True)
+    )
+    pairs = judge_pairs(judged, finished, variances)
+    choice = choose(arms, pairs)
+    images = judged[0].images
+    headline, caveat = (
+        verdicts.one_strategy(arms, pairs, images) if one_strategy else verdicts.strategies(arms, pairs, choice, images)
+    )
+    networks = "" if one_strategy else verdicts.networks(arms, pairs)
+    arm_verdicts = () if one_strategy else verdicts.arm_verdicts(arms, pairs, choice)
+    differing = tuple(name for name in differing_settings([arm.config for arm in arms]) if name not in STRATEGY_FIELDS)
+    notes = verdicts.notes(split, arms, variances, repeats)
+    return Comparison(
+        judged_by,
+        split,
+        images,
+        arms,
+        pairs,
+        choice.best,
+        choice.advised,
+        headline,
+        caveat,
+        networks,
+        arm_verdicts,
+        notes,
+        differing,
+    )
+
+
+def _grouped(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str], bool]:
+    """The runs of each arm, by seed; the arms' titles; whether all are of one strategy. Shallow training first.
+
+    What did not train to the end is no seed of its strategy: it is an arm with those that ended after as many epochs. Of one
+    strategy alone, each run is an arm.
+    """
+    groups: dict[tuple[str, str | None], list[Run]] = {}
+    for run in runs:
+        groups.setdefault((arm_of(run.config), unfinished(run)), []).append(run)
+    grouped = [sorted(group, key=lambda run: run.config.seed) for group in groups.values()]
+    grouped.sort(key=lambda group: (arm_order(group[0].config, run_depth(group[0])), unfinished(group[0]) or ""))
+    titles = with_endings(arm_titles([group[0].config for group in grouped]), [unfinished(group[0]) for group in grouped])
+    if len(grouped) > 1:
+        return grouped, titles, False
+    if len(runs) == 1:
+        return grouped, titles, True
+    return [[run] for run in grouped[0]], [f"{titles[0]} · seed {run.config.seed}" for run in grouped[0]], True
+
+
+def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
+    """Each config's latest run: the same seed again says nothing new, and would pass for a second seed. And who was left out."""
+    latest: dict[tuple[str, str | None], Run] = {}
+    for run in sorted(runs, key=lambda run: run.run_id):
+        latest[run.config.model_dump_json(), unfinished(run)] = run
+    kept = {run.run_dir for run in latest.values()}
+    return [run for run in runs if run.run_dir in kept], [run.run_id for run in runs if run.run_dir not in kept]
+
+
+def _class_count(run: Run) -> int:
+    return len(run.history.started["classes"]) if run.history.started else 0
+
+
+@lru_cache(maxsize=64)
+def _answers(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
+    """``id, split, label, logits``, by id."""
+    return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)
+
+
+@lru_cache(maxsize=16)  # a page asks for the same ones whenever it is redrawn
+def _summed_up(measure: Measure, arms: tuple[tuple[tuple[Path, int, int], ...], ...], split: str) -> list[Answers]:
+    tables = [[_answers(*run) for run in arm] for arm in arms]
+    tables = [[table[table["split"] == split] for table in arm] for arm in tables]
+    logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
+    return measured(measure, tables[0][0]["label"].to_numpy(), logits)
+
+
+def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) -> None:
+    def shown(run: Run) -> list[tuple[str, str]]:
+        classes, table = run.history.started["classes"], tables[run.run_dir]
+        return [(name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)]
+
+    first = shown(runs[0])
+    others = [run.run_id for run in runs[1:] if shown(run) != first or not _same_source(runs[0], run)]
+    if others:
+        raise RunError(
+            f"These runs did not use the same images for judging, so their accuracies cannot be compared: {', '.join(others)} did not use "
+            f"those of {runs[0].run_id}. Compare runs on the same data with the same split."
+        )
+
+
+def _same_source(one: Run, other: Run) -> bool:
+    """Two data sets may give their files the same names."""
+    return one.config.data == other.config.data or one.history.started["fingerprint"] == other.history.started["fingerprint"]
+
+
+def _arm(title: str, group: Sequence[Run], told: Answers, variance: SeedVariance | None, runs: Sequence[Run]) -> Arm:
+    rate = trunk_rate(group, runs)
+    members = tuple(
+        Member(
+            run,
+            accuracy_interval(answers(right[None]), None),
+            measure_interval(summed(told.measure, right[None], row[None], None), None),
+            cost(run, rate),
+        )
+        for run, right, row in zip(group, told.correct, told.values, strict=True)
+    )
+    deviation = None if told.seed_variance is None else told.seed_variance**0.5
+    costs = usual_cost([member.cost for member in members])
+    score = measure_interval(told, variance)
+    accuracy = score if told.measure is ACCURACY else _accuracy(answers(told.correct))
+    return Arm(
+        title,
+        group[0].config,
+        members,
+        accuracy,
+        told.measure,
+        score,
+        deviation,
+        costs,
+        run_depth(group[0]),
+        unfinished(group[0]),
+    )
+
+
+def _accuracy(told: Answers) -> Interval:
+    return accuracy_interval(told, seed_variances([told])[0])
+
+
+def _score_json(measure: Measure, score: Interval) -> dict[str, Any]:
+    return {"score": score.value, "score_low": score.low, "score_high": score.high, "measure": measure.name}
+
+
+def _interval_json(interval: Interval) -> dict[str, float]:
+    return {"accuracy": interval.value, "ci_low": interval.low, "ci_high": interval.high}
+
+
+def _run_json(arm: Arm, member: Member) -> dict[str, Any]:
+    seed = {"arm": arm.title, "seed": member.run.config.seed, "learning_rate": member.run.config.learning_rate}
+    return (
+        summary(member.run)
+        | seed
+        | _interval_json(member.accuracy)
+        | _score_json(arm.measure, member.score)
+        | asdict(member.cost)
+    )
+
+
+def _arm_json(arm: Arm) -> dict[str, Any]:
+    low, high = arm.range
+    return {
+        "arm": arm.title,
+        "strategy": arm.config.strategy,
+        "backbone": arm.config.backbone,
+        "train_fraction": arm.config.train_fraction,
+        "learning_rate": arm.config.learning_rate,
+        "run_ids": [member.run.run_id for member in arm.members],
+        "seeds": [member.run.config.seed for member in arm.members],
+        **_interval_json(arm.accuracy),
+        **_score_json(arm.measure, arm.score),
+        "seed_deviation": arm.seed_deviation,
+        "seed_low": low,
+        "seed_high": high,
+        "unfinished": arm.unfinished,
+        **asdict(arm.depth),
+        **asdict(arm.cost),
+    }
+
+
+def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
+    words = verdicts.of_pair(arms, pair)
+    claims = {
+        "networks": _claim_json(pair.measure, pair.networks, words.networks),
+        "strategies": _claim_json(pair.measure, pair.strategies, words.strategies) if pair.strategies else None,
+    }
+    widest = pair.widest.claim.about
+    return {
+        "a": arms[pair.a].title,
+        "b": arms[pair.b].title,
+        "about": widest,
+        **claims[widest],
+        "verdict": words.both,
+        "mcnemar_p": pair.mcnemar_p,
+        "mcnemar_share": pair.mcnemar_share,
+        "image_error": pair.image_error,
+        "seed_error": pair.seed_error,
+        "seeds_needed": pair.seeds_needed,
+        "only_a": pair.only_a,
+        "only_b": pair.only_b,
+        **claims,
+    }
+
+
+def _claim_json(measure: Measure, verdict: Verdict, words: str) -> dict[str, Any]:
+    """In the measure's own sense: of log loss, a negative difference speaks for the first."""
+    claim = verdict.claim
+    difference, low, high = measure.own(claim.difference, claim.low, claim.high)
+    return {
+        "difference": difference,
+        "ci_low": low,
+        "ci_high": high,
+        "p": claim.p,
+        "holm_p": verdict.holm_p,
+        "different": verdict.different,
+        "smallest_seen": verdict.smallest,
+        "verdict": words,
+    }

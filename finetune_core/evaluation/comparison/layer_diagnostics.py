@@ -1,0 +1,283 @@
+"""What training moved, stage by stage: weights, features, gradients; and what a frozen stage could still give.
+
+- Change: the length of the change of a stage's weights, relative to the weights that it began with.
+- Likeness: linear CKA (Kornblith et al. 2019) between what the stage made of the same images before training and after, debiased,
+  because images are fewer than features (Nguyen et al. 2021). 1: the same but for rotation and scale.
+- Gradient share: of the squared length of the whole gradient, the stage's part, in the mean of the epochs, as the run recorded it.
+- Pull: the length of the gradient at the trained network, relative to the weights, for every stage as if it were free
+  (Auto-RGN, Lee et al. 2023). It says where training would turn to first.
+"""
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, TypeAdapter
+from torch import nn
+from typing_extensions import TypedDict
+
+from finetune_core.data.splits import TRAIN, VAL
+from finetune_core.errors import DataError, RunError
+from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
+from finetune_core.evaluation.single_run.run_images import RunImages, run_images
+from finetune_core.files import read_regular, write_bytes
+from finetune_core.inspection.background import in_background
+from finetune_core.inspection.features import PooledStages, network_inputs, pooled_stages
+from finetune_core.inspection.learned import Probe, probe
+from finetune_core.models.network import Network, build_network
+from finetune_core.models.stages import Stage
+from finetune_core.runs.store import Run
+from finetune_core.training.device import choose_device
+from finetune_core.training.events import Count, Length, Name, Number, Share
+from finetune_core.training.predictions import Moment, predictions_changed
+
+_FILE = "layers.json"
+_MOST = {TRAIN: 500, VAL: 300}  # images
+_PULLED = 128  # training images that gradients are computed on
+_FEWEST = 10  # validation images, below which neither probes nor likeness say anything
+
+Told = Generator[tuple[str, int, int], None, Any]
+
+
+@dataclass(frozen=True)
+class StageMove:
+    """One stage, before and after.
+
+    Attributes:
+        trains: whether the run trained any of it.
+        change: relative change of its weights; the head's from its random start. 0 where frozen.
+        likeness: CKA before and after; None where the network cannot be cut behind this stage, and for the head.
+        gradient_share: 0…1; None where it was not recorded, or frozen.
+        pull: relative gradient at the end, were it free.
+    """
+
+    name: Name
+    trains: bool
+    change: Length
+    likeness: Number | None
+    gradient_share: Length | None
+    pull: Length
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What one run moved.
+
+    Attributes:
+        stages: input to head.
+        probes: a linear model on the features of each stage before training, by its accuracy on validation images; empty where
+            there are too few, or where the network cannot be cut.
+        judged: validation images that likeness and probes were judged on.
+        pulled: training images that the pull was computed on; fitted: the share of them that the trained network names right.
+    """
+
+    stages: Annotated[tuple[StageMove, ...], Field(max_length=1000)]
+    probes: Annotated[tuple[Probe, ...], Field(max_length=1000)]
+    judged: Count
+    pulled: Count
+    fitted: Share
+
+
+class _Stamped(TypedDict):
+    """Which predictions the run had when it was measured."""
+
+    predictions: Moment
+
+
+_LAYERS, _STAMPED = TypeAdapter(Layers), TypeAdapter(_Stamped)
+_LARGEST = 2**22  # bytes
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a network made of a run's images before training: rows are training images, then validation images."""
+
+    images: RunImages
+    stages: tuple[str, ...]
+    by_stage: tuple[np.ndarray, ...]
+    probes: tuple[Probe, ...]
+
+
+def known_layers(run: Run) -> Layers | None:
+    """What was measured before, unless the run has been trained on since."""
+    try:
+        content = read_regular(run.run_dir / _FILE, _LARGEST)
+        measured, found = _STAMPED.validate_json(content, strict=True), _LAYERS.validate_json(content, strict=True)
+    except (OSError, ValueError):  # none, or damaged: it can be measured again
+        return None
+    stages = [stage["name"] for stage in run.history.started["stages"]] if run.history.started else []
+    known = [stage.name for stage in found.stages] == stages and {one.stage for one in found.probes} <= set(stages)
+    return found if known and measured["predictions"] == predictions_changed(run.run_dir) else None
+
+
+def measured_run(runs: Sequence[Run]) -> Run:
+    """Whose layers stand for runs that differ in their seeds only: the first that was measured, else the first."""
+    return next((run for run in runs if known_layers(run)), runs[0])
+
+
+def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Told:
+    """Measure what each of the runs moved, and keep it in its folder. Runs with the same beginning share its features.
+
+    Args:
+        roots: when given, images that lie elsewhere are refused.
+
+    Yields:
+        (phase, done, total); phases are ``index``, ``decode``, ``features`` and ``probe``.
+
+    Raises:
+        FinetuneError: when a run's images or weights are not there any more, or its folder cannot be written to.
+    """
+    starts: dict[str, _Start] = {}
+    for run in runs:
+        changed = predictions_changed(run.run_dir)
+        tuned = replace(load_predictor(run), device=choose_device())
+        begun = build_network(run.config.backbone, run.config.starts_from, len(tuned.classes), run.config.seed)
+        beginning = _beginning(run, begun)
+        if beginning not in starts:
+            starts[beginning] = yield from _start(run, begun, tuned, roots)
+        told = asdict((yield from _moves(run, begun, tuned, starts[beginning])))
+        try:
+            write_bytes(run.run_dir / _FILE, json.dumps(told | {"predictions": changed}).encode())
+        except OSError as error:
+            raise RunError(f"What moved cannot be kept in {run.run_dir}: {error.strerror}.") from None
+
+
+def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
+    """Debiased linear CKA of features ``[n, d]`` and ``[n, e]`` of the same ``n > 3`` images: 1 for the same but for rotation and
+    scale, about 0 for unrelated ones; NaN where one of them is the same for all images."""
+    grams = [_centred_gram(features.astype(np.float64)) for features in (one, other)]
+    cross, first, second = (float((a * b).sum()) for a, b in ((grams[0], grams[1]), (grams[0],) * 2, (grams[1],) * 2))
+    return cross / float(np.sqrt(first * second)) if first > 0 and second > 0 else float("nan")
+
+
+def _centred_gram(features: np.ndarray) -> np.ndarray:
+    """U-centred (Székely & Rizzo 2014): sums of products of two of these are proportional to the unbiased HSIC of Song et al. 2012."""
+    features = features - features.mean(0)  # changes nothing but the rounding
+    gram = features @ features.T
+    np.fill_diagonal(gram, 0.0)
+    count = len(gram)
+    sums = gram.sum(1)
+    gram -= (sums[:, None] + sums[None]) / (count - 2)
+    gram += sums.sum() / ((count - 1) * (count - 2))
+    np.fill_diagonal(gram, 0.0)
+    return gram
+
+
+def _beginning(run: Run, begun: Network) -> str:
+    """The same for runs that began with the same network on the same images."""
+    config = run.config
+    told = (config.data, config.split_settings, config.edits, config.train_fraction, config.image_size, begun.weights_hash)
+    return str((*told, config.seed if config.train_fraction < 1 else None))
+
+
+def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) -> Told:
+    images = yield from run_images(run, _MOST, roots)
+    try:
+        pooled, stages = _cut(begun, tuned)
+    except DataError:  # no cut, no features: what is known without them is worth showing
+        return _Start(images, (), (), ())
+    train, val = images.rows[TRAIN], images.rows[VAL]
+    by_stage = yield from _features(pooled, begun, tuned, images, np.concatenate([train, val]))
+    labels = images.dataset.table["label"].to_numpy()[np.concatenate([train, val])]
+    places = np.arange(len(labels))
+    probes: list[Probe] = []
+    if len(val) >= _FEWEST and len(np.unique(labels[: len(train)])) > 1:
+        for done, (stage, values) in enumerate(zip(stages, by_stage, strict=True)):
+            fit = partial(probe, stage, values, labels, places[: len(train)], places[len(train) :])
+            probes.append((yield from in_background("probe", fit, lambda done=done: done, len(stages))))
+    return _Start(images, stages, by_stage, tuple(probes))
+
+
+def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Told:
+    images, val = start.images, start.images.rows[VAL]
+    likeness: dict[str, float] = {}
+    if start.stages and len(val) >= _FEWEST:
+        pooled, _ = _cut(tuned.network, tuned)
+        after = yield from _features(pooled, tuned.network, tuned, images, val)
+        pairs = zip(start.stages, start.by_stage, after, strict=True)
+        likeness = {stage: linear_cka(before[-len(val) :], now) for stage, before, now in pairs}
+    pulls, pulled, fitted = yield from _pulls(tuned, images)
+    shares = _gradient_shares(run)
+    old, new = (network.model.cpu().state_dict() for network in (begun, tuned.network))
+    trains = {row["name"]: row["trains"] for row in run.history.started["stages"]}
+    moves = [
+        StageMove(
+            stage.name,
+            trains[stage.name],
+            _length(new[name] - old[name] for name in stage.parameters)
+            / max(_length(old[name] for name in stage.parameters), 1e-12),
+            _defined(likeness.get(stage.name)),
+            shares.get(stage.name),
+            pulls[stage.name],
+        )
+        for stage in tuned.network.stages
+    ]
+    return Layers(tuple(moves), start.probes, len(val), pulled, fitted)
+
+
+def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, ...]]:
+    """The network's stages, on the device that the run's network is on."""
+    network.model.cpu()  # where stages are cut; parts and whole share their modules
+    pooled, stages = pooled_stages(network)
+    network.model.to(tuned.device.torch_device, memory_format=torch.channels_last)
+    return pooled.to(tuned.device.torch_device, memory_format=torch.channels_last), stages
+
+
+def _features(pooled: PooledStages, network: Network, tuned: Predictor, images: RunImages, rows: np.ndarray) -> Told:
+    """Float32 ``[n, d]`` for each of the stages."""
+    found, done = [], 0
+    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size):
+        with torch.no_grad(), tuned.device.autocast():
+            found.append(pooled(inputs.to(tuned.device.torch_device)).float().cpu().numpy())
+        done += len(batch)
+        yield "features", done, len(rows)
+    return tuple(np.split(np.concatenate(found), np.cumsum(pooled.widths)[:-1], axis=1))
+
+
+def _pulls(tuned: Predictor, images: RunImages) -> Told:
+    """Stage -> relative gradient of the mean loss; on how many training images; which share of them is named right."""
+    network, device = tuned.network, tuned.device.torch_device
+    rows = images.rows[TRAIN]
+    rows = np.sort(np.random.default_rng(0).choice(rows, min(_PULLED, len(rows)), replace=False))
+    labels = torch.from_numpy(images.dataset.table["label"].to_numpy(np.int64).copy())
+    model = network.model.eval().requires_grad_(True)
+    model.zero_grad()
+    right, done = 0, 0
+    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size):
+        wanted = labels[batch].to(device)
+        logits = model(inputs.to(device))  # in fp32: rounding would show in a gradient of a few images
+        (nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)).backward()
+        right += int((logits.argmax(1) == wanted).sum())
+        done += len(batch)
+        yield "features", done, len(rows)
+    pulls = {stage.name: _pull(stage, dict(model.named_parameters())) for stage in network.stages}
+    return pulls, len(rows), right / len(rows)
+
+
+def _pull(stage: Stage, parameters: dict[str, nn.Parameter]) -> float:
+    own = [parameters[name] for name in stage.parameters]
+    return _length(one.grad for one in own if one.grad is not None) / max(_length(own), 1e-12)
+
+
+def _gradient_shares(run: Run) -> dict[str, float]:
+    """Stage -> its part of the squared gradient, mean over the epochs that recorded it."""
+    found: dict[str, list[float]] = {}
+    measured = [row["stages"] for row in run.history.epochs if row.get("stages")]
+    for stages in measured:
+        total = sum(one["gradient_norm"] ** 2 for one in stages.values())
+        for name, one in stages.items():
+            found.setdefault(name, []).append(one["gradient_norm"] ** 2 / total if total else 0.0)
+    return {name: sum(shares) / len(measured) for name, shares in found.items()}
+
+
+def _length(tensors: Any) -> float:
+    return float(sum(float(tensor.detach().double().square().sum()) for tensor in tensors) ** 0.5)
+
+
+def _defined(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else value

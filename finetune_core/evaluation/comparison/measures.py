@@ -1,0 +1,118 @@
+"""What a comparison judges by: accuracy, macro F1 or log loss, each as one number per image that is averaged, higher being better.
+
+Log loss is a mean over images already. Macro F1 is not: its numbers are pseudo-values, macro F1 plus what each image adds to it to first
+order (its influence), as in the analysis of areas under ROC curves over cases and readers (Dorfman, Berbaum & Metz 1992). Their mean is
+macro F1 itself, so the statistics of means hold for it: the variance over images, and what a seed adds beyond chance on these images.
+Intervals of networks come from a paired bootstrap of the statistic itself.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from finetune_core.errors import ConfigError
+from finetune_core.formatting import percent
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One of ``MEASURES``.
+
+    Attributes:
+        share: whether it is a share, shown in percent; its differences in points.
+        lower_is_better: then gains are differences with the other sign.
+    """
+
+    name: str
+    title: str
+    share: bool
+    lower_is_better: bool = False
+
+    @property
+    def of(self) -> str:
+        """Its title within a sentence."""
+        return self.title[0].lower() + self.title[1:]
+
+    def shown(self, value: float) -> str:
+        """A value: ``84.0 %``, ``0.412``."""
+        return percent(value) if self.share else f"{value:.3f}"
+
+    def size(self, difference: float) -> str:
+        """A difference, without its unit: 0.021 -> ``2.1``; of log loss ``0.021``."""
+        return (f"{difference * 100:.1f}" if self.share else f"{difference:.3f}").replace("-", "−")
+
+    @property
+    def unit(self) -> str:
+        """Of a difference."""
+        return "points" if self.name == "accuracy" else f"points of {self.of}" if self.share else f"nats of {self.of}"
+
+    @property
+    def most(self) -> float:
+        """The largest difference that there can be."""
+        return 1.0 if self.share else np.inf
+
+    def own(self, gain: float, low: float, high: float) -> tuple[float, float, float]:
+        """A gain and its interval as a difference of the measure itself; of a difference, the gain."""
+        return (-gain, -high, -low) if self.lower_is_better else (gain, low, high)
+
+
+ACCURACY = Measure("accuracy", "Accuracy", share=True)
+MEASURES = {
+    one.name: one
+    for one in (
+        ACCURACY,
+        Measure("macro_f1", "Macro F1", share=True),
+        Measure("log_loss", "Log loss", share=False, lower_is_better=True),
+    )
+}
+
+
+def measure_of(name: str) -> Measure:
+    """By its name.
+
+    Raises:
+        ConfigError: when there is none of that name.
+    """
+    if name not in MEASURES:
+        raise ConfigError({"measure": f"must be one of {', '.join(MEASURES)}, not {name!r}"})
+    return MEASURES[name]
+
+
+def f1_values(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Pseudo-values float ``[networks, n]`` of macro F1 over the classes that are among ``labels``.
+
+    Args:
+        labels: int ``[n]``. predicted: int ``[networks, n]``.
+    """
+    present, true = np.unique(labels, return_inverse=True)
+    values = np.empty(predicted.shape)
+    for row, given in zip(values, predicted, strict=True):
+        place = np.clip(np.searchsorted(present, given), 0, len(present) - 1)
+        counted, right = present[place] == given, given == labels
+        hits, total = _counts(right, true, len(present)), np.bincount(true, minlength=len(present))
+        total = total + _counts(counted, place, len(present))
+        f1 = 2 * hits / total
+        slope = f1 / total  # what one more image of the class, or predicted as it, takes off
+        gained = 2 * right / total[true] - slope[true] - np.where(counted, slope[place], 0)
+        row[:] = f1.mean() + gained * len(labels) / len(present)
+    return values
+
+
+def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Macro F1 ``[resamples]`` of one network, mean over the classes that are among ``labels``.
+
+    Args:
+        weights: ``[n, resamples]``, of every class as many as it has images.
+    """
+    present, true = np.unique(labels, return_inverse=True)
+    place = np.searchsorted(present, predicted)
+    place[np.take(present, place, mode="clip") != predicted] = len(present)  # a class that has no image here
+    shape, images = (len(present) + 1, len(labels)), np.arange(len(labels))
+    named = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[:-1]
+    hits = (sparse.csr_array(((predicted == labels).astype(float), (place, images)), shape=shape) @ weights)[:-1]
+    return (2 * hits / (named + np.bincount(true)[:, None])).mean(0)
+
+
+def _counts(which: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:
+    return np.bincount(place[which], minlength=classes)

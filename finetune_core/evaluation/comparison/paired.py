@@ -1,0 +1,246 @@
+"""Paired statistics of who is right on the same images: a claim about networks, and what all claims share.
+
+Two claims can be made of two arms, and they are not the same:
+
+- *networks*: these trained networks, on new images. Only the images are a sample; the networks are given. Any number of seeds will do.
+- *strategies*: other runs of the same two strategies, on new images. Images and seeds are samples, so both sides need several seeds
+  (``strategies.py``).
+
+A claim about strategies is the wider one. It is only made where the one about the networks holds, too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from scipy.special import log_softmax
+
+from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, f1_of, f1_values
+from finetune_core.evaluation.single_run.scores import RESAMPLES, resampled
+
+LEVEL = 0.05  # the share of "different" verdicts between what does not differ
+_DRAWS = 10_000
+_FLIPS, _FLIPS_AT_ONCE = 9_999, 500
+
+About = Literal["networks", "strategies"]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Who was right: the networks of one arm on the same images.
+
+    Attributes:
+        correct: bool ``[seeds, images]``.
+        values: float ``[seeds, images]``: what the measure makes of each answer, higher being better; their means are judged.
+        by_image: float ``[images]``, the mean of ``values`` over the networks; of accuracy, the share of the networks that is right.
+        seed_variance: of the seeds' means (``ddof=1``); None with one seed.
+        chance: the part of ``seed_variance`` that which images there are explains: networks of equal accuracy differ by as much on
+            as few images. The mean square of the interaction of seeds and images, divided by the images.
+        drawn: of another measure than accuracy, its mean over the networks in each resample ``[resamples]``; the same for all arms.
+    """
+
+    measure: Measure
+    correct: np.ndarray
+    values: np.ndarray
+    drawn: np.ndarray | None
+    by_image: np.ndarray
+    seed_variance: float | None
+    chance: float
+
+    @property
+    def seeds(self) -> int:
+        return len(self.correct)
+
+    @property
+    def images(self) -> int:
+        return self.correct.shape[1]
+
+    @property
+    def mean(self) -> float:
+        return float(self.by_image.mean())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """By how much A is better than B: of accuracy, that of A less that of B.
+
+    Attributes:
+        difference, low, high: with its 95 % interval.
+        error: its standard error.
+        freedom: degrees of freedom of ``error``; infinite for networks.
+        p: of the hypothesis that there is no difference.
+    """
+
+    about: About
+    difference: float
+    low: float
+    high: float
+    error: float
+    freedom: float
+    p: float
+
+
+def answers(correct: np.ndarray) -> Answers:
+    """Sum up bool ``[seeds, images]``, by accuracy."""
+    return summed(ACCURACY, correct, correct.astype(np.float64), None)
+
+
+def measured(
+    measure: Measure, labels: np.ndarray, logits: Sequence[np.ndarray], resamples: int = RESAMPLES, seed: int = 0
+) -> list[Answers]:
+    """Sum up several arms by a measure.
+
+    Args:
+        labels: int ``[images]``.
+        logits: of each arm, float ``[seeds, images, classes]``.
+        resamples: for the intervals of other measures than accuracy; images are drawn as for ``scores.score``, the same for all arms.
+    """
+    given = [one.argmax(2) for one in logits]
+    correct = [one == labels for one in given]
+    if measure is ACCURACY:
+        return [answers(one) for one in correct]
+    if measure.name == "log_loss":
+        values = [np.take_along_axis(log_softmax(one, axis=2), labels[None, :, None], axis=2)[..., 0] for one in logits]
+    else:
+        values = [f1_values(labels, one) for one in given]
+    drawn: list[list[np.ndarray]] = [[] for _ in logits]
+    for weights in resampled(labels, resamples, seed):
+        for arm, some, one in zip(drawn, given, values, strict=True):
+            if measure.name == "log_loss":
+                arm.append(one.mean(0) @ weights / len(labels))
+            else:
+                arm.append(np.mean([f1_of(labels, network, weights) for network in some], axis=0))
+    return [summed(measure, right, one, np.concatenate(some)) for right, one, some in zip(correct, values, drawn, strict=True)]
+
+
+def summed(measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.ndarray | None) -> Answers:
+    """The parts of ``Answers`` that follow from the others."""
+    seeds, images = correct.shape
+    by_image, by_seed = values.mean(0), values.mean(1)
+    if seeds == 1:
+        return Answers(measure, correct, values, drawn, by_image, None, 0.0)
+    rest = values - by_seed[:, None] - by_image + values.mean()
+    residual = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1))
+    return Answers(measure, correct, values, drawn, by_image, float(by_seed.var(ddof=1)), residual / images)
+
+
+def networks_claim(a: Answers, b: Answers) -> Claim:
+    """Of the networks that were trained, each side by its mean, on new images.
+
+    p: ``sign_flip_p``, which with one network a side is McNemar's test; of other measures, where no two images are alike, of random
+    flips. Interval: percentile bootstrap over images, of the measure itself.
+    """
+    gained = a.by_image - b.by_image
+    if a.drawn is None or b.drawn is None:
+        low, high = bootstrap(gained)
+        p = sign_flip_p(np.rint(gained * a.seeds * b.seeds).astype(np.int64))
+    else:
+        low, high = (float(end) for end in np.quantile(a.drawn - b.drawn, [LEVEL / 2, 1 - LEVEL / 2]))
+        p = random_flip_p(gained)
+    return Claim("networks", float(gained.mean()), low, high, image_variance(gained) ** 0.5, np.inf, p)
+
+
+def image_variance(gained: np.ndarray) -> float:
+    """Variance of the mean of ``gained`` ``[images]`` when images are drawn anew."""
+    return float(gained.var(ddof=1)) / len(gained) if len(gained) > 1 else 0.0
+
+
+def only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
+    """Images that only a network of A gets right, and only one of B: means over all pairs of networks."""
+    right_a, right_b = a.correct.mean(0), b.correct.mean(0)
+    only_a, only_b = (float((one * (1 - other)).sum()) for one, other in ((right_a, right_b), (right_b, right_a)))
+    return only_a, only_b
+
+
+def mcnemar_p(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Exact two-sided McNemar tests (1947) of every network of A with every one of B.
+
+    Args:
+        a, b: bool ``[networks, images]``, right or wrong.
+
+    Returns:
+        p ``[networks of A, networks of B]``.
+    """
+    from scipy.stats import binom
+
+    a, b = a.astype(np.int64), b.astype(np.int64)
+    only_a, only_b = a @ (1 - b).T, (1 - a) @ b.T
+    return np.minimum(1.0, 2 * binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5))
+
+
+def together(p_values: np.ndarray) -> float:
+    """One p-value of several, whatever their dependence (Rüger 1978): the k-th smallest of K, times K / k; here the median."""
+    ordered = np.sort(p_values, axis=None)
+    middle = -(-len(ordered) // 2)
+    return float(min(1.0, ordered[middle - 1] * len(ordered) / middle))
+
+
+def sign_flip_p(units: np.ndarray) -> float:
+    """Exact two-sided p of a sum at least as far from 0 when each of ``units`` (whole numbers, ``[images]``) could as well have
+    had the other sign. For -1, 0 and 1 this is McNemar's test."""
+    from scipy.signal import fftconvolve
+    from scipy.stats import binom
+
+    sizes, counts = np.unique(np.abs(units[units != 0]), return_counts=True)
+    if not len(sizes):
+        return 1.0
+    sizes = sizes // (unit := np.gcd.reduce(sizes))
+    chances = np.ones(1)  # of each sum from -reach to reach, in steps of 2
+    for size, count in zip(sizes, counts, strict=True):
+        steps = np.zeros(size * count + 1)
+        steps[::size] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = fftconvolve(chances, steps)
+    sums = 2 * np.arange(len(chances)) - (len(chances) - 1)
+    return float(np.clip(chances[np.abs(sums) >= abs(units.sum()) // unit].sum(), 0.0, 1.0))
+
+
+def random_flip_p(gained: np.ndarray) -> float:
+    """``sign_flip_p`` of any numbers ``[images]``: how many of random flips lead at least as far from 0, the observed one among them
+    (Phipson & Smyth 2010)."""
+    return _random_flip_p(gained[gained != 0].astype(np.float32).tobytes())
+
+
+@lru_cache(maxsize=256)  # as for the bootstrap
+def _random_flip_p(gained: bytes) -> float:
+    values, random = np.frombuffer(gained, np.float32), np.random.default_rng(0)
+    if not len(values):
+        return 1.0
+    reached, least = 0, abs(float(values.sum(dtype=np.float64))) * (1 - 1e-5)
+    for start in range(0, _FLIPS, _FLIPS_AT_ONCE):
+        size = (min(_FLIPS_AT_ONCE, _FLIPS - start), -(-len(values) // 8))
+        signs = np.unpackbits(random.integers(0, 256, size, np.uint8), axis=1, count=len(values))
+        reached += int((np.abs(2 * (signs.astype(np.float32) @ values) - values.sum()) >= least).sum())
+    return (reached + 1) / (_FLIPS + 1)
+
+
+def bootstrap(gained: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """Percentile 95 % interval of the mean of ``gained`` ``[images]`` when images are drawn anew.
+
+    Images with equal values are alike, so that how many of each value are drawn is one multinomial: exact, and quick.
+    """
+    values, counts = np.unique(gained, return_counts=True)
+    return _bootstrap(tuple(values.tolist()), tuple(counts.tolist()), seed)
+
+
+@lru_cache(maxsize=1024)  # a page asks for the same ones whenever it is redrawn
+def _bootstrap(values: tuple[float, ...], counts: tuple[int, ...], seed: int) -> tuple[float, float]:
+    images = sum(counts)
+    drawn = np.random.default_rng(seed).multinomial(images, np.divide(counts, images), size=_DRAWS) @ np.array(values) / images
+    low, high = np.quantile(drawn, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979) of a family of p-values, in their order."""
+    order, corrected, least = np.argsort(p_values, kind="stable"), [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = float(least)
+    return corrected
+
+
+def is_different(claim: Claim, corrected_p: float) -> bool:
+    """The verdict: the corrected p is at most 5 %, and the interval leaves 0 out."""
+    return corrected_p <= LEVEL and not claim.low <= 0 <= claim.high

@@ -1,0 +1,162 @@
+"""Both claims about each pair of arms, corrected over all pairs, with what they could have shown and what would show more."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
+from finetune_core.evaluation.comparison.paired import (
+    LEVEL,
+    Answers,
+    Claim,
+    holm,
+    image_variance,
+    is_different,
+    mcnemar_p,
+    networks_claim,
+    only_one_right,
+    together,
+)
+from finetune_core.evaluation.comparison.power import seeds_needed, smallest_seen
+from finetune_core.evaluation.comparison.strategies import SeedVariance, seed_variances, strategies_claim
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, and what follows from it.
+
+    Attributes:
+        holm_p: its p, corrected over all pairs of the comparison.
+        different: ``holm_p`` is at most 5 %, and the interval leaves 0 out; of strategies, also that their networks are different.
+        smallest: the smallest true difference that would have shown four times out of five, at the strictest step of Holm's correction.
+        family: pairs that it is corrected for.
+    """
+
+    claim: Claim
+    holm_p: float
+    different: bool
+    smallest: float
+    family: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms, by their places among the arms; everything is of the first less the second.
+
+    Attributes:
+        networks: about the networks that were trained.
+        strategies: about the strategies; None where one arm cannot speak for its strategy, see ``judge_pairs``.
+        measure: what is judged by.
+        mcnemar_p: exact McNemar tests of each network of the first with each of the second, put together by Rüger's rule, which holds
+            whatever their dependence; it says nothing of other seeds. Of accuracy, whatever is judged by.
+        mcnemar_share: the share of these tests with a p of at most 5 %.
+        image_error: standard error from the choice of images.
+        seed_error: from the choice of seeds, beyond what images explain; None where ``strategies`` is.
+        seeds_needed: seeds an arm that would most likely show a difference as large as this one; None where it has shown, where
+            nobody can tell, and where seeds alone would not do.
+        only_a, only_b: images that only one of two networks gets right; means over all pairs of networks.
+    """
+
+    a: int
+    b: int
+    measure: Measure
+    images: int
+    networks: Verdict
+    strategies: Verdict | None
+    mcnemar_p: float
+    mcnemar_share: float
+    image_error: float
+    seed_error: float | None
+    seeds_needed: int | None
+    only_a: float
+    only_b: float
+
+    @property
+    def difference(self) -> float:
+        return self.networks.claim.difference
+
+    @property
+    def widest(self) -> Verdict:
+        """About the strategies, where that can be judged, else about the networks."""
+        return self.strategies or self.networks
+
+
+def known_variances(arms: Sequence[Answers], finished: Sequence[bool]) -> list[SeedVariance | None]:
+    """What a seed adds in each arm: pooled over those that trained to the end; an arm that did not has its own."""
+    pooled = iter(seed_variances([arm for arm, ended in zip(arms, finished, strict=True) if ended]))
+    return [next(pooled) if ended else seed_variances([arm])[0] for arm, ended in zip(arms, finished, strict=True)]
+
+
+def judge_pairs(
+    arms: Sequence[Answers], finished: Sequence[bool], variances: Sequence[SeedVariance | None]
+) -> tuple[Pair, ...]:
+    """Judge every pair of arms.
+
+    Args:
+        finished: for each arm, whether its runs trained to the end, so that they can speak for their strategy, given several seeds.
+        variances: of each arm, by ``known_variances``.
+    """
+    places = list(combinations(range(len(arms)), 2))
+    variances = [one if ended else None for one, ended in zip(variances, finished, strict=True)]
+    networks = [networks_claim(arms[a], arms[b]) for a, b in places]
+    strategies = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places]
+    # A claim about strategies is one about networks, and more: its p is never less. It matters where few images tell sides apart.
+    strategies = [one and replace(one, p=max(one.p, other.p)) for one, other in zip(strategies, networks, strict=True)]
+    corrected = holm([claim.p for claim in networks])
+    # Those with one seed so far are counted in: another seed must not take a verdict on others back.
+    family = [at for at, (a, b) in enumerate(places) if finished[a] and finished[b]]
+    wider = dict(zip(family, holm([claim.p if (claim := strategies[at]) else 1.0 for at in family]), strict=True))
+    return tuple(
+        _pair(
+            place,
+            arms,
+            _Judged(networks[at], corrected[at], len(places)),
+            _Judged(strategies[at], wider.get(at, 1.0), len(family)),
+            variances,
+        )
+        for at, place in enumerate(places)
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A claim with its corrected p and the size of its family; None where it cannot be made."""
+
+    claim: Claim | None
+    holm_p: float
+    family: int
+
+
+def _pair(
+    place: tuple[int, int],
+    arms: Sequence[Answers],
+    networks: _Judged,
+    strategies: _Judged,
+    variances: Sequence[SeedVariance | None],
+) -> Pair:
+    a, b = (arms[at] for at in place)
+    only_a, only_b = only_one_right(a, b)
+    tests = mcnemar_p(a.correct, b.correct)
+    of_images = image_variance(a.by_image - b.by_image)
+    discordance = (only_a + only_b) / a.images if a.measure is ACCURACY and a.seeds == b.seeds == 1 else None
+    narrow = _verdict(networks, a, discordance)
+    wide, seed_error, needed = None, None, None
+    if strategies.claim:
+        wide = _verdict(strategies, a)
+        wide = replace(wide, different=wide.different and narrow.different)
+        sides = [(variances[at], arms[at].seeds) for at in place]
+        seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
+        if not wide.different:
+            needed = seeds_needed(strategies.claim.difference, of_images, a.images, sides, strategies.family)
+    share = float(np.mean(tests <= LEVEL))
+    return Pair(
+        *place, a.measure, a.images, narrow, wide, together(tests), share, of_images**0.5, seed_error, needed, only_a, only_b
+    )
+
+
+def _verdict(judged: _Judged, arm: Answers, discordance: float | None = None) -> Verdict:
+    claim = judged.claim
+    smallest = smallest_seen(claim, arm.images, judged.family, discordance, arm.measure)
+    return Verdict(claim, judged.holm_p, is_different(claim, judged.holm_p), smallest, judged.family)

@@ -1,0 +1,281 @@
+"""A comparison as one HTML file that needs nothing else: to keep, to send, to open without a network."""
+
+import html
+from base64 import b64encode
+from collections.abc import Sequence
+
+import plotly.graph_objects as go
+
+from finetune_core.evaluation.comparison.arms import ArmVerdict
+from finetune_core.evaluation.comparison.compare import Comparison
+from finetune_core.evaluation.comparison.costs import Cost
+from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
+from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.comparison.pairs import Pair, Verdict
+from finetune_core.evaluation.comparison.pictured import Pictured
+from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
+from finetune_core.evaluation.comparison.verdicts import CLAIMS, PairWords, errors_in_words, of_pair
+from finetune_core.formatting import duration, number, percent, size, things
+
+Headed = Sequence[tuple[str, go.Figure]]
+
+# A file from elsewhere must not load, send or open anything: its own scripts and styles are all it has.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+STANDING_WORDS = {
+    "taken": "Take this one",
+    "best": "Best so far",
+    "alike": "No difference shown",
+    "worse": "Worse",
+    "better": "Better",
+}
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b2733; --paper: #ffffff; --edge: #d3dfe7; --soft: #f2f7fa }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6eef4; --paper: #0f171e; --edge: #2d3d4a; --soft: #18242e } }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1160px; margin: 0 auto; padding: 24px 16px }
+h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } h3 { font-size: 1rem }
+.verdict { background: var(--soft); border: 1px solid var(--edge); border-radius: 10px; padding: 16px; font-size: 1.1rem }
+.claim { margin: 0 0 4px; font-size: 0.8rem; letter-spacing: 0.04em; text-transform: uppercase; opacity: 0.75 }
+.networks { border-top: 1px solid var(--edge); margin-top: 12px; padding-top: 12px; font-size: 0.95rem }
+.wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 0.9rem }
+th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--edge); vertical-align: top }
+th, td:not(:first-child) { white-space: nowrap }
+td:first-child { min-width: 180px }
+.row { display: flex; flex-wrap: wrap; gap: 12px } figure { margin: 0; width: 200px } figcaption { font-size: 0.9rem; overflow-wrap: anywhere }
+.figure { background: #ffffff; border: 1px solid var(--edge); border-radius: 10px; padding: 8px }
+"""
+
+
+def arm_verdict_words(one: ArmVerdict) -> str:
+    """What the badge of an arm says; what is known of its networks only says so."""
+    words = STANDING_WORDS[one.kind]
+    return f"{CLAIMS['networks']}: {words.lower()}" if one.about == "networks" and one.kind != "best" else words
+
+
+def report_html(
+    comparison: Comparison,
+    figures: Headed,
+    moved: Headed = (),
+    pictures: Sequence[Pictured] = (),
+    title: str = "Comparison of runs",
+) -> str:
+    """The whole comparison: verdict, tables, figures and pictures, plotly's own script among it (about 5 MB).
+
+    Args:
+        figures, moved: (heading, figure); ``moved`` are those of what training moved, none where that was not measured.
+    """
+    from plotly.offline import get_plotlyjs
+
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        _verdict(comparison),
+        *(f"<p>{_text(note)}</p>" for note in comparison.notes),
+        "<h2>Strategies</h2>",
+        _table(*arms_table(comparison)),
+        _pairs(comparison),
+        f"<script>{get_plotlyjs()}</script>",
+        *(_figure(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
+        _pictured(pictures),
+        _moved(comparison, moved),
+        "<h2>Runs</h2>",
+        _table(*_runs_table(comparison)),
+        f"<p>{_text(_METHOD)}</p>",
+    ]
+    head = (
+        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title><style>{_STYLE}</style>'
+    )
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+
+
+_METHOD = (
+    "How it was judged: all runs on the same images. Networks (these ones, on new images): exact sign-flip test, which for two networks is "
+    "McNemar's, and paired bootstrap over images; for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. Strategies (new images and new seeds): images and seeds both count as luck (two-way random "
+    "effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' variance pooled over all strategies but those that "
+    "spread clearly more. Each kind of claim is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
+    "strategies finds any difference. Macro F1 counts by its pseudo-values (Dorfman, Berbaum & Metz 1992). Made with Thaw."
+)
+
+_SEEN = (
+    "The clearest images that one of the two networks gets right and the other wrong. Bright: what speaks for the class that the network "
+    "predicts (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
+)
+
+
+def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) with one row an arm, as a person would say it."""
+    measure = comparison.measure
+    accuracy = [] if measure is ACCURACY else ["Accuracy"]
+    columns = [
+        "Strategy",
+        measure.title,
+        "95 % interval",
+        *accuracy,
+        "Seeds",
+        "Over seeds",
+        "Time",
+        "Without the cache",
+        "Trainable",
+        "Memory",
+        "On disk",
+    ]
+    rows = []
+    for at, arm in enumerate(comparison.arms):
+        low, high = arm.range
+        spread = (
+            "one seed"
+            if arm.seed_deviation is None
+            else f"{measure.shown(low)} to {measure.shown(high)} (± {measure.size(arm.seed_deviation)})"
+        )
+        cost = arm.cost
+        rows.append(
+            [
+                arm.title + (" ★" if at == comparison.advised else ""),
+                measure.shown(arm.score.value),
+                f"{measure.shown(arm.score.low)} to {measure.shown(arm.score.high)}",
+                *([percent(arm.accuracy.value)] if accuracy else []),
+                ", ".join(str(member.run.config.seed) for member in arm.members),
+                spread,
+                duration(cost.seconds),
+                _without_cache(cost),
+                number(cost.trainable_parameters),
+                size(cost.memory_bytes),
+                size(cost.disk_bytes),
+            ]
+        )
+    return columns, rows
+
+
+def _without_cache(cost: Cost) -> str:
+    if cost.uncached_seconds is None:
+        return "not known"
+    return duration(cost.uncached_seconds) if cost.uncached_seconds > cost.seconds else "the same"
+
+
+def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) with one row a pair."""
+    columns = [
+        "Pair",
+        f"Difference ({comparison.measure.unit})",
+        "Strategies",
+        "p, Holm",
+        "Networks",
+        "p, Holm (networks)",
+        "McNemar p",
+        "Uncertainty",
+    ]
+    rows = [
+        [
+            f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
+            pair.measure.size(pair.measure.own(pair.difference, 0, 0)[0]),
+            _span(pair, pair.strategies) if pair.strategies else "not judged yet",
+            _chance(pair.strategies.holm_p) if pair.strategies else "–",
+            _span(pair, pair.networks),
+            _chance(pair.networks.holm_p),
+            _chance(pair.mcnemar_p),
+            errors_in_words(pair),
+        ]
+        for pair in comparison.pairs
+    ]
+    return columns, rows
+
+
+def _span(pair: Pair, verdict: Verdict) -> str:
+    _, low, high = pair.measure.own(verdict.claim.difference, verdict.claim.low, verdict.claim.high)
+    return f"{pair.measure.size(low)} to {pair.measure.size(high)}"
+
+
+def _chance(p: float) -> str:
+    return "under 0.001" if p < 0.001 else f"{p:.2g}"
+
+
+def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            member.run.run_id,
+            arm.title,
+            str(member.run.config.seed),
+            percent(member.accuracy.value),
+            duration(member.cost.seconds),
+        ]
+        for arm in comparison.arms
+        for member in arm.members
+    ]
+    return ["Run", "Strategy", "Seed", f"Accuracy on {things(comparison.images, 'image')}", "Time"], rows
+
+
+def _verdict(comparison: Comparison) -> str:
+    """About the strategies, and, apart from that, about the networks."""
+    lines = [
+        f"<li><b>{_text(comparison.arms[one.arm].title)}</b> ({arm_verdict_words(one).lower()}): {_text(one.words)}</li>"
+        for one in comparison.arm_verdicts
+    ]
+    arm_verdicts = f"<ul>{''.join(lines)}</ul>" if lines else ""
+    networks = (
+        f'<div class="networks"><p class="claim">{CLAIMS["networks"]}</p>{_text(comparison.networks)}</div>'
+        if comparison.networks
+        else ""
+    )
+    return (
+        f'<div class="verdict"><p class="claim">{CLAIMS["strategies"]}</p><b>{_text(comparison.headline)}</b> {_text(comparison.caveat)}'
+        f"{arm_verdicts}{networks}</div>"
+    )
+
+
+def _pairs(comparison: Comparison) -> str:
+    if not comparison.pairs:
+        return ""
+    lines = "".join(f"<li>{_pair(of_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs)
+    return f"<h2>Pair by pair</h2><ul>{lines}</ul>{_table(*pairs_table(comparison))}"
+
+
+def _pair(words: PairWords) -> str:
+    return "<br>".join(f"<b>{title}</b>: {_text(getattr(words, claim))}" for claim, title in CLAIMS.items())
+
+
+def _moved(comparison: Comparison, figures: Headed) -> str:
+    """What moved, where it was measured, and which stage to thaw next."""
+    known = [(arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))]
+    if not known:
+        return f"<h2>What moved</h2><p>{_text(_NOT_MEASURED)}</p>"
+    lines = []
+    for arm, layers in known:
+        advice = thaw_next(layers)
+        lines.append(f"<li><b>{_text(arm.title)}</b>: {_text(advice.what)}. {_text(advice.reason)}</li>")
+    drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
+    return f"<h2>What moved</h2><h3>Which stage to thaw next</h3><p>{_text(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
+
+
+_NOT_MEASURED = "Not measured when this report was made: Compare measures it when asked, and then a new report holds it."
+
+
+def _pictured(pictures: Sequence[Pictured]) -> str:
+    if not pictures:
+        return ""
+    shown = []
+    for one in pictures:
+        images = "".join(
+            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{_text(words)}" width="200">'
+            f"<figcaption>{_text(words)}</figcaption></figure>"
+            for jpeg, words in one.pictures
+        )
+        shown.append(f'<p><b>{_text(one.title)}</b></p><div class="row">{images}</div>')
+    return f"<h2>Where they disagree</h2><p>{_text(_SEEN)}</p>{''.join(shown)}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
+    # By itself, plotly cuts off what the thin margins of a page have no room for.
+    whole = go.Figure(figure).update_xaxes(automargin=True).update_yaxes(automargin=True).update_layout(template="plotly_white")
+    drawn = whole.to_html(
+        full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "responsive": True}
+    )
+    return f'<{level}>{_text(heading)}</{level}><div class="figure">{drawn}</div>'
+
+
+def _text(words: str) -> str:
+    return html.escape(words)

@@ -1,0 +1,182 @@
+"""Statistics of strategies: what other images *and* other seeds would change.
+
+The model. A network of arm ``a`` with seed ``s`` is right on image ``i`` with ``y[a, s, i] = m[a] + seed[a, s] + image[a, i] + rest``.
+Images and seeds are both samples, and seeds are nested in their arm, as cases and readers are in studies of diagnostic accuracy
+(Obuchowski & Rockette 1995; Hillis 2007). Over ``N`` images, the difference ``d`` of two arms' mean accuracies has the variance
+
+    V = image_variance + seed[a] / K[a] + seed[b] / K[b]
+
+``image_variance``: variance of the images' mean gains over N; it holds the images' part and that of ``rest``, which is averaged over
+seeds. ``seed[a]``: what a seed adds to a network's accuracy beyond chance on these images. Its estimate is the variance of the seeds'
+accuracies less ``Answers.chance``. No part can be negative, so V is neither less than the images' part nor less than the seeds'.
+
+Pooling. Two or three seeds tell their variance badly: Student's t with 2 degrees of freedom needs 4.3 standard errors, and under Holm's
+correction over 36 pairs 27. So ``seed`` is estimated over all arms with several seeds, as the residual mean square of an analysis of
+variance is. An arm whose seeds spread more than those of the others (F test, one-sided, at ``OWN``) keeps its own estimate, and its
+pairs are judged as Welch's (1947). It counts in the others' pool all the same, so that the pool is not made small by leaving out what
+happens to be large, unless it spreads so much more (at ``LEFT_OUT``) that the others would be judged by it alone. An arm that spreads less
+is given the pooled estimate, which only makes its verdicts more careful. Degrees of freedom: Satterthwaite 1946 over the images' part, the
+pooled one, and each of those that stand alone.
+
+Both levels are compromises, found by simulation (``benchmarks/verdicts.py``). A lower ``OWN``, and arms that do spread more are seldom
+noticed; with two seeds nobody can notice reliably. A higher one, and most of what pooling gains is lost to arms that look odd by chance.
+
+Other measures. ``y`` may be what another measure makes of an answer (``measures.py``): the log loss of an image, or its pseudo-value of
+macro F1. Nothing above needs ``y`` to be right or wrong.
+
+Equal seeds. Runs of equal seeds share head and order of the images, so their accuracies may rise and fall together. That would make
+``d`` more certain than V says. Seed-wise differences would use it, at the price of more than half of the degrees of freedom; here
+seeds count as independent, which errs towards "not distinguishable".
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.comparison.paired import LEVEL, Answers, Claim, image_variance
+
+OWN = 0.15  # level of the test at which an arm keeps its own variance
+LEFT_OUT = 0.01  # and at which it does not count in the pool either
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A share with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class SeedVariance:
+    """What a seed adds to the accuracy of a network of one arm.
+
+    Attributes:
+        value: beyond chance on these images.
+        chance: of the arm, as in ``Answers``.
+        freedom: degrees of freedom of ``value + chance``.
+        pooled: whether it comes from all arms.
+    """
+
+    value: float
+    chance: float
+    freedom: int
+    pooled: bool
+
+
+def seed_variances(arms: Sequence[Answers]) -> list[SeedVariance | None]:
+    """Of each arm; None where it has one seed, which shows none."""
+    several = [arm for arm in arms if arm.seed_variance is not None]
+    if not several:
+        return [None] * len(arms)
+    found = np.array([arm.seed_variance for arm in several])
+    chance = np.array([arm.chance for arm in several])
+    freedom = np.array([arm.seeds - 1 for arm in several])
+    odd = _spread_more(found, max(0.0, _mean(found - chance, freedom)) + chance, freedom)
+    kept = odd >= LEFT_OUT
+    pooled, shared = max(0.0, _mean((found - chance)[kept], freedom[kept])), int(freedom[kept].sum())
+    alone = {id(arm) for arm, p in zip(several, odd, strict=True) if p < OWN}
+    return [None if arm.seed_variance is None else _of_arm(arm, pooled, shared, id(arm) in alone) for arm in arms]
+
+
+def _of_arm(arm: Answers, pooled: float, freedom: int, alone: bool) -> SeedVariance:
+    if alone:
+        return SeedVariance(max(0.0, (arm.seed_variance or 0.0) - arm.chance), arm.chance, arm.seeds - 1, pooled=False)
+    return SeedVariance(pooled, arm.chance, freedom, pooled=True)
+
+
+def _spread_more(found: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -> np.ndarray:
+    """p ``[arms]`` of the hypothesis that an arm's seeds spread no more than those of all others, relative to what is expected of each."""
+    from scipy.special import fdtrc
+
+    if len(found) < 2 or not (expected > 0).all():
+        return np.ones(len(found))
+    relative = found / expected * freedom
+    others, rest = relative.sum() - relative, freedom.sum() - freedom
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = (relative / freedom) / (others / rest)
+    return fdtrc(freedom, rest, np.nan_to_num(ratio))
+
+
+def _mean(values: np.ndarray, weights: np.ndarray) -> float:
+    return float((values * weights).sum() / weights.sum())
+
+
+def strategies_claim(a: Answers, b: Answers, variances: tuple[SeedVariance | None, SeedVariance | None]) -> Claim | None:
+    """Of the two strategies, on new images and with new seeds, by Student's t; None where one side has one seed."""
+    if variances[0] is None or variances[1] is None:
+        return None
+    gained = a.by_image - b.by_image
+    difference = float(gained.mean())
+    sides = ((variances[0], a.seeds), (variances[1], b.seeds))
+    variance, freedom = total_variance(image_variance(gained), a.images, sides)
+    error = variance**0.5
+    reach = t_quantile(1 - LEVEL / 2, freedom) * error
+    most = a.measure.most
+    low, high = max(-most, difference - reach), min(most, difference + reach)
+    return Claim("strategies", difference, low, high, error, freedom, p_of_t(difference, error, freedom))
+
+
+def total_variance(of_images: float, images: int, sides: Sequence[tuple[SeedVariance, int]]) -> tuple[float, float]:
+    """(V, its degrees of freedom) of a mean or of a difference of means.
+
+    Args:
+        of_images: image_variance. sides: (variance, number of seeds) of each arm.
+    """
+    from_seeds = sum(one.value / seeds for one, seeds in sides)
+    variance = max(of_images + from_seeds, from_seeds + sum(one.chance / seeds for one, seeds in sides))
+    shared = [one for one, _ in sides if one.pooled]
+    parts = [(of_images, images - 1)]
+    parts += [(sum((one.value + one.chance) / seeds for one, seeds in sides if one.pooled), one.freedom) for one in shared[:1]]
+    parts += [((one.value + one.chance) / seeds, one.freedom) for one, seeds in sides if not one.pooled]
+    uncertain = sum(part**2 / freedom for part, freedom in parts if freedom > 0)
+    return variance, max(1.0, variance**2 / uncertain) if uncertain > 0 else np.inf
+
+
+def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
+    """Accuracy of an arm with an interval for other images and, given several seeds, other seeds.
+
+    Wilson's interval (1927); with several seeds for as many images as would be equally uncertain, with Student's t.
+    """
+    share, worth, freedom = arm.mean, float(arm.images), np.inf
+    if variance is not None and arm.images > 1:
+        total, told = total_variance(image_variance(arm.by_image), arm.images, [(variance, arm.seeds)])
+        if total > 0:
+            worth, freedom = share * (1 - share) / total, told
+    quantile = t_quantile(1 - LEVEL / 2, freedom)
+    centre = (share + quantile**2 / (2 * worth)) / (1 + quantile**2 / worth)
+    reach = quantile / (1 + quantile**2 / worth) * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5
+    return Interval(share, max(0.0, centre - reach), min(1.0, centre + reach))
+
+
+def measure_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
+    """The measure of an arm, in its own sense, with an interval for other images and, given several seeds, other seeds: Wilson's of
+    accuracy, Student's t of the others."""
+    if arm.measure is ACCURACY:
+        return accuracy_interval(arm, variance)
+    total, freedom = image_variance(arm.by_image), np.inf
+    if variance is not None and arm.images > 1:
+        total, freedom = total_variance(total, arm.images, [(variance, arm.seeds)])
+    reach = t_quantile(1 - LEVEL / 2, freedom) * total**0.5
+    value, low, high = arm.measure.own(arm.mean, arm.mean - reach, arm.mean + reach)
+    return Interval(value, max(0.0, low), min(arm.measure.most, high))
+
+
+def p_of_t(difference: float, error: float, freedom: float) -> float:
+    """Two-sided p of Student's t."""
+    from scipy.special import ndtr, stdtr
+
+    if error == 0:  # all images agree: how many there are is for the other test to judge
+        return 0.0
+    size = -abs(difference) / error
+    return float(2 * (ndtr(size) if np.isinf(freedom) else stdtr(freedom, size)))
+
+
+def t_quantile(share: float, freedom: float) -> float:
+    """Of Student's t; of the normal distribution where ``freedom`` is infinite."""
+    from scipy.special import ndtri, stdtrit
+
+    return float(ndtri(share) if np.isinf(freedom) else stdtrit(freedom, share))

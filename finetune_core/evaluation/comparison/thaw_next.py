@@ -1,0 +1,75 @@
+"""Which stage to thaw next, by one rule: does the deepest frozen stage lose what an earlier one still has?"""
+
+from dataclasses import dataclass
+
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers
+from finetune_core.evaluation.comparison.verdicts import points
+from finetune_core.formatting import percent
+from finetune_core.inspection.deep import deepest_good
+
+RULE = (
+    "The deepest frozen stage is the next to thaw if a linear model on its features before training does worse on the validation images than "
+    "one on those of an earlier stage, by more than one standard error. One standard error is the whole rule: luck alone exceeds it about one "
+    "time in six, so a comparison has the last word. In every other case nothing is advised."
+)
+_FITTED = 0.99  # of the training images classified correctly: more freedom would fit them no better
+_STEADY = 0.98  # CKA of a stage that trained without changing what it makes
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to thaw next.
+
+    Attributes:
+        stage: None where nothing is advised.
+        what: that, as a person would say it.
+        reason: in words.
+    """
+
+    stage: str | None
+    what: str
+    reason: str
+
+
+def thaw_next(layers: Layers) -> Advice:
+    """Apply ``RULE``: the one-standard-error rule (Breiman et al. 1984) to the probes up to the deepest frozen stage. Deeper ones train
+    already, so what their pretrained features were worth does not matter."""
+    frozen = [stage.name for stage in layers.stages[:-1] if not stage.trains]
+    if not frozen:
+        return Advice(None, "nothing left to thaw", f"Every stage trains already.{_steady(layers)}")
+    names = [stage.name for stage in layers.stages]
+    deepest = frozen[-1]
+    probes = [one for one in layers.probes if names.index(one.stage) <= names.index(deepest)]
+    if not probes or probes[-1].stage != deepest:
+        return Advice(None, "nothing advised", "No linear model could be judged on the features of the deepest frozen stage.")
+    last, best = probes[-1], max(probes, key=lambda one: one.accuracy)
+    told = (
+        f"A linear model on the features of {deepest} classifies {percent(last.accuracy)} of the validation images correctly."
+    )
+    if deepest_good(probes) is last:
+        why = f"No earlier stage does better by more than one standard error (± {points(best.error)} points), so this cannot tell whether thawing it helps."
+        return Advice(None, "nothing advised", f"{told} {why}")
+    better = f"The best classifies {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
+    return Advice(deepest, f"thaw {deepest} next", f"{told} {better}{_fitted(layers)}")
+
+
+def _fitted(layers: Layers) -> str:
+    if layers.fitted < _FITTED:
+        return ""
+    return f" But {percent(layers.fitted, 0)} of the training images are classified correctly as it is, so expect little."
+
+
+def _steady(layers: Layers) -> str:
+    """The stages, from the image on, that might as well have stayed frozen."""
+    steady = []
+    for stage in layers.stages[:-1]:
+        if stage.likeness is None or stage.likeness < _STEADY:
+            break
+        steady.append(stage.name)
+    if not steady:
+        return ""
+    first = steady[0] if len(steady) == 1 else f"{steady[0]} to {steady[-1]}"
+    return (
+        f" What {first} {'makes' if len(steady) == 1 else 'make'} of an image hardly changed (CKA {_STEADY} or more): frozen again, with "
+        "their output kept, training would cost less."
+    )

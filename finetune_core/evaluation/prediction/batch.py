@@ -1,0 +1,159 @@
+"""Many images named at once: a folder or an archive in, a table out."""
+
+import csv
+import io
+import os
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune_core.data.decode import EXTENSIONS
+from finetune_core.data.names import is_noise, printable_name
+from finetune_core.data.threads import in_threads
+from finetune_core.errors import DataError, ImageError
+from finetune_core.evaluation.prediction.neighbours import Encoder, Neighbourhood
+from finetune_core.evaluation.prediction.predictor import Predictor
+from finetune_core.files import staging_folder
+from finetune_core.paths import data_dir
+from finetune_core.training.preview import network_input
+
+_BATCH = 32
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for a formula's beginning
+
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """What a network takes one file for.
+
+    Attributes:
+        file: its name, as it is told.
+        probabilities: float64 ``[classes]``; None where it could not be read.
+        unlike: whether it is unlike anything in training; None where that is not known.
+        problem: why it could not be read; empty where it could.
+    """
+
+    file: str
+    probabilities: np.ndarray | None
+    unlike: bool | None = None
+    problem: str = ""
+
+
+def images_below(folder: Path) -> list[tuple[str, Path]]:
+    """(path below the folder, file) of every image in it and its subfolders, in order; links to folders are not followed.
+
+    Raises:
+        DataError: when there is none.
+    """
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not is_noise(name))
+        paths = (Path(parent, name) for name in sorted(files) if not is_noise(name) and Path(name).suffix.lower() in EXTENSIONS)
+        found += [(path.relative_to(folder).as_posix(), path) for path in paths]
+    if not found:
+        raise DataError(f"{printable_name(folder.name)} holds no image. Thaw reads {', '.join(sorted(EXTENSIONS))}.")
+    return found
+
+
+def unpacking_folder() -> AbstractContextManager[Path]:
+    """A folder to unpack an archive of images to be named into; gone when the block ends."""
+    return staging_folder(data_dir(), ".naming-")
+
+
+def name_images(
+    predictor: Predictor, images: Sequence[tuple[str, Path]], known: tuple[Encoder, Neighbourhood] | None = None
+) -> Generator[tuple[int, int], None, list[ImagePrediction]]:
+    """Name images, in their order; files that cannot be read are told apart, and stop nothing.
+
+    Args:
+        images: (name to tell it by, file).
+        known: the predictor's encoder and its training images; without them it is not told what is unlike.
+
+    Yields:
+        (images done, images in all).
+    """
+    named: list[ImagePrediction] = []
+
+    def read(image: tuple[str, Path]) -> torch.Tensor | str:
+        try:
+            return network_input(image[1], predictor.network.info.name, predictor.image_size).tensor
+        except ImageError as error:
+            return str(error)
+
+    for start in range(0, len(images), _BATCH):
+        some = list(in_threads(read, images[start : start + _BATCH]))
+        squares = [square for _, square in some if not isinstance(square, str)]
+        if squares:
+            probabilities, unlike = _judged(predictor, torch.stack(squares), known)
+            found = zip(probabilities, unlike, strict=True)
+        named += [
+            ImagePrediction(name, None, problem=square) if isinstance(square, str) else ImagePrediction(name, *next(found))
+            for (name, _), square in some
+        ]
+        yield len(named), len(images)
+    return named
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one of several networks takes the same images for, in the same order."""
+
+    title: str
+    classes: Sequence[str]
+    named: Sequence[ImagePrediction]
+
+    @property
+    def top(self) -> list[str]:
+        """The likeliest class of each image; empty where it could not be read."""
+        return ["" if one.probabilities is None else self.classes[int(one.probabilities.argmax())] for one in self.named]
+
+
+def to_csv(named: Sequence[ImagePrediction], classes: Sequence[str]) -> bytes:
+    """``file, class, probability, unlike, problem``, then the probability of each class, as UTF-8.
+
+    Names are a stranger's: what a spreadsheet would take for a formula gets an apostrophe before it (OWASP, CSV injection).
+    """
+    return side_by_side_csv([Answers("", classes, named)])
+
+
+def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
+    """``to_csv`` of each network, one beside the other, the network's title behind the names of its columns."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(["file", *(column for one in answers for column in _columns(one))])
+    for rows in zip(*(one.named for one in answers), strict=True):
+        cells = [_answer(row, one.classes) for row, one in zip(rows, answers, strict=True)]
+        table.writerow([_cell(rows[0].file), *(cell for some in cells for cell in some)])
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _columns(one: Answers) -> list[str]:
+    names = ["class", "probability", "unlike", "problem", *(f"p({name})" for name in one.classes)]
+    return [f"{name}, {one.title}" for name in names] if one.title else names
+
+
+def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
+    told = "" if one.unlike is None else "yes" if one.unlike else "no"
+    if one.probabilities is None:
+        return ["", "", told, _cell(one.problem), *[""] * len(classes)]
+    best = int(one.probabilities.argmax())
+    chances = [f"{chance:.6f}" for chance in one.probabilities]
+    return [_cell(classes[best]), chances[best], told, "", *chances]
+
+
+def _judged(
+    predictor: Predictor, squares: torch.Tensor, known: tuple[Encoder, Neighbourhood] | None
+) -> tuple[np.ndarray, list[bool | None]]:
+    squares = squares.contiguous(memory_format=torch.channels_last)
+    if known is None:
+        return predictor.probabilities_of(squares), [None] * len(squares)
+    looks, near = known
+    features, probabilities = looks.features(squares)
+    return probabilities, near.unlike(features).tolist()
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text

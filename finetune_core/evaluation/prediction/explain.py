@@ -1,0 +1,172 @@
+"""Grad-CAM: which parts of an image speak for a class (Selvaraju et al. 2017), by Captum, on a copy of the network."""
+
+import copy
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from plotly.colors import sequential
+from torch import nn
+from torch.nn import functional as F
+
+from finetune_core.errors import RunError
+from finetune_core.evaluation.prediction.predictor import Predictor
+from finetune_core.training.preview import network_input
+
+_SIDE = 320  # pixels of an overlay
+_STRONGEST = 0.65  # how much of the picture the greatest heat covers
+_MOST_EXTRA_TOKENS = 8  # class token, distillation token, registers
+# Plasma: its light grows evenly from cold to hot, also for the colour-blind and in print.
+_COLORS = np.array([[int(part, 16) for part in (c[1:3], c[3:5], c[5:7])] for c in sequential.Plasma], dtype=float)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a network looks at in one image.
+
+    Attributes:
+        picture: JPEG of the image as the network sees it: its centre crop.
+        overlays: class -> JPEG of the same with the heat laid over it.
+        heat: class -> float32 ``[s, s]`` in 0…1 on the network's input; all 0 where nothing speaks for the class.
+        cells: side of the map that the heat was computed on.
+        probabilities: float64 ``[classes]``.
+    """
+
+    picture: bytes
+    overlays: dict[int, bytes]
+    heat: dict[int, np.ndarray]
+    cells: int
+    probabilities: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a module's output ``[1, …]`` holds a picture: channels first, channels last, or tokens after ``extra`` others."""
+
+    kind: str
+    side: int
+    extra: int = 0
+
+    def to_map(self, output: torch.Tensor) -> torch.Tensor:
+        """``[n, c, side, side]``."""
+        if self.kind == "first":
+            return output
+        if self.kind == "last":
+            return output.permute(0, 3, 1, 2)
+        return output[:, self.extra :].transpose(1, 2).unflatten(2, (self.side, self.side))
+
+    def back(self, picture: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The module's output again; a copy, because what follows may work in place."""
+        if self.kind == "first":
+            return picture.clone()
+        if self.kind == "last":
+            return picture.permute(0, 2, 3, 1).clone()
+        return torch.cat([output[:, : self.extra], picture.flatten(2).transpose(1, 2)], dim=1)
+
+
+def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int]) -> Explanation:
+    """Lay over an image what in it speaks for each of some classes, on the deepest map of the backbone that the head uses.
+
+    The predictor's network is copied, not touched: other threads may use it meanwhile.
+
+    Args:
+        image: a file, or its bytes.
+        classes: numbers of the classes to explain.
+
+    Raises:
+        ImageError: when the image cannot be read.
+        RunError: when the backbone keeps no picture that could be laid over the image.
+    """
+    seen = network_input(image, predictor.network.info.name, predictor.image_size)
+    model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
+    square = seen.tensor[None].to(predictor.device.torch_device)
+    layouts, probabilities = _layouts(
+        model, [path for stage in predictor.network.stages[:-1] for path in stage.modules], square
+    )
+    for path, layout in reversed(layouts.items()):
+        maps = _class_maps(model, path, layout, square, classes)
+        if maps.any():  # a class token's own block passes nothing to the head from the others
+            break
+    else:
+        raise RunError(f"There is no Grad-CAM for {predictor.network.info.name}: none of its stages keeps a picture.")
+    heat = {one: _stretched(each, predictor.image_size) for one, each in zip(classes, maps.clamp(min=0), strict=True)}
+    picture = Image.fromarray(seen.shown).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    overlays = {one: _jpeg(_laid_over(picture, each)) for one, each in heat.items()}
+    return Explanation(_jpeg(picture), overlays, heat, layout.side, probabilities)
+
+
+def _layouts(model: nn.Module, paths: Sequence[str], square: torch.Tensor) -> tuple[dict[str, _Layout], np.ndarray]:
+    """Which of the modules yield a picture of more than one cell, in forward order, and the class probabilities."""
+    found: dict[str, _Layout] = {}
+
+    def look(path: str, output: object) -> None:
+        layout = _layout(output) if isinstance(output, torch.Tensor) else None
+        if layout:
+            found[path] = layout
+
+    handles = [
+        model.get_submodule(path).register_forward_hook(lambda _module, _inputs, output, path=path: look(path, output))
+        for path in paths
+    ]
+    with torch.no_grad():
+        logits = model(square)
+    for handle in handles:
+        handle.remove()
+    return found, logits[0].float().cpu().double().softmax(0).numpy()
+
+
+def _layout(output: torch.Tensor) -> _Layout | None:
+    if output.ndim == 4:
+        _, first, second, third = output.shape
+        if first == second != third:
+            return _Layout("last", first) if first > 1 else None
+        return _Layout("first", third) if second == third > 1 else None
+    if output.ndim == 3:
+        for extra in range(_MOST_EXTRA_TOKENS + 1):
+            side = round(max(0, output.shape[1] - extra) ** 0.5)
+            if side > 1 and side**2 == output.shape[1] - extra:
+                return _Layout("tokens", side, extra)
+    return None
+
+
+def _class_maps(model: nn.Module, path: str, layout: _Layout, square: torch.Tensor, classes: Sequence[int]) -> torch.Tensor:
+    """Grad-CAM of each class before its ReLU: float32 ``[classes, side, side]`` on the CPU."""
+    from captum.attr import LayerGradCam  # here: it takes a while to import
+
+    picture = nn.Identity()
+
+    def through_picture(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        # No weight needs a gradient, so that the graph begins here, and the stages before cost a forward pass only.
+        return layout.back(picture(layout.to_map(output).detach().requires_grad_()), output)
+
+    handle = model.get_submodule(path).register_forward_hook(through_picture)
+    try:
+        inputs = square.repeat(len(classes), 1, 1, 1)
+        maps = LayerGradCam(model, picture).attribute(inputs, target=list(classes), relu_attributions=False)
+    finally:
+        handle.remove()
+    return maps[:, 0].detach().float().cpu()
+
+
+def _stretched(cells: torch.Tensor, side: int) -> np.ndarray:
+    """A map brought to the picture's size and to 0…1."""
+    smooth = F.interpolate(cells[None, None], size=(side, side), mode="bilinear", align_corners=False)[0, 0]
+    return (smooth / smooth.max().clamp(min=1e-12)).numpy()
+
+
+def _laid_over(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    heat = np.asarray(Image.fromarray(heat).resize(picture.size, Image.Resampling.BILINEAR)).clip(0, 1)
+    steps = np.linspace(0, 1, len(_COLORS))
+    color = np.stack([np.interp(heat, steps, _COLORS[:, channel]) for channel in range(3)], axis=-1)
+    cover = _STRONGEST * heat[..., None]
+    return Image.fromarray(np.rint(np.asarray(picture) * (1 - cover) + color * cover).astype(np.uint8))
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()

@@ -1,0 +1,276 @@
+"""The training images most like a new one, by what the network makes of them, and whether any is like it at all.
+
+Distances are between the features that the head sees, brought to unit length. An image is called unlike anything in training
+when its distance to the training images is greater than that of nearly all validation images (deep nearest neighbours,
+Sun et al. 2022); how many of those would be called so in error is set beforehand, as in split conformal prediction.
+
+Training draws what it has never seen towards the classes that it knows, so the features from before training have a say, too: a network
+that was trained whole on digits knew 3 % of 450 photographs as strangers by its own features alone, and all of them by both.
+"""
+
+import copy
+import io
+import zipfile
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import fx
+
+from finetune_core.data.splits import TRAIN, VAL
+from finetune_core.errors import RunError
+from finetune_core.evaluation.prediction.predictor import Predictor
+from finetune_core.evaluation.single_run.run_images import RunImages, run_images
+from finetune_core.files import read_regular, regular_file, write_bytes
+from finetune_core.inspection.features import network_inputs
+from finetune_core.models.partition import CannotSplit, trace
+from finetune_core.models.weights import state_hash
+from finetune_core.runs.store import Run
+from finetune_core.training.preview import network_input
+from finetune_core.training.trunk import split_network
+
+_FILE = "neighbours.npz"
+_LARGEST = 2**31  # bytes
+_MOST = {TRAIN: 10_000, VAL: 2_000}  # images
+_NEAREST = 5  # whose mean distance counts
+_AT_ONCE = 256  # images
+_ERROR = 0.01  # of images like the validation images, the share called unlike; more where there are too few to tell
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A network cut before its head: images in, features and class probabilities out.
+
+    Attributes:
+        start: the same before training; None where training left all but the head as it was.
+    """
+
+    predictor: Predictor
+    body: fx.GraphModule
+    head: fx.GraphModule
+    start: fx.GraphModule | None
+
+    def features(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Features, float32 ``[n, parts, d]``, each part of unit length, of normalised images, and probabilities, float64 ``[n, classes]``.
+
+        The first part is the network's own; the second, where there is one, that from before training.
+        """
+        device = self.predictor.device
+        images = images.to(device.torch_device)
+        with torch.no_grad(), device.autocast():
+            own = self.body(images)
+            logits = self.head(own)
+            parts = [own] if self.start is None else [own, self.start(images)]
+        unit = torch.stack([torch.nn.functional.normalize(part.flatten(1).float(), dim=1) for part in parts], dim=1)
+        return unit.cpu().numpy(), logits.float().cpu().double().softmax(1).numpy()
+
+    def look(self, image: Path | bytes) -> tuple[np.ndarray, np.ndarray]:
+        """Features ``[parts, d]`` and probabilities ``[classes]`` of one image.
+
+        Raises:
+            ImageError: when it cannot be read.
+        """
+        seen = network_input(image, self.predictor.network.info.name, self.predictor.image_size)
+        features, probabilities = self.features(seen.tensor[None])
+        return features[0], probabilities[0]
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """What a run's network makes of its training images.
+
+    Attributes:
+        ids, labels: of the training images, ``[n]``.
+        features: float32 ``[n, parts, d]``, as ``Encoder.features`` gives them.
+        usual: the distances of validation images to the training images, float32 ``[parts, m]``, each row sorted.
+        unchanged: whether these are surely the images that the run was trained on.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    features: np.ndarray
+    usual: np.ndarray
+    unchanged: bool
+
+    @property
+    def error(self) -> float:
+        """The share of images like the validation images that is called unlike in error, at most: 1 %, or more where they are few."""
+        parts, count = self.usual.shape
+        return max(_ERROR, parts / (count + 1))
+
+    @cached_property
+    def limits(self) -> np.ndarray:
+        """The distances beyond which an image is unlike anything in training, ``[parts]``; each is allowed its part of the error."""
+        parts, count = self.usual.shape
+        rank = int(np.ceil((count + 1) * (1 - self.error / parts) - 1e-9))
+        return self.usual[:, rank - 1]
+
+    def nearest(self, features: np.ndarray, count: int = _NEAREST) -> tuple[np.ndarray, np.ndarray]:
+        """The training images nearest to one image's features ``[parts, d]``, by the network's own: their positions, and their cosine
+        distances (0…2)."""
+        distances = 1 - self.features[:, 0] @ features[0]
+        order = np.argsort(distances, kind="stable")[:count]
+        return order, distances[order]
+
+    def unlike(self, features: np.ndarray) -> np.ndarray:
+        """Boolean ``[m]``: which images ``[m, parts, d]`` are farther from the training images than nearly all validation images."""
+        return (_distances(features, self.features) > self.limits[:, None]).any(axis=0)
+
+
+def encoder(predictor: Predictor) -> Encoder:
+    """The predictor's network, cut before its head; the parts are its own.
+
+    Raises:
+        RunError: when it cannot be cut there.
+    """
+    network, device = predictor.network, predictor.device.torch_device
+    last = len(network.stages) - 1
+    try:
+        segments = split_network(network)
+        body, head = segments.part(None, last).eval(), segments.part(last, None).eval()
+        start = None
+        if _moved(predictor):
+            before = copy.deepcopy(network.pretrained).eval().to(device, memory_format=torch.channels_last)
+            start = trace(before, network.stages).part(None, last).eval()
+    except CannotSplit as error:
+        raise RunError(f"{network.info.name} has no features to compare images by: {error}.") from None
+    return Encoder(predictor, body, head, start)
+
+
+def _moved(predictor: Predictor) -> bool:
+    """Whether training changed anything but the head."""
+    network = predictor.network
+    now, before = network.model.state_dict(), network.pretrained.state_dict()
+    names = [name for stage in network.stages[:-1] for name in (*stage.parameters, *stage.buffers) if name in now]
+    return any(not torch.equal(now[name].cpu(), before[name].cpu()) for name in names)
+
+
+def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
+    """What was kept of an earlier ``compute_neighbourhood`` with these weights."""
+    try:
+        kept = _arrays(read_regular(run.run_dir / _FILE, _LARGEST))
+        if str(kept["weights"]) != _mark(looks):
+            return None
+        return _neighbourhood(kept, looks)
+    except Exception:  # none yet, or damaged (then zipfile and NumPy raise nearly anything): it can be computed again
+        return None
+
+
+def _arrays(content: bytes) -> dict[str, np.ndarray]:
+    """What ``np.savez`` wrote; raises nearly anything when it is something else. ``np.load`` would believe whatever sizes a file claims."""
+    found = {}
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for name in ("weights", "ids", "labels", "features", "usual", "unchanged"):
+            entry = archive.getinfo(f"{name}.npy")
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > len(content):
+                raise ValueError(f"{name} is packed")
+            with archive.open(entry) as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError(f"{name} is of another version")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                if fortran or dtype.hasobject:
+                    raise ValueError(f"{name} is of another kind")
+                found[name] = np.frombuffer(file.read(), dtype).reshape(shape)
+    return found
+
+
+def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood:
+    """
+    Raises:
+        ValueError: when the arrays do not belong to this network, or to each other.
+    """
+    ids, labels, features, usual = (kept[name] for name in ("ids", "labels", "features", "usual"))
+    side = looks.predictor.image_size
+    wanted = looks.features(torch.zeros(1, 3, side, side))[0].shape[1:]
+    sound = (
+        ids.dtype.kind == "U"
+        and labels.dtype.kind == "i"
+        and features.dtype.kind == usual.dtype.kind == "f"
+        and ids.shape == labels.shape == features.shape[:1]
+        and features.shape[1:] == wanted
+        and usual.shape[:1] == wanted[:1]
+        and min(ids.size, usual.size) > 0
+        and usual.ndim == 2
+        and labels.min() >= 0
+        and labels.max() < len(looks.predictor.classes)
+        and np.isfinite(features).all()
+        and np.isfinite(usual).all()
+    )
+    if not sound:
+        raise ValueError("these are no features of training images")
+    return Neighbourhood(ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(kept["unchanged"]))
+
+
+def neighbours_changed(run: Run) -> int:
+    """When a run's neighbourhood was written, in nanoseconds; 0 when there is none."""
+    found = regular_file(run.run_dir / _FILE)
+    return found.st_mtime_ns if found else 0
+
+
+def compute_neighbourhood(
+    run: Run, looks: Encoder, roots: Sequence[Path] = ()
+) -> Generator[tuple[str, int, int], None, Neighbourhood]:
+    """Run the training and validation images through the network once, and keep what comes out in the run's folder.
+
+    Args:
+        roots: when given, images that lie elsewhere are refused.
+
+    Yields:
+        (phase, done, total); phases are ``index``, ``decode`` and ``features``.
+
+    Raises:
+        FinetuneError: when the images are not there any more, may not be read, or the run's folder cannot be written to.
+    """
+    images = yield from run_images(run, _MOST, roots)
+    train, val = images.rows[TRAIN], images.rows[VAL]
+    features = yield from _features(looks, images, np.concatenate([train, val]))
+    table = images.dataset.table.iloc[train]
+    ids, labels = table["id"].to_numpy(str), table["label"].to_numpy(np.int64)
+    near = features[: len(train)]
+    usual = np.sort(_distances(features[len(train) :], near), axis=1)
+    made = Neighbourhood(ids, labels, near, usual, images.unchanged)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        weights=_mark(looks),
+        ids=ids,
+        labels=labels,
+        features=near.astype(np.float16),
+        usual=usual,
+        unchanged=images.unchanged,
+    )
+    try:
+        write_bytes(run.run_dir / _FILE, buffer.getvalue())
+    except OSError as error:
+        raise RunError(f"What the network makes of its images cannot be written to {run.run_dir}: {error}.") from None
+    return made
+
+
+def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Generator[tuple[str, int, int], None, np.ndarray]:
+    predictor, found = looks.predictor, []
+    done = 0
+    for batch, inputs in network_inputs(predictor.network, images.pixels, rows, predictor.image_size):
+        found.append(looks.features(inputs)[0])
+        done += len(batch)
+        yield "features", done, len(rows)
+    return np.concatenate(found)
+
+
+def _distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Mean cosine distance of each image ``[m, parts, d]`` to the nearest of the training images ``[n, parts, d]``: float32 ``[parts, m]``."""
+    count = min(_NEAREST, len(near))
+    found = np.empty((near.shape[1], len(features)), np.float32)
+    for part in range(len(found)):
+        for start in range(0, len(features), _AT_ONCE):
+            likeness = features[start : start + _AT_ONCE, part] @ near[:, part].T
+            nearest = np.partition(likeness, len(near) - count, axis=1)[:, len(near) - count :]
+            found[part, start : start + _AT_ONCE] = 1 - nearest.mean(axis=1)
+    return found
+
+
+def _mark(looks: Encoder) -> str:
+    """Changes with the network's weights."""
+    return state_hash(looks.predictor.network.model.state_dict(), head="")

@@ -1,0 +1,126 @@
+"""Whether a network that says 80 % is right in 80 of 100 cases, and what one number, the temperature, makes of it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax, softmax
+
+from finetune_core.data.splits import VAL
+from finetune_core.evaluation.intervals import wilson
+from finetune_core.evaluation.single_run.binning import BINS, Binning, bins_of, ece_interval, gap_rows
+from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.single_run.scores import RESAMPLES, resampled
+
+FEWEST = 30  # images that a temperature is fitted on
+_LOWEST, _HIGHEST = 0.05, 20.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Confidence against accuracy, as the network says it or at a temperature.
+
+    Attributes:
+        bins: one row a bin that has images: ``low, high`` (its borders), ``confidence, accuracy`` (means), ``images``, and the accuracy's
+            95 % interval ``accuracy_low, accuracy_high`` (Wilson 1927).
+        ece: expected calibration error (Naeini et al. 2015): the mean of ``|accuracy - confidence|`` over bins, by images.
+        ece_low, ece_high: its 95 % interval, by ``binning.ece_interval``; NaN without resamples.
+        loss: mean cross-entropy, nats.
+    """
+
+    bins: pd.DataFrame
+    ece: float
+    ece_low: float
+    ece_high: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What temperature scaling (Guo et al. 2017) makes of a split. Which class is named does not change.
+
+    Attributes:
+        source: what the temperature was fitted on: ``val``, or ``halves``: each half of the split at the other's temperature.
+        temperatures: one, or one a half. Above 1 the network was too sure, below 1 not sure enough.
+        images: that each was fitted on.
+        logits: float64 ``[n, classes]`` of the split, divided by its temperatures.
+    """
+
+    source: Literal["val", "halves"]
+    temperatures: tuple[float, ...]
+    images: tuple[int, ...]
+    logits: np.ndarray
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether a temperature is at the end of the range that is searched: the images that it was fitted on do not settle it."""
+        return any(not _LOWEST * 1.01 < one < _HIGHEST * 0.99 for one in self.temperatures)
+
+
+def calibration(
+    logits: np.ndarray, labels: np.ndarray, binning: Binning = "width", bins: int = BINS, resamples: int = RESAMPLES
+) -> Calibration:
+    """Compare how sure the network is of what it predicts with how often it is right.
+
+    Args:
+        logits: float64 ``[n, classes]``.
+        binning: as for ``bins_of``.
+        resamples: for the interval of the error; drawn as for the other numbers (``scores.score``).
+    """
+    probabilities = softmax(logits, axis=1)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    edges, bin_of = bins_of(confidence, binning, bins)
+    rows = pd.DataFrame({"bin": bin_of, "confidence": confidence, "correct": correct})
+    table = rows.groupby("bin").agg(confidence=("confidence", "mean"), right=("correct", "sum"), images=("correct", "size"))
+    right = table.pop("right").to_numpy()
+    table["accuracy"] = right / table["images"]
+    table["accuracy_low"], table["accuracy_high"] = wilson(right, table["images"].to_numpy())
+    table.insert(0, "low", edges[table.index])
+    table.insert(1, "high", edges[np.minimum(table.index + 1, len(edges) - 1)])
+    gaps = gap_rows(confidence, correct, bin_of)
+    of_bins, drawn = gaps.sum(1), [gaps @ weights for weights in resampled(labels, resamples, 0)]
+    low, high = ece_interval(of_bins, np.concatenate(drawn, axis=1)) if drawn else (float("nan"), float("nan"))
+    return Calibration(table.reset_index(drop=True), float(np.abs(of_bins).sum()), low, high, _loss(logits, labels))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature between 0.05 and 20 at which the cross-entropy of these images is least; it is convex in its inverse."""
+    from scipy.optimize import minimize_scalar
+
+    found = minimize_scalar(
+        lambda inverse: _loss(logits * inverse, labels), bounds=(1 / _HIGHEST, 1 / _LOWEST), method="bounded"
+    )
+    return float(1 / found.x)
+
+
+def scale(table: pd.DataFrame, split: str) -> Scaling | None:
+    """Scale a split by temperatures that were fitted on *other* images: on the validation images where it is another split,
+    else by two-fold cross-fitting. None where there are too few to fit on, or a single class.
+
+    Args:
+        table: predictions of all splits, as ``load_predictions`` gives them.
+    """
+    rows, fitted = table[table["split"] == split], table[table["split"] == VAL]
+    logits, labels = logits_of(rows), rows["label"].to_numpy()
+    if logits.shape[1] < 2:
+        return None
+    if split != VAL and len(fitted) >= FEWEST:
+        temperature = fit_temperature(logits_of(fitted), fitted["label"].to_numpy())
+        return Scaling("val", (temperature,), (len(fitted),), logits / temperature)
+    if len(rows) < 2 * FEWEST:
+        return None
+    first = _half(rows["id"])
+    temperatures = tuple(fit_temperature(logits[~half], labels[~half]) for half in (first, ~first))
+    at = np.where(first, *temperatures)
+    return Scaling("halves", temperatures, (int((~first).sum()), int(first.sum())), logits / at[:, None])
+
+
+def _half(ids: pd.Series) -> np.ndarray:
+    """Half of the images, drawn by their ids whatever their order."""
+    order = np.random.default_rng(0).permutation(len(ids))
+    return (order < len(ids) // 2)[ids.argsort().argsort()]
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-np.take_along_axis(log_softmax(logits, axis=1), labels[:, None], axis=1).mean())

@@ -1,0 +1,160 @@
+"""A run -> its evaluation, worked out once for each table of predictions, however often a page asks."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.evaluation.single_run.binning import Binning
+from finetune_core.evaluation.single_run.calibration import Calibration, Scaling, calibration, scale
+from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
+from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate, judged_arrays, judged_splits, logits_of
+from finetune_core.evaluation.single_run.scores import RESAMPLES, Scores, score
+from finetune_core.evaluation.single_run.slices import Facts, image_facts, slices
+from finetune_core.runs.store import Run
+from finetune_core.training.predictions import load_predictions, predictions_changed, predictions_precision
+
+_MANY = 500_000  # probabilities: more of them, and a thousand resamples take many seconds, though intervals are narrow anyway
+_FEWER_RESAMPLES = 200
+
+
+def evaluation(run: Run, split: str | None = None) -> Evaluation:
+    """How a run did on a split; on the one to be believed first when None.
+
+    Raises:
+        RunError: when the run has no predictions for it.
+    """
+    return _evaluated(run.run_dir, predictions_changed(run.run_dir), _classes(run), split)
+
+
+def predicted_splits(run: Run) -> list[str]:
+    """The splits that the run has predictions for, the one to be believed first.
+
+    Raises:
+        RunError: when it has none.
+    """
+    return judged_splits(_table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run))))
+
+
+def evaluation_precision(run: Run) -> str | None:
+    """The precision that a run's predictions were computed in; of earlier versions, that of the run itself. None where nothing
+    tells."""
+    return _precision(run.run_dir, predictions_changed(run.run_dir)) or (run.history.started or {}).get("precision")
+
+
+def precision_note(run: Run) -> str:
+    """What to know of a run's predictions where they were not computed in fp32, as networks are used; empty where they were."""
+    precision = evaluation_precision(run)
+    if precision in (None, "fp32"):
+        return ""
+    return (
+        f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in fp32, where a few answers may "
+        "differ."
+    )
+
+
+def scores(run: Run, split: str) -> Scores:
+    """Every number of a split, with its interval; from fewer resamples where images and classes are many.
+
+    Raises:
+        RunError: when the run has no predictions for it.
+    """
+    evaluation(run, split)
+    return _scores(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split)
+
+
+def scores_of(result: Evaluation) -> Scores:
+    """The same of an evaluation that is at hand."""
+    rows = result.predictions
+    return _scored(rows["label"].to_numpy(), np.stack(rows["probabilities"].to_numpy()), rows["loss"].to_numpy())
+
+
+def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:
+    """One class against the others; None where that is not defined.
+
+    Raises:
+        RunError: when the run has no predictions for the split.
+    """
+    return _class_curves(run.run_dir, predictions_changed(run.run_dir), _classes(run), split, label)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Calibration of a split as it is, and scaled by a temperature of other images; None where there are too few of those."""
+
+    before: Calibration
+    scaling: Scaling | None
+    after: Calibration | None
+
+
+def calibrated(run: Run, split: str, binning: Binning = "width") -> Calibrated:
+    """Calibration of a split before and after temperature scaling.
+
+    Raises:
+        RunError: when the run has no predictions for it.
+    """
+    evaluation(run, split)
+    return _calibrated(run.run_dir, predictions_changed(run.run_dir), len(_classes(run)), split, binning)
+
+
+def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
+    """What is known of a split's images, and its accuracy by that.
+
+    Raises:
+        RunError: when the run has no predictions for it.
+    """
+    result = evaluation(run, split)
+    facts = image_facts(run.config.data, result.predictions["id"])
+    return facts, slices(result, facts.table)
+
+
+def _classes(run: Run) -> tuple[str, ...]:
+    return tuple((run.history.started or {}).get("classes", ()))
+
+
+@lru_cache(maxsize=16)
+def _table(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
+    return load_predictions(run_dir, classes)
+
+
+@lru_cache(maxsize=256)
+def _precision(run_dir: Path, _changed: int) -> str | None:
+    return predictions_precision(run_dir)
+
+
+@lru_cache(maxsize=16)
+def _evaluated(run_dir: Path, changed: int, classes: tuple[str, ...], split: str | None) -> Evaluation:
+    return evaluate(_table(run_dir, changed, len(classes)), classes, split)
+
+
+@lru_cache(maxsize=16)
+def _scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
+    table = _table(run_dir, changed, classes)
+    return _scored(*judged_arrays(table[table["split"] == split]))
+
+
+def _scored(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
+    return score(labels, probabilities, losses, _resamples(probabilities.size))
+
+
+def _resamples(probabilities: int) -> int:
+    return RESAMPLES if probabilities <= _MANY else _FEWER_RESAMPLES
+
+
+@lru_cache(maxsize=64)
+def _class_curves(run_dir: Path, changed: int, classes: tuple[str, ...], split: str, label: int) -> OneVsRest | None:
+    return one_vs_rest(_evaluated(run_dir, changed, classes, split), label)
+
+
+@lru_cache(maxsize=16)
+def _calibrated(run_dir: Path, changed: int, classes: int, split: str, binning: Binning) -> Calibrated:
+    table = _table(run_dir, changed, classes)
+    rows, scaled = table[table["split"] == split], scale(table, split)
+    labels, logits = rows["label"].to_numpy(), logits_of(rows)
+
+    def judged(some: np.ndarray) -> Calibration:
+        return calibration(some, labels, binning, resamples=_resamples(some.size))
+
+    return Calibrated(judged(logits), scaled, judged(scaled.logits) if scaled else None)

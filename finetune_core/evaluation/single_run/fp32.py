@@ -1,0 +1,78 @@
+"""A run's images asked about anew: by an exported file, or by its best checkpoint in fp32, where the run was judged in bf16."""
+
+import sys
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from finetune_core.errors import RunError
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.evaluate import evaluation_precision, predicted_splits
+from finetune_core.evaluation.single_run.run_images import RunImages, run_images
+from finetune_core.formatting import things
+from finetune_core.models.catalogue import BackboneInfo
+from finetune_core.runs.locks import locked
+from finetune_core.runs.store import Run
+from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.evaluation import FINAL_PRECISION, logits_of
+from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
+
+_BATCH = 32
+
+Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> logits [n, classes]
+Steps = Generator[tuple[str, int, int], None, np.ndarray]
+
+
+def answers(images: RunImages, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str) -> Steps:
+    """Logits ``[len(rows), classes]`` of rows of a run's data set, prepared as *Predict* does; yields (phase, done, total)."""
+
+    def batch(some: np.ndarray) -> torch.Tensor:
+        return normalised(evaluated(images.pixels.batch(some), size), info.mean, info.std)
+
+    found = []
+    for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
+        found.append(answer(inputs))
+        yield phase, sum(map(len, found)), len(rows)
+    return np.concatenate(found)
+
+
+def can_be_evaluated(run: Run) -> bool:
+    """Whether ``evaluate_in_fp32`` has something to do: the run has ended, judged in another precision."""
+    return run.history.end is not None and run.judged and evaluation_precision(run) not in (None, FINAL_PRECISION)
+
+
+def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Generator[tuple[str, int, int], None, None]:
+    """Replace the predictions of a run that has ended by those that its best checkpoint makes in fp32, of the same images.
+
+    Args:
+        roots: when given, images that lie elsewhere are refused.
+
+    Yields:
+        (phase, done, total).
+
+    Raises:
+        FinetuneError: when the run goes on, its images have changed or cannot be read, or its checkpoint is damaged.
+    """
+    with locked(run.run_dir):
+        predictor = load_predictor(run)
+        images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
+        if not images.unchanged:
+            raise RunError(
+                f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back."
+            )
+        before = load_predictions(run.run_dir, len(predictor.classes))
+        rows = np.concatenate(list(images.rows.values()))
+        rows = rows[images.dataset.table["id"].iloc[rows].isin(before["id"]).to_numpy()]
+        if gone := len(before) - len(rows):
+            raise RunError(f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back.")
+
+        def answer(inputs: torch.Tensor) -> np.ndarray:
+            return logits_of(predictor.network.model, inputs, predictor.device)
+
+        logits = yield from answers(images, rows, predictor.network.info, predictor.image_size, answer, "evaluate")
+        table: pd.DataFrame = images.dataset.table.iloc[rows]
+        new = prediction_table(table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits)
+        save_predictions(run.run_dir, new, FINAL_PRECISION)

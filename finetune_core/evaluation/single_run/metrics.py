@@ -1,0 +1,168 @@
+"""A run's table of predictions -> what it is worth. scikit-learn and scipy do the arithmetic."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import log_softmax
+
+from finetune_core.data.splits import TEST, VAL
+from finetune_core.errors import RunError
+from finetune_core.evaluation.intervals import accuracy_interval, wilson
+from finetune_core.evaluation.single_run.scores import AREAS, score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a run did on one split.
+
+    Attributes:
+        accuracy, low, high: with its 95 % interval (Wilson 1927).
+        loss: mean cross-entropy.
+        confusion: int64 ``[classes, classes]``, true class by row.
+        per_class: one row per class: ``class, precision, recall, recall_low, recall_high, f1, images, roc_auc, average_precision``; recall
+            with its 95 % interval (Wilson). NaN where a number is not defined: the split has no image of the class, or, for precision,
+            none was predicted to be of it.
+        predictions: the split's rows with ``predicted, confidence, correct``, ``loss`` (nats) and ``probabilities``.
+    """
+
+    split: str
+    images: int
+    accuracy: float
+    low: float
+    high: float
+    loss: float
+    classes: tuple[str, ...]
+    confusion: np.ndarray
+    per_class: pd.DataFrame
+    predictions: pd.DataFrame
+
+    @property
+    def mistakes(self) -> pd.DataFrame:
+        """Wrong predictions, the most confident first."""
+        wrong = self.predictions[~self.predictions["correct"]]
+        return wrong.sort_values(["confidence", "id"], ascending=[False, True], ignore_index=True)
+
+    @property
+    def top_losses(self) -> pd.DataFrame:
+        """All predictions, the worst first: an image whose true class was given next to no probability."""
+        return self.predictions.sort_values(["loss", "id"], ascending=[False, True], ignore_index=True)
+
+    @property
+    def hardest(self) -> pd.DataFrame:
+        """``per_class`` with the classes first that are found least; those without images last."""
+        return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
+
+    def cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
+        """The images of one cell of the confusion matrix, the surest first; of a whole row or column where the other is None, the
+        highest loss first."""
+        rows = self.predictions
+        for column, label in (("label", true), ("predicted", predicted)):
+            rows = rows if label is None else rows[rows[column] == label]
+        by = "loss" if true is None or predicted is None else "confidence"
+        return rows.sort_values([by, "id"], ascending=[False, True], ignore_index=True)
+
+    def confusions(self, count: int) -> pd.DataFrame:
+        """The most frequent confusions: ``true, predicted, images``."""
+        wrong = self.confusion - np.diag(np.diag(self.confusion))
+        rows, columns = np.nonzero(wrong)
+        order = np.argsort(-wrong[rows, columns], kind="stable")[:count]
+        names = np.array(self.classes, dtype=object)
+        rows, columns = rows[order], columns[order]
+        return pd.DataFrame({"true": names[rows], "predicted": names[columns], "images": wrong[rows, columns]})
+
+
+def judged_splits(table: pd.DataFrame) -> list[str]:
+    """The splits that were predicted, the one to be believed first: choosing the best epoch made validation optimistic."""
+    present = set(table["split"])
+    return [split for split in (TEST, VAL) if split in present]
+
+
+def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = None) -> Evaluation:
+    """Judge one split of a table of predictions.
+
+    Args:
+        table: as ``load_predictions`` gives it.
+        classes: names; a label is an index into it.
+        split: which one; the most trustworthy when None.
+
+    Raises:
+        RunError: when the split was not predicted.
+    """
+    # Here: it takes a second to import, which every start of the program would pay.
+    from sklearn.metrics import precision_recall_fscore_support
+
+    split = split or judged_splits(table)[0]
+    rows = table[table["split"] == split].reset_index(drop=True)
+    if rows.empty:
+        raise RunError(f"The run has no predictions for {split} images; it has {', '.join(judged_splits(table))}.")
+    labels, probabilities, losses = judged_arrays(rows)
+    predicted = probabilities.argmax(1)
+    correct = predicted == labels
+    accuracy, low, high = accuracy_interval(int(correct.sum()), len(rows))
+    confusion = _confusion(labels, predicted, len(classes))
+    every = np.arange(len(classes))
+    precision, recall, f1, images = precision_recall_fscore_support(labels, predicted, labels=every, zero_division=np.nan)
+    recall_low, recall_high = wilson(np.diag(confusion), images)
+    columns = {
+        "class": classes,
+        "precision": precision,
+        "recall": recall,
+        "recall_low": recall_low,
+        "recall_high": recall_high,
+        "f1": np.where(images > 0, f1, np.nan),
+        "images": images,
+        **score(labels, probabilities, losses, resamples=0).classes[[*AREAS]],
+    }
+    return Evaluation(
+        split,
+        len(rows),
+        accuracy,
+        low,
+        high,
+        float(losses.mean()),
+        classes,
+        confusion,
+        pd.DataFrame(columns),
+        rows.drop(columns="logits").assign(
+            predicted=predicted,
+            confidence=probabilities.max(1),
+            correct=correct,
+            loss=losses,
+            probabilities=list(probabilities),
+        ),
+    )
+
+
+def judged_arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels int ``[n]``, probabilities float64 ``[n, classes]`` and cross-entropies ``[n]`` of rows of a table of predictions."""
+    labels = rows["label"].to_numpy()
+    logs = log_softmax(logits_of(rows), axis=1)
+    # From the logits: a probability that is too small for a float has a finite loss all the same.
+    return labels, np.exp(logs), -np.take_along_axis(logs, labels[:, None], axis=1)[:, 0]
+
+
+def logits_of(rows: pd.DataFrame) -> np.ndarray:
+    """Float64 ``[n, classes]``."""
+    return np.stack(rows["logits"].to_numpy()).astype(np.float64)
+
+
+def confusion_order(confusion: np.ndarray) -> list[int]:
+    """An order of the classes in which those that are taken for each other stand side by side.
+
+    Hierarchical clustering with optimal leaf order (Bar-Joseph et al. 2001); the nearer, the larger the share that is confused.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(confusion) < 3:
+        return list(range(len(confusion)))
+    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    far = 1 - (shares + shares.T) / 2
+    np.fill_diagonal(far, 0)
+    return leaves_list(linkage(squareform(far, checks=False), "average", optimal_ordering=True)).tolist()
+
+
+def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    # scikit-learn's own warns about a single class, which is a legitimate data set here.
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)

@@ -1,0 +1,224 @@
+"""The numbers that sum up a split, each with a bootstrap interval. Written for many resamples at once: one column a resample."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from finetune_core.evaluation.single_run.binning import BINS, bins_of, ece_interval, gap_rows
+
+RESAMPLES = 1000
+LEVEL = 0.95
+TAILS = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)  # percentiles
+_TOP = (3, 5)
+_CELLS = 500_000  # images times resamples that are held at once: what fits into a processor's cache is quickest
+
+NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "precision_macro": "Precision (macro)",
+    "recall_macro": "Recall (macro)",
+    "f1_macro": "F1 (macro)",
+    "f1_micro": "F1 (micro)",
+    "f1_weighted": "F1 (weighted)",
+    "matthews_corrcoef": "Matthews correlation (MCC)",
+    "cohen_kappa": "Cohen's kappa",
+    **{f"top_{k}_accuracy": f"Top-{k} accuracy" for k in _TOP},
+    "roc_auc": "ROC AUC (macro, one-vs-rest)",
+    "average_precision": "Average precision (macro)",
+    "log_loss": "Log loss",
+    "brier": "Brier score",
+    "ece": f"Expected calibration error (ECE, {BINS} bins)",
+}
+AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of one class
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a split is worth in numbers. NaN stands for *not defined*, never for nought.
+
+    Attributes:
+        table: one row a number: ``name`` (a key of ``NAMES``), ``value, low, high``.
+        classes: one row a class: ``roc_auc, average_precision``, and of each ``_low`` and ``_high``.
+        absent: labels of the classes that the split has no image of; averages over classes leave them out.
+        resamples: how many the intervals come from.
+    """
+
+    table: pd.DataFrame
+    classes: pd.DataFrame
+    absent: tuple[int, ...]
+    resamples: int
+
+
+def score(
+    labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> Scores:
+    """All numbers of a split, with percentile-bootstrap intervals (Efron 1979).
+
+    Images are drawn with replacement *within each class*, so that a class never vanishes: the intervals speak of other images,
+    not of another mix of classes. A class with one image adds no spread.
+
+    Args:
+        labels: int ``[n]``, at least one.
+        probabilities: float ``[n, classes]``.
+        losses: float ``[n]``, cross-entropy in nats.
+        resamples: 0 for no intervals (they are NaN).
+    """
+    parts = _Parts(labels, probabilities, losses)
+    value, of_class, gaps = parts.judged(np.ones((len(labels), 1)))
+    drawn = [parts.judged(weights) for weights in resampled(labels, resamples, seed)]
+    low, high = _interval([one for one, _, _ in drawn], value)
+    class_low, class_high = _interval([one for _, one, _ in drawn], of_class)
+    if drawn:
+        place = parts.names.index("ece")
+        low[place], high[place] = ece_interval(gaps[:, 0], np.concatenate([one for _, _, one in drawn], axis=1))
+    bounds = {"": of_class[:, :, 0], "_low": class_low, "_high": class_high}
+    return Scores(
+        pd.DataFrame({"name": parts.names, "value": value[:, 0], "low": low, "high": high}),
+        pd.DataFrame({f"{name}{suffix}": bound[:, at] for at, name in enumerate(AREAS) for suffix, bound in bounds.items()}),
+        tuple(np.flatnonzero(parts.support == 0).tolist()),
+        resamples,
+    )
+
+
+def _interval(drawn: list[np.ndarray], like: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Percentiles over the last axis; NaN where a number is not defined, or nothing was drawn."""
+    if not drawn:
+        nothing = np.full(like.shape[:-1], np.nan)
+        return nothing, nothing
+    low, high = np.percentile(np.concatenate(drawn, axis=-1), TAILS, axis=-1)
+    return low, high
+
+
+def resampled(labels: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image was drawn, with replacement and within its class: float64 ``[n, some]`` at a time."""
+    random = np.random.default_rng(seed)
+    order = np.argsort(labels, kind="stable")
+    counts = np.bincount(labels)
+    starts, sizes = np.repeat(np.cumsum(counts) - counts, counts), np.repeat(counts, counts)
+    at_once = max(1, _CELLS // len(labels))
+    for first in range(0, resamples, at_once):
+        columns = min(at_once, resamples - first)
+        picked = order[starts[:, None] + (random.random((len(labels), columns)) * sizes[:, None]).astype(np.int64)]
+        cells = picked * columns + np.arange(columns)
+        yield np.bincount(cells.ravel(), minlength=cells.size).reshape(cells.shape).astype(np.float64)
+
+
+class _Parts:
+    """What does not change from resample to resample: every number is then a few products with the weights of the images."""
+
+    def __init__(self, labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> None:
+        self.count, self.classes = probabilities.shape
+        self.labels = labels
+        self.support = np.bincount(labels, minlength=self.classes)
+        self.present = self.support > 0
+        images = np.arange(self.count)
+        predicted = probabilities.argmax(1)
+        place = rank_of(labels, probabilities)
+        tops = [k for k in _TOP if k < self.classes]
+        squares = (probabilities**2).sum(1) - 2 * probabilities[images, labels] + 1
+        # One row a number that is a mean over images: accuracy first.
+        self.means = np.stack([place == 0, *(place < k for k in tops), losses, squares]).astype(np.float64)
+        self.mean_names = ["accuracy", *(f"top_{k}_accuracy" for k in tops), "log_loss", "brier"]
+        right = images[place == 0]
+        shape = (self.classes, self.count)
+        self.hits = sparse.csr_array((np.ones(len(right)), (labels[right], right)), shape=shape)
+        self.named = sparse.csr_array((np.ones(self.count), (predicted, images)), shape=shape)
+        confidence = probabilities[images, predicted]
+        self.gaps = gap_rows(confidence, place == 0, bins_of(confidence)[1])
+        self.rankings = [_Ranking(labels == label, probabilities[:, label]) for label in range(self.classes)]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in NAMES if name in self.mean_names or not name.startswith("top_")]
+
+    def judged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``[numbers, resamples]`` in the order of ``names``; ``[classes, 2, resamples]``: ROC AUC and average precision; and
+        ``[bins, resamples]``: what each bin adds to the calibration error, with its sign.
+
+        Args:
+            weights: ``[n, resamples]``; of every class as many as it has images.
+        """
+        means = dict(zip(self.mean_names, self.means @ weights / self.count, strict=True))
+        hits, named = self.hits @ weights, self.named @ weights
+        support = self.support[:, None].astype(np.float64)
+        f1 = (2 * hits / np.maximum(named + support, 1))[self.present]
+        recall = (hits[self.present] / support[self.present]).mean(0)
+        precision = hits[self.present] / np.maximum(named[self.present], 1)
+        gaps = self.gaps @ weights
+        of_class = np.stack([ranking.areas(weights) for ranking in self.rankings])
+        found = means | {
+            "balanced_accuracy": recall,
+            "precision_macro": precision.mean(0),
+            "recall_macro": recall,  # the same number
+            "f1_macro": f1.mean(0),
+            "f1_micro": means["accuracy"],  # every image has one label and gets one: the same number
+            "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
+            **self._agreement(means["accuracy"], named),
+            "roc_auc": _mean_of_defined(of_class[:, 0]),
+            "average_precision": _mean_of_defined(of_class[:, 1]),
+            "ece": np.abs(gaps).sum(0),
+        }
+        return np.stack([found[name] for name in self.names]), of_class, gaps
+
+    def _agreement(self, accuracy: np.ndarray, named: np.ndarray) -> dict[str, np.ndarray]:
+        """Beyond chance (Cohen 1960; Gorodkin 2004), from shares; not defined of a single class."""
+        true, given = self.support / self.count, named / self.count
+        if self.present.sum() < 2:
+            return dict.fromkeys(("matthews_corrcoef", "cohen_kappa"), np.full(accuracy.shape, np.nan))
+        chance = true @ given
+        spread = np.sqrt((1 - true @ true) * np.maximum(1 - (given**2).sum(0), 0))
+        # Who gives every image the same class knows nothing: 0, as in scikit-learn.
+        matthews = np.divide(accuracy - chance, spread, out=np.zeros_like(accuracy), where=spread > 1e-12)
+        return {"matthews_corrcoef": matthews, "cohen_kappa": (accuracy - chance) / (1 - chance)}
+
+
+def _mean_of_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over classes of those that are defined; whether one is does not depend on the resample."""
+    defined = values[~np.isnan(values[:, 0])]
+    return defined.mean(0) if len(defined) else np.full(values.shape[1], np.nan)
+
+
+class _Ranking:
+    """One class against the rest, by its probability.
+
+    Between two neighbouring probabilities that images of the class have, the others need not be told apart: their weights are
+    added up by one sparse product, and what is left to sum over is the images of the class.
+    """
+
+    def __init__(self, positive: np.ndarray, probability: np.ndarray) -> None:
+        self.positives, self.negatives = int(positive.sum()), int((~positive).sum())
+        values = np.unique(probability[positive])
+        self.steps = len(values)
+        inside, outside = np.flatnonzero(positive), np.flatnonzero(~positive)
+        step = np.searchsorted(values, probability[inside])
+        # 0: below the lowest, 1: equal to it, 2: between it and the next, …
+        gap = np.searchsorted(values, probability[outside], "left") + np.searchsorted(values, probability[outside], "right")
+        self.by_step = sparse.csr_array((np.ones(len(inside)), (step, inside)), shape=(self.steps, len(positive)))
+        self.by_gap = sparse.csr_array((np.ones(len(outside)), (gap, outside)), shape=(2 * self.steps + 1, len(positive)))
+
+    def areas(self, weights: np.ndarray) -> np.ndarray:
+        """``[2, resamples]``: area under the ROC curve (ties count half), average precision (a step function, as in scikit-learn)."""
+        columns = weights.shape[1]
+        if not self.positives:
+            return np.full((2, columns), np.nan)
+        positive, negative = self.by_step @ weights, self.by_gap @ weights
+        up_to = negative.cumsum(0)
+        below, equal = up_to[0 : 2 * self.steps : 2], negative[1::2]
+        if self.negatives:
+            roc = (positive * (below + equal / 2)).sum(0) / (self.positives * self.negatives)
+        else:
+            roc = np.full(columns, np.nan)
+        caught = positive[::-1].cumsum(0)[::-1]
+        raised = caught + self.negatives - below
+        precision = np.divide(caught, raised, out=np.zeros_like(caught), where=raised > 0)
+        return np.stack([roc, (positive * precision).sum(0) / self.positives])
+
+
+def rank_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Int ``[n]``: how many classes come before the true one; of equal ones the first goes before, as in ``argmax``."""
+    own = np.take_along_axis(probabilities, labels[:, None], axis=1)
+    before = np.arange(probabilities.shape[1]) < labels[:, None]
+    return ((probabilities > own) | ((probabilities == own) & before)).sum(1)

@@ -1,0 +1,130 @@
+"""Where a run does better or worse: accuracy by what is known of the images, and whether a difference can be told from chance."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.data.index import known_images
+from finetune_core.data.manifest import is_manifest, other_columns
+from finetune_core.errors import DataError
+from finetune_core.evaluation.intervals import accuracy_interval
+from finetune_core.evaluation.single_run.metrics import Evaluation
+
+FEW = 20  # images: below, an interval is wider than anything that it could tell
+_ALPHA = 0.05
+_PARTS = 4  # of what is measured in numbers
+_MOST_VALUES = 10
+_SEEN = {
+    "Shorter side (pixels)": lambda seen: seen[["width", "height"]].min(axis=1),
+    "Longer to shorter side": lambda seen: seen[["width", "height"]].max(axis=1) / seen[["width", "height"]].min(axis=1),
+    "File size (bytes)": lambda seen: seen["bytes"],
+    "Brightness (0 to 255)": lambda seen: seen["brightness"],
+    "Contrast": lambda seen: seen["contrast"],
+    "Sharpness": lambda seen: seen["sharpness"],
+    "Format": lambda seen: seen["format"],
+    "Colour mode": lambda seen: seen["mode"],
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of images.
+
+    Attributes:
+        table: one row an image of the split, in the order of its predictions; numbers or str, missing where nothing is known.
+        own: the columns that are a manifest's own.
+    """
+
+    table: pd.DataFrame
+    own: tuple[str, ...]
+
+
+def image_facts(data: str | Path, ids: pd.Series) -> Facts:
+    """What the index saw of the images, and what a manifest says of them; columns with one value only are left out."""
+    seen = known_images(data).reindex(ids)
+    columns = {name: make(seen) for name, make in _SEEN.items()}
+    path, own = Path(data), ()
+    if path.is_file() and is_manifest(path):
+        try:
+            told = other_columns(path).reindex(ids)
+        except DataError:  # it was changed or taken away since: the run is judged without it
+            told = pd.DataFrame(index=pd.Index(ids))
+        own = tuple(name for name in told.columns if told[name].nunique() > 1)
+        columns = columns | {name: _as_numbers(told[name]) for name in own}
+    table = pd.DataFrame(columns)
+    varied = [name for name in table.columns if table[name].nunique() > 1]
+    return Facts(table[varied].reset_index(drop=True), tuple(name for name in own if name in varied))
+
+
+def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy in every slice: quarters of what is measured, the most frequent values of what is named.
+
+    A slice is compared with the rest of the split by Fisher's exact test; over all slices the share of false alarms is kept to 5 %
+    (Benjamini & Hochberg 1995). Slices with few images are not compared.
+
+    Returns:
+        ``by, slice, images, accuracy, low, high, verdict``: ``worse``, ``better``, ``no clear difference`` or ``few images``.
+    """
+    correct = result.predictions["correct"].to_numpy()
+    rows, chances, better = [], [], []
+    for name in facts.columns:
+        for words, inside in _cut(facts[name]):
+            rows.append((name, words, int(inside.sum()), *accuracy_interval(int(correct[inside].sum()), int(inside.sum()))))
+            chances.append(_chance(correct, inside))
+            better.append(correct[inside].mean() > correct[~inside].mean() if 0 < inside.sum() < len(inside) else False)
+    table = pd.DataFrame(rows, columns=["by", "slice", "images", "accuracy", "low", "high"])
+    return table.assign(verdict=_verdicts(np.array(chances), np.array(better, dtype=bool)))
+
+
+def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
+    """(in words, which images) for each slice of a column."""
+    if pd.api.types.is_numeric_dtype(values):
+        edges = np.unique(values.quantile(np.linspace(0, 1, _PARTS + 1)).to_numpy())
+        if values.nunique() > _PARTS and len(edges) > 2:
+            parts = pd.cut(values, edges, include_lowest=True, labels=False)
+            words = [f"{_number(low)} to {_number(high)}" for low, high in pairwise(edges)]
+            slices_ = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
+        else:
+            slices_ = [(_number(value), (values == value).to_numpy()) for value in np.sort(values.dropna().unique())]
+    else:
+        values = values.mask(values == "")
+        frequent = values.value_counts().index[:_MOST_VALUES]
+        slices_ = [(str(value), (values == value).to_numpy()) for value in frequent]
+        slices_.append(("all others", (values.notna() & ~values.isin(frequent)).to_numpy()))
+    slices_.append(("not known", values.isna().to_numpy()))
+    return [(words, inside) for words, inside in slices_ if inside.any()]
+
+
+def _chance(correct: np.ndarray, inside: np.ndarray) -> float:
+    """P value of the slice against the rest; NaN where either has few images."""
+    from scipy.stats import fisher_exact
+
+    if min(inside.sum(), (~inside).sum()) < FEW:
+        return float("nan")
+    right, wrong = correct & inside, ~correct & inside
+    table = [[right.sum(), wrong.sum()], [(correct & ~inside).sum(), (~correct & ~inside).sum()]]
+    return float(fisher_exact(table).pvalue)
+
+
+def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
+    from scipy.stats import false_discovery_control
+
+    told = np.full(len(chances), "few images", dtype=object)
+    enough = ~np.isnan(chances)
+    if enough.any():
+        clear = false_discovery_control(chances[enough]) < _ALPHA
+        told[enough] = np.where(clear, np.where(better[enough], "better", "worse"), "no clear difference")
+    return told
+
+
+def _as_numbers(values: pd.Series) -> pd.Series:
+    """Numbers where all that is filled in is one."""
+    numbers = pd.to_numeric(values.mask(values == ""), errors="coerce")
+    return numbers if numbers.notna().sum() == (values.notna() & (values != "")).sum() else values
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 100 else f"{value:.3g}"

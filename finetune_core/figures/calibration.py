@@ -1,0 +1,86 @@
+"""Figures of calibration and of selective prediction."""
+
+from collections.abc import Mapping
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from finetune_core.figures.axes import hover_percent, share_axis, whole_axis
+from finetune_core.figures.style import BEST_COLOR, LEGEND, MARGIN, OTHER_COLOR, WARM
+from finetune_core.formatting import percent
+
+
+def reliability_diagram(bins: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """Accuracy against confidence, with the number of images in each bin below.
+
+    Args:
+        bins: name -> ``confidence, accuracy, accuracy_low, accuracy_high, images`` of each bin; two at most, the first with intervals.
+    """
+    figure = make_subplots(rows=2, cols=1, shared_xaxes=True, row_heights=[0.75, 0.25], vertical_spacing=0.05)
+    ideal = {"color": OTHER_COLOR, "dash": "dot"}
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=ideal, name="perfect calibration", hoverinfo="skip", row=1, col=1)
+    looks = ((BEST_COLOR, "circle", "solid"), (WARM, "diamond", "dash"))
+    for (name, rows), (color, symbol, dash) in zip(bins.items(), looks, strict=False):
+        figure.add_scatter(
+            x=rows["confidence"],
+            y=rows["accuracy"],
+            customdata=rows["images"],
+            mode="lines+markers",
+            name=name,
+            line={"color": color, "width": 2, "dash": dash},
+            marker={"symbol": symbol, "size": 8},
+            error_y={
+                "array": rows["accuracy_high"] - rows["accuracy"],
+                "arrayminus": rows["accuracy"] - rows["accuracy_low"],
+                "thickness": 1,
+                "visible": symbol == "circle",
+            },
+            hovertemplate="confidence %{x}, accuracy %{y}<br>%{customdata} images",
+            row=1,
+            col=1,
+        )
+        figure.add_bar(
+            x=(rows["low"] + rows["high"]) / 2,
+            y=rows["images"],
+            width=rows["high"] - rows["low"],
+            customdata=[f"{percent(low)} to {percent(high)}" for low, high in zip(rows["low"], rows["high"], strict=True)],
+            marker={"color": color, "opacity": 0.5, "line": {"width": 1, "color": color}},
+            name=name,
+            showlegend=False,
+            hovertemplate="confidence %{customdata}: %{y} images",
+            row=2,
+            col=1,
+        )
+    figure.update_xaxes(**share_axis([0, 1]))
+    figure.update_xaxes(title_text="Confidence", row=2, col=1)
+    figure.update_yaxes(title_text="Accuracy", **share_axis([0, 1]), row=1, col=1)
+    figure.update_yaxes(title_text="Images", **whole_axis(max(rows["images"].max() for rows in bins.values())), row=2, col=1)
+    figure.update_layout(height=480, margin=MARGIN, legend=LEGEND, barmode="overlay")
+    return figure
+
+
+def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Figure:
+    """Selective accuracy against coverage; the choice is a point on it.
+
+    Args:
+        curve: ``coverage, accuracy, threshold``.
+        share, accuracy: of the choice; NaN where nothing is predicted.
+    """
+    figure = go.Figure()
+    sure = hover_percent(curve["threshold"])
+    figure.add_scatter(
+        x=curve["coverage"],
+        y=curve["accuracy"],
+        customdata=curve["threshold"],
+        mode="lines+markers" if len(curve) < 30 else "lines",
+        line={"color": BEST_COLOR, "width": 2},
+        hovertemplate=f"coverage: %{{x}}<br>selective accuracy: %{{y}}<br>confidence of at least %{{customdata:{sure}}}<extra></extra>",
+    )
+    figure.add_scatter(
+        x=[share], y=[accuracy], mode="markers", marker={"size": 14, "color": WARM, "symbol": "diamond"}, hoverinfo="skip"
+    )
+    figure.update_xaxes(title_text="Coverage", **share_axis([0, 1]))
+    figure.update_yaxes(title_text="Selective accuracy", **share_axis([*curve["accuracy"], accuracy]))
+    figure.update_layout(height=360, margin=MARGIN, showlegend=False)
+    return figure

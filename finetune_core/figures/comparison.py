@@ -1,0 +1,272 @@
+"""Figures of a comparison: an arm keeps its colour and its symbol in all of them."""
+
+from collections.abc import Sequence
+from math import ceil, floor, log10
+from typing import Literal
+
+import plotly.graph_objects as go
+
+from finetune_core.evaluation.comparison.arms import Arm
+from finetune_core.evaluation.comparison.costs import Cost, timeline
+from finetune_core.evaluation.comparison.strategies import Interval
+from finetune_core.figures.axes import share_axis, whole_axis
+from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escaped
+
+Kind = Literal["loss", "accuracy"]
+Axis = Literal["epoch", "seconds"]
+CostName = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes"]
+
+# cost -> (what a button calls it, the axis, what a value of 1 is divided by)
+COSTS: dict[str, tuple[str, str, float]] = {
+    "seconds": ("Time", "Time of a run", 1.0),
+    "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
+    "memory_bytes": ("Memory", "Memory that a run needs, MB", 1e6),
+    "disk_bytes": ("Size on disk", "Size of the best checkpoint, MB", 1e6),
+}
+RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
+_DASHES = ("solid", "dash", "dot", "longdashdot")
+_ROUND_SECONDS = (1, 3, 10, 30, 60, 180, 600, 1800, 3600, 10_800, 36_000, 108_000, 360_000)
+_WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
+
+
+def accuracies(arms: Sequence[Arm]) -> go.Figure:
+    """One line per arm: the measure that is judged by with its interval, and a small dot for each seed."""
+    figure, measure = go.Figure(), arms[0].measure
+    scores = [(arm.score, [member.score for member in arm.members]) for arm in arms]
+    for at, arm in enumerate(arms):
+        values = [member.score.value for member in arm.members]
+        figure.add_scatter(
+            x=values,
+            y=[at] * len(values),
+            mode="markers",
+            marker={"color": _color(at), "size": 7, "opacity": 0.45, "symbol": "circle"},
+            hovertemplate="%{text}: %{x}<extra></extra>",
+            text=[f"seed {member.run.config.seed}" for member in arm.members],
+        )
+        figure.add_scatter(
+            x=[arm.score.value],
+            y=[at],
+            mode="markers",
+            marker=_marker(at),
+            error_x=_error(arm.score),
+            hovertemplate=f"{escaped(arm.title)}: %{{x}}<extra></extra>",
+        )
+    ticks = {"tickmode": "array", "tickvals": list(range(len(arms))), "ticktext": [_wrapped(arm.title) for arm in arms]}
+    figure.update_yaxes(range=[len(arms) - 0.5, -0.5], showgrid=False, zeroline=False, **ticks)
+    figure.update_xaxes(title_text=measure.title, **(share_axis(_ends(scores)) if measure.share else {"hoverformat": ".3f"}))
+    figure.update_layout(height=110 + 48 * len(arms), margin=MARGIN, showlegend=False)
+    return figure
+
+
+def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
+    """Validation loss or accuracy of every run on shared axes, over epochs or over seconds since the run began."""
+    figure = go.Figure()
+    for at, arm in enumerate(arms):
+        for number, member in enumerate(arm.members):
+            rows = timeline(member.run)
+            figure.add_scatter(
+                x=[row[axis] for row in rows],
+                y=[row[f"val_{kind}"] for row in rows],
+                name=escaped(arm.title),
+                legendgroup=str(at),
+                showlegend=number == 0,
+                mode="lines+markers",
+                line={"color": _color(at), "width": 2, "dash": _DASHES[at % len(_DASHES)]},
+                marker={"size": 5, "symbol": RUN_SYMBOLS[at % len(RUN_SYMBOLS)]},
+                hovertemplate=f"seed {member.run.config.seed}, %{{x:.3~g}}: %{{y}}<extra>%{{fullData.name}}</extra>",
+            )
+    if axis == "seconds":
+        ends = [trace.x[-1] for trace in figure.data]
+        figure.update_xaxes(title_text="Time since the run began", **_cost_axis("seconds", ends, figure))
+    else:
+        figure.update_xaxes(title_text="Epoch", **whole_axis(max(_drawn(figure, "x"), default=1)))
+    told = share_axis(_drawn(figure, "y")) if kind == "accuracy" else {"hoverformat": ".3f"}
+    figure.update_yaxes(title_text=f"Validation {kind}", **told)
+    figure.update_layout(height=360, margin=MARGIN, legend=LEGEND)
+    return figure
+
+
+def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
+    """Accuracy against a cost, with the line of those that nothing beats on both. With time, a hollow marker is the same run
+    without its cache."""
+    _, title, unit = COSTS[measure]
+    costs = [getattr(arm.cost, measure) / unit for arm in arms]
+    figure = go.Figure()
+    front = frontier([(cost, arm.accuracy.value) for cost, arm in zip(costs, arms, strict=True)])
+    figure.add_scatter(
+        x=[costs[at] for at in front],
+        y=[arms[at].accuracy.value for at in front],
+        mode="lines",
+        line={"color": OTHER_COLOR, "width": 2, "dash": "dot", "shape": "hv"},
+        name="Nothing is better and cheaper",
+        hoverinfo="skip",
+    )
+    for at, (arm, cost) in enumerate(zip(arms, costs, strict=True)):
+        uncached = _uncached(arm.cost) if measure == "seconds" else None
+        if uncached is not None:
+            figure.add_scatter(
+                x=[cost, uncached],
+                y=[arm.accuracy.value] * 2,
+                mode="lines+markers",
+                line={"color": _color(at), "width": 1},
+                marker=_marker(at) | {"symbol": ["circle", f"{_symbol(at)}-open"], "size": [0, 13]},
+                hovertemplate="without the cache: %{x:.3~g}<extra>%{fullData.name}</extra>",
+                name=escaped(arm.title),
+                legendgroup=str(at),
+                showlegend=False,
+            )
+        figure.add_scatter(
+            x=[cost],
+            y=[arm.accuracy.value],
+            mode="markers",
+            marker=_marker(at),
+            error_y=_error(arm.accuracy),
+            name=escaped(arm.title),
+            legendgroup=str(at),
+            hovertemplate="%{y} for %{x:.3~g}<extra>%{fullData.name}</extra>",
+        )
+    figure.update_xaxes(title_text=title, **_cost_axis(measure, costs, figure))
+    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(arms)))
+    figure.update_layout(height=420, margin=MARGIN, legend=LEGEND)
+    return figure
+
+
+def _cost_axis(measure: CostName, compared: Sequence[float], figure: go.Figure) -> dict:
+    """From 0 on; logarithmic where what is compared differs much, with few round values and durations as people say them."""
+    shown = _drawn(figure, "x")
+    low, high = min(shown), max(shown)
+    if low <= 0 or max(compared) / min(compared) <= _WIDE:
+        return {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
+    if measure == "seconds":
+        values = [value for value in _ROUND_SECONDS if low / 2 <= value <= high * 2]
+        return {
+            "type": "log",
+            "tickmode": "array",
+            "tickvals": values,
+            "ticktext": [_round_duration(value) for value in values],
+        }
+    first, last = floor(log10(low)), ceil(log10(high))
+    values = [digit * 10.0**power for power in range(first, last + 1) for digit in ((1, 3) if last - first < 4 else (1,))]
+    return {"type": "log", "tickmode": "array", "tickvals": values, "ticktext": [f"{value:,g}" for value in values]}
+
+
+def _round_duration(seconds: int) -> str:
+    for unit, word in ((3600, "h"), (60, "min")):
+        if seconds >= unit:
+            return f"{seconds // unit} {word}"
+    return f"{seconds} s"
+
+
+def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
+    """Accuracy against how many stages train, a line a backbone and share of the data; None where all are cut alike. What did not train
+    to the end says nothing of depth."""
+    cut = [arm for arm in arms if arm.depth.whole and not arm.unfinished]
+    if len({arm.depth.trained_stages for arm in cut}) < 2:
+        return None
+    depths = sorted({arm.depth.trained_stages for arm in cut})
+    figure = _lines(
+        arms,
+        cut,
+        lambda arm: depths.index(arm.depth.trained_stages),  # evenly spaced: the names need the room
+        lambda arm: (arm.config.backbone, arm.config.train_fraction),
+    )
+    names = {arm.depth.trained_stages: arm.depth.first_stage for arm in cut}
+    one = len({arm.config.backbone for arm in cut}) == 1  # others have other stages
+    words = [f"{escaped(names[count])}<br>({count})" if one else str(count) for count in depths]
+    figure.update_xaxes(
+        title_text="First stage that trains (how many train)" if one else "Stages that train",
+        tickmode="array",
+        tickvals=list(range(len(depths))),
+        ticktext=words,
+        zeroline=False,
+        tickangle=0,
+    )
+    return figure
+
+
+def by_data(arms: Sequence[Arm]) -> go.Figure | None:
+    """Accuracy against the number of training images, a line a strategy and backbone; None where all have as many. What did not train to
+    the end says nothing of data."""
+    ended = [arm for arm in arms if not arm.unfinished]
+    if len({_training_images(arm) for arm in ended}) < 2:
+        return None
+    figure = _lines(arms, ended, _training_images, lambda arm: (arm.config.strategy, arm.config.cut, arm.config.backbone))
+    figure.update_xaxes(title_text="Training images", **whole_axis(max(_drawn(figure, "x"))))
+    return figure
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Places of those (cost, accuracy) that no other beats in both, the cheapest first."""
+    best, found = -1.0, []
+    for at in sorted(range(len(points)), key=lambda at: (points[at][0], -points[at][1])):
+        if points[at][1] > best:
+            best = points[at][1]
+            found.append(at)
+    return found
+
+
+def _lines(arms: Sequence[Arm], shown: Sequence[Arm], where, group) -> go.Figure:
+    figure = go.Figure()
+    for key in dict.fromkeys(group(arm) for arm in shown):
+        line = sorted((arm for arm in shown if group(arm) == key), key=where)
+        at = [arms.index(arm) for arm in line]
+        figure.add_scatter(
+            x=[where(arm) for arm in line],
+            y=[arm.accuracy.value for arm in line],
+            error_y={
+                "type": "data",
+                "array": [arm.accuracy.high - arm.accuracy.value for arm in line],
+                "arrayminus": [arm.accuracy.value - arm.accuracy.low for arm in line],
+                "thickness": 1.5,
+                "color": OTHER_COLOR,
+            },
+            mode="lines+markers",
+            line={"color": OTHER_COLOR, "width": 2},
+            marker={"color": [_color(n) for n in at], "symbol": [_symbol(n) for n in at], "size": 13, "opacity": 1},
+            text=[escaped(arm.title) for arm in line],
+            hovertemplate="%{text}: %{y}<extra></extra>",
+        )
+    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(shown)))
+    figure.update_layout(height=360, margin=MARGIN, showlegend=False)
+    return figure
+
+
+def _drawn(figure: go.Figure, axis: Literal["x", "y"]) -> list[float]:
+    return [value for trace in figure.data for value in trace[axis]]
+
+
+def _reach(arms: Sequence[Arm]) -> list[float]:
+    """What an axis of accuracy has to hold: the intervals, and each seed."""
+    return _ends([(arm.accuracy, [member.accuracy for member in arm.members]) for arm in arms])
+
+
+def _ends(shown: Sequence[tuple[Interval, Sequence[Interval]]]) -> list[float]:
+    return [end for whole, seeds in shown for end in (whole.low, whole.high, *(seed.value for seed in seeds))]
+
+
+def _training_images(arm: Arm) -> int:
+    return arm.members[0].run.history.started["counts"]["train"]
+
+
+def _uncached(cost: Cost) -> float | None:
+    return cost.uncached_seconds if cost.uncached_seconds and cost.uncached_seconds > cost.seconds else None
+
+
+def _error(told: Interval) -> dict:
+    return {"type": "data", "array": [told.high - told.value], "arrayminus": [told.value - told.low], "thickness": 1.5}
+
+
+def _color(at: int) -> str:
+    return RUN_COLORS[at % len(RUN_COLORS)]
+
+
+def _symbol(at: int) -> str:
+    return RUN_SYMBOLS[at % len(RUN_SYMBOLS)]
+
+
+def _marker(at: int) -> dict:
+    return {"color": _color(at), "size": 13, "symbol": _symbol(at)}
+
+
+def _wrapped(title: str) -> str:
+    return "<br>".join(escaped(part) for part in title.split(" · "))

@@ -1,0 +1,275 @@
+"""Figures of one run's predictions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from finetune_core.evaluation.single_run.curves import OneVsRest
+from finetune_core.figures.axes import share_axis
+from finetune_core.figures.style import (
+    BEST_COLOR,
+    CLASS_COLORS,
+    COLD_SCALE,
+    COLD_SCALE_DARK,
+    LEGEND,
+    MARGIN,
+    OTHER_COLOR,
+    SYMBOLS,
+    WARM,
+    escaped,
+    label,
+)
+from finetune_core.formatting import percent
+
+Shares = Literal["images", "true", "predicted"]
+
+_MOST_LABELLED_CELLS = 20
+_MOST_NAMED = 40
+_DASHES = ("solid", "dash", "dot", "dashdot")
+
+
+def confusion_heatmap(
+    confusion: np.ndarray,
+    classes: Sequence[str],
+    shares: Shares = "images",
+    order: Sequence[int] | None = None,
+    *,
+    chosen: tuple[int | None, int | None] = (None, None),
+    dark: bool = False,
+) -> go.Figure:
+    """True classes by row, predicted by column. Each cell holds an unseen point, because heat maps themselves cannot be
+    selected from; its ``customdata`` is true label times number of classes, plus predicted label.
+
+    Args:
+        shares: what the numbers are: ``images``, or shares of the ``true`` class (row) or the ``predicted`` one (column). Colours are
+            shares always: of the true class where numbers are images.
+        order: of the classes; as they are when None.
+        chosen: true and predicted label of the cell that is outlined; the whole column, or row, where one of them is None.
+        dark: whether the page is: low values are as dark as it then.
+    """
+    order = list(range(len(classes))) if order is None else list(order)
+    counts = confusion[np.ix_(order, order)]
+    totals = counts.sum(axis=0 if shares == "predicted" else 1, keepdims=True)
+    values = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    labelled = len(order) <= _MOST_LABELLED_CELLS
+    words = counts.astype(str) if shares == "images" else np.vectorize(_short_percent, otypes=[str])(values)
+    # Categories are numbered, not named: two names may look the same to plotly, and "3" must not become a number.
+    at = list(range(len(order)))
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=at,
+            y=at,
+            zmin=0,
+            zmax=1,
+            colorscale=COLD_SCALE_DARK if dark else COLD_SCALE,
+            text=np.where(counts > 0, words, "") if labelled else None,
+            texttemplate="%{text}" if labelled else None,
+            hoverinfo="skip",
+            showscale=False,
+            xgap=1,
+            ygap=1,
+        )
+    )
+    _add_cells(figure, counts, order, classes)
+    _outline(figure, order, *chosen)
+    ticks = {"tickmode": "array", "tickvals": at, "ticktext": [label(classes[one]) for one in order]}
+    if len(order) > _MOST_NAMED:
+        ticks = {"showticklabels": False}
+    # Slanting names end at their column: otherwise the last one would be cut off.
+    slant = {"autotickangles": [0, -45, -90]}
+    figure.update_xaxes(title_text="Predicted", side="bottom", showgrid=False, zeroline=False, **ticks, **slant)
+    figure.update_yaxes(title_text="True", autorange="reversed", showgrid=False, zeroline=False, **ticks)
+    # Without a limit to the distance, a click anywhere in a cell finds its point.
+    height = min(760, 240 + 26 * len(order))
+    figure.update_layout(margin=MARGIN, height=height, hovermode="closest", hoverdistance=-1, dragmode=False, showlegend=False)
+    return figure
+
+
+def _add_cells(figure: go.Figure, counts: np.ndarray, order: Sequence[int], classes: Sequence[str]) -> None:
+    rows, columns = (axis.ravel() for axis in np.indices(counts.shape))
+    names = [escaped(classes[one]) for one in order]
+    figure.add_scatter(
+        x=columns,
+        y=rows,
+        mode="markers",
+        marker={"opacity": 0},
+        selected={"marker": {"opacity": 0}},
+        unselected={"marker": {"opacity": 0}},
+        customdata=np.array(order)[rows] * len(order) + np.array(order)[columns],
+        text=[
+            f"{counts[row, column]:,} images<br>true: {names[row]}<br>predicted: {names[column]}"
+            for row, column in zip(rows, columns, strict=True)
+        ],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _outline(figure: go.Figure, order: Sequence[int], true: int | None, predicted: int | None) -> None:
+    """Drawn as a shape: what plotly itself marks as selected is gone once the figure is drawn anew."""
+    if true is None and predicted is None:
+        return
+    (top, bottom), (left, right) = (
+        (-0.5, len(order) - 0.5) if one is None else (order.index(one) - 0.5, order.index(one) + 0.5)
+        for one in (true, predicted)
+    )
+    figure.add_shape(type="rect", x0=left, x1=right, y0=top, y1=bottom, line={"color": WARM, "width": 4}, layer="above")
+
+
+def _short_percent(share: float) -> str:
+    return percent(share, 0).replace(" ", "")
+
+
+def probability_bars(names: Sequence[str], probabilities: Sequence[float]) -> go.Figure:
+    """Classes with their probabilities, the most probable on top."""
+    at = list(range(len(names)))
+    figure = go.Figure(
+        go.Bar(
+            x=list(probabilities),
+            y=at,
+            orientation="h",
+            marker_color=[BEST_COLOR, *[OTHER_COLOR] * (len(names) - 1)],
+            text=[percent(p) for p in probabilities],
+            textposition="auto",
+            hoverinfo="skip",
+        )
+    )
+    figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=[label(name) for name in names])
+    figure.update_xaxes(**share_axis([0, 1]) | {"range": [0, 1.02]})
+    figure.update_layout(margin=MARGIN, height=60 + 34 * len(names))
+    return figure
+
+
+def roc_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
+    """Curves by class with their bands, beside the diagonal of chance."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], mode="lines", line={"color": OTHER_COLOR, "dash": "dot"}, name="chance level", hoverinfo="skip"
+    )
+    for number, (name, curve) in enumerate(curves.items()):
+        _add_band(figure, number, curve.roc_band, "false_positives")
+        figure.add_scatter(x=curve.roc["false_positives"], y=curve.roc["true_positives"], **_line(number, name))
+    return _two_shares(figure, "False positive rate", "True positive rate")
+
+
+def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
+    """Curves by class with their bands, drawn as the steps that average precision is the area of; dotted, in the colour of its class:
+    the precision of chance, which is the class's prevalence."""
+    figure = go.Figure()
+    # One entry of the legend for all of them.
+    chance = {"color": OTHER_COLOR, "width": 1, "dash": "dot"}
+    figure.add_scatter(x=[None], y=[None], mode="lines", line=chance, name="chance level (prevalence)")
+    for number, (name, curve) in enumerate(curves.items()):
+        _add_band(figure, number, curve.recall_precision_band, "recall")
+        figure.add_scatter(
+            x=[0, 1],
+            y=[curve.prevalence] * 2,
+            mode="lines",
+            line=chance | {"color": _class_color(number)},
+            hovertemplate="chance level: %{y}<extra></extra>",
+            legendgroup=str(number),
+            showlegend=False,
+        )
+        points = curve.recall_precision
+        figure.add_scatter(x=points["recall"], y=points["precision"], **_line(number, name, shape="vh"))
+    return _two_shares(figure, "Recall", "Precision")
+
+
+def _line(number: int, name: str, shape: str = "linear") -> dict:
+    dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
+    line = {"color": _class_color(number), "width": 2, "dash": dash, "shape": shape}
+    shown = {"name": label(name), "legendgroup": str(number)}  # by number: two names may begin alike
+    return {"mode": "lines", "line": line, "hovertemplate": "%{x}, %{y}", **shown}
+
+
+def _add_band(figure: go.Figure, number: int, band: pd.DataFrame, x: str) -> None:
+    figure.add_scatter(
+        x=pd.concat([band[x], band[x][::-1]]),
+        y=pd.concat([band["high"], band["low"][::-1]]),
+        fill="toself",
+        fillcolor=_class_color(number),
+        opacity=0.15,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        legendgroup=str(number),
+        showlegend=False,
+    )
+
+
+def _class_color(number: int) -> str:
+    return CLASS_COLORS[number % len(CLASS_COLORS)]
+
+
+def _two_shares(figure: go.Figure, x: str, y: str) -> go.Figure:
+    figure.update_xaxes(title_text=x, **share_axis([0, 1]))
+    figure.update_yaxes(title_text=y, **share_axis([0, 1]))
+    figure.update_layout(height=420, margin=MARGIN, legend=LEGEND, showlegend=True)
+    return figure
+
+
+def slice_dots(rows: pd.DataFrame, overall: float) -> go.Figure:
+    """Accuracy of each slice with its interval, beside that of all images.
+
+    Args:
+        rows: ``slice, images, accuracy, low, high``.
+    """
+    at = list(range(len(rows)))
+    names = [f"{label(name, 24)} ({images:,})" for name, images in zip(rows["slice"], rows["images"], strict=True)]
+    figure = go.Figure(
+        go.Scatter(
+            x=rows["accuracy"],
+            y=at,
+            mode="markers",
+            marker={"size": 11, "color": BEST_COLOR},
+            error_x={
+                "array": rows["high"] - rows["accuracy"],
+                "arrayminus": rows["accuracy"] - rows["low"],
+                "color": OTHER_COLOR,
+                "thickness": 2,
+            },
+            hovertemplate="%{x}<extra></extra>",
+        )
+    )
+    figure.add_vline(x=overall, line={"color": OTHER_COLOR, "dash": "dot"})
+    figure.update_xaxes(title_text="Accuracy, with its 95 % interval", **share_axis([*rows["low"], *rows["high"], overall]))
+    figure.update_yaxes(autorange="reversed", tickmode="array", tickvals=at, ticktext=names, zeroline=False)
+    figure.update_layout(height=90 + 36 * len(rows), margin=MARGIN)
+    return figure
+
+
+def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure:
+    """Accuracy by severity, one line per corruption; all begin with the images as they are.
+
+    Args:
+        rows: ``corruption, severity, accuracy, low, high``, the images as they are as ``none``.
+        titles: corruption -> what it is called.
+    """
+    figure = go.Figure()
+    clean = rows[rows["corruption"] == "none"]
+    for number, (name, title) in enumerate(titles.items()):
+        points = pd.concat([clean, rows[rows["corruption"] == name]])
+        # A little apart, so that intervals do not hide each other.
+        figure.add_scatter(
+            x=points["severity"] + (points["severity"] > 0) * 0.06 * (number - (len(titles) - 1) / 2),
+            y=points["accuracy"],
+            error_y={
+                "array": points["high"] - points["accuracy"],
+                "arrayminus": points["accuracy"] - points["low"],
+                "thickness": 1,
+            },
+            mode="lines+markers",
+            name=title,
+            line={"color": CLASS_COLORS[number], "width": 2},
+            marker={"size": 9, "symbol": SYMBOLS[number]},
+            hovertemplate="%{y}",
+        )
+    figure.update_xaxes(
+        tickmode="array", tickvals=[0, 1, 2, 3], ticktext=["as they are", "mild", "middle", "strong"], range=[-0.15, 3.3]
+    )
+    figure.update_yaxes(title_text="Accuracy", **share_axis([*rows["low"], *rows["high"]]))
+    figure.update_layout(height=440, margin=MARGIN, legend=LEGEND)
+    return figure

@@ -1,0 +1,133 @@
+"""Figures of what training moved, stage by stage, input to head. A run keeps the colour and symbol of its arm; hollow: frozen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers
+from finetune_core.figures.axes import PERCENT, hover_percent, share_axis
+from finetune_core.figures.comparison import RUN_SYMBOLS
+from finetune_core.figures.style import BEST_COLOR, LEGEND, MARGIN, RUN_COLORS, escaped, label
+from finetune_core.inspection.learned import Probe
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number a stage.
+
+    Attributes:
+        field: of ``StageMove``.
+        percent: whether it is a share, or a number without a unit.
+        head: whether the head has a say: it is new in every run.
+    """
+
+    field: str
+    title: str
+    axis: str
+    percent: bool
+    head: bool
+    help: str
+
+
+MEASURES = (
+    Measure(
+        "change",
+        "Relative update size",
+        "Relative update size",
+        True,
+        False,
+        "How far training moved the weights of a stage: the norm of the change relative to that of the initial weights. 0: unchanged.",
+    ),
+    Measure(
+        "likeness",
+        "Feature similarity before and after (CKA)",
+        "Linear CKA",
+        False,
+        False,
+        "Linear CKA (Kornblith et al. 2019) between what a stage makes of the same validation images before and after training. 1: the "
+        "same, but for rotation and scale; 0: unrelated. A frozen stage behind no trained one stays at 1.",
+    ),
+    Measure(
+        "gradient_share",
+        "Gradient share by stage",
+        "Share of the gradient",
+        True,
+        True,
+        "Of the squared length of the gradient, each stage's part, as the run recorded it: mean of its epochs. Only what trains has any.",
+    ),
+    Measure(
+        "pull",
+        "Relative gradient norm, all stages unfrozen",
+        "Relative gradient norm",
+        True,
+        False,
+        "Length of the gradient of the loss on training images at the trained network, in percent of the weights (Auto-RGN, Lee et al. 2023). "
+        "High: training would change this stage most. Whether that helps on new images it does not say, so it plays no part in which stage to "
+        "thaw next.",
+    ),
+)
+
+
+def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, int]) -> go.Figure:
+    """One line a run.
+
+    Args:
+        runs: title -> what it moved; all with the same stages.
+        places: title -> its arm's place among all arms.
+    """
+    figure = go.Figure()
+    for title, layers in runs.items():
+        stages = layers.stages if measure.head else layers.stages[:-1]
+        symbol = RUN_SYMBOLS[places[title] % len(RUN_SYMBOLS)]
+        told = [(at, getattr(stage, measure.field), stage.trains) for at, stage in enumerate(stages)]
+        told = [one for one in told if one[1] is not None]
+        figure.add_scatter(
+            x=[at for at, _, _ in told],
+            y=[value for _, value, _ in told],
+            name=escaped(title),
+            mode="lines+markers",
+            line={"color": RUN_COLORS[places[title] % len(RUN_COLORS)], "width": 2},
+            marker={"size": 10, "symbol": [symbol if trains else f"{symbol}-open" for _, _, trains in told]},
+            text=["trains" if trains else "frozen" for _, _, trains in told],
+            hovertemplate="%{y}, %{text}",
+        )
+    names = [stage.name for stage in next(iter(runs.values())).stages]
+    _stage_axis(figure, names if measure.head else names[:-1])
+    drawn = [value for trace in figure.data for value in trace.y]
+    told = {"tickformat": PERCENT, "hoverformat": hover_percent(drawn)} if measure.percent else {"hoverformat": ".3f"}
+    figure.update_yaxes(title_text=measure.axis, rangemode="tozero", **told)
+    figure.update_layout(height=330, margin=MARGIN, legend=LEGEND, showlegend=len(runs) > 1)
+    return figure
+
+
+def probe_profile(probes: Sequence[Probe], stages: Sequence[str]) -> go.Figure:
+    """Accuracy of a linear model on each stage's features before training, with its standard error.
+
+    Args:
+        stages: names of all stages, input to head.
+    """
+    at = [stages.index(one.stage) for one in probes]
+    figure = go.Figure(
+        go.Scatter(
+            x=at,
+            y=[one.accuracy for one in probes],
+            error_y={"type": "data", "array": [one.error for one in probes], "thickness": 1.5},
+            mode="lines+markers",
+            line={"color": BEST_COLOR, "width": 2},
+            marker={"size": 10},
+            hovertemplate="%{y}<extra></extra>",
+        )
+    )
+    _stage_axis(figure, stages[:-1])
+    reach = [end for one in probes for end in (one.accuracy - one.error, one.accuracy + one.error)]
+    figure.update_yaxes(title_text="Validation accuracy", **share_axis(np.clip(reach, 0, 1)))
+    figure.update_layout(height=330, margin=MARGIN, showlegend=False)
+    return figure
+
+
+def _stage_axis(figure: go.Figure, names: Sequence[str]) -> None:
+    at = list(range(len(names)))
+    ticks = {"tickmode": "array", "tickvals": at, "ticktext": [label(name, 12) for name in names]}
+    figure.update_xaxes(range=[-0.4, len(names) - 0.6], **ticks)

@@ -1,0 +1,83 @@
+"""Numbers, splits and phases of a run as a person would say them."""
+
+SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
+PHASE_WORDS = {
+    "device": "Waiting for another program that trains on this device",
+    "prepare": "Preparing the network",
+    "index": "Looking at images",
+    "download": "Downloading the pretrained weights",
+    "unpack": "Unpacking",
+    "name": "Naming images",
+    "decode": "Decoding images",
+    "features": "Computing features",
+    "probe": "Finding where transfer ends",
+    "labels": "Looking for wrong labels",
+    "shift": "Comparing the splits",
+    "outliers": "Looking for outliers",
+    "map": "Drawing the map",
+    "trunk": "Computing the frozen stages (once)",
+    "rates": "Trying learning rates",
+    "validate": "Validating",
+    "export": "Exporting the network",
+    "measure": "Asking the exported file",
+    "evaluate": "Evaluating the best epoch in fp32",
+    "test": "Testing the best epoch",  # in logs of earlier versions
+}
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.9312 -> ``93.1 %``; never rounded up to a perfect 100 or down to 0."""
+    shown = f"{share * 100:.{digits}f}"
+    if float(shown) == 100 and share < 1:
+        shown = f"{100 - 10**-digits:.{digits}f}"
+    if float(shown) == 0 and share > 0:
+        shown = f"{10**-digits:.{digits}f}"
+    return f"{shown} %"
+
+
+def number(count: float) -> str:
+    """1234 -> ``1,234``; 11689512 -> ``11.7 million``."""
+    if count >= 1_000_000:
+        return f"{count / 1e6:.1f} million"
+    return f"{count:,.0f}"
+
+
+def short_number(count: float) -> str:
+    """8393728 -> ``8.4 M``; 9408 -> ``9.4 k``; for drawings."""
+    if count >= 999_950:
+        return f"{count / 1e6:.1f} M"
+    return f"{count / 1e3:.1f} k" if count >= 1_000 else f"{count:.0f}"
+
+
+def things(count: int, one: str, many: str | None = None) -> str:
+    """``1 image``, ``1,234 images``."""
+    return f"{number(count)} {one if count == 1 else many or one + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """0.42 -> ``0.4 s``; 130 -> ``2 min 10 s``; 7300 -> ``2 h 2 min``."""
+    if seconds < 0.05:
+        return "under 0.1 s"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes == 0:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min"
+
+
+def size(count: float) -> str:
+    """Bytes: 1536 -> ``1.5 kB``; 25769803776 -> ``25.8 GB`` (powers of ten)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.95:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def learning_rate_text(value: float) -> str:
+    """A learning rate: 0.0001 -> ``0.0001``; 0.000012 -> ``1.2e-05``."""
+    return f"{value:g}"

@@ -1,0 +1,49 @@
+"""What people say of a run, in its ``about.json``: a name, a note, and whose it is."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from finetune_core.errors import RunError
+from finetune_core.files import (
+    problem_with,
+    read_regular,
+    write_bytes,
+)
+
+ABOUT_FILE = "about.json"
+
+
+@dataclass(frozen=True)
+class About:
+    """What people say of a run: a name, a note, and whose it is; empty where nobody did."""
+
+    name: Annotated[str, Field(max_length=1000)] = ""
+    note: Annotated[str, Field(max_length=20_000)] = ""
+    owner: Annotated[str, Field(max_length=1000)] = ""
+
+
+_ABOUT = TypeAdapter(About)
+_LARGEST_ABOUT = 2**18  # bytes
+
+
+def read_about(run_dir: Path) -> About:
+    """What is known; nothing where nobody has said anything.
+
+    Raises:
+        RunError: when the file is damaged.
+    """
+    path = run_dir / ABOUT_FILE
+    try:
+        return _ABOUT.validate_json(read_regular(path, _LARGEST_ABOUT), strict=True)
+    except FileNotFoundError:
+        return About()
+    except (OSError, ValueError) as error:
+        raise RunError(f"{problem_with(path, error)}.") from None
+
+
+def write_about(run_dir: Path, about: About) -> None:
+    write_bytes(run_dir / ABOUT_FILE, json.dumps(asdict(about)).encode())

@@ -1,0 +1,71 @@
+"""Who has a run: the lock in its folder, held by the process that has it queued or running."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from filelock import FileLock
+
+from finetune_core.errors import RunError
+from finetune_core.files import (
+    NotRegular,
+    check_regular,
+    regular_file,
+)
+
+LETS_GO = 3.0  # seconds
+LOCK_FILE = "lock"
+_LOOKING = Lock()  # two threads that look at one lock would each take the other for a process that has the run
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Whether a living process has the run queued or running."""
+    if not regular_file(run_dir / LOCK_FILE):
+        return False
+    probe = FileLock(run_dir / LOCK_FILE)
+    try:
+        with _LOOKING, probe.acquire(timeout=0):
+            return False
+    except TimeoutError:
+        return True
+    except OSError:  # a folder that may only be read: nobody trains there
+        return False
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Nobody trains the run meanwhile.
+
+    Raises:
+        RunError: when somebody does, or nothing can be written there.
+    """
+    lock = acquire_lock(run_dir)
+    try:
+        yield
+    finally:
+        lock.release(force=True)
+
+
+def acquire_lock(run_dir: Path) -> FileLock:
+    """
+    Raises:
+        RunError: when another process has the run, or its lock is no regular file, or cannot be written.
+    """
+    path = run_dir / LOCK_FILE
+    lock = FileLock(path, thread_local=False)
+    try:
+        check_regular(path)
+        # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
+        lock.acquire(timeout=LETS_GO, poll_interval=0.02)
+    except NotRegular as error:
+        raise RunError(f"{path} is {error.strerror}: delete it, then the run {run_dir.name} can be locked.") from None
+    except TimeoutError:
+        raise RunError(f"The run {run_dir.name} is going on already.") from None
+    except OSError as error:
+        raise not_written(run_dir, error) from None
+    return lock
+
+
+def not_written(run_dir: Path, error: OSError) -> RunError:
+    return RunError(f"The run {run_dir.name} cannot be written to: {error}. Make room, or check who may write there.")

@@ -1,0 +1,109 @@
+"""A learning-rate range test (Smith 2017): a few steps at ever higher rates, on a network of its own, from the cached trunk."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune_core.config import RunConfig
+from finetune_core.errors import TrainingError
+from finetune_core.training.compute import NotFinite, train_step
+from finetune_core.training.events import Progress
+from finetune_core.training.freezing import apply
+from finetune_core.training.job import Job, step_rule
+from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.prepare import prepare
+
+_LOWEST, _HIGHEST = 1e-7, 10.0
+_STEPS = 100
+_SMOOTHING = 0.9  # share of the losses before in the smoothed one
+_DIVERGED = 4.0  # times the lowest loss
+
+
+@dataclass(frozen=True)
+class RateCurve:
+    """What a range test saw.
+
+    Attributes:
+        rates, losses: one a step; losses are smoothed.
+        suggestion: a tenth of the rate where the loss was lowest before it rose, or where it fell the fastest, whichever is
+            the lower of the two (as in fastai's ``minimum`` and ``steep``); None where the loss never fell.
+    """
+
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    suggestion: float | None
+
+
+def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[tuple[str, int, int], None, RateCurve]:
+    """Prepare what a run would train, and train a copy of it at rising rates; nothing is kept.
+
+    Args:
+        roots: when given, images that lie elsewhere are left out.
+
+    Yields:
+        (phase, done, total), phases as in ``PHASE_WORDS``.
+
+    Raises:
+        FinetuneError: when the run could not start, or no step at all could be made.
+    """
+    preparing = prepare(config, roots)
+    while True:
+        try:
+            event = next(preparing)
+        except StopIteration as finished:
+            job = finished.value
+            break
+        if isinstance(event, Progress):
+            yield event.phase, event.done, event.total
+    rates, losses = yield from _rise(job)
+    if len(losses) < 3:
+        raise TrainingError("The loss was no number from the start, at the lowest rates: look at the data and the weights.")
+    return RateCurve(tuple(rates), tuple(losses), suggested(rates, losses))
+
+
+def suggested(rates: list[float], losses: list[float]) -> float | None:
+    """The rate to take, rounded to one digit; None where the loss did not fall by a twentieth."""
+    lowest = int(np.argmin(losses))
+    if losses[lowest] > 0.95 * losses[0] or lowest < 2:
+        return None
+    slope = np.gradient(np.array(losses[: lowest + 1]), np.log(rates[: lowest + 1]))
+    rate = min(rates[lowest] / 10, rates[int(np.argmin(slope))])
+    return float(f"{rate:.0e}")
+
+
+def _rise(job: Job) -> Generator[tuple[str, int, int], None, tuple[list[float], list[float]]]:
+    config, rule = job.config, step_rule(job)
+    apply(job.strategy, job.network.stages, job.network.model, config.epochs)
+    optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model)
+    rates: list[float] = []
+    losses: list[float] = []
+    mean = 0.0
+    for step, (rows, inputs) in enumerate(_inputs(job)):
+        rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["base_lr"] / config.learning_rate
+        labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
+        try:
+            done = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule)
+        except NotFinite:
+            break
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * done.loss.item()
+        smoothed = mean / (1 - _SMOOTHING ** (step + 1))
+        rates.append(rate)
+        losses.append(smoothed)
+        yield "rates", step + 1, _STEPS
+        if smoothed > _DIVERGED * min(losses):
+            break
+    return rates, losses
+
+
+def _inputs(job: Job):
+    """Batches of as many epochs as it takes."""
+    epoch, made = 1, 0
+    while made < _STEPS:
+        batches = job.training_batches(epoch)[: _STEPS - made]
+        yield from job.training_inputs(batches, epoch)
+        made, epoch = made + len(batches), epoch + 1

@@ -1,0 +1,118 @@
+"""The predicted classes of a sample of the validation images, epoch by epoch: shows which images a run changes its mind about."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, TypeAdapter
+
+from finetune_core.errors import RunError
+from finetune_core.files import is_there, problem_with, read_regular, write_bytes
+from finetune_core.training.batches import uniform
+
+_FILE, _EARLIER_FILE = "prediction_history.json", "guesses.json"
+_MOST = 300
+_LARGEST = 2**25  # bytes
+
+Id = Annotated[str, Field(max_length=4096)]
+Label = Annotated[int, Field(ge=0, lt=100_000)]
+
+
+@dataclass(frozen=True)
+class PredictionHistory:
+    """
+    Attributes:
+        ids, labels: of the sample's images.
+        predicted: int ``[epochs][images]``.
+    """
+
+    ids: tuple[Id, ...]
+    labels: tuple[Label, ...]
+    predicted: Annotated[tuple[tuple[Label, ...], ...], Field(max_length=10_000)]
+
+
+_HISTORY = TypeAdapter(PredictionHistory)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """An image whose prediction has changed: its predicted class, one entry per epoch, and the last epoch that changed it."""
+
+    id: str
+    label: int
+    predicted: tuple[int, ...]
+    last: int
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """The predictions without repetitions."""
+        changed = [at for at in range(1, len(self.predicted)) if self.predicted[at] != self.predicted[at - 1]]
+        return (self.predicted[0], *(self.predicted[at] for at in changed))
+
+
+def add_predictions(
+    run_dir: Path, epoch: int, ids: np.ndarray, keys: np.ndarray, labels: np.ndarray, predicted: np.ndarray
+) -> None:
+    """Note an epoch's predictions of the same few hundred images; an epoch that a resumed run repeats replaces its earlier entry."""
+    known = _begun(ids, keys, labels)
+    if epoch > 1:
+        with suppress(RunError):  # what was noted is no reason not to train: then it begins here
+            noted = load_prediction_history(run_dir)
+            known = noted if noted.ids else known
+    by_id = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
+    before = known.predicted[: epoch - 1]
+    latest = before[-1] if before else known.labels
+    row = tuple(by_id.get(image, last) for image, last in zip(known.ids, latest, strict=True))
+    before = [*before, *[row] * (epoch - 1 - len(before))]
+    noted = {"ids": known.ids, "labels": known.labels, "predicted": [*before, row]}
+    write_bytes(run_dir / _FILE, json.dumps(noted).encode())
+
+
+def _begun(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
+    """Which images are followed."""
+    some = np.sort(np.argsort(uniform(keys, 0, 0, 8), kind="stable")[:_MOST])
+    return PredictionHistory(tuple(ids[some].tolist()), tuple(labels[some].tolist()), ())
+
+
+def load_prediction_history(run_dir: Path, classes: int | None = None) -> PredictionHistory:
+    """What a run has noted so far; nothing, before its first epoch has ended.
+
+    Args:
+        classes: how many the run has, where that is known.
+
+    Raises:
+        RunError: when it is damaged.
+    """
+    path = run_dir / _FILE
+    if not is_there(path):
+        path = run_dir / _EARLIER_FILE  # as earlier versions named it
+    try:
+        found = _HISTORY.validate_json(read_regular(path, _LARGEST), strict=True)
+        if {len(found.labels), *map(len, found.predicted)} != {len(found.ids)}:
+            raise ValueError("it does not have a prediction for each image")
+        if (
+            classes is not None
+            and max((*found.labels, *(max(row, default=0) for row in found.predicted)), default=0) >= classes
+        ):
+            raise ValueError("a label in it is no class")
+    except FileNotFoundError:
+        return PredictionHistory((), (), ())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
+    return found
+
+
+def flips(history: PredictionHistory) -> list[Flip]:
+    """The images whose prediction has changed, the latest change first, then the most changes."""
+    if len(history.predicted) < 2:
+        return []
+    rows = np.array(history.predicted)
+    changes = rows[1:] != rows[:-1]
+    found = [
+        Flip(history.ids[at], history.labels[at], tuple(rows[:, at].tolist()), int(np.flatnonzero(changes[:, at])[-1]) + 2)
+        for at in np.flatnonzero(changes.any(axis=0))
+    ]
+    return sorted(found, key=lambda flip: (-flip.last, -len(flip.turns), flip.id))

@@ -1,0 +1,61 @@
+"""Running metrics of an epoch: how often each class occurred, was predicted, and was predicted correctly, and what follows."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from finetune_core.training.events import Count, Number
+
+
+@dataclass
+class RunningMetrics:
+    """Counts over the images of an epoch so far.
+
+    Attributes:
+        images, named, hits: one number per class: images that have it, that are predicted to, and both.
+        loss_sum: of the images' losses.
+    """
+
+    images: list[Count]
+    named: list[Count]
+    hits: list[Count]
+    loss_sum: Number = field(default=0.0)
+
+    @classmethod
+    def of(cls, classes: int) -> "RunningMetrics":
+        """Nothing counted yet."""
+        return cls([0] * classes, [0] * classes, [0] * classes)
+
+    def add(self, labels: np.ndarray, predicted: np.ndarray, loss: float) -> None:
+        """Count a batch: int ``[n]`` each, and its mean loss."""
+        for counts, seen in ((self.images, labels), (self.named, predicted), (self.hits, labels[labels == predicted])):
+            for label, count in zip(*np.unique(seen, return_counts=True), strict=True):
+                counts[label] += int(count)
+        self.loss_sum += loss * len(labels)
+
+    @property
+    def seen(self) -> int:
+        return sum(self.images)
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.seen
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.hits) / self.seen
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """The mean of the classes' recalls, of those that are there."""
+        return float(np.mean([hits / images for hits, images in zip(self.hits, self.images, strict=True) if images]))
+
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the classes' F1, of those that are there or were named."""
+        every = zip(self.images, self.named, self.hits, strict=True)
+        return float(np.mean([2 * hits / (images + named) for images, named, hits in every if images + named]))
+
+    def scores(self) -> dict[str, float]:
+        """``balanced_accuracy`` and ``macro_f1``."""
+        return {"balanced_accuracy": self.balanced_accuracy, "macro_f1": self.macro_f1}

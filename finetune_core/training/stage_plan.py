@@ -1,0 +1,118 @@
+"""A strategy worked out for one network: per stage, whether it trains, how fast, and what its BatchNorm does. It is data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from finetune_core.config import RunConfig
+from finetune_core.errors import ConfigError
+from finetune_core.models.stages import Stage
+from finetune_core.training.strategies import STRATEGIES, Part, Rule
+
+BatchNormMode = Literal["frozen", "statistics", "train"]
+_MODES: dict[str, BatchNormMode] = {"auto": "train", "frozen": "frozen", "statistics": "statistics"}
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What happens to one stage.
+
+    Attributes:
+        frozen: its weights never change.
+        rate: how many times the run's learning rate it gets.
+        thaw_epoch: the epoch, counted from 1, from which it trains.
+        batchnorm: ``frozen`` keeps running statistics and affine weights; ``statistics`` lets the statistics follow the
+            data; ``train`` trains the affine weights, too.
+        part: which of its weights train: all, those of its normalisation layers, or its biases (those of norms among them).
+    """
+
+    stage: str
+    frozen: bool
+    rate: float
+    thaw_epoch: int
+    batchnorm: BatchNormMode
+    part: Part = "all"
+
+    def trains_in(self, epoch: int) -> bool:
+        return not self.frozen and epoch >= self.thaw_epoch
+
+
+Strategy = tuple[StagePlan, ...]
+
+
+def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
+    """The config's strategy on these stages.
+
+    Raises:
+        ConfigError: when a custom strategy names a stage that is not there, or trains nothing; when a stage would thaw after
+            the last epoch.
+    """
+    rules = STRATEGIES[config.strategy].rules(config, [stage.name for stage in stages])
+    if (late := max(rule.thaw_epoch for rule in rules)) > config.epochs:
+        raise ConfigError({"thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"})
+    return tuple(_stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True))
+
+
+def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
+    planned = StagePlan(stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, _batchnorm(config, rule), rule.part)
+    if rule.rate and not trained_parameters(planned, stage):  # no norms here, say
+        return StagePlan(stage.name, True, 0.0, 1, "frozen")
+    return planned
+
+
+def _batchnorm(config: RunConfig, rule: Rule) -> BatchNormMode:
+    """Where only biases train, the statistics stay: a moving mean is a moving bias."""
+    if rule.rate == 0 or rule.part == "biases":
+        return "frozen"
+    return "train" if rule.part == "norms" else _MODES[config.batchnorm]
+
+
+def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
+    """Names of the parameters of a stage that train, at the end of the run at the latest."""
+    if plan.frozen:
+        return ()
+    if plan.part == "biases":
+        return tuple(name for name in stage.parameters if name.endswith("bias"))
+    if plan.part == "norms":
+        return stage.norms
+    spared = set() if plan.batchnorm == "train" else set(stage.batchnorms)
+    return tuple(name for name in stage.parameters if name not in spared)
+
+
+def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
+    """Names of the parameters and buffers of a stage that nothing may change: what an audit compares."""
+    if plan.frozen and plan.batchnorm != "frozen":
+        return ()
+    trained = set(trained_parameters(plan, stage))
+    buffers = stage.buffers if plan.batchnorm == "frozen" else ()
+    return tuple(name for name in (*stage.parameters, *buffers) if name not in trained)
+
+
+def cut_index(strategy: Strategy) -> int:
+    """Index of the first stage that changes in any way; the stages before it are the trunk."""
+    return next(index for index, plan in enumerate(strategy) if not plan.frozen or plan.batchnorm != "frozen")
+
+
+def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
+    """Numbers that train, at the end of the run at the latest."""
+    return sum(_trained_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
+
+
+def _trained_count(plan: StagePlan, stage: Stage) -> int:
+    return sum(stage.sizes[name] for name in trained_parameters(plan, stage))
+
+
+def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """One plain row a stage, input to head: ``name, parameters, trains, trained, rate, thaw_epoch, part``."""
+    return [
+        {
+            "name": stage.name,
+            "parameters": stage.parameter_count,
+            "trains": not plan.frozen,
+            "trained": _trained_count(plan, stage),
+            "rate": plan.rate,
+            "thaw_epoch": plan.thaw_epoch,
+            "part": plan.part,
+        }
+        for stage, plan in zip(stages, strategy, strict=True)
+    ]

@@ -1,0 +1,186 @@
+"""Where a run stands between two steps: everything that its next step depends on, written to disk and read back.
+
+Order, augmentation and dropout depend on the position alone, so there is no generator's state to keep.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import AliasChoices, Field, TypeAdapter
+
+from finetune_core.errors import RunError
+from finetune_core.files import problem_with
+from finetune_core.training.checkpoints import (
+    LAST,
+    CheckpointInfo,
+    changing_tensors,
+    check_frozen,
+    checkpoint_path,
+    load_tensors,
+    read_info,
+    save_checkpoint,
+)
+from finetune_core.training.events import CheckpointSaved, Count, Epoch, Seconds, StageMeasures
+from finetune_core.training.job import Job
+from finetune_core.training.running_metrics import RunningMetrics
+from finetune_core.training.weight_ema import WeightEMA
+
+_OPTIMIZER, _AVERAGE = "optimizer/", "average/"
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+_STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: ("momentum_buffer",)}
+
+
+@dataclass
+class TrainingState:
+    """A position in a run, and what was counted on the way.
+
+    Attributes:
+        epoch: the one that goes on, counted from 1; one more than the run has when all are done.
+        step: its steps that are done.
+        metrics: over those steps.
+        train_seconds: spent on them.
+        seconds: of training and validation before ``since``, on the clock of ``time.monotonic``.
+        best_epoch, best_accuracy, best_loss: on the validation images; epoch 0 before the first.
+        watched, watched_epoch: the best value so far of what early stopping looks at, and when that was.
+        stages: what was measured last of each stage (``movement.py``).
+    """
+
+    metrics: Annotated[RunningMetrics, Field(validation_alias=AliasChoices("metrics", "tally"))]
+
+    epoch: Epoch = 1
+    step: Count = 0
+    train_seconds: Seconds = 0.0
+    seconds: Seconds = 0.0
+    best_epoch: Count = 0
+    best_accuracy: Annotated[float, Field(ge=-1, le=1)] = -1.0
+    best_loss: Annotated[float, Field(ge=0)] = math.inf
+    watched: Annotated[float, Field(ge=-math.inf)] = -math.inf
+    watched_epoch: Count = 0
+    stages: StageMeasures | None = None
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self.since
+
+    def is_better(self, accuracy: float, loss: float) -> bool:
+        """Whether an epoch beats the best one: more accurate, at a tie with the lower loss."""
+        return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
+
+    def take(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
+        """Note how an epoch did, and how in the eyes of early stopping (more is better); whether it is the best one."""
+        if watched > self.watched:
+            self.watched_epoch, self.watched = epoch, watched
+        if not self.is_better(accuracy, loss):
+            return False
+        self.best_epoch, self.best_accuracy, self.best_loss = epoch, accuracy, loss
+        return True
+
+    def next_epoch(self) -> None:
+        self.epoch, self.step = self.epoch + 1, 0
+        self.metrics, self.train_seconds = RunningMetrics.of(len(self.metrics.images)), 0.0
+
+
+_TRAINING_STATE = TypeAdapter(TrainingState)
+_AVERAGED = TypeAdapter(Count)
+
+
+def save_training_state(
+    job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, at: TrainingState, run_dir: Path
+) -> CheckpointSaved:
+    """Write ``last``: what has changed of the network, its average, the optimizer's state, and the position; all or nothing."""
+    tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"{_OPTIMIZER}{index}/{key}": value for key, value in state.items()}
+    if average:
+        tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
+    state = asdict(at) | {"seconds": at.elapsed, "since": 0.0, "averaged": average.steps if average else 0}
+    network, dataset = job.network, job.dataset
+    info = CheckpointInfo(at.epoch - 1, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, state)
+    save_checkpoint(run_dir, LAST, tensors, info)
+    return CheckpointSaved(LAST, at.epoch - 1)
+
+
+def restore_training_state(
+    job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, run_dir: Path
+) -> TrainingState:
+    """Put network, average and optimizer back to where ``last`` was written.
+
+    Raises:
+        RunError: when it is missing, damaged, or belongs to other data or weights.
+    """
+    info = read_info(run_dir, LAST)
+    if info.training_state is None:
+        raise RunError(f"The run in {run_dir} was written by an earlier version, which could not resume. Start it again.")
+    if (info.weights_hash, info.classes) != (job.network.weights_hash, job.dataset.classes):
+        raise RunError(f"The pretrained weights or the classes have changed since the run in {run_dir} began. Start a new one.")
+    if info.fingerprint != job.dataset.fingerprint:
+        raise RunError(
+            f"The images, their labels or their split have changed since the run in {run_dir} began: put them back to resume it, or "
+            "start a new one."
+        )
+    path = checkpoint_path(run_dir, LAST)
+    at, averaged = _position(job, info.training_state, path)
+    needed = changing_tensors(job.network.model, job.network.stages, job.strategy)
+    if average:
+        needed |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
+    tensors, _ = load_tensors(run_dir, LAST, needed, _state_tensors(optimizer))
+    check_frozen(job.network, job.strategy, tensors, path)
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(_OPTIMIZER):
+            index, key = name.removeprefix(_OPTIMIZER).split("/")
+            state.setdefault(int(index), {})[key] = tensor
+    if any(len(kept) < len(_STATE[type(optimizer)]) for kept in state.values()):
+        raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
+    job.network.model.load_state_dict({name: tensor for name, tensor in tensors.items() if "/" not in name}, strict=False)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    _like_their_parameters(optimizer)
+    if average:
+        average.steps = averaged
+        for name, tensor in average.tensors.items():
+            tensor.copy_(tensors[f"{_AVERAGE}{name}"])
+    return at
+
+
+def _position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingState, int]:
+    """Where the run stood, and how many steps its average had seen.
+
+    Raises:
+        RunError: when it cannot have stood there.
+    """
+    try:
+        averaged = _AVERAGED.validate_python(saved.get("averaged"), strict=True)
+        known = {name: value for name, value in saved.items() if name != "averaged"} | {"since": time.monotonic()}
+        at = _TRAINING_STATE.validate_json(json.dumps(known), strict=True)
+        steps, classes, metrics = len(job.training_batches(at.epoch)), len(job.dataset.classes), at.metrics
+        if at.epoch > job.config.epochs + 1 or at.step > steps or max(at.best_epoch, at.watched_epoch) >= at.epoch:
+            raise ValueError("the run cannot have come that far")
+        if {len(metrics.images), len(metrics.named), len(metrics.hits)} != {classes} or (at.epoch > 1 and not at.best_epoch):
+            raise ValueError("what was counted is not of this run")
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
+    return at, averaged
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """What an optimizer keeps of each parameter that has trained, by the name in the checkpoint."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{_OPTIMIZER}{index}/{key}": torch.empty(()) if key == "step" else parameter
+        for index, parameter in enumerate(parameters)
+        for key in _STATE[type(optimizer)]
+    }
+
+
+def _like_their_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Lay state out in memory as its parameter is: fused optimizers walk through both side by side."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -1,0 +1,43 @@
+"""A moving average of a network's weights (Polyak & Juditsky 1992): what is judged and kept, where a run asks for it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+class WeightEMA:
+    """The average of those tensors of a network that change.
+
+    Attributes:
+        tensors: by name; those that are no floating-point numbers are the latest.
+        steps: that went into it.
+    """
+
+    def __init__(self, changing: Mapping[str, torch.Tensor], decay: float) -> None:
+        self.tensors = {name: tensor.detach().clone() for name, tensor in changing.items()}
+        self.steps = 0
+        self._decay = decay
+
+    def update(self, model: nn.Module) -> None:
+        """Take a step's weights in; the first ones count for more, so that the start is soon forgotten."""
+        self.steps += 1
+        decay = min(self._decay, self.steps / (9 + self.steps))
+        now = model.state_dict()
+        for name, kept in self.tensors.items():
+            if kept.is_floating_point():
+                kept.lerp_(now[name], 1 - decay)
+            else:
+                kept.copy_(now[name])
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The network with the averaged weights, for as long as the block lasts."""
+        now = model.state_dict()
+        before = {name: now[name].clone() for name in self.tensors}
+        model.load_state_dict(self.tensors, strict=False)
+        try:
+            yield
+        finally:
+            model.load_state_dict(before, strict=False)

@@ -1,0 +1,1 @@
+"""Widgets that make up the settings of the next runs."""

@@ -1,0 +1,239 @@
+"""The form that starts a comparison: strategies, seeds, what they will take, and one button that queues them all."""
+
+import hashlib
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import streamlit as st
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import effective
+from finetune_core.data.recent import data_id
+from finetune_core.data.sample import SAMPLE_NAME
+from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.evaluation.comparison.arms import arm_titles
+from finetune_core.formatting import duration, percent, things
+from finetune_core.models.catalogue import backbone_names
+from finetune_core.models.network import network_stages
+from finetune_core.recipes import DEMO_RECIPE
+from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
+from finetune_core.training.forecast import SpeedBook, calibrate
+from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.strategies import STRATEGIES
+from pages.shared.address import carried
+from pages.shared.chrome import plain
+from pages.shared.configure import form, settings
+from pages.shared.configure.weights import offer_weights
+from pages.shared.data.chosen import data_folder, data_name, readable_roots
+from pages.shared.jobs import begin, forget, outcome
+from pages.shared.runs.backend import submit, why_not_timed
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is ticked in the form."""
+
+    strategies: list[str]
+    seeds: int
+    backbones: list[str]
+    fractions: list[float]
+
+
+def start_form() -> list[str] | None:
+    """Choose strategies and seeds, see what they will take, queue them all; the ids of the runs once they are queued."""
+    dataset = form.chosen_dataset()
+    if dataset is None:
+        return None
+    base, problems = form.checked(settings.values(data_folder(), effective(dataset.edits)), readable_roots(), dataset)
+    _summary(base, problems, dataset)
+    if base is None:
+        return None
+    wanted = _choices(base)
+    try:
+        configs = design(
+            base, wanted.strategies, range(base.seed, base.seed + wanted.seeds), wanted.backbones, wanted.fractions
+        )
+    except ConfigError as error:
+        st.info(plain(" ".join(f"{form.label(name)}: {problem}." for name, problem in error.problems.items())))
+        return None
+    found = st.session_state.setdefault("compared_rates", {})
+    rates = {arm: found.get(_search_key(some[0])) for arm, some in by_arm(configs).items()}
+    configs = with_rates(configs, rates)
+    _table(configs, dataset)
+    return _buttons(configs, dataset)
+
+
+def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
+    """In one line: what all runs share."""
+    data = data_folder()
+    sample, name = data_id(data) == SAMPLE_NAME, data_name(data)
+    if "data" in problems:
+        st.error(plain(problems["data"]), icon=":material/error:")
+    elif base is None:
+        told = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
+        st.error(plain(f"The settings of the Configure page cannot be used. {told}"), icon=":material/error:")
+    else:
+        st.markdown(
+            plain(
+                f"All on {name} ({things(len(dataset.table), 'image')}), from {base.backbone}: {things(base.epochs, 'epoch')} of batches of "
+                f"{base.batch_size}, learning rate {base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
+                f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the split; for equal seeds also the "
+                "new head and the order of the images."
+            )
+        )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.page_link(
+            "pages/configure.py",
+            label="Change these settings",
+            icon=":material/tune:",
+            width="content",
+            query_params=carried(),
+        )
+        quick = {name: DEMO_RECIPE[name] for name in ("epochs", "image_size")}
+        if sample and base is not None and any(getattr(base, name) > value for name, value in quick.items()):
+            st.button(
+                "Quick settings for the sample",
+                type="tertiary",
+                icon=":material/bolt:",
+                on_click=settings.apply_recipe,
+                args=(DEMO_RECIPE,),
+                help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for digits, and several times faster.",
+            )
+
+
+def _choices(base: RunConfig) -> Wanted:
+    names = [name for name in STRATEGIES if name != "custom" or base.strategy == "custom"]
+    chosen = st.pills(
+        "Strategies",
+        names,
+        selection_mode="multi",
+        format_func=lambda name: STRATEGIES[name].title,
+        key=settings.comparison_key("strategies"),
+        persist_state="session",
+        help="Which stages train. Each strategy is trained with every seed.",
+    )
+    seeds = st.number_input(
+        "Seeds",
+        1,
+        settings.MOST_SEEDS,
+        key=settings.comparison_key("seeds"),
+        persist_state="session",
+        width=200,
+        help="A seed decides the new head's first weights and the order of the images. With one, a lucky run looks like a better strategy; "
+        "three show how much luck there is.",
+    )
+    with st.expander("Backbones, shares of the data, cuts"):
+        backbones = st.multiselect(
+            "Backbones",
+            backbone_names(),
+            key=settings.comparison_key("backbones"),
+            persist_state="session",
+            placeholder=base.backbone,
+            help="The pretrained networks to start from. Empty: the one of the Configure page.",
+        )
+        fractions = st.multiselect(
+            "Shares of the training images",
+            settings.FRACTIONS,
+            format_func=lambda share: percent(share, 0),
+            key=settings.comparison_key("fractions"),
+            persist_state="session",
+            placeholder=percent(base.train_fraction, 0),
+            help="Train on a part of the images as well, to see what more data is worth. A larger share holds the smaller ones; all are "
+            "judged on the same images.",
+        )
+        cuts = st.multiselect(
+            "Everything from this stage on",
+            [stage.name for stage in network_stages(base.backbone)][1:-1],
+            key=settings.comparison_key("cuts"),
+            persist_state="session",
+            placeholder="no further cuts",
+            help=f"More strategies: train from this stage of {base.backbone} to the head. Shows how deep to cut.",
+        )
+    return Wanted([*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions)
+
+
+def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
+    """What each arm will take, and all together."""
+    book, rows, whole = SpeedBook(), [], 0.0
+    arms = list(by_arm(configs).values())
+    for title, some in zip(arm_titles([some[0] for some in arms]), arms, strict=True):
+        told = arm_seconds(some, dataset, book)
+        seconds = sum(told) if told else None
+        whole = whole + seconds if seconds is not None and whole is not None else None
+        rows.append(
+            {
+                "Strategy": title,
+                "Runs": len(some),
+                "Learning rate": f"{some[0].learning_rate:g}",
+                "Forecast": duration(seconds) if seconds is not None else "not timed yet",
+            }
+        )
+    st.dataframe(rows, hide_index=True)
+    total = f"about {duration(whole)}" if whole is not None else "*Forecast* times a few steps and tells how long"
+    st.markdown(f"**{things(len(configs), 'run')}** in all: {total}.")
+
+
+def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
+    lacking, reason = offer_weights(configs), why_not_timed()
+    firsts = [some[0] for some in by_arm(configs).values()]
+    known = all(SpeedBook().knows(config, dataset) for config in firsts)
+    mark = hashlib.sha256("".join(config.model_dump_json() for config in firsts).encode()).hexdigest()[:16]
+    timing, search = f"forecast:{mark}-{dataset.fingerprint}", f"rates-each:{mark}"
+    with st.container(horizontal=True):
+        start = st.button(
+            f"Start {things(len(configs), 'run')}",
+            type="primary",
+            icon=":material/local_fire_department:",
+            disabled=lacking is not None,
+            help=lacking,
+        )
+        st.button(
+            "Forecast",
+            icon=":material/timer:",
+            disabled=reason is not None or known,
+            help=reason,
+            key="compare_forecast",
+            on_click=begin,
+            args=(timing, "Timing a few steps of each", partial(calibrate, firsts, dataset, SpeedBook())),
+        )
+        st.button(
+            "Find a learning rate for each",
+            icon=":material/speed:",
+            key="compare_find",
+            help="A hundred steps at rising rates for each strategy. One rate for all favours the strategy that it happens to suit.",
+            on_click=begin,
+            args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
+        )
+        if st.session_state["compared_rates"]:
+            st.button("One rate for all", on_click=st.session_state["compared_rates"].clear, key="compare_one_rate")
+    try:
+        outcome(timing)
+        if found := outcome(search):
+            st.session_state["compared_rates"].update(found)
+            forget(search)
+            st.rerun()
+        if start:
+            with st.spinner("Queueing"):
+                return [submit(config) for config in configs]
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+    return None
+
+
+def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Generator[tuple[str, int, int], None, dict[str, float]]:
+    """Arm (``_search_key``) -> the rate that was found for it."""
+    found = {}
+    for config in firsts:
+        curve = yield from find_rate(config, roots)
+        if curve.suggestion is not None:
+            found[_search_key(config)] = curve.suggestion
+    return found
+
+
+def _search_key(config: RunConfig) -> str:
+    """What a rate that was found is good for: a hash."""
+    told = config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

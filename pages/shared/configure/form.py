@@ -1,0 +1,206 @@
+"""The training settings as widgets: the same fields, help and bounds as the config, problems beside their field."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import RunConfig, all_settings, make_config, names_in, setting_of
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.entry import load_split, save_split
+from finetune_core.data.sources import check_roots
+from finetune_core.errors import ConfigError, DataError, FinetuneError
+from finetune_core.models.catalogue import backbone_info, backbone_names
+from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.settings_metadata import SPLIT
+from finetune_core.training.prepare import check_classes, check_config
+from finetune_core.training.strategies import STRATEGIES
+from pages.shared.chrome import plain
+from pages.shared.configure import settings
+from pages.shared.data.chosen import chosen_data, data_folder, offer_data
+from pages.shared.data.datasets import answered, current_dataset
+
+
+def chosen_dataset() -> Dataset | None:
+    """The chosen data set, with its changes and its split; where there is none, the page says why, and offers some."""
+    try:
+        chosen = chosen_data()
+        if chosen:
+            return current_dataset()
+        st.warning("No data set is chosen yet.", icon=":material/photo_library:")
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+    if not data_folder():
+        offer_data()
+    return None
+
+
+def split_fields(data: str) -> None:
+    """The widgets of how to split a data set; what is set is kept with it."""
+    kept = (data, load_split(data))
+    if st.session_state.get("split_shown") != kept:
+        settings.set_fields(kept[1])
+        st.session_state["split_shown"] = kept
+    problems = _split_problems()
+
+    def changed() -> None:
+        if not _split_problems():
+            answered(lambda: save_split(data, make_config(_split_widgets() | {"data": data}).split_settings))
+
+    section(SPLIT, problems, changed)
+    if problems:
+        st.caption("Until that is put right, the split stays as it was.")
+
+
+def _split_widgets() -> dict[str, Any]:
+    return {name: st.session_state.get(settings.key(name)) for name in names_in(SPLIT)}
+
+
+def _split_problems() -> dict[str, str]:
+    try:
+        make_config(_split_widgets() | {"data": "any"})
+    except ConfigError as error:
+        return error.problems
+    return {}
+
+
+def checked(found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None) -> tuple[RunConfig | None, dict[str, str]]:
+    """The config, where the data set can be trained with it, and the problems by field; a file of weights has to lie in one of the
+    folders."""
+    try:
+        config = make_config(found)
+        if config.starts_from not in (PRETRAINED, RANDOM):
+            check_roots(config.weights, roots)
+        check_config(config)
+    except ConfigError as error:
+        return None, error.problems
+    except DataError as error:
+        return None, {"weights": str(error)}
+    try:
+        if dataset:
+            check_classes(dataset)
+    except DataError as error:
+        return None, {"data": str(error)}
+    return config, {}
+
+
+def section(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
+    """The fields of a section of the settings side by side, those without a widget of their own kind left out."""
+    with st.grid("auto", min_column_width=200, gap="small"):
+        for field in names_in(name):
+            if field in settings.NO_WIDGETS:
+                continue
+            with st.container():
+                setting_field(field, problems, on_change)
+
+
+def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
+    """The widget that suits what a setting holds, and beneath it what is wrong with it."""
+    one = setting_of(name)
+    usual: dict[str, Any] = {
+        "label": one.label,
+        "key": settings.key(name),
+        "help": one.help,
+        "persist_state": "session",
+        "on_change": on_change,
+    }
+    if one.kind == "choice":
+        st.selectbox(options=list(one.choices), format_func=lambda option: one.choices[option], **usual)
+    elif one.kind == "integer":
+        # Without limits of the widget's own: the config says what is wrong, in words.
+        empty = {"value": None, "placeholder": one.placeholder} if one.optional else {}
+        st.number_input(step=1, **empty, **usual)
+    else:  # a number is typed as text, so that 1e-4 and 20 % can be written
+        st.text_input(placeholder=one.placeholder or None, **usual)
+    _problem(name, problems)
+
+
+def backbone_field(problems: dict[str, str]) -> None:
+    # What a backbone is called does not say whether its weights are here: that changes while it can be chosen.
+    st.selectbox(
+        label("backbone"),
+        backbone_names(),
+        format_func=lambda name: f"{name} · {backbone_info(name).parameters / 1e6:.1f} M",
+        key=settings.key("backbone"),
+        help=setting_of("backbone").help,
+        persist_state="session",
+    )
+    if not backbone_info(st.session_state[settings.key("backbone")]).ready:
+        st.caption("Its pretrained weights are not on this machine yet.")
+    _problem("backbone", problems)
+
+
+def strategy_field(problems: dict[str, str]) -> None:
+    st.radio(
+        label("strategy"),
+        list(STRATEGIES),
+        format_func=lambda name: STRATEGIES[name].title,
+        captions=[f"{strategy.help} ({strategy.source})" for strategy in STRATEGIES.values()],
+        key=settings.key("strategy"),
+        help=setting_of("strategy").help,
+        persist_state="session",
+    )
+    chosen = st.session_state[settings.key("strategy")]
+    if chosen == "custom":
+        _custom_widgets()
+    if chosen in ("linear_probe_then_full", "gradual_unfreezing"):
+        setting_field("thaw_every", problems)
+    if chosen == "discriminative":
+        setting_field("layer_decay", problems)
+    for name in ("strategy", "cut", "stage_rates"):
+        _problem(name, problems)
+
+
+def weights_field(problems: dict[str, str]) -> None:
+    st.session_state.setdefault("weights_from", "Pretrained")
+    st.selectbox(
+        label("weights"),
+        ["Pretrained", "A file", "Random"],
+        key="weights_from",
+        persist_state="session",
+        help="Random weights are a control: they show what pretraining was worth.",
+    )
+    if st.session_state["weights_from"] == "A file":
+        st.text_input(
+            "File of weights",
+            key="weights_file",
+            persist_state="session",
+            help="On the server: safetensors, or a state dict saved by torch.",
+        )
+    _problem("weights", problems)
+
+
+def _custom_widgets() -> None:
+    names = settings.stage_names()
+    st.session_state.setdefault("custom_how", settings.FROM_STAGE)
+    how = st.segmented_control(
+        "What trains",
+        [settings.FROM_STAGE, settings.EVERY_STAGE],
+        key="custom_how",
+        required=True,
+        persist_state="session",
+    )
+    if how == settings.FROM_STAGE:
+        if st.session_state.get("custom_cut") not in names:
+            st.session_state["custom_cut"] = names[-2]
+        st.selectbox("First stage that trains", names, key="custom_cut", persist_state="session")
+        return
+    st.caption("How many times the learning rate each stage gets; 0 is frozen.")
+    with st.grid("auto", min_column_width=110, gap="small"):
+        for name in names:
+            st.session_state.setdefault(settings.rate_key(name), 1.0 if name == "head" else 0.0)
+            st.number_input(name, key=settings.rate_key(name), step=0.1, persist_state="session")
+
+
+def label(name: str) -> str:
+    """What the form calls a setting; what is no setting is called as it is."""
+    known = all_settings().get(name)
+    return known.label if known else name.replace("_", " ").capitalize()
+
+
+def _problem(name: str, problems: dict[str, str]) -> None:
+    """What is wrong with a field. Its place is there always, so that nothing below moves, which would be drawn anew."""
+    place = st.empty()
+    if name in problems:
+        place.markdown(f":red[:material/error: {plain(label(name))} {plain(problems[name])}]")

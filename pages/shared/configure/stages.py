@@ -1,0 +1,129 @@
+"""The strategy drawn: the backbone as a row of stages, cold where frozen, warm where training; where asked, to be clicked."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import RunConfig
+from finetune_core.formatting import learning_rate_text, number, percent, short_number
+from finetune_core.models.network import network_stages
+from finetune_core.training.stage_plan import describe, plan
+
+_PART_WORDS = {"norms": "🔥 norms only", "biases": "🔥 biases only"}
+
+# Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
+_CSS = """
+.row { display: flex; flex-wrap: wrap; gap: 6px; align-items: stretch; font-family: var(--st-font); }
+.tile { flex: 1 1 92px; min-width: 92px; padding: 10px 8px; border: 1px solid; border-radius: 10px; text-align: center;
+  font: inherit; font-size: 13px; line-height: 1.45; }
+button.tile { cursor: pointer; }
+button.tile:hover, button.tile:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
+.name { font-weight: 700; font-size: 14px; overflow-wrap: anywhere; }
+.word { font-weight: 600; }
+.frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
+.thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
+.warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
+.head { background: #ff9d57; color: #4a1a00; border-color: #d9622b; }
+"""
+_JS = """
+export default function ({ data, parentElement, setTriggerValue }) {
+  const row = parentElement.querySelector(".row")
+  row.setAttribute("role", data.clickable ? "group" : "list")
+  row.setAttribute("aria-label", "Stages")
+  // Elements stay while they can, so that the one that has the focus keeps it.
+  data.tiles.forEach((tile, index) => {
+    const clickable = data.clickable && tile.look !== "head"
+    let element = row.children[index]
+    if (!element || (element.tagName === "BUTTON") !== clickable) {
+      const fresh = document.createElement(clickable ? "button" : "div")
+      for (const part of ["name", "size", "word", "rate"]) {
+        const line = document.createElement("div")
+        line.className = part
+        fresh.append(line)
+      }
+      if (element) element.replaceWith(fresh)
+      else row.append(fresh)
+      element = fresh
+    }
+    element.className = `tile ${tile.look}`
+    for (const line of element.children) line.textContent = tile[line.className]
+    if (clickable) {
+      element.type = "button"
+      element.title = tile.look === "frozen" ? `Let ${tile.name} train` : `Freeze ${tile.name}`
+      element.setAttribute("aria-label", `${element.title} (now: ${tile.word}, ${tile.rate})`)
+      element.setAttribute("aria-pressed", String(tile.look !== "frozen"))
+      element.onclick = () => setTriggerValue("clicked", tile.name)
+    } else if (!data.clickable) element.setAttribute("role", "listitem")
+  })
+  while (row.children.length > data.tiles.length) row.lastElementChild.remove()
+}
+"""
+_ROW = st.components.v2.component("thaw_stages", html='<div class="row" role="list"></div>', css=_CSS, js=_JS)
+
+
+def draw_strategy(
+    config: RunConfig,
+    classes: int,
+    on_click: Callable[[str, list[dict[str, Any]]], None] | None = None,
+    *,
+    rates: bool = True,
+) -> None:
+    """Draw what a config would train.
+
+    Args:
+        rates: whether its learning rate is known, and told.
+        on_click: called with the name of a stage that was clicked, and all stages as they were drawn.
+
+    Raises:
+        ConfigError: when its strategy does not fit its backbone.
+    """
+    stages = network_stages(config.backbone, classes)
+    draw_stages(describe(plan(config, stages), stages), config.learning_rate if rates else None, on_click)
+
+
+def draw_stages(
+    stages: Sequence[Mapping[str, Any]],
+    learning_rate: float | None,
+    on_click: Callable[[str, list[dict[str, Any]]], None] | None = None,
+) -> None:
+    """Draw stages, input to head.
+
+    Args:
+        stages: ``name, parameters, trains, rate`` each, as in a RunStarted row.
+        learning_rate: of the run; a stage gets ``rate`` times as much. None where it is not known.
+        on_click: as in ``draw_strategy``.
+    """
+    key = "drawn_stages"
+
+    def clicked() -> None:
+        if on_click and (name := st.session_state[key].clicked):
+            on_click(name, [dict(stage) for stage in stages])
+
+    tiles = [_tile(stage, index == len(stages) - 1, learning_rate) for index, stage in enumerate(stages)]
+    _ROW(data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked)
+    trained = sum(stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages)
+    total = sum(stage["parameters"] for stage in stages)
+    told = f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total)})."
+    st.markdown(told + (" Click a stage to freeze it, or to let it train." if on_click else ""))
+
+
+def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None) -> dict[str, str]:
+    look = "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
+    words = {
+        "frozen": "❄ frozen",
+        "thaws": f"🔥 from epoch {stage['thaw_epoch']}",
+        "warm": _PART_WORDS.get(stage.get("part", "all"), "🔥 trains"),
+        "head": "🔥 new, trains",
+    }
+    return {
+        "name": stage["name"],
+        "size": short_number(stage["parameters"]),
+        "word": words[look],
+        "rate": "unchanged"
+        if not stage["trains"]
+        else "rate ?"
+        if learning_rate is None
+        else f"rate {learning_rate_text(learning_rate * stage['rate'])}",
+        "look": look,
+    }

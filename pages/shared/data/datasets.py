@@ -1,0 +1,109 @@
+"""The data sets that this process has looked through, the changes made to them, and their deep inspections."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import Edit
+from finetune_core.data.dataset import Dataset, Seen, assemble, look_through
+from finetune_core.data.edits import add_edits, load_edits, remove_edits
+from finetune_core.data.entry import load_split
+from finetune_core.data.recent import remember
+from finetune_core.errors import DataError, FinetuneError
+from finetune_core.inspection.deep import DeepReport
+from pages.shared.account import owner
+from pages.shared.data.chosen import chosen_data, data_folder, readable_roots
+from pages.shared.jobs import forget, wait_for
+
+_MOST_HELD = 4  # data sets
+
+
+@st.cache_resource(show_spinner=False)
+def _looked_through() -> dict[str, Seen]:
+    return {}
+
+
+@st.cache_resource(show_spinner=False)
+def _assembled() -> dict[tuple, Dataset]:
+    return {}
+
+
+@st.cache_resource(show_spinner=False)
+def _reports() -> dict[tuple[str, str, int], DeepReport]:
+    """Deep inspections of this process by (fingerprint of the data, backbone, image size)."""
+    return {}
+
+
+def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = False) -> Dataset:
+    """The data set that this session has chosen, with the changes made to it; looked through once a process, with a bar.
+
+    Args:
+        settings: how to split: arguments of ``index_dataset``; as it is kept with the data set when not given.
+        again: look for files that were added or changed.
+
+    Raises:
+        DataError: when it cannot be used, or may not be read.
+    """
+    root = chosen_data()
+    settings = settings or load_split(root)
+    edits = load_edits(root)
+    seen = None if again else _looked_through().get(root)
+    if seen is None:
+        job = f"look:{root}"
+        if again:
+            forget(job)
+        seen = wait_for(job, "Looking at images", partial(look_through, root, readable_roots()))
+        if seen is None:
+            raise DataError(
+                "Looking at these images was stopped; what was seen is kept. Read the folder again to go on (Dataset page)."
+            )
+        _keep(_looked_through(), root, seen)
+        for key in list(_assembled()):
+            if key[0] == root:
+                _assembled().pop(key, None)
+    key = (root, tuple(settings.values()), edits)
+    dataset = _assembled().get(key)
+    if dataset is None:
+        dataset = assemble(root, seen, **settings, edits=edits)
+        _keep(_assembled(), key, dataset)
+    if st.session_state.get("opened_data") != root:
+        st.session_state["opened_data"] = root
+        remember(root, owner())
+    return dataset
+
+
+def keep_report(dataset: Dataset, report: DeepReport) -> None:
+    """Hold a deep inspection for every session."""
+    _keep(_reports(), (dataset.fingerprint, report.backbone, report.image_size), report)
+
+
+def report_of(dataset: Dataset) -> DeepReport | None:
+    """The latest deep inspection of these images, if this process has made one."""
+    return next((report for (mark, *_), report in reversed(list(_reports().items())) if mark == dataset.fingerprint), None)
+
+
+def _keep(held: dict, key: Any, value: Any) -> None:
+    """Sessions share these: what another one has taken out meanwhile is no loss."""
+    while len(held) >= _MOST_HELD:
+        held.pop(next(iter(list(held))), None)
+    held[key] = value
+
+
+def change(*edits: Edit) -> None:
+    """Add changes to the chosen data set (a callback)."""
+    answered(lambda: add_edits(data_folder(), edits))
+
+
+def undo(edits: Sequence[Edit]) -> None:
+    """Take changes back (a callback)."""
+    answered(lambda: remove_edits(data_folder(), edits))
+
+
+def answered(act: Callable[[], None]) -> None:
+    """Do what a callback is for; what is wrong with it is said by the page that is drawn next."""
+    try:
+        act()
+    except FinetuneError as error:
+        st.session_state["change_problem"] = str(error)

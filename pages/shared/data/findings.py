@@ -1,0 +1,216 @@
+"""Findings as cards: what, why it matters, examples, and one action; and the changes made so far, each of which can be undone."""
+
+from collections.abc import Callable, Sequence
+
+import streamlit as st
+
+from finetune_core.config import Edit
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import edit_in_words, edits_in_words
+from finetune_core.data.findings import KINDS, Finding
+from finetune_core.data.splits import SPLITS
+from finetune_core.formatting import SPLIT_WORDS, number, things
+from pages.shared.chrome import plain
+from pages.shared.data.datasets import change, undo
+from pages.shared.images import Picture, chooser, gallery, unselect
+
+_LOOKS = {
+    "error": ("red", ":material/error:"),
+    "warning": ("orange", ":material/warning:"),
+    "info": ("gray", ":material/info:"),
+}
+_ORDER = {"error": 0, "warning": 1, "info": 2}
+_VERBS = {"exclude": "Exclude", "move": "Move to the other split", "relabel": "Relabel"}
+_PER_PAGE = 6
+_BORDER = 3  # images shown on each side of a threshold
+
+
+def cards(dataset: Dataset, findings: Sequence[Finding]) -> None:
+    """One card a finding, the gravest first."""
+    for finding in sorted(findings, key=lambda one: _ORDER[one.severity]):
+        with st.container(border=True):
+            _card(dataset, finding)
+
+
+def _card(dataset: Dataset, finding: Finding) -> None:
+    kind = KINDS[finding.kind]
+    color, icon = _LOOKS[finding.severity]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.badge(f"{kind.title}: {number(finding.count)}", color=color, icon=icon)
+        st.markdown(plain(finding.message), width="stretch")
+    st.caption(plain(kind.why))
+    pictured = [path for path in finding.paths if path in dataset.by_id.index]
+    if finding.kind == "shift" or not pictured:
+        _as_text(finding)
+        _answers(finding, set())
+    elif finding.kind == "similar_class_names":
+        _spellings(dataset, finding)
+        _leave(finding)
+    else:
+        picture = _pictures(dataset, finding)
+        chosen = chooser(pictured, lambda index: picture(pictured[index]), key=f"finding-{finding.kind}", per_page=_PER_PAGE)
+        if kind.ranked and len(pictured) > 1:
+            _several(finding, pictured, picture)
+        _answers(finding, chosen)
+
+
+def _pictures(dataset: Dataset, finding: Finding) -> Callable[[str], Picture]:
+    """Makes the picture of an image of a finding, beside what it is to be compared with."""
+    rows = dataset.by_id
+    beside = {path: next(other for other in one if other != path) for one in finding.sets for path in one[1:] + one[:1]}
+
+    def picture(path: str) -> Picture:
+        note = finding.notes.get(path) or rows.at[path, "class"]
+        twin = beside.get(path)
+        other = twin and Picture(dataset.root / twin, f"{twin} ({rows.at[twin, 'class']})", twin)
+        return Picture(dataset.root / path, f"{path}: {note}" if twin else note, f"{path}: {note}", path, other or None)
+
+    return picture
+
+
+def _several(finding: Finding, paths: Sequence[str], picture: Callable[[str], Picture]) -> None:
+    """The first so many of a list that has the surest first, with those at its border: what a threshold does is seen before it is used."""
+    with st.expander("Several at once"):
+        count = st.slider(
+            "How many, the surest first",
+            0,
+            len(paths),
+            key=f"several-{finding.kind}",
+            help="The later, the more of them are right as they are.",
+        )
+        if not count:
+            return
+        for words, some in (
+            ("The last ones inside", paths[max(0, count - _BORDER) : count]),
+            ("The first ones outside", paths[count:][:_BORDER]),
+        ):
+            if some:
+                st.caption(words)
+                gallery(len(some), lambda index, some=some: picture(some[index]), key=f"border-{words}-{finding.kind}")
+        st.button(
+            f"{_VERBS[KINDS[finding.kind].action]} these {number(count)}",
+            key=f"act-several-{finding.kind}",
+            on_click=_change,
+            args=finding.edits(paths[:count]),
+        )
+
+
+def _spellings(dataset: Dataset, finding: Finding) -> None:
+    """Each pair of class names, with images of both, to be confirmed by itself."""
+    pairs: dict[tuple[str, str], list[str]] = {}
+    for path in finding.paths:
+        pairs.setdefault((finding.notes[path], finding.to[path]), []).append(path)
+    table = dataset.table
+    for at, ((name, target), paths) in enumerate(pairs.items()):
+        examples = [*paths[:_BORDER], *table.loc[table["class"] == target, "id"].head(_BORDER)]
+
+        def picture(index: int, examples: Sequence[str] = examples) -> Picture:
+            path = examples[index]
+            return Picture(dataset.root / path, dataset.by_id.at[path, "class"], path)
+
+        gallery(len(examples), picture, key=f"spelling-{at}")
+        words = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
+        st.button(plain(words), key=f"act-spelling-{at}", on_click=_change, args=finding.edits(paths))
+
+
+def _as_text(finding: Finding) -> None:
+    names = finding.paths or finding.classes
+    if names:
+        with st.expander(f"All {number(len(names))}" if len(names) > 1 else "Which one"):
+            st.dataframe([{"Path": path, "Why": finding.notes.get(path, "")} for path in names], hide_index=True)
+
+
+def _answers(finding: Finding, chosen: set[str]) -> None:
+    """The finding's one action, on the selected images, or, where it was measured, on all; and a way to leave things as they are."""
+    action = KINDS[finding.kind].action
+    paths = [path for path in finding.paths if path in chosen]
+    if not paths and (finding.bulk or len(finding.paths) == 1):
+        paths = list(finding.paths)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if action and paths:
+            targets = {finding.to[path] for path in paths} if action == "relabel" else set()
+            words = f"{_VERBS[action]} {_which(paths, chosen)}" + (f" as {min(targets)}" if len(targets) == 1 else "")
+            st.button(plain(words), key=f"act-{finding.kind}", on_click=_change, args=finding.edits(paths))
+        elif action:
+            st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
+        _leave(finding)
+
+
+def _leave(finding: Finding) -> None:
+    leave = Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)
+    st.button("Leave as it is", key=f"ignore-{finding.kind}", type="tertiary", on_click=_change, args=(leave,))
+
+
+def _which(paths: Sequence[str], chosen: set[str]) -> str:
+    if chosen:
+        return f"the {number(len(paths))} selected"
+    return "it" if len(paths) == 1 else f"all {number(len(paths))}"
+
+
+def _change(*edits: Edit) -> None:
+    """Change the data set (a callback), and offer the way back at once."""
+    change(*edits)
+    if "change_problem" in st.session_state:
+        return
+    st.session_state["last_change"], st.session_state["change_to_tell"] = edits, True
+    for edit in edits:
+        unselect(f"finding-{edit.kind}", edit.paths)
+
+
+def last_change(edits: Sequence[Edit]) -> None:
+    """What was changed last, with *Undo*, at the foot of the window, for as long as it stands."""
+    last = st.session_state.get("last_change", ())
+    if not last or not all(edit in edits for edit in last):
+        return
+    words = plain("; ".join(edit_in_words(edit) for edit in last[:_BORDER]) + (", …" if len(last) > _BORDER else ""))
+    if st.session_state.pop("change_to_tell", False):
+        st.toast(f"{words}. *Undo* is at the foot of the window.", icon=":material/check:")
+    with st.bottom, st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f":material/check: {words}", width="content")
+        st.button("Undo", key="undo-last", icon=":material/undo:", on_click=undo, args=(last,))
+
+
+def changes(edits: Sequence[Edit]) -> None:
+    """Everything that was changed, each with its way back."""
+    if not edits:
+        return
+    told = edits_in_words(edits)
+    with st.expander(
+        f"Changes to this data set: {told}" if told else f"{things(len(edits), 'finding')} left as they are",
+        icon=":material/edit_note:",
+    ):
+        st.caption("The files stay as they are. Every run records the changes it was trained with.")
+        for number_, edit in enumerate(edits):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {_some(edit.paths)}"), width="stretch")
+                st.button("Undo", key=f"undo-{number_}", icon=":material/undo:", on_click=undo, args=((edit,),))
+        st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
+
+
+def _reason(edit: Edit) -> str:
+    return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {number(len(paths) - 3)} more" if len(paths) > 3 else "")
+
+
+def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
+    """What can be done with images that were selected in the gallery of that key."""
+    if not chosen:
+        st.caption("Select images to exclude, move or relabel them.")
+        return
+    paths = tuple(sorted(chosen))
+
+    def act(action: str, widget: str | None = None) -> None:
+        to = str(st.session_state[widget] or "").strip() if widget else ""
+        if to or not widget:
+            _change(Edit(action=action, paths=paths, to=to))
+            unselect(key, paths)
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.button(f"Exclude {things(len(paths), 'image')}", key=f"{key}-exclude", on_click=act, args=("exclude",))
+        st.selectbox("Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.get, width=140)
+        st.button("Move there", key=f"{key}-move", on_click=act, args=("move", f"{key}-split"))
+        st.selectbox("Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200)
+        st.button("Relabel", key=f"{key}-relabel", on_click=act, args=("relabel", f"{key}-class"))

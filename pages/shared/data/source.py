@@ -1,0 +1,180 @@
+"""Where the images come from: the sample, a folder of the server, an upload, or a public set."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import streamlit as st
+
+from finetune_core.data.archives import ARCHIVE_SUFFIXES, import_archive, import_files, is_archive
+from finetune_core.data.decode import EXTENSIONS
+from finetune_core.data.listing import is_data
+from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
+from finetune_core.data.sample import SAMPLE_NAME
+from finetune_core.data.sources import check_roots, imported_folders, whole_path
+from finetune_core.errors import DataError, FinetuneError
+from finetune_core.formatting import number, size
+from finetune_core.jobs import Work
+from pages.shared.account import sign_in_asked
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import choose_data, data_folder, offer_data, readable_roots
+from pages.shared.data.datasets import answered
+from pages.shared.jobs import begin, forget, outcome, wait_for
+
+_SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public sets"}
+_KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
+FOLDERS = "One subfolder of images for each class; or train/ and val/ (and test/, if you like) with such subfolders."
+
+
+def choose_source() -> None:
+    """Draw the ways to choose a data set (``chosen.data_folder``)."""
+    chosen = data_folder()
+    # A box of its own for each data set: it is closed once one is chosen.
+    with st.expander(
+        "Choose other images" if chosen else "Choose images",
+        expanded=not chosen,
+        icon=":material/add_photo_alternate:",
+        key=f"source-{chosen}",
+    ):
+        offer_data()
+        try:
+            _ways()
+        except FinetuneError as error:  # what was chosen before stays
+            st.error(plain(str(error)), icon=":material/error:")
+
+
+def _ways() -> None:
+    """A folder of the server, an upload, a public set.
+
+    Raises:
+        FinetuneError: when what is to be chosen cannot be had.
+    """
+    st.segmented_control(
+        "Images",
+        list(_SOURCES),
+        format_func=_SOURCES.get,
+        default="folder",
+        required=True,
+        key="data_source",
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    {"folder": _folder, "upload": _upload, "public": _public}[st.session_state["data_source"]]()
+
+
+def _chosen(data: Path) -> NoReturn:
+    """Choose what was just found, and draw the page with it."""
+    choose_data(str(data))
+    st.rerun()
+
+
+def _folder() -> None:
+    if st.session_state.pop("data_named", False):
+        st.session_state["data_folder"] = ""
+    named = st.text_input(
+        "Folder, archive or manifest",
+        key="data_folder",
+        persist_state="session",
+        placeholder="~/pictures",
+        help=f"{FOLDERS} Or a .zip or .tar of that; or a .csv or .parquet table with the columns path and label, and, if you like, "
+        "split and group.",
+    ).strip()
+    if not named:
+        return
+    path = whole_path(named)
+    check_roots(path, readable_roots())
+    if is_archive(named) and path.is_file():
+        packed = path
+        path = _awaited(f"import:{path}:{path.stat().st_mtime_ns}", lambda: import_archive(packed, packed.name), "Unpacking")
+    elif not is_data(path):
+        raise DataError(f"There is no folder, archive or manifest {path}.")
+    st.session_state["data_named"] = True
+    _chosen(path)
+
+
+def _upload() -> None:
+    kind = st.segmented_control("What to upload", list(_KINDS), format_func=_KINDS.get, default="archive", required=True)
+    if kind == "archive":
+        given = st.file_uploader("A ZIP or TAR with your images", type=list(ARCHIVE_SUFFIXES), help=FOLDERS)
+        if given is not None:
+            _once(f"import:{given.file_id}", lambda: import_archive(given, given.name), "Unpacking")
+    else:
+        files = st.file_uploader(
+            "A folder with your images", accept_multiple_files="directory", type=sorted(EXTENSIONS), help=FOLDERS
+        )
+        if files:
+            name = files[0].name.replace("\\", "/").split("/")[0]
+            named = [(file.name, file) for file in files]
+            key = "import:" + ",".join(file.file_id for file in files)
+            _once(key, lambda: import_files(named, name, len(named)), "Storing")
+    _uploaded_before()
+
+
+def _uploaded_before() -> None:
+    """What lies in the app's own folder; where people sign in, each has their own among the recent ones."""
+    before = {
+        str(folder): folder.name
+        for folder in imported_folders()
+        if folder.name != SAMPLE_NAME and folder.name not in PUBLIC_SETS
+    }
+    if not before or sign_in_asked():
+        return
+
+    def chosen() -> None:
+        if again := st.session_state["uploaded_before"]:
+            answered(lambda: choose_data(again))
+
+    st.selectbox(
+        "Uploaded before",
+        list(before),
+        index=None,
+        format_func=before.get,
+        placeholder="Choose one",
+        key="uploaded_before",
+        on_change=chosen,
+    )
+
+
+def _public() -> None:
+    names = list(PUBLIC_SETS)
+    name = st.selectbox(
+        "Public set", names, format_func=lambda one: PUBLIC_SETS[one].title, key="public_name", persist_state="session"
+    )
+    one = PUBLIC_SETS[name]
+    st.markdown(
+        f"{plain(one.about)} {number(one.images)} images, {number(one.classes)} classes. [Its page]({one.source}). "
+        f"**Licence:** {plain(one.licence)}"
+    )
+    key = f"fetch:{name}"
+    if is_fetched(name):
+        if st.button("Take it", icon=":material/check:", key="take-public"):
+            _chosen(public_folder(name))
+    else:
+        words = f"Download ({size(one.download_bytes)}, {size(one.disk_bytes)} on the disk)"
+        download = (key, one.title, partial(fetch_public, name))
+        st.button(words, icon=":material/download:", on_click=begin, args=download, kwargs={"kept": False})
+    if outcome(key):
+        forget(key)
+        _chosen(public_folder(name))
+
+
+def _once(key: str, make: Callable[[], Work], words: str) -> None:
+    """Choose what is made of an upload, once a session: the browser's widget hands the same one over at every rerun.
+
+    Raises:
+        DataError: when it was stopped.
+    """
+    made = st.session_state.setdefault("imported", set())
+    if key not in made:
+        folder = _awaited(key, make, words)
+        made.add(key)
+        _chosen(folder)
+
+
+def _awaited(key: str, make: Callable[[], Work], words: str) -> Path:
+    folder = wait_for(key, words, make, kept=False)
+    if folder is None:
+        st.button("Try again", icon=":material/replay:", on_click=forget, args=(key,))
+        raise DataError(f"{words} was stopped; nothing of it was kept.")
+    return folder

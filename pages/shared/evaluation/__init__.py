@@ -1,0 +1,1 @@
+"""Widgets about what trained networks are worth, and what they make of images."""

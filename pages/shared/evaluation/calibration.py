@@ -1,0 +1,136 @@
+"""The Calibration tab of Evaluate: calibration, and selective prediction."""
+
+from math import isnan
+
+import streamlit as st
+
+from finetune_core.evaluation.single_run.binning import BINS
+from finetune_core.evaluation.single_run.calibration import FEWEST, Calibration, Scaling
+from finetune_core.evaluation.single_run.curves import coverage_curve, selective_prediction
+from finetune_core.evaluation.single_run.evaluate import calibrated
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.figures.calibration import coverage_figure, reliability_diagram
+from finetune_core.formatting import number, percent, things
+from finetune_core.runs.store import Run
+
+_PER_BIN = 20  # images: with fewer, what is called an error is chance for the most part
+
+
+def calibration(run: Run, result: Evaluation) -> None:
+    """Calibration, and selective prediction."""
+    if len(result.classes) < 2:
+        st.info("With a single class, confidence is always 100 %: there is nothing to calibrate.", icon=":material/info:")
+        return
+    st.markdown(
+        "**Reliability diagram**",
+        help="Of the images that are predicted with 80 % confidence, 80 % should be right. Points below the dotted line: overconfident.",
+    )
+    _reliability(run, result)
+    st.markdown(
+        "**Selective prediction**",
+        help="Predictions of low confidence are left to a person: the lower the coverage, the higher the accuracy of what remains.",
+    )
+    _coverage(result)
+
+
+def _reliability(run: Run, result: Evaluation) -> None:
+    binning = st.segmented_control(
+        "Bins",
+        ["width", "mass"],
+        format_func={"width": f"{BINS} of equal width", "mass": f"{BINS} of equally many images"}.get,
+        default="width",
+        required=True,
+        key="binning",
+        help="Images are put into bins by the confidence of their prediction.",
+    )
+    found = calibrated(run, result.split, binning)
+    before, scaled, after = found.before, found.scaling, found.after
+    what = "Expected calibration error: how far confidence and accuracy are apart, in the mean over the bins above, each counting by its "
+    what += "images. It depends on the bins."
+    with st.container(horizontal=True):
+        _error("ECE", before, what)
+        if after:
+            _error("ECE, scaled", after, f"{what} After temperature scaling.")
+            words = " and ".join(f"{one:.2f}" for one in scaled.temperatures)
+            note = "What logits are divided by (Guo et al. 2017). Above 1: the network was overconfident. The predicted classes stay the same."
+            st.metric("Temperature", words, help=note, border=True, height="stretch")
+            st.metric(
+                "Loss, scaled",
+                f"{after.loss:.3f}",
+                delta=f"{after.loss - before.loss:+.3f}",
+                delta_color="inverse",
+                help="Mean cross-entropy after scaling, and what scaling changed.",
+                border=True,
+                height="stretch",
+            )
+    st.plotly_chart(
+        reliability_diagram({"as it is": before.bins} | ({"scaled": after.bins} if after else {})),
+        key="reliability",
+        alt="Reliability diagram: accuracy against confidence",
+    )
+    told = "Bars: 95 % intervals (Wilson) of the points as they are; those of the ECE: bootstrap, corrected for its bias. "
+    told += _scaling_in_words(scaled)
+    if result.images < BINS * _PER_BIN:
+        told += " With so few images the calibration error comes out too large: chance alone moves points off the line."
+    st.caption(told)
+
+
+def _error(label: str, found: Calibration, meaning: str) -> None:
+    """A calibration error with its interval."""
+    interval = f"{percent(found.ece_low)} to {percent(found.ece_high)}"
+    st.metric(
+        label,
+        percent(found.ece),
+        delta=f"95 % interval {interval}",
+        delta_color="off",
+        delta_arrow="off",
+        help=meaning,
+        border=True,
+        height="stretch",
+    )
+
+
+def _scaling_in_words(scaled: Scaling | None) -> str:
+    if scaled is None:
+        return f"Too few images to fit a temperature on: it takes {FEWEST} that are not the ones it is judged on."
+    if scaled.source == "val":
+        told = (
+            f"The temperature was fitted on the {number(scaled.images[0])} validation images, none of which are in this figure."
+        )
+    else:
+        told = (
+            f"A temperature must not be judged on the images that it was fitted on, so each half of these was scaled by the temperature of the "
+            f"other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
+        )
+    if scaled.at_limit:
+        told += " Those images do not settle it (nearly all of them are right, or the logits say nothing): it is at the end of its range."
+    return told
+
+
+def _coverage(result: Evaluation) -> None:
+    least = st.slider(
+        "Least confidence",
+        0,
+        100,
+        80,
+        format="%d %%",
+        key="threshold",
+        help="Predictions of lower confidence would go to a person.",
+    )
+    named = selective_prediction(result, least / 100)
+    with st.container(horizontal=True):
+        st.metric(
+            "Coverage", percent(named.share), help=f"{things(named.images, 'image')} of {number(result.images)}", border=True
+        )
+        st.metric("Selective accuracy", "–" if isnan(named.accuracy) else percent(named.accuracy), border=True)
+        interval = "–" if isnan(named.accuracy) else f"{percent(named.low)} to {percent(named.high)}"
+        st.metric("95 % interval", interval, help="Of the selective accuracy (Wilson).", border=True)
+    st.plotly_chart(
+        coverage_figure(coverage_curve(result), named.share, named.accuracy),
+        key="coverage",
+        alt="Selective accuracy against coverage",
+    )
+    if result.split == "test":
+        st.caption(
+            "Choose the threshold on the validation images, and read here what it is worth: one chosen on these images looks better than it is."
+        )

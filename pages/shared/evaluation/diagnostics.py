@@ -1,0 +1,198 @@
+"""Two sections of Compare: what training moved, stage by stage, and the images on which two runs disagree."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import streamlit as st
+
+from finetune_core.errors import FinetuneError, RunError
+from finetune_core.evaluation.comparison.arms import run_titles
+from finetune_core.evaluation.comparison.disagree import Disagreement, disagreement
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measure_layers
+from finetune_core.evaluation.comparison.thaw_next import RULE, Advice, thaw_next
+from finetune_core.figures.layer_diagnostics import MEASURES, by_stage, probe_profile
+from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots
+from pages.shared.evaluation.networks import explanation
+from pages.shared.jobs import begin, jobs, outcome
+
+_ROWS = 4  # pairs of explanations at a time: each takes a moment
+
+
+def what_moved(runs: Sequence[Run]) -> None:
+    """Draw what each run moved; measured when asked for, and kept in the runs' folders.
+
+    Args:
+        runs: judged ones: one an arm, in the order of the arms, whose colours and symbols they get.
+    """
+    st.subheader(
+        "What moved", anchor=False, help="What training did to each stage of the network, and where it would turn next."
+    )
+    titles = run_titles(runs)
+    known = {run.run_id: known_layers(run) for run in runs}
+    missing = [run for run in runs if known[run.run_id] is None]
+    if missing:
+        st.markdown(
+            "Compares each network, stage by stage, with what it began as: weights, features of the same images, gradients. "
+            "A linear model on the features of each stage shows up to where pretrained features suffice."
+        )
+        key = f"layers:{','.join(known)}"
+        st.button(
+            f"Measure {things(len(missing), 'run')}",
+            icon=":material/straighten:",
+            key="measure-layers",
+            on_click=begin,
+            args=(key, "Comparing the stages", partial(measure_layers, missing, readable_roots())),
+            disabled=jobs().find(key) is not None,
+        )
+        try:
+            outcome(key)
+        except FinetuneError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+    by_backbone: dict[str, dict[str, Layers]] = {}
+    for run, title in zip(runs, titles, strict=True):
+        if layers := known[run.run_id]:
+            by_backbone.setdefault(run.config.backbone, {})[title] = layers
+    for backbone, told in by_backbone.items():
+        if len(by_backbone) > 1:
+            st.markdown(f"**{plain(backbone)}**")
+        _stages(backbone, told, {title: number for number, title in enumerate(titles)})
+
+
+def _stages(backbone: str, told: dict[str, Layers], places: dict[str, int]) -> None:
+    first = next(iter(told.values()))
+    names = [stage.name for stage in first.stages]
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.markdown("**Which stage to thaw next**", help=RULE)
+        advised: dict[Advice, list[str]] = {}
+        for title, layers in told.items():
+            advised.setdefault(thaw_next(layers), []).append(title)
+        for advice, titles in advised.items():
+            icon = ":material/local_fire_department:" if advice.stage else ":material/drag_handle:"
+            st.markdown(f"{icon} {plain(', '.join(titles))}: **{plain(advice.what)}**. {plain(advice.reason)}")
+    with right:
+        if first.probes:
+            st.markdown(
+                "**Linear probe by layer**",
+                help="Accuracy of a linear model on what each stage makes of the images before any training, with one standard error. Deeper "
+                "stages that fall more than one standard error below the best have lost what an earlier one still has.",
+            )
+            st.plotly_chart(
+                probe_profile(first.probes, names),
+                key=f"probes-{backbone}",
+                alt="Accuracy of a linear model on the features of each stage, before training",
+            )
+        else:
+            st.caption(
+                "Too few validation images for a linear model, or a network that cannot be cut between its stages: how its features "
+                "changed is not known."
+            )
+    for start in range(0, len(MEASURES), 2):
+        for column, measure in zip(st.columns(2, gap="medium"), MEASURES[start : start + 2], strict=True):
+            with column:
+                st.markdown(f"**{measure.title}**", help=measure.help)
+                st.plotly_chart(
+                    by_stage(measure, told, places), key=f"moved-{backbone}-{measure.field}", alt=f"{measure.title}, by stage"
+                )
+    st.caption(
+        f"Stages from the image to the head; hollow: frozen. Judged on {things(first.judged, 'validation image')} and, for gradients, "
+        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is new in every run and left out where it would say nothing."
+    )
+
+
+def disagreements(runs: Sequence[Run]) -> None:
+    """Draw the images that one of two runs gets right and the other wrong, with what each of them looked at.
+
+    Args:
+        runs: judged ones on the same images; where there are more than two, a person chooses which.
+    """
+    if len(runs) < 2:
+        return
+    st.subheader("Where they disagree", anchor=False)
+    titles = dict(zip([run.run_id for run in runs], run_titles(runs), strict=True))
+    run_a, run_b = _two_of(runs, titles) if len(runs) > 2 else runs
+    if run_a is run_b:
+        st.info("Choose two different runs.", icon=":material/info:")
+        return
+    try:
+        found = disagreement(run_a, run_b)
+    except RunError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    title_a, title_b = titles[run_a.run_id], titles[run_b.run_id]
+    with st.container(horizontal=True):
+        st.metric("Both correct", f"{found.both:,}", border=True)
+        st.metric(f"Only {plain(title_a)}", f"{len(found.only_a):,}", border=True)
+        st.metric(f"Only {plain(title_b)}", f"{len(found.only_b):,}", border=True)
+        st.metric("Neither", f"{found.neither:,}", border=True)
+    if found.only_a.empty and found.only_b.empty:
+        st.caption(f"They classify the same of these {things(found.images, 'image')} correctly.")
+        return
+    box = st.expander(
+        "The images, and what each network looked at", icon=":material/compare:", key="disagree_box", on_change="rerun"
+    )
+    if box.open:
+        with box:
+            _images(found, (run_a, run_b), (title_a, title_b))
+
+
+def _two_of(runs: Sequence[Run], titles: dict[str, str]) -> tuple[Run, Run]:
+    by_id = {run.run_id: run for run in runs}
+    mark = "-".join(run_id[-4:] for run_id in by_id)
+    with st.container(horizontal=True):
+        a, b = (
+            st.selectbox(
+                words, list(by_id), index=index, format_func=titles.get, key=f"disagree-{words}-{mark}", persist_state="session"
+            )
+            for index, words in enumerate(("One run", "The other"))
+        )
+    return by_id[a], by_id[b]
+
+
+@st.fragment
+def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str]) -> None:
+    sides = {title: rows for title, rows in zip(titles, (found.only_a, found.only_b), strict=True) if len(rows)}
+    mark = "-".join(run.run_id[-4:] for run in runs)
+    side = st.segmented_control(
+        "Which",
+        list(sides),
+        default=max(sides, key=lambda title: len(sides[title])),
+        required=True,
+        format_func=lambda title: f"Only {plain(title)} is correct ({len(sides[title]):,})",
+        key=f"side-{mark}",
+        label_visibility="collapsed",
+    )
+    rows = sides[side]
+    pages = -(-len(rows) // _ROWS)
+    at = st.pagination(pages, key=f"pages-{mark}-{titles.index(side)}") if pages > 1 else 1
+    columns = st.columns(2)
+    for number, (_, row) in enumerate(rows.iloc[(at - 1) * _ROWS : at * _ROWS].iterrows()):
+        with columns[number % 2]:
+            _image(found, row, runs, titles)
+    st.caption(
+        f"{SPLIT_WORDS[found.split]} images, the clearest cases first. Bright: what speaks for the class that the network predicts "
+        "(Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
+    )
+
+
+def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: tuple[str, str]) -> None:
+    true = found.classes[row["label"]]
+    with st.container(border=True):
+        st.markdown(f"**{plain(true)}** · {plain(row['id'])}")
+        with st.grid("auto", min_column_width=110, gap="small"):
+            for number, (run, title, letter) in enumerate(zip(runs, titles, "ab", strict=True)):
+                named = int(row[f"predicted_{letter}"])
+                try:
+                    seen = explanation(run, row["id"], (named,))
+                except FinetuneError as error:
+                    st.error(plain(str(error)), icon=":material/broken_image:")
+                    continue
+                if number == 0:
+                    st.image(seen.picture, caption="as the networks see it", alt=f"{row['id']}, a {true}")
+                sign = "✓" if named == row["label"] else "✗"
+                words = f"{sign} {title}: {found.classes[named]} ({percent(row[f'confidence_{letter}'], 0)})"
+                st.image(seen.overlays[named], caption=plain(words), alt=f"{row['id']}, {words}")

@@ -1,0 +1,52 @@
+"""Buttons that make a run into files for elsewhere, and hand them over as a ZIP."""
+
+from functools import partial
+
+import streamlit as st
+
+from finetune_core.errors import FinetuneError
+from finetune_core.export.formats import FORMATS, export_from_app, finished_export, zipped
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots
+from pages.shared.jobs import begin, outcome
+
+
+def export_buttons(run: Run) -> None:
+    """One row for each form of export. Nothing is made before it is asked for; what is there is offered for download."""
+    with st.expander("Export: take this network, or its recipe, elsewhere", icon=":material/ios_share:"):
+        _rows(run)
+
+
+@st.fragment
+def _rows(run: Run) -> None:
+    for name, form in FORMATS.items():
+        key = f"export-{name}:{run.run_dir}"
+        with st.container(border=True):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.markdown(f"**{form.title}**  \n{form.help}", width="stretch")
+                st.button(
+                    "Make",
+                    key=f"export-{run.run_id}-{name}",
+                    icon=":material/build:",
+                    help=f"Makes it from {'the events' if form.events else 'the best epoch'} of this run, and keeps it in the run's folder.",
+                    on_click=begin,
+                    args=(key, f"Making {form.title}", partial(export_from_app, run, name, readable_roots())),
+                    kwargs={"kept": False},
+                )
+                download = st.empty()
+            try:
+                outcome(key)
+            except FinetuneError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+            if folder := finished_export(run, name):
+                told = f"{run.run_id}-{name}"
+                download.download_button(
+                    "Download ZIP",
+                    partial(zipped, folder, told),  # packed when it is asked for, not at every look at the page
+                    file_name=f"{told}.zip",
+                    mime="application/zip",
+                    key=f"download-{told}",
+                    icon=":material/download:",
+                    on_click="ignore",
+                )

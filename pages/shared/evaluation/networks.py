@@ -1,0 +1,41 @@
+"""Trained networks, held once for all sessions, and what they look at."""
+
+import streamlit as st
+
+from finetune_core.evaluation.prediction.explain import Explanation, explain
+from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
+from finetune_core.evaluation.single_run.run_images import run_image
+from finetune_core.runs.store import Run
+from finetune_core.training.predictions import predictions_changed
+from pages.shared.data.chosen import readable_roots
+from pages.shared.runs.backend import store
+
+
+def predictor(run: Run) -> Predictor:
+    """The best network of a run.
+
+    Raises:
+        FinetuneError: when there is none, or its backbone has changed.
+    """
+    return _predictor(run.run_id, predictions_changed(run.run_dir))
+
+
+def explanation(run: Run, sample: str, classes: tuple[int, ...]) -> Explanation:
+    """Grad-CAM of some classes over an image of the run's data set.
+
+    Raises:
+        FinetuneError: when the image is gone, damaged or may not be read, or the backbone keeps no picture.
+    """
+    return _explanation(run.run_id, predictions_changed(run.run_dir), sample, classes)
+
+
+# A run that was trained on has other weights under the same name: its predictions were written anew.
+@st.cache_resource(max_entries=4, show_spinner="Loading the network")
+def _predictor(run_id: str, changed: int) -> Predictor:
+    return load_predictor(store().run(run_id))
+
+
+@st.cache_data(max_entries=100, show_spinner="Looking where the network looked")
+def _explanation(run_id: str, changed: int, sample: str, classes: tuple[int, ...]) -> Explanation:
+    run = store().run(run_id)
+    return explain(predictor(run), run_image(run, sample, readable_roots()), classes)

@@ -1,0 +1,303 @@
+"""What trained networks take a person's own images for: one image at a time, with the reasons; or many, as a table."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from streamlit.runtime.uploaded_file_manager import UploadedFile
+
+from finetune_core.data.archives import unpack_archive
+from finetune_core.errors import FinetuneError, ImageError
+from finetune_core.evaluation.comparison.arms import run_titles
+from finetune_core.evaluation.prediction.batch import (
+    Answers,
+    ImagePrediction,
+    images_below,
+    name_images,
+    side_by_side_csv,
+    unpacking_folder,
+)
+from finetune_core.evaluation.prediction.explain import Explanation, explain
+from finetune_core.evaluation.prediction.neighbours import (
+    Encoder,
+    Neighbourhood,
+    compute_neighbourhood,
+    encoder,
+    known_neighbourhood,
+    neighbours_changed,
+)
+from finetune_core.evaluation.prediction.predictor import Predictor
+from finetune_core.figures.evaluation import probability_bars
+from finetune_core.formatting import number, percent, things
+from finetune_core.jobs import Work
+from finetune_core.runs.store import Run
+from finetune_core.training.predictions import predictions_changed
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots
+from pages.shared.evaluation.networks import predictor
+from pages.shared.images import Picture, gallery, run_picture
+from pages.shared.jobs import begin, jobs, outcome
+from pages.shared.runs.backend import store
+
+_SHOWN, _NEAREST = 5, 4  # classes; training images
+_HEADING = 40  # letters
+
+
+@dataclass(frozen=True)
+class Namer:
+    """A run's network, with what is known of its training images.
+
+    Attributes:
+        looks: None where the network cannot be cut before its head.
+        near: None before ``get_to_know``.
+    """
+
+    run: Run
+    title: str
+    classes: tuple[str, ...]
+    looks: Encoder | None
+    near: Neighbourhood | None
+
+
+def namer(run: Run, title: str) -> Namer:
+    """Load a run's network.
+
+    Raises:
+        FinetuneError: when it cannot be put together.
+    """
+    classes = predictor(run).classes
+    changed = predictions_changed(run.run_dir)
+    looks = _encoder(run.run_id, changed)
+    return Namer(run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run)) if looks else None)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _encoder(run_id: str, changed: int) -> Encoder | None:
+    try:
+        return encoder(predictor(store().run(run_id)))
+    except FinetuneError:  # it can still name images
+        return None
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading what the network makes of its training images")
+def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
+    return known_neighbourhood(store().run(run_id), _encoder(run_id, changed))
+
+
+@st.cache_data(max_entries=50, show_spinner="Looking where the network looks")
+def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]) -> Explanation:
+    return explain(predictor(store().run(run_id)), image, classes)
+
+
+def get_to_know(namers: list[Namer]) -> None:
+    """Offer to run the training images through the networks that have not seen them like that yet."""
+    unknown = [one for one in namers if one.looks and one.near is None]
+    if not unknown:
+        return
+    key = f"neighbours:{','.join(one.run.run_id for one in namers)}"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button(
+            "Show training images like it, too",
+            icon=":material/grid_view:",
+            key="get-to-know",
+            help="Runs the training images through the network once. From then on each new image is set beside those most like it, and one "
+            "that is unlike anything in training is told.",
+            on_click=begin,
+            args=(key, "Looking at the training images", partial(_neighbourhoods, unknown, readable_roots())),
+            kwargs={"kept": len(unknown) > 1},
+            disabled=jobs().find(key) is not None,
+        )
+    try:
+        outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+
+
+def _neighbourhoods(namers: Sequence[Namer], roots: Sequence[Path]) -> Work:
+    for one in namers:
+        yield from compute_neighbourhood(one.run, one.looks, roots)
+
+
+def show_image(key: str, name: str, image: bytes, namers: list[Namer], *, brief: bool = False, heading: bool = True) -> None:
+    """Draw what one or more networks take an image for.
+
+    Args:
+        key: tells the images on a page apart.
+        brief: for a presentation: the answer large, the details folded away.
+        heading: whether its name stands above.
+    """
+    with st.container(border=not brief):
+        if heading:
+            st.markdown(f"**{plain(name)}**")
+        for one, column in zip(
+            namers, st.columns(len(namers), gap="medium") if len(namers) > 1 else [st.container()], strict=True
+        ):
+            with column:
+                if len(namers) > 1:
+                    st.caption(plain(one.title))
+                _answer(f"{key}-{one.run.run_id}", name, image, one, brief or len(namers) > 1)
+
+
+def _answer(key: str, name: str, image: bytes, one: Namer, narrow: bool) -> None:
+    try:
+        probabilities = predictor(one.run).probabilities([image])[0]
+        features = one.looks.look(image)[0] if one.near else None
+    except ImageError as error:
+        st.error(plain(f"{name}: {error}"), icon=":material/broken_image:")
+        return
+    order = probabilities.argsort()[::-1][:_SHOWN]
+    best = one.classes[order[0]]
+    st.markdown(f"## {plain(_short(best))} · {percent(probabilities[order[0]])}")
+    if features is not None and one.near.unlike(features[None])[0]:
+        st.warning(
+            f"Unlike anything in training: farther from the training images than {percent(1 - one.near.error, 0)} of the validation images "
+            "are. The name above is a guess at best.",
+            icon=":material/travel_explore:",
+        )
+    pictures, bars = (st.container(), st.container()) if narrow else st.columns([2, 3], gap="medium")
+    with pictures:
+        _grad_cam(name, image, one, int(order[0]))
+    with bars:
+        st.plotly_chart(
+            probability_bars([one.classes[i] for i in order], probabilities[order]),
+            key=f"bars-{key}",
+            alt=f"Probabilities of the likeliest classes of {name}",
+        )
+    if features is not None:
+        _neighbours(key, one, features)
+
+
+def _grad_cam(name: str, image: bytes, one: Namer, best: int) -> None:
+    try:
+        seen = _explained(one.run.run_id, predictions_changed(one.run.run_dir), image, (best,))
+    except FinetuneError as error:
+        st.caption(plain(str(error)))
+        return
+    words = "what speaks for it" if seen.heat[best].any() else "nothing in it speaks for it"
+    with st.grid("auto", min_column_width=150, gap="small"):
+        st.image(seen.picture, caption="as the network sees it", alt=f"{name} as the network sees it")
+        st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
+
+
+def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
+    rows, _ = one.near.nearest(features, _NEAREST)
+    st.markdown(
+        "**Most like it in training**",
+        help="The training images whose features, just before the head, point most nearly the same way (cosine distance).",
+    )
+
+    def picture(index: int) -> Picture:
+        sample, kind = str(one.near.ids[rows[index]]), one.classes[one.near.labels[rows[index]]]
+        return run_picture(one.run, sample, kind, f"Training image {sample}, a {kind}")
+
+    gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
+    if not one.near.unchanged:
+        st.caption("The data set has changed since the run, so these may not all have been trained on.")
+
+
+def many(namers: Sequence[Namer]) -> None:
+    """An archive in, a table out: what each of the networks takes each image for."""
+    upload = st.file_uploader(
+        "A ZIP or TAR archive of images",
+        type=["zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz"],
+        key="archive",
+        help="Unpacked to name its images, then deleted. Folders in it are only part of the names.",
+    )
+    if upload is None:
+        return
+    marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}-{one.near is not None}" for one in namers]
+    key = f"naming:{upload.file_id}:{','.join(marks)}"
+    try:
+        answers = outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        answers = None
+    if answers is not None:
+        _table(namers, Path(upload.name).stem, answers)
+        return
+    networks = [predictor(one.run) for one in namers]
+    st.button(
+        "Name them" if len(namers) == 1 else f"Name them with {things(len(namers), 'network')}",
+        type="primary",
+        icon=":material/play_arrow:",
+        key="name-them",
+        on_click=begin,
+        args=(key, "Naming images", partial(_named, namers, networks, upload)),
+        kwargs={"kept": False},
+        disabled=jobs().find(key) is not None,
+    )
+
+
+def _named(namers: Sequence[Namer], networks: Sequence[Predictor], upload: UploadedFile) -> Work:
+    """Unpack, then name with one network after the other; returns what each of them says."""
+    with unpacking_folder() as folder:
+        for done, total in unpack_archive(upload, upload.name, folder):
+            yield "unpack", done, total
+        images = images_below(folder)
+        return (yield from _with_each(namers, networks, images))
+
+
+def _with_each(namers: Sequence[Namer], networks: Sequence[Predictor], images: Sequence[tuple[str, Path]]) -> Work:
+    answers: list[list[ImagePrediction]] = []
+    for one, network in zip(namers, networks, strict=True):
+        naming = name_images(network, images, (one.looks, one.near) if one.near else None)
+        while True:
+            try:
+                done, total = next(naming)
+            except StopIteration as finished:
+                answers.append(finished.value)
+                break
+            yield "name", len(answers) * total + done, len(namers) * total
+    return answers
+
+
+def _table(namers: Sequence[Namer], stem: str, named: Sequence[Sequence[ImagePrediction]]) -> None:
+    titles = run_titles([one.run for one in namers]) if len(namers) > 1 else [""]
+    answers = [Answers(title, one.classes, rows) for title, one, rows in zip(titles, namers, named, strict=True)]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"{_in_words(answers)}.", width="stretch")
+        st.download_button(
+            "Download CSV",
+            lambda: side_by_side_csv(answers),
+            f"{stem}-named.csv",
+            "text/csv",
+            icon=":material/download:",
+            type="primary",
+            on_click="ignore",
+            key="named-csv",
+        )
+    table, shown = pd.DataFrame({"File": [row.file for row in answers[0].named]}), {}
+    for one in answers:
+        mark = f", {one.title}" if one.title else ""
+        table[f"Class{mark}"] = one.top
+        table[f"Sure{mark}"] = [
+            None if row.probabilities is None else 100 * float(row.probabilities.max()) for row in one.named
+        ]
+        table[f"Note{mark}"] = [row.problem or ("unlike anything in training" if row.unlike else "") for row in one.named]
+        shown[f"Sure{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
+    st.dataframe(table, hide_index=True, height=360, key="named-table", column_config=shown)
+    for one in answers:
+        counts = Counter(name for name in one.top if name).most_common(12)
+        listed = ", ".join(f"{name} {number(count)}" for name, count in counts)
+        st.caption(plain(f"How many of each{f', {one.title}' if one.title else ''}: {listed}"))
+
+
+def _in_words(answers: Sequence[Answers]) -> str:
+    first = answers[0].named
+    sound = sum(row.probabilities is not None for row in first)
+    told = f"**{things(sound, 'image')} named**"
+    if len(answers) > 1:
+        alike = sum(bool(tops[0]) and len(set(tops)) == 1 for tops in zip(*(one.top for one in answers), strict=True))
+        told += f" by {things(len(answers), 'network')}, which agree on {number(alike)}"
+    elif unlike := sum(bool(row.unlike) for row in first):
+        told += f", {number(unlike)} unlike anything in training"
+    return told + (f", {number(len(first) - sound)} could not be read" if sound < len(first) else "")
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _HEADING else f"{name[: _HEADING - 1]}…"

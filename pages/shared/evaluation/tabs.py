@@ -1,0 +1,228 @@
+"""What the tabs of Evaluate show of one split of one run. Each is drawn only while it is open."""
+
+from functools import partial
+from math import isnan
+
+import pandas as pd
+import streamlit as st
+
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.single_run.curves import BAND_RESAMPLES, OneVsRest
+from finetune_core.evaluation.single_run.evaluate import class_curves, scores, sliced
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, MOST_IMAGES, known_robustness, measure_robustness
+from finetune_core.evaluation.single_run.scores import AREAS, NAMES, Scores
+from finetune_core.evaluation.single_run.slices import FEW
+from finetune_core.figures.evaluation import (
+    recall_precision_curves,
+    robustness_lines,
+    roc_curves,
+    slice_dots,
+)
+from finetune_core.formatting import number, percent, things
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots
+from pages.shared.jobs import begin, jobs, outcome
+
+_MEANINGS = {
+    "accuracy": "Share of images that are classified correctly.",
+    "balanced_accuracy": "Mean of the classes' recalls: every class counts alike, however few images it has.",
+    "precision_macro": "Mean of the classes' precisions. A class that is never predicted counts as 0.",
+    "recall_macro": "Mean of the classes' recalls: the same number as balanced accuracy.",
+    "f1_macro": "Harmonic mean of precision and recall for each class; then the mean over classes.",
+    "f1_micro": "The same over all images at once. Where every image has one class, it equals accuracy.",
+    "f1_weighted": "The mean of the classes' F1, each weighted by its number of images.",
+    "matthews_corrcoef": "Correlation of true and predicted classes. 1 is perfect, 0 is chance level; robust to unequal class sizes.",
+    "cohen_kappa": "Accuracy beyond what chance would give with the same class sizes. 1 is perfect, 0 is chance level.",
+    "top_3_accuracy": "Share of images whose class is among the three likeliest.",
+    "top_5_accuracy": "Share of images whose class is among the five likeliest.",
+    "roc_auc": "How often an image of a class gets a higher probability for it than an image of another class; mean over classes. 0.5 is chance level.",
+    "average_precision": "Area under the precision-recall curve of a class; mean over classes. Chance level is the prevalence of the class.",
+    "log_loss": "Mean cross-entropy of the true class, in nats. 0 is best.",
+    "brier": "Squared distance between the probabilities and the truth: 0 is best, 2 worst.",
+    "ece": "How far confidence and accuracy are apart, on average over the bins of the Calibration tab. 0 is best.",
+}
+_SHARES = ("f1", "precision", "recall", "ece")
+_VERDICTS = {"worse": "worse than the rest", "better": "better than the rest"}
+_CURVES_AT_FIRST, _MOST_CURVES = 3, 12
+
+
+def all_scores(run: Run, result: Evaluation) -> None:
+    with st.spinner("Bootstrapping the intervals"):
+        found = scores(run, result.split)
+    rows = [
+        {
+            "Metric": NAMES[row.name],
+            "Value": _value(row.name, row.value),
+            "95 % interval": _range(row.name, row.low, row.high),
+            "Meaning": _MEANINGS[row.name],
+        }
+        for row in found.table.itertuples(index=False)
+    ]
+    st.dataframe(rows, hide_index=True, height="content")
+    if found.absent:
+        names = ", ".join(result.classes[label] for label in found.absent[:8]) + (", …" if len(found.absent) > 8 else "")
+        st.caption(
+            plain(
+                f"There are no images of {things(len(found.absent), 'class', 'classes')} here ({names}): means leave them out."
+            )
+        )
+    st.caption(
+        f"Intervals: percentile bootstrap; images were drawn from these with replacement, within each class, {number(found.resamples)} times "
+        "(that of the ECE is corrected for its bias). They say what other images could have shown, not what another training run could have. "
+        "The interval at the top of the page is Wilson's, which is the better one where images are few."
+    )
+
+
+def _value(name: str, value: float) -> str:
+    if isnan(value):
+        return "not defined"
+    return percent(value) if name.startswith(_SHARES) or name.endswith("accuracy") else f"{value:.3f}"
+
+
+def _range(name: str, low: float, high: float) -> str:
+    return "" if isnan(low) else f"{_value(name, low)} to {_value(name, high)}"
+
+
+def curves(run: Run, result: Evaluation) -> None:
+    """ROC and precision-recall, one class against the others."""
+    defined = result.per_class.dropna(subset=["roc_auc", "average_precision"])
+    if defined.empty:
+        st.info("These curves set one class against the others: here all images are of one class.", icon=":material/info:")
+        return
+    hardest = defined.sort_values("average_precision").index.tolist()
+    chosen = st.multiselect(
+        "Classes",
+        hardest,
+        default=hardest[:_CURVES_AT_FIRST],
+        format_func=lambda one: result.classes[one],
+        key=f"curves-{_mark(run, result)}",
+        help="Each against all others. The hardest come first.",
+        max_selections=_MOST_CURVES,
+    )
+    if not chosen:
+        st.caption("Choose a class.")
+        return
+    with st.spinner("Bootstrapping the intervals"):
+        drawn = {one: class_curves(run, result.split, one) for one in chosen}
+        areas = scores(run, result.split)
+    left, right = st.columns(2)
+    with left:
+        st.markdown(
+            "**ROC**",
+            help="Every point is one threshold on the probability of the class: the share of its images that exceed it against the share of the "
+            "others that do. The nearer to the top left, the better.",
+        )
+        st.plotly_chart(roc_curves(_by_name(result, drawn)), key="roc", alt="ROC curves of the chosen classes")
+    with right:
+        st.markdown(
+            "**Precision-recall**",
+            help="More telling than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
+            "of the images), which is the precision of a classifier that knows nothing.",
+        )
+        st.plotly_chart(
+            recall_precision_curves(_by_name(result, drawn)),
+            key="recall-precision",
+            alt="Precision against recall for the chosen classes",
+        )
+    st.dataframe(_areas(result, areas), hide_index=True, height="content" if len(hardest) <= _MOST_CURVES else 320)
+    told = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
+    few = [result.classes[one] for one in drawn if result.per_class.at[one, "images"] < FEW]
+    if few:
+        told += f" Few images of {', '.join(few)}: even the intervals are rough."
+    st.caption(plain(told))
+
+
+def _by_name(result: Evaluation, drawn: dict[int, OneVsRest]) -> dict[str, OneVsRest]:
+    return {result.classes[one]: curve for one, curve in drawn.items()}
+
+
+def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
+    """Areas under both curves by class, the hardest first."""
+    rows = found.classes.assign(Class=result.classes, Images=result.per_class["images"]).sort_values("average_precision")
+    shown = rows[["Class", "Images"]].copy()
+    shown["Prevalence"] = [percent(share) for share in shown["Images"] / result.images]
+    for name, title in AREAS.items():
+        shown[title] = [_value(name, one) for one in rows[name]]
+        bounds = zip(rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
+        shown[f"{title}, 95 % interval"] = [_range(name, low, high) for low, high in bounds]
+    return shown
+
+
+def by_slice(run: Run, result: Evaluation) -> None:
+    facts, table = sliced(run, result.split)
+    if table.empty:
+        st.info(
+            "Nothing is known that tells these images apart. Open the data on the Dataset page once, or add columns to the manifest.",
+            icon=":material/info:",
+        )
+        return
+    clear = table[table["verdict"].isin(_VERDICTS)]
+    for row in clear.itertuples(index=False):
+        st.markdown(
+            f"- {plain(row.by)} **{plain(row.slice)}**: accuracy {percent(row.accuracy)}, {_VERDICTS[row.verdict]} ({things(row.images, 'image')})"
+        )
+    if clear.empty:
+        st.markdown("No part of these images is clearly better or worse than the rest.")
+    by = st.selectbox(
+        "Accuracy by",
+        list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
+        key=f"by-{_mark(run, result)}",
+        help="What is known of each image since the data were indexed, and the columns of a manifest. Numbers are cut into quarters.",
+    )
+    shown = table[table["by"] == by]
+    st.plotly_chart(slice_dots(shown, result.accuracy), key="slices", alt=f"Accuracy by {by}, with 95 % intervals")
+    few = (shown["images"] < FEW).any()
+    st.caption(
+        "The dotted line is the accuracy on all images; the number behind a name is how many there are. "
+        + (f"Parts with fewer than {FEW} images are shown, but not compared. " if few else "")
+        + "Better and worse are said only where chance is an unlikely reason (Fisher's exact test against the rest, false discovery rate 5 %)."
+    )
+
+
+def robustness(run: Run, result: Evaluation) -> None:
+    st.markdown("The same images, made worse step by step: blurred, noisy, compressed, brighter, turned.")
+    known = known_robustness(run, result.split)
+    images = min(MOST_IMAGES, result.images)
+    words = "Measure again" if known else f"Measure on {things(images, 'image')}"
+    key = f"robustness:{_mark(run, result)}"
+    st.button(
+        words,
+        icon=":material/blur_on:",
+        type="tertiary" if known else "secondary",
+        key="measure",
+        on_click=begin,
+        args=(key, "Predicting worse and worse images", partial(measure_robustness, run, result.split, roots=readable_roots())),
+        kwargs={"kept": False},
+        disabled=jobs().find(key) is not None,
+    )
+    try:
+        outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+    if known is None:
+        return
+    right = known.rows.groupby("corruption")["accuracy"].min()
+    worst = right.drop("none").idxmin()
+    st.markdown(
+        f"Accuracy on the images as they are: {percent(right['none'])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
+        f"{percent(right[worst])}."
+    )
+    st.plotly_chart(
+        robustness_lines(known.rows, {name: one.title for name, one in CORRUPTIONS.items()}),
+        key="robustness",
+        alt="Accuracy by kind and severity of corruption",
+    )
+    amounts = "; ".join(
+        f"{one.title} {', '.join(f'{amount:g}' for amount in one.severities)} ({one.unit})" for one in CORRUPTIONS.values()
+    )
+    st.caption(
+        f"{things(known.images, 'image')} of {number(result.images)}, drawn by a fixed seed: the same ones everywhere. Computed in fp32. "
+        f"Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
+    )
+
+
+def _mark(run: Run, result: Evaluation) -> str:
+    """Tells apart what widgets with choices of their own belong to."""
+    return f"{run.run_id}-{result.split}"

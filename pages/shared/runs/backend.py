@@ -1,0 +1,50 @@
+"""The process's one run store and one worker, shared by all sessions."""
+
+import streamlit as st
+
+from finetune_core import paths
+from finetune_core.config import RunConfig
+from finetune_core.export.mlflow import report_to_mlflow
+from finetune_core.runs.store import RunStore
+from finetune_core.runs.worker import Worker
+from pages.shared.account import owner
+from pages.shared.data.chosen import readable_roots
+from pages.shared.jobs import jobs
+
+STATUS_WORDS = {
+    "queued": ("Queued", "gray", ":material/hourglass_empty:"),
+    "waiting": ("Waiting for the device", "gray", ":material/hourglass_empty:"),
+    "running": ("Training", "orange", ":material/local_fire_department:"),
+    "finished": ("Finished", "green", ":material/check_circle:"),
+    "stopped": ("Stopped", "blue", ":material/stop_circle:"),
+    "paused": ("Paused", "blue", ":material/pause_circle:"),
+    "failed": ("Failed", "red", ":material/error:"),
+    "interrupted": ("Interrupted", "violet", ":material/power_off:"),
+}
+
+
+@st.cache_resource(show_spinner=False)
+def store() -> RunStore:
+    """All runs on disk."""
+    return RunStore(paths.runs_dir())
+
+
+@st.cache_resource(show_spinner=False)
+def worker() -> Worker:
+    """The process's one worker."""
+    return Worker(paths.runs_dir(), readable_roots(), report_to_mlflow)
+
+
+def why_not_timed() -> str | None:
+    """Why nothing can be timed now, in words; None where nothing else works on this machine."""
+    going = ["A run"] if any(run.active for run in store().runs()) else [f"“{job.text}”" for job in jobs().all()]
+    return f"{going[0]} is going on: it would slow the timing down, and the timing it." if going else None
+
+
+def submit(config: RunConfig) -> str:
+    """Queue a run of this session; returns its id.
+
+    Raises:
+        ConfigError: when it cannot work.
+    """
+    return worker().submit(config, owner())

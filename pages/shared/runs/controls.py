@@ -1,0 +1,92 @@
+"""A run's status and its buttons: pause, stop, resume, and its place in the queue.
+
+Between a person's mouse button going down and up the page may be redrawn. Streamlit keeps what an earlier drawing showed until the
+new one is complete; a button that moves meanwhile gets no click at all. So these come first in their row and are always as wide:
+nothing that appears, grows or vanishes beside them moves them, and messages stand below.
+"""
+
+from collections.abc import Callable
+
+import streamlit as st
+
+from finetune_core.errors import FinetuneError
+from finetune_core.runs.stop_request import requested_stop
+from finetune_core.runs.store import Run
+from pages.shared.account import may_change
+from pages.shared.chrome import plain
+from pages.shared.runs.backend import STATUS_WORDS, worker
+
+_WIDTH = 130  # pixels; the longest label fits
+
+
+def controls(run: Run) -> None:
+    """The row of buttons and status, and what went wrong with the last click."""
+    mine, started = may_change(run), run.history.started
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if mine and run.active:
+            _stop_buttons(run)
+        elif mine and run.resumable:
+            _button("Resume", "resume", "primary", lambda: worker().resume(run.run_id), help=_RESUME)
+        word, color, icon = STATUS_WORDS[run.status]
+        st.badge(word, color=color, icon=icon)
+        if mine and run.active:
+            _place(run)
+        if started:
+            st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
+        if not mine:
+            st.caption(plain(f"started by {run.owner}" if run.owner else "started without signing in"))
+    show_problem()
+
+
+_RESUME = "Goes on from the last checkpoint, and ends as if it had never been interrupted."
+_PAUSE = "Frees the device; it goes on whenever you say."
+_ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":material/resume:"}
+
+
+def _stop_buttons(run: Run) -> None:
+    """Both at all times while a run is active, wherever it is: in the queue, waiting for its turn, being prepared, training."""
+    asked, run_id = requested_stop(run.run_dir), run.run_id
+    _button(
+        "Pausing…" if asked == "pause" else "Pause",
+        "pause",
+        "secondary",
+        lambda: worker().stop(run_id, pause=True),
+        help=_PAUSE,
+        disabled=bool(asked),
+    )
+    # A pause that was asked for can still be made a stop: that click may be on its way already.
+    _button(
+        "Stopping…" if asked == "stop" else "Stop",
+        "stop",
+        "secondary",
+        lambda: worker().stop(run_id),
+        disabled=asked == "stop",
+    )
+
+
+def _button(label: str, key: str, kind: str, act: Callable[[], object], **options: object) -> None:
+    st.button(label, key=key, type=kind, icon=_ICONS[key], width=_WIDTH, on_click=attempt, args=(act,), **options)
+
+
+def _place(run: Run) -> None:
+    """Where a run that waits in this process's queue stands, and a way to let it go earlier."""
+    place = worker().waiting(run.run_id)
+    if place is None:
+        return
+    st.caption(f"place {place[0]} of {place[1]}")
+    if place[0] > 1:
+        st.button("Earlier", icon=":material/arrow_upward:", key="earlier", on_click=worker().move_up, args=(run.run_id,))
+
+
+def attempt(act: Callable[[], object]) -> None:
+    """Do something; what is wrong with it is told by the page that is drawn next."""
+    try:
+        act()
+    except FinetuneError as error:
+        st.session_state["problem"] = str(error)
+
+
+def show_problem() -> None:
+    """What was wrong with the last click."""
+    if problem := st.session_state.pop("problem", None):
+        st.error(plain(problem), icon=":material/error:")

@@ -1,0 +1,241 @@
+"""What the Train page shows of a run while it goes on. All of it comes from the run's folder."""
+
+from typing import Literal, get_args
+
+import streamlit as st
+
+from finetune_core.errors import FinetuneError
+from finetune_core.figures.curves import Kind, training_curve
+from finetune_core.figures.stages import Quantity, stage_curve
+from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things
+from finetune_core.runs.history import History
+from finetune_core.runs.log import live_numbers, log_line, log_lines
+from finetune_core.runs.smoothing import smoothed
+from finetune_core.runs.store import Run
+from finetune_core.training.prediction_history import Flip, flips, load_prediction_history
+from pages.shared.chrome import plain
+from pages.shared.images import Picture, gallery, run_picture
+
+_NUMBERS: dict[Kind, str] = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1"}
+_MEANINGS = {
+    "accuracy": "The share of images that are named right.",
+    "balanced_accuracy": "The mean over classes of the share that is named right: each class counts alike.",
+    "macro_f1": "The mean over classes of F1, which is high where a class is both found and not named too often.",
+}
+_QUANTITIES: dict[Quantity, str] = {
+    "update": "How far the last step moved a stage's weights, relative to them. Around 0.001 is usual; far more is a rate that is too high.",
+    "gradient_norm": "How strongly the loss pulls at each stage.",
+    "learning_rate": "The size of a step, stage by stage.",
+}
+_STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Images that flip", "Log", "Where the time goes"
+
+
+def bar(run: Run) -> None:
+    history = run.history
+    progress, steps = history.progress, history.steps  # another session may read on meanwhile
+    if run.status == "queued":
+        st.progress(history.fraction, "Waiting for the run before it")
+    elif run.status == "waiting":
+        st.progress(history.fraction, PHASE_WORDS[progress["phase"]])
+    elif progress and (not steps or progress["phase"] != "validate"):
+        done, total = progress["done"], progress["total"]
+        count = size if progress["phase"] == "download" else number
+        left = history.progress_seconds_left
+        words = PHASE_WORDS[progress["phase"]]
+        if done or total:
+            words += f": {count(done)}" + (f" of {count(total)}" if total else "")
+        words += f", about {duration(left)} left" if left is not None else ""
+        st.progress(done / total if total else 0.0, words)
+    elif not steps:
+        st.progress(0.0, "Preparing the network")
+    elif progress and history.fraction >= 1:
+        st.progress(1.0, PHASE_WORDS[progress["phase"]])
+    else:
+        left = history.seconds_left
+        epoch = f"Epoch {steps[-1]['epoch']} of {history.started['epochs']}"
+        st.progress(history.fraction, epoch + (f", about {duration(left)} left" if left is not None else ""))
+
+
+def numbers(run: Run) -> None:
+    history = run.history
+    last = history.epochs[-1] if history.epochs else None
+    with st.container(horizontal=True):
+        if history.steps:
+            note = "Of the latest batches: a moving average, as in the curve."
+            st.metric("Training loss", f"{_latest(history, 'loss'):.3f}", help=note, border=True)
+            st.metric("Training accuracy", percent(_latest(history, "accuracy")), help=note, border=True)
+        if last:
+            st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
+            st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
+        if run.status == "running" and history.images_per_second:
+            st.metric("Images a second", number(history.images_per_second), help="Training images, lately.", border=True)
+        if run.status == "running" and last:
+            note = (
+                "What this run's own tensors take: the networks, the optimizer, images or activations held in memory, and what a step "
+                "keeps for its backward pass. What else the program holds is not counted."
+            )
+            st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
+
+
+def _latest(history: History, kind: Literal["loss", "accuracy"]) -> float:
+    started = history.started
+    images, steps_per_epoch, epochs = started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
+    return smoothed(history.steps, kind, images, steps_per_epoch, epochs)[-1]
+
+
+def notices(run: Run) -> None:
+    history = run.history
+    for notice in run.notices:
+        st.warning(plain(notice), icon=":material/report:")
+    if history.started and history.started["weights"] == "none":
+        st.warning("This run started from random weights.", icon=":material/casino:")
+    for row, icon in (
+        (history.skipped, ":material/broken_image:"),
+        (history.lost, ":material/broken_image:"),
+        (history.short, ":material/memory:"),
+    ):
+        if row:
+            st.warning(plain(log_line(row)), icon=icon)
+
+
+def curves(run: Run) -> None:
+    history = run.history
+    if not history.steps:
+        return
+    asked = st.session_state.get("curve", "accuracy")
+    kinds: tuple[Kind, ...] = ("loss", asked if asked in get_args(Kind) else "accuracy")
+    for column, kind in zip(st.columns(2), kinds, strict=True):
+        with column:
+            _training_curve(kind, run.run_id, run.status, history)
+    st.segmented_control(
+        "Second curve",
+        list(_NUMBERS),
+        format_func=_NUMBERS.get,
+        default="accuracy",
+        required=True,
+        key="curve",
+        label_visibility="collapsed",
+        help=" ".join(f"{_NUMBERS[kind]}: {meaning}" for kind, meaning in _MEANINGS.items()),
+    )
+    if note := live_numbers(history.started):
+        st.caption(note)
+
+
+# Drawing takes time from the training in this process: whoever looks on within a few seconds gets the same drawing.
+@st.cache_data(ttl=3, max_entries=200, show_spinner=False)
+def _training_curve(kind: Kind, run_id: str, status: str, _history: History) -> None:
+    started = _history.started
+    figure = training_curve(
+        kind, _history.steps, _history.epochs, started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
+    )
+    st.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
+
+
+@st.cache_data(ttl=6, max_entries=200, show_spinner=False)
+def _stage_curve(quantity: Quantity, run_id: str, status: str, _history: History) -> None:
+    started = _history.started
+    names = [stage["name"] for stage in started["stages"]]
+    figure = stage_curve(quantity, _history.measured, names, started["steps_per_epoch"], started["epochs"])
+    st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
+
+
+def details(run: Run) -> None:
+    """What one looks at when the curves raise a question; only the open one is drawn."""
+    if not run.history.started:
+        return
+    open_now = st.segmented_control(
+        "Look closer",
+        [_STAGES, _FLIPS, _LOG, _ENGINE],
+        default=_STAGES,
+        required=True,
+        key="closer",
+        persist_state="session",
+    )
+    {_STAGES: _stages, _FLIPS: _flips, _LOG: _log, _ENGINE: _engine}[open_now](run)
+
+
+def _stages(run: Run) -> None:
+    """How strongly each stage is pulled, and how far it moves."""
+    history = run.history
+    if not history.measured:
+        st.caption("Nothing measured yet: a few steps of every epoch are.")
+        return
+    for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
+        with column:
+            _stage_curve(quantity, run.run_id, run.status, history)
+            st.caption(meaning)
+
+
+def _flips(run: Run) -> None:
+    """Validation images that the network changes its mind about."""
+    try:
+        history = load_prediction_history(run.run_dir, len(run.history.started["classes"]))
+    except FinetuneError as error:
+        st.error(plain(str(error)))
+        return
+    if len(history.predicted) < 2:
+        st.caption("Two epochs have to end first.")
+        return
+    changed, classes = flips(history), run.history.started["classes"]
+    if not changed:
+        st.caption(f"None of the {number(len(history.ids))} validation images that are followed has changed its class.")
+        return
+    st.caption(
+        f"{things(len(changed), 'image')} of the {number(len(history.ids))} validation images that are followed changed class, "
+        "the latest first. Images that keep flipping are hard, mislabelled, or show two things."
+    )
+
+    def picture(index: int) -> Picture:
+        flip = changed[index]
+        words = _flip_in_words(flip, classes)
+        return run_picture(run, flip.id, words, f"{flip.id}: {words}")
+
+    gallery(len(changed), picture, f"flips-{run.run_id}", per_page=12)
+
+
+def _flip_in_words(flip: Flip, classes: list[str]) -> str:
+    turns = [classes[label] for label in flip.turns]
+    shown = turns if len(turns) <= 4 else [turns[0], "…", *turns[-2:]]
+    right = "right now" if flip.predicted[-1] == flip.label else "wrong now"
+    return f"{classes[flip.label]}: {' → '.join(shown)} (epoch {flip.last}, {right})"
+
+
+def _log(run: Run) -> None:
+    lines = log_lines(run.history.notable)
+    st.code("\n".join(reversed(lines)) or "Nothing yet.", language=None, height=min(400, 60 + 24 * len(lines)), wrap_lines=True)
+
+
+def _engine(run: Run) -> None:
+    """Where the time went, and what the cache did."""
+    history = run.history
+    cache, shares = history.started["cache"], history.time_shares()
+    names = {
+        "decode": "Decoding",
+        "trunk": "Computing the frozen stages (once)",
+        "train": "Training",
+        "validate": "Validating",
+        "evaluate": "Final evaluation",
+    }
+    st.markdown("**Where the time went** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
+    if cache["where"] == "off":
+        st.caption(plain(f"No cache: {cache['reason']}."))
+    else:
+        place = {"memory": "in memory", "disk": "on disk"}[cache["where"]]
+        views = f", {things(cache['views'], 'augmented version')} of each training image" if cache["views"] else ""
+        saved = history.saved_seconds()
+        found = (
+            f"{percent(cache['found'] / cache['rows'], 0)} of it was there before."
+            if cache["found"]
+            else "all of it computed for this run."
+        )
+        told = f"Cache: {size(cache['bytes'])} {place}{views}; " + found
+        st.caption(plain(told + (f" Saved so far: {duration(saved)}." if saved else "")))
+    expected, end = history.started["forecast"], history.end
+    if expected and end and end.get("seconds") and history.epochs:
+        epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
+        memory = max(row["memory_bytes"] for row in history.epochs)
+        st.caption(
+            f"Forecast and what happened: {duration(expected['seconds'])}, {duration(end['seconds'])} in all; "
+            f"{duration(expected['epoch_seconds'])}, {duration(epoch)} an epoch; "
+            f"{size(expected['memory_bytes'])}, {size(memory)} of memory; {size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
+        )

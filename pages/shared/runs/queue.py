@@ -1,0 +1,126 @@
+"""The panel that shows the queue of a comparison while it trains."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from statistics import median
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.errors import FinetuneError, RunError
+from finetune_core.evaluation.comparison.arms import arm_order, arm_titles
+from finetune_core.evaluation.comparison.costs import depth
+from finetune_core.figures.curves import compared_curve
+from finetune_core.formatting import duration, percent, things
+from finetune_core.runs.design import arm_of, arm_seconds
+from finetune_core.runs.stop_request import requested_stop
+from finetune_core.runs.store import Run, summary
+from finetune_core.training.forecast import SpeedBook
+from pages.shared.data.chosen import data_folder
+from pages.shared.data.datasets import current_dataset
+from pages.shared.runs.backend import STATUS_WORDS, store, worker
+from pages.shared.runs.controls import attempt, show_problem
+
+REFRESH = 2.0  # seconds
+
+
+def expected_seconds(runs: Sequence[Run]) -> dict[str, float]:
+    """What each run is expected to take, by its id; nothing where other data are chosen, or speeds were not measured."""
+    first = runs[0].config
+    if data_folder() != first.data:
+        return {}
+    try:
+        dataset = current_dataset(first.split_settings)
+    except FinetuneError:  # the run that meets it says so
+        return {}
+    book, found = SpeedBook(), {}
+    for some in _arms(runs).values():
+        told = arm_seconds([run.config for run in some], dataset, book)
+        found |= zip([run.run_id for run in some], told, strict=True) if told else {}
+    return found
+
+
+def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
+    """How far the queue is; redraws the page when it is done."""
+    runs = _there(run_ids)
+    active = [run for run in runs if run.active]
+    if not active:
+        st.rerun()
+    left = _seconds_left(runs, expected)
+    words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (f", about {duration(left)} left" if left else "")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.progress(_share_done(runs, expected), words)
+        stopping = all(requested_stop(run.run_dir) for run in active)
+        st.button("Stop all", icon=":material/stop:", key="stop_all", disabled=stopping, on_click=_stop, args=(active,))
+    show_problem()
+    arms = _arms(runs)
+    titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
+    if any(run.history.epochs for run in runs):
+        st.markdown("**Validation accuracy, epoch by epoch**")
+        lines = [(titles[arm], run.history.epochs) for arm, some in arms.items() for run in some]
+        st.altair_chart(
+            compared_curve("accuracy", lines, max(run.config.epochs for run in runs)),
+            key="live-accuracy",
+            alt="Validation accuracy of each run as it trains",
+        )
+    st.dataframe([_row(titles[arm_of(run.config)], run) for run in runs], hide_index=True)
+    st.caption("Close the tab if you like: the queue goes on, and this address shows it again.")
+
+
+def _there(run_ids: Sequence[str]) -> list[Run]:
+    """Those that have not been deleted, or damaged, since the page was drawn."""
+    found = []
+    for run_id in run_ids:
+        with suppress(RunError):
+            found.append(store().run(run_id))
+    return found
+
+
+def _row(title: str, run: Run) -> dict[str, Any]:
+    epochs = run.history.epochs
+    return {
+        "Strategy": title,
+        "Seed": str(run.config.seed),
+        "Status": STATUS_WORDS[run.status][0],
+        "Epochs": f"{len(epochs)} of {run.config.epochs}",
+        "Validation accuracy": percent(summary(run)["val_accuracy"]) if epochs else "–",
+    }
+
+
+def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """By ``arm_of``, in the order in which they will be judged, so that they keep their colours."""
+    arms: dict[str, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: arm_order(run.config, depth(run.config))):
+        arms.setdefault(arm_of(run.config), []).append(run)
+    return arms
+
+
+def _share_done(runs: Sequence[Run], expected: dict[str, float]) -> float:
+    """Of the whole time, where it is known, else of the runs."""
+    weights = [expected.get(run.run_id, 1.0) if expected else 1.0 for run in runs]
+    done = [weight * (run.history.fraction if run.active else 1.0) for run, weight in zip(runs, weights, strict=True)]
+    return min(1.0, sum(done) / sum(weights))
+
+
+def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | None:
+    """Of all active runs; one that waits takes as long as others of its arm did, or as was forecast, or as all did. None where
+    nothing tells."""
+    took = {run.run_id: run.history.end["seconds"] for run in runs if run.status == "finished"}
+    left = 0.0
+    for arm in _arms(runs).values():
+        usual = [took[run.run_id] for run in arm if run.run_id in took]
+        for run in arm:
+            if not run.active:
+                continue
+            forecast = median(usual) if usual else expected.get(run.run_id) or (median(took.values()) if took else None)
+            told = run.history.seconds_left or forecast
+            if told is None:
+                return None
+            left += told
+    return left
+
+
+def _stop(active: Sequence[Run]) -> None:
+    """Those that wait first, so that none begins when the one that trains stops."""
+    for run in sorted(active, key=lambda run: worker().waiting(run.run_id) is None):
+        attempt(lambda run=run: worker().stop(run.run_id))

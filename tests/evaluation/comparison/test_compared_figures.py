@@ -1,0 +1,101 @@
+"""The figures of a comparison: an arm keeps its colour and symbol, and what is not there is not drawn."""
+
+import numpy as np
+import pytest
+
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.figures.comparison import accuracies, by_data, by_depth, frontier, learning_curves, pareto
+
+
+def right(share, images=200):
+    return np.arange(images) < share * images
+
+
+@pytest.fixture
+def arms(made_run):
+    """A cheap one, a better one that costs a hundred times as much, and a dear one that is no better."""
+    runs = [
+        made_run(right(share), seconds=3.0, strategy="feature_extraction", seed=seed) for seed, share in ((0, 0.7), (1, 0.72))
+    ]
+    runs += [made_run(right(0.9), seconds=300.0, trunk_rate=2.0), made_run(right(0.8), seconds=900.0, strategy="full")]
+    return compare_runs(runs).arms
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([(1, 0.5), (2, 0.9), (3, 0.8)], [0, 1]),
+        ([(3, 0.9), (1, 0.9)], [1]),
+        ([(1, 0.5), (1, 0.6)], [1]),
+        ([(5, 0.1)], [0]),
+    ],
+)
+def test_on_the_frontier_nothing_is_better_and_cheaper(points, front):
+    assert frontier(points) == front
+
+
+def test_pareto_shows_each_arm_its_interval_and_what_the_cache_saved(arms):
+    figure = pareto("seconds", arms)
+    named = {trace.name: trace for trace in figure.data if trace.mode == "markers"}
+    assert {name: trace.x[0] for name, trace in named.items()} == {arm.title: arm.cost.seconds for arm in arms}
+    for arm in arms:
+        assert named[arm.title].y[0] + named[arm.title].error_y.array[0] == pytest.approx(arm.accuracy.high)
+    saved = [trace for trace in figure.data if trace.mode == "lines+markers"]
+    assert [trace.name for trace in saved] == ["Feature extraction", "Last block"]
+    assert saved[1].x[1] == pytest.approx(arms[1].cost.uncached_seconds)
+    assert figure.layout.xaxis.type == "log"
+    assert {"3 s", "30 s", "3 min", "30 min"} <= set(figure.layout.xaxis.ticktext)
+    front = next(trace for trace in figure.data if trace.mode == "lines")
+    assert list(front.x) == [3.0, 300.0]
+
+
+def test_other_costs_have_no_hollow_markers(arms):
+    assert all("open" not in str(trace.marker.symbol) for trace in pareto("disk_bytes", arms).data)
+
+
+def test_colours_and_symbols_stay_with_the_arm(arms):
+    dots = [trace for trace in accuracies(arms).data if trace.error_x.array is not None]
+    costs = [trace for trace in pareto("seconds", arms).data if trace.mode == "markers"]
+    curves = list({trace.name: trace for trace in learning_curves("loss", "epoch", arms).data}.values())
+    for at in range(len(arms)):
+        assert dots[at].marker.color == costs[at].marker.color == curves[at].line.color
+        assert dots[at].marker.symbol == costs[at].marker.symbol == curves[at].marker.symbol
+
+
+def test_curves_show_every_seed_once_in_the_legend_by_epoch_and_by_clock(arms):
+    by_epoch, by_clock = (learning_curves("accuracy", axis, arms) for axis in ("epoch", "seconds"))
+    assert len(by_epoch.data) == 4
+    assert sum(trace.showlegend for trace in by_epoch.data) == 3
+    assert list(by_epoch.data[0].x) == [1, 2]
+    assert by_clock.layout.xaxis.type is None
+    assert list(by_clock.data[0].x) == [5.0, 7.0]  # three seconds of decoding and frozen stages come before the first step
+
+
+def test_depth_is_drawn_where_arms_are_cut_differently(arms, made_run):
+    figure = by_depth(arms)
+    assert list(figure.data[0].y) == [arm.accuracy.value for arm in arms]
+    assert list(figure.layout.xaxis.ticktext) == ["head<br>(1)", "block2<br>(2)", "stem<br>(4)"]
+    alike = compare_runs([made_run(right(0.9)), made_run(right(0.8), learning_rate=0.1)]).arms
+    assert by_depth(alike) is None
+
+
+def test_data_are_drawn_where_arms_had_more_or_less_of_them(arms, made_run):
+    assert by_data(arms) is None
+    less = compare_runs([made_run(right(share), train_fraction=part) for part, share in ((0.25, 0.7), (0.5, 0.8), (1.0, 0.9))])
+    figure = by_data(less.arms)
+    assert list(figure.data[0].x) == [50, 100, 200]
+    assert list(figure.data[0].y) == pytest.approx([0.7, 0.8, 0.9])
+
+
+def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
+    runs = [
+        made_run(right(0.9)),
+        made_run(right(0.8), strategy="full"),
+        made_run(right(0.5), strategy="full", status="stopped"),
+    ]
+    compared = compare_runs([*runs, made_run(right(0.4), train_fraction=0.25, status="stopped")])
+    assert len(compared.arms) == 4
+    assert sorted(by_depth(compared.arms).data[0].y) == pytest.approx([0.8, 0.9])
+    assert by_data(compared.arms) is None
+    names = [trace.name for trace in learning_curves("loss", "epoch", compared.arms).data]
+    assert sum("stopped after 2 of 10 epochs" in name for name in names) == 2

@@ -1,0 +1,135 @@
+import json
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.errors import RunError
+from finetune_core.evaluation.comparison.arms import arm_titles
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.costs import cost, run_depth, timeline, trunk_rate, usual_cost
+from finetune_core.figures.report import comparison_figures, whole_report
+from tests.evaluation.simulated import IMAGES, pair_of, right
+
+
+def test_runs_become_arms_pairs_and_advice(three_strategies):
+    told = compare_runs(three_strategies).to_json()
+    assert (told["split"], told["images"]) == ("test", IMAGES)
+    assert [(arm["arm"], arm["seeds"], arm["trained_stages"]) for arm in told["arms"]] == [
+        ("Feature extraction", [0, 1], 1),
+        ("Last block", [0, 1], 2),
+        ("Everything", [0, 1], 4),
+    ]
+    assert [run["run_id"] for run in told["runs"]] == [run.run_id for run in three_strategies]
+    assert pair_of(told, "Last block", "Everything")["different"]
+    assert not pair_of(told, "Last block", "Feature extraction")["different"]
+    assert told["advised"] == "Feature extraction"
+    assert told["strategies"] == (
+        "Take “Feature extraction”: the cheapest that cannot be told apart from the best, “Last block”, on these 540 images."
+    )
+    assert told["verdict"] == f"{told['strategies']} {told['networks']}"
+    for pair in told["pairs"]:
+        assert pair["ci_low"] <= pair["difference"] <= pair["ci_high"]
+        assert pair["holm_p"] >= pair["p"]
+    json.dumps(told, allow_nan=False)
+
+
+@pytest.mark.parametrize("other", [{"names": "other"}, {"classes": ("dog", "cat")}, {"data": "/elsewhere"}, {"images": 300}])
+def test_runs_on_different_images_are_refused_by_name(made_run, other):
+    one = made_run(right(0.9))
+    two = made_run(right(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)
+    with pytest.raises(RunError, match=f"did not use the same images.*{two.run_id}"):
+        compare_runs([one, two])
+
+
+def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_said(made_run):
+    """A run that was stopped has looked at no test image."""
+    stopped = made_run(right(0.8), strategy="full", tested=False, status="stopped")
+    compared = compare_runs([made_run(right(0.9)), stopped])
+    assert (compared.split, compared.images) == ("val", IMAGES)
+    assert "optimistic" in compared.notes[0]
+    assert any(
+        "Did not train to the end" in note and "“Everything · stopped after 2 of 10 epochs”, seed 0" in note
+        for note in compared.notes
+    )
+    assert compared.headline.endswith(
+        "“Last block” has one seed only and “Everything · stopped after 2 of 10 epochs” did not train to the end."
+    )
+
+
+def test_the_same_seed_again_is_no_second_seed(made_run):
+    first, again, other = made_run(right(0.9)), made_run(right(0.9)), made_run(right(0.8), strategy="full")
+    compared = compare_runs([first, again, other])
+    assert [len(arm.members) for arm in compared.arms] == [1, 1]
+    assert any(first.run_id in note and "later run has the same settings" in note for note in compared.notes)
+
+
+def test_costs_come_from_the_folder(made_run):
+    run = made_run(right(0.9), seconds=12.0)
+    told = cost(run, 0.1)
+    assert (told.seconds, told.memory_bytes, told.disk_bytes, told.trainable_parameters) == (12.0, 7, 1000, 100)
+    assert told.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
+    assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
+    assert cost(run).uncached_seconds is None
+
+
+def test_memory_that_was_used_again_is_told_by_the_forecast(made_run):
+    first, second = (made_run(right(0.9), seed=seed, forecast={"memory_bytes": size}) for seed, size in ((0, 5), (1, 900)))
+    assert [cost(run).memory_bytes for run in (first, second)] == [7, 900]
+    assert usual_cost([cost(first), cost(second)]).memory_bytes == 900
+
+
+def test_what_the_cache_saved_is_told_by_the_deepest_cut_that_was_timed(made_run):
+    head, block = made_run(right(0.9), strategy="feature_extraction"), made_run(right(0.9), trunk_rate=0.1)
+    two, full = made_run(right(0.9), strategy="last_two_blocks", trunk_rate=0.05), made_run(right(0.9), strategy="full")
+    runs = [head, block, two, full]
+    assert [trunk_rate([run], runs) for run in runs] == [0.1, 0.1, 0.05, 0.0]
+    assert trunk_rate([head], [head, full]) is None
+    assert cost(full, 0.0).uncached_seconds == cost(full, 0.0).seconds
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"strategy": "last_block"}, (2, "block2", True)),
+        ({"strategy": "full"}, (4, "stem", True)),
+        ({"strategy": "custom", "cut": "block1"}, (3, "block1", True)),
+        ({"strategy": "bias_only"}, (4, "stem", False)),
+        ({"strategy": "first_block"}, (4, "stem", False)),
+    ],
+)
+def test_depth_of_the_cut(made_run, settings, expected):
+    told = run_depth(made_run(right(0.9), **settings))
+    assert (told.trained_stages, told.first_stage, told.whole) == expected
+
+
+def test_titles_say_what_tells_the_arms_apart_and_no_more():
+    def titles(*settings):
+        return arm_titles([make_config({"data": "x"} | one) for one in settings])
+
+    full = {"strategy": "full"}
+    assert titles({}, full | {"learning_rate": 0.1}) == ["Last block", "Everything"]
+    assert titles({"learning_rate": 0.1}, {"learning_rate": 0.01}) == [
+        "Last block · learning rate 0.1",
+        "Last block · learning rate 0.01",
+    ]
+    assert titles({"backbone": "resnet18"}, {"train_fraction": 0.25}) == [
+        "Last block · resnet18 · 100 % of the data",
+        "Last block · efficientnet_lite0 · 25 % of the data",
+    ]
+    assert titles({"strategy": "custom", "cut": "layer3"}) == ["Custom from layer3 on"]
+
+
+def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_markup(made_run):
+    nasty = "</script><img src=x onerror=alert(1)>"
+    runs = [made_run(right(0.9)), made_run(right(0.8), weights=nasty)]
+    compared = compare_runs(runs)
+    assert nasty in compared.arms[1].title
+    page = whole_report(compared)
+    assert nasty not in page
+    assert "<img src=x" not in page
+    assert "Content-Security-Policy" in page
+    own = page.replace("https://plot.ly", "")
+    assert 'src="http' not in own
+    assert "<link" not in own
+    assert page.count("Plotly.newPlot(") >= len(comparison_figures(compared))
+    assert "beats" in page

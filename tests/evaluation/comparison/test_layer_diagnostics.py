@@ -1,0 +1,293 @@
+import html
+import json
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ortho_group
+
+from finetune_core.config import make_config
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.layer_diagnostics import (
+    Layers,
+    StageMove,
+    known_layers,
+    linear_cka,
+    measure_layers,
+    measured_run,
+)
+from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.run_images import run_images
+from finetune_core.figures.layer_diagnostics import MEASURES
+from finetune_core.figures.report import moved_figures, whole_report
+from finetune_core.inspection.deep import suggest
+from finetune_core.inspection.features import network_inputs
+from finetune_core.inspection.learned import Probe
+from finetune_core.models.network import build_network
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+STRATEGIES = ("feature_extraction", "last_block")
+
+
+@pytest.fixture(scope="module")
+def trained(image_folder_once, tmp_path_factory):
+    """Strategy -> its run, measured; and what the measuring told."""
+    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40})
+    runs_dir = tmp_path_factory.mktemp("runs")
+    usual = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
+    runs = {}
+    for strategy in STRATEGIES:
+        reservation = create_run(make_config(usual | {"strategy": strategy}), runs_dir)
+        list(execute(reservation))
+        runs[strategy] = RunStore(runs_dir).read(reservation.run_dir)
+    assert not any(known_layers(run) for run in runs.values())
+    told = list(measure_layers(list(runs.values())))
+    return runs, told
+
+
+def drained(work):
+    while True:
+        try:
+            next(work)
+        except StopIteration as finished:
+            return finished.value
+
+
+@pytest.fixture(scope="module")
+def layers(trained):
+    return {strategy: known_layers(run) for strategy, run in trained[0].items()}
+
+
+def test_work_is_told_and_the_beginning_that_runs_share_is_looked_at_once(trained, layers):
+    phases = [phase for phase, _, _ in trained[1]]
+    assert set(phases) <= {"index", "decode", "features", "probe"}
+    assert all(0 <= done <= total for _, done, total in trained[1])
+    images = 84 + 18  # of the split, as the features of the beginning
+    whole = [done for phase, done, total in trained[1] if phase == "features" and total == images]
+    assert whole == sorted(set(whole)), "once, though two runs were measured"
+    assert layers["last_block"].judged == 18
+    assert layers["last_block"].probes == layers["feature_extraction"].probes
+
+
+def test_frozen_stages_have_not_moved_at_all(layers):
+    for told in layers.values():
+        frozen = [stage for stage in told.stages if not stage.trains]
+        assert frozen
+        for stage in frozen:
+            assert stage.change == 0
+            assert stage.likeness == pytest.approx(1, abs=1e-6)
+            assert stage.gradient_share is None
+            assert stage.pull > 0, "it would move if it could"
+
+
+def test_changes_are_those_of_the_checkpoint(trained, layers):
+    run = trained[0]["last_block"]
+    tuned = load_predictor(run).network
+    start = build_network(run.config.backbone, "pretrained", 3, run.config.seed).model.state_dict()
+    moved = layers["last_block"].stages
+    assert [stage.name for stage in moved] == [stage.name for stage in tuned.stages]
+    for told, stage in zip(moved, tuned.stages, strict=True):
+        now = torch.cat([tuned.model.get_parameter(name).detach().ravel() for name in stage.parameters])
+        then = torch.cat([start[name].ravel() for name in stage.parameters])
+        assert told.change == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-4)
+    last, head = moved[-2:]
+    assert last.trains
+    assert 0 < last.change < 1
+    assert -0.2 < last.likeness < 0.9999
+    assert head.likeness is None
+
+
+def test_gradient_shares_are_those_that_the_run_told(trained, layers):
+    rows = trained[0]["last_block"].history.epochs
+    squares = [{name: one["gradient_norm"] ** 2 for name, one in row["stages"].items()} for row in rows]
+    shares = {stage.name: stage.gradient_share for stage in layers["last_block"].stages if stage.gradient_share is not None}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert len(shares) == 2
+    for name, share in shares.items():
+        assert share == pytest.approx(np.mean([row[name] / sum(row.values()) for row in squares]))
+    assert [stage.gradient_share for stage in layers["feature_extraction"].stages if stage.trains] == [1.0]
+
+
+def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(trained, layers):
+    run = trained[0]["last_block"]
+    predictor = load_predictor(run)
+    images = drained(run_images(run, {"train": 500}))
+    rows = images.rows["train"]
+    assert layers["last_block"].pulled == len(rows)
+    inputs = torch.cat([batch for _, batch in network_inputs(predictor.network, images.pixels, rows, 32)])
+    model = predictor.network.model.eval().requires_grad_(True)
+    labels = torch.tensor(images.dataset.table["label"].to_numpy()[rows])
+    logits = model(inputs)
+    torch.nn.functional.cross_entropy(logits, labels).backward()
+    assert layers["last_block"].fitted == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
+    for told, stage in zip(layers["last_block"].stages, predictor.network.stages, strict=True):
+        own = [model.get_parameter(name) for name in stage.parameters]
+        gradient = torch.cat([one.grad.ravel() for one in own]).norm() / torch.cat([one.detach().ravel() for one in own]).norm()
+        assert told.pull == pytest.approx(float(gradient), rel=1e-2), stage.name
+
+
+def test_what_is_kept_belongs_to_the_weights(trained):
+    run = trained[0]["feature_extraction"]
+    file = run.run_dir / "layers.json"
+    kept = file.read_text()
+    assert known_layers(run)
+    file.write_text(json.dumps(json.loads(kept) | {"predictions": 1}))
+    assert known_layers(run) is None
+    file.write_text("[]")
+    assert known_layers(run) is None
+    file.write_text(kept)
+    assert known_layers(run)
+
+
+def test_the_run_of_an_arm_that_was_measured_stands_for_it(trained):
+    run = trained[0]["feature_extraction"]
+    new = replace(run, run_dir=run.run_dir.with_name("not-measured"))
+    assert measured_run([new, run]) is run
+    assert measured_run([new]) is new
+
+
+def test_the_report_holds_what_moved_where_it_was_measured_and_else_says_that_it_was_not(trained):
+    compared = compare_runs(list(trained[0].values()))
+    page = whole_report(compared)
+    section = page[page.index("<h2>What moved</h2>") : page.index("<h2>Runs</h2>")]
+    assert "Which stage to thaw next" in section
+    assert html.escape(RULE) in section
+    headings = [heading for heading, _ in moved_figures(compared)]
+    assert len(headings) == 5
+    assert all(f"<h3>{html.escape(heading)}</h3>" in section for heading in headings)
+    assert section.count("Plotly.newPlot(") == len(headings)
+    for run in trained[0].values():
+        (run.run_dir / "layers.json").rename(run.run_dir / "kept")
+    try:
+        assert "Not measured when this report was made" in whole_report(compared)
+    finally:
+        for run in trained[0].values():
+            (run.run_dir / "kept").rename(run.run_dir / "layers.json")
+
+
+def test_images_that_are_gone_are_named_as_the_reason(trained, tmp_path):
+    run = trained[0]["feature_extraction"]
+    moved = replace(run, config=run.config.model_copy(update={"data": str(tmp_path / "nowhere")}))
+    with pytest.raises(FinetuneError, match="nowhere"):
+        list(measure_layers([moved]))
+
+
+def features(count, width, seed):
+    return np.random.default_rng(seed).normal(size=(count, width))
+
+
+def test_likeness_is_blind_to_rotation_scale_and_offset_only():
+    one = features(40, 12, 0)
+    turned = 3 * one @ ortho_group.rvs(12, random_state=1) + 5
+    assert linear_cka(one, one) == pytest.approx(1)
+    assert linear_cka(one, turned) == pytest.approx(1)
+    stretched = one * np.linspace(0.1, 5, 12)
+    assert linear_cka(one, stretched) < 0.95
+    assert np.isnan(linear_cka(one, np.ones((40, 3))))
+
+
+def test_unrelated_features_are_unlike_although_images_are_fewer():
+    """The usual, biased estimate says 0.9 here."""
+    told = [linear_cka(features(50, 800, seed), features(50, 800, 100 + seed)) for seed in range(20)]
+    assert abs(np.mean(told)) < 0.03
+
+
+def test_likeness_is_built_on_the_unbiased_hsic_of_its_definition():
+    """Song et al. 2012, equation 4: a mean over all quadruples of different images."""
+
+    def hsic(k, n):
+        terms = [k[0][i, j] * (k[1][i, j] + k[1][q, r] - 2 * k[1][i, q]) for i, j, q, r in permutations(range(n), 4)]
+        return np.mean(terms)
+
+    one, other = features(7, 3, 0), features(7, 2, 1) + features(7, 3, 0)[:, :2]
+    grams = one @ one.T, other @ other.T
+    cross, first, second = hsic(grams, 7), hsic((grams[0],) * 2, 7), hsic((grams[1],) * 2, 7)
+    assert linear_cka(one, other) == pytest.approx(cross / np.sqrt(first * second))
+
+
+NAMES = ("stem", "block1", "block2", "block3", "block4", "block5", "block6", "block7")
+
+
+def made(first_trained, accuracies, fitted=0.9, likeness=1.0, error=0.01):
+    moves = [
+        StageMove(name, at >= first_trained, 0.1, likeness, None, 0.01 * (1 + at)) for at, name in enumerate((*NAMES, "head"))
+    ]
+    probes = tuple(Probe(name, accuracy, error) for name, accuracy in zip(NAMES, accuracies, strict=False))
+    return Layers(tuple(moves), probes, 100, 100, fitted)
+
+
+PEAK_AT_BLOCK5 = (0.6, 0.7, 0.8, 0.85, 0.93, 0.96, 0.94, 0.88)
+RISING = (0.6, 0.7, 0.8, 0.85, 0.9, 0.92, 0.94, 0.96)
+BLOCK6_JUST_BEST = (0.5, 0.6, 0.7, 0.75, 0.78, 0.807, 0.82, 0.77)  # block5 within the standard error of 2.2 points
+
+
+def stages_in(sentence):
+    return {name for name in NAMES if name in sentence}
+
+
+def test_the_deepest_frozen_stage_thaws_next_where_an_earlier_one_is_better_by_more_than_a_standard_error():
+    advice = thaw_next(made(8, PEAK_AT_BLOCK5))
+    assert (advice.stage, advice.what) == ("block7", "thaw block7 next")
+    assert "block7 classifies 88.0 % of the validation images correctly" in advice.reason
+    assert "96.0 % (± 1.0 points), on those of block5: more than one standard error better" in advice.reason
+    assert thaw_next(made(7, PEAK_AT_BLOCK5)).stage == "block6"
+    assert thaw_next(made(6, PEAK_AT_BLOCK5)).stage is None
+
+
+def test_advice_agrees_with_the_probes_drawn_beside_it():
+    """Once: ``block5 names 80.7 % and deeper stages do worse``, beside block6 at 82.0 %, and ``thaw block7 next`` with ``train from block6 on``."""
+    told = made(8, BLOCK6_JUST_BEST, error=0.022)
+    advice = thaw_next(told)
+    assert advice.stage == "block7"
+    assert "82.0 % (± 2.2 points), on those of block6" in advice.reason
+    assert "80.7" not in advice.reason
+    for sentence in f"{advice.what}. {advice.reason}".split(". "):
+        assert len(stages_in(sentence)) <= 1, sentence
+    suggested = suggest(list(told.probes), "efficientnet_lite0")
+    assert suggested.cut == "block7", "what the Dataset page suggests follows the same rule"
+    after = thaw_next(made(7, BLOCK6_JUST_BEST, error=0.022))
+    assert (after.stage, after.what) == (None, "nothing advised")
+    assert "cannot tell" in after.reason
+
+
+def test_nothing_is_advised_within_one_standard_error_which_is_the_rule_that_people_are_told():
+    assert thaw_next(made(8, (*PEAK_AT_BLOCK5[:7], 0.951))).stage is None
+    assert thaw_next(made(8, (*PEAK_AT_BLOCK5[:7], 0.949))).stage == "block7"
+    assert "One standard error is the whole rule" in RULE
+
+
+def test_features_that_get_better_to_the_last_frozen_stage_give_no_reason_to_thaw_it():
+    for first_trained in (8, 7, 4):
+        assert thaw_next(made(first_trained, RISING)).stage is None
+
+
+def test_the_gradient_plays_no_part_and_its_chart_says_so():
+    pulled = made(8, RISING)
+    strong = replace(pulled, stages=tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages))
+    assert thaw_next(strong) == thaw_next(pulled)
+    help_text = next(measure.help for measure in MEASURES if measure.field == "pull")
+    assert "plays no part in which stage to thaw next" in help_text
+
+
+def test_little_is_expected_where_everything_is_named_right():
+    assert "expect little" in thaw_next(made(8, PEAK_AT_BLOCK5, fitted=1.0)).reason
+    assert "expect little" not in thaw_next(made(8, PEAK_AT_BLOCK5)).reason
+
+
+@pytest.mark.parametrize("probes", [(), PEAK_AT_BLOCK5[:4]])
+def test_without_a_probe_of_the_deepest_frozen_stage_nothing_is_advised(probes):
+    advice = thaw_next(made(5, probes))
+    assert (advice.stage, advice.what) == (None, "nothing advised")
+    assert "No linear model could be judged" in advice.reason
+
+
+def test_where_all_trains_the_steady_stages_are_named():
+    advice = thaw_next(made(0, RISING, likeness=0.99))
+    assert (advice.stage, advice.what) == (None, "nothing left to thaw")
+    assert "stem to block7" in advice.reason
+    assert "CKA" not in thaw_next(made(0, RISING, likeness=0.5)).reason

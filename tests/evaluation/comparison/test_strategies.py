@@ -1,0 +1,219 @@
+"""The claim about strategies: seeds pooled over all arms, held to 5 % by simulation. The large one is ``benchmarks/verdicts.py``."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from finetune_core.evaluation.comparison.paired import LEVEL, answers, holm, image_variance, is_different
+from finetune_core.evaluation.comparison.pairs import judge_pairs, known_variances
+from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_seen
+from finetune_core.evaluation.comparison.strategies import (
+    SeedVariance,
+    accuracy_interval,
+    p_of_t,
+    seed_variances,
+    strategies_claim,
+    t_quantile,
+    total_variance,
+)
+from tests.evaluation.simulated import most_by_chance, sides
+
+
+def arms_of(random, gains, seeds, images=300, effect=0.3, **more):
+    return [answers(side) for side in sides(random, gains, seeds, images, effect, **more)]
+
+
+def told_apart(arms, variances):
+    """Which pairs Student's t and Holm's correction call different."""
+    claims = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in combinations(range(len(arms)), 2)]
+    return [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
+
+
+def each_alone(arms):
+    return [seed_variances([arm])[0] for arm in arms]
+
+
+def test_students_t_is_scipys():
+    for freedom in (1.0, 2.7, 40.0, np.inf):
+        assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom))
+        assert p_of_t(-0.03, 0.01, freedom) == pytest.approx(2 * stats.t.sf(3, freedom))
+
+
+def test_pooling_is_the_residual_mean_square_of_an_analysis_of_variance_less_what_images_explain():
+    arms = arms_of(np.random.default_rng(4), (0.0, 0.3, 0.6), (4, 2, 3), effect=0.8)
+    residual = sum(arm.correct.mean(1).var(ddof=1) * (arm.seeds - 1) for arm in arms) / 6
+    by_chance = sum(arm.chance * (arm.seeds - 1) for arm in arms) / 6
+    for one, arm in zip(seed_variances(arms), arms, strict=True):
+        assert (one.pooled, one.freedom, one.chance) == (True, 6, arm.chance)
+        assert one.value == pytest.approx(residual - by_chance)
+
+
+def test_where_only_seeds_matter_two_arms_are_judged_by_students_test():
+    told = SeedVariance(2e-3, 0.0, 4, pooled=True)
+    variance, freedom = total_variance(0.0, 4000, [(told, 3), (told, 3)])
+    assert (variance, freedom) == pytest.approx((2 * 2e-3 / 3, 4))
+    apart = [SeedVariance(2e-3, 0.0, 2, pooled=False), SeedVariance(1e-4, 0.0, 2, pooled=False)]
+    welch = (2e-3 / 3 + 1e-4 / 3) ** 2 / ((2e-3 / 3) ** 2 / 2 + (1e-4 / 3) ** 2 / 2)
+    assert total_variance(0.0, 4000, [(one, 3) for one in apart])[1] == pytest.approx(welch)
+
+
+def test_an_arm_whose_seeds_spread_far_more_is_judged_by_its_own_seeds_as_welch_does():
+    random = np.random.default_rng(2)
+    arms = arms_of(random, (0, 0, 0, 0), (4, 4, 4, 4), images=1000, effect=(0.05, 0.05, 0.05, 2.0))
+    told = seed_variances(arms)
+    assert [one.pooled for one in told] == [True, True, True, False]
+    assert told[3].value + told[3].chance == pytest.approx(arms[3].seed_variance)
+    assert told[0] == seed_variances(arms[:3])[0], "nor are the others judged by it"
+
+
+def test_one_seed_says_nothing_of_its_strategy():
+    arms = arms_of(np.random.default_rng(0), (0.6, 0.0, 0.0), (2, 1, 3))
+    told = seed_variances(arms)
+    assert told[1] is None
+    assert strategies_claim(arms[0], arms[1], (told[0], told[1])) is None
+    assert strategies_claim(arms[0], arms[2], (told[0], told[2])) is not None
+
+
+def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
+    sides_of_one = sides(np.random.default_rng(1), (0.4, 0.0), (1, 1), 300, 0.3)
+    told = seed_variances([answers(np.repeat(side, 3, 0)) for side in sides_of_one])
+    assert [one.value for one in told] == pytest.approx([0, 0], abs=1e-12)
+
+
+def test_no_kind_of_luck_is_less_than_none():
+    """Seeds that happen to agree leave the images' error, images that happen to agree the seeds'."""
+    told = SeedVariance(0.0, 1e-4, 2, pooled=True)
+    assert total_variance(5e-4, 300, [(told, 2), (told, 2)])[0] == 5e-4
+    assert total_variance(0.0, 300, [(told, 2), (told, 2)])[0] == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("seeds", "effect", "more"),
+    [
+        ((2, 2), 0.6, {}),
+        ((3, 3), 0.2, {}),
+        ((4, 4), 0.6, {}),
+        ((2, 5), 0.6, {}),
+        ((2, 3, 5), 0.3, {}),
+        ((5, 5, 5), 0.6, {"images": 100}),
+        ((2,) * 4, 0.6, {"together": 0.5}),
+        ((3,) * 4, (0.3, 0.3, 0.3, 0.6), {}),
+    ],
+)
+def test_a_a_equal_strategies_with_other_seeds_are_rarely_called_different(seeds, effect, more):
+    random, trials = np.random.default_rng(sum(seeds)), 500
+    wrong = 0
+    for _ in range(trials):
+        arms = arms_of(random, (0,) * len(seeds), seeds, effect=effect, **more)
+        wrong += any(told_apart(arms, seed_variances(arms)))
+    assert wrong <= most_by_chance(trials, LEVEL)
+
+
+@pytest.mark.parametrize("seeds", [(2,) * 9, (2, 2, 2, 3, 3, 3, 4, 4, 5)])
+def test_a_a_over_the_36_pairs_of_nine_strategies(seeds):
+    random, trials = np.random.default_rng(36), 200
+    wrong = 0
+    for _ in range(trials):
+        arms = arms_of(random, (0,) * 9, seeds, images=200, effect=0.5)
+        wrong += any(told_apart(arms, seed_variances(arms)))
+    assert wrong <= most_by_chance(trials, LEVEL)
+
+
+@pytest.mark.parametrize(("arms", "seeds", "gain"), [(2, 2, 1.2), (3, 3, 0.9), (9, 3, 0.9)])
+def test_pooling_finds_true_differences_that_each_pairs_own_seeds_do_not_show(arms, seeds, gain):
+    random, trials, found = np.random.default_rng(arms), 60, np.zeros(2)
+    for _ in range(trials):
+        drawn = arms_of(random, (gain, *(0,) * (arms - 1)), (seeds,) * arms, effect=0.15)
+        found += [any(told_apart(drawn, variances)[: arms - 1]) for variances in (seed_variances(drawn), each_alone(drawn))]
+    pooled, alone = found
+    assert pooled - alone > 0.2 * trials
+
+
+def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
+    random, trials = np.random.default_rng(9), 250
+    claims = []
+    for _ in range(trials):
+        arms = arms_of(random, (0.75, 0.0), (3, 3), images=540, effect=0.15)
+        claims.append(strategies_claim(*arms, tuple(seed_variances(arms))))
+    truth, told = (
+        np.mean(values) for values in zip(*((one.difference, smallest_seen(one, 540)) for one in claims), strict=True)
+    )
+    assert truth == pytest.approx(told, rel=0.1), "the case is meant to be just big enough"
+    assert np.mean([claim.p <= LEVEL for claim in claims]) == pytest.approx(POWER, abs=0.1)
+
+
+def test_two_seeds_and_a_thousand_images_show_five_points():
+    """Each pair of networks clearly apart, and yet ``under 10.4 points would hardly show``: so it was with each pair's own seeds."""
+    random, shown, before = np.random.default_rng(3), [], []
+    for _ in range(30):
+        arms = arms_of(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)
+        for told, variances in ((shown, seed_variances(arms)), (before, each_alone(arms))):
+            told.append(smallest_seen(strategies_claim(*arms, tuple(variances)), 1000))
+    assert np.median(shown) < 0.06 < 0.09 < np.median(before)
+
+
+def test_the_seeds_that_are_asked_for_would_show_the_difference():
+    one = SeedVariance(3e-4, 1e-5, 2, pooled=True)
+    needed = seeds_needed(0.04, 1e-5, 1000, [(one, 2), (one, 2)])
+    assert 2 < needed <= 10
+
+    def power(seeds):
+        more = SeedVariance(one.value, one.chance, 2 * (seeds - 1), pooled=True)
+        variance, freedom = total_variance(1e-5 * 2 / seeds, 1000, [(more, seeds), (more, seeds)])
+        return stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, 0.04 / variance**0.5)
+
+    assert power(needed) >= POWER > power(needed - 1)
+
+
+def test_no_number_of_seeds_is_asked_for_where_the_images_are_too_few():
+    one = SeedVariance(1e-6, 1e-6, 2, pooled=True)
+    assert seeds_needed(0.01, 0.02**2, 300, [(one, 2), (one, 2)]) is None
+
+
+def test_accuracy_of_one_run_has_wilsons_interval():
+    told = accuracy_interval(answers(np.array([[True] * 8 + [False] * 2])), None)
+    assert (told.value, told.low, told.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)  # Wilson 1927, 8 of 10
+
+
+def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
+    random, trials = np.random.default_rng(2), 300
+    truth = np.mean([arms_of(random, (0,), (1,), images=4000, effect=0.4)[0].mean for _ in range(300)])
+    missed = 0
+    for _ in range(trials):
+        arms = arms_of(random, (0, 0), (3, 3), effect=0.4)
+        told = accuracy_interval(arms[0], seed_variances(arms)[0])
+        missed += not told.low <= truth <= told.high
+    assert missed <= most_by_chance(trials, LEVEL)
+
+
+def test_perfect_seeds_are_not_certain():
+    arm = answers(np.ones((3, 50), bool))
+    told = accuracy_interval(arm, seed_variances([arm])[0])
+    assert told.high == 1
+    assert 0.9 < told.low < 0.95
+
+
+def test_the_images_error_is_that_of_the_mean_gain():
+    gained = np.random.default_rng(0).choice([-1.0, 0.0, 0.5, 1.0], 200)
+    assert image_variance(gained) == pytest.approx(stats.sem(gained) ** 2)
+
+
+def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networks_fails():
+    """Five images that all seeds agree on leave Student's t no doubt, but five coins fall alike often enough."""
+    arms = [answers(np.full((2, 5), right)) for right in (True, False)]
+    pair = judge_pairs(arms, [True, True], seed_variances(arms))[0]
+    assert pair.strategies.claim.p == pair.networks.claim.p == pytest.approx(2 / 2**5)
+    assert not pair.strategies.different
+
+
+def test_an_arm_that_was_stopped_is_judged_by_its_networks_only():
+    arms = arms_of(np.random.default_rng(0), (1.5, 0.0, 0.0), (3, 3, 3))
+    finished = [True, True, False]
+    variances = known_variances(arms, finished)
+    pairs = judge_pairs(arms, finished, variances)
+    assert [pair.strategies is None for pair in pairs] == [False, True, True]
+    assert [pair.networks.family for pair in pairs] == [3, 3, 3]
+    assert pairs[0].strategies.family == 1
+    assert variances[:2] == seed_variances(arms[:2])

@@ -1,0 +1,139 @@
+import csv
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.data.archives import unpack_archive
+from finetune_core.errors import DataError
+from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, name_images, to_csv, unpacking_folder
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.paths import data_dir
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+
+@pytest.fixture(scope="module")
+def run(image_folder_once, tmp_path_factory):
+    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "blue": 40})
+    settings = {
+        "data": str(folder),
+        "image_size": 32,
+        "epochs": 1,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
+    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
+    list(execute(reservation))
+    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+
+
+@pytest.fixture(scope="module")
+def predictor(run):
+    return load_predictor(run)
+
+
+def drained(work):
+    told = []
+    while True:
+        try:
+            told.append(next(work))
+        except StopIteration as finished:
+            return told, finished.value
+
+
+@pytest.fixture
+def strangers(image_folder, tmp_path):
+    """Forty images in folders, one of them damaged, among things that are no images."""
+    folder = image_folder(tmp_path / "new", {"b/red": 20, "a": 20})
+    Path(folder, "b", "red", "003.png").write_bytes(b"hello")
+    Path(folder, "notes.txt").write_text("not an image")
+    Path(folder, ".hidden.png").write_bytes(b"x")
+    Path(folder, "__MACOSX").mkdir()
+    Path(folder, "__MACOSX", "000.png").write_bytes(b"x")
+    return folder
+
+
+def test_every_image_is_named_in_order_and_damaged_ones_are_told_apart(predictor, strangers):
+    images = images_below(strangers)
+    assert [name for name, _ in images] == [f"a/{n:03d}.png" for n in range(20)] + [f"b/red/{n:03d}.png" for n in range(20)]
+    told, named = drained(name_images(predictor, images))
+    assert told == [(32, 40), (40, 40)]
+    assert [one.file for one in named] == [name for name, _ in images]
+    broken = [one for one in named if one.probabilities is None]
+    assert [one.file for one in broken] == ["b/red/003.png"]
+    assert broken[0].problem
+    assert {one.unlike for one in named} == {None}
+    sound = [one for one in named if one.probabilities is not None]
+    alone = predictor.probabilities([strangers / one.file for one in sound])
+    np.testing.assert_allclose(np.stack([one.probabilities for one in sound]), alone, rtol=1e-3, atol=1e-5)
+
+
+def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(run, predictor, strangers):
+    looks = encoder(predictor)
+    _, near = drained(compute_neighbourhood(run, looks))
+    images = images_below(Path(run.config.data))
+    _, named = drained(name_images(predictor, images, (looks, near)))
+    assert np.mean([one.unlike for one in named]) < 0.2
+    _, named = drained(name_images(predictor, images_below(strangers), (looks, near)))
+    for one in named:
+        if one.probabilities is not None:
+            assert one.unlike == near.unlike(looks.look(strangers / one.file)[0][None])[0]
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    Path(tmp_path, "notes.txt").write_text("x")
+    with pytest.raises(DataError, match="holds no image"):
+        images_below(tmp_path)
+
+
+def test_the_table_reads_back_and_starts_no_formula():
+    named = [
+        ImagePrediction("=cmd|' /C calc'!A0.png", np.array([0.25, 0.75]), unlike=True),
+        ImagePrediction('täst, "x"\n.png', np.array([0.9, 0.1]), unlike=False),
+        ImagePrediction("gone.png", None, problem="@it is gone"),
+        ImagePrediction("plain.png", np.array([0.5, 0.5])),
+    ]
+    text = to_csv(named, ("+cat", "dog")).decode()
+    rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    assert [row["file"] for row in rows] == ["'=cmd|' /C calc'!A0.png", 'täst, "x"\n.png', "gone.png", "plain.png"]
+    assert [row["class"] for row in rows] == ["dog", "'+cat", "", "'+cat"]
+    assert [row["unlike"] for row in rows] == ["yes", "no", "", ""]
+    assert [row["probability"] for row in rows] == ["0.750000", "0.900000", "", "0.500000"]
+    assert rows[2]["problem"] == "'@it is gone"
+    assert rows[0]["p(+cat)"] == "0.250000"
+    assert rows[0]["p(dog)"] == "0.750000"
+
+
+def test_an_archive_is_unpacked_named_and_cleared_away(predictor, strangers, tmp_path):
+    packed = tmp_path / "new.zip"
+    with zipfile.ZipFile(packed, "w") as archive:
+        for file in sorted(strangers.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(strangers))
+    with unpacking_folder() as folder:
+        told, _ = drained(unpack_archive(packed, packed.name, folder))
+        assert told[-1][0] == told[-1][1] == packed.stat().st_size
+        images = images_below(folder)
+        _, named = drained(name_images(predictor, images))
+    assert not folder.exists()
+    assert not [path for path in data_dir().iterdir() if path.name.startswith(".naming")]
+    assert len(named) == 40
+    assert sum(one.probabilities is None for one in named) == 1
+
+
+def test_archives_are_not_trusted(tmp_path):
+    for name, content in (("../out.png", b"x"), ("notes.txt", b"x")):
+        packed = tmp_path / "bad.zip"
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.writestr(name, content)
+        with unpacking_folder() as folder:
+            with pytest.raises(DataError, match=r"bad\.zip was not read"):
+                drained(unpack_archive(packed, packed.name, folder))
+            assert not list(folder.iterdir())
+        assert not (data_dir() / "out.png").exists()

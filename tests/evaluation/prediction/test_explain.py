@@ -1,0 +1,132 @@
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import SwinTransformer, VisionTransformer
+
+from finetune_core.errors import ImageError, RunError
+from finetune_core.evaluation.prediction.explain import explain
+from finetune_core.evaluation.prediction.predictor import Predictor
+from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.network import Network, build_network
+from finetune_core.models.stages import derive_stages, find_head
+from finetune_core.training.device import choose_device
+
+SIZE = 64
+
+
+def predictor_of(model, size=SIZE):
+    """A network that is in no catalogue, seen through ResNet-18's preprocessing."""
+    head = find_head(model, size)
+    network = Network(model.eval(), model, derive_stages(model, head, size), head, "", backbone_info("resnet18"))
+    return Predictor(network, ("a", "b"), choose_device("cpu", "fp32"), size)
+
+
+def built(name):
+    return Predictor(build_network(name, "none", 3, seed=0), ("a", "b", "c"), choose_device("cpu", "fp32"), SIZE)
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def noise(side=80):
+    return png(np.random.default_rng(3).integers(0, 255, (side, side, 3), dtype=np.uint8))
+
+
+class Brightness(nn.Module):
+    """Class b is more likely the brighter some part of the image is; class a the reverse."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 8, stride=8)
+        self.act = nn.ReLU()
+        self.fc = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.conv.weight.fill_(1 / 192)
+            self.conv.bias.zero_()
+            self.fc.weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+            self.fc.bias.zero_()
+
+    def forward(self, images):
+        return self.fc(self.act(self.conv(images)).mean((2, 3)))
+
+
+def test_the_heat_lies_on_the_bright_patch_that_decides_the_class():
+    pixels = np.full((SIZE, SIZE, 3), 20, np.uint8)
+    pixels[40:56, 8:24] = 255  # resized to 73 pixels and cropped again: nearly where it was
+    told = explain(predictor_of(Brightness()), png(pixels), [0, 1])
+    row, column = np.unravel_index(told.heat[1].argmax(), told.heat[1].shape)
+    assert 40 <= row <= 60
+    assert 4 <= column <= 24
+    assert told.heat[1][41:59, 5:23].sum() > 0.7 * told.heat[1].sum(), "on a thirteenth of the picture"
+    assert told.heat[1][:24].max() == told.heat[1][:, 40:].max() == 0
+    assert told.heat[0].max() == 0, "nothing in it speaks for the other class"
+    assert told.probabilities.argmax() == 1
+    assert told.cells == 8
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "mobilenet_v3_small"])
+def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
+    predictor = built(name)
+    model = predictor.network.model
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    needing = [parameter.requires_grad for parameter in model.parameters()]
+    image = noise()
+    told = explain(predictor, image, [2, 0])
+    assert list(told.heat) == list(told.overlays) == [2, 0]
+    for heat in told.heat.values():
+        assert heat.shape == (SIZE, SIZE)
+        assert heat.min() >= 0
+        assert heat.max() in (0, pytest.approx(1))
+    assert Image.open(io.BytesIO(told.overlays[2])).size == Image.open(io.BytesIO(told.picture)).size == (320, 320)
+    np.testing.assert_allclose(told.probabilities, predictor.probabilities([image])[0], rtol=1e-5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert [parameter.requires_grad for parameter in model.parameters()] == needing
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_threads_get_what_they_would_get_alone():
+    predictor = built("resnet18")
+    images = [png(np.random.default_rng(seed).integers(0, 255, (70, 70, 3), dtype=np.uint8)) for seed in range(6)]
+    alone = [explain(predictor, image, [0, 1, 2]) for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda image: explain(predictor, image, [0, 1, 2]), images))
+    for one, other in zip(alone, together, strict=True):
+        for number in range(3):
+            np.testing.assert_array_equal(one.heat[number], other.heat[number])
+
+
+def test_a_class_token_is_looked_past_to_the_last_map_that_the_head_uses():
+    torch.manual_seed(0)
+    model = VisionTransformer(SIZE, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2)
+    nn.init.normal_(model.heads.head.weight)  # torchvision starts it at nought, and then no patch speaks for anything
+    told = explain(predictor_of(model), noise(), [0, 1])
+    assert told.cells == 8
+    assert max(heat.max() for heat in told.heat.values()) == pytest.approx(1)
+
+
+def test_channels_last_are_understood():
+    torch.manual_seed(0)
+    model = SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=2)
+    told = explain(predictor_of(model), noise(), [0, 1])
+    assert told.cells == 8
+    assert max(heat.max() for heat in told.heat.values()) == pytest.approx(1)
+
+
+def test_a_network_without_a_picture_inside_is_refused_in_words():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(RunError, match="no Grad-CAM"):
+        explain(predictor_of(model), noise(), [0])
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(ImageError):
+        explain(built("resnet18"), b"hello", [0])

@@ -1,0 +1,169 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_core.config import make_config
+from finetune_core.errors import DataError, ImageError
+from finetune_core.evaluation.prediction.neighbours import (
+    Neighbourhood,
+    compute_neighbourhood,
+    encoder,
+    known_neighbourhood,
+    neighbours_changed,
+)
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+
+@pytest.fixture(scope="module")
+def run(image_folder_once, tmp_path_factory):
+    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40})
+    settings = {
+        "data": str(folder),
+        "image_size": 32,
+        "epochs": 1,
+        "batch_size": 16,
+        "learning_rate": 1e-3,
+        "precision": "fp32",
+    }
+    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
+    list(execute(reservation))
+    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+
+
+@pytest.fixture(scope="module")
+def looks(run):
+    return encoder(load_predictor(run))
+
+
+@pytest.fixture(scope="module")
+def near(run, looks):
+    assert known_neighbourhood(run, looks) is None
+    assert neighbours_changed(run) == 0
+    phases, made = drained(compute_neighbourhood(run, looks))
+    assert set(phases) <= {"index", "decode", "features"}
+    return made
+
+
+def drained(work):
+    phases = []
+    while True:
+        try:
+            phase, done, total = next(work)
+            assert 0 <= done <= total
+            phases.append(phase)
+        except StopIteration as finished:
+            return phases, finished.value
+
+
+def files(run, kind):
+    folder = run.run_dir.parent.parent
+    return sorted(path for path in type(folder)(run.config.data, kind).glob("*.png"))
+
+
+def test_a_training_image_is_nearest_to_itself(run, looks, near):
+    assert len(near.ids) == len(near.labels) == len(near.features) == run.history.started["counts"]["train"]
+    assert near.features.shape[1] == 2, "the network's own features, and those from before training"
+    np.testing.assert_allclose(np.linalg.norm(near.features, axis=2), 1, atol=1e-5)
+    for row in (0, len(near.ids) // 2, len(near.ids) - 1):
+        features, _ = looks.look(type(run.run_dir)(run.config.data, near.ids[row]))
+        order, distances = near.nearest(features)
+        assert order[0] == row
+        assert distances[0] == pytest.approx(0, abs=1e-4)
+        assert len(order) == 5
+        assert (np.diff(distances) >= 0).all()
+
+
+def test_neighbours_are_of_the_images_own_class(run, looks, near):
+    for kind in ("red", "green", "blue"):
+        label = run.history.started["classes"].index(kind)
+        told = [near.nearest(looks.look(file)[0])[0] for file in files(run, kind)[:10]]
+        assert (near.labels[np.concatenate(told)] == label).mean() > 0.9
+
+
+def test_the_encoder_says_what_the_network_says(run, looks):
+    some = files(run, "red")[:3]
+    told = np.stack([looks.look(file)[1] for file in some])
+    np.testing.assert_allclose(told, looks.predictor.probabilities(some), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ImageError):
+        looks.look(b"hello")
+
+
+def test_what_is_like_no_training_image_is_told_apart_from_what_is(run, looks, near):
+    buffer = io.BytesIO()
+    board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16)))
+    Image.fromarray(np.uint8(255 * board)).save(buffer, "PNG")
+    assert near.unlike(looks.look(buffer.getvalue())[0][None]).tolist() == [True]
+    every = [path for kind in ("red", "green", "blue") for path in files(run, kind)]
+    known = np.stack([looks.look(path)[0] for path in every])
+    assert near.unlike(known).mean() < 0.2, "the limit itself is uncertain: it rests on few images"
+    assert near.error == pytest.approx(2 / 19), "18 validation images cannot tell one in a hundred"
+
+
+@pytest.mark.parametrize(("count", "parts"), [(30, 1), (99, 1), (500, 1), (99, 2), (500, 2)])
+def test_no_more_are_called_unlike_in_error_than_was_set(count, parts):
+    """Images like those of the validation split, over and over: the share that is called unlike is the one that was said."""
+    random = np.random.default_rng(count)
+
+    def unit(number):
+        points = random.normal(size=(number, parts, 8))
+        return (points / np.linalg.norm(points, axis=2, keepdims=True)).astype(np.float32)
+
+    shares = []
+    for _ in range(60):
+        train = unit(200)
+        likeness = np.einsum("mpd,npd->pmn", unit(count), train)
+        usual = np.sort(1 - np.sort(likeness, axis=2)[:, :, -5:].mean(2), axis=1)
+        told = Neighbourhood(np.empty(0), np.empty(0), train, usual, True)
+        shares.append(told.unlike(unit(500)).mean())
+    assert told.error == pytest.approx(max(0.01, parts / (count + 1)))
+    uncertain = 4 * np.std(shares) / np.sqrt(60)
+    assert np.mean(shares) <= told.error + uncertain
+    assert np.mean(shares) >= 0.8 * told.error - uncertain, "two parts overlap a little, no more"
+
+
+def test_what_is_kept_is_what_was_computed_and_belongs_to_the_weights(run, looks, near):
+    kept = known_neighbourhood(run, looks)
+    assert neighbours_changed(run) > 0
+    np.testing.assert_array_equal(kept.ids, near.ids)
+    np.testing.assert_array_equal(kept.labels, near.labels)
+    np.testing.assert_allclose(kept.features, near.features, atol=1e-3)
+    np.testing.assert_array_equal(kept.limits, near.limits)
+    assert kept.unchanged
+    other = encoder(load_predictor(run))
+    parameter = next(other.predictor.network.model.parameters())
+    parameter.data += 1
+    assert known_neighbourhood(run, other) is None
+    file = run.run_dir / "neighbours.npz"
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:1000], b"hello"):
+        file.write_bytes(damaged)
+        assert known_neighbourhood(run, looks) is None
+    file.write_bytes(whole)
+
+
+def test_images_outside_the_readable_folders_are_refused(run, looks, tmp_path):
+    with pytest.raises(DataError, match="may read"):
+        drained(compute_neighbourhood(run, looks, (tmp_path,)))
+
+
+def test_what_training_has_drawn_towards_a_class_is_still_told_by_the_features_from_before(near):
+    """An image that the trained network takes for a perfect member, and that was far from all before."""
+    inside = near.features[0].copy()
+    assert not near.unlike(inside[None])[0]
+    stranger = inside.copy()
+    stranger[1] = -near.features[:, 1].mean(0) / np.linalg.norm(near.features[:, 1].mean(0))
+    assert near.unlike(stranger[None])[0]
+    assert near.nearest(stranger)[0][0] == near.nearest(inside)[0][0]
+
+
+def test_a_frozen_network_has_no_other_features_from_before(run, tmp_path):
+    settings = run.config.model_dump() | {"strategy": "feature_extraction"}
+    reservation = create_run(make_config(settings), tmp_path)
+    list(execute(reservation))
+    looks = encoder(load_predictor(RunStore(tmp_path).read(reservation.run_dir)))
+    assert looks.start is None
+    assert looks.look(files(run, "red")[0])[0].shape[0] == 1

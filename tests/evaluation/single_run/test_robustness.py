@@ -1,0 +1,85 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_core.config import make_config
+from finetune_core.errors import RunError
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, known_robustness, measure_robustness
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+
+
+@pytest.fixture(scope="module")
+def run(image_folder_once, tmp_path_factory):
+    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 20, "blue": 20})
+    settings = {"data": str(folder), "image_size": 32, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
+    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
+    list(execute(reservation))
+    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+
+
+def drained(work):
+    told = []
+    while True:
+        try:
+            told.append(next(work))
+        except StopIteration as finished:
+            return told, finished.value
+
+
+def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(run):
+    assert known_robustness(run, "test") is None
+    told, result = drained(measure_robustness(run, "test"))
+    plain = evaluation(run, "test")
+    assert told[-1] == (16 * plain.images, 16 * plain.images)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    clean = result.rows.iloc[0]
+    assert (clean["corruption"], clean["severity"], clean["accuracy"]) == ("none", 0, plain.accuracy)
+    assert (clean["low"], clean["high"]) == pytest.approx((plain.low, plain.high))
+    assert result.rows.groupby("corruption").size().to_dict() == {"none": 1} | dict.fromkeys(CORRUPTIONS, 3)
+    known = known_robustness(run, "test")
+    assert known.images == plain.images
+    assert known.rows.equals(result.rows)
+    assert drained(measure_robustness(run, "test"))[1].rows.equals(result.rows)
+    assert known_robustness(run, "val") is None
+
+
+def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):
+    work = measure_robustness(run, "val")
+    next(work)
+    work.close()
+    assert known_robustness(run, "val") is None
+    drained(measure_robustness(run, "val"))
+    file = run.run_dir / "robustness-val.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"predictions": 1}))
+    assert known_robustness(run, "val") is None
+    for damaged in ("[1]", json.dumps(told | {"rows": told["rows"][:4]}), json.dumps(told | {"rows": [{}]})):
+        file.write_text(damaged)
+        assert known_robustness(run, "val") is None
+    file.write_text(json.dumps(told))
+    assert known_robustness(run, "val") is not None
+
+
+def test_images_that_are_gone_are_named_as_the_reason(run, tmp_path):
+    moved = replace(run, config=run.config.model_copy(update={"data": str(tmp_path)}))
+    with pytest.raises(RunError, match="can be read any more"):
+        next(measure_robustness(moved, "test"))
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_severity_is_further_from_the_image_than_the_one_before(name):
+    side = 64
+    ramp = np.mgrid[0:side, 0:side].sum(0)
+    image = Image.fromarray(np.uint8(np.stack([ramp, 120 - ramp // 2, (ramp * 7) % 120], axis=-1)))
+    corruption = CORRUPTIONS[name]
+    far = []
+    for amount in corruption.severities:
+        worse = corruption.apply(image, amount, np.random.default_rng(0))
+        assert (worse.size, worse.mode) == (image.size, "RGB")
+        far.append(np.abs(np.asarray(worse, dtype=float) - np.asarray(image)).mean())
+    assert 0 < far[0] < far[1] < far[2]

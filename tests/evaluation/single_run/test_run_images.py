@@ -1,0 +1,56 @@
+"""Single images of runs are found in one place, which refuses those that a server may not show."""
+
+import pytest
+
+from finetune_core.errors import DataError
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.single_run.run_images import run_image
+from finetune_core.figures.report import whole_report
+
+
+@pytest.fixture
+def places(tmp_path):
+    """The data that may be read, and what lies elsewhere."""
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    data.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "private.png").write_bytes(b"private")
+    (data / "link.png").symlink_to(elsewhere / "private.png")
+    (data / "own.png").write_bytes(b"own")
+    return data, elsewhere
+
+
+def test_an_image_in_an_allowed_folder_is_found(made_run, places):
+    data, _ = places
+    run = made_run([True, False], data=str(data))
+    assert run_image(run, "own.png", [data]).read_bytes() == b"own"
+
+
+@pytest.mark.parametrize("sample", ["../elsewhere/private.png", "link.png", "{elsewhere}/private.png"])
+def test_an_id_that_leads_out_of_the_allowed_folders_is_refused(made_run, places, sample):
+    data, elsewhere = places
+    run, sample = made_run([True, False], data=str(data)), sample.format(elsewhere=elsewhere)
+    with pytest.raises(DataError, match="outside the folders"):
+        run_image(run, sample, [data])
+    assert run_image(run, sample).read_bytes() == b"private", "on the command line, a person reads what they may"
+
+
+def test_a_run_whose_data_lie_elsewhere_shows_nothing(made_run, places):
+    data, elsewhere = places
+    with pytest.raises(DataError, match="outside the folders"):
+        run_image(made_run([True, False], data=str(elsewhere)), str(data / "own.png"), [data])
+
+
+def test_a_report_holds_no_images_from_elsewhere(made_run, places, monkeypatch):
+    data, elsewhere = places
+    runs = [made_run([True, False] * 30, data=str(elsewhere)), made_run([False] * 60, data=str(elsewhere), strategy="full")]
+    monkeypatch.setattr("finetune_core.evaluation.comparison.pictured.load_predictor", lambda run: run)
+
+    def shown(_network, image, _classes):
+        raise AssertionError(f"{image} was read")
+
+    monkeypatch.setattr("finetune_core.evaluation.comparison.pictured.explain", shown)
+    comparison = compare_runs(runs)
+    with pytest.raises(AssertionError, match="was read"):
+        whole_report(comparison)
+    assert whole_report(comparison, [data])

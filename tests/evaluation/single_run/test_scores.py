@@ -1,0 +1,174 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax
+from sklearn import metrics as oracle
+
+from finetune_core.evaluation.single_run.calibration import calibration
+from finetune_core.evaluation.single_run.scores import NAMES, rank_of, score
+
+
+@st.composite
+def tables(draw):
+    """Labels and logits; few different values make ties, few of many classes make absent ones."""
+    width, count = draw(st.integers(1, 6)), draw(st.integers(1, 60))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    present = random.choice(width, draw(st.integers(1, width)), replace=False)
+    labels = random.choice(present, count)
+    logits = random.integers(-3, 4, (count, width)) / 2 if draw(st.booleans()) else random.normal(size=(count, width)) * 3
+    return labels, logits
+
+
+def scored(labels, logits, **settings_):
+    logs = log_softmax(logits, axis=1)
+    return score(labels, np.exp(logs), -logs[np.arange(len(labels)), labels], **settings_)
+
+
+def values(found):
+    return dict(zip(found.table["name"], found.table["value"], strict=True))
+
+
+@given(tables())
+@settings(max_examples=80, deadline=None)
+def test_every_number_is_scikit_learns(table):
+    labels, logits = table
+    found = values(scored(labels, logits, resamples=0))
+    every = np.arange(logits.shape[1])
+    probabilities = np.exp(log_softmax(logits, axis=1))
+    predicted, present = probabilities.argmax(1), np.unique(labels)
+    averages = {
+        name: oracle.f1_score(labels, predicted, labels=present, average=name, zero_division=0)
+        for name in ("macro", "weighted")
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's, on single classes
+        expected = {
+            "accuracy": oracle.accuracy_score(labels, predicted),
+            "balanced_accuracy": oracle.balanced_accuracy_score(labels, predicted),
+            "precision_macro": oracle.precision_score(labels, predicted, labels=present, average="macro", zero_division=0),
+            "recall_macro": oracle.recall_score(labels, predicted, labels=present, average="macro", zero_division=0),
+            "matthews_corrcoef": oracle.matthews_corrcoef(labels, predicted) if len(present) > 1 else np.nan,
+            "cohen_kappa": oracle.cohen_kappa_score(labels, predicted) if len(present) > 1 else np.nan,
+            "f1_macro": averages["macro"],
+            "f1_weighted": averages["weighted"],
+            "f1_micro": oracle.f1_score(labels, predicted, labels=every, average="micro", zero_division=0),
+            "log_loss": oracle.log_loss(labels, probabilities, labels=every) if len(every) > 1 else 0,
+            "brier": np.mean(((probabilities - np.eye(len(every))[labels]) ** 2).sum(1)),
+        }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@given(tables())
+@settings(max_examples=80, deadline=None)
+def test_ranking_numbers_are_scikit_learns_and_not_defined_without_the_class(table):
+    labels, logits = table
+    found = scored(labels, logits, resamples=0)
+    probabilities = np.exp(log_softmax(logits, axis=1))
+    defined = []
+    for label, row in found.classes.iterrows():
+        positive = labels == label
+        assert (label in found.absent) == (not positive.any())
+        if positive.any():
+            assert row["average_precision"] == pytest.approx(oracle.average_precision_score(positive, probabilities[:, label]))
+        else:
+            assert np.isnan(row["average_precision"])
+        if positive.any() and not positive.all():
+            defined.append(oracle.roc_auc_score(positive, probabilities[:, label]))
+            assert row["roc_auc"] == pytest.approx(defined[-1])
+        else:
+            assert np.isnan(row["roc_auc"])
+    assert values(found)["roc_auc"] == pytest.approx(np.mean(defined) if defined else np.nan, nan_ok=True)
+
+
+def test_averages_over_classes_are_scikit_learns_where_all_are_present():
+    random = np.random.default_rng(1)
+    labels, logits = random.integers(0, 7, 400), random.normal(size=(400, 7))
+    found, probabilities = values(scored(labels, logits, resamples=0)), np.exp(log_softmax(logits, axis=1))
+    assert found["roc_auc"] == pytest.approx(oracle.roc_auc_score(labels, probabilities, multi_class="ovr"))
+    assert found["average_precision"] == pytest.approx(oracle.average_precision_score(np.eye(7)[labels], probabilities))
+    for k in (3, 5):
+        assert found[f"top_{k}_accuracy"] == oracle.top_k_accuracy_score(labels, probabilities, k=k)
+
+
+@pytest.mark.parametrize(
+    ("classes", "tops"), [(1, []), (2, []), (3, []), (4, ["top_3_accuracy"]), (6, ["top_3_accuracy", "top_5_accuracy"])]
+)
+def test_only_so_many_guesses_as_leave_something_to_miss(classes, tops):
+    found = scored(np.zeros(5, dtype=int), np.random.default_rng(0).normal(size=(5, classes)), resamples=10)
+    assert [name for name in found.table["name"] if name.startswith("top_")] == tops
+    assert set(found.table["name"]) <= set(NAMES)
+
+
+def test_of_equal_classes_the_first_is_the_one_named():
+    even = np.full((3, 3), 1 / 3)
+    assert rank_of(np.array([0, 1, 2]), even).tolist() == [0, 1, 2]
+
+
+def test_intervals_are_those_of_resampling_within_classes():
+    random = np.random.default_rng(2)
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    logits = random.normal(size=(100, 3)) + 1.2 * np.eye(3)[labels]
+    probabilities = np.exp(log_softmax(logits, axis=1))
+    places = [np.flatnonzero(labels == label) for label in range(3)]
+    drawn = [np.concatenate([random.choice(place, len(place)) for place in places]) for _ in range(800)]
+    plain = {
+        "accuracy": [oracle.accuracy_score(labels[rows], probabilities[rows].argmax(1)) for rows in drawn],
+        "f1_macro": [oracle.f1_score(labels[rows], probabilities[rows].argmax(1), average="macro") for rows in drawn[:400]],
+        "roc_auc": [oracle.roc_auc_score(labels[rows], probabilities[rows], multi_class="ovr") for rows in drawn[:400]],
+        "precision_macro": [
+            oracle.precision_score(labels[rows], probabilities[rows].argmax(1), average="macro") for rows in drawn[:400]
+        ],
+        "matthews_corrcoef": [oracle.matthews_corrcoef(labels[rows], probabilities[rows].argmax(1)) for rows in drawn[:400]],
+        "cohen_kappa": [oracle.cohen_kappa_score(labels[rows], probabilities[rows].argmax(1)) for rows in drawn[:400]],
+    }
+    table = scored(labels, logits, resamples=4000).table.set_index("name")
+    for name, found in plain.items():
+        low, high = np.percentile(found, (2.5, 97.5))
+        assert table.at[name, "low"] == pytest.approx(low, abs=0.03)
+        assert table.at[name, "high"] == pytest.approx(high, abs=0.03)
+        assert table.at[name, "low"] <= table.at[name, "value"] <= table.at[name, "high"]
+
+
+def test_95_of_100_intervals_hold_the_truth():
+    random = np.random.default_rng(3)
+    held = 0
+    for trial in range(300):
+        labels = np.repeat([0, 1], 100)
+        logits = np.stack([np.zeros(200), random.normal(size=200) + 2 * (labels - 0.5)], axis=1)
+        row = scored(labels, logits, resamples=300, seed=trial).table.set_index("name").loc["accuracy"]
+        held += row["low"] <= 0.8413 <= row["high"]  # the normal distribution function at 1
+    assert 0.91 <= held / 300 <= 0.98
+
+
+def test_the_same_seed_gives_the_same_intervals():
+    random = np.random.default_rng(4)
+    labels, logits = random.integers(0, 3, 50), random.normal(size=(50, 3))
+    one, other, third = (scored(labels, logits, seed=seed).table for seed in (0, 0, 1))
+    assert one.equals(other)
+    assert not one.equals(third)
+
+
+def test_a_resample_in_parts_is_the_same_size(monkeypatch):
+    monkeypatch.setattr("finetune_core.evaluation.single_run.scores._CELLS", 70)
+    random = np.random.default_rng(5)
+    labels, logits = random.integers(0, 3, 30), random.normal(size=(30, 3))
+    table = scored(labels, logits, resamples=99).table.set_index("name")
+    assert table.at["accuracy", "low"] < table.at["accuracy", "value"] < table.at["accuracy", "high"]
+
+
+def test_agreement_beyond_chance_is_not_defined_of_a_single_class_and_nought_of_a_single_answer():
+    one = values(scored(np.zeros(9, dtype=int), np.random.default_rng(0).normal(size=(9, 3)), resamples=5))
+    assert np.isnan([one["matthews_corrcoef"], one["cohen_kappa"]]).all()
+    same = values(scored(np.arange(9) % 3, np.tile([2.0, 1.0, 0.0], (9, 1)), resamples=0))
+    assert (same["matthews_corrcoef"], same["cohen_kappa"]) == (0, pytest.approx(0))
+
+
+def test_the_calibration_error_and_its_interval_are_those_of_the_reliability_diagram():
+    random = np.random.default_rng(6)
+    labels, logits = random.integers(0, 3, 300), random.normal(size=(300, 3)) * 2
+    row = scored(labels, logits).table.set_index("name").loc["ece"]
+    found = calibration(logits, labels)
+    assert row[["value", "low", "high"]].tolist() == pytest.approx([found.ece, found.ece_low, found.ece_high])

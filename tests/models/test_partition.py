@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch import nn
+
+from finetune_core.models import catalogue
+from finetune_core.models.network import build_network, network_stages
+from finetune_core.models.partition import CannotSplit, trace
+from finetune_core.models.stages import Stage, derive_stages
+
+SMALL = {
+    "resnet18": 64,
+    "efficientnet_lite0": 64,
+    "densenet121": 64,
+    "convnext_tiny": 64,
+    "vit_b_16": 224,
+    "regnet_y_400mf": 64,
+    "swin_t": 64,
+    "googlenet": 64,
+}
+
+
+@pytest.mark.parametrize("name", catalogue.backbone_names())
+def test_every_backbone_can_be_cut_between_any_two_stages(name):
+    stages = network_stages(name)
+    segments = trace(catalogue.create_on_meta(name).eval(), stages)
+    assert None not in segments.boundaries
+    cut = len(stages) // 2
+    activation = segments.part(None, cut)(torch.empty(2, 3, 224, 224, device="meta"))
+    assert segments.part(cut, None)(activation).shape == (2, 1000)
+
+
+@pytest.mark.parametrize(("name", "size"), SMALL.items())
+def test_the_parts_make_up_the_whole(name, size):
+    network = build_network(name, "none", 5, 0)
+    segments = trace(network.model, network.stages)
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        whole = network.model(images)
+        for cut in {1, len(network.stages) // 2, len(network.stages) - 1}:
+            assert torch.equal(segments.part(cut, None)(segments.part(None, cut)(images)), whole)
+        first, last = 1, len(network.stages) - 1
+        between = segments.part(first, last)(segments.part(None, first)(images))
+        assert torch.equal(between, segments.part(None, last)(images))
+
+
+def test_the_head_is_fed_pooled_features():
+    network = build_network("resnet18", "none", 5, 0)
+    features = trace(network.model, network.stages).part(None, len(network.stages) - 1)(torch.randn(2, 3, 64, 64))
+    assert features.shape == (2, 512)
+
+
+def test_a_part_shares_its_modules_with_the_network():
+    network = build_network("resnet18", "none", 5, 0)
+    tail = trace(network.model, network.stages).part(4, None)
+    assert tail.get_submodule("layer4") is not None
+    assert {id(p) for p in tail.parameters()} == {
+        id(p) for name, p in network.model.named_parameters() if name.startswith(("layer4", "fc"))
+    }
+
+
+class _Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.b(self.a(x)) if x.sum() > 0 else self.a(x)
+
+
+class _Skipping(_Branching):
+    def forward(self, x):
+        return self.b(self.a(x)) + x
+
+
+LINEAR_STAGES = tuple(Stage(n, (n,), (f"{n}.weight", f"{n}.bias"), (), 12) for n in "ab")
+
+
+def test_what_cannot_be_traced_says_so():
+    with pytest.raises(CannotSplit, match="cannot be traced"):
+        trace(_Branching(), LINEAR_STAGES)
+
+
+def test_what_skips_over_the_cut_says_so():
+    segments = trace(_Skipping(), LINEAR_STAGES)
+    with pytest.raises(CannotSplit, match="more than one value crosses"):
+        segments.part(None, 1)
+
+
+def test_stages_of_a_traced_copy_are_those_of_the_network():
+    model = catalogue.create_on_meta("resnet18")
+    assert [s.name for s in derive_stages(model, "fc")] == [s.name for s in network_stages("resnet18")]

@@ -1,0 +1,37 @@
+"""Scores from counts are scikit-learn's scores from the images."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+
+from finetune_core.training.running_metrics import RunningMetrics
+
+CLASSES = 5
+images = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES - 1)), min_size=1, max_size=60)
+
+
+@settings(deadline=None, derandomize=True, database=None)
+@given(images, st.integers(1, 20))
+def test_scores_are_scikit_learns_whichever_classes_are_there(pairs, size):
+    labels, predicted = np.array(pairs).T
+    tally = RunningMetrics.of(CLASSES)
+    for start in range(0, len(labels), size):
+        tally.add(labels[start : start + size], predicted[start : start + size], 1.0)
+    with warnings.catch_warnings(action="ignore"):  # classes that are named, but not there
+        balanced = balanced_accuracy_score(labels, predicted)
+    assert tally.seen == len(labels)
+    assert tally.accuracy == pytest.approx(accuracy_score(labels, predicted))
+    assert tally.scores() == pytest.approx(
+        {"balanced_accuracy": balanced, "macro_f1": f1_score(labels, predicted, average="macro", zero_division=0)}
+    )
+
+
+def test_the_loss_is_a_mean_over_images_not_over_batches():
+    tally = RunningMetrics.of(2)
+    tally.add(np.array([0, 1, 1]), np.array([0, 0, 0]), 1.0)
+    tally.add(np.array([0]), np.array([0]), 5.0)
+    assert tally.loss == pytest.approx(2.0)
