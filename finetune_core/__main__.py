@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from finetune_core import paths
-from finetune_core.compare_command import (
+from finetune_core.commands.compare import (
     COMPARED,
     designed,
     found_rates,
@@ -18,23 +18,11 @@ from finetune_core.compare_command import (
     train_all,
     write_report,
 )
-from finetune_core.config import names_in
-from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
-from finetune_core.errors import ConfigError, DataError
-from finetune_core.evaluate_command import judge, judgement_json, print_judgement
-from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
-from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
-from finetune_core.export.formats import FORMATS, exporting
-from finetune_core.formatting import size
-from finetune_core.inspect_command import inspected, print_inspected
-from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
-from finetune_core.options import DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
-from finetune_core.predict_command import named_by, prediction_json, print_named, write_table
-from finetune_core.runs.record import reopen_run
-from finetune_core.runs.store import is_run_folder
-from finetune_core.settings_metadata import SECTIONS, SPLIT
-from finetune_core.terminal import (
+from finetune_core.commands.evaluate import judge, judgement_json, print_judgement
+from finetune_core.commands.inspect import inspected, print_inspected
+from finetune_core.commands.options import DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
+from finetune_core.commands.predict import named_by, prediction_json, print_named, write_table
+from finetune_core.commands.terminal import (
     err,
     opened,
     out,
@@ -43,7 +31,19 @@ from finetune_core.terminal import (
     show_phases,
     shown,
 )
-from finetune_core.train_command import asked_for, begun, train_to_the_end
+from finetune_core.commands.train import asked_for, begun, train_to_the_end
+from finetune_core.config import names_in
+from finetune_core.config.metadata import SECTIONS, SPLIT
+from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
+from finetune_core.errors import ConfigError, DataError
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
+from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+from finetune_core.export.formats import FORMATS, exporting
+from finetune_core.formatting import size
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
+from finetune_core.runs.record import reopen_run
+from finetune_core.runs.store import is_run_folder
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",

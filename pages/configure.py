@@ -7,6 +7,7 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.config import RunConfig, names_in
+from finetune_core.config.metadata import ADVANCED, TRAINING
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.errors import ConfigError, FinetuneError
@@ -16,7 +17,6 @@ from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import RANDOM
 from finetune_core.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
-from finetune_core.settings_metadata import ADVANCED, TRAINING
 from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
 from finetune_core.training.hyperrule import rule_of
 from finetune_core.training.lr_finder import RateCurve, find_rate

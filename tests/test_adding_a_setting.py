@@ -10,7 +10,9 @@ from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
 from finetune_core import config
-from finetune_core.settings_metadata import OPTIMIZATION, setting
+from finetune_core.config import make, run_config
+from finetune_core.config.metadata import OPTIMIZATION, setting
+from finetune_core.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 HELP = "How much of the last step the next one keeps."
@@ -20,7 +22,9 @@ HELP = "How much of the last step the next one keeps."
 def momentum(monkeypatch):
     """One more setting."""
     declared = setting(0.9, label="Momentum", section=OPTIMIZATION, help=HELP, share=True, ge=0, lt=1)
-    monkeypatch.setattr(config, "RunConfig", create_model("Extended", __base__=config.RunConfig, momentum=(float, declared)))
+    extended = create_model("Extended", __base__=config.RunConfig, momentum=(float, declared))
+    for module in (config, run_config, make):
+        monkeypatch.setattr(module, "RunConfig", extended)
 
 
 def thaw(*arguments):
@@ -33,7 +37,7 @@ def test_it_is_validated_and_kept():
     assert config.make_config({"data": "x"}).momentum == 0.9
     made = config.make_config({"data": "x", "momentum": "95 %"})
     assert config.make_config(made.model_dump(mode="json")).momentum == 0.95
-    with pytest.raises(config.ConfigError, match="momentum: must be less than 1"):
+    with pytest.raises(ConfigError, match="momentum: must be less than 1"):
         config.make_config({"data": "x", "momentum": 2})
 
 

@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 
 from finetune_core.config import Optimizer, RunConfig, all_settings, make_config, names_in, read_config, setting_of
+from finetune_core.config.metadata import SECTIONS
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.recipes import DEMO_RECIPE, FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
-from finetune_core.settings_metadata import SECTIONS
 
 NUMBERS = [name for name, field in RunConfig.model_fields.items() if field.annotation in (int, float)]
 

@@ -271,7 +271,7 @@ def test_the_cache_can_be_switched_off(trained, tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Deep inspections at 32 pixels."""
-    monkeypatch.setattr("finetune_core.inspect_command.inspect_deeply", lambda *given: inspect_deeply(*given, image_size=32))
+    monkeypatch.setattr("finetune_core.commands.inspect.inspect_deeply", lambda *given: inspect_deeply(*given, image_size=32))
 
 
 def zipped(folder, file, inside=""):
@@ -301,7 +301,7 @@ def test_a_deep_inspection_is_one_json_object(image_folder, tmp_path):
 
 def test_without_deep_nothing_is_computed(trained, monkeypatch):
     data, *_ = trained
-    monkeypatch.setattr("finetune_core.inspect_command.inspect_deeply", None)
+    monkeypatch.setattr("finetune_core.commands.inspect.inspect_deeply", None)
     assert "deep" not in json.loads(thaw("inspect", data, "--json").stdout)
 
 

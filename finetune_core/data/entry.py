@@ -13,9 +13,9 @@ import pandas as pd
 
 from finetune_core import paths
 from finetune_core.config import make_config, names_in, read_config
+from finetune_core.config.metadata import SPLIT
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.files import write_bytes
-from finetune_core.settings_metadata import SPLIT
 
 _SPLIT = "split.json"
 

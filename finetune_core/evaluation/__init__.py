@@ -1,1 +1,1 @@
-"""Predictions -> metrics; a trained network put back together and asked about new images. Calls runs and before."""
+"""Runs evaluated: ``prediction`` asks a trained network, ``single_run`` judges one run, ``comparison`` judges several."""

@@ -10,7 +10,7 @@ import streamlit as st
 from finetune_core.data.decode import thumbnail
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import DataError, ImageError
-from finetune_core.evaluation.single_run.run_images import run_image
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.formatting import number
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain

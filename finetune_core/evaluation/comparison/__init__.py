@@ -1,1 +1,1 @@
-"""How several runs compare: arms, pairs, verdicts, what training moved. Calls single_run and prediction."""
+"""How several runs compare: arms, pairs, verdicts, costs, and what training moved."""

@@ -24,7 +24,7 @@ from typing_extensions import TypedDict
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import DataError, RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.evaluation.single_run.run_images import RunImages, run_images
+from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.files import read_regular, write_bytes
 from finetune_core.inspection.background import in_background
 from finetune_core.inspection.features import PooledStages, network_inputs, pooled_stages

@@ -10,7 +10,7 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.disagree import disagreement
 from finetune_core.evaluation.prediction.explain import explain
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.run_images import run_image
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.formatting import percent
 
 _MOST = 6  # images: each takes a moment

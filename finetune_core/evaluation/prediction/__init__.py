@@ -1,1 +1,1 @@
-"""What a trained network makes of new images: predictions, explanations, nearest training images. Calls single_run."""
+"""What a trained network makes of new images: predictions, explanations, the nearest training images."""

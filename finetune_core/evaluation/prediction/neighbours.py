@@ -23,7 +23,7 @@ from torch import fx
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.evaluation.single_run.run_images import RunImages, run_images
+from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.files import read_regular, regular_file, write_bytes
 from finetune_core.inspection.features import network_inputs
 from finetune_core.models.partition import CannotSplit, trace

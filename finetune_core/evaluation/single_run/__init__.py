@@ -1,1 +1,1 @@
-"""How one run did: metrics, curves, calibration, slices, robustness. Calls nothing of the other questions."""
+"""How one run did: metrics, curves, calibration, slices, robustness, the evaluation in fp32."""

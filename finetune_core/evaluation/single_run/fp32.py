@@ -10,8 +10,8 @@ import torch
 
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, predicted_splits
-from finetune_core.evaluation.single_run.run_images import RunImages, run_images
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.runs.locks import locked

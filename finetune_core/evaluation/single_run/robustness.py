@@ -21,8 +21,8 @@ from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError, RunError
 from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.evaluation.single_run.evaluate import evaluation
-from finetune_core.evaluation.single_run.run_images import run_image
 from finetune_core.files import read_regular, write_bytes
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.store import Run

@@ -7,13 +7,13 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.config import RunConfig, all_settings, make_config, names_in, setting_of
+from finetune_core.config.metadata import SPLIT
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info, backbone_names
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.settings_metadata import SPLIT
 from finetune_core.training.prepare import check_classes, check_config
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import plain

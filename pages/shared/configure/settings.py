@@ -6,13 +6,13 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.config import Edit, RunConfig, all_settings, make_config, names_in
+from finetune_core.config.metadata import HARDWARE, SPLIT
 from finetune_core.data.entry import load_split
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_names, default_backbone
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
-from finetune_core.settings_metadata import HARDWARE, SPLIT
 from finetune_core.training.strategies import STRATEGIES
 
 FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"

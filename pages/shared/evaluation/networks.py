@@ -4,7 +4,7 @@ import streamlit as st
 
 from finetune_core.evaluation.prediction.explain import Explanation, explain
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.evaluation.single_run.run_images import run_image
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_changed
 from pages.shared.data.chosen import readable_roots

@@ -21,7 +21,7 @@ from finetune_core.evaluation.comparison.layer_diagnostics import (
 )
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.run_images import run_images
+from finetune_core.evaluation.run_images import run_images
 from finetune_core.figures.layer_diagnostics import MEASURES
 from finetune_core.figures.report import moved_figures, whole_report
 from finetune_core.inspection.deep import suggest

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune_core.evaluate_command import judge, judgement_json, print_judgement
+from finetune_core.commands.evaluate import judge, judgement_json, print_judgement
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.training.predictions import predictions_changed
 

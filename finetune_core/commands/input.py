@@ -7,13 +7,13 @@ from typing import Any
 
 from rich.markup import escape
 
+from finetune_core.commands.options import option_of
+from finetune_core.commands.terminal import err, progress_bar, show_phases, shown
 from finetune_core.config import RunConfig, read_config, setting_of
+from finetune_core.config.metadata import as_number
 from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError
-from finetune_core.options import option_of
-from finetune_core.settings_metadata import as_number
-from finetune_core.terminal import err, progress_bar, show_phases, shown
 from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
 
 

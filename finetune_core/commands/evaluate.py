@@ -7,6 +7,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
+from finetune_core.commands.terminal import out, print_scores, progress_bar, shown
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.calibration import Calibration
 from finetune_core.evaluation.single_run.evaluate import (
@@ -23,7 +24,6 @@ from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, Robustne
 from finetune_core.evaluation.single_run.scores import AREAS, Scores
 from finetune_core.formatting import percent, things
 from finetune_core.runs.store import Run
-from finetune_core.terminal import out, print_scores, progress_bar, shown
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from finetune_core.command_input import kept_split, names, numbers, rates, resolved, settings_in_file, with_weights
+from finetune_core.commands.input import kept_split, names, numbers, rates, resolved, settings_in_file, with_weights
+from finetune_core.commands.terminal import err, interrupts_stop, out, progress_bar, show_phases, show_training
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import FinetuneError, RunError
@@ -22,7 +23,6 @@ from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.design import by_arm, design, with_rates
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import Run, RunStore
-from finetune_core.terminal import err, interrupts_stop, out, progress_bar, show_phases, show_training
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.prepare import check_config
 

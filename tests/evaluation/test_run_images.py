@@ -4,7 +4,7 @@ import pytest
 
 from finetune_core.errors import DataError
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.single_run.run_images import run_image
+from finetune_core.evaluation.run_images import run_image
 from finetune_core.figures.report import whole_report
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from finetune_core.command_input import kept_split, resolved
+from finetune_core.commands.input import kept_split, resolved
+from finetune_core.commands.terminal import print_inspection, print_json, progress_bar, show_phases, shown
 from finetune_core.config import make_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.data.findings import Finding, unanswered
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
-from finetune_core.terminal import print_inspection, print_json, progress_bar, show_phases, shown
 
 
 def inspected(

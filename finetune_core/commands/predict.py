@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
+from finetune_core.commands.terminal import err, opened, out, progress_bar, show_phases, shown
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, name_images, to_csv, unpacking_folder
@@ -21,7 +22,6 @@ from finetune_core.evaluation.prediction.predictor import Predictor, load_predic
 from finetune_core.export.tensors import is_export, load_export
 from finetune_core.files import write_bytes
 from finetune_core.formatting import things
-from finetune_core.terminal import err, opened, out, progress_bar, show_phases, shown
 
 Known = tuple[Encoder, Neighbourhood]
 

@@ -1,16 +1,11 @@
 """RunConfig: everything one run depends on. The form, the command line and ``config.json`` all use this one model."""
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
-from finetune_core.config_errors import problems_in_words
-from finetune_core.errors import ConfigError
-from finetune_core.files import problem_with, read_regular
-from finetune_core.settings_metadata import (
+from finetune_core.config.edit import LONGEST_PATH, Edit
+from finetune_core.config.metadata import (
     DATA,
     HARDWARE,
     NETWORK,
@@ -23,9 +18,8 @@ from finetune_core.settings_metadata import (
     setting,
     settings_of,
 )
+from finetune_core.errors import ConfigError
 
-_LARGEST = 2**25  # bytes of a config.json: it may name many images
-_LONGEST_PATH = 4096  # letters
 _LARGEST_SEED = 2**31 - 1
 
 Optimizer = Literal["adam", "adamw", "sgd"]
@@ -55,23 +49,6 @@ EarlyStoppingMetric = Literal["off", "val_accuracy", "val_loss", "val_balanced_a
 NearDuplicates = Literal["together", "apart"]
 
 
-class Edit(BaseModel):
-    """One change to a data set.
-
-    Attributes:
-        paths: ids of the images.
-        to: the class or split that they get.
-        kind: of the finding that it answers, if any.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    action: Literal["exclude", "move", "relabel", "ignore"]
-    paths: tuple[Annotated[str, Field(max_length=_LONGEST_PATH)], ...]
-    to: str = Field("", max_length=1000)
-    kind: str = Field("", max_length=100)
-
-
 class RunConfig(BaseModel):
     """One run's settings. Defaults are the classic tutorial's fine-tuning recipe on the packaged backbone."""
 
@@ -82,7 +59,7 @@ class RunConfig(BaseModel):
         help="The folder with the images, one subfolder per class, or a manifest that lists them.",
         in_script="repeated",
         min_length=1,
-        max_length=_LONGEST_PATH,
+        max_length=LONGEST_PATH,
     )
     backbone: str = setting(
         "efficientnet_lite0",
@@ -103,7 +80,7 @@ class RunConfig(BaseModel):
         metavar="FILE",
         in_script="repeated",
         min_length=1,
-        max_length=_LONGEST_PATH,
+        max_length=LONGEST_PATH,
     )
     strategy: StrategyName = setting(
         "last_block",
@@ -533,42 +510,6 @@ class RunConfig(BaseModel):
     def split_settings(self) -> dict[str, Any]:
         """What decides how a data set without splits of its own is split: arguments of ``index_dataset``."""
         return self.model_dump(include=set(names_in(SPLIT)))
-
-
-def make_config(values: Mapping[str, Any]) -> RunConfig:
-    """Validate settings, naming every problem at once.
-
-    Raises:
-        ConfigError: with one entry a field that cannot be used.
-    """
-    try:
-        return RunConfig(**values)
-    except ValidationError as error:
-        problems = problems_in_words(error)
-    # Fields that do not agree with each other are found only once each is sound: ask again without the unsound ones.
-    sound = {"data": "any"} | {name: value for name, value in values.items() if name not in problems}
-    try:
-        RunConfig(**sound)
-    except ConfigError as error:
-        problems = error.problems | problems
-    raise ConfigError(problems)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The settings in a ``config.json``, not yet validated.
-
-    Raises:
-        ConfigError: when it is no regular file, cannot be read, or is not a JSON object.
-    """
-    try:
-        values = json.loads(read_regular(path, _LARGEST))
-    except OSError as error:
-        raise ConfigError({"config": f"{path} cannot be read: {problem_with(path, error)}"}) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError({"config": f"{path} cannot be read as JSON: {error}"}) from None
-    if not isinstance(values, dict):
-        raise ConfigError({"config": f"{path} holds no settings (a JSON object was expected)"})
-    return values
 
 
 def setting_of(name: str) -> Setting:

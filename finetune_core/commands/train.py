@@ -7,16 +7,25 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from finetune_core.command_input import kept_split, rates, resolved, settings_in_file, with_weights
+from finetune_core.commands.input import kept_split, rates, resolved, settings_in_file, with_weights
+from finetune_core.commands.options import refused_in_words
+from finetune_core.commands.terminal import (
+    err,
+    interrupts_stop,
+    out,
+    print_json,
+    progress_bar,
+    result_in_words,
+    show_training,
+    shown,
+)
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
 from finetune_core.export.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
-from finetune_core.options import refused_in_words
 from finetune_core.runs.record import Reservation, create_run, execute
 from finetune_core.runs.store import RunStore, summary
-from finetune_core.terminal import err, interrupts_stop, out, print_json, progress_bar, result_in_words, show_training, shown
 from finetune_core.training.hyperrule import rule_of
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from finetune_core.commands.terminal import err
 from finetune_core.config import setting_of
+from finetune_core.config.metadata import Setting
 from finetune_core.errors import ConfigError, FinetuneError, TrainingError
-from finetune_core.settings_metadata import Setting
-from finetune_core.terminal import err
 
 DATA_HELP = (
     "A folder with one subfolder of images for each class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "

@@ -1,0 +1,28 @@
+"""The settings of a run, declared once, and how they are read from outside."""
+
+from finetune_core.config.edit import Edit
+from finetune_core.config.make import make_config, read_config
+from finetune_core.config.run_config import (
+    Augmentation,
+    EarlyStoppingMetric,
+    NearDuplicates,
+    Optimizer,
+    RunConfig,
+    all_settings,
+    names_in,
+    setting_of,
+)
+
+__all__ = [
+    "Augmentation",
+    "EarlyStoppingMetric",
+    "Edit",
+    "NearDuplicates",
+    "Optimizer",
+    "RunConfig",
+    "all_settings",
+    "make_config",
+    "names_in",
+    "read_config",
+    "setting_of",
+]

@@ -1,0 +1,24 @@
+"""One change to a data set: an image excluded, moved, or relabelled."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+LONGEST_PATH = 4096  # letters
+
+
+class Edit(BaseModel):
+    """One change to a data set.
+
+    Attributes:
+        paths: ids of the images.
+        to: the class or split that they get.
+        kind: of the finding that it answers, if any.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    action: Literal["exclude", "move", "relabel", "ignore"]
+    paths: tuple[Annotated[str, Field(max_length=LONGEST_PATH)], ...]
+    to: str = Field("", max_length=1000)
+    kind: str = Field("", max_length=100)
