@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from finetune_core.evaluation.comparison.compare.layer_diagnostics import measure_layers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streamlit.testing.v1 import AppTest
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 from finetune_core import paths
 from finetune_core.__main__ import app
 from finetune_core.config import make_config
+from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
 from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation

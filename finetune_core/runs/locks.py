@@ -14,7 +14,7 @@ from finetune_core.files import (
     regular_file,
 )
 
-LETS_GO = 3.0  # seconds
+LOCK_TIMEOUT = 3.0  # seconds
 LOCK_FILE = "lock"
 _LOOKING = Lock()  # two threads that look at one lock would each take the other for a process that has the run
 
@@ -57,7 +57,7 @@ def acquire_lock(run_dir: Path) -> FileLock:
     try:
         check_regular(path)
         # Whoever wrote the run's last event lets go of it a moment later, and who looks whether it is locked holds it for an instant.
-        lock.acquire(timeout=LETS_GO, poll_interval=0.02)
+        lock.acquire(timeout=LOCK_TIMEOUT, poll_interval=0.02)
     except NotRegular as error:
         raise RunError(f"{path} is {error.strerror}: delete it, then the run {run_dir.name} can be locked.") from None
     except TimeoutError:

@@ -14,7 +14,7 @@ from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, precision_note
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
-from finetune_core.runs import record
+from finetune_core.runs import locks
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
@@ -54,7 +54,7 @@ def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stop
 
 
 def test_it_is_refused_where_its_images_may_not_be_read_have_changed_or_it_goes_on(stopped, tmp_path, monkeypatch):
-    monkeypatch.setattr(record, "LETS_GO", 0)
+    monkeypatch.setattr(locks, "LOCK_TIMEOUT", 0)
     run = stopped()
     before = (run.run_dir / "predictions.parquet").read_bytes()
     with pytest.raises(FinetuneError, match="THAW_DATA_ROOTS"):
