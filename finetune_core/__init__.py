@@ -1,7 +1,7 @@
 """Thaw's core: everything that is not Streamlit.
 
 The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``inspection``, ``runs``,
-``evaluation``, ``export``, then ``figures`` and the command line. A room may call the rooms before it, never those after it.
+``evaluation``, ``exporters``, then ``figures`` and the command line. A room may call the rooms before it, never those after it.
 """
 
 from finetune_core.memory import tune_allocator

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from finetune_core import paths
+from finetune_core.commands.app import start_app
 from finetune_core.commands.compare import (
     COMPARED,
     designed,
@@ -39,7 +40,7 @@ from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
-from finetune_core.export.formats import FORMATS, exporting
+from finetune_core.exporters.formats import FORMATS, exporting
 from finetune_core.formatting import size
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.runs.record import reopen_run
@@ -51,6 +52,16 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.command("app", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def dashboard(
+    context: typer.Context,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Where it listens; 8501 unless that is taken.")] = None,
+) -> None:
+    """Start the dashboard. Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …"""
+    with refused_in_words():
+        start_app(port, context.args)
 
 
 @app.command()

@@ -1,13 +1,16 @@
-"""Where Thaw keeps what it writes: the project's own folder, or the folder that THAW_HOME names."""
+"""Where Thaw keeps what it writes: its checkout, or the folder that THAW_HOME names."""
 
 import os
 from pathlib import Path
 
+APP = Path(__file__).resolve().parent.parent / "app.py"  # the dashboard: in a checkout only, never in an installed copy
+
 
 def home() -> Path:
-    """The folder below which Thaw writes: ``THAW_HOME``, else the folder that holds ``finetune_core``."""
-    named = os.environ.get("THAW_HOME")
-    return Path(named).expanduser().resolve() if named else Path(__file__).resolve().parent.parent
+    """The folder below which Thaw writes: ``THAW_HOME``, else the checkout, else ``.thaw`` in the person's own folder."""
+    if named := os.environ.get("THAW_HOME"):
+        return Path(named).expanduser().resolve()
+    return APP.parent if APP.is_file() else Path.home() / ".thaw"
 
 
 def runs_dir() -> Path:

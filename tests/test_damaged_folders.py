@@ -23,7 +23,7 @@ from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
-from finetune_core.export.formats import export_run
+from finetune_core.exporters.formats import export_run
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore, read_run, summary

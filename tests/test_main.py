@@ -135,6 +135,7 @@ def test_inspect_json(trained, tmp_path):
         (["evaluate", "/not/there"], ["There is no run"]),
         (["predict", "/not/there", "x.jpg"], ["There is no run"]),
         (["train", "digits", "--no-such-option"], ["No such option"]),
+        (["app", "--port", "0"], ["--port"]),
     ],
 )
 def test_wrong_requests_end_with_2_and_words(arguments, words):

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
 from finetune_core.config import make_config
-from finetune_core.export.formats import export_run
+from finetune_core.exporters.formats import export_run
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 

@@ -19,7 +19,7 @@ ORDER = (
     "finetune_core.evaluation.single_run",
     "finetune_core.evaluation.comparison",
     "finetune_core.figures",
-    "finetune_core.export",
+    "finetune_core.exporters",
     "finetune_core.commands",
     "finetune_core.__main__",
     "pages.shared",

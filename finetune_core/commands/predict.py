@@ -19,7 +19,7 @@ from finetune_core.evaluation.prediction.neighbours import (
     known_neighbourhood,
 )
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.export.tensors import is_export, load_export
+from finetune_core.exporters.tensors import is_export, load_export
 from finetune_core.files import write_bytes
 from finetune_core.formatting import things
 

@@ -22,7 +22,7 @@ from finetune_core.commands.terminal import (
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
-from finetune_core.export.mlflow import report_to_mlflow
+from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.record import Reservation, create_run, execute
 from finetune_core.runs.store import RunStore, summary

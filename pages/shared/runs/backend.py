@@ -4,7 +4,7 @@ import streamlit as st
 
 from finetune_core import paths
 from finetune_core.config import RunConfig
-from finetune_core.export.mlflow import report_to_mlflow
+from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.worker import Worker
 from pages.shared.account import owner

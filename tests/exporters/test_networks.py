@@ -12,9 +12,9 @@ from PIL import Image
 
 from finetune_core.errors import ExportError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.export import formats, graphs
-from finetune_core.export.formats import export_run
-from finetune_core.export.tensors import load_export
+from finetune_core.exporters import formats, graphs
+from finetune_core.exporters.formats import export_run
+from finetune_core.exporters.tensors import load_export
 
 # Runs predict.py as a program, and says which libraries it took.
 ALONE = """

@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from finetune_core.errors import ExportError
-from finetune_core.export.formats import export_folder, export_run, finished_export, zipped
+from finetune_core.exporters.formats import export_folder, export_run, finished_export, zipped
 
 
 @pytest.fixture

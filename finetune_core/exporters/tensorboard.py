@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.errors import ExportError
-from finetune_core.export.source import shared_settings
+from finetune_core.exporters.source import shared_settings
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run, summary
 

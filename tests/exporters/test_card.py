@@ -2,7 +2,7 @@ from huggingface_hub import ModelCard
 
 from finetune_core.evaluation.single_run.evaluate import evaluation, scores
 from finetune_core.evaluation.single_run.scores import NAMES
-from finetune_core.export.formats import export_run
+from finetune_core.exporters.formats import export_run
 
 
 def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(run, tmp_path):

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from finetune_core.errors import ExportError
-from finetune_core.export.formats import export_run, finished_export, zipped
+from finetune_core.exporters.formats import export_run, finished_export, zipped
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import RunStore
 

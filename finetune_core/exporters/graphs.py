@@ -14,9 +14,9 @@ import torch
 
 from finetune_core.errors import ExportError
 from finetune_core.evaluation.single_run.fp32 import Answer
-from finetune_core.export.measure import Measured, Steps, measure
-from finetune_core.export.sidecar import SIDECAR, describe_network, write_sidecar
-from finetune_core.export.source import Source
+from finetune_core.exporters.measure import Measured, Steps, measure
+from finetune_core.exporters.sidecar import SIDECAR, describe_network, write_sidecar
+from finetune_core.exporters.source import Source
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 BATCHES = (1, 2, 5)  # traced with 2: any other shows that the batch is dynamic

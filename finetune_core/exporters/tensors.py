@@ -13,9 +13,9 @@ from typing_extensions import TypedDict
 
 from finetune_core.errors import ConfigError, ExportError
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.export.measure import Measured, Steps, measure
-from finetune_core.export.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
-from finetune_core.export.source import Source
+from finetune_core.exporters.measure import Measured, Steps, measure
+from finetune_core.exporters.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
+from finetune_core.exporters.source import Source
 from finetune_core.files import is_there, open_regular, problem_with, write_bytes
 from finetune_core.models.catalogue import backbone_info, create
 from finetune_core.models.network import Network, head_path, network_stages

@@ -9,9 +9,9 @@ from typing import Any
 from finetune_core.data.splits import TEST
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, precision_note, scores_of
 from finetune_core.evaluation.single_run.scores import NAMES
-from finetune_core.export.measure import Measured
-from finetune_core.export.sidecar import preprocessing
-from finetune_core.export.source import Source
+from finetune_core.exporters.measure import Measured
+from finetune_core.exporters.sidecar import preprocessing
+from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
 from finetune_core.models.catalogue import PACKAGED

@@ -14,8 +14,8 @@ from PIL import Image
 
 from finetune_core.config import setting_of
 from finetune_core.errors import ExportError
-from finetune_core.export import script
-from finetune_core.export.formats import export_run
+from finetune_core.exporters import script
+from finetune_core.exporters.formats import export_run
 
 SMALL = {"backbone": "shufflenet_v2_x0_5", "weights": "none"}
 ADAM = {"optimizer": "adam", "learning_rate": 3e-4}

@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import ExportError
-from finetune_core.export import formats
+from finetune_core.exporters import formats
 from pages.shared.jobs import jobs
 
 

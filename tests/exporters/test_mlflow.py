@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from finetune_core.export.mlflow import report_to_mlflow
+from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import RunStore
 

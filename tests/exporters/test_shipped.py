@@ -15,9 +15,9 @@ from sklearn.datasets import load_digits
 from finetune_core.config import make_config
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
-from finetune_core.export import measure
-from finetune_core.export.formats import export_run, exporting
-from finetune_core.export.tensors import load_export
+from finetune_core.exporters import measure
+from finetune_core.exporters.formats import export_run, exporting
+from finetune_core.exporters.tensors import load_export
 from finetune_core.formatting import percent
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, summary

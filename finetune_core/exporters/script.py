@@ -15,8 +15,8 @@ from finetune_core.data.dataset import Dataset, load_dataset
 from finetune_core.data.pixels import stored_side
 from finetune_core.data.splits import TEST, TRAIN
 from finetune_core.errors import ExportError
-from finetune_core.export.source import Source
-from finetune_core.export.template import filled
+from finetune_core.exporters.source import Source
+from finetune_core.exporters.template import filled
 from finetune_core.files import is_file, write_bytes
 from finetune_core.formatting import percent
 from finetune_core.models.catalogue import build_recipe

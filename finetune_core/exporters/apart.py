@@ -1,6 +1,6 @@
 """An export in a process of its own, for an app that trains meanwhile: tracing changes torch's global state.
 
-``python -m finetune_core.export.apart RUN FORMAT [ROOT…]`` exports into the run's own folder, and says how far it is on stdout:
+``python -m finetune_core.exporters.apart RUN FORMAT [ROOT…]`` exports into the run's own folder, and says how far it is on stdout:
 one JSON list ``[phase, done, total]`` a line. What goes wrong is said on stderr.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from finetune_core.errors import ExportError, FinetuneError
-from finetune_core.export.measure import Steps
+from finetune_core.exporters.measure import Steps
 from finetune_core.runs.store import Run, RunStore
 
 _PROJECT = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Generator
     Raises:
         ExportError: with what went wrong there.
     """
-    command = [sys.executable, "-m", "finetune_core.export.apart", str(run.run_dir), format, *map(str, roots)]
+    command = [sys.executable, "-m", "finetune_core.exporters.apart", str(run.run_dir), format, *map(str, roots)]
     with (
         tempfile.TemporaryFile("w+") as problems,
         subprocess.Popen(
@@ -46,7 +46,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Generator
 
 
 def main(run_dir: str, format: str, *roots: str) -> None:
-    from finetune_core.export.formats import exporting
+    from finetune_core.exporters.formats import exporting
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in good order: half an export leaves nothing
     try:

@@ -8,9 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from finetune_core.export.card import CARD, card
-from finetune_core.export.source import load_source, shared_settings
-from finetune_core.export.tensorboard import Scalar, by_epoch
+from finetune_core.exporters.card import CARD, card
+from finetune_core.exporters.source import load_source, shared_settings
+from finetune_core.exporters.tensorboard import Scalar, by_epoch
 from finetune_core.runs.store import Run, RunStore, summary
 
 URI = "MLFLOW_TRACKING_URI"

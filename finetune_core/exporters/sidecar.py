@@ -10,7 +10,7 @@ from torch import nn
 
 from finetune_core.data.pixels import stored_side
 from finetune_core.errors import ExportError
-from finetune_core.export.source import Source, shared_settings
+from finetune_core.exporters.source import Source, shared_settings
 from finetune_core.files import problem_with, read_regular, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, build_recipe
 

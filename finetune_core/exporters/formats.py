@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.errors import ExportError
-from finetune_core.export.apart import export_apart
-from finetune_core.export.card import write_card
-from finetune_core.export.graphs import write_onnx, write_program
-from finetune_core.export.measure import Measured, Steps
-from finetune_core.export.script import write_script
-from finetune_core.export.source import load_source
-from finetune_core.export.tensorboard import write_events
-from finetune_core.export.tensors import write_safetensors
+from finetune_core.exporters.apart import export_apart
+from finetune_core.exporters.card import write_card
+from finetune_core.exporters.graphs import write_onnx, write_program
+from finetune_core.exporters.measure import Measured, Steps
+from finetune_core.exporters.script import write_script
+from finetune_core.exporters.source import load_source
+from finetune_core.exporters.tensorboard import write_events
+from finetune_core.exporters.tensors import write_safetensors
 from finetune_core.files import regular_file, staging_folder
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
