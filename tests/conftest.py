@@ -1,5 +1,6 @@
 """Fixtures for all tests: a home folder of their own, and image folders whose classes can be learned from colour."""
 
+import functools
 import hashlib
 import http.server
 import os
@@ -21,12 +22,32 @@ from finetune_core.data.rowcache import CACHE
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items):
+    """What needs a browser is slow; files with slow tests come first, so that at the end no worker is left alone with one."""
+    for item in items:
+        if "browser" in item.fixturenames:
+            item.add_marker("slow")
+    first = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in first)
+
+
 @pytest.fixture(autouse=True)
 def own_main():
     """Streamlit's test harness puts a page in the place of ``__main__``, which processes that a later test starts would run."""
     main = sys.modules["__main__"]
     yield
     sys.modules["__main__"] = main
+
+
+@pytest.fixture(scope="session")
+def components_found_once():
+    """Streamlit's test harness reads the metadata of every installed package for each app it opens, which takes longer than most pages."""
+    from streamlit.components.v2 import manifest_scanner
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest_scanner, "scan_component_manifests", functools.cache(manifest_scanner.scan_component_manifests))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -35,11 +35,12 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"image_size": 32, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
 SETTINGS |= {"strategy": "feature_extraction", "val_fraction": 0.25, "test_fraction": 0.25}
 CASES, PAGE_CASES = 1000, 24
+fuzzed = settings(deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 GOOD, BAD = "20260101-000000-good", "20260102-000000-bad"
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quick():
+def quick(components_found_once):
     """One thread, and the commands put together once: that takes longer than many of them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -119,15 +120,20 @@ def command_for(file, chance, bad, good, image):
     return chance.choice(slow if chance.random() < 0.05 else quick)
 
 
-@settings(
-    max_examples=CASES,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@pytest.mark.slow
+@settings(fuzzed, max_examples=CASES)
+@given(chance=st.randoms(use_true_random=True))
+def test_the_command_line_names_what_is_damaged_a_thousand_times(whole, data, beside, chance):
+    damaged_one_is_named(whole, data, beside, chance)
+
+
+@settings(fuzzed, max_examples=CASES // 25)
 @given(chance=st.randoms(use_true_random=True))
 def test_the_command_line_names_what_is_damaged(whole, data, beside, chance):
+    damaged_one_is_named(whole, data, beside, chance)
+
+
+def damaged_one_is_named(whole, data, beside, chance):
     runs, said, known = beside
     bad = runs / BAD
     shutil.rmtree(bad, ignore_errors=True)
@@ -145,7 +151,8 @@ def test_the_command_line_names_what_is_damaged(whole, data, beside, chance):
     assert evaluation(read_run(runs / GOOD)).accuracy == json.loads(said)["accuracy"], told
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(fuzzed, max_examples=15)
 @given(chance=st.randoms(use_true_random=True))
 def test_a_damaged_run_is_resumed_or_refused(halfway, tmp_path_factory, chance):
     bad = tmp_path_factory.mktemp("resumed") / BAD

@@ -6,20 +6,20 @@ from finetune_core.models import catalogue
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.stages import Stage, derive_stages
+from tests.models.backbones import EVERY_BACKBONE
 
 SMALL = {
     "resnet18": 64,
     "efficientnet_lite0": 64,
     "densenet121": 64,
     "convnext_tiny": 64,
-    "vit_b_16": 224,
     "regnet_y_400mf": 64,
     "swin_t": 64,
     "googlenet": 64,
 }
 
 
-@pytest.mark.parametrize("name", catalogue.backbone_names())
+@pytest.mark.parametrize("name", EVERY_BACKBONE)
 def test_every_backbone_can_be_cut_between_any_two_stages(name):
     stages = network_stages(name)
     segments = trace(catalogue.create_on_meta(name).eval(), stages)
@@ -29,7 +29,7 @@ def test_every_backbone_can_be_cut_between_any_two_stages(name):
     assert segments.part(cut, None)(activation).shape == (2, 1000)
 
 
-@pytest.mark.parametrize(("name", "size"), SMALL.items())
+@pytest.mark.parametrize(("name", "size"), [*SMALL.items(), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)])
 def test_the_parts_make_up_the_whole(name, size):
     network = build_network(name, "none", 5, 0)
     segments = trace(network.model, network.stages)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_core.models.catalogue import backbone_names, create_on_meta
+from finetune_core.models.catalogue import create_on_meta
 from finetune_core.models.network import network_stages
 from finetune_core.models.stages import derive_stages, find_head, replace_head
+from tests.models.backbones import EVERY_BACKBONE
 
 
 class Walk:
@@ -26,7 +27,7 @@ class Walk:
             self.output = self.model(torch.empty(2, 3, 224, 224, device="meta"))
 
 
-@pytest.fixture(scope="module", params=backbone_names())
+@pytest.fixture(scope="module", params=EVERY_BACKBONE)
 def walk(request):
     return Walk(request.param)
 

@@ -17,7 +17,7 @@ def _end_all():
 
 
 @pytest.fixture(autouse=True)
-def fresh_process_state():
+def fresh_process_state(components_found_once):
     """What the pages hold once a process belongs to another test's folder."""
     st.cache_resource.clear()
     yield
