@@ -1,5 +1,7 @@
 """The errors that a person can do something about. Anything else that is raised is a bug and stays visible."""
 
+import errno
+
 
 class FinetuneError(Exception):
     """Base of all of Thaw's own errors: the message says what happened, where, and what to do."""
@@ -39,3 +41,18 @@ class TrainingError(FinetuneError):
 
 class ExportError(FinetuneError):
     """A run cannot be exported in this form, or an exported folder cannot be read."""
+
+
+class OutputError(FinetuneError):
+    """The results of a command cannot be written to standard output.
+
+    Attributes:
+        errno: the system's number for the reason.
+    """
+
+    def __init__(self, error: OSError) -> None:
+        self.errno = error.errno
+        reason = "it is closed" if error.errno == errno.EBADF else error.strerror
+        super().__init__(
+            f"The results cannot be written to standard output: {reason}. Send them elsewhere, then run the command again."
+        )

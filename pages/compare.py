@@ -272,6 +272,7 @@ def share(comparison: Comparison) -> None:
         "comparison.html",
         "text/html",
         icon=":material/download:",
+        on_click="ignore",  # redrawing the page would let go of the very file that is asked for
         help="Verdict, tables, figures, what moved where it was measured, and the clearest images of the two best that disagree, in one "
         "file that opens without Thaw and without a network. To those who reach this server, the address of this page shows the same.",
     )

@@ -176,6 +176,7 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
         file_name="manifest.csv",
         mime="text/csv",
         icon=":material/download:",
+        on_click="ignore",  # redrawing the page would let go of the very file that is asked for
         help="path, label, split: with your changes. Put it into the folder of the images, and Thaw reads it as a manifest: the same "
         "split on any machine.",
     )

@@ -1,7 +1,10 @@
 """Names, files and outputs that nobody would choose: the command line says what is wrong, ends with the right status, and never waits."""
 
+import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
 from tests.deadline import in_time
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def thaw(*arguments):
@@ -39,3 +44,90 @@ def test_a_fifo_among_images_is_skipped_and_the_rest_is_named(trained, tmp_path)
     told = json.loads(done.stdout)
     assert (done.exit_code, len(told["predictions"]), len(told["skipped"])) == (2, 1, 1)
     assert "FIFO" in done.stderr
+
+
+def shell(line, **more):
+    """A line of the shell in which $thaw is the command line, with its output where the line sends it."""
+    environment = os.environ | {"thaw": f"{sys.executable} -m finetune_core"}
+    return subprocess.run(["sh", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, **more)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("command", ["backbones", "fetch --json", "--help"])  # more than a buffer, less, and not ours
+def test_results_that_have_no_room_are_an_error_in_one_line(command):
+    done = shell(f"$thaw {command} > /dev/full")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert os.strerror(errno.ENOSPC) in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
+@pytest.mark.parametrize("command", ["fetch", "fetch --json"])
+def test_results_for_a_closed_stdout_are_an_error_in_one_line(command):
+    done = shell(f"$thaw {command} >&-")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "closed" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
+def test_whoever_has_read_enough_is_told_of_nothing():
+    done = shell("{ $thaw backbones; echo $? >&2; } | true")
+    assert done.stderr.strip() == "1"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+def test_progress_that_cannot_be_written_changes_neither_result_nor_status(trained, where):
+    data, _ = trained
+    if where.endswith("full") and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    inspected = shell(f'$thaw inspect "$data" {where}'.replace("$data", str(data)))
+    assert inspected.returncode == 0
+    assert "16 images" in inspected.stdout
+    assert shell(f"$thaw evaluate /nope {where}").returncode == 2
+
+
+NO_STREAMS = """
+import os, sys
+from finetune_core.standard_streams import with_safe_streams
+
+def command():
+    sys.stderr.write("progress")
+    opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    os.write(1, b"what a library prints") if opened == 1 else None
+    os.write(opened, str(opened).encode())
+
+with_safe_streams(command)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
+def test_no_file_becomes_the_standard_output_that_is_closed(tmp_path):
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", NO_STREAMS, tmp_path / "file"], cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_a_name_that_no_encoding_holds_is_shown_escaped(image_folder, tmp_path):
+    data = image_folder(tmp_path / "images", {"grün": 12, "red": 12})
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune_core", "inspect", data],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert (done.returncode, b"gr\\xfcn" in done.stdout) == (0, True)
+
+
+def test_what_commands_a_terminal_is_shown_and_not_sent(image_folder, tmp_path):
+    commands = ["red\x1b[31m", "gr\x1b]0;title\x07een", "\u202eeulb", "c1\x9b2J", "back\b", "[/b]"]
+    if sys.platform == "win32":
+        pytest.skip("no such names here")
+    data = image_folder(tmp_path / "images", dict.fromkeys(commands, 3))
+    (data / commands[0] / "not\x1b[2Jread.png").write_bytes(b"")
+    done = thaw("inspect", data)
+    assert done.exit_code == 0
+    assert not set("\x1b\x07\u202e\x9b\b") & set(done.output)
+    assert r"red\x1b[31m" in done.stdout
