@@ -13,7 +13,10 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -38,6 +41,23 @@ def wait_until_up(url: str) -> None:
     raise TimeoutError(url)
 
 
+@contextmanager
+def app_running(home: str | Path, log: int | IO = subprocess.DEVNULL) -> Iterator[tuple[str, subprocess.Popen]]:
+    """The app on a port of its own, with a folder of its own: its address, and its process."""
+    port = free_port()
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
+    server = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"THAW_HOME": str(home)}, stdout=log, stderr=subprocess.STDOUT
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_up(url)
+        yield url, server
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def start_run(page: Page, url: str) -> str:
     page.goto(f"{url}/configure")
     page.get_by_label("Image size (pixels)", exact=True).fill("96")
@@ -60,14 +80,8 @@ def epoch_seconds(home: str, run: str) -> float:
 
 
 def main() -> None:
-    port = free_port()
-    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"THAW_HOME": home}, **quiet)
-        url = f"http://127.0.0.1:{port}"
-        wait_until_up(url)
-        times: dict[bool, list[float]] = {True: [], False: []}
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright, app_running(home) as (url, _):
         for number in range(2 * ROUNDS):
             stays = number % 2 == 0
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
@@ -77,8 +91,6 @@ def main() -> None:
             times[stays].append(epoch_seconds(home, run))
             if stays:
                 browser.close()
-        server.terminate()
-        server.wait()
     opened, closed = statistics.median(times[True]), statistics.median(times[False])
     print(f"an epoch takes {opened:.2f} s with the page open, {closed:.2f} s with it closed: {opened / closed - 1:.1%} more")
 

@@ -7,11 +7,8 @@ whole, and whether any session has ever shown another run than its own.
 python benchmarks/soak.py        (needs Chromium)
 """
 
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock
-from live_page import ARGUMENTS, ROOT, epoch_seconds, free_port, wait_until_up
+from live_page import ARGUMENTS, app_running, epoch_seconds
 from playwright.sync_api import BrowserContext, Page, sync_playwright
 
 from finetune_core.runs.store import RunStore
@@ -86,14 +83,8 @@ def lower_its_group() -> None:
 
 
 def main() -> None:
-    port = free_port()
-    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        os.environ["THAW_HOME"] = home
-        command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        server = subprocess.Popen(command, cwd=ROOT, env=os.environ, **quiet)
-        url, process = f"http://127.0.0.1:{port}", psutil.Process(server.pid)
-        wait_until_up(url)
+    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright, app_running(home) as (url, server):
+        process = psutil.Process(server.pid)
         device = FileLock(Path(home, "locks", f"{choose_device('auto').kind}.lock"))
         Path(home, "locks").mkdir()
         times: dict[bool, list[float]] = {True: [], False: []}
@@ -125,8 +116,6 @@ def main() -> None:
             every += runs
         store = RunStore(Path(home, "runs"))
         whole = sum(store.run(run).status == "finished" and len(load_predictions(store.run(run).run_dir)) > 0 for run in every)
-        server.terminate()
-        server.wait()
     watched, alone = statistics.median(times[True]), statistics.median(times[False])
     growth = " ".join(f"{after / before - 1:+.1%}" for before, after in pairwise(memory))
     print(
