@@ -104,6 +104,10 @@ def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
     assert "Three seeds or more" in words(at)
 
 
+def test_asking_for_the_report_does_not_redraw_the_page_which_would_let_go_of_the_file(four_runs):
+    assert [one.proto.ignore_rerun for one in opened().get("download_button")] == [True]
+
+
 def test_runs_on_other_images_are_refused(four_runs, trained):
     other = make_config(QUICK | {"data": str(trained[0]), "split_seed": 5})
     list(execute(create_run(other, paths.runs_dir())))

@@ -170,3 +170,8 @@ def test_no_comparison_is_started_on_a_single_class_and_the_page_says_why(image_
     at = shown(image_folder(tmp_path / "images", {"red": 12}), page="compare")
     assert not [button for button in at.button if button.label.startswith("Start")]
     assert "images\\: “red”" in words(at)
+
+
+def test_asking_for_the_manifest_does_not_redraw_the_page_which_would_let_go_of_the_file(folder):
+    at = shown(folder, "Classes and splits")
+    assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
