@@ -7,7 +7,6 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from finetune_core.config import make_config
 from finetune_core.data.dataset import Seen, assemble, load_dataset
 from finetune_core.data.image_stats import Look
 from finetune_core.data.listing import Listing
+from finetune_core.work import Step, finish
 
 
 def write_photos(folder: Path, count: int, side: int) -> None:
@@ -61,27 +61,19 @@ def timed(what: str):
     print(f"{what}: {time.perf_counter() - began:.2f} s")
 
 
-def drain(work, on_yield: Callable[..., None] = lambda *_: None):
-    while True:
-        try:
-            on_yield(*next(work))
-        except StopIteration as finished:
-            return finished.value
-
-
 def deep(folder: Path) -> None:
     from finetune_core.inspection.deep import inspect_deeply
 
     spent: dict[str, float] = {}
     last = [time.perf_counter()]
 
-    def note(phase: str, *_: int) -> None:
+    def note(step: Step) -> None:
         now = time.perf_counter()
-        spent[phase] = spent.get(phase, 0.0) + now - last[0]
+        spent[step.phase] = spent.get(step.phase, 0.0) + now - last[0]
         last[0] = now
 
     with timed("deep inspection, the packaged backbone at 224 pixels"):
-        drain(inspect_deeply(load_dataset(folder), "efficientnet_lite0"), note)
+        finish(inspect_deeply(load_dataset(folder), "efficientnet_lite0"), note)
     print("  of it", ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in spent.items()))
 
 

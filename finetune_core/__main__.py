@@ -29,8 +29,7 @@ from finetune_core.commands.terminal import (
     out,
     print_json,
     progress_bar,
-    show_phases,
-    shown,
+    show_work,
 )
 from finetune_core.commands.train import asked_for, begun, train_to_the_end
 from finetune_core.config import names_in
@@ -130,7 +129,7 @@ def fetch(
         if name not in PUBLIC_SETS:
             raise DataError(f"There is no public set {name!r}; `python -m finetune_core fetch` lists them.")
         with progress_bar() as bar:
-            folder = shown(bar, PUBLIC_SETS[name].title, fetch_public(name))
+            folder = show_work(bar, fetch_public(name), PUBLIC_SETS[name].title)
     if as_json:
         print_json({"name": name, "data": str(folder)})
     else:
@@ -191,7 +190,7 @@ def evaluate(
         run = opened(run_dir)
         if fp32 and can_be_evaluated(run):
             with progress_bar() as bar:
-                show_phases(bar, evaluate_in_fp32(run))
+                show_work(bar, evaluate_in_fp32(run))
         judgement = judge(run, split, corrupt=robustness)
     if as_json:
         print_json(judgement_json(judgement))
@@ -291,7 +290,7 @@ def export(
 ) -> None:
     """Make a run into something that works without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
     with refused_in_words(), progress_bar() as bar:
-        made = show_phases(bar, exporting(opened(run_dir), format, output))
+        made = show_work(bar, exporting(opened(run_dir), format, output))
     if as_json:
         told = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
         print_json(told | {"checked": made.checked} | ({"measured": made.measured.to_json()} if made.measured else {}))

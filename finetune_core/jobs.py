@@ -1,12 +1,15 @@
 """Long work beside the page that asked for it: each piece in a thread of its own, known by a key to everyone in the process."""
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from threading import Event, Lock, Thread
 from typing import Any
 
-Progress = tuple[str, int, int]  # phase (may be empty), done, total
-Work = Generator[tuple, None, Any]  # yields (done, total) or (phase, done, total), returns the result
+from finetune_core.work import Step, Work, finish
+
+
+class _Stopped(Exception):
+    """Somebody asked the job to stop."""
 
 
 class Job:
@@ -15,14 +18,14 @@ class Job:
     Attributes:
         text: what it does, in words.
         kept: whether what was done until it is stopped is of use.
-        progress, since: the phase, how far it is, and when (``time.monotonic``) the phase began.
+        progress, since: its latest step, and when (``time.monotonic``) the phase of that step began.
         result: what the work returned, once it has ended well.
         error: what it raised.
     """
 
     def __init__(self, text: str, kept: bool = True) -> None:
         self.text, self.kept = text, kept
-        self.progress: Progress = ("", 0, 0)
+        self.progress = Step(0, None)
         self.since = time.monotonic()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -45,24 +48,24 @@ class Job:
         """Until it has ended, or for so long; returns whether it has."""
         return self._ended.wait(seconds)
 
-    def do(self, make: Callable[[], Work]) -> None:
+    def do(self, make: Callable[[], Work[Any]]) -> None:
         """Do the work, in the thread that calls."""
         try:
-            work = make()
-            while not self._stop.is_set():
-                *named, done, total = next(work)
-                phase = named[0] if named else ""
-                if phase != self.progress[0]:
-                    self.since = time.monotonic()
-                self.progress = (phase, done, total or 0)
-            work.close()
-        except StopIteration as finished:
-            self.result = finished.value
+            self.result = finish(make(), self._note)
             self._stop.clear()  # it came too late
+        except _Stopped:
+            pass
         except BaseException as error:  # it is raised again where somebody looks on
             self.error = error
         finally:
             self._ended.set()
+
+    def _note(self, step: Step) -> None:
+        if step.phase != self.progress.phase:
+            self.since = time.monotonic()
+        self.progress = step
+        if self.stopping:
+            raise _Stopped
 
 
 class Jobs:
@@ -72,7 +75,7 @@ class Jobs:
         self._going: dict[str, Job] = {}
         self._changing = Lock()
 
-    def start(self, key: str, text: str, make: Callable[[], Work], *, kept: bool = True) -> Job:
+    def start(self, key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> Job:
         """Begin, unless it is going on already; returns the job."""
         with self._changing:
             self._going = {other: job for other, job in self._going.items() if job.working}

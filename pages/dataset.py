@@ -14,11 +14,11 @@ from finetune_core.data.splits import SPLITS
 from finetune_core.errors import FinetuneError
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
 from finetune_core.formatting import SPLIT_WORDS, number, percent, things
-from finetune_core.inspection.deep import inspect_deeply
-from finetune_core.jobs import Work
+from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
 from finetune_core.training.preview import augmented_versions, network_input
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.work import Work
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
 from pages.shared.data.chosen import chosen_data, data_name
@@ -87,7 +87,7 @@ def look_deeper(dataset: Dataset, key: str) -> None:
         st.rerun()
 
 
-def begin_deeper(fingerprint: str, key: str, work: Callable[[], Work]) -> None:
+def begin_deeper(fingerprint: str, key: str, work: Callable[[], Work[DeepReport]]) -> None:
     """A callback."""
     st.session_state[f"deeper-{fingerprint}"] = key
     begin(key, "Computing features", work)

@@ -4,6 +4,7 @@ import pytest
 
 from finetune_core.errors import DataError
 from finetune_core.jobs import Jobs
+from finetune_core.work import Step
 
 
 @pytest.fixture
@@ -18,10 +19,10 @@ def counting(gate, closed=None):
 
     def make():
         try:
-            yield 1, 3
+            yield Step(1, 3)
             assert gate.wait(30)
-            yield "probe", 2, 3
-            yield "probe", 3, 3
+            yield Step(2, 3, "probe")
+            yield Step(3, 3, "probe")
             return "result"
         finally:
             if closed:
@@ -36,7 +37,7 @@ def test_work_goes_on_in_its_thread_and_its_result_is_kept(gate):
     assert not job.wait(0)
     gate.set()
     assert job.wait(30)
-    assert (job.result, job.error, job.progress, job.stopping) == ("result", None, ("probe", 3, 3), False)
+    assert (job.result, job.error, job.progress, job.stopping) == ("result", None, Step(3, 3, "probe"), False)
 
 
 def test_the_same_work_is_done_once_for_all_who_ask(gate):
@@ -68,7 +69,7 @@ def test_stop_ends_work_after_its_step_and_closes_it(gate):
 
 def test_what_work_raises_is_kept_for_those_who_look_on():
     def broken():
-        yield 0, 1
+        yield Step(0, 1)
         raise DataError("there is no such folder")
 
     def cannot_begin():
@@ -87,7 +88,7 @@ def test_a_stop_that_comes_after_the_last_step_takes_nothing_back(gate):
     reached = threading.Event()
 
     def make():
-        yield 1, 1
+        yield Step(1, 1)
         reached.set()
         assert gate.wait(30)
         return "result"

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from finetune_core.commands.input import kept_split, names, numbers, rates, resolved, settings_in_file, with_weights
-from finetune_core.commands.terminal import err, interrupts_stop, out, progress_bar, show_phases, show_training
+from finetune_core.commands.terminal import err, interrupts_stop, out, progress_bar, show_training, show_work
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import FinetuneError, RunError
@@ -87,7 +87,7 @@ def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
     rates = {}
     for arm, some in by_arm(configs).items():
         with progress_bar() as bar:
-            rates[arm] = show_phases(bar, find_rate(some[0])).suggestion
+            rates[arm] = show_work(bar, find_rate(some[0])).suggestion
         told = f"{rates[arm]:g}" if rates[arm] else f"none found, {some[0].learning_rate:g} stays"
         err.print(f"{some[0].backbone}, {some[0].strategy}: learning rate {told}")
     return with_rates(configs, rates)

@@ -7,7 +7,7 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table
 
-from finetune_core.commands.terminal import out, print_scores, progress_bar, shown
+from finetune_core.commands.terminal import out, print_scores, progress_bar, show_work
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.calibration import Calibration
 from finetune_core.evaluation.single_run.evaluate import (
@@ -52,7 +52,7 @@ def judge(run: Run, split: str | None, *, corrupt: bool) -> Judgement:
     known = known_robustness(run, split)
     if corrupt and known is None:
         with progress_bar() as bar:
-            known = shown(bar, "Predicting worse and worse images", measure_robustness(run, split))
+            known = show_work(bar, measure_robustness(run, split), "Predicting worse and worse images")
     return Judgement(run, result, scores(run, split), calibrated(run, split), sliced(run, split)[1], known)
 
 

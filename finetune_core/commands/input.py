@@ -8,13 +8,14 @@ from typing import Any
 from rich.markup import escape
 
 from finetune_core.commands.options import option_of
-from finetune_core.commands.terminal import err, progress_bar, show_phases, shown
+from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig, read_config, setting_of
 from finetune_core.config.metadata import as_number
 from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError
 from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
+from finetune_core.work import in_phase
 
 
 def resolved(data: str) -> str:
@@ -24,7 +25,7 @@ def resolved(data: str) -> str:
         DataError: when it cannot be had.
     """
     with progress_bar() as bar:
-        return shown(bar, "Unpacking", resolve_data(data))
+        return show_work(bar, in_phase("unpack", resolve_data(data)))
 
 
 def settings_in_file(config: Path) -> dict[str, Any]:
@@ -93,4 +94,4 @@ def with_weights(configs: Sequence[RunConfig]) -> None:
     if missing := missing_weights(configs):
         err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
         with progress_bar() as bar:
-            show_phases(bar, fetch_weights(missing))
+            show_work(bar, fetch_weights(missing))

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from finetune_core.commands.input import kept_split, resolved
-from finetune_core.commands.terminal import print_inspection, print_json, progress_bar, show_phases, shown
+from finetune_core.commands.terminal import print_inspection, print_json, progress_bar, show_work
 from finetune_core.config import make_config
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.data.findings import Finding, unanswered
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
+from finetune_core.work import in_phase
 
 
 def inspected(
@@ -24,8 +25,9 @@ def inspected(
     config = make_config(kept_split(folder, as_is) | dict(split) | {"data": folder})
     edits = () if as_is else load_edits(folder)
     with progress_bar() as bar:
-        dataset = shown(bar, "Looking at images", index_dataset(folder, **config.split_settings, edits=edits))
-        report = show_phases(bar, inspect_deeply(dataset, backbone)) if backbone else None
+        indexing = index_dataset(folder, **config.split_settings, edits=edits)
+        dataset = show_work(bar, in_phase("index", indexing))
+        report = show_work(bar, inspect_deeply(dataset, backbone)) if backbone else None
     return dataset, unanswered([*dataset.findings, *(report.findings if report else ())], edits), report
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from finetune_core.commands.terminal import err, opened, out, progress_bar, show_phases, shown
+from finetune_core.commands.terminal import err, opened, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, name_images, to_csv, unpacking_folder
@@ -22,6 +22,7 @@ from finetune_core.evaluation.prediction.predictor import Predictor, load_predic
 from finetune_core.exporters.tensors import is_export, load_export
 from finetune_core.files import write_bytes
 from finetune_core.formatting import things
+from finetune_core.work import in_phase
 
 Known = tuple[Encoder, Neighbourhood]
 
@@ -48,7 +49,7 @@ def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -
         predictor, known = _run(folder, look_at_training)
     with ExitStack() as unpacked, progress_bar() as bar:
         images = [image for target in targets for image in _images(target, unpacked, bar)]
-        return predictor.classes, shown(bar, "Naming images", name_images(predictor, images, known))
+        return predictor.classes, show_work(bar, in_phase("name", name_images(predictor, images, known)))
 
 
 def write_table(file: Path, named: Sequence[ImagePrediction], classes: Sequence[str]) -> None:
@@ -101,7 +102,7 @@ def _run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]
     near = known_neighbourhood(run, looks)
     if near is None and look_at_training:
         with progress_bar() as bar:
-            near = show_phases(bar, compute_neighbourhood(run, looks))
+            near = show_work(bar, compute_neighbourhood(run, looks))
     return predictor, (looks, near) if near else None
 
 
@@ -111,6 +112,6 @@ def _images(target: Path, unpacked: ExitStack, bar: Any) -> list[tuple[str, Path
         return [(str(target / name), file) for name, file in images_below(target)]
     if is_archive(target.name):
         folder = unpacked.enter_context(unpacking_folder())
-        shown(bar, f"Unpacking {target.name}", unpack_archive(target, target.name, folder))
+        show_work(bar, unpack_archive(target, target.name, folder), f"Unpacking {target.name}")
         return [(f"{target}/{name}", file) for name, file in images_below(folder)]
     return [(str(target), target)]

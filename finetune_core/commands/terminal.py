@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -25,6 +25,9 @@ from finetune_core.runs.log import live_numbers, log_line
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, read_run
 from finetune_core.training import events
+from finetune_core.work import Step, Work, finish
+
+Result = TypeVar("Result")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -61,28 +64,20 @@ def progress_bar() -> Progress:
     )
 
 
-def shown(bar: Progress, description: str, work: Any) -> Any:
-    """Drain a generator of (done, total) into the bar; returns its result."""
-    task = bar.add_task(description, total=None, note="")
-    while True:
-        try:
-            done, total = next(work)
-        except StopIteration as finished:
-            return finished.value
-        bar.update(task, completed=done, total=total)
+def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
+    """Do the work to its end, each of its phases with a bar of its own; returns its result.
 
+    Args:
+        title: stands at the bar of steps without a phase, which is there from the start.
+    """
+    tasks = {"": bar.add_task(title, total=None, note="")} if title else {}
 
-def show_phases(bar: Progress, work: Iterator[tuple[str, int, int]]) -> Any:
-    """Drain a generator of (phase, done, total) into a bar a phase; returns its result."""
-    tasks: dict[str, Any] = {}
-    while True:
-        try:
-            phase, done, total = next(work)
-        except StopIteration as finished:
-            return finished.value
-        if phase not in tasks:
-            tasks[phase] = bar.add_task(PHASE_WORDS[phase], total=total, note="")
-        bar.update(tasks[phase], completed=done, total=total)
+    def draw(step: Step) -> None:
+        if step.phase not in tasks:
+            tasks[step.phase] = bar.add_task(PHASE_WORDS[step.phase], total=step.total, note="")
+        bar.update(tasks[step.phase], completed=step.done, total=step.total)
+
+    return finish(work, draw)
 
 
 def _print_transfer(report: DeepReport) -> None:

@@ -17,7 +17,7 @@ from finetune_core.commands.terminal import (
     progress_bar,
     result_in_words,
     show_training,
-    shown,
+    show_work,
 )
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import index_dataset
@@ -27,6 +27,7 @@ from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.record import Reservation, create_run, execute
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.hyperrule import rule_of
+from finetune_core.work import in_phase
 
 
 def asked_for(given: Mapping[str, str], data: str | None, config: Path | None, *, as_is: bool, by_size: bool) -> RunConfig:
@@ -91,6 +92,6 @@ def train_to_the_end(reservation: Reservation, as_json: bool) -> None:
 def _by_size(config: RunConfig) -> dict[str, Any]:
     with progress_bar() as bar:
         looking = index_dataset(config.data, **config.split_settings, edits=config.edits)
-        rule = rule_of(shown(bar, "Looking at images", looking), config.train_fraction)
+        rule = rule_of(show_work(bar, in_phase("index", looking)), config.train_fraction)
     err.print(rule.reason)
     return rule.settings

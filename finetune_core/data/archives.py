@@ -12,7 +12,7 @@ import struct
 import tarfile
 import unicodedata
 import zlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -26,6 +26,7 @@ from finetune_core.errors import DataError
 from finetune_core.files import settle, staging_folder
 from finetune_core.formatting import size
 from finetune_core.paths import data_dir
+from finetune_core.work import Step, Work
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
@@ -43,7 +44,7 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVE_SUFFIXES)
 
 
-def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) -> Generator[tuple[int, int], None, Path]:
+def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) -> Work[Path]:
     """Unpack the images of a ZIP or TAR archive into a folder whose name holds the archive's own and its content's hash.
 
     All of it or nothing: it is unpacked beside, then renamed. An archive that was imported before is not unpacked again.
@@ -54,7 +55,7 @@ def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) 
         limits: what it may take.
 
     Yields:
-        (packed bytes read, packed bytes in all), now and then; the first number stays 0 while the archive is hashed.
+        Steps that count packed bytes, now and then; ``done`` stays 0 while the archive is hashed.
 
     Returns:
         The folder.
@@ -69,19 +70,17 @@ def import_archive(source: Path | BinaryIO, name: str, limits: Limits = LIMITS) 
         file.seek(0)
         for piece in _checked(all_of(file)):
             digest.update(piece)
-            yield 0, packed
+            yield Step(0, packed)
         folder = _folder(name, digest.hexdigest())
         if not folder.is_dir():
             with staging_folder(data_dir(), _STAGING) as staging:
                 yield from _unpacked(file, packed, staging, limits)
                 _finish(staging, folder)
-        yield packed, packed
+        yield Step(packed, packed)
         return folder
 
 
-def unpack_archive(
-    source: Path | BinaryIO, name: str, folder: Path, limits: Limits = LIMITS
-) -> Generator[tuple[int, int], None, None]:
+def unpack_archive(source: Path | BinaryIO, name: str, folder: Path, limits: Limits = LIMITS) -> Work[None]:
     """Unpack the images of a ZIP or TAR archive into an empty folder of the caller's, who clears it away.
 
     Args, Yields, Raises: as ``import_archive``.
@@ -90,12 +89,10 @@ def unpack_archive(
         packed = file.seek(0, os.SEEK_END)
         yield from _unpacked(file, packed, folder, limits)
         _check_any(folder)
-        yield packed, packed
+        yield Step(packed, packed)
 
 
-def import_files(
-    files: Iterable[tuple[str, BinaryIO]], name: str, total: int, limits: Limits = LIMITS
-) -> Generator[tuple[int, int], None, Path]:
+def import_files(files: Iterable[tuple[str, BinaryIO]], name: str, total: int, limits: Limits = LIMITS) -> Work[Path]:
     """Write the images of a folder that was chosen in a browser into a folder of Thaw's own, all of them or none.
 
     Args:
@@ -105,7 +102,7 @@ def import_files(
         limits: what they may take.
 
     Yields:
-        (files done, ``total``).
+        Steps that count files.
 
     Returns:
         The folder; the same for the same names and contents in any order.
@@ -123,7 +120,7 @@ def import_files(
                 for piece in _write(Image(path, budget.spend(all_of(file))), staging, limits):
                     digest.update(piece)
                 lines.append(f"{digest.hexdigest()} {path}\n")
-            yield done, total
+            yield Step(done, total)
         folder = _folder(name, hashlib.sha256("".join(sorted(lines)).encode()).hexdigest())
         _finish(staging, folder)
         return folder
@@ -176,13 +173,13 @@ def _folder(name: str, digest: str) -> Path:
     return data_dir() / f"{stem or 'images'}-{digest[:8]}"
 
 
-def _unpacked(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Iterator[tuple[int, int]]:
+def _unpacked(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Work[None]:
     """(packed bytes read, packed bytes in all), now and then."""
     told, step = 0, min(PIECE, packed // 100)
     for count, _ in enumerate(_unpack(file, packed, folder, limits)):
         if file.tell() > told + step or count % _SILENT_PIECES == 0:
             told = file.tell()
-            yield told, packed
+            yield Step(told, packed)
 
 
 def _unpack(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Iterator[object]:

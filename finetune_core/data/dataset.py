@@ -1,7 +1,7 @@
 """A folder or manifest -> a Dataset: one table of images with label and split, the changes made to it, and what was found."""
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from finetune_core.data.index import read_index
 from finetune_core.data.listing import Listing, list_data
 from finetune_core.errors import DataError
 from finetune_core.formatting import things
+from finetune_core.work import Work, finish
 
 _COLUMNS = [
     "id",
@@ -101,12 +102,7 @@ class Dataset:
 
 def load_dataset(data: str | Path, **settings) -> Dataset:
     """``index_dataset`` without its progress."""
-    indexing = index_dataset(data, **settings)
-    while True:
-        try:
-            next(indexing)
-        except StopIteration as finished:
-            return finished.value
+    return finish(index_dataset(data, **settings))
 
 
 def index_dataset(
@@ -119,7 +115,7 @@ def index_dataset(
     near_duplicates: NearDuplicates = "together",
     edits: Sequence[Edit] = (),
     roots: Sequence[Path] = (),
-) -> Generator[tuple[int, int], None, Dataset]:
+) -> Work[Dataset]:
     """Index ``train/<class>/…`` with ``val/`` and ``test/`` where given, plain ``<class>/…``, or a manifest.
 
     Every file is looked at once, in threads; files that cannot be decoded are left out and named in a finding.
@@ -133,7 +129,7 @@ def index_dataset(
         roots: when given, files elsewhere are left out.
 
     Yields:
-        (files done, files in all).
+        Steps that count files, then images compared.
 
     Returns:
         The data set.
@@ -162,7 +158,7 @@ class Seen:
     rows: pd.DataFrame
 
 
-def look_through(data: str | Path, roots: Sequence[Path] = ()) -> Generator[tuple[int, int], None, Seen]:
+def look_through(data: str | Path, roots: Sequence[Path] = ()) -> Work[Seen]:
     """The first, slow half of ``index_dataset``."""
     listing = list_data(data, roots)
     rows = yield from read_index(data, listing)

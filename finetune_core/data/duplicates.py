@@ -1,6 +1,6 @@
 """Which images are copies of each other, or nearly: candidates from small colour thumbnails, then compared as larger gray squares."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from finetune_core.data.closeness import DETAIL_SIDE, chance_pairs, distance, same_picture
+from finetune_core.work import Step, Work
 
 # Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Saving again, scaling, light and contrast stay above.
 _LIKENESS, _CLOSE = 0.985, 0.97
@@ -24,10 +25,10 @@ _COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes long
 _SIDE, _SMALL_SIDE, _MANY = 64, 32, 20_000  # pixels of a gray square; where more than so many have to be held at once
 
 Squares = Callable[[Sequence[int], int], Iterator[np.ndarray | None]]
-Yields = Generator[tuple[int, int], None, tuple[np.ndarray, np.ndarray]]
+Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 
 
-def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Yields:
+def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Work[tuple[np.ndarray, np.ndarray]]:
     """Sets of images with equal content, or that are the same picture, saved again, scaled, lighter or darker, or a moment later.
 
     Args:
@@ -36,7 +37,7 @@ def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Yield
         squares: (positions, side) -> the gray squares of those images (``gray_squares``); asked for candidates only.
 
     Yields:
-        (images compared, images in all).
+        Steps that count images compared.
 
     Returns:
         int64 ``[n]``: for each image the position of the first image of its set; and float ``[n]``: the correlation with the image of
@@ -63,7 +64,7 @@ def _vectors(thumbs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     return flat / np.maximum(length, 1e-6), length[:, 0] / np.sqrt(flat.shape[1]) >= _PLAIN
 
 
-def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -> Yields:
+def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -> Work[Found]:
     """Pairs ``[m, 2]`` of the same picture among candidates (int ``[n]``: the same number for what may be), and how close they are.
 
     Args:
@@ -77,7 +78,7 @@ def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -
     for done, square in enumerate(squares(positions[members], side)):
         if square is not None:
             seen[done] = square
-        yield done + 1, len(members)
+        yield Step(done + 1, len(members))
     largest = max(_LARGEST_SET, round(_LARGEST_SHARE * len(candidates)))
     largest = min(largest, max(_SMALLEST_NATURE - 1, round(_NATURE * len(candidates))))
     links, likeness = [np.empty((0, 2), dtype=np.int64)], [np.empty(0)]
@@ -90,7 +91,7 @@ def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -
     return np.concatenate(links), np.concatenate(likeness)
 
 
-def _close(squares: np.ndarray, *, outstanding: bool) -> Yields:
+def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
     """Pairs of the squares ``[n, side, side]`` that are close, the closest first, and their correlation.
 
     Args:
@@ -129,12 +130,9 @@ def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -
     return kept
 
 
-Found = tuple[np.ndarray, np.ndarray]
-
-
 def _alike(
     vectors: np.ndarray, rows: np.ndarray, least: float, thinned: Callable[[np.ndarray, np.ndarray, int], Found]
-) -> Yields:
+) -> Work[Found]:
     """All pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``, and the products.
 
     Most pairs are ruled out in few dimensions: with p the part of a unit vector in the main directions and r the length of
@@ -160,7 +158,7 @@ def _alike(
         likeness = np.concatenate([likeness, alike])
         if len(likeness) > _MOST_PAIRS:
             pairs, likeness = thinned(pairs, likeness, len(vectors))
-        yield min(start + block, len(rows)), len(rows)
+        yield Step(min(start + block, len(rows)), len(rows))
     return pairs, likeness
 
 

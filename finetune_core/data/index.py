@@ -16,6 +16,7 @@ from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.image_stats import Look, look_at
 from finetune_core.data.listing import Listing
 from finetune_core.data.threads import in_threads
+from finetune_core.work import Step, Work
 
 _FILE = "index.parquet"
 _IDENTITY = ["id", "bytes", "changed"]
@@ -28,11 +29,11 @@ _TYPES = dict.fromkeys(("bytes", "changed", "near", "width", "height", "frames")
 _UNKNOWN = -1  # the near set of a file that was not compared yet
 
 
-def read_index(data: str | Path, listing: Listing) -> Generator[tuple[int, int], None, pd.DataFrame]:
+def read_index(data: str | Path, listing: Listing) -> Work[pd.DataFrame]:
     """Know every listed file, looking at those that are new or have changed. What was seen is kept, also when it is broken off.
 
     Yields:
-        (files looked at, files to look at), then (images compared, images in all).
+        Steps that count files looked at, then images compared.
 
     Returns:
         The listing's rows with the fields of a ``Look``, ``near``: images of the same number are near-duplicates, and ``closeness``:
@@ -50,7 +51,7 @@ def read_index(data: str | Path, listing: Listing) -> Generator[tuple[int, int],
     try:
         for look in _looked_at(listing, fresh):
             looks.append(look)
-            yield len(looks), len(fresh)
+            yield Step(len(looks), len(fresh))
         near = yield from _near(_joined(kept, listing.files.iloc[fresh], looks), listing.root)
     finally:
         rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks)
@@ -68,7 +69,7 @@ def known_images(data: str | Path) -> pd.DataFrame:
     return known[known["problem"] == ""].drop_duplicates("id").set_index("id")[["bytes", *_SEEN]]
 
 
-def _near(rows: pd.DataFrame, root: Path) -> Generator[tuple[int, int], None, tuple[np.ndarray, np.ndarray]]:
+def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:
     """The near sets and how close: as they are known, unless an image came or went."""
     usable = (rows["problem"] == "").to_numpy()
     near, closeness = rows["near"].to_numpy(copy=True), rows["closeness"].to_numpy(copy=True)

@@ -1,6 +1,6 @@
 """Images decoded once, to uint8 squares that every epoch, and every later run, reads again."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from finetune_core.data.decode import read_square
 from finetune_core.data.rowcache import CACHE, Lookup
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError
+from finetune_core.work import Step, Work
 
 _BATCH = 64
 
@@ -71,9 +72,7 @@ def stored_side(image_size: int) -> int:
     return round(image_size * 256 / 224)
 
 
-def decode_pixels(
-    paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, side: int
-) -> Generator[tuple[int, int], None, Pixels]:
+def decode_pixels(paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, side: int) -> Work[Pixels]:
     """Decode those images that no run has decoded yet, in threads.
 
     Args:
@@ -82,7 +81,7 @@ def decode_pixels(
         side: of the square, pixels.
 
     Yields:
-        (images done, images in all).
+        Steps that count images.
 
     Returns:
         The pixels; of the wanted images, those that could not be read are in ``failed``.
@@ -98,7 +97,7 @@ def decode_pixels(
             for done, (index, square) in enumerate(in_threads(lambda i: _square(paths[i], side), wanted), start=1):
                 if isinstance(square, str):
                     failed[int(index)] = square
-                yield done, len(wanted)
+                yield Step(done, len(wanted))
             return Pixels(paths, side, None, failed, len(wanted))
     table = CACHE.table(name)
     if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():  # on a tight disk new rows have driven out older ones

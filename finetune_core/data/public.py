@@ -5,7 +5,6 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -16,6 +15,7 @@ from finetune_core.data.splits import SPLITS, TEST, TRAIN
 from finetune_core.errors import DataError
 from finetune_core.files import settle, staging_folder
 from finetune_core.paths import data_dir
+from finetune_core.work import Step, Work
 
 _EVERY = 0.25  # seconds between two looks at what has arrived
 _PATIENCE = 120  # seconds without a byte; checksums and slow disks included
@@ -122,14 +122,14 @@ def is_fetched(name: str) -> bool:
     return public_folder(name).is_dir()
 
 
-def fetch_public(name: str) -> Generator[tuple[int, int], None, Path]:
+def fetch_public(name: str) -> Work[Path]:
     """Download a public set and write it as an image folder, all of it or nothing; one that is there is returned at once.
 
     Args:
         name: one of ``PUBLIC_SETS``.
 
     Yields:
-        (bytes so far, about how many in all) while it is downloaded and unpacked, then (images written, images in all).
+        Steps that count bytes (their total is an estimate) while it is downloaded and unpacked, then images written.
 
     Returns:
         The folder: ``train/<class>/…``, ``val/<class>/…`` and ``test/<class>/…`` where the set has splits, else ``<class>/…``.
@@ -235,7 +235,7 @@ def _download(name: str, root: Path) -> dict[str, Any]:
     return {TRAIN: kind(root, train=True, download=True), TEST: kind(root, train=False)}
 
 
-def _watch(download: _Download) -> Iterator[tuple[int, int]]:
+def _watch(download: _Download) -> Work[None]:
     """(bytes so far, bytes in all), a few times a second until the download has ended."""
     total, before, since = download.public.download_bytes, 0, time.monotonic()
     going = True
@@ -247,7 +247,7 @@ def _watch(download: _Download) -> Iterator[tuple[int, int]]:
             before, since = written, time.monotonic()
         if time.monotonic() - since > _PATIENCE:  # torchvision itself would wait for ever
             raise _not_downloaded(download.public, f"nothing has arrived for {_PATIENCE} seconds")
-        yield min(arrived, total), total
+        yield Step(min(arrived, total), total)
     if isinstance(download.error, (OSError, RuntimeError, HTTPException)):
         raise _not_downloaded(download.public, _reason(download.error))
     if download.error:
@@ -266,7 +266,7 @@ def _bytes_below(folder: Path) -> tuple[int, int]:
     return downloaded, written
 
 
-def _write(parts: dict[str, Any], folder: Path) -> Iterator[tuple[int, int]]:
+def _write(parts: dict[str, Any], folder: Path) -> Work[None]:
     """Move or save every image to its class's folder: (images so far, images in all)."""
     done, total = 0, sum(len(part) for part in parts.values())
     for split, part in parts.items():
@@ -280,7 +280,7 @@ def _write(parts: dict[str, Any], folder: Path) -> Iterator[tuple[int, int]]:
             else:
                 image.save(target / f"{index:05d}.png")
             done += 1
-            yield done, total
+            yield Step(done, total)
 
 
 def _folder_name(title: str) -> str:

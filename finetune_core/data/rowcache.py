@@ -11,7 +11,7 @@ import shutil
 import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 
 from finetune_core import paths
 from finetune_core.errors import ConfigError
+from finetune_core.work import Step, Work
 
 Where = Literal["memory", "disk"]
 
@@ -161,15 +162,13 @@ class RowCache:
             return "disk"
         return None
 
-    def fill(
-        self, name: str, keys: np.ndarray, batches: Iterator[tuple[np.ndarray, torch.Tensor]]
-    ) -> Generator[tuple[int, int], None, Where | None]:
+    def fill(self, name: str, keys: np.ndarray, batches: Iterator[tuple[np.ndarray, torch.Tensor]]) -> Work[Where | None]:
         """Add rows to a table: ``batches`` yields (positions in ``keys``, rows) until all that can be computed are.
 
         Keys that are never yielded get no row. Where the rows fit nowhere, or the disk fills up, nothing is added.
 
         Yields:
-            (rows done, rows in all).
+            Steps that count rows.
 
         Returns:
             Where the rows are; None when there is no place, and then ``batches`` was not, or not wholly, consumed.
@@ -185,7 +184,7 @@ class RowCache:
                 writer.write(rows)
                 order.append(keys[positions])
                 done += len(positions)
-                yield done, len(keys)
+                yield Step(done, len(keys))
             if writer is None:
                 return "memory"
             block = writer.finish(np.concatenate(order))

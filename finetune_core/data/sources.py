@@ -1,7 +1,7 @@
 """DATA as a person names it -> the folder or manifest it stands for; and which folders the app may read."""
 
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_core import paths
@@ -11,16 +11,17 @@ from finetune_core.data.public import PUBLIC_SETS, is_fetched, public_folder
 from finetune_core.data.sample import SAMPLE_NAME, digits_folder
 from finetune_core.errors import DataError
 from finetune_core.formatting import size
+from finetune_core.work import Work
 
 _VARIABLE = "THAW_DATA_ROOTS"
 
 
-def resolve_data(name: str) -> Generator[tuple[int, int], None, str]:
+def resolve_data(name: str) -> Work[str]:
     """A folder and a manifest are themselves, an archive is what it unpacks to, ``digits`` and the names of public sets are
     their folders, where no folder here has that name.
 
     Yields:
-        (bytes read, bytes in all) while an archive is unpacked.
+        Steps that count bytes while an archive is unpacked.
 
     Raises:
         DataError: when an archive is refused, a public set is not on this machine yet, or nothing can have such a name.

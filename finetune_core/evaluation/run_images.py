@@ -1,6 +1,6 @@
 """A run -> the images that it was trained and validated with: their files, or found and decoded again."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import RunError
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import sample_keys, subset
+from finetune_core.work import Work, in_phase
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,7 @@ def run_image(run: Run, sample: str, roots: Sequence[Path] = ()) -> Path:
     return file
 
 
-def run_images(
-    run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()
-) -> Generator[tuple[str, int, int], None, RunImages]:
+def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) -> Work[RunImages]:
     """Find and decode a run's images, a seeded sample of each split where there are more.
 
     Args:
@@ -60,7 +59,7 @@ def run_images(
         roots: when given, images that lie elsewhere are refused.
 
     Yields:
-        (phase, done, total); phases are ``index`` and ``decode``.
+        Steps of the phases ``index`` and ``decode``.
 
     Raises:
         DataError: when they may not be read, or are not there.
@@ -70,7 +69,7 @@ def run_images(
     if roots:
         check_roots(config.data, roots)
     indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
-    dataset = yield from _told("index", indexing)
+    dataset = yield from in_phase("index", indexing)
     table = dataset.table
     rows = {split: np.flatnonzero(table["split"] == split) for split in most}
     if TRAIN in rows:
@@ -80,7 +79,7 @@ def run_images(
     wanted = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
     decoding = decode_pixels(dataset.paths(table), keys, wanted, stored_side(config.image_size))
-    pixels = yield from _told("decode", decoding)
+    pixels = yield from in_phase("decode", decoding)
     rows = {split: np.setdiff1d(found, list(pixels.failed)) for split, found in rows.items()}
     for split, found in rows.items():
         if not len(found):
@@ -92,12 +91,3 @@ def _sample(rows: np.ndarray, most: int) -> np.ndarray:
     if len(rows) <= most:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, most, replace=False))
-
-
-def _told(phase: str, work: Generator) -> Generator:
-    while True:
-        try:
-            done, total = next(work)
-        except StopIteration as finished:
-            return finished.value
-        yield phase, done, total or done

@@ -1,7 +1,7 @@
 """An export in a process of its own, for an app that trains meanwhile: tracing changes torch's global state.
 
 ``python -m finetune_core.exporters.apart RUN FORMAT [ROOT…]`` exports into the run's own folder, and says how far it is on stdout:
-one JSON list ``[phase, done, total]`` a line. What goes wrong is said on stderr.
+one JSON list per ``Step``. What goes wrong is said on stderr.
 """
 
 import json
@@ -9,17 +9,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_core.errors import ExportError, FinetuneError
-from finetune_core.exporters.measure import Steps
 from finetune_core.runs.store import Run, RunStore
+from finetune_core.work import Step, Work
 
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
-def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Generator[Steps, None, None]:
+def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None]:
     """Export a run in another process, which ends when this generator is closed.
 
     Raises:
@@ -34,8 +34,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Generator
     ):
         try:
             for line in process.stdout:
-                phase, done, total = json.loads(line)
-                yield phase, done, total
+                yield Step(*json.loads(line))
         except GeneratorExit:
             process.terminate()
             raise

@@ -4,7 +4,7 @@ import io
 import os
 import shutil
 import zipfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from finetune_core.errors import ExportError
 from finetune_core.exporters.apart import export_apart
 from finetune_core.exporters.card import write_card
 from finetune_core.exporters.graphs import write_onnx, write_program
-from finetune_core.exporters.measure import Measured, Steps
+from finetune_core.exporters.measure import Measured
 from finetune_core.exporters.script import write_script
 from finetune_core.exporters.source import load_source
 from finetune_core.exporters.tensorboard import write_events
@@ -22,6 +22,7 @@ from finetune_core.files import regular_file, staging_folder
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
+from finetune_core.work import Work, finish
 
 _EXAMPLE = Path(__file__).with_name("standalone") / "predict.py"
 
@@ -34,8 +35,8 @@ class Format:
         help: what it is for, in one or two sentences.
         write: puts its files into a folder, and returns what was checked. Takes a ``Source``.
         events: whether it is made of the run's events instead: ``write`` takes the ``Run``, which may be going on.
-        network: whether it holds the network, so that a card and an example go with it. Then ``write`` is a generator that says
-            how far it is, and returns what was checked and what the file was measured to be worth.
+        network: whether it holds the network, so that a card and an example go with it. Then ``write`` is ``Work`` that
+            returns what was checked and what the file was measured to be worth.
         apart: whether it is made in a process of its own when the app asks: tracing changes torch's global state.
     """
 
@@ -111,24 +112,16 @@ def export_run(run: Run, format: str, out: Path | None = None) -> Exported:
     Raises:
         FinetuneError: as ``exporting``.
     """
-    steps = exporting(run, format, out)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            return finished.value
+    return finish(exporting(run, format, out))
 
 
-def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Path] = ()) -> Generator[Steps, None, Exported]:
+def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Path] = ()) -> Work[Exported]:
     """Export a run into a folder: all of it, or nothing. A network is read back and asked about the images that the run was evaluated on.
 
     Args:
         format: one of ``FORMATS``.
         out: a new or empty folder; in the run's own when None, where an earlier export is replaced.
         roots: when given, images that lie elsewhere are not read.
-
-    Yields:
-        (phase, done, total).
 
     Raises:
         FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
@@ -154,7 +147,7 @@ def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Pa
     return Exported(format, target, files, checked, measured)
 
 
-def export_from_app(run: Run, format: str, roots: Sequence[Path]) -> Generator[Steps, None, None]:
+def export_from_app(run: Run, format: str, roots: Sequence[Path]) -> Work[None]:
     """``exporting`` into the run's own folder, from a process that trains meanwhile: where it has to be, in another process.
 
     Raises:

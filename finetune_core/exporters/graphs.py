@@ -4,7 +4,7 @@ import importlib
 import json
 import logging
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 
 from finetune_core.errors import ExportError
 from finetune_core.evaluation.single_run.fp32 import Answer
-from finetune_core.exporters.measure import Measured, Steps, measure
+from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.exporters.source import Source
+from finetune_core.work import Step, Work
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"
 BATCHES = (1, 2, 5)  # traced with 2: any other shows that the batch is dynamic
@@ -24,14 +25,14 @@ TOLERANCE = 1e-4  # largest difference of two logits, as a share of the largest 
 _LARGEST_ONNX = 2**31 - 1  # bytes: what one protobuf message may hold
 
 
-def write_onnx(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:
+def write_onnx(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measured]]:
     """``model.onnx`` with a dynamic batch, described in its ``metadata_props``, and ``model.json``; returns what was checked and
     measured.
 
     Raises:
         ExportError: when a library is missing, the network cannot be converted, or onnxruntime answers otherwise than the network.
     """
-    yield "export", 0, 0
+    yield Step(0, None, "export")
     onnx, runtime = _needed("onnx"), _needed("onnxruntime")
     _needed("onnxscript")
     model, told = source.network.model, describe_network(source)
@@ -68,14 +69,14 @@ def _onnx_answer(source: Source, runtime: Any, file: Path) -> Answer:
     return _answer(source, "onnxruntime", lambda images: session.run(["logits"], {"image": images.contiguous().numpy()})[0])
 
 
-def write_program(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:
+def write_program(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measured]]:
     """``model.pt2``, a torch.export program with a dynamic batch that holds its ``model.json``; returns what was checked and
     measured.
 
     Raises:
         ExportError: when the network cannot be exported, or the program answers otherwise than the network.
     """
-    yield "export", 0, 0
+    yield Step(0, None, "export")
     told = describe_network(source)
     with _in_words(source, "torch.export"):
         program = torch.export.export(

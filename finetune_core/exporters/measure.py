@@ -1,7 +1,6 @@
 """What an exported file is worth: it is asked about every image that its run was evaluated on."""
 
 import sys
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +15,11 @@ from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.exporters.source import Source
 from finetune_core.formatting import SPLIT_WORDS, number, percent, things
 from finetune_core.training.predictions import prediction_table
+from finetune_core.work import Work
 
 # The folder's place is left out: exports are handed on.
 _NOT_THERE = "the images that the run was evaluated on are not there any more, or may not be read"
 _CHANGED = "the images, their labels or their split have changed since the run was trained"
-
-Steps = tuple[str, int, int]  # phase, done, total
 
 
 @dataclass(frozen=True)
@@ -75,14 +73,11 @@ def _in(precision: str | None) -> str:
     return f", computed in {precision}" if precision else ""
 
 
-def measure(source: Source, file: str, answer: Answer) -> Generator[Steps, None, Measured]:
+def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
     """Ask an exported file about the images that its run was evaluated on, decoded and prepared as *Predict* does.
 
     Args:
         file: its name, and what runs it, for people.
-
-    Yields:
-        (phase, done, total).
     """
     precision = evaluation_precision(source.run)
     try:

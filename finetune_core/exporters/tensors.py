@@ -1,7 +1,6 @@
 """A run's whole network as safetensors, and the way back into Thaw."""
 
 import os
-from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +12,7 @@ from typing_extensions import TypedDict
 
 from finetune_core.errors import ConfigError, ExportError
 from finetune_core.evaluation.prediction.predictor import Predictor
-from finetune_core.exporters.measure import Measured, Steps, measure
+from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
 from finetune_core.exporters.source import Source
 from finetune_core.files import is_there, open_regular, problem_with, write_bytes
@@ -25,6 +24,7 @@ from finetune_core.training.checkpoints import check_tensors
 from finetune_core.training.device import choose_device
 from finetune_core.training.evaluation import logits_of
 from finetune_core.training.events import Classes, Name
+from finetune_core.work import Step, Work
 
 WEIGHTS = "model.safetensors"
 
@@ -49,9 +49,9 @@ class _Told(TypedDict):
 _TOLD = TypeAdapter(_Told)
 
 
-def write_safetensors(source: Source, folder: Path) -> Generator[Steps, None, tuple[dict[str, Any], Measured]]:
+def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measured]]:
     """``model.safetensors`` (every tensor, frozen ones too) and ``model.json``; returns what was checked and measured."""
-    yield "export", 0, 0
+    yield Step(0, None, "export")
     state = source.network.model.state_dict()
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
     write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))

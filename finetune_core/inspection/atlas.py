@@ -1,13 +1,12 @@
 """A map: every image a point in the plane, images that a network finds alike side by side (t-SNE, van der Maaten & Hinton 2008)."""
 
-from collections.abc import Generator
-
 import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from finetune_core.inspection.background import in_background
+from finetune_core.work import Work
 
 MOST_MAPPED = 10_000
 _DIMENSIONS = 50
@@ -15,11 +14,11 @@ _EVERY = 25  # optimisation steps
 _STEPS = 750
 
 
-def lay_out(features: np.ndarray) -> Generator[tuple[str, int, int], None, np.ndarray]:
+def lay_out(features: np.ndarray) -> Work[np.ndarray]:
     """Places in the plane for features ``[n, d]``.
 
     Yields:
-        ("map", steps done, steps in all).
+        Steps of the phase ``map`` that count optimisation steps.
 
     Returns:
         float32 ``[n, 2]``.

@@ -1,6 +1,6 @@
 """The deep inspection: features once, then everything that they tell, as findings, a map, and where transfer ends."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,14 +30,13 @@ from finetune_core.inspection.learned import (
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.work import Work
 
 IMAGE_SIZE = 224
 _SHIFTED = 0.6  # area under the curve
 _SURE = 3.0  # standard errors
 _ENOUGH = 0.97  # accuracy from frozen features that leaves little to win
 _FEWEST = 10  # images of a split
-
-Yields = Generator[tuple[str, int, int], None, Any]
 
 
 @dataclass(frozen=True)
@@ -85,11 +84,11 @@ class DeepReport:
         }
 
 
-def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE) -> Yields:
+def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE) -> Work[DeepReport]:
     """Compute every stage's features once, and ask them everything.
 
     Yields:
-        (phase, done, total); the phases are those of ``PHASE_WORDS``.
+        Steps of the phases ``decode``, ``features``, ``probe``, ``labels``, ``shift``, ``outliers`` and ``map``.
 
     Returns:
         A DeepReport.
@@ -165,7 +164,7 @@ def _best(probes: list[Probe]) -> int:
     return int(np.argmax([one.accuracy for one in probes]))
 
 
-def _probes(features: Features, table: pd.DataFrame) -> Yields:
+def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     train, val = (np.flatnonzero(table["split"] == split) for split in (TRAIN, VAL))
     labels = table["label"].to_numpy()
     if len(val) < _FEWEST or len(np.unique(labels[train])) < 2:
@@ -177,7 +176,7 @@ def _probes(features: Features, table: pd.DataFrame) -> Yields:
     return probes
 
 
-def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Yields:
+def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Work[Finding | None]:
     labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
 
     def judge() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
@@ -220,7 +219,7 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
     )
 
 
-def _shift(features: np.ndarray, table: pd.DataFrame) -> Yields:
+def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, float], Finding | None]]:
     auc: dict[str, float] = {}
     shifted, messages = [], []
     train = np.flatnonzero(table["split"] == TRAIN)
@@ -246,7 +245,7 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Yields:
     return auc, Finding("shift", "warning", message, len(shifted), tuple(shifted))
 
 
-def _outliers(features: Features, table: pd.DataFrame) -> Yields:
+def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
     deeper = features.by_stage[len(features.by_stage) // 2 :]  # the last one alone sees little of what ImageNet does not hold
     far, scores = yield from in_background("outliers", partial(far_away, deeper, table["near"].to_numpy()))
     if not len(far):

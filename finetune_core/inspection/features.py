@@ -1,7 +1,7 @@
 """What every stage of a pretrained network makes of every image, averaged over the picture: one pass, kept in the activation cache."""
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,11 @@ from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.trunk import TrunkTables, split_network
+from finetune_core.work import Work, in_phase
 
 _BATCH = 32
 _USUAL_SIZE = 224  # pixels
 _KEPT_AT_ONCE = 1024  # images: what a pass that is broken off has done so far is not lost
-
-Progress = Generator[tuple[str, int, int], None, "Features"]
 
 
 @dataclass(frozen=True)
@@ -46,11 +45,11 @@ class Features:
         return self.by_stage[-1]
 
 
-def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Progress:
+def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[Features]:
     """Run every image once through a pretrained backbone; images that were seen before come from the cache.
 
     Yields:
-        (phase, images done, images in all); phases are ``decode`` and ``features``.
+        Steps of the phases ``decode`` and ``features`` that count images.
 
     Raises:
         FinetuneError: when the weights are not at hand, the size does not fit, or there is no room for the features.
@@ -64,12 +63,13 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Progre
     name = _table_name(network, device, image_size)
     wanted = np.unique(keys, return_index=True)[1]
     needed = wanted[CACHE.table(name).missing(keys[wanted])]
-    pixels = yield from _told("decode", decode_pixels(dataset.paths(dataset.table), keys, needed, stored_side(image_size)))
+    decoding = decode_pixels(dataset.paths(dataset.table), keys, needed, stored_side(image_size))
+    pixels = yield from in_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
     for start in range(0, len(needed), _KEPT_AT_ONCE):
         some = needed[start : start + _KEPT_AT_ONCE]
         filling = CACHE.fill(name, keys[some], _computed(pooled, network, device, pixels, some, image_size))
-        if (yield from _told("features", filling, start, len(needed))) is None:
+        if (yield from in_phase("features", filling, start, len(needed))) is None:
             break
     table = CACHE.table(name)
     if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():  # or later blocks have driven out earlier ones
@@ -166,13 +166,3 @@ def _computed(
             output = pooled(images.to(device.torch_device)).float().cpu()
         yield np.arange(position, position + len(batch)), output
         position += len(batch)
-
-
-def _told(phase: str, work: Generator, before: int = 0, total: int | None = None) -> Generator:
-    """Name the phase of a worker's (done, total), as part of a larger total where one is given."""
-    while True:
-        try:
-            done, whole = next(work)
-        except StopIteration as finished:
-            return finished.value
-        yield phase, before + done, total or whole

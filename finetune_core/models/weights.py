@@ -3,7 +3,6 @@
 import hashlib
 import re
 import urllib.request
-from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import nn
 from finetune_core.errors import WeightsError
 from finetune_core.files import replacing
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo
+from finetune_core.work import Step, Work
 
 PRETRAINED, RANDOM = "pretrained", "none"
 
@@ -27,8 +27,8 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 
 
-def download(info: BackboneInfo) -> Iterator[tuple[int, int | None]]:
-    """Fetch a backbone's weights to ``info.file``: yields (bytes so far, bytes in all, where the server says).
+def download(info: BackboneInfo) -> Work[None]:
+    """Fetch a backbone's weights to ``info.file``; steps are bytes, in all where the server says.
 
     Verified against the hash in the file's name; whole or not at all.
 
@@ -47,7 +47,7 @@ def download(info: BackboneInfo) -> Iterator[tuple[int, int | None]]:
                 file.write(chunk)
                 digest.update(chunk)
                 done += len(chunk)
-                yield done, total
+                yield Step(done, total)
             if total and done != total:
                 raise ConnectionError(f"the connection ended after {done} of {total} bytes")
             _verify(digest.hexdigest(), info.file)

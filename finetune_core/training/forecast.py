@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, trainable_parameters
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.trunk import chosen_views, split_network, why_uncached
+from finetune_core.work import Step, Work
 
 _SECONDS = 0.4  # of timing for each number
 _DECODED = 48  # images
@@ -164,20 +165,20 @@ class SpeedBook:
             write_bytes(self._file, json.dumps(known, indent=1).encode())
 
 
-def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook) -> Generator[tuple[int, int], None, None]:
+def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook) -> Work[None]:
     """Time what is not in the book yet: a few steps of each config, a few images of the data set.
 
     Yields:
-        (configs done, configs in all).
+        Steps that count configs.
     """
     configs = list(configs)
     for done, config in enumerate(configs):
-        yield done, len(configs)
+        yield Step(done, len(configs))
         if book.decode_seconds(dataset, config.image_size) is None:
             book.learn_decoding(dataset.fingerprint, config.image_size, _time_decoding(dataset, config.image_size))
         if not book.knows(config, dataset):
             book.learn(config, _measure(config, len(dataset.classes)))
-    yield len(configs), len(configs)
+    yield Step(len(configs), len(configs))
 
 
 def learn_from_run(

@@ -1,6 +1,6 @@
 """A learning-rate range test (Smith 2017): a few steps at ever higher rates, on a network of its own, from the cached trunk."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from finetune_core.training.freezing import apply
 from finetune_core.training.job import Job, step_rule
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import prepare
+from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
 _STEPS = 100
@@ -37,14 +38,14 @@ class RateCurve:
     suggestion: float | None
 
 
-def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[tuple[str, int, int], None, RateCurve]:
+def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
     """Prepare what a run would train, and train a copy of it at rising rates; nothing is kept.
 
     Args:
         roots: when given, images that lie elsewhere are left out.
 
     Yields:
-        (phase, done, total), phases as in ``PHASE_WORDS``.
+        Steps of every phase of ``prepare``, then of ``rates``.
 
     Raises:
         FinetuneError: when the run could not start, or no step at all could be made.
@@ -57,7 +58,7 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[tuple[
             job = finished.value
             break
         if isinstance(event, Progress):
-            yield event.phase, event.done, event.total
+            yield Step(event.done, event.total or None, event.phase)
     rates, losses = yield from _rise(job)
     if len(losses) < 3:
         raise TrainingError("The loss was no number from the start, at the lowest rates: look at the data and the weights.")
@@ -74,7 +75,7 @@ def suggested(rates: list[float], losses: list[float]) -> float | None:
     return float(f"{rate:.0e}")
 
 
-def _rise(job: Job) -> Generator[tuple[str, int, int], None, tuple[list[float], list[float]]]:
+def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
     config, rule = job.config, step_rule(job)
     apply(job.strategy, job.network.stages, job.network.model, config.epochs)
     optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model)
@@ -94,7 +95,7 @@ def _rise(job: Job) -> Generator[tuple[str, int, int], None, tuple[list[float], 
         smoothed = mean / (1 - _SMOOTHING ** (step + 1))
         rates.append(rate)
         losses.append(smoothed)
-        yield "rates", step + 1, _STEPS
+        yield Step(step + 1, _STEPS, "rates")
         if smoothed > _DIVERGED * min(losses):
             break
     return rates, losses

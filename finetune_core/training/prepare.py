@@ -36,6 +36,7 @@ from finetune_core.training.trunk import (
     split_network,
     why_uncached,
 )
+from finetune_core.work import Work, in_phase
 
 EVENT_SECONDS = 0.2  # progress more often than this helps nobody
 _EXAMPLES = 20
@@ -77,18 +78,17 @@ def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
     return [info for info in map(backbone_info, names) if not info.ready]
 
 
-def fetch_weights(missing: Sequence[BackboneInfo]) -> Generator[tuple[str, int, int | None], None, None]:
+def fetch_weights(missing: Sequence[BackboneInfo]) -> Work[None]:
     """Download pretrained weights.
 
     Yields:
-        (phase, bytes so far, bytes in all), one backbone after the other.
+        Steps that count bytes, of one backbone after the other.
 
     Raises:
         WeightsError: without a network, or when what arrived is not what was published.
     """
     for info in missing:
-        for done, total in download(info):
-            yield "download", done, total
+        yield from in_phase("download", download(info))
 
 
 def check_classes(dataset: Dataset) -> None:
@@ -332,12 +332,12 @@ def _skipped(reasons: Sequence[str]) -> ImagesSkipped:
     return ImagesSkipped(len(reasons), list(reasons[:_EXAMPLES]))
 
 
-def _reported(phase: str, work: Generator[tuple[int, int | None], None, Value]) -> Generator[Event, None, Value]:
-    """Turn a worker's (done, total) into events, not too many of them, and hand its result on."""
+def _reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
+    """Turn the steps of work into events, not too many of them, and hand its result on."""
     spoken = 0.0
     while True:
         try:
-            done, total = next(work)
+            done, total, _ = next(work)
         except StopIteration as finished:
             return finished.value
         if done == total or time.monotonic() - spoken >= EVENT_SECONDS:

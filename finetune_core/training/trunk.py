@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
 from finetune_core.training.batches import in_order, prefetched
 from finetune_core.training.device import Device
+from finetune_core.work import Work
 
 _BATCH = 32
 _EPOCHS_A_VIEW = 4
@@ -93,7 +94,7 @@ def split_network(network: Network) -> Segments:
 
 def fill_trunk(
     tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: LoadImages, view: str = ""
-) -> Generator[tuple[int, int], None, tuple[Lookup | None, int, float]]:
+) -> Work[tuple[Lookup | None, int, float]]:
     """Have the trunk's output for the wanted images, each from the nearest shallower cut that has it, else from pixels.
 
     Args:
@@ -103,7 +104,7 @@ def fill_trunk(
         view: which augmented version; empty without augmentation.
 
     Yields:
-        (images done, images in all).
+        Steps that count images.
 
     Returns:
         The rows by index (None where there is no room), how many were there before, and the seconds that the others took.

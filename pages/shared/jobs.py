@@ -8,7 +8,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from finetune_core.formatting import PHASE_WORDS, duration
-from finetune_core.jobs import Job, Jobs, Work
+from finetune_core.jobs import Job, Jobs
+from finetune_core.work import Work
 
 REFRESH = 0.5  # seconds
 _STEP = 0.2  # seconds
@@ -21,12 +22,12 @@ def jobs() -> Jobs:
     return Jobs()
 
 
-def begin(key: str, text: str, make: Callable[[], Work], *, kept: bool = True) -> None:
+def begin(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> None:
     """Start work unless it is going on already, for this session or another (a callback).
 
     Args:
         key: ``kind:what``: says what is computed; equal keys are the same work.
-        make: makes the generator; it is called and drained in another thread, where nothing of Streamlit can be used.
+        make: makes the work; it is called and finished in another thread, where nothing of Streamlit can be used.
         kept: whether what was done until it is stopped is of use.
     """
     watched = _watched()
@@ -53,7 +54,7 @@ def outcome(key: str) -> Any:
     return None if job is None or job.working else _result(job)
 
 
-def wait_for(key: str, text: str, make: Callable[[], Work], *, kept: bool = True) -> Any:
+def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> Any:
     """The result of work without which the page cannot be drawn; its bar is drawn meanwhile. None where this session saw it stopped:
     it does not begin again before ``forget``.
 
@@ -108,7 +109,8 @@ def _bar(key: str, job: Job) -> DeltaGenerator:
 
 
 def _progress(job: Job) -> tuple[float, str]:
-    phase, done, total = job.progress
+    done, total, phase = job.progress
+    total = total or 0
     text, spent = PHASE_WORDS.get(phase, job.text), time.monotonic() - job.since
     left = f", about {duration(spent / done * (total - done))} left" if done and spent > 2 else ""
     return min(1.0, done / max(1, total)), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"

@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from finetune_core.data.archives import Limits, import_archive, import_files, is_archive
 from finetune_core.errors import DataError
+from finetune_core.work import Step, finish
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 
@@ -38,14 +39,6 @@ def home(tmp_path, monkeypatch):
     folder = tmp_path / "far" / "down" / "home"
     monkeypatch.setenv("THAW_HOME", str(folder))
     return folder
-
-
-def drained(steps):
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            return finished.value
 
 
 def everything(folder):
@@ -70,7 +63,7 @@ def assert_refused(start, tmp_path, why):
     (tmp_path / "bystander.jpg").write_bytes(b"untouched")
     before = everything(tmp_path)
     with pytest.raises(DataError, match=why) as refused:
-        drained(start())
+        finish(start())
     message = str(refused.value)
     assert len(message.splitlines()) == 1
     assert message.isprintable()
@@ -587,7 +580,7 @@ def test_an_xz_dictionary_beyond_reason_is_refused(tmp_path):
 @pytest.mark.parametrize("layers", [2, 3000])
 def test_a_chain_of_headers_is_followed_without_recursion(layers):
     chain = long_name(b"../x.jpg") * (layers - 1) + long_name(b"cat/1.jpg") + member("short")
-    folder = drained(import_archive(io.BytesIO(chain + END), "a.tar"))
+    folder = finish(import_archive(io.BytesIO(chain + END), "a.tar"))
     assert files_in(folder) == {"cat/1.jpg": PIXELS}
 
 
@@ -625,14 +618,14 @@ def test_a_data_folder_that_cannot_be_written_to_is_an_error(home):
     (home / "data").mkdir(parents=True)
     (home / "data").chmod(0o555)
     with pytest.raises(DataError, match=r"cannot be written to .*THAW_HOME"):
-        drained(import_archive(io.BytesIO(ordinary_zip()), "a.zip"))
+        finish(import_archive(io.BytesIO(ordinary_zip()), "a.zip"))
 
 
 def test_a_home_that_is_no_folder_is_an_error(home):
     home.parent.mkdir(parents=True)
     home.write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot be written to .*THAW_HOME"):
-        drained(import_archive(io.BytesIO(ordinary_zip()), "a.zip"))
+        finish(import_archive(io.BytesIO(ordinary_zip()), "a.zip"))
 
 
 def test_the_wrong_files_are_refused(tmp_path):
@@ -673,7 +666,7 @@ def test_an_archive_cut_short_anywhere_is_refused(tmp_path, suffix):
     content_end = ordinary_tar().rindex(PIXELS[:100]) + 512 if suffix == ".tar" else len(archive) - 1
     for length in sorted({*range(0, content_end, content_end // 40), content_end}):
         with pytest.raises(DataError, match="damaged, cut short"):
-            drained(import_archive(io.BytesIO(archive[:length]), f"a{suffix}"))
+            finish(import_archive(io.BytesIO(archive[:length]), f"a{suffix}"))
     assert everything(tmp_path) == dict.fromkeys(("far", "far/down", "far/down/home", "far/down/home/data"), "folder")
 
 
@@ -692,7 +685,7 @@ TWO = {"cat/1.jpg": PIXELS, "dog/2.png": PIXELS[:100]}
 def test_an_ordinary_archive_becomes_an_image_folder(home, tmp_path, suffix, named):
     file = tmp_path / f"a{suffix}"
     file.write_bytes(ORDINARY[suffix])
-    folder = drained(import_archive(file, named or file.name))
+    folder = finish(import_archive(file, named or file.name))
     assert folder == home / "data" / f"a-{hashlib.sha256(ORDINARY[suffix]).hexdigest()[:8]}"
     assert files_in(folder) == TWO
     assert os.listdir(home / "data") == [folder.name]
@@ -701,7 +694,7 @@ def test_an_ordinary_archive_becomes_an_image_folder(home, tmp_path, suffix, nam
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_form_of_tar_with_long_and_foreign_names(form):
     files = {"Käse 日本/1.jpg": PIXELS, "dog's <b>/" + "x" * 90 + "/" + "y" * 60 + ".png": b"2", "a/b.jpg": b""}
-    assert files_in(drained(import_archive(io.BytesIO(ordinary_tar(files, form)), "a.tar"))) == files
+    assert files_in(finish(import_archive(io.BytesIO(ordinary_tar(files, form)), "a.tar"))) == files
 
 
 def test_a_zip_of_every_ordinary_make():
@@ -713,7 +706,7 @@ def test_a_zip_of_every_ordinary_make():
             archive.mkdir("dog")
             for name, content in files.items():
                 archive.writestr(name, content)
-        assert files_in(drained(import_archive(buffer, "a.zip"))) == files
+        assert files_in(finish(import_archive(buffer, "a.zip"))) == files
 
 
 def test_a_zip_that_was_written_to_a_pipe_has_its_sizes_behind_the_content():
@@ -732,7 +725,7 @@ def test_a_zip_that_was_written_to_a_pipe_has_its_sizes_behind_the_content():
         archive.writestr("cat/1.jpg", PIXELS)
         with archive.open("dog/2.png", "w", force_zip64=True) as file:
             file.write(PIXELS[:100])
-    assert files_in(drained(import_archive(io.BytesIO(pipe.written), "a.zip"))) == TWO
+    assert files_in(finish(import_archive(io.BytesIO(pipe.written), "a.zip"))) == TWO
 
 
 def test_a_zip_with_64_bit_fields():
@@ -740,12 +733,12 @@ def test_a_zip_with_64_bit_fields():
     says = {"size": 0xFFFFFFFF, "packed": 0xFFFFFFFF}
     other = struct.pack("<2H4s", 0x5455, 4, b"time")
     archive = zipped(entry("1.jpg", method=0, says=says, offset=0xFFFFFFFF, extra=other + wide), wide=1)
-    assert files_in(drained(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS}
+    assert files_in(finish(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS}
 
 
 def test_lies_in_an_entrys_own_header_are_not_believed():
     archive = zipped(entry("1.jpg", local={"size": 7, "packed": 1 << 31, "crc": 0}), entry("2.jpg"))
-    assert files_in(drained(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS, "2.jpg": PIXELS}
+    assert files_in(finish(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS, "2.jpg": PIXELS}
 
 
 @pytest.mark.parametrize(
@@ -754,19 +747,19 @@ def test_lies_in_an_entrys_own_header_are_not_believed():
     ids=["UTF-8", "UTF-8 that does not say so", "DOS", "ASCII"],
 )
 def test_names_in_a_zip_in_either_encoding(raw, flags, name):
-    assert list(files_in(drained(import_archive(io.BytesIO(zipped(entry(raw, flags=flags))), "a.zip")))) == [name]
+    assert list(files_in(finish(import_archive(io.BytesIO(zipped(entry(raw, flags=flags))), "a.zip")))) == [name]
 
 
 def test_more_entries_than_a_short_directory_can_count():
     """Programs that know no 64-bit fields lose the upper digits."""
     entries = [entry(f"{number}.txt", b"", method=0) for number in range(0x10000)]
     archive = zipped(*entries, entry("1.jpg"), count=1)
-    assert files_in(drained(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS}
+    assert files_in(finish(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS}
 
 
 def test_backslashes_part_folders():
     for archive in (zip_named("train\\cat\\1.jpg"), tar_named("train\\cat\\1.jpg")):
-        assert list(files_in(drained(import_archive(io.BytesIO(archive), "a")))) == ["train/cat/1.jpg"]
+        assert list(files_in(finish(import_archive(io.BytesIO(archive), "a")))) == ["train/cat/1.jpg"]
 
 
 LEFTOVERS = {
@@ -791,7 +784,7 @@ def test_a_folder_around_it_stays_and_what_systems_leave_behind_goes(kind):
         "tar": lambda: import_archive(io.BytesIO(ordinary_tar(LEFTOVERS)), "photos.tar"),
         "files": lambda: import_files([(name, io.BytesIO(content)) for name, content in LEFTOVERS.items()], "photos", 11),
     }[kind]()
-    folder = drained(steps)
+    folder = finish(steps)
     assert files_in(folder) == {"photos/cat/1.jpg": PIXELS, "photos/dog/2.PNG": b"2"}
     assert sorted(entry.name for entry in (folder / "photos").iterdir()) == ["cat", "dog"]
 
@@ -802,7 +795,7 @@ def test_a_tar_as_the_system_packs_it(tmp_path):
     for name in (".", "photos"):
         with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
             archive.add(tmp_path / "photos", name)
-        folder = drained(import_archive(tmp_path / "a.tgz", "a.tgz"))
+        folder = finish(import_archive(tmp_path / "a.tgz", "a.tgz"))
         assert files_in(folder) == {"cat/1.jpg" if name == "." else "photos/cat/1.jpg": PIXELS}
 
 
@@ -810,7 +803,7 @@ def test_a_tar_in_several_compressed_streams_with_padding():
     content = ordinary_tar()
     for pack in (gzip.compress, bz2.compress, lzma.compress):
         parts = [pack(content[:700]), pack(b""), pack(content[700:]), bytes(512)]
-        assert files_in(drained(import_archive(io.BytesIO(b"".join(parts)), "a.tar"))) == TWO
+        assert files_in(finish(import_archive(io.BytesIO(b"".join(parts)), "a.tar"))) == TWO
 
 
 def test_padding_may_begin_where_a_piece_ends():
@@ -818,41 +811,41 @@ def test_padding_may_begin_where_a_piece_ends():
     first = gzip.compress(content[: (1 << 16) - 23], 0)  # stored, with headers of 23 bytes
     assert len(first) == 1 << 16
     archive = first + bytes(512) + gzip.compress(content[(1 << 16) - 23 :])
-    assert list(files_in(drained(import_archive(io.BytesIO(archive), "a.tgz")))) == ["1.jpg"]
+    assert list(files_in(finish(import_archive(io.BytesIO(archive), "a.tgz")))) == ["1.jpg"]
 
 
 @pytest.mark.parametrize("more", [-1, 0, 1, 100, 258, 1000, 5000])
 def test_what_is_left_in_a_decompressor_at_the_end_of_its_input_is_not_lost(more):
     image = bytes((1 << 20) + more)
-    assert files_in(drained(import_archive(io.BytesIO(ordinary_zip({"1.bmp": image})), "a.zip"))) == {"1.bmp": image}
+    assert files_in(finish(import_archive(io.BytesIO(ordinary_zip({"1.bmp": image})), "a.zip"))) == {"1.bmp": image}
 
 
 def test_an_empty_file_may_be_packed_into_nothing():
     archive = zipped(entry("1.jpg", b"", packed=b""), entry("2.jpg"))
-    assert files_in(drained(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": b"", "2.jpg": PIXELS}
+    assert files_in(finish(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": b"", "2.jpg": PIXELS}
 
 
 def test_an_image_of_several_pieces_arrives_whole():
     large = random.Random(1).randbytes(3_500_000)
     archives = [ordinary_zip({"1.jpg": large, "2.jpg": PIXELS}), ordinary_tar({"1.jpg": large, "2.jpg": PIXELS})]
     for archive in (*archives, gzip.compress(archives[1]), bz2.compress(archives[1])):
-        assert files_in(drained(import_archive(io.BytesIO(archive), "a"))) == {"1.jpg": large, "2.jpg": PIXELS}
+        assert files_in(finish(import_archive(io.BytesIO(archive), "a"))) == {"1.jpg": large, "2.jpg": PIXELS}
 
 
 def test_an_extended_header_for_all_files_is_gone_by():
     content = pax(b"g", comment=b"1234567890abcdef") + member("cat/1.jpg") + block("dir", 77, b"5") + member("2.jpg", kind=b"7")
-    assert files_in(drained(import_archive(io.BytesIO(content + END), "a.tar"))) == {"cat/1.jpg": PIXELS, "2.jpg": PIXELS}
+    assert files_in(finish(import_archive(io.BytesIO(content + END), "a.tar"))) == {"cat/1.jpg": PIXELS, "2.jpg": PIXELS}
 
 
 def test_a_size_in_an_extended_header_counts():
     content = pax(size=b"%d" % len(PIXELS), mtime=b"1.5") + block("1.jpg") + padded(PIXELS) + member("2.jpg")
-    assert files_in(drained(import_archive(io.BytesIO(content + END), "a.tar"))) == {"1.jpg": PIXELS, "2.jpg": PIXELS}
+    assert files_in(finish(import_archive(io.BytesIO(content + END), "a.tar"))) == {"1.jpg": PIXELS, "2.jpg": PIXELS}
 
 
 def test_the_limits_themselves_are_allowed():
     limits = Limits(total_bytes=9000, entries=6, ratio=1, ratio_from_bytes=9000, file_bytes=3000, depth=3)
     archive = zip_named("a/b/c/1.jpg", "2.jpg", "a/3.jpg")
-    assert len(files_in(drained(import_archive(io.BytesIO(archive), "a.zip", limits)))) == 3
+    assert len(files_in(finish(import_archive(io.BytesIO(archive), "a.zip", limits)))) == 3
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
@@ -861,7 +854,7 @@ def test_folders_and_files_can_be_read_by_others_and_run_by_nobody(mask):
     archive = zipped(entry("1.jpg", mode=stat.S_IFREG | 0o7777))
     before = os.umask(mask)
     try:
-        folder = drained(import_archive(io.BytesIO(archive), "a.zip"))
+        folder = finish(import_archive(io.BytesIO(archive), "a.zip"))
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o7777 == 0o755
@@ -869,16 +862,16 @@ def test_folders_and_files_can_be_read_by_others_and_run_by_nobody(mask):
 
 
 def test_the_same_archive_twice_is_unpacked_once(home, monkeypatch):
-    folder = drained(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
+    folder = finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
     (folder / "cat" / "1.jpg").unlink()
     before = everything(home)
     monkeypatch.setattr("tempfile.mkdtemp", None)
-    assert drained(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip")) == folder
+    assert finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip")) == folder
     assert everything(home) == before
 
 
 def test_the_same_name_with_other_content_is_another_folder(home):
-    folders = {drained(import_archive(io.BytesIO(ORDINARY[suffix]), "a.zip")) for suffix in ORDINARY}
+    folders = {finish(import_archive(io.BytesIO(ORDINARY[suffix]), "a.zip")) for suffix in ORDINARY}
     assert len(folders) == len(ORDINARY)
     assert sorted(os.listdir(home / "data")) == sorted(folder.name for folder in folders)
 
@@ -887,19 +880,19 @@ def test_another_import_of_the_same_that_was_first_wins(home):
     slow = import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip")
     while not list(home.glob("data/.staging-*/cat")):
         next(slow)
-    folder = drained(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
+    folder = finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
     (folder / "first").write_bytes(b"")
-    assert drained(slow) == folder
+    assert finish(slow) == folder
     assert (folder / "first").exists()
     assert os.listdir(home / "data") == [folder.name]
 
 
 def test_a_file_in_the_place_of_the_folder_is_an_error(home):
-    folder = drained(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
+    folder = finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
     folder.rename(folder.with_name("away"))
     folder.write_bytes(b"")
     with pytest.raises(DataError, match="cannot be written to"):
-        drained(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
+        finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
     assert sorted(os.listdir(home / "data")) == sorted(["away", folder.name])
 
 
@@ -925,7 +918,7 @@ def test_a_file_in_the_place_of_the_folder_is_an_error(home):
     ],
 )
 def test_the_folder_is_named_after_the_archive_as_far_as_is_safe(home, name, stem):
-    folder = drained(import_archive(io.BytesIO(ORDINARY[".zip"]), name))
+    folder = finish(import_archive(io.BytesIO(ORDINARY[".zip"]), name))
     assert folder.parent == home / "data"
     assert folder.name.rpartition("-")[0] == stem
 
@@ -944,8 +937,8 @@ def test_progress_is_in_packed_bytes_and_never_goes_back():
     images = {f"{number}.jpg": random.Random(number).randbytes(400_000) for number in range(9)}
     for archive in (ordinary_zip(images), gzip.compress(ordinary_tar(images), 1)):
         steps = list(import_archive(io.BytesIO(archive), "a"))
-        done = [step[0] for step in steps]
-        assert {step[1] for step in steps} == {len(archive)}
+        done = [step.done for step in steps]
+        assert {step.total for step in steps} == {len(archive)}
         assert done == sorted(done)
         assert done[-1] == len(archive)
         assert any(0.3 < step / len(archive) < 0.7 for step in done)
@@ -961,7 +954,7 @@ def test_progress_is_seldom_however_many_entries_there_are():
 def test_an_open_file_stays_open_and_is_read_from_its_beginning():
     file = io.BytesIO(ORDINARY[".tar.gz"])
     file.seek(100)
-    assert files_in(drained(import_archive(file, "a.tgz"))) == TWO
+    assert files_in(finish(import_archive(file, "a.tgz"))) == TWO
     assert not file.closed
 
 
@@ -1007,7 +1000,7 @@ def test_staging_folders_of_killed_processes_go_after_a_day(home):
         (folder / "1.jpg").write_bytes(PIXELS)
         past = time.time() - hours * 3600
         os.utime(folder.parent, (past, past))
-    folder = drained(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
+    folder = finish(import_archive(io.BytesIO(ORDINARY[".zip"]), "a.zip"))
     assert sorted(os.listdir(home / "data")) == sorted([".staging-new", "old", folder.name])
 
 
@@ -1015,7 +1008,7 @@ def test_staging_folders_of_killed_processes_go_after_a_day(home):
 
 
 def imported(files, name="photos", limits=SMALL):
-    return drained(import_files([(path, io.BytesIO(content)) for path, content in files.items()], name, len(files), limits))
+    return finish(import_files([(path, io.BytesIO(content)) for path, content in files.items()], name, len(files), limits))
 
 
 def test_files_from_a_browser_become_an_image_folder(home):
@@ -1046,7 +1039,7 @@ def test_other_names_or_contents_are_another_folder(other):
 
 def test_progress_of_files_is_in_files():
     files = [(name, io.BytesIO(content)) for name, content in LEFTOVERS.items()]
-    assert list(import_files(files, "photos", 11)) == [(done, 11) for done in range(1, 12)]
+    assert list(import_files(files, "photos", 11)) == [Step(done, 11) for done in range(1, 12)]
 
 
 def test_files_are_taken_one_after_the_other():
@@ -1094,7 +1087,7 @@ def assert_contained(start):
         data.mkdir(parents=True)
         patch.setenv("THAW_HOME", str(home))
         try:
-            folder = drained(start())
+            folder = finish(start())
         except DataError as error:
             refusal = str(error)
         else:

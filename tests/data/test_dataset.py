@@ -12,6 +12,8 @@ from finetune_core.data.dataset import index_dataset, load_dataset
 from finetune_core.data.entry import entry_folder
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import DataError
+from finetune_core.work import Step
+from tests.drain import drained
 
 ODD_NAMES = ["with space", "it's", 'double"quote', "<script>alert(1)</script>", "otter 🦦", "naïve, 100%"]
 if os.name != "posix":
@@ -22,15 +24,6 @@ ODD_NAMES = [name.replace("/", "∕") for name in ODD_NAMES]
 
 def finding(dataset, kind):
     return next((found for found in dataset.findings if found.kind == kind), None)
-
-
-def drained(generator):
-    steps = []
-    while True:
-        try:
-            steps.append(next(generator))
-        except StopIteration as finished:
-            return steps, finished.value
 
 
 def truncated_jpeg():
@@ -110,7 +103,7 @@ def test_paths_of_rows_are_the_files(image_folder, tmp_path):
 def test_indexing_tells_its_progress(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 4, "blue": 3})
     steps, _ = drained(index_dataset(tmp_path, val_fraction=0.2, test_fraction=0.2, split_seed=0))
-    assert steps == [*((done, 7) for done in range(1, 8)), (7, 7)]  # looked at one by one, then compared
+    assert steps == [*(Step(done, 7) for done in range(1, 8)), Step(7, 7)]  # looked at one by one, then compared
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

@@ -10,15 +10,8 @@ from finetune_core.data.closeness import gray_squares
 from finetune_core.data.duplicates import near_sets, united
 from finetune_core.data.image_stats import look_at
 from finetune_core.data.sample import digits_folder
-
-
-def drained(generator):
-    steps = []
-    while True:
-        try:
-            steps.append(next(generator))
-        except StopIteration as finished:
-            return steps, finished.value
+from finetune_core.work import Step
+from tests.drain import drained
 
 
 def compared(files):
@@ -170,7 +163,7 @@ def test_progress_ends_with_all_images():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 432)).astype(np.uint8)
     thumbs = pd.Series([one.tobytes() for one in pixels])
     steps, _ = drained(near_sets(thumbs, np.arange(9, dtype=np.uint64), enlarged(thumbs)))
-    assert steps[-1] == (9, 9)
+    assert steps[-1] == Step(9, 9)
 
 
 def test_sets_do_not_depend_on_the_order_of_the_images(distinct):

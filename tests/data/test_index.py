@@ -11,15 +11,8 @@ from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.image_stats import look_at
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import list_data
-
-
-def drained(generator):
-    steps = []
-    while True:
-        try:
-            steps.append(next(generator))
-        except StopIteration as finished:
-            return steps, finished.value
+from finetune_core.work import Step
+from tests.drain import drained
 
 
 def indexed(data):
@@ -198,7 +191,7 @@ def test_what_an_interrupted_reading_saw_is_kept(folder, looked):
     looked.clear()
     steps, rows = drained(read_index(folder, list_data(folder)))
     assert len(looked) == 12 - 5
-    assert steps[0] == (1, 7)
+    assert steps[0] == Step(1, 7)
     assert (rows["near"] >= 0).all()
 
 

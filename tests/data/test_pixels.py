@@ -7,6 +7,8 @@ from finetune_core.data.image_stats import look_at
 from finetune_core.data.pixels import decode_pixels, stored_side
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ImageError
+from finetune_core.work import Step
+from tests.drain import drained
 
 LIMITS = {"memory": {}, "disk": {"MEMORY": "0"}, "nowhere": {"MEMORY": "0", "DISK": "0"}}
 
@@ -36,12 +38,7 @@ def decoded(paths, side=16, wanted=None):
     """(progress, pixels): the one place that knows how decode_pixels is called."""
     wanted = np.arange(len(paths)) if wanted is None else np.array(wanted)
     keys = np.array([look_at(path).content for path in paths], dtype=np.uint64)
-    decoding, steps = decode_pixels(paths, keys, wanted, side), []
-    while True:
-        try:
-            steps.append(next(decoding))
-        except StopIteration as finished:
-            return steps, finished.value
+    return drained(decode_pixels(paths, keys, wanted, side))
 
 
 def test_a_batch_holds_the_images_asked_for(paths, place):
@@ -68,7 +65,7 @@ def test_changing_a_batch_does_not_change_what_is_kept(paths, place):
 
 def test_progress_counts_up_to_all_images(paths, place):
     steps, _ = decoded(paths)
-    assert steps[-1] == (5, 5)
+    assert steps[-1] == Step(5, 5)
     assert steps == sorted(set(steps))
 
 
@@ -101,7 +98,7 @@ def test_images_decoded_before_are_not_decoded_again_and_changed_ones_are(paths)
     assert decoded(paths)[0] == []
     paths[0].write_bytes(paths[4].read_bytes() + b"\0")
     steps, pixels = decoded(paths)
-    assert steps == [(1, 1)]
+    assert steps == [Step(1, 1)]
     assert torch.equal(pixels.batch(np.array([0])), pixels.batch(np.array([4])))
 
 

@@ -25,6 +25,8 @@ from finetune_core.data import public
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
 from finetune_core.errors import DataError
+from finetune_core.work import Step
+from tests.drain import drained
 
 PETS = {"Abyssinian": "Abyssinian", "american_bulldog": "American Bulldog", "Egyptian_Mau": "Egyptian Mau"}
 LAND = ["AnnualCrop", "Forest", "SeaLake"]
@@ -229,15 +231,6 @@ def often(monkeypatch):
     monkeypatch.setattr(public, "_EVERY", 0.02)
 
 
-def drain(fetching):
-    steps = []
-    while True:
-        try:
-            steps.append(next(fetching))
-        except StopIteration as finished:
-            return finished.value, steps
-
-
 def images_by_folder(folder):
     """Folder below ``folder`` -> files in it."""
     return Counter(file.parent.relative_to(folder).as_posix() for file in folder.rglob("*.*"))
@@ -261,26 +254,26 @@ def assert_nothing_is_left(home):
 def test_a_set_is_fetched_once_as_a_folder_to_train_on(name, published, home, monkeypatch, capfd):
     server = published(name)
     assert not is_fetched(name)
-    folder, steps = drain(fetch_public(name))
+    steps, folder = drained(fetch_public(name))
     assert folder == public_folder(name) == home / "data" / name
     assert is_fetched(name)
     assert os.listdir(home / "data") == [name]  # no staging folder beside it
     images = len([file for file in folder.rglob("*") if file.is_file()])
     downloading, writing = steps[:-images], steps[-images:]
-    assert {total for _, total in downloading} == {PUBLIC_SETS[name].download_bytes}
+    assert {step.total for step in downloading} == {PUBLIC_SETS[name].download_bytes}
     assert downloading == sorted(downloading)
-    assert downloading[-1][0] == sum(len(content) for content in server.files.values())  # what is unpacked does not count
-    assert writing == [(done, images) for done in range(1, images + 1)]
+    assert downloading[-1].done == sum(len(content) for content in server.files.values())  # what is unpacked does not count
+    assert writing == [Step(done, images) for done in range(1, images + 1)]
     assert len(load_dataset(folder).table) == images
     assert capfd.readouterr() == ("", "")  # torchvision's progress bar is silent
 
     monkeypatch.setattr(public, "_download", None)
-    assert drain(fetch_public(name)) == (folder, [])
+    assert drained(fetch_public(name)) == ([], folder)
 
 
 def test_the_pets_keep_their_files_splits_and_breeds(published):
     published("oxford_pets")
-    folder, _ = drain(fetch_public("oxford_pets"))
+    _, folder = drained(fetch_public("oxford_pets"))
     breeds = list(PETS.values())
     assert images_by_folder(folder) == {f"train/{b}": 4 for b in breeds} | {f"test/{b}": 2 for b in breeds}
     assert_every_image_is_of_its_class(folder, breeds)
@@ -289,7 +282,7 @@ def test_the_pets_keep_their_files_splits_and_breeds(published):
 
 def test_the_flowers_have_three_splits_and_names_that_are_file_names(published):
     published("flowers102")
-    folder, _ = drain(fetch_public("flowers102"))
+    _, folder = drained(fetch_public("flowers102"))
     counts = images_by_folder(folder)
     flowers = [title.rstrip("?") for title in datasets.Flowers102.classes]
     assert counts == {
@@ -302,7 +295,7 @@ def test_the_flowers_have_three_splits_and_names_that_are_file_names(published):
 
 def test_eurosat_has_no_splits_of_its_own(published):
     published("eurosat")
-    folder, _ = drain(fetch_public("eurosat"))
+    _, folder = drained(fetch_public("eurosat"))
     assert images_by_folder(folder) == dict.fromkeys(LAND, 5)
     assert_every_image_is_of_its_class(folder, LAND)
     assert (folder / "Forest/Forest_3.jpg").read_bytes() == jpeg(1, 3)
@@ -310,7 +303,7 @@ def test_eurosat_has_no_splits_of_its_own(published):
 
 def test_fashion_is_written_from_arrays(published):
     published("fashion_mnist")
-    folder, _ = drain(fetch_public("fashion_mnist"))
+    _, folder = drained(fetch_public("fashion_mnist"))
     clothes = ["T-shirt-top", *datasets.FashionMNIST.classes[1:]]
     assert images_by_folder(folder) == {f"train/{c}": 4 for c in clothes} | {f"test/{c}": 2 for c in clothes}
     assert_every_image_is_of_its_class(folder, clothes)
@@ -319,7 +312,7 @@ def test_fashion_is_written_from_arrays(published):
 
 def test_cifar_is_written_from_arrays(published):
     published("cifar10")
-    folder, _ = drain(fetch_public("cifar10"))
+    _, folder = drained(fetch_public("cifar10"))
     assert images_by_folder(folder) == {f"train/{c}": 5 for c in CIFAR} | {f"test/{c}": 1 for c in CIFAR}
     assert_every_image_is_of_its_class(folder, CIFAR)
     image = Image.open(folder / "test/frog/00000.png")
@@ -330,7 +323,7 @@ def test_cifar_is_written_from_arrays(published):
 def test_no_network_is_said_with_a_way_out(name, home, monkeypatch):
     point_torchvision_at(name, PUBLISHED[name](), "http://127.0.0.1:9", monkeypatch)
     with pytest.raises(DataError, match="Connection refused") as caught:
-        drain(fetch_public(name))
+        drained(fetch_public(name))
     for words in (PUBLIC_SETS[name].title, "a folder or archive of your own", "the word digits"):
         assert words in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -342,14 +335,14 @@ def test_what_was_not_published_is_refused(name, published, home):
     server = published(name)
     server.files = {file: content[:-1] + b"?" for file, content in server.files.items()}
     with pytest.raises(DataError, match=rf"{PUBLIC_SETS[name].title[:8]}.*not found or corrupted\)"):
-        drain(fetch_public(name))
+        drained(fetch_public(name))
     assert_nothing_is_left(home)
 
 
 def test_a_file_the_server_does_not_have_is_said(published, home):
     published("cifar10").files = {}
     with pytest.raises(DataError, match="Not Found"):
-        drain(fetch_public("cifar10"))
+        drained(fetch_public("cifar10"))
     assert_nothing_is_left(home)
 
 
@@ -365,7 +358,7 @@ def test_a_server_that_talks_nonsense_is_said(home, monkeypatch):
         threading.Thread(target=answer, daemon=True).start()
         point_torchvision_at("cifar10", cifar(), f"http://127.0.0.1:{server.getsockname()[1]}", monkeypatch)
         with pytest.raises(DataError, match="could not be downloaded"):
-            drain(fetch_public("cifar10"))
+            drained(fetch_public("cifar10"))
     assert_nothing_is_left(home)
 
 
@@ -374,7 +367,7 @@ def test_a_server_that_falls_silent_is_given_up(published, home, monkeypatch):
     server = published("cifar10")
     server.gate = threading.Event()
     with pytest.raises(DataError, match=r"nothing has arrived for 0\.2 seconds"):
-        drain(fetch_public("cifar10"))
+        drained(fetch_public("cifar10"))
     server.gate.set()
     assert_nothing_is_left(home)
 
@@ -392,16 +385,16 @@ def test_a_slow_disk_is_not_taken_for_a_silent_server(published, monkeypatch):
         real(archive, target, *rest)
 
     monkeypatch.setattr(datasets.utils, "extract_archive", slow)
-    drain(fetch_public("eurosat"))
+    drained(fetch_public("eurosat"))
     assert is_fetched("eurosat")
 
 
 def test_a_download_larger_than_known_is_never_more_than_all_of_it(published, monkeypatch):
     published("eurosat")
     monkeypatch.setitem(PUBLIC_SETS, "eurosat", dataclasses.replace(PUBLIC_SETS["eurosat"], download_bytes=100))
-    _, steps = drain(fetch_public("eurosat"))
-    assert (100, 100) in steps
-    assert all(done <= total for done, total in steps)
+    steps, _ = drained(fetch_public("eurosat"))
+    assert Step(100, 100) in steps
+    assert all(step.done <= step.total for step in steps)
 
 
 def large(server):
@@ -416,12 +409,12 @@ def test_progress_is_what_has_arrived(published):
     server.gate = threading.Event()
     fetching = fetch_public("cifar10")
     arrived = next(fetching)
-    while arrived[0] < size // 2 - (1 << 16):
+    while arrived.done < size // 2 - (1 << 16):
         later = next(fetching)
         assert later >= arrived
         arrived = later
-    assert arrived[0] <= size // 2
-    assert arrived[1] == PUBLIC_SETS["cifar10"].download_bytes
+    assert arrived.done <= size // 2
+    assert arrived.total == PUBLIC_SETS["cifar10"].download_bytes
     fetching.close()
 
 
@@ -432,7 +425,7 @@ def test_a_download_that_is_given_up_ends_and_leaves_nothing(published, home, mo
     verified = []
     monkeypatch.setattr(datasets.utils, "check_integrity", lambda path, *_: verified.append(os.path.exists(path)))
     fetching = fetch_public("cifar10")
-    while next(fetching)[0] == 0:
+    while next(fetching).done == 0:
         pass
     (staging,) = (home / "data").iterdir()
     assert staging.name.startswith(".fetching-")
@@ -468,7 +461,7 @@ def test_what_is_unpacked_after_giving_up_goes_too(published, home, monkeypatch)
 def test_giving_up_while_images_are_written_leaves_nothing(published, home):
     published("eurosat")
     fetching = fetch_public("eurosat")
-    while next(fetching) != (7, 15):
+    while next(fetching) != Step(7, 15):
         pass
     fetching.close()
     assert_nothing_is_left(home)
@@ -482,7 +475,7 @@ def test_a_disk_that_is_full_is_said(published, home, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(DataError, match=r"Fashion-MNIST cannot be written to .*No space left on device"):
-        drain(fetch_public("fashion_mnist"))
+        drained(fetch_public("fashion_mnist"))
     assert_nothing_is_left(home)
 
 
@@ -490,7 +483,7 @@ def test_a_home_that_cannot_be_written_is_said(home, monkeypatch):
     (home / "file").write_text("")
     monkeypatch.setenv("THAW_HOME", str(home / "file"))
     with pytest.raises(DataError, match="Set THAW_HOME"):
-        drain(fetch_public("cifar10"))
+        drained(fetch_public("cifar10"))
 
 
 def test_a_bug_stays_visible(home, monkeypatch):
@@ -499,7 +492,7 @@ def test_a_bug_stays_visible(home, monkeypatch):
 
     monkeypatch.setattr(public, "_download", broken)
     with pytest.raises(ZeroDivisionError):
-        drain(fetch_public("cifar10"))
+        drained(fetch_public("cifar10"))
     assert_nothing_is_left(home)
 
 
@@ -509,7 +502,7 @@ def test_what_killed_processes_left_goes_after_a_day(published, home):
         (home / "data" / name / "download").mkdir(parents=True)
         past = time.time() - hours * 3600
         os.utime(home / "data" / name, (past, past))
-    drain(fetch_public("eurosat"))
+    drained(fetch_public("eurosat"))
     assert sorted(os.listdir(home / "data")) == [".fetching-new", "eurosat"]
 
 
@@ -518,7 +511,7 @@ def test_another_process_that_was_first_wins(published, home):
     fetching = fetch_public("eurosat")
     next(fetching)
     (home / "data" / "eurosat" / "theirs").mkdir(parents=True)
-    folder, _ = drain(fetching)
+    _, folder = drained(fetching)
     assert os.listdir(folder) == ["theirs"]
     assert os.listdir(home / "data") == ["eurosat"]
 

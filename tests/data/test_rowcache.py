@@ -9,6 +9,7 @@ import torch
 
 from finetune_core.data.rowcache import RowCache
 from finetune_core.errors import ConfigError
+from finetune_core.work import finish
 
 KEYS = np.arange(10, 30, dtype=np.uint64)
 ROWS = torch.randn(20, 3, 4, 4)
@@ -35,12 +36,7 @@ def batches(rows=ROWS, size=8):
 
 
 def filled(cache, name="t", keys=KEYS, rows=ROWS):
-    stream = cache.fill(name, keys, batches(rows))
-    while True:
-        try:
-            next(stream)
-        except StopIteration as done:
-            return done.value
+    return finish(cache.fill(name, keys, batches(rows)))
 
 
 @pytest.mark.parametrize("rows", [ROWS, ROWS.to(memory_format=torch.channels_last), ROWS.bfloat16(), torch.randn(20, 7)])

@@ -5,15 +5,11 @@ import pytest
 from finetune_core.data import sample
 from finetune_core.data.sources import check_roots, data_roots, imported_folders, resolve_data
 from finetune_core.errors import DataError
+from finetune_core.work import finish
 
 
 def resolved(name):
-    resolving = resolve_data(name)
-    while True:
-        try:
-            next(resolving)
-        except StopIteration as finished:
-            return finished.value
+    return finish(resolve_data(name))
 
 
 def test_the_word_digits_names_the_sample_unless_there_is_such_a_folder(home, tmp_path, monkeypatch):

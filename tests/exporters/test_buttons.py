@@ -9,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import ExportError
 from finetune_core.exporters import formats
+from finetune_core.work import Step
 from pages.shared.jobs import jobs
 
 
@@ -52,7 +53,7 @@ def test_a_click_makes_it_and_offers_the_zip(run, opened):
 
 def test_what_goes_wrong_is_said_on_the_page(run, opened, monkeypatch):
     def fail(*_, **__):
-        yield "export", 0, 0
+        yield Step(0, None, "export")
         raise ExportError("Cannot *be* made.")
 
     monkeypatch.setattr(formats, "exporting", fail)
@@ -63,8 +64,8 @@ def test_what_goes_wrong_is_said_on_the_page(run, opened, monkeypatch):
 def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     steps = list(formats.export_from_app(run, "torch_export", []))
-    assert steps[0][0] == "export"
-    assert steps[-1] == ("measure", 6, 6)
+    assert steps[0].phase == "export"
+    assert steps[-1] == Step(6, 6, "measure")
     assert (formats.finished_export(run, "torch_export") / "model.pt2").is_file()
     (run.run_dir / "best.safetensors").rename(run.run_dir / "hidden")
     try:
@@ -78,6 +79,6 @@ def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeyp
 def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, opened, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     steps = formats.export_from_app(run, "onnx", [])
-    assert next(steps)[0] == "export"
+    assert next(steps).phase == "export"
     steps.close()  # returns once the process has ended
     assert not any((run.run_dir / "export").iterdir())

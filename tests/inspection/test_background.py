@@ -5,19 +5,12 @@ import pytest
 
 from finetune_core.inspection import background
 from finetune_core.inspection.background import in_background
+from finetune_core.work import Step, finish
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
     monkeypatch.setattr(background, "_EVERY", 0.01)
-
-
-def finished(work):
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            return end.value
 
 
 def test_yields_while_it_waits_and_hands_the_result_on():
@@ -28,15 +21,15 @@ def test_yields_while_it_waits_and_hands_the_result_on():
         return "result"
 
     work = in_background("map", call, lambda: done[0], 7)
-    assert next(work) == ("map", 0, 7)
+    assert next(work) == Step(0, 7, "map")
     done[0] = 3
-    assert next(work) == ("map", 3, 7)
+    assert next(work) == Step(3, 7, "map")
     go_on.set()
-    assert finished(work) == "result"
+    assert finish(work) == "result"
 
 
 def test_the_call_runs_in_a_thread_of_that_name():
-    assert finished(in_background("labels", lambda: threading.current_thread().name)).startswith("labels")
+    assert finish(in_background("labels", lambda: threading.current_thread().name)).startswith("labels")
 
 
 def test_what_the_call_raises_is_raised_where_it_is_waited_for():

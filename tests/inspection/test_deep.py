@@ -23,18 +23,10 @@ from finetune_core.inspection.deep import inspect_deeply, suggest
 from finetune_core.inspection.learned import Probe
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.work import finish
+from tests.drain import drained
 
 LITE = "efficientnet_lite0"
-
-
-def finished(work):
-    """(what a generator returns, what it yields)."""
-    told = []
-    while True:
-        try:
-            told.append(next(work))
-        except StopIteration as end:
-            return end.value, told
 
 
 def found_in(report, kind):
@@ -83,7 +75,7 @@ def some_digits(digits, tmp_path):
 @pytest.fixture(scope="module")
 def swapped(digits):
     """Seed -> (report, id -> the right class of the images that were given a wrong one); None is the sample as it is."""
-    seen, _ = finished(look_through(digits_folder()))
+    seen = finish(look_through(digits_folder()))
     rules = {"val_fraction": 0.15, "test_fraction": 0.15, "split_seed": 0, "groups": "", "near_duplicates": "together"}
     reports = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -94,7 +86,7 @@ def swapped(digits):
             wrong = {} if seed is None else _wrong_labels(right, seed)
             edits = [Edit(action="relabel", paths=(sample,), to=label) for sample, label in wrong.items()]
             dataset = assemble(digits_folder(), seen, **rules, edits=edits)
-            report, _ = finished(inspect_deeply(dataset, LITE, 64))
+            report = finish(inspect_deeply(dataset, LITE, 64))
             reports[seed] = report, right[list(wrong)].to_dict()
     return reports
 
@@ -167,7 +159,7 @@ def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change
     copied(digits, tmp_path / "train", 12)
     copied(digits, tmp_path / "val", 4, CHANGES[change], skip=12)
     copied(digits, tmp_path / "test", 4, skip=16)
-    report, _ = finished(inspect_deeply(load_dataset(tmp_path), LITE, 64))
+    report = finish(inspect_deeply(load_dataset(tmp_path), LITE, 64))
     assert report.auc["val"] > 0.95
     assert report.auc["test"] < 0.7
     shifts = [one for one in report.findings if one.kind == "shift"]
@@ -180,7 +172,7 @@ def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_random_split_is_no_shift(some_digits, unmapped, seed):
     dataset = load_dataset(some_digits, val_fraction=0.25, test_fraction=0.25, split_seed=seed)
-    report, _ = finished(inspect_deeply(dataset, LITE, 64))
+    report = finish(inspect_deeply(dataset, LITE, 64))
     assert set(report.auc) == {"val", "test"}
     assert found_in(report, "shift") is None
 
@@ -194,7 +186,7 @@ def test_strays_among_digits_are_found_first(some_digits, unmapped, size):
     x, y = np.meshgrid(np.arange(64), np.arange(64))
     stripes = np.stack([(x // 8 % 2) * 255, (y // 4 % 2) * 200, x * 4], axis=-1)
     Image.fromarray(np.uint8(stripes)).save(some_digits / "7" / "stripes.png")
-    report, _ = finished(inspect_deeply(load_dataset(some_digits), LITE, size))
+    report = finish(inspect_deeply(load_dataset(some_digits), LITE, size))
     finding = found_in(report, "outliers")
     assert set(finding.paths[:4]) == {"0/noise.png", "1/noise.png", "2/noise.png", "7/stripes.png"}
     assert finding.count <= 6
@@ -207,7 +199,7 @@ def test_clean_digits_hold_no_strays(swapped):
 
 
 def test_sets_of_one_kind_have_no_outliers(image_folder, tmp_path, unmapped):
-    report, _ = finished(inspect_deeply(load_dataset(image_folder(tmp_path, {"red": 60, "blue": 60})), LITE, 64))
+    report = finish(inspect_deeply(load_dataset(image_folder(tmp_path, {"red": 60, "blue": 60})), LITE, 64))
     assert found_in(report, "outliers") is None
 
 
@@ -270,7 +262,7 @@ def test_every_suggestion_can_be_trained(backbone):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("count", [1, 2, 3, 9, 10, 11, 40])
 def test_every_image_has_a_finite_place(count):
-    places, _ = finished(lay_out(np.random.default_rng(0).normal(size=(count, 24)).astype(np.float32)))
+    places = finish(lay_out(np.random.default_rng(0).normal(size=(count, 24)).astype(np.float32)))
     assert places.shape == (count, 2)
     assert places.dtype == np.float32
     assert np.isfinite(places).all()
@@ -278,7 +270,7 @@ def test_every_image_has_a_finite_place(count):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_images_that_are_all_alike_have_a_place_too():
-    places, _ = finished(lay_out(np.ones((40, 24), np.float32)))
+    places = finish(lay_out(np.ones((40, 24), np.float32)))
     assert np.isfinite(places).all()
 
 
@@ -286,10 +278,10 @@ def test_the_map_is_the_same_again_and_keeps_neighbours_together():
     random = np.random.default_rng(0)
     corners = random.normal(size=(4, 24)) * 10
     features = (corners.repeat(50, axis=0) + random.normal(size=(200, 24))).astype(np.float32)
-    first, told = finished(lay_out(features))
-    second, _ = finished(lay_out(features))
+    steps, first = drained(lay_out(features))
+    second = finish(lay_out(features))
     assert np.array_equal(first, second)
-    assert all(phase == "map" and 0 <= done <= total for phase, done, total in told)
+    assert all(step.phase == "map" and 0 <= step.done <= step.total for step in steps)
     near = np.linalg.norm(first[:, None] - first[None], axis=-1).argsort(axis=1)[:, 1:6]
     assert (near // 50 == np.arange(200)[:, None] // 50).mean() > 0.98
 
@@ -298,7 +290,7 @@ def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     monkeypatch.setattr("finetune_core.inspection.background._EVERY", 0.01)
     monkeypatch.setattr("openTSNE.TSNE", partial(openTSNE.TSNE, n_iter=10**9))  # by itself it would not end today
     work = lay_out(np.random.default_rng(0).normal(size=(40, 24)).astype(np.float32))
-    next(one for one in work if one[1] > 0)
+    next(step for step in work if step.done > 0)
     thread = next(thread for thread in threading.enumerate() if thread.name.startswith("map"))
     work.close()
     thread.join(60)
@@ -308,8 +300,8 @@ def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
 def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
     monkeypatch.setattr(deep, "MOST_MAPPED", 30)
     dataset = load_dataset(some_digits)
-    report, _ = finished(inspect_deeply(dataset, LITE, 32))
-    again, _ = finished(inspect_deeply(dataset, LITE, 32))
+    report = finish(inspect_deeply(dataset, LITE, 32))
+    again = finish(inspect_deeply(dataset, LITE, 32))
     assert len(set(report.places["id"])) == 30
     assert set(report.places["id"]) < set(dataset.table["id"])
     pd.testing.assert_frame_equal(report.places, again.places)
@@ -320,11 +312,11 @@ def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
 
 def test_a_deep_inspection_of_digits(some_digits):
     dataset = load_dataset(some_digits)
-    report, told = finished(inspect_deeply(dataset, LITE, 64))
-    phases = [phase for phase, _, _ in told]
+    steps, report = drained(inspect_deeply(dataset, LITE, 64))
+    phases = [step.phase for step in steps]
     assert set(phases) <= set(PHASE_WORDS)
     assert {"decode", "features"} <= set(phases)
-    assert all(0 <= done <= total for _, done, total in told)
+    assert all(0 <= step.done <= step.total for step in steps)
     assert (report.backbone, report.image_size) == (LITE, 64)
     assert [one.stage for one in report.probes] == [stage.name for stage in network_stages(LITE)[:-1]]
     assert max(one.accuracy for one in report.probes) > 0.7
@@ -400,8 +392,8 @@ def test_plain_pictures_are_inspected_too(tmp_path):
 
 
 def assert_sound(dataset):
-    report, told = finished(inspect_deeply(dataset, LITE, 32))
-    assert {phase for phase, _, _ in told} <= set(PHASE_WORDS)
+    steps, report = drained(inspect_deeply(dataset, LITE, 32))
+    assert {step.phase for step in steps} <= set(PHASE_WORDS)
     json.dumps([report.to_json(), *(one.to_json() for one in report.findings)], allow_nan=False)
     assert len(report.places) == len(dataset.table)
     assert np.isfinite(report.places[["x", "y"]]).all(axis=None)

@@ -12,6 +12,8 @@ from finetune_core.models.partition import CannotSplit
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
+from finetune_core.work import Step
+from tests.drain import drained
 
 LITE = "efficientnet_lite0"
 
@@ -27,17 +29,8 @@ def folder(image_folder, tmp_path):
 
 
 def computed(folder, size=32):
-    """(features, what was yielded)."""
+    """(steps, features)."""
     return drained(compute_features(load_dataset(folder), LITE, size))
-
-
-def drained(work):
-    told = []
-    while True:
-        try:
-            told.append(next(work))
-        except StopIteration as finished:
-            return finished.value, told
 
 
 def same(ours, theirs):
@@ -64,7 +57,7 @@ def averaged(output, axes):
 
 
 def test_features_are_the_means_of_what_each_stage_yields(folder):
-    found, _ = computed(folder, 64)
+    _, found = computed(folder, 64)
     dataset = load_dataset(folder)
     images = torch.stack([network_input(path, LITE, 64).tensor for path in dataset.paths(dataset.table)])
     wanted = hooked(build_network(LITE, "pretrained", 3, seed=0), images)
@@ -121,51 +114,51 @@ def test_averages_of_vectors_tokens_and_both_kinds_of_maps(shape, axes):
 
 
 def test_a_second_time_nothing_is_decoded_or_computed(folder, monkeypatch):
-    first, told = computed(folder)
-    assert {phase for phase, _, _ in told} == {"decode", "features"}
-    assert told[-1] == ("features", 12, 12)
+    steps, first = computed(folder)
+    assert {step.phase for step in steps} == {"decode", "features"}
+    assert steps[-1] == Step(12, 12, "features")
     monkeypatch.setattr("finetune_core.data.pixels.read_square", None)
-    second, told = computed(folder)
-    assert told == []
+    steps, second = computed(folder)
+    assert steps == []
     same(first, second)
 
 
 def test_images_that_were_added_are_the_only_ones_computed(folder, image_folder):
-    before, _ = computed(folder)
+    _, before = computed(folder)
     image_folder(folder, {"yellow": 3})
-    after, told = computed(folder)
-    assert [one for one in told if one[0] == "features"] == [("features", 3, 3)]
+    steps, after = computed(folder)
+    assert [step for step in steps if step.phase == "features"] == [Step(3, 3, "features")]
     assert len(after.rows) == 15
     assert np.array_equal(after.final[:12], before.final)  # yellow comes last
 
 
 def test_a_relabelled_set_needs_nothing_new(folder):
-    first, _ = computed(folder)
+    _, first = computed(folder)
     (folder / "red").rename(folder / "aardvark")
-    second, told = computed(folder)
-    assert told == []
+    steps, second = computed(folder)
+    assert steps == []
     assert np.array_equal(np.sort(first.final, axis=0), np.sort(second.final, axis=0))
 
 
 def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
     monkeypatch.setattr(features, "_KEPT_AT_ONCE", 5)
     work = compute_features(load_dataset(folder), LITE, 32)
-    assert next(one for one in work if one[0] == "features" and one[1] > 5) == ("features", 10, 12)
+    assert next(step for step in work if step.phase == "features" and step.done > 5) == Step(10, 12, "features")
     work.close()
-    whole, told = computed(folder)
-    assert [one for one in told if one[0] == "features"] == [("features", 5, 7), ("features", 7, 7)]
+    steps, whole = computed(folder)
+    assert [step for step in steps if step.phase == "features"] == [Step(5, 7, "features"), Step(7, 7, "features")]
     CACHE.clear()
     monkeypatch.undo()
     monkeypatch.setattr(features, "choose_device", lambda: choose_device("cpu", "fp32"))
-    at_once, _ = computed(folder)
+    _, at_once = computed(folder)
     assert whole.final == pytest.approx(at_once.final, rel=1e-4, abs=1e-4)
 
 
 def test_exact_copies_are_computed_once(folder):
     original = folder / "red" / "000.png"
     (folder / "red" / "copy.png").write_bytes(original.read_bytes())
-    found, told = computed(folder)
-    assert told[-1] == ("features", 12, 12)
+    steps, found = computed(folder)
+    assert steps[-1] == Step(12, 12, "features")
     ids = load_dataset(folder).table["id"].tolist()
     assert len(found.rows) == 13
     assert np.array_equal(found.final[ids.index("red/000.png")], found.final[ids.index("red/copy.png")])
@@ -187,25 +180,25 @@ def test_with_room_for_some_only_it_says_so_rather_than_leave_the_others_out(fol
 
 
 def test_on_disk_the_numbers_are_the_same_and_stay(folder, monkeypatch):
-    first, _ = computed(folder)
+    _, first = computed(folder)
     CACHE.clear()
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    second, told = computed(folder)
-    assert told[-1] == ("features", 12, 12)
+    steps, second = computed(folder)
+    assert steps[-1] == Step(12, 12, "features")
     CACHE.clear()  # as after a restart
-    third, told = computed(folder)
-    assert told == []
+    steps, third = computed(folder)
+    assert steps == []
     same(first, second)
     same(first, third)
 
 
 def test_another_size_is_another_table(folder):
-    small, _ = computed(folder, 32)
-    large, told = computed(folder, 48)
-    assert told[-1] == ("features", 12, 12)
+    _, small = computed(folder, 32)
+    steps, large = computed(folder, 48)
+    assert steps[-1] == Step(12, 12, "features")
     assert not np.allclose(small.final, large.final)
-    again, told = computed(folder, 32)
-    assert told == []
+    steps, again = computed(folder, 32)
+    assert steps == []
     same(small, again)
 
 
@@ -213,7 +206,7 @@ def test_what_cannot_be_decoded_any_more_is_missing(folder):
     dataset = load_dataset(folder)
     gone = dataset.table["id"].tolist().index("green/002.png")
     (folder / "green/002.png").unlink()
-    found, _ = drained(compute_features(dataset, LITE, 32))
+    _, found = drained(compute_features(dataset, LITE, 32))
     assert found.rows.tolist() == [row for row in range(12) if row != gone]
     assert len(found.final) == 11
 

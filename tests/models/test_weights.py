@@ -17,6 +17,7 @@ from finetune_core.errors import WeightsError
 from finetune_core.models import catalogue, network, weights
 from finetune_core.models.catalogue import PACKAGED, backbone_info, create
 from finetune_core.models.weights import PRETRAINED, download, load_weights, state_hash
+from finetune_core.work import Step
 
 SMALL, SMALL_HEAD = "squeezenet1_1", "classifier.1"
 
@@ -64,9 +65,9 @@ def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
     assert not info.ready
     steps = list(download(info))
     assert info.ready
-    assert steps[-1] == (len(content), len(content))
+    assert steps[-1] == Step(len(content), len(content))
     assert len(steps) > 10
-    assert [done for done, _ in steps] == sorted({done for done, _ in steps})
+    assert steps == sorted(set(steps))
     assert os.listdir(info.file.parent) == [info.file.name]
     model = create("resnet18")
     head_before = model.fc.weight.clone()
@@ -97,7 +98,7 @@ def test_a_download_that_is_given_up_leaves_nothing(served, tmp_path, monkeypatc
     content = b"some bytes to send"
     info = offered(named_by_hash(content), content, served, tmp_path)
     downloading = download(info)
-    assert next(downloading) == (4, len(content))
+    assert next(downloading) == Step(4, len(content))
     downloading.close()
     assert os.listdir(info.file.parent) == []
 

@@ -7,6 +7,7 @@ import pytest
 import streamlit as st
 
 from finetune_core.data.recent import remember
+from finetune_core.work import Step
 from pages.shared.jobs import jobs
 
 
@@ -47,7 +48,7 @@ def finished():
 
 @pytest.fixture
 def held_back(monkeypatch):
-    """``held_back("pages.shared.evaluation.prediction.name_images")``: that generator waits before its first step until what is returned is set."""
+    """``held_back("pages.shared.evaluation.prediction.name_images")``: that work waits before its first step until what is returned is set."""
     gates = []
 
     def hold(name):
@@ -55,7 +56,7 @@ def held_back(monkeypatch):
         gates.append(gate)
 
         def waits(*args, **settings):
-            yield 0, 1
+            yield Step(0, 1)
             assert gate.wait(60)
             return (yield from real(*args, **settings))
 

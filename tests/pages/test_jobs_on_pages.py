@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import WeightsError
 from finetune_core.training import lr_finder
+from finetune_core.work import Step
 from pages.shared.jobs import jobs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -19,7 +20,7 @@ def held(monkeypatch):
     gate, real = threading.Event(), lr_finder.find_rate
 
     def find_rate(*args):
-        yield "rates", 0, 100
+        yield Step(0, 100, "rates")
         assert gate.wait(60)
         return (yield from real(*args))
 
@@ -90,11 +91,11 @@ def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, fin
     gate, real = threading.Event(), lr_finder.find_rate
 
     def fails(*args):
-        yield "rates", 0, 100
+        yield Step(0, 100, "rates")
         raise WeightsError("no weights")
 
     def waits(*args):
-        yield "rates", 0, 100
+        yield Step(0, 100, "rates")
         assert gate.wait(60)
         return (yield from real(*args))
 

@@ -11,6 +11,7 @@ from finetune_core.errors import TrainingError
 from finetune_core.runs.record import create_run, execute
 from finetune_core.training import events
 from finetune_core.training.forecast import Speed, SpeedBook, calibrate, comparable, forecast
+from finetune_core.work import Step
 
 SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
 
@@ -75,7 +76,7 @@ def test_calibration_fills_the_book_once(config, folder):
     dataset, book = load_dataset(folder), SpeedBook()
     compared = comparable(config())
     steps = list(calibrate(compared, dataset, book))
-    assert steps[-1] == (4, 4)
+    assert steps[-1] == Step(4, 4)
     speeds = [SpeedBook().speed(one) for one in compared]
     assert all(speed.step > 0 for speed in speeds)
     assert speeds[-1].trunk == 0

@@ -3,16 +3,8 @@ import pytest
 from finetune_core.config import make_config
 from finetune_core.formatting import PHASE_WORDS
 from finetune_core.training.lr_finder import find_rate, suggested
-
-
-def drained(work):
-    phases = set()
-    while True:
-        try:
-            phase, *_ = next(work)
-            phases.add(phase)
-        except StopIteration as finished:
-            return phases, finished.value
+from finetune_core.work import finish
+from tests.drain import drained
 
 
 @pytest.fixture
@@ -23,15 +15,15 @@ def config(image_folder, tmp_path):
 
 
 def test_the_loss_falls_then_rises_and_a_rate_between_is_suggested(config):
-    phases, curve = drained(find_rate(config))
-    assert phases <= PHASE_WORDS.keys()
+    steps, curve = drained(find_rate(config))
+    assert {step.phase for step in steps} <= PHASE_WORDS.keys()
     assert list(curve.rates) == sorted(curve.rates)
     assert 1e-5 <= curve.suggestion <= 1
     assert min(curve.losses) < curve.losses[0]
 
 
 def test_the_same_test_twice_sees_the_same(config):
-    assert drained(find_rate(config))[1] == drained(find_rate(config))[1]
+    assert finish(find_rate(config)) == finish(find_rate(config))
 
 
 def test_a_loss_that_never_falls_gets_no_suggestion():

@@ -8,6 +8,7 @@ from finetune_core.errors import ConfigError, ImageError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training.prepare import prepare
 from finetune_core.training.preview import augmented_versions, network_input
+from finetune_core.work import finish
 
 LITE = "efficientnet_lite0"
 
@@ -19,12 +20,7 @@ def folder(image_folder, tmp_path):
 
 def job_of(folder, **settings):
     usual = {"data": str(folder), "weights": "none", "image_size": 32, "batch_size": 4, "precision": "fp32", "device": "cpu"}
-    work = prepare(make_config(usual | settings))
-    while True:
-        try:
-            next(work)
-        except StopIteration as finished:
-            return finished.value
+    return finish(prepare(make_config(usual | settings)))
 
 
 def fed(job, epoch):

@@ -9,7 +9,7 @@
 """
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,13 +35,12 @@ from finetune_core.runs.store import Run
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
 from finetune_core.training.predictions import Moment, predictions_changed
+from finetune_core.work import Step, Work
 
 _FILE = "layers.json"
 _MOST = {TRAIN: 500, VAL: 300}  # images
 _PULLED = 128  # training images that gradients are computed on
 _FEWEST = 10  # validation images, below which neither probes nor likeness say anything
-
-Told = Generator[tuple[str, int, int], None, Any]
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,14 @@ def measured_run(runs: Sequence[Run]) -> Run:
     return next((run for run in runs if known_layers(run)), runs[0])
 
 
-def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Told:
+def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None]:
     """Measure what each of the runs moved, and keep it in its folder. Runs with the same beginning share its features.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
 
     Yields:
-        (phase, done, total); phases are ``index``, ``decode``, ``features`` and ``probe``.
+        Steps of the phases ``index``, ``decode``, ``features`` and ``probe``.
 
     Raises:
         FinetuneError: when a run's images or weights are not there any more, or its folder cannot be written to.
@@ -175,7 +174,7 @@ def _beginning(run: Run, begun: Network) -> str:
     return str((*told, config.seed if config.train_fraction < 1 else None))
 
 
-def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) -> Told:
+def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) -> Work[_Start]:
     images = yield from run_images(run, _MOST, roots)
     try:
         pooled, stages = _cut(begun, tuned)
@@ -193,7 +192,7 @@ def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) ->
     return _Start(images, stages, by_stage, tuple(probes))
 
 
-def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Told:
+def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Work[Layers]:
     images, val = start.images, start.images.rows[VAL]
     likeness: dict[str, float] = {}
     if start.stages and len(val) >= _FEWEST:
@@ -228,18 +227,20 @@ def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, .
     return pooled.to(tuned.device.torch_device, memory_format=torch.channels_last), stages
 
 
-def _features(pooled: PooledStages, network: Network, tuned: Predictor, images: RunImages, rows: np.ndarray) -> Told:
+def _features(
+    pooled: PooledStages, network: Network, tuned: Predictor, images: RunImages, rows: np.ndarray
+) -> Work[tuple[np.ndarray, ...]]:
     """Float32 ``[n, d]`` for each of the stages."""
     found, done = [], 0
     for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size):
         with torch.no_grad(), tuned.device.autocast():
             found.append(pooled(inputs.to(tuned.device.torch_device)).float().cpu().numpy())
         done += len(batch)
-        yield "features", done, len(rows)
+        yield Step(done, len(rows), "features")
     return tuple(np.split(np.concatenate(found), np.cumsum(pooled.widths)[:-1], axis=1))
 
 
-def _pulls(tuned: Predictor, images: RunImages) -> Told:
+def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], int, float]]:
     """Stage -> relative gradient of the mean loss; on how many training images; which share of them is named right."""
     network, device = tuned.network, tuned.device.torch_device
     rows = images.rows[TRAIN]
@@ -254,7 +255,7 @@ def _pulls(tuned: Predictor, images: RunImages) -> Told:
         (nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)).backward()
         right += int((logits.argmax(1) == wanted).sum())
         done += len(batch)
-        yield "features", done, len(rows)
+        yield Step(done, len(rows), "features")
     pulls = {stage.name: _pull(stage, dict(model.named_parameters())) for stage in network.stages}
     return pulls, len(rows), right / len(rows)
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
 from finetune_core.training.preview import network_input
+from finetune_core.work import Step, Work
 
 _BATCH = 32
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take for a formula's beginning
@@ -65,7 +66,7 @@ def unpacking_folder() -> AbstractContextManager[Path]:
 
 def name_images(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: tuple[Encoder, Neighbourhood] | None = None
-) -> Generator[tuple[int, int], None, list[ImagePrediction]]:
+) -> Work[list[ImagePrediction]]:
     """Name images, in their order; files that cannot be read are told apart, and stop nothing.
 
     Args:
@@ -73,7 +74,7 @@ def name_images(
         known: the predictor's encoder and its training images; without them it is not told what is unlike.
 
     Yields:
-        (images done, images in all).
+        Steps that count images.
     """
     named: list[ImagePrediction] = []
 
@@ -93,7 +94,7 @@ def name_images(
             ImagePrediction(name, None, problem=square) if isinstance(square, str) else ImagePrediction(name, *next(found))
             for (name, _), square in some
         ]
-        yield len(named), len(images)
+        yield Step(len(named), len(images))
     return named
 
 

@@ -11,7 +11,7 @@ that was trained whole on digits knew 3 % of 450 photographs as strangers by its
 import copy
 import io
 import zipfile
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,7 @@ from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
+from finetune_core.work import Step, Work
 
 _FILE = "neighbours.npz"
 _LARGEST = 2**31  # bytes
@@ -210,16 +211,14 @@ def neighbours_changed(run: Run) -> int:
     return found.st_mtime_ns if found else 0
 
 
-def compute_neighbourhood(
-    run: Run, looks: Encoder, roots: Sequence[Path] = ()
-) -> Generator[tuple[str, int, int], None, Neighbourhood]:
+def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) -> Work[Neighbourhood]:
     """Run the training and validation images through the network once, and keep what comes out in the run's folder.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
 
     Yields:
-        (phase, done, total); phases are ``index``, ``decode`` and ``features``.
+        Steps of the phases ``index``, ``decode`` and ``features``.
 
     Raises:
         FinetuneError: when the images are not there any more, may not be read, or the run's folder cannot be written to.
@@ -249,13 +248,13 @@ def compute_neighbourhood(
     return made
 
 
-def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Generator[tuple[str, int, int], None, np.ndarray]:
+def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
     predictor, found = looks.predictor, []
     done = 0
     for batch, inputs in network_inputs(predictor.network, images.pixels, rows, predictor.image_size):
         found.append(looks.features(inputs)[0])
         done += len(batch)
-        yield "features", done, len(rows)
+        yield Step(done, len(rows), "features")
     return np.concatenate(found)
 
 

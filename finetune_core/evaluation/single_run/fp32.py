@@ -1,7 +1,7 @@
 """A run's images asked about anew: by an exported file, or by its best checkpoint in fp32, where the run was judged in bf16."""
 
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,15 @@ from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
 from finetune_core.training.evaluation import FINAL_PRECISION, logits_of
 from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
+from finetune_core.work import Step, Work
 
 _BATCH = 32
 
 Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> logits [n, classes]
-Steps = Generator[tuple[str, int, int], None, np.ndarray]
 
 
-def answers(images: RunImages, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str) -> Steps:
-    """Logits ``[len(rows), classes]`` of rows of a run's data set, prepared as *Predict* does; yields (phase, done, total)."""
+def answers(images: RunImages, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str) -> Work[np.ndarray]:
+    """Logits ``[len(rows), classes]`` of rows of a run's data set, prepared as *Predict* does."""
 
     def batch(some: np.ndarray) -> torch.Tensor:
         return normalised(evaluated(images.pixels.batch(some), size), info.mean, info.std)
@@ -35,7 +35,7 @@ def answers(images: RunImages, rows: np.ndarray, info: BackboneInfo, size: int, 
     found = []
     for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
         found.append(answer(inputs))
-        yield phase, sum(map(len, found)), len(rows)
+        yield Step(sum(map(len, found)), len(rows), phase)
     return np.concatenate(found)
 
 
@@ -44,14 +44,11 @@ def can_be_evaluated(run: Run) -> bool:
     return run.history.end is not None and run.judged and evaluation_precision(run) not in (None, FINAL_PRECISION)
 
 
-def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Generator[tuple[str, int, int], None, None]:
+def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
     """Replace the predictions of a run that has ended by those that its best checkpoint makes in fp32, of the same images.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
-
-    Yields:
-        (phase, done, total).
 
     Raises:
         FinetuneError: when the run goes on, its images have changed or cannot be read, or its checkpoint is damaged.

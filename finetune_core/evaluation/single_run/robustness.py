@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, normalised
 from finetune_core.training.events import Count, Name, Share
 from finetune_core.training.predictions import Moment, predictions_changed
+from finetune_core.work import Step, Work
 
 MOST_IMAGES = 200
 _BATCH = 32
@@ -124,16 +125,14 @@ class Robustness:
     rows: pd.DataFrame
 
 
-def measure_robustness(
-    run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()
-) -> Generator[tuple[int, int], None, Robustness]:
+def measure_robustness(run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()) -> Work[Robustness]:
     """Ask a run's best network about images of a split that get worse and worse, and keep the answer in the run's folder.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
 
     Yields:
-        (images named, images to name).
+        Steps that count predictions.
 
     Raises:
         FinetuneError: when there is no network, no predictions, or none of the images can be read any more.
@@ -149,7 +148,7 @@ def measure_robustness(
             batch = squares[start : start + _BATCH]
             worse = _worse(batch, name, severity, seed + start)
             right[position] += int((_named(predictor, worse) == labels[start : start + _BATCH]).sum())
-            yield position * len(squares) + start + len(batch), total
+            yield Step(position * len(squares) + start + len(batch), total)
     intervals = [accuracy_interval(int(count), len(squares)) for count in right]
     rows = [(*way, *interval) for way, interval in zip(ways, intervals, strict=True)]
     result = Robustness(split, len(squares), pd.DataFrame(rows, columns=_COLUMNS))

@@ -1,7 +1,7 @@
 """The form that starts a comparison: strategies, seeds, what they will take, and one button that queues them all."""
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_ra
 from finetune_core.training.forecast import SpeedBook, calibrate
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.work import Work
 from pages.shared.address import carried
 from pages.shared.chrome import plain
 from pages.shared.configure import form, settings
@@ -223,7 +224,7 @@ def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
     return None
 
 
-def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Generator[tuple[str, int, int], None, dict[str, float]]:
+def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str, float]]:
     """Arm (``_search_key``) -> the rate that was found for it."""
     found = {}
     for config in firsts:

@@ -15,7 +15,7 @@ from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.data.sources import check_roots, imported_folders, whole_path
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.formatting import number, size
-from finetune_core.jobs import Work
+from finetune_core.work import Work
 from pages.shared.account import sign_in_asked
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import choose_data, data_folder, offer_data, readable_roots
@@ -159,7 +159,7 @@ def _public() -> None:
         _chosen(public_folder(name))
 
 
-def _once(key: str, make: Callable[[], Work], words: str) -> None:
+def _once(key: str, make: Callable[[], Work[Path]], words: str) -> None:
     """Choose what is made of an upload, once a session: the browser's widget hands the same one over at every rerun.
 
     Raises:
@@ -172,7 +172,7 @@ def _once(key: str, make: Callable[[], Work], words: str) -> None:
         _chosen(folder)
 
 
-def _awaited(key: str, make: Callable[[], Work], words: str) -> Path:
+def _awaited(key: str, make: Callable[[], Work[Path]], words: str) -> Path:
     folder = wait_for(key, words, make, kept=False)
     if folder is None:
         st.button("Try again", icon=":material/replay:", on_click=forget, args=(key,))

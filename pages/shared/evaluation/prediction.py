@@ -34,9 +34,9 @@ from finetune_core.evaluation.prediction.neighbours import (
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.figures.evaluation import probability_bars
 from finetune_core.formatting import number, percent, things
-from finetune_core.jobs import Work
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_changed
+from finetune_core.work import Work, in_phase
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import predictor
@@ -118,7 +118,7 @@ def get_to_know(namers: list[Namer]) -> None:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def _neighbourhoods(namers: Sequence[Namer], roots: Sequence[Path]) -> Work:
+def _neighbourhoods(namers: Sequence[Namer], roots: Sequence[Path]) -> Work[None]:
     for one in namers:
         yield from compute_neighbourhood(one.run, one.looks, roots)
 
@@ -233,26 +233,22 @@ def many(namers: Sequence[Namer]) -> None:
     )
 
 
-def _named(namers: Sequence[Namer], networks: Sequence[Predictor], upload: UploadedFile) -> Work:
+def _named(namers: Sequence[Namer], networks: Sequence[Predictor], upload: UploadedFile) -> Work[list[list[ImagePrediction]]]:
     """Unpack, then name with one network after the other; returns what each of them says."""
     with unpacking_folder() as folder:
-        for done, total in unpack_archive(upload, upload.name, folder):
-            yield "unpack", done, total
+        yield from in_phase("unpack", unpack_archive(upload, upload.name, folder))
         images = images_below(folder)
         return (yield from _with_each(namers, networks, images))
 
 
-def _with_each(namers: Sequence[Namer], networks: Sequence[Predictor], images: Sequence[tuple[str, Path]]) -> Work:
+def _with_each(
+    namers: Sequence[Namer], networks: Sequence[Predictor], images: Sequence[tuple[str, Path]]
+) -> Work[list[list[ImagePrediction]]]:
     answers: list[list[ImagePrediction]] = []
     for one, network in zip(namers, networks, strict=True):
         naming = name_images(network, images, (one.looks, one.near) if one.near else None)
-        while True:
-            try:
-                done, total = next(naming)
-            except StopIteration as finished:
-                answers.append(finished.value)
-                break
-            yield "name", len(answers) * total + done, len(namers) * total
+        named = in_phase("name", naming, len(answers) * len(images), len(namers) * len(images))
+        answers.append((yield from named))
     return answers
 
 

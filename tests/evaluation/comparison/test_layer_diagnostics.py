@@ -30,6 +30,7 @@ from finetune_core.inspection.learned import Probe
 from finetune_core.models.network import build_network
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from finetune_core.work import finish
 
 STRATEGIES = ("feature_extraction", "last_block")
 
@@ -46,16 +47,7 @@ def trained(image_folder_once, tmp_path_factory):
         list(execute(reservation))
         runs[strategy] = RunStore(runs_dir).read(reservation.run_dir)
     assert not any(known_layers(run) for run in runs.values())
-    told = list(measure_layers(list(runs.values())))
-    return runs, told
-
-
-def drained(work):
-    while True:
-        try:
-            next(work)
-        except StopIteration as finished:
-            return finished.value
+    return runs, list(measure_layers(list(runs.values())))
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +56,11 @@ def layers(trained):
 
 
 def test_work_is_told_and_the_beginning_that_runs_share_is_looked_at_once(trained, layers):
-    phases = [phase for phase, _, _ in trained[1]]
+    phases = [step.phase for step in trained[1]]
     assert set(phases) <= {"index", "decode", "features", "probe"}
-    assert all(0 <= done <= total for _, done, total in trained[1])
+    assert all(0 <= step.done <= step.total for step in trained[1])
     images = 84 + 18  # of the split, as the features of the beginning
-    whole = [done for phase, done, total in trained[1] if phase == "features" and total == images]
+    whole = [step.done for step in trained[1] if step.phase == "features" and step.total == images]
     assert whole == sorted(set(whole)), "once, though two runs were measured"
     assert layers["last_block"].judged == 18
     assert layers["last_block"].probes == layers["feature_extraction"].probes
@@ -116,7 +108,7 @@ def test_gradient_shares_are_those_that_the_run_told(trained, layers):
 def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(trained, layers):
     run = trained[0]["last_block"]
     predictor = load_predictor(run)
-    images = drained(run_images(run, {"train": 500}))
+    images = finish(run_images(run, {"train": 500}))
     rows = images.rows["train"]
     assert layers["last_block"].pulled == len(rows)
     inputs = torch.cat([batch for _, batch in network_inputs(predictor.network, images.pixels, rows, 32)])

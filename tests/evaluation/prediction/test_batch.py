@@ -15,6 +15,8 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.paths import data_dir
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from finetune_core.work import Step
+from tests.drain import drained
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +40,6 @@ def predictor(run):
     return load_predictor(run)
 
 
-def drained(work):
-    told = []
-    while True:
-        try:
-            told.append(next(work))
-        except StopIteration as finished:
-            return told, finished.value
-
-
 @pytest.fixture
 def strangers(image_folder, tmp_path):
     """Forty images in folders, one of them damaged, among things that are no images."""
@@ -62,8 +55,8 @@ def strangers(image_folder, tmp_path):
 def test_every_image_is_named_in_order_and_damaged_ones_are_told_apart(predictor, strangers):
     images = images_below(strangers)
     assert [name for name, _ in images] == [f"a/{n:03d}.png" for n in range(20)] + [f"b/red/{n:03d}.png" for n in range(20)]
-    told, named = drained(name_images(predictor, images))
-    assert told == [(32, 40), (40, 40)]
+    steps, named = drained(name_images(predictor, images))
+    assert steps == [Step(32, 40), Step(40, 40)]
     assert [one.file for one in named] == [name for name, _ in images]
     broken = [one for one in named if one.probabilities is None]
     assert [one.file for one in broken] == ["b/red/003.png"]
@@ -117,8 +110,8 @@ def test_an_archive_is_unpacked_named_and_cleared_away(predictor, strangers, tmp
             if file.is_file():
                 archive.write(file, file.relative_to(strangers))
     with unpacking_folder() as folder:
-        told, _ = drained(unpack_archive(packed, packed.name, folder))
-        assert told[-1][0] == told[-1][1] == packed.stat().st_size
+        steps, _ = drained(unpack_archive(packed, packed.name, folder))
+        assert steps[-1].done == steps[-1].total == packed.stat().st_size
         images = images_below(folder)
         _, named = drained(name_images(predictor, images))
     assert not folder.exists()

@@ -16,6 +16,7 @@ from finetune_core.evaluation.prediction.neighbours import (
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from tests.drain import drained
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +44,10 @@ def looks(run):
 def near(run, looks):
     assert known_neighbourhood(run, looks) is None
     assert neighbours_changed(run) == 0
-    phases, made = drained(compute_neighbourhood(run, looks))
-    assert set(phases) <= {"index", "decode", "features"}
+    steps, made = drained(compute_neighbourhood(run, looks))
+    assert {step.phase for step in steps} <= {"index", "decode", "features"}
+    assert all(0 <= step.done <= step.total for step in steps)
     return made
-
-
-def drained(work):
-    phases = []
-    while True:
-        try:
-            phase, done, total = next(work)
-            assert 0 <= done <= total
-            phases.append(phase)
-        except StopIteration as finished:
-            return phases, finished.value
 
 
 def files(run, kind):

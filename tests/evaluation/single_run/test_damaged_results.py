@@ -27,6 +27,7 @@ from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.predictions import load_predictions, predictions_changed
 from finetune_core.training.prepare import prepare
 from finetune_core.training.training_state import restore_training_state
+from finetune_core.work import finish
 
 # block7 stays frozen between two that train, so that the checkpoint holds frozen tensors.
 SETTINGS = {"image_size": 32, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
@@ -298,13 +299,8 @@ LASTS = {
 def job(stopped):
     """What the stopped run would go on with, and its optimizer."""
     config = read_run(stopped).config
-    work = prepare(config)
-    while True:
-        try:
-            next(work)
-        except StopIteration as ready:
-            job = ready.value
-            return job, make_optimizer(config, job.strategy, job.network.stages, job.network.model)
+    job = finish(prepare(config))
+    return job, make_optimizer(config, job.strategy, job.network.stages, job.network.model)
 
 
 @pytest.mark.parametrize("damage", LASTS.values(), ids=LASTS)

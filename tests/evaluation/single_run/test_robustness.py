@@ -11,6 +11,8 @@ from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, known_robustness, measure_robustness
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from finetune_core.work import Step, finish
+from tests.drain import drained
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +24,12 @@ def run(image_folder_once, tmp_path_factory):
     return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
 
 
-def drained(work):
-    told = []
-    while True:
-        try:
-            told.append(next(work))
-        except StopIteration as finished:
-            return told, finished.value
-
-
 def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(run):
     assert known_robustness(run, "test") is None
-    told, result = drained(measure_robustness(run, "test"))
+    steps, result = drained(measure_robustness(run, "test"))
     plain = evaluation(run, "test")
-    assert told[-1] == (16 * plain.images, 16 * plain.images)
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert steps[-1] == Step(16 * plain.images, 16 * plain.images)
+    assert steps == sorted(steps)
     clean = result.rows.iloc[0]
     assert (clean["corruption"], clean["severity"], clean["accuracy"]) == ("none", 0, plain.accuracy)
     assert (clean["low"], clean["high"]) == pytest.approx((plain.low, plain.high))
@@ -44,7 +37,7 @@ def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(r
     known = known_robustness(run, "test")
     assert known.images == plain.images
     assert known.rows.equals(result.rows)
-    assert drained(measure_robustness(run, "test"))[1].rows.equals(result.rows)
+    assert finish(measure_robustness(run, "test")).rows.equals(result.rows)
     assert known_robustness(run, "val") is None
 
 
@@ -53,7 +46,7 @@ def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):
     next(work)
     work.close()
     assert known_robustness(run, "val") is None
-    drained(measure_robustness(run, "val"))
+    finish(measure_robustness(run, "val"))
     file = run.run_dir / "robustness-val.json"
     told = json.loads(file.read_text())
     file.write_text(json.dumps(told | {"predictions": 1}))
