@@ -6,11 +6,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from finetune_core.data import index
+from finetune_core.data import image_stats, index
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.image_stats import look_at
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import list_data
+from finetune_core.files import open_regular
 from finetune_core.work import Step
 from tests.drain import drained
 
@@ -267,15 +268,14 @@ def test_what_is_broken_is_looked_at_once_too(folder, looked):
 
 def test_a_file_that_could_not_be_opened_is_tried_again(folder, looked, monkeypatch):
     """A right that was given since changes neither size nor time."""
-    read_bytes = index.Path.read_bytes
 
-    def refuse(path):
+    def refuse(path, **settings):
         if path.name == "003.png":
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path)
+        return open_regular(path, **settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(index.Path, "read_bytes", refuse)
+        patch.setattr(image_stats, "open_regular", refuse)
         assert (indexed(folder)["problem"] == "unreadable").sum() == 2
     looked.clear()
     assert (indexed(folder)["problem"] == "").all()
