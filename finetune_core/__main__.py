@@ -44,6 +44,7 @@ from finetune_core.formatting import size
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import is_run_folder
+from finetune_core.standard_streams import with_safe_streams
 
 app = typer.Typer(
     help="Fine-tune pretrained image classifiers, and find out which layers were worth training.",
@@ -306,5 +307,10 @@ def export(
         out.print(escape(made.measured.in_words()))
 
 
+def main(program: str = "thaw") -> None:
+    """The command line as a program of that name."""
+    with_safe_streams(lambda: app(prog_name=program))
+
+
 if __name__ == "__main__":
-    app(prog_name="python -m finetune_core")
+    main("python -m finetune_core")

@@ -1,6 +1,7 @@
 """What the command line looks like on a terminal: results on stdout, bars and problems on stderr."""
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words
@@ -29,8 +31,24 @@ from finetune_core.work import Step, Work, finish
 
 Result = TypeVar("Result")
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# A name may hold what commands a terminal, or reorders what it shows. Lines end, and columns are parted, as ever.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+class _Console(Console):
+    """Shows what would command the terminal, instead of sending it there; styles are added later."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(harmless(text), **options)
+
+
+def harmless(text: str) -> str:
+    """A text for a terminal: its control characters are shown, ``\\x1b``."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+out = _Console(highlight=False, soft_wrap=True)
+err = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -53,11 +71,11 @@ def opened(run_dir: Path) -> Run:
 def progress_bar() -> Progress:
     """For any number of tasks; drawn on a terminal only, and gone at the end."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=err,
         transient=True,
         disable=not err.is_interactive,  # else it leaves an empty line
@@ -70,7 +88,7 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
     Args:
         title: stands at the bar of steps without a phase, which is there from the start.
     """
-    tasks = {"": bar.add_task(title, total=None, note="")} if title else {}
+    tasks = {"": bar.add_task(harmless(title), total=None, note="")} if title else {}
 
     def draw(step: Step) -> None:
         if step.phase not in tasks:
