@@ -31,7 +31,7 @@ def test_whoever_takes_the_steps_can_end_the_work_which_is_closed(error):
         if step.done == 2:
             raise error
 
-    work = in_phase("index", counted(3, closed))
+    work = counted(3, closed)
     with pytest.raises(error):
         finish(work, on_step)
     assert closed == [True]
@@ -69,7 +69,8 @@ def test_a_part_of_a_phase_counts_on_from_what_was_done_before():
 
 def test_work_in_a_phase_that_is_given_up_is_closed():
     closed = []
-    work = in_phase("index", counted(3, closed))
+    inner = counted(3, closed)  # held, so that it is not only garbage that is closed
+    work = in_phase("index", inner)
     next(work)
     work.close()
     assert closed == [True]
