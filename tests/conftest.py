@@ -15,6 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from finetune_core.data.rowcache import CACHE
@@ -90,6 +91,17 @@ def image_folder():
 @pytest.fixture(scope="session")
 def image_folder_once():
     return write_images
+
+
+@pytest.fixture(scope="session")
+def trained_once(home_of_shared_fixtures, tmp_path_factory):
+    """What ``tests/trained.py`` holds: trained by the first of all processes that needs it."""
+    from tests.trained import train_once  # and torch with it, which many tests do without
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(shared / "trained.lock"):
+        return train_once(shared / "trained", write_images)
 
 
 @pytest.fixture(scope="module")

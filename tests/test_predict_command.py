@@ -9,26 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.config import make_config
 from finetune_core.exporters.formats import export_run
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
+from finetune_core.runs.store import read_run
+from tests.trained import NASTY
 
 
 @pytest.fixture(scope="module")
-def run(image_folder_once, tmp_path_factory):
-    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 30, "blue [b]": 30})
-    settings = {
-        "data": str(folder),
-        "image_size": 32,
-        "epochs": 1,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
-    list(execute(reservation))
-    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+def run(trained_once, tmp_path_factory):
+    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 @pytest.fixture
@@ -57,7 +45,7 @@ def test_folders_archives_and_files_are_named_alike(run, new):
     first = told["predictions"]
     for one, other in ((first[0], first[3]), (first[0], first[6])):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
-    assert set(first[0]["probabilities"]) == {"red", "blue [b]"}
+    assert set(first[0]["probabilities"]) == {"red", "blue", NASTY}
     assert {row["unlike"] for row in first} == {None}
     assert [row["image"] for row in told["skipped"]] == [str(new / "broken.png")]
     assert "broken.png" in done.stderr

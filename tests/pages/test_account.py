@@ -6,8 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-from finetune_core.config import make_config
-from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.about import About, write_about
 from finetune_core.runs.store import RunStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -18,17 +17,15 @@ OUTSIDE = {"is_logged_in": False}
 
 
 @pytest.fixture
-def run(image_folder, tmp_path):
-    """Trains a run that belongs to somebody; returns its name."""
-    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    settings = {"data": str(folder), "image_size": 32, "epochs": 1, "batch_size": 8, "strategy": "feature_extraction"}
+def run(trained_once):
+    """A run that belongs to somebody; returns its name."""
 
-    def train(owner):
-        reservation = create_run(make_config(settings), paths.runs_dir(), owner)
-        list(execute(reservation))
-        return reservation.run_dir.name
+    def owned_by(owner):
+        [run_dir] = trained_once.copied(paths.runs_dir(), "feature_extraction")
+        write_about(run_dir, About(owner=owner))
+        return run_dir.name
 
-    return train
+    return owned_by
 
 
 def opened(name, user, run="", **providers):

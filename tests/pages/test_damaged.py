@@ -7,13 +7,9 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-from finetune_core.config import make_config
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict"))]
-QUICK = {"image_size": 32, "batch_size": 8, "epochs": 1, "strategy": "feature_extraction", "learning_rate": 1e-3}
 
 
 @pytest.fixture
@@ -54,20 +50,16 @@ def test_every_page_names_it_and_its_reason_and_moves_it_to_the_trash(damaged, p
     assert (damaged.parent / ".trash" / damaged.name / "config.json").is_file()
 
 
-def test_beside_a_good_run_an_address_that_names_it_says_why_another_one_is_shown(damaged, image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    list(execute(create_run(make_config(QUICK | {"data": str(folder)}), paths.runs_dir())))
-    [good] = RunStore(paths.runs_dir()).runs()
+def test_beside_a_good_run_an_address_that_names_it_says_why_another_one_is_shown(damaged, trained_once):
+    [good] = trained_once.copied(paths.runs_dir(), "last_block")
     for page in PAGES[1:3]:
         at = opened(page, run=damaged.name)
         assert "it is damaged" in words(at).replace("\\", "")
-        assert good.run_id in at.query_params["run"]
+        assert good.name in at.query_params["run"]
 
 
-def test_lines_that_were_left_out_are_told_beside_the_run(image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    run = create_run(make_config(QUICK | {"data": str(folder)}), paths.runs_dir())
-    list(execute(run))
-    with (run.run_dir / "events.jsonl").open("a") as file:
+def test_lines_that_were_left_out_are_told_beside_the_run(trained_once):
+    [run_dir] = trained_once.copied(paths.runs_dir(), "last_block")
+    with (run_dir / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": "EpochEnded"}) + "\n")
     assert "1 line of events" in words(opened("pages/train.py")).replace("\\", "")

@@ -12,24 +12,19 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-from finetune_core.config import make_config
 from finetune_core.evaluation.prediction.neighbours import neighbours_changed
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from tests.trained import NASTY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-NASTY = '<b>x$1$"[a](b)'
 
 
 @pytest.fixture
-def runs(image_folder, tmp_path, monkeypatch):
+def runs(trained_once, monkeypatch):
     """Two runs on the same images, in the app's own folder."""
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    folder = image_folder(tmp_path / "images", {"red": 30, "blue": 30, NASTY: 30})
-    usual = {"data": str(folder), "image_size": 32, "epochs": 1, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}
-    for strategy in ("last_block", "feature_extraction"):
-        list(execute(create_run(make_config(usual | {"strategy": strategy}), paths.runs_dir())))
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data))
+    trained_once.copied(paths.runs_dir())
     st.cache_resource.clear()
     st.cache_data.clear()
     yield RunStore(paths.runs_dir()).runs()

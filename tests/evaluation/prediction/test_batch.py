@@ -6,33 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_core.config import make_config
 from finetune_core.data.archives import unpack_archive
 from finetune_core.errors import DataError
 from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, name_images, to_csv, unpacking_folder
 from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.paths import data_dir
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
+from finetune_core.runs.store import read_run
 from finetune_core.work import Step
 from tests.drain import drained
 
 
 @pytest.fixture(scope="module")
-def run(image_folder_once, tmp_path_factory):
-    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "blue": 40})
-    settings = {
-        "data": str(folder),
-        "image_size": 32,
-        "epochs": 1,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
-    list(execute(reservation))
-    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+def run(trained_once, tmp_path_factory):
+    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 @pytest.fixture(scope="module")

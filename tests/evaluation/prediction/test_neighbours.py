@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_core.config import make_config
 from finetune_core.errors import DataError, ImageError
 from finetune_core.evaluation.prediction.neighbours import (
     Neighbourhood,
@@ -14,25 +13,14 @@ from finetune_core.evaluation.prediction.neighbours import (
     neighbours_changed,
 )
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
+from finetune_core.runs.store import read_run
 from tests.drain import drained
+from tests.trained import NASTY
 
 
 @pytest.fixture(scope="module")
-def run(image_folder_once, tmp_path_factory):
-    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40})
-    settings = {
-        "data": str(folder),
-        "image_size": 32,
-        "epochs": 1,
-        "batch_size": 16,
-        "learning_rate": 1e-3,
-        "precision": "fp32",
-    }
-    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
-    list(execute(reservation))
-    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+def run(trained_once, tmp_path_factory):
+    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +57,7 @@ def test_a_training_image_is_nearest_to_itself(run, looks, near):
 
 
 def test_neighbours_are_of_the_images_own_class(run, looks, near):
-    for kind in ("red", "green", "blue"):
+    for kind in ("red", "blue", NASTY):
         label = run.history.started["classes"].index(kind)
         told = [near.nearest(looks.look(file)[0])[0] for file in files(run, kind)[:10]]
         assert (near.labels[np.concatenate(told)] == label).mean() > 0.9
@@ -88,7 +76,7 @@ def test_what_is_like_no_training_image_is_told_apart_from_what_is(run, looks, n
     board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16)))
     Image.fromarray(np.uint8(255 * board)).save(buffer, "PNG")
     assert near.unlike(looks.look(buffer.getvalue())[0][None]).tolist() == [True]
-    every = [path for kind in ("red", "green", "blue") for path in files(run, kind)]
+    every = [path for kind in ("red", "blue", NASTY) for path in files(run, kind)]
     known = np.stack([looks.look(path)[0] for path in every])
     assert near.unlike(known).mean() < 0.2, "the limit itself is uncertain: it rests on few images"
     assert near.error == pytest.approx(2 / 19), "18 validation images cannot tell one in a hundred"
@@ -151,10 +139,7 @@ def test_what_training_has_drawn_towards_a_class_is_still_told_by_the_features_f
     assert near.nearest(stranger)[0][0] == near.nearest(inside)[0][0]
 
 
-def test_a_frozen_network_has_no_other_features_from_before(run, tmp_path):
-    settings = run.config.model_dump() | {"strategy": "feature_extraction"}
-    reservation = create_run(make_config(settings), tmp_path)
-    list(execute(reservation))
-    looks = encoder(load_predictor(RunStore(tmp_path).read(reservation.run_dir)))
+def test_a_frozen_network_has_no_other_features_from_before(run, trained_once):
+    looks = encoder(load_predictor(read_run(trained_once.feature_extraction)))
     assert looks.start is None
     assert looks.look(files(run, "red")[0])[0].shape[0] == 1

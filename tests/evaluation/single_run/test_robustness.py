@@ -5,23 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune_core.config import make_config
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, known_robustness, measure_robustness
-from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import RunStore
+from finetune_core.runs.store import read_run
 from finetune_core.work import Step, finish
 from tests.drain import drained
 
 
 @pytest.fixture(scope="module")
-def run(image_folder_once, tmp_path_factory):
-    folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 20, "blue": 20})
-    settings = {"data": str(folder), "image_size": 32, "epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
-    reservation = create_run(make_config(settings), tmp_path_factory.mktemp("runs"))
-    list(execute(reservation))
-    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+def run(trained_once, tmp_path_factory):
+    return read_run(*trained_once.copied(tmp_path_factory.mktemp("runs"), "last_block"))
 
 
 def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(run):
