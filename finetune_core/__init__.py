@@ -1,9 +1,27 @@
-"""Thaw's core: everything that is not Streamlit.
+"""Thaw's core: everything that is not Streamlit. ``import finetune_core as thaw`` gives the functions of ``api``.
 
 The rooms, in the order data flows: ``config``, ``data``, ``models``, ``training``, ``inspection``, ``runs``,
-``evaluation``, ``exporters``, then ``figures`` and the command line. A room may call the rooms before it, never those after it.
+``evaluation``, ``exporters``, then ``figures``, the command line and ``api``. A room may call the rooms before it, never those after it.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from finetune_core.memory import tune_allocator
 
+if TYPE_CHECKING:
+    from finetune_core.api import compare, evaluate, export, inspect, predict, resume, train
+
+__all__ = ["compare", "evaluate", "export", "inspect", "predict", "resume", "train"]
+
 tune_allocator()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:  # modules are imported by their names, and import torch only when they are
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

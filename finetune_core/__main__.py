@@ -19,8 +19,9 @@ from finetune_core.commands.compare import (
     train_all,
     write_report,
 )
-from finetune_core.commands.evaluate import judge, judgement_json, print_judgement
-from finetune_core.commands.inspect import inspected, print_inspected
+from finetune_core.commands.evaluate import evaluation_json, judge, print_evaluation
+from finetune_core.commands.input import settings_in_file
+from finetune_core.commands.inspect import inspected, print_inspection
 from finetune_core.commands.options import DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
 from finetune_core.commands.predict import named_by, prediction_json, print_named, write_table
 from finetune_core.commands.terminal import (
@@ -105,7 +106,10 @@ def inspect(
     """Look at a data set: classes, splits, sizes, and everything that looks wrong."""
     with refused_in_words():
         found = inspected(data, settings, backbone if deep else None, as_is=as_is)
-    print_inspected(*found, as_json)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_inspection(found)
 
 
 @app.command()
@@ -158,7 +162,8 @@ def train(
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops in good order and keeps the best epoch."""
     with refused_in_words():
-        wanted = asked_for(settings, data, config, as_is=as_is, by_size=by_size)
+        earlier = settings_in_file(config) if config else None
+        wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
         reservation = begun(wanted, runs_dir or paths.runs_dir())
     train_to_the_end(reservation, as_json)
 
@@ -192,11 +197,11 @@ def evaluate(
         if fp32 and can_be_evaluated(run):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(run))
-        judgement = judge(run, split, corrupt=robustness)
+        result = judge(run, split, corrupt=robustness)
     if as_json:
-        print_json(judgement_json(judgement))
+        print_json(evaluation_json(result))
     else:
-        print_judgement(judgement)
+        print_evaluation(result)
 
 
 @app.command()
@@ -296,15 +301,8 @@ def export(
         told = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
         print_json(told | {"checked": made.checked} | ({"measured": made.measured.to_json()} if made.measured else {}))
         return
-    out.print(escape(f"{FORMATS[format].title} in {made.folder}: {', '.join(made.files)}"))
-    if "largest_difference" in made.checked:
-        batches = ", ".join(map(str, made.checked["batches"]))
-        out.print(
-            f"Checked with {made.checked['with']} at batch sizes {batches}: logits differ by at most "
-            f"{made.checked['largest_difference']:.1g} of the largest ({made.checked['tolerance']:g} is allowed)."
-        )
-    if made.measured:
-        out.print(escape(made.measured.in_words()))
+    for line in made.in_words():
+        out.print(escape(line))
 
 
 def main(program: str = "thaw") -> None:

@@ -3,19 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich.markup import escape
+
 from finetune_core.commands.input import kept_split, resolved
-from finetune_core.commands.terminal import print_inspection, print_json, progress_bar, show_work
+from finetune_core.commands.terminal import out, plain_table, progress_bar, show_work
 from finetune_core.config import make_config
-from finetune_core.data.dataset import Dataset, index_dataset
+from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import load_edits
-from finetune_core.data.findings import Finding, unanswered
-from finetune_core.inspection.deep import DeepReport, inspect_deeply
+from finetune_core.data.findings import unanswered
+from finetune_core.inspection.deep import inspect_deeply
+from finetune_core.inspection.report import Inspection
 from finetune_core.work import in_phase
 
 
-def inspected(
-    data: str, split: Mapping[str, str], backbone: str | None, *, as_is: bool
-) -> tuple[Dataset, list[Finding], DeepReport | None]:
+def inspected(data: str, split: Mapping[str, Any], backbone: str | None, *, as_is: bool) -> Inspection:
     """The data set, what is to be said of it, and what the features of a backbone tell, where one is named.
 
     Raises:
@@ -28,30 +29,22 @@ def inspected(
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
         dataset = show_work(bar, in_phase("index", indexing))
         report = show_work(bar, inspect_deeply(dataset, backbone)) if backbone else None
-    return dataset, unanswered([*dataset.findings, *(report.findings if report else ())], edits), report
+    findings = unanswered([*dataset.findings, *(report.findings if report else ())], edits)
+    return Inspection(dataset, tuple(findings), report)
 
 
-def print_inspected(dataset: Dataset, findings: list[Finding], report: DeepReport | None, as_json: bool) -> None:
-    """All of it, for people or as one JSON object."""
-    if as_json:
-        print_json(_to_json(dataset, findings, report))
-    else:
-        print_inspection(dataset, findings, report)
-
-
-def _to_json(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> dict[str, Any]:
-    widths, heights = dataset.table["width"], dataset.table["height"]
-    told = {
-        "data": str(dataset.root),
-        "images": len(dataset.table),
-        "classes": list(dataset.classes),
-        "counts": {name: row.to_dict() for name, row in dataset.counts().iterrows()},
-        "splits": dataset.table["split"].value_counts().to_dict(),
-        "given_splits": dataset.given_splits,
-        "width": [int(widths.min()), int(widths.max())],
-        "height": [int(heights.min()), int(heights.max())],
-        "fingerprint": dataset.fingerprint,
-        "edits": [edit.model_dump() for edit in dataset.edits],
-        "findings": [finding.to_json() for finding in findings],
-    }
-    return told | ({"deep": report.to_json()} if report else {})
+def print_inspection(inspection: Inspection) -> None:
+    """A data set, what was found, and where transfer ends."""
+    out.print(inspection.in_words())
+    if changes := inspection.changes():
+        out.print(escape(changes))
+    out.print(plain_table(*inspection.class_rows()))
+    for severity, message in inspection.finding_rows():
+        out.print(f"[bold]{severity}[/bold]: {escape(message)}")
+    if not inspection.findings:
+        out.print("Nothing looks wrong.")
+    if inspection.deep and inspection.deep.probes:
+        out.print(plain_table(*inspection.probe_rows()))
+        out.print(escape(inspection.advice()))
+    for line in inspection.shifts():
+        out.print(line)

@@ -4,9 +4,10 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import isnan
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,20 +17,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import edits_in_words
-from finetune_core.data.findings import KINDS, Finding
-from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.evaluation.single_run.scores import AREAS, NAMES, Scores
-from finetune_core.formatting import PHASE_WORDS, SPLIT_WORDS, duration, percent, things
-from finetune_core.inspection.deep import DeepReport
+from finetune_core.commands.notebook import NotebookProgress
+from finetune_core.formatting import PHASE_WORDS, duration, things
 from finetune_core.runs.log import live_numbers, log_line
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import Run, read_run
+from finetune_core.runs.store import Run, read_run, run_folder
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
 
 Result = TypeVar("Result")
+
+_silent = ContextVar("silent", default=False)
 
 # A name may hold what commands a terminal, or reorders what it shows. Lines end, and columns are parted, as ever.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,8 +45,31 @@ def harmless(text: str) -> str:
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
+class _Messages(_Console):
+    """Where progress and problems go."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is somebody to see a bar move."""
+        return self.is_interactive or self.is_jupyter
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if not _silent.get():
+            super().print(*objects, **options)
+
+
 out = _Console(highlight=False, soft_wrap=True)
-err = _Console(stderr=True, highlight=False, soft_wrap=True)
+err = _Messages(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_shown(wanted: bool | None) -> Iterator[None]:
+    """Whether bars and messages are shown in this block; None: where somebody watches."""
+    token = _silent.set(not (err.watched if wanted is None else wanted))
+    try:
+        yield
+    finally:
+        _silent.reset(token)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -56,30 +77,39 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def opened(run_dir: Path) -> Run:
-    """The run in a folder that a person names; what of it could not be read is told on stderr.
+def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+    """Without lines; what is in it is shown as it is."""
+    made = Table(*columns, box=None)
+    for row in rows:
+        made.add_row(*map(escape, row))
+    return made
+
+
+def opened(named: str | Path) -> Run:
+    """A run that a person names by its folder, or by its id; what of it could not be read is told on stderr.
 
     Raises:
         RunError: when it is none, or damaged.
     """
-    run = read_run(run_dir)
+    run = read_run(run_folder(named))
     for notice in run.notices:
         err.print(escape(notice))
     return run
 
 
 def progress_bar() -> Progress:
-    """For any number of tasks; drawn on a terminal only, and gone at the end."""
-    return Progress(
+    """For any number of tasks; drawn on a terminal and in a notebook only, and gone at the end."""
+    columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[note]}", markup=False),
-        console=err,
-        transient=True,
-        disable=not err.is_interactive,  # else it leaves an empty line
     )
+    if err.is_jupyter and not _silent.get():
+        return NotebookProgress(*columns, console=err)
+    hidden = _silent.get() or not err.is_interactive  # else it leaves an empty line
+    return Progress(*columns, console=err, transient=True, disable=hidden)
 
 
 def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
@@ -96,19 +126,6 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
         bar.update(tasks[step.phase], completed=step.done, total=step.total)
 
     return finish(work, draw)
-
-
-def _print_transfer(report: DeepReport) -> None:
-    if report.probes:
-        table = Table("Stage", "Accuracy of a linear probe", box=None)
-        for one in report.probes:
-            table.add_row(escape(one.stage), f"{percent(one.accuracy)} ± {percent(one.error)}")
-        out.print(table)
-        out.print(escape(f"{report.suggestion.reason} Suggested: {report.suggestion.strategy}."))
-    for split, auc in report.auc.items():
-        out.print(
-            f"Training against {SPLIT_WORDS[split].lower()} images, told apart by features: AUC {auc:.2f} (0.5: not at all)."
-        )
 
 
 def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
@@ -154,7 +171,10 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
 
 @contextmanager
 def interrupts_stop(run_dir: Path) -> Iterator[None]:
-    """Ctrl-C asks the run to stop; a second one breaks off."""
+    """Ctrl-C asks the run to stop; a second one breaks off. Signals reach the main thread only: elsewhere nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def on_interrupt(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
@@ -178,50 +198,3 @@ def result_in_words(result: dict[str, Any]) -> str:
         f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
         f"{result['val_accuracy']:.1%}{test} (in {result['evaluation_precision']})\n{escape(result['run_dir'])}"
     )
-
-
-def print_scores(result: Evaluation, numbers: Scores) -> None:
-    """Every number of a split with its interval, then the classes."""
-    table = Table("Metric", "Value", "95 % interval", box=None)
-    for row in numbers.table.itertuples(index=False):
-        table.add_row(NAMES[row.name], _share(row.value), f"{_share(row.low)} to {_share(row.high)}")
-    out.print(table)
-    if numbers.absent:
-        missing = ", ".join(result.classes[label] for label in numbers.absent)
-        out.print(escape(f"Without images here, and left out of averages: {missing}."))
-    judged = Table("Class", "Precision", "Recall", "Recall, 95 % interval", "F1", "Images", *AREAS.values(), box=None)
-    for row in result.per_class.itertuples(index=False):
-        interval = f"{_percent(row.recall_low)} to {_percent(row.recall_high)}" if row.images else "not defined"
-        shares = (_percent(row.precision), _percent(row.recall), interval, _percent(row.f1))
-        judged.add_row(escape(row[0]), *shares, f"{row.images:,}", *(_share(getattr(row, area)) for area in AREAS))
-    out.print(judged)
-
-
-def _share(value: float) -> str:
-    return "not defined" if isnan(value) else f"{value:.3f}"
-
-
-def _percent(value: float) -> str:
-    return "not defined" if isnan(value) else f"{value:.1%}"
-
-
-def print_inspection(dataset: Dataset, findings: list[Finding], report: DeepReport | None) -> None:
-    """A data set, what was found, and where transfer ends."""
-    counts, widths, heights = dataset.counts(), dataset.table["width"], dataset.table["height"]
-    out.print(
-        f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
-        f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
-        f"{'the data say' if dataset.given_splits else 'the program decides'} which images validate."
-    )
-    if dataset.edits:
-        out.print(f"Changes: {edits_in_words(dataset.edits)}.")
-    table = Table("Class", *counts.columns, box=None)
-    for name, row in counts.iterrows():
-        table.add_row(escape(str(name)), *(f"{count:,}" for count in row))
-    out.print(table)
-    for finding in findings:
-        out.print(f"[bold]{finding.severity}[/bold]: {KINDS[finding.kind].title}. {escape(finding.message)}")
-    if not findings:
-        out.print("Nothing looks wrong.")
-    if report:
-        _print_transfer(report)

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, rates, resolved, settings_in_file, with_weights
+from finetune_core.commands.input import kept_split, rates, resolved, with_weights
 from finetune_core.commands.options import refused_in_words
 from finetune_core.commands.terminal import (
     err,
@@ -25,36 +25,38 @@ from finetune_core.data.edits import edits_in_words, effective, load_edits
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.record import Reservation, create_run, execute
-from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.store import Run, RunStore, summary
 from finetune_core.training.hyperrule import rule_of
 from finetune_core.work import in_phase
 
 
-def asked_for(given: Mapping[str, str], data: str | None, config: Path | None, *, as_is: bool, by_size: bool) -> RunConfig:
+def asked_for(
+    given: Mapping[str, Any], data: str | None, earlier: Mapping[str, Any] | None, *, as_is: bool, by_size: bool
+) -> RunConfig:
     """The config of a run.
 
     Args:
-        given: settings as they were typed.
-        data: the data set; None: that of ``config``.
-        config: that of an earlier run, which the settings change.
+        given: settings, or what was typed for them.
+        data: the data set; None: that of ``earlier``.
+        earlier: the settings of an earlier run, which the others change.
 
     Raises:
         FinetuneError: when it cannot be used, or the data cannot be had.
     """
     settings: dict[str, Any] = dict(given)
-    if "stage_rates" in settings:
+    if isinstance(settings.get("stage_rates"), str):
         settings["stage_rates"] = rates(settings["stage_rates"])
-    if config is None:
+    if earlier is None:
         settings.setdefault("backbone", default_backbone())
+    if as_is:
+        settings.setdefault("edits", ())
     if data is not None:
         settings["data"] = resolved(data)
-        settings["edits"] = effective(load_edits(settings["data"]))
-    if as_is:
-        settings["edits"] = ()
+        settings.setdefault("edits", effective(load_edits(settings["data"])))
     if data is not None and settings["edits"]:
         told = edits_in_words(settings["edits"])
         err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
-    base = settings_in_file(config) if config else kept_split(settings.get("data"), as_is)
+    base = kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
     if by_size:
         base |= _by_size(make_config(base | settings))
     return make_config(base | settings)
@@ -70,16 +72,25 @@ def begun(config: RunConfig, runs_dir: Path) -> Reservation:
     return create_run(config, runs_dir.resolve())
 
 
+def trained(reservation: Reservation) -> Run:
+    """Train a run to its end, or until Ctrl-C stops it.
+
+    Raises:
+        FinetuneError: as ``execute`` does.
+    """
+    try:
+        with interrupts_stop(reservation.run_dir), progress_bar() as bar:
+            show_training(bar, execute(reservation))
+    finally:
+        if warning := report_to_mlflow(reservation.run_dir):
+            err.print(escape(warning))
+    return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+
+
 def train_to_the_end(reservation: Reservation, as_json: bool) -> None:
     """Train, and print what came of it; status 1 where that is no finished run."""
     with refused_in_words():
-        try:
-            with interrupts_stop(reservation.run_dir), progress_bar() as bar:
-                show_training(bar, execute(reservation))
-        finally:
-            if warning := report_to_mlflow(reservation.run_dir):
-                err.print(escape(warning))
-        run = RunStore(reservation.run_dir.parent).read(reservation.run_dir)
+        run = trained(reservation)
     result = summary(run)
     if as_json:
         print_json(result)

@@ -19,6 +19,7 @@ from finetune_core.exporters.source import load_source
 from finetune_core.exporters.tensorboard import write_events
 from finetune_core.exporters.tensors import write_safetensors
 from finetune_core.files import regular_file, staging_folder
+from finetune_core.markup import paragraphs
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
@@ -104,6 +105,23 @@ class Exported:
     files: tuple[str, ...]
     checked: dict[str, Any]
     measured: Measured | None = None
+
+    def in_words(self) -> list[str]:
+        """What was made and where, what was checked, what the file is worth: a line each."""
+        lines = [f"{FORMATS[self.format].title} in {self.folder}: {', '.join(self.files)}"]
+        if "largest_difference" in self.checked:
+            batches = ", ".join(map(str, self.checked["batches"]))
+            lines.append(
+                f"Checked with {self.checked['with']} at batch sizes {batches}: logits differ by at most "
+                f"{self.checked['largest_difference']:.1g} of the largest ({self.checked['tolerance']:g} is allowed)."
+            )
+        return [*lines, *([self.measured.in_words()] if self.measured else [])]
+
+    def __repr__(self) -> str:
+        return f"<Exported: {self.in_words()[0]}>"
+
+    def _repr_html_(self) -> str:
+        return paragraphs(*self.in_words())
 
 
 def export_run(run: Run, format: str, out: Path | None = None) -> Exported:

@@ -7,6 +7,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from finetune_core import paths
 from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.files import Stamp, is_link, is_there, stamp
@@ -16,6 +17,7 @@ from finetune_core.runs.about import ABOUT_FILE, About, read_about, write_about
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import CONFIG_FILE, EVENTS_FILE
+from finetune_core.runs.shown import in_words, run_html
 from finetune_core.training.strategies import STRATEGIES
 
 _TRASH = ".trash"
@@ -71,6 +73,12 @@ class Run:
         """Whether at least one epoch has ended, so that there are predictions."""
         return not self.active and bool(self.history.epochs)
 
+    def __repr__(self) -> str:
+        return f"<Run {self.run_id}: {in_words(summary(self))}>"
+
+    def _repr_html_(self) -> str:
+        return run_html(self.run_id, self.run_dir, summary(self), self.history.epochs)
+
 
 @dataclass(frozen=True)
 class Damaged:
@@ -92,6 +100,13 @@ class Damaged:
 def is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a run, a damaged one included."""
     return any(is_there(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
+
+
+def run_folder(named: str | Path) -> Path:
+    """The folder of a run that a person names by that, or by its id where it is among the runs in their usual place."""
+    folder = Path(named)
+    among = paths.runs_dir() / folder.name
+    return among if str(named) == folder.name and not is_run_folder(folder) and is_run_folder(among) else folder
 
 
 def read_run(folder: Path) -> Run:

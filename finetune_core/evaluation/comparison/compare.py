@@ -36,6 +36,7 @@ from finetune_core.evaluation.comparison.strategies import (
     seed_variances,
 )
 from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.formatting import things
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions, predictions_changed
@@ -79,6 +80,14 @@ class Comparison:
     def order(self) -> tuple[int, ...]:
         """Places of the arms as they stand, the one to take or the best first; where none stands before another, as they are."""
         return tuple(one.arm for one in self.arm_verdicts) or tuple(range(len(self.arms)))
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {len(self.arms)} on {things(self.images, f'{self.split} image')}: {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        from finetune_core.evaluation.comparison.report import comparison_html  # which reports on comparisons
+
+        return comparison_html(self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies`` and ``networks``, ``images``, ``split``,

@@ -1,6 +1,5 @@
 """A comparison as one HTML file that needs nothing else: to keep, to send, to open without a network."""
 
-import html
 from base64 import b64encode
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from finetune_core.evaluation.comparison.pictured import Pictured
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, PairWords, errors_in_words, of_pair
 from finetune_core.formatting import duration, number, percent, size, things
+from finetune_core.markup import escaped, paragraphs, table
 
 Headed = Sequence[tuple[str, go.Figure]]
 
@@ -66,25 +66,27 @@ def report_html(
     from plotly.offline import get_plotlyjs
 
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        _verdict(comparison),
-        *(f"<p>{_text(note)}</p>" for note in comparison.notes),
-        "<h2>Strategies</h2>",
-        _table(*arms_table(comparison)),
-        _pairs(comparison),
+        f"<h1>{escaped(title)}</h1>",
+        comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
         *(_figure(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
         _pictured(pictures),
         _moved(comparison, moved),
         "<h2>Runs</h2>",
-        _table(*_runs_table(comparison)),
-        f"<p>{_text(_METHOD)}</p>",
+        table(*_runs_table(comparison)),
+        f"<p>{escaped(_METHOD)}</p>",
     ]
     head = (
         f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{_text(title)}</title><style>{_STYLE}</style>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escaped(title)}</title><style>{_STYLE}</style>'
     )
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """What the report says in words and tables: the verdict, the strategies, the pairs."""
+    strategies = table(*arms_table(comparison))
+    return f"{_verdict(comparison)}{paragraphs(*comparison.notes)}<h2>Strategies</h2>{strategies}{_pairs(comparison)}"
 
 
 _METHOD = (
@@ -206,17 +208,17 @@ def _runs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def _verdict(comparison: Comparison) -> str:
     """About the strategies, and, apart from that, about the networks."""
     lines = [
-        f"<li><b>{_text(comparison.arms[one.arm].title)}</b> ({arm_verdict_words(one).lower()}): {_text(one.words)}</li>"
+        f"<li><b>{escaped(comparison.arms[one.arm].title)}</b> ({arm_verdict_words(one).lower()}): {escaped(one.words)}</li>"
         for one in comparison.arm_verdicts
     ]
     arm_verdicts = f"<ul>{''.join(lines)}</ul>" if lines else ""
     networks = (
-        f'<div class="networks"><p class="claim">{CLAIMS["networks"]}</p>{_text(comparison.networks)}</div>'
+        f'<div class="networks"><p class="claim">{CLAIMS["networks"]}</p>{escaped(comparison.networks)}</div>'
         if comparison.networks
         else ""
     )
     return (
-        f'<div class="verdict"><p class="claim">{CLAIMS["strategies"]}</p><b>{_text(comparison.headline)}</b> {_text(comparison.caveat)}'
+        f'<div class="verdict"><p class="claim">{CLAIMS["strategies"]}</p><b>{escaped(comparison.headline)}</b> {escaped(comparison.caveat)}'
         f"{arm_verdicts}{networks}</div>"
     )
 
@@ -225,24 +227,24 @@ def _pairs(comparison: Comparison) -> str:
     if not comparison.pairs:
         return ""
     lines = "".join(f"<li>{_pair(of_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs)
-    return f"<h2>Pair by pair</h2><ul>{lines}</ul>{_table(*pairs_table(comparison))}"
+    return f"<h2>Pair by pair</h2><ul>{lines}</ul>{table(*pairs_table(comparison))}"
 
 
 def _pair(words: PairWords) -> str:
-    return "<br>".join(f"<b>{title}</b>: {_text(getattr(words, claim))}" for claim, title in CLAIMS.items())
+    return "<br>".join(f"<b>{title}</b>: {escaped(getattr(words, claim))}" for claim, title in CLAIMS.items())
 
 
 def _moved(comparison: Comparison, figures: Headed) -> str:
     """What moved, where it was measured, and which stage to thaw next."""
     known = [(arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))]
     if not known:
-        return f"<h2>What moved</h2><p>{_text(_NOT_MEASURED)}</p>"
+        return f"<h2>What moved</h2><p>{escaped(_NOT_MEASURED)}</p>"
     lines = []
     for arm, layers in known:
         advice = thaw_next(layers)
-        lines.append(f"<li><b>{_text(arm.title)}</b>: {_text(advice.what)}. {_text(advice.reason)}</li>")
+        lines.append(f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. {escaped(advice.reason)}</li>")
     drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
-    return f"<h2>What moved</h2><h3>Which stage to thaw next</h3><p>{_text(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
+    return f"<h2>What moved</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
 
 
 _NOT_MEASURED = "Not measured when this report was made: Compare measures it when asked, and then a new report holds it."
@@ -254,18 +256,12 @@ def _pictured(pictures: Sequence[Pictured]) -> str:
     shown = []
     for one in pictures:
         images = "".join(
-            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{_text(words)}" width="200">'
-            f"<figcaption>{_text(words)}</figcaption></figure>"
+            f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{escaped(words)}" width="200">'
+            f"<figcaption>{escaped(words)}</figcaption></figure>"
             for jpeg, words in one.pictures
         )
-        shown.append(f'<p><b>{_text(one.title)}</b></p><div class="row">{images}</div>')
-    return f"<h2>Where they disagree</h2><p>{_text(_SEEN)}</p>{''.join(shown)}"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(column)}</th>" for column in columns)
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        shown.append(f'<p><b>{escaped(one.title)}</b></p><div class="row">{images}</div>')
+    return f"<h2>Where they disagree</h2><p>{escaped(_SEEN)}</p>{''.join(shown)}"
 
 
 def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
@@ -274,8 +270,4 @@ def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:
     drawn = whole.to_html(
         full_html=False, include_plotlyjs=False, div_id=name, config={"displaylogo": False, "responsive": True}
     )
-    return f'<{level}>{_text(heading)}</{level}><div class="figure">{drawn}</div>'
-
-
-def _text(words: str) -> str:
-    return html.escape(words)
+    return f'<{level}>{escaped(heading)}</{level}><div class="figure">{drawn}</div>'

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from finetune_core.data.decode import EXTENSIONS
@@ -110,6 +111,19 @@ class Answers:
     def top(self) -> list[str]:
         """The likeliest class of each image; empty where it could not be read."""
         return ["" if one.probabilities is None else self.classes[int(one.probabilities.argmax())] for one in self.named]
+
+
+def to_frame(named: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.DataFrame:
+    """``file, class, probability, unlike, problem``, then the probability of each class; None and NaN where an image could not be read."""
+    columns = ["file", *_columns(Answers("", classes, named))]
+    rows = []
+    for one in named:
+        found = one.probabilities
+        best = None if found is None else int(found.argmax())
+        told = (None, None) if best is None else (classes[best], found[best])
+        chances = [None] * len(classes) if found is None else found.tolist()
+        rows.append([one.file, *told, one.unlike, one.problem, *chances])
+    return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["probability", *columns[5:]], "float64"))
 
 
 def to_csv(named: Sequence[ImagePrediction], classes: Sequence[str]) -> bytes:

@@ -9,7 +9,9 @@ from scipy.special import log_softmax
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval, wilson
-from finetune_core.evaluation.single_run.scores import AREAS, score
+from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, score, share_text
+from finetune_core.formatting import percent, things
+from finetune_core.markup import paragraphs, table
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,29 @@ class Evaluation:
     confusion: np.ndarray
     per_class: pd.DataFrame
     predictions: pd.DataFrame
+
+    def in_words(self) -> str:
+        """The accuracy with its interval, and the loss, in one line."""
+        return (
+            f"Accuracy {percent(self.accuracy)} on {things(self.images, f'{self.split} image')} "
+            f"(95 % interval {percent(self.low)} to {percent(self.high)}), loss {self.loss:.3f}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.in_words()}>"
+
+    def _repr_html_(self) -> str:
+        return paragraphs(self.in_words()) + table(*self.class_table())
+
+    def class_table(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row a class, as a person would say it."""
+        columns = ["Class", "Precision", "Recall", "Recall, 95 % interval", "F1", "Images", *AREAS.values()]
+        rows = []
+        for row in self.per_class.itertuples(index=False):
+            interval = f"{_percent(row.recall_low)} to {_percent(row.recall_high)}" if row.images else NOT_DEFINED
+            shares = [_percent(row.precision), _percent(row.recall), interval, _percent(row.f1)]
+            rows.append([row[0], *shares, f"{row.images:,}", *(share_text(getattr(row, area)) for area in AREAS)])
+        return columns, rows
 
     @property
     def mistakes(self) -> pd.DataFrame:
@@ -161,6 +186,10 @@ def confusion_order(confusion: np.ndarray) -> list[int]:
     far = 1 - (shares + shares.T) / 2
     np.fill_diagonal(far, 0)
     return leaves_list(linkage(squareform(far, checks=False), "average", optimal_ordering=True)).tolist()
+
+
+def _percent(value: float) -> str:
+    return NOT_DEFINED if np.isnan(value) else f"{value:.1%}"
 
 
 def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

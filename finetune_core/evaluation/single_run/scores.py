@@ -32,6 +32,7 @@ NAMES = {
     "brier": "Brier score",
     "ece": f"Expected calibration error (ECE, {BINS} bins)",
 }
+NOT_DEFINED = "not defined"
 AREAS = {"roc_auc": "ROC AUC", "average_precision": "Average precision"}  # of one class
 
 
@@ -50,6 +51,19 @@ class Scores:
     classes: pd.DataFrame
     absent: tuple[int, ...]
     resamples: int
+
+    def in_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row a number, as a person would say it."""
+        rows = [
+            [NAMES[row.name], share_text(row.value), f"{share_text(row.low)} to {share_text(row.high)}"]
+            for row in self.table.itertuples(index=False)
+        ]
+        return ["Metric", "Value", "95 % interval"], rows
+
+
+def share_text(value: float) -> str:
+    """To three digits; NaN stands for what is not defined."""
+    return NOT_DEFINED if np.isnan(value) else f"{value:.3f}"
 
 
 def score(

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune_core.commands.evaluate import judge, judgement_json, print_judgement
+from finetune_core.commands.evaluate import evaluation_json, judge, print_evaluation
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.training.predictions import predictions_changed
 
@@ -22,7 +22,7 @@ def with_robustness(run):
 
 def test_everything_that_the_page_says_is_in_the_json(made_run):
     run = with_robustness(made_run(RIGHT, classes=("cat", "dog")))
-    told = json.loads(json.dumps(judgement_json(judge(run, None, corrupt=False)), allow_nan=False))
+    told = json.loads(json.dumps(evaluation_json(judge(run, None, corrupt=False)), allow_nan=False))
     assert (told["split"], told["images"], told["accuracy"]) == ("test", 120, 0.8)
     assert told["scores"]["accuracy"]["value"] == 0.8
     assert told["per_class"][0]["roc_auc_low"] <= told["per_class"][0]["roc_auc"] <= told["per_class"][0]["roc_auc_high"]
@@ -41,7 +41,7 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
 
 def test_what_is_not_defined_is_null(made_run):
     run = made_run(RIGHT[:10], tested=False, classes=("cat", "dog"))
-    told = judgement_json(judge(run, None, corrupt=False))
+    told = evaluation_json(judge(run, None, corrupt=False))
     assert told["split"] == "val"
     assert told["robustness"] is None
     assert told["calibration"]["temperatures"] is None  # too few images to fit on
@@ -50,7 +50,7 @@ def test_what_is_not_defined_is_null(made_run):
 
 def test_people_are_told_the_same_and_that_validation_is_optimistic(made_run, capsys):
     run = with_robustness(made_run(RIGHT))
-    print_judgement(judge(run, None, corrupt=False))
+    print_evaluation(judge(run, None, corrupt=False))
     told = capsys.readouterr().out
     assert "Accuracy 80.0 % on 120 test images" in told
     assert "fitted on other images" in told
@@ -58,5 +58,5 @@ def test_people_are_told_the_same_and_that_validation_is_optimistic(made_run, ca
     assert "Matthews correlation (MCC)" in told
     assert "25.0 %" in told
     assert "optimistic" not in told
-    print_judgement(judge(run, "val", corrupt=False))
+    print_evaluation(judge(run, "val", corrupt=False))
     assert "a little optimistic" in capsys.readouterr().out

@@ -1,0 +1,215 @@
+"""Thaw in a notebook or a script: the commands of the command line as functions, with results that show themselves.
+
+``import finetune_core as thaw`` costs no torch: the functions are loaded when one is first used.
+"""
+
+import inspect as introspection
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from finetune_core import paths
+from finetune_core.commands.compare import write_report
+from finetune_core.commands.evaluate import judge
+from finetune_core.commands.input import settings_in_file
+from finetune_core.commands.inspect import inspected
+from finetune_core.commands.predict import named_by
+from finetune_core.commands.terminal import opened, progress_bar, progress_shown, show_work
+from finetune_core.commands.train import asked_for, begun, trained
+from finetune_core.config import RunConfig, names_in, setting_of
+from finetune_core.config.metadata import SECTIONS, SPLIT
+from finetune_core.errors import ConfigError
+from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
+from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.prediction.batch import to_frame
+from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation
+from finetune_core.exporters.formats import Exported, exporting
+from finetune_core.inspection.report import Inspection
+from finetune_core.models.catalogue import PACKAGED
+from finetune_core.runs.record import reopen_run
+from finetune_core.runs.store import Run, run_folder
+
+AnyPath = str | os.PathLike[str]
+AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def _takes_settings(*sections: str) -> Callable[[_Function], _Function]:
+    """The function shows the settings of these sections in its signature and its docstring."""
+    names = names_in(*sections)
+
+    def decorated(function: _Function) -> _Function:
+        signature = introspection.signature(function)
+        own = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        fields = RunConfig.model_fields
+        settings = [
+            introspection.Parameter(
+                name, introspection.Parameter.KEYWORD_ONLY, default=setting_of(name).default, annotation=fields[name].annotation
+            )
+            for name in names
+        ]
+        function.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
+        listed = "\n".join(f"        {name}: {setting_of(name).help}" for name in names)
+        function.__doc__ = f"{introspection.cleandoc(function.__doc__ or '')}\n\nSettings:\n{introspection.cleandoc(listed)}"
+        return function
+
+    return decorated
+
+
+@_takes_settings(*SECTIONS)
+def train(
+    data: AnyPath | None = None,
+    *,
+    config: RunConfig | AnyPath | None = None,
+    by_size: bool = False,
+    as_is: bool = False,
+    runs_dir: AnyPath | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Run:
+    """Fine-tune a backbone. An interrupt stops in good order and keeps the best epoch; ``resume`` goes on from there.
+
+    Args:
+        data: a folder, archive or manifest, ``digits``, or the name of a public set that was fetched; None: that of ``config``.
+        config: that of an earlier run (``run.config``, or its config.json), which the settings change.
+        by_size: length, image size, optimizer and learning rate by the size of the data (BiT's HyperRule); settings win.
+        as_is: leave out the changes and the split that were made for this data set in the app.
+        runs_dir: where the run's folder goes.
+        progress: bars and messages; None: where somebody watches.
+
+    Raises:
+        ConfigError: naming every setting that cannot be used.
+        FinetuneError: when data or weights cannot be had, or the run cannot go on.
+    """
+    with progress_shown(progress):
+        earlier = config.model_dump() if isinstance(config, RunConfig) else settings_in_file(Path(config)) if config else None
+        wanted = asked_for(settings, None if data is None else os.fspath(data), earlier, as_is=as_is, by_size=by_size)
+        return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
+
+
+def resume(run: AnyRun, *, progress: bool | None = None) -> Run:
+    """Go on with a run that was stopped, failed, or cut off, from its last checkpoint.
+
+    Raises:
+        FinetuneError: when it is finished, or cannot go on.
+    """
+    with progress_shown(progress):
+        return trained(reopen_run(_opened(run).run_dir))
+
+
+def evaluate(
+    run: AnyRun,
+    split: str | None = None,
+    *,
+    robustness: bool = False,
+    fp32: bool = False,
+    progress: bool | None = None,
+) -> RunEvaluation:
+    """Judge a run on images it did not train on.
+
+    Args:
+        split: ``test`` or ``val``; the test images where there are some.
+        robustness: also name the images blurred, noisy, compressed, brighter and turned.
+        fp32: of a run that was stopped in bf16, first have its best epoch evaluated in fp32, and keep that.
+
+    Raises:
+        RunError: when the run has no predictions for the split.
+    """
+    with progress_shown(progress):
+        found = _opened(run)
+        if fp32 and can_be_evaluated(found):
+            with progress_bar() as bar:
+                show_work(bar, evaluate_in_fp32(found))
+        return judge(found, split, corrupt=robustness)
+
+
+def predict(
+    run: AnyRun, images: AnyPath | Iterable[AnyPath], *, unlike: bool = False, progress: bool | None = None
+) -> pd.DataFrame:
+    """Name images with a trained run, or with the folder of one that was exported as safetensors.
+
+    Args:
+        images: files, folders of them, ZIP or TAR archives of them.
+        unlike: also tell what is unlike anything in training: looks through the training images once.
+
+    Returns:
+        One row an image: ``file, class, probability, unlike, problem``, then ``p(class)`` of each class. ``problem`` says why a
+        file could not be read; its other columns are empty.
+
+    Raises:
+        FinetuneError: when there is no network, or a folder or archive cannot be used.
+    """
+    targets = [images] if isinstance(images, str | os.PathLike) else images
+    folder = run.run_dir if isinstance(run, Run) else run_folder(run)
+    with progress_shown(progress):
+        classes, named = named_by(folder, [Path(target) for target in targets], look_at_training=unlike)
+    return to_frame(named, classes)
+
+
+def compare(
+    runs: Iterable[AnyRun], *, measure: str = ACCURACY.name, report: AnyPath | None = None, progress: bool | None = None
+) -> Comparison:
+    """Judge runs together on the same images, and say which strategy to use.
+
+    Args:
+        measure: what the verdict is about: ``accuracy``, ``macro_f1``, ``log_loss``.
+        report: write the comparison to this HTML file.
+
+    Raises:
+        FinetuneError: when there is no such measure, or the runs were not judged on the same images.
+    """
+    with progress_shown(progress):
+        comparison = compare_runs([_opened(run) for run in runs], measure)
+        if report is not None:
+            write_report(comparison, Path(report))
+        return comparison
+
+
+def export(run: AnyRun, format: str, output: AnyPath | None = None, *, progress: bool | None = None) -> Exported:
+    """Make a run into something that works without Thaw.
+
+    Args:
+        format: ``safetensors``, ``onnx``, ``torch_export``, ``script``, ``card`` or ``tensorboard``.
+        output: a new folder for it; in the run's own folder when None.
+
+    Raises:
+        FinetuneError: when the run cannot be exported in this form, or the folder cannot be written.
+    """
+    with progress_shown(progress), progress_bar() as bar:
+        return show_work(bar, exporting(_opened(run), format, None if output is None else Path(output)))
+
+
+@_takes_settings(SPLIT)
+def inspect(
+    data: AnyPath,
+    *,
+    deep: bool = False,
+    backbone: str = PACKAGED,
+    as_is: bool = False,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Inspection:
+    """Look at a data set: classes, splits, sizes, and everything that looks wrong.
+
+    Args:
+        data: as ``train`` takes it.
+        deep: also compute features: wrong labels, outliers, splits that differ, where transfer ends.
+        backbone: whose features, with ``deep``.
+        as_is: leave out the changes and the split that were made for this data set in the app.
+
+    Raises:
+        FinetuneError: when it cannot be read or split so.
+    """
+    with progress_shown(progress):
+        if others := settings.keys() - names_in(SPLIT):
+            raise ConfigError(dict.fromkeys(sorted(others), "says nothing about how a data set is split"))
+        return inspected(os.fspath(data), settings, backbone if deep else None, as_is=as_is)
+
+
+def _opened(run: AnyRun) -> Run:
+    """As it stands now: the folder is the truth, not what was read of it earlier."""
+    return opened(run.run_dir if isinstance(run, Run) else run)

@@ -1,0 +1,30 @@
+"""Progress in a notebook's cell, redrawn in place by IPython alone: rich's own way needs ipywidgets, and leaves nothing without it."""
+
+from time import monotonic
+from typing import Any
+
+from rich.progress import Progress, TaskID
+
+_EVERY = 0.2  # seconds between two drawings
+
+
+class NotebookProgress(Progress):
+    """Bars that IPython displays; gone at the end."""
+
+    def start(self) -> None:
+        from IPython.display import display  # a notebook has it
+
+        self._drawn = monotonic()
+        self._cell = display(self, display_id=True)
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        if monotonic() - self._drawn >= _EVERY:
+            self.refresh()
+
+    def refresh(self) -> None:
+        self._drawn = monotonic()
+        self._cell.update(self)
+
+    def stop(self) -> None:
+        self._cell.update({"text/plain": "", "text/html": ""}, raw=True)

@@ -1,0 +1,94 @@
+"""All that is known of one split of a run, in one result that prints itself."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from finetune_core.data.splits import VAL
+from finetune_core.evaluation.single_run.binning import BINS
+from finetune_core.evaluation.single_run.calibration import Calibration
+from finetune_core.evaluation.single_run.evaluate import Calibrated, calibrated, evaluation, precision_note, scores, sliced
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, Robustness
+from finetune_core.evaluation.single_run.scores import Scores
+from finetune_core.formatting import percent, things
+from finetune_core.markup import paragraphs, table
+from finetune_core.runs.store import Run
+
+
+@dataclass(frozen=True, repr=False)
+class RunEvaluation(Evaluation):
+    """An evaluation with everything else that is known of the split.
+
+    Attributes:
+        scores: every number with its bootstrap interval.
+        slices: accuracy by what is known of the images.
+        robustness: None where nobody has measured it.
+    """
+
+    run: Run
+    scores: Scores
+    calibrated: Calibrated
+    slices: pd.DataFrame
+    robustness: Robustness | None
+
+    def caveats(self) -> list[str]:
+        """What to know before the numbers are read."""
+        chosen = "The best epoch was chosen on these images, so the numbers are a little optimistic."
+        notes = [chosen] if self.split == VAL else []
+        return [*notes, *filter(None, [precision_note(self.run).replace("*", "")])]
+
+    def absences(self) -> str:
+        """Which classes the averages leave out; empty where none."""
+        missing = ", ".join(self.classes[label] for label in self.scores.absent)
+        return f"Without images here, and left out of averages: {missing}." if missing else ""
+
+    def details(self) -> list[str]:
+        """Calibration, and the slices that clearly differ from the rest."""
+        confidence = self.calibrated
+        told = f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal width"
+        if confidence.scaling and confidence.after:
+            temperatures = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
+            told += f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other images"
+        clear = self.slices[self.slices["verdict"].isin(["worse", "better"])]
+        return [f"{told}."] + [
+            f"{row.by} {row.slice}: accuracy {percent(row.accuracy)}, {row.verdict} than the rest ({things(row.images, 'image')})."
+            for row in clear.itertuples(index=False)
+        ]
+
+    def robustness_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row a corruption; none where it was not measured."""
+        columns = ["Accuracy under", "as they are", "mild", "middle", "strong"]
+        if self.robustness is None:
+            return columns, []
+        right = self.robustness.rows.set_index(["corruption", "severity"])["accuracy"]
+        rows = [
+            [corruption.title, *(percent(one) for one in (right["none", 0], *(right[name, n] for n in (1, 2, 3))))]
+            for name, corruption in CORRUPTIONS.items()
+        ]
+        return columns, rows
+
+    def _repr_html_(self) -> str:
+        parts = [paragraphs(self.in_words(), *self.caveats()), table(*self.scores.in_rows()), paragraphs(self.absences())]
+        parts += [table(*self.class_table()), paragraphs(*self.details())]
+        return "".join(parts) + (table(*self.robustness_rows()) if self.robustness else "")
+
+
+def evaluate_run(run: Run, split: str, robustness: Robustness | None) -> RunEvaluation:
+    """Evaluate a run on a split.
+
+    Raises:
+        RunError: when the run has no predictions for it.
+    """
+    return RunEvaluation(
+        **vars(evaluation(run, split)),
+        run=run,
+        scores=scores(run, split),
+        calibrated=calibrated(run, split),
+        slices=sliced(run, split)[1],
+        robustness=robustness,
+    )
+
+
+def _error(one: Calibration) -> str:
+    return f"{percent(one.ece)} (95 % interval {percent(one.ece_low)} to {percent(one.ece_high)})"

@@ -1,0 +1,89 @@
+"""What is known of a data set before training, in one result that prints itself."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import edits_in_words
+from finetune_core.data.findings import KINDS, Finding
+from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.inspection.deep import DeepReport
+from finetune_core.markup import paragraphs, table
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A data set, what is to be said of it, and what the features of a backbone tell; ``deep`` is None where nobody asked."""
+
+    dataset: Dataset
+    findings: tuple[Finding, ...]
+    deep: DeepReport | None
+
+    def in_words(self) -> str:
+        """How many images, of which sizes, and who decides on the split."""
+        dataset, widths, heights = self.dataset, self.dataset.table["width"], self.dataset.table["height"]
+        return (
+            f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
+            f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
+            f"{'the data say' if dataset.given_splits else 'the program decides'} which images validate."
+        )
+
+    def changes(self) -> str:
+        """What was changed by hand; empty where nothing was."""
+        return f"Changes: {edits_in_words(self.dataset.edits)}." if self.dataset.edits else ""
+
+    def class_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row a class: its images by split."""
+        counts = self.dataset.counts()
+        return ["Class", *counts.columns], [[str(name), *(f"{count:,}" for count in row)] for name, row in counts.iterrows()]
+
+    def finding_rows(self) -> list[tuple[str, str]]:
+        """(severity, what was found) of each finding."""
+        return [(one.severity, f"{KINDS[one.kind].title}. {one.message}") for one in self.findings]
+
+    def probe_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row a stage; none where no probe was fitted."""
+        probes = self.deep.probes if self.deep else ()
+        rows = [[one.stage, f"{percent(one.accuracy)} ± {percent(one.error)}"] for one in probes]
+        return ["Stage", "Accuracy of a linear probe"], rows
+
+    def advice(self) -> str:
+        """Which strategy the probes suggest; empty without probes."""
+        suggestion = self.deep.suggestion if self.deep else None
+        return f"{suggestion.reason} Suggested: {suggestion.strategy}." if suggestion else ""
+
+    def shifts(self) -> list[str]:
+        """How well each split is told apart from the training images."""
+        auc = self.deep.auc if self.deep else {}
+        return [
+            f"Training against {SPLIT_WORDS[split].lower()} images, told apart by features: AUC {one:.2f} (0.5: not at all)."
+            for split, one in auc.items()
+        ]
+
+    def __repr__(self) -> str:
+        return f"<Inspection: {self.in_words()} {things(len(self.findings), 'finding')}>"
+
+    def _repr_html_(self) -> str:
+        found = table(("Severity", "Finding"), self.finding_rows()) if self.findings else paragraphs("Nothing looks wrong.")
+        parts = [paragraphs(self.in_words(), self.changes()), table(*self.class_rows()), found]
+        if self.deep and self.deep.probes:
+            parts += [table(*self.probe_rows()), paragraphs(self.advice())]
+        return "".join(parts) + paragraphs(*self.shifts())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as ``inspect --json`` prints them."""
+        dataset, widths, heights = self.dataset, self.dataset.table["width"], self.dataset.table["height"]
+        told = {
+            "data": str(dataset.root),
+            "images": len(dataset.table),
+            "classes": list(dataset.classes),
+            "counts": {name: row.to_dict() for name, row in dataset.counts().iterrows()},
+            "splits": dataset.table["split"].value_counts().to_dict(),
+            "given_splits": dataset.given_splits,
+            "width": [int(widths.min()), int(widths.max())],
+            "height": [int(heights.min()), int(heights.max())],
+            "fingerprint": dataset.fingerprint,
+            "edits": [edit.model_dump() for edit in dataset.edits],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+        return told | ({"deep": self.deep.to_json()} if self.deep else {})

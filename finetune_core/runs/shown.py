@@ -1,0 +1,40 @@
+"""How a run shows itself: one line in a terminal, a table of its epochs in a notebook."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune_core.formatting import duration, percent
+from finetune_core.markup import escaped, paragraphs, table
+
+_EPOCH_COLUMNS = ("Epoch", "Training loss", "Training accuracy", "Validation loss", "Validation accuracy")
+
+
+def in_words(result: Mapping[str, Any]) -> str:
+    """A run in one line, from its ``summary``."""
+    told = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
+    if result["best_epoch"]:
+        told.append(
+            f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy {percent(result['val_accuracy'])}"
+        )
+    if result["test_accuracy"] is not None:
+        told.append(f"test accuracy {percent(result['test_accuracy'])}")
+    if result["seconds"] is not None:
+        told.append(duration(result["seconds"]))
+    return ", ".join(told)
+
+
+def run_html(run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> str:
+    """The same with what became of each epoch."""
+    rows = [
+        (
+            row["epoch"],
+            f"{row['train_loss']:.4f}",
+            percent(row["train_accuracy"]),
+            f"{row['val_loss']:.4f}",
+            percent(row["val_accuracy"]),
+        )
+        for row in epochs
+    ]
+    head = f"<p><b>{escaped(run_id)}</b>: {escaped(in_words(result))}</p>"
+    return head + (table(_EPOCH_COLUMNS, rows) if rows else "") + paragraphs(result["message"], run_dir)
