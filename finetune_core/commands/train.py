@@ -52,10 +52,11 @@ def asked_for(
         settings.setdefault("edits", ())
     if data is not None:
         settings["data"] = resolved(data)
-        settings.setdefault("edits", effective(load_edits(settings["data"])))
-    if data is not None and settings["edits"]:
-        told = edits_in_words(settings["edits"])
-        err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
+        if "edits" not in settings:
+            settings["edits"] = effective(load_edits(settings["data"]))
+            if settings["edits"]:
+                told = edits_in_words(settings["edits"])
+                err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
     base = kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
     if by_size:
         base |= _by_size(make_config(base | settings))
