@@ -3,7 +3,7 @@
 import signal
 from contextlib import contextmanager
 
-SECONDS = 30  # far more than anything here takes: only what waits for ever is longer
+SECONDS = 300  # far more than anything here takes, on a busy machine too: only what waits for ever is longer
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def test_the_command_line_has_an_option_for_it(command):
 
 
 def test_the_form_has_a_field_for_it_in_its_section():
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).switch_page("pages/configure.py").run()
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300).switch_page("pages/configure.py").run()
     assert not at.exception
     field = at.text_input(key="form_momentum")
     assert (field.label, field.help, field.value) == ("Momentum", HELP, "0.9")

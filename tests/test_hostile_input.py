@@ -49,7 +49,7 @@ def test_a_fifo_among_images_is_skipped_and_the_rest_is_named(trained, tmp_path)
 def shell(line, **more):
     """A line of the shell in which $thaw is the command line, with its output where the line sends it."""
     environment = os.environ | {"thaw": f"{sys.executable} -m finetune_core"}
-    return subprocess.run(["sh", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, **more)
+    return subprocess.run(["sh", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **more)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
@@ -116,7 +116,7 @@ def test_a_name_that_no_encoding_holds_is_shown_escaped(image_folder, tmp_path):
         cwd=ROOT,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
-        timeout=120,
+        timeout=300,
     )
     assert (done.returncode, b"gr\\xfcn" in done.stdout) == (0, True)
 

@@ -20,7 +20,7 @@ def counting(gate, closed=None):
     def make():
         try:
             yield Step(1, 3)
-            assert gate.wait(30)
+            assert gate.wait(300)
             yield Step(2, 3, "probe")
             yield Step(3, 3, "probe")
             return "result"
@@ -36,7 +36,7 @@ def test_work_goes_on_in_its_thread_and_its_result_is_kept(gate):
     assert job.working
     assert not job.wait(0)
     gate.set()
-    assert job.wait(30)
+    assert job.wait(300)
     assert (job.result, job.error, job.progress, job.stopping) == ("result", None, Step(3, 3, "probe"), False)
 
 
@@ -49,8 +49,8 @@ def test_the_same_work_is_done_once_for_all_who_ask(gate):
     assert jobs.all() == [first, other]
     assert jobs.find("a") is first
     gate.set()
-    assert first.wait(30)
-    assert other.wait(30)
+    assert first.wait(300)
+    assert other.wait(300)
     assert jobs.all() == []
     assert jobs.find("a") is None
     assert jobs.start("a", "Counting", counting(gate)) is not first
@@ -61,7 +61,7 @@ def test_stop_ends_work_after_its_step_and_closes_it(gate):
     job = Jobs().start("a", "Counting", counting(gate, closed))
     job.stop()
     gate.set()
-    assert job.wait(30)
+    assert job.wait(300)
     assert closed.is_set()
     assert job.stopping
     assert job.result is None
@@ -77,10 +77,10 @@ def test_what_work_raises_is_kept_for_those_who_look_on():
 
     jobs = Jobs()
     job = jobs.start("a", "Counting", broken)
-    assert job.wait(30)
+    assert job.wait(300)
     assert isinstance(job.error, DataError)
     job = jobs.start("a", "Counting", cannot_begin)
-    assert job.wait(30)
+    assert job.wait(300)
     assert isinstance(job.error, KeyError)
 
 
@@ -90,12 +90,12 @@ def test_a_stop_that_comes_after_the_last_step_takes_nothing_back(gate):
     def make():
         yield Step(1, 1)
         reached.set()
-        assert gate.wait(30)
+        assert gate.wait(300)
         return "result"
 
     job = Jobs().start("a", "Counting", make)
-    assert reached.wait(30)
+    assert reached.wait(300)
     job.stop()
     gate.set()
-    assert job.wait(30)
+    assert job.wait(300)
     assert (job.result, job.stopping) == ("result", False)

@@ -169,7 +169,7 @@ def test_weights_that_cannot_be_had_name_the_way_out(trained, tmp_path, monkeypa
 
 def test_a_process_of_its_own_ends_with_the_same_status_and_no_traceback():
     command = [sys.executable, "-m", "finetune_core", "train", "/not/there", "--epochs", "none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 2
     assert "--epochs: must be a whole number" in done.stderr
     assert "Traceback" not in done.stderr
@@ -192,13 +192,13 @@ def test_interrupt_stops_in_good_order(trained, tmp_path):
         "--json",
     ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not list(tmp_path.glob("*/best.safetensors")):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert json.loads(stdout)["status"] == "stopped"
     assert "Traceback" not in stderr

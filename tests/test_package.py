@@ -38,7 +38,7 @@ def installed(tmp_path_factory):
 
 def run(command, cwd, **environment):
     without_home = {name: value for name, value in os.environ.items() if name not in ("THAW_HOME", "PYTHONPATH")}
-    return subprocess.run(command, cwd=cwd, env=without_home | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=cwd, env=without_home | environment, capture_output=True, text=True, timeout=300)
 
 
 def test_an_editable_install_gives_the_command_the_types_and_the_home(installed, tmp_path):

@@ -41,7 +41,7 @@ class Server:
         self.process = subprocess.Popen(
             [*command, *options], cwd=ROOT, env=os.environ | {"THAW_HOME": str(home)}, stdout=self.log, stderr=subprocess.STDOUT
         )
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while not self._healthy():
             assert self.process.poll() is None, (home / "server.log").read_text()
             assert time.monotonic() < end
@@ -55,7 +55,7 @@ class Server:
 
     def close(self):
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(300)
         self.log.close()
 
 

@@ -27,7 +27,7 @@ def stopped(image_folder, tmp_path, monkeypatch):
 
 
 def wait_for_status(run_id, status):
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while RunStore(paths.runs_dir()).run(run_id).status != status:
         assert time.monotonic() < end, f"not {status}: the click was lost"
         time.sleep(0.1)

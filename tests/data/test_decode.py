@@ -1,7 +1,6 @@
 import io
 import os
 import struct
-import time
 import warnings
 import zlib
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from PIL.GifImagePlugin import GifImageFile
 
 from finetune_core.data import decode
 from finetune_core.data.decode import ImageHeader, read_header, read_image, read_square, thumbnail
@@ -198,12 +198,11 @@ def test_a_header_tells_one_frame_from_several(kind):
     assert read_header(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).frames == 2
 
 
-def test_a_header_is_read_at_once_however_many_frames_follow():
+def test_a_header_is_read_without_counting_the_frames_that_follow(monkeypatch):
+    monkeypatch.setattr(GifImageFile, "n_frames", property(lambda _: pytest.fail("they were counted, which takes a second")))
     frame = struct.pack("<B4H3B", 0x2C, 0, 0, 10, 10, 0, 2, 0)
     content = struct.pack("<6s2HB8x", b"GIF89a", 10, 10, 128) + frame * 1_000_000 + b";"
-    started = time.perf_counter()
     assert read_header(content).frames == 2
-    assert time.perf_counter() - started < 0.2  # to count them takes a second
 
 
 def test_a_file_and_its_bytes_give_the_same(tmp_path):

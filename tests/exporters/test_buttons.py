@@ -25,7 +25,7 @@ def page(run_dir):
 @pytest.fixture
 def opened(run):
     shutil.rmtree(run.run_dir / "export", ignore_errors=True)
-    at = AppTest.from_function(page, args=(str(run.run_dir),), default_timeout=60)
+    at = AppTest.from_function(page, args=(str(run.run_dir),), default_timeout=300)
     at.run()
     assert not at.exception
     return at

@@ -17,7 +17,7 @@ def test_yields_while_it_waits_and_hands_the_result_on():
     go_on, done = threading.Event(), [0]
 
     def call():
-        assert go_on.wait(5)
+        assert go_on.wait(300)
         return "result"
 
     work = in_background("map", call, lambda: done[0], 7)
@@ -53,14 +53,12 @@ def test_closing_leaves_the_thread_to_finish():
     go_on, ended = threading.Event(), threading.Event()
 
     def call():
-        go_on.wait(5)
+        go_on.wait(300)
         ended.set()
 
     work = in_background("map", call)
     next(work)
-    began = time.monotonic()
     work.close()
-    assert time.monotonic() - began < 1
-    assert not ended.is_set()
+    assert not ended.is_set(), "it was waited for"
     go_on.set()
-    assert ended.wait(5)
+    assert ended.wait(300)

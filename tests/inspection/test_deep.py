@@ -293,7 +293,7 @@ def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     next(step for step in work if step.done > 0)
     thread = next(thread for thread in threading.enumerate() if thread.name.startswith("map"))
     work.close()
-    thread.join(60)
+    thread.join(300)
     assert not thread.is_alive()
 
 

@@ -70,7 +70,7 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
     assert found.final.shape == (12, 1280)
 
 
-@pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), ("vit_b_16", 224)])
+@pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)])
 def test_other_structures_are_averaged_over_the_picture_too(backbone, size):
     network = build_network(backbone, "none", 3, seed=0)
     pooled, stages = features.pooled_stages(network)

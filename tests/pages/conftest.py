@@ -57,7 +57,7 @@ def held_back(monkeypatch):
 
         def waits(*args, **settings):
             yield Step(0, 1)
-            assert gate.wait(60)
+            assert gate.wait(300)
             return (yield from real(*args, **settings))
 
         monkeypatch.setattr(name, waits)

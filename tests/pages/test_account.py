@@ -29,7 +29,7 @@ def run(trained_once):
 
 
 def opened(name, user, run="", **providers):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.secrets["auth"] = SECRETS | providers
     at.user = user
     if run:
@@ -80,7 +80,7 @@ def test_a_run_that_is_started_after_sign_in_belongs_to_who_started_it():
 
 def test_without_an_auth_section_nobody_is_asked_and_all_may_change_all(run):
     named = run("")
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["run"] = named
     at.switch_page("pages/train.py")
     at.run()

@@ -30,7 +30,7 @@ def other(image_folder, tmp_path):
 
 
 def opened(name, user=None, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     if user:
         at.secrets["auth"] = SECRETS
         at.user = {"is_logged_in": True, "email": user}

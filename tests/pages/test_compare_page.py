@@ -45,7 +45,7 @@ def readable(trained, monkeypatch):
 
 
 def opened(**query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     for key, value in query.items():
         at.query_params[key] = value
     at.switch_page("pages/compare.py")
@@ -145,7 +145,7 @@ def test_one_strategy_alone_is_not_to_be_taken(four_runs):
 
 def form_for(data):
     """Compare with nothing trained yet, the data chosen and the settings as quick as can be."""
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["data"] = remember(data)
     for name, value in QUICK.items():
         at.session_state[f"form_{name}"] = value
@@ -168,7 +168,7 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     button(at, "Start 4 runs").click()
     at.run()
     assert not at.exception
-    store, end = RunStore(paths.runs_dir()), time.monotonic() + 120
+    store, end = RunStore(paths.runs_dir()), time.monotonic() + 300
     assert len(store.runs()) == 4
     assert sorted((run.config.strategy, run.config.seed) for run in store.runs()) == [
         (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)

@@ -22,7 +22,7 @@ def damaged(home):
 
 
 def opened(page, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     for name, value in query.items():
         at.query_params[name] = value
     if page != "app.py":

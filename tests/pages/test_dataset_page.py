@@ -26,7 +26,7 @@ def folder(image_folder, tmp_path):
 
 
 def shown(folder, view="Findings", page="dataset"):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["data"] = remember(str(folder))
     at.session_state["dataset_view"] = view
     at.switch_page(f"pages/{page}.py")

@@ -61,7 +61,7 @@ def run(trained):
 
 
 def opened(run_id="tested", view="Mistakes"):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["run"] = run_id
     at.session_state["evaluate_view"] = view
     at.switch_page("pages/evaluate.py")
@@ -125,7 +125,7 @@ def test_a_cell_of_the_matrix_shows_its_images_and_what_the_network_looked_at(ru
     )
     at.selectbox(key="predicted-tested-test").set_value(predicted).run()
     assert len(at.get("image")) == before + shown > before
-    at.selectbox(key=f"why-cell-tested-test-{true}-{predicted}").set_value(cell["id"].iloc[0]).run(timeout=120)
+    at.selectbox(key=f"why-cell-tested-test-{true}-{predicted}").set_value(cell["id"].iloc[0]).run(timeout=300)
     assert not at.exception
     assert len(at.get("image")) == before + shown + 3
     assert any(caption.startswith(f"True class: {wrong['true']}") for caption in captions(at))
@@ -148,7 +148,7 @@ def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
     try:
         at = opened()
         assert "is not there any more" in words(at)
-        at.selectbox(key="why-mistakes-tested-test").set_value(sample).run(timeout=120)
+        at.selectbox(key="why-mistakes-tested-test").set_value(sample).run(timeout=300)
         assert not at.exception
         assert file.name in at.error[0].value.replace("\\", "")
     finally:
@@ -245,10 +245,10 @@ def test_images_outside_the_folders_that_may_be_read_are_not_shown(run, tmp_path
     assert not at.get("image")
     assert words(at).replace("\\", "").count("lies outside the folders that Thaw may read here") == 1
     sample = evaluation(run, "test").mistakes["id"].iloc[0]
-    at.selectbox(key="why-mistakes-tested-test").set_value(sample).run(timeout=120)
+    at.selectbox(key="why-mistakes-tested-test").set_value(sample).run(timeout=300)
     assert not at.exception
     assert not at.get("image")
     at = opened(view="Robustness")
-    at.button(key="measure").click().run(timeout=120)
+    at.button(key="measure").click().run(timeout=300)
     finished(at)
     assert "lies outside the folders" in at.error[0].value

@@ -21,7 +21,7 @@ def held(monkeypatch):
 
     def find_rate(*args):
         yield Step(0, 100, "rates")
-        assert gate.wait(60)
+        assert gate.wait(300)
         return (yield from real(*args))
 
     monkeypatch.setattr(lr_finder, "find_rate", find_rate)
@@ -36,7 +36,7 @@ def configure(image_folder, tmp_path, monkeypatch, known):
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
 
     def opened():
-        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
         at.query_params["data"] = known(folder)
         at.session_state["form_image_size"] = 32
         at.session_state["form_batch_size"] = 4
@@ -79,7 +79,7 @@ def test_two_sessions_share_the_work_and_stop_ends_it_for_both(configure, held, 
     (job,) = jobs().all()
     button(other, "Stop").click().run()
     held.set()
-    assert job.wait(60)
+    assert job.wait(300)
     for at in (mine, other):
         finished(at)
         assert not at.get("plotly_chart")
@@ -96,7 +96,7 @@ def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, fin
 
     def waits(*args):
         yield Step(0, 100, "rates")
-        assert gate.wait(60)
+        assert gate.wait(300)
         return (yield from real(*args))
 
     monkeypatch.setattr(lr_finder, "find_rate", fails)

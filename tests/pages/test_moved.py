@@ -49,7 +49,7 @@ def words(at):
 
 
 def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_meanwhile(runs, held_back, finished):
-    at = AppTest.from_function(sections, default_timeout=120).run()
+    at = AppTest.from_function(sections, default_timeout=300).run()
     assert not at.exception
     assert "Which stage to thaw next" not in words(at)
     gate = held_back("pages.shared.evaluation.diagnostics.measure_layers")
@@ -59,7 +59,7 @@ def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_mea
     gate.set()
     finished(at)
     assert all(known_layers(run) for run in runs)
-    again = AppTest.from_function(sections, default_timeout=120).run()
+    again = AppTest.from_function(sections, default_timeout=300).run()
     for shown in (at, again):
         assert "Which stage to thaw next" in words(shown)
         assert len(shown.get("plotly_chart")) == 5
@@ -71,7 +71,7 @@ def test_images_that_only_one_gets_right_are_shown_with_what_both_looked_at(runs
     found = disagreement(*runs)
     more = max((found.only_a, found.only_b), key=len)
     assert len(more), "the second run has learned more"
-    at = AppTest.from_function(sections, default_timeout=120)
+    at = AppTest.from_function(sections, default_timeout=300)
     at.session_state["disagree_box"] = True
     at.run()
     assert not at.exception
@@ -86,7 +86,7 @@ def test_an_image_that_is_gone_is_named_and_the_others_are_still_shown(runs):
     more = max((found.only_a, found.only_b), key=len)
     gone = Path(runs[0].config.data, more["id"].iloc[0])
     gone.unlink()
-    at = AppTest.from_function(sections, default_timeout=120)
+    at = AppTest.from_function(sections, default_timeout=300)
     at.session_state["disagree_box"] = True
     at.run()
     assert not at.exception

@@ -42,7 +42,7 @@ def run(trained_once, tmp_path, monkeypatch):
 
 
 def opened(name, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     for key, value in query.items():
         at.query_params[key] = value
     if name != "home":
@@ -259,7 +259,7 @@ def test_a_stopped_run_is_resumed_from_its_page(run):
     assert "Resume" in labels(at)
     next(button for button in at.button if button.label == "Resume").click().run()
     assert not at.exception
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while "RunFinished" not in (reservation.run_dir / "events.jsonl").read_text():
         assert time.monotonic() < end
         time.sleep(0.1)

@@ -28,7 +28,7 @@ def stopped(image_folder, home, monkeypatch, tmp_path):
 
 
 def opened(page, run_dir):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["run"] = run_dir.name
     at.switch_page(f"pages/{page}").run()
     assert not at.exception

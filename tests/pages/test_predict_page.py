@@ -33,7 +33,7 @@ def runs(trained_once, monkeypatch):
 
 
 def opened(**query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     for key, value in query.items():
         at.query_params[key] = value
     at.switch_page("pages/predict.py").run()

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def opened(run_id):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["run"] = run_id
     at.switch_page("pages/train.py").run()
     assert not at.exception
@@ -34,7 +34,7 @@ def bars(at):
 
 
 def wait_for_status(run_id, *statuses):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while RunStore(paths.runs_dir()).run(run_id).status not in statuses:
         assert time.monotonic() < end, statuses
         time.sleep(0.02)

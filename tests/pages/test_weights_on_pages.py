@@ -38,7 +38,7 @@ def published(served, tmp_path, monkeypatch):
 def at(published, image_folder, tmp_path, monkeypatch, known):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["data"] = known(folder)
     for name, value in {"backbone": NAME, "image_size": 64, "epochs": 1}.items():
         at.session_state[f"form_{name}"] = value

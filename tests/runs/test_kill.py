@@ -67,7 +67,7 @@ def process_for(processes, run_dir):
     started = processes.Event()
     process = processes.Process(target=train, args=(run_dir, started))
     process.start()
-    assert started.wait(60)
+    assert started.wait(300)
     return process
 
 

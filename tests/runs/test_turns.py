@@ -33,7 +33,7 @@ def config(image_folder, tmp_path):
 def hold(line):
     def waits():
         line.send("taken")
-        line.poll(60)
+        line.poll(300)
         yield events.Progress("decode", 1, 1)
 
     list(in_turn(waits(), "cpu"))
@@ -46,11 +46,11 @@ def other_program():
     line, far_end = context.Pipe()
     process = context.Process(target=hold, args=(far_end,))
     process.start()
-    assert line.poll(120)
+    assert line.poll(300)
     assert line.recv() == "taken"
     yield process, line
     process.kill()
-    process.join(60)
+    process.join(300)
 
 
 def test_it_says_that_it_waits_and_then_trains(config, other_program):

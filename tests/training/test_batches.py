@@ -146,7 +146,7 @@ def test_prefetched_makes_the_next_batch_while_this_one_is_used():
 
     using = prefetched(make, in_order(np.arange(3), 1))
     next(using)
-    assert second_begun.wait(10)
+    assert second_begun.wait(300)
     using.close()
 
 

@@ -8,13 +8,14 @@ from torch import nn
 
 from finetune_core.config import make_config
 from finetune_core.errors import TrainingError
-from finetune_core.models.network import build_network
+from finetune_core.models.network import build_network, network_stages
 from finetune_core.training import compute, events
 from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.compute import NotFinite, StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.schedules import learning_rate_factor
+from finetune_core.training.stage_plan import frozen_tensors, plan
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.weight_ema import WeightEMA
 
@@ -40,12 +41,16 @@ def changed(config, folder):
 
 @pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "custom"])
 def test_every_strategy_learns_the_colours_and_passes_the_audit(config, tmp_path, strategy):
-    end = whole(config(strategy=strategy), tmp_path / "run")[-1]
+    settings = config(strategy=strategy)
+    end = whole(settings, tmp_path / "run")[-1]
     assert isinstance(end, events.RunFinished)
     assert strategy == "from_scratch" or end.val_accuracy >= 0.8  # random weights learn little in nine epochs
     assert (end.frozen_tensors > 0) == (
         strategy not in ("full", "linear_probe_then_full", "gradual_unfreezing", "discriminative", "from_scratch")
     )
+    stages = network_stages(settings.backbone, 3)
+    declared = [name for stage, one in zip(stages, plan(settings, stages), strict=True) for name in frozen_tensors(one, stage)]
+    assert end.frozen_tensors == len(declared), "the audit has not compared all that the strategy declares frozen"
 
 
 def test_norms_only_change_norms_and_the_head(config, tmp_path):
