@@ -1,7 +1,6 @@
 """An archive, or files from a browser -> an image folder of Thaw's own; hostile until shown otherwise.
 
-``zips`` and ``tars`` read archives, not ``zipfile`` and ``tarfile``: those hold whole tables in memory, take headers at their
-word, decompress bzip2 and LZMA without bound, and search extended headers in quadratic time (CVE-2024-6232).
+``zips`` and ``tars`` read archives: ``zipfile`` and ``tarfile``, and around them what those let pass.
 """
 
 import hashlib
@@ -11,6 +10,7 @@ import re
 import struct
 import tarfile
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,8 +33,11 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".ta
 _STAGING = ".staging-"
 _SILENT_PIECES = 64  # that may come out of few packed bytes before whoever waits hears something
 
-# Whatever the decompressors, struct and TarInfo raise on bytes that are not what they should be.
-_DAMAGE = (EOFError, OSError, ValueError, struct.error, zlib.error, lzma.LZMAError, tarfile.HeaderError)
+# Whatever the decompressors, struct, zipfile and TarInfo raise on bytes that are not what they should be.
+_DAMAGE = (
+    *(EOFError, OSError, ValueError, NotImplementedError, struct.error),
+    *(zlib.error, lzma.LZMAError, tarfile.HeaderError, zipfile.BadZipFile),
+)
 
 Item = TypeVar("Item")
 

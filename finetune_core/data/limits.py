@@ -3,6 +3,7 @@
 import os
 import shutil
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_core.data.decode import EXTENSIONS
@@ -94,7 +95,7 @@ class Budget:
         self._packed = packed
         self._spent = 0
 
-    def spend(self, pieces: Pieces) -> Pieces:
+    def spend(self, pieces: Iterable[bytes]) -> Pieces:
         """The pieces, each counted before it is handed on."""
         for piece in pieces:
             self.foresee(len(piece))

@@ -1,34 +1,36 @@
-"""ZIP archives, read by their directory, which has to agree with every entry."""
+"""ZIP archives: ``zipfile`` reads their directory and their entries; where those lie is checked here first.
 
-import bz2
+What ``zipfile`` alone lets pass, each a case in the tests: a directory of any length, read at once; one that says too few
+or too many entries, or of which only a part is there; bytes after the archive's end; entries that overlap (a warning at
+most); an entry's own header with another method or encrypted; less content than an entry says; a comment with the mark of
+a directory's end, taken for the end.
+"""
+
+import io
 import os
 import stat
 import struct
-import zlib
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any, BinaryIO, NamedTuple
+import zipfile
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
 
 from finetune_core.data.limits import Budget, Names
 from finetune_core.data.names import printable_name
-from finetune_core.data.unpacking import PACKED_PIECE, PIECE, Image, Inflater, decompressed
+from finetune_core.data.unpacking import PIECE, Image
 from finetune_core.errors import DataError
+from finetune_core.formatting import size
 
 SIGNATURES = (b"PK\3\4", b"PK\5\6", b"PK\7\x08")  # with which a ZIP archive may begin
 
 _END = struct.Struct("<4s4H2LH")
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR_64 = struct.Struct("<4sLQL")
-_CENTRAL = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s5H3L2H")
 _LONGEST_COMMENT = 0xFFFF
+_LONGEST_DIRECTORY = 128 << 20  # bytes; about a million entries
 _ENCRYPTED = 0x2041  # flags: encrypted, strongly encrypted, masked headers
 _UTF_8 = 0x800
-_IN_EXTRA_FIELD = 0xFFFFFFFF
-_ZIP_64_FIELD = 1
-_STORED = 0
-_RAW_WINDOW = -15  # as zlib wants to be told
-_COMPRESSIONS: dict[int, Callable[[], Any]] = {8: partial(Inflater, _RAW_WINDOW), 12: bz2.BZ2Decompressor}
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _KINDS = {
     0: "",
     stat.S_IFREG: "",
@@ -44,36 +46,29 @@ _KINDS = {
 def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | None]:
     """The images of an archive, to be taken one after the other; None stands for anything else that was gone through."""
     directory = _find_directory(file)
-    names.foresee(directory.entries)
-    members = sorted(_members(file, directory, names), key=lambda member: member.offset)
-    if len(members) % 0x10000 != directory.entries % 0x10000:  # above that, some programs lose the upper digits
-        raise ValueError("its directory is not complete")
-    budget.foresee(sum(member.size for member in members if member.path))
+    members = sorted(_members(file, directory, names), key=lambda member: member.info.header_offset)
+    budget.foresee(sum(member.info.file_size for member in members if member.path))
     free_from = 0
-    for member in members:
-        if not free_from <= member.offset <= directory.start - _LOCAL.size:
+    for info, raw, path in members:
+        if not free_from <= info.header_offset <= directory.start - _LOCAL.size:
             raise ValueError("its entries overlap")
-        start = _start_of_content(file, member)
-        free_from = start + member.packed
+        start = _start_of_content(file, info, raw)
+        free_from = start + info.compress_size
         if free_from > directory.start:
             raise ValueError("its entries overlap")
-        yield Image(member.path, budget.spend(_content(file, start, member))) if member.path else None
+        yield Image(path, budget.spend(_content(file, start, info))) if path else None
 
 
 class _Directory(NamedTuple):
     start: int
-    end: int
+    span: int
     entries: int
 
 
 class _Member(NamedTuple):
-    offset: int
-    name: bytes
+    info: zipfile.ZipInfo
+    raw: bytes
     path: str | None
-    compression: int
-    crc: int
-    packed: int
-    size: int
 
 
 def _find_directory(file: BinaryIO) -> _Directory:
@@ -96,7 +91,7 @@ def _find_directory(file: BinaryIO) -> _Directory:
         raise ValueError("it is one part of several")
     if offset + span != end:
         raise ValueError("its directory is not where it says")
-    return _Directory(offset, end, entries)
+    return _Directory(offset, span, entries)
 
 
 def _end_record(tail: bytes) -> int:
@@ -110,85 +105,62 @@ def _end_record(tail: bytes) -> int:
 
 
 def _members(file: BinaryIO, directory: _Directory, names: Names) -> Iterator[_Member]:
-    file.seek(directory.start)
-    at = directory.start
-    while at < directory.end:
-        fields = _CENTRAL.unpack(_exactly(file, _CENTRAL.size))
-        signature, _, _, flags, compression, _, _, crc, packed, size, *lengths, _, _, attributes, offset = fields
-        if signature != b"PK\1\2":
-            raise ValueError("its directory is garbled")
-        raw, extra, _ = (_exactly(file, length) for length in lengths)
-        at += _CENTRAL.size + sum(lengths)
-        name, mode = _name(raw, flags), attributes >> 16
+    for info in _infos(file, directory, names):
+        raw = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF_8 else "cp437")
+        name, mode = _name(raw, info.orig_filename), info.external_attr >> 16
         path = names.admit(name, stat.S_ISDIR(mode), _KINDS.get(stat.S_IFMT(mode), "of an unknown kind"))
-        if flags & _ENCRYPTED:
+        if info.flag_bits & _ENCRYPTED:
             raise DataError(f"“{printable_name(name)}” is encrypted. Pack it again without a password.")
-        if compression != _STORED and compression not in _COMPRESSIONS:
+        if info.compress_type not in _METHODS:
             raise DataError(
-                f"“{printable_name(name)}” is packed by method {compression}, which Thaw cannot undo. Pack it again as usual."
+                f"“{printable_name(name)}” is packed by method {info.compress_type}, which Thaw does not read. Pack it again as usual."
             )
-        size, packed, offset = _wide(extra, size, packed, offset)
-        yield _Member(offset, raw, path, compression, crc, packed, size)
-    if at != directory.end:
-        raise ValueError("its directory is garbled")
+        yield _Member(info, raw, path)
 
 
-def _name(raw: bytes, flags: int) -> str:
-    """UTF-8 where it is said to be or can be (some programs do not say so), else what DOS had."""
+def _infos(file: BinaryIO, directory: _Directory, names: Names) -> list[zipfile.ZipInfo]:
+    """The directory by itself, so that ``zipfile`` reads the one that was found, and no more entries than may be."""
+    names.foresee(directory.entries)
+    if directory.span > _LONGEST_DIRECTORY:
+        raise DataError(f"its directory takes {size(directory.span)}. Split it.")
+    file.seek(directory.start)
+    content = file.read(directory.span)
+    names.foresee(content.count(b"PK\1\2"))
+    end = _END.pack(b"PK\5\6", 0, 0, 0, 0, directory.span, 0, 0)
+    try:
+        infos = zipfile.ZipFile(io.BytesIO(content + end)).infolist()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"“{printable_name(repr(error.object)[2:-1])}” is not valid Unicode. Rename it or leave it out, then try again."
+        ) from None
+    if len(infos) % 0x10000 != directory.entries % 0x10000:  # above that, some programs lose the upper digits
+        raise ValueError("its directory is not complete")
+    return infos
+
+
+def _name(raw: bytes, name: str) -> str:
+    """UTF-8 also where it is not said to be (some programs do not say so), else what DOS had."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        return raw.decode("utf-8", "surrogateescape") if flags & _UTF_8 else raw.decode("cp437")
+        return name
 
 
-def _wide(extra: bytes, *values: int) -> list[int]:
-    """The values that need more than 32 bits, taken from the extra field that then holds them."""
-    at = 0
-    while at + 4 <= len(extra):
-        field, length = struct.unpack_from("<2H", extra, at)
-        if field == _ZIP_64_FIELD:
-            wide = iter(struct.unpack_from(f"<{length // 8}Q", extra, at + 4))
-            return [next(wide, value) if value == _IN_EXTRA_FIELD else value for value in values]
-        at += 4 + length
-    return list(values)
-
-
-def _start_of_content(file: BinaryIO, member: _Member) -> int:
-    file.seek(member.offset)
-    signature, _, flags, compression, *_, name_length, extra_length = _LOCAL.unpack(_exactly(file, _LOCAL.size))
-    same = compression == member.compression and _exactly(file, name_length) == member.name
+def _start_of_content(file: BinaryIO, info: zipfile.ZipInfo, raw: bytes) -> int:
+    file.seek(info.header_offset)
+    signature, _, flags, method, *_, name_length, extra_length = _LOCAL.unpack(file.read(_LOCAL.size))
+    same = method == info.compress_type and file.read(name_length) == raw
     if signature != b"PK\3\4" or flags & _ENCRYPTED or not same:
         raise ValueError("an entry is not what its directory says")
-    return member.offset + _LOCAL.size + name_length + extra_length
+    return info.header_offset + _LOCAL.size + name_length + extra_length
 
 
-def _content(file: BinaryIO, start: int, member: _Member) -> Iterator[bytes]:
+def _content(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> Iterator[bytes]:
     file.seek(start)
-    if member.compression == _STORED or not member.packed:
-        pieces = _next(file, member.packed, PIECE)
-    else:
-        pieces = decompressed(_next(file, member.packed, PACKED_PIECE), _COMPRESSIONS[member.compression])
-    count = crc = 0
-    for piece in pieces:
+    content = zipfile.ZipExtFile(file, "r", info)
+    count = 0
+    while piece := content.read(PIECE):
         count += len(piece)
-        crc = zlib.crc32(piece, crc)
-        if count > member.size:
-            raise ValueError("an entry is larger than it says")
         yield piece
-    if count < member.size or crc != member.crc:
-        raise ValueError("an entry is not what its checksum says")
-
-
-def _next(file: BinaryIO, count: int, step: int) -> Iterator[bytes]:
-    """The next bytes of a file, in pieces."""
-    while count:
-        piece = _exactly(file, min(step, count))
-        count -= len(piece)
-        yield piece
-
-
-def _exactly(file: BinaryIO, count: int) -> bytes:
-    content = file.read(count)
-    if len(content) < count:
-        raise EOFError("it ends too early")
-    return content
+    if count < info.file_size:
+        raise ValueError("an entry is smaller than it says")

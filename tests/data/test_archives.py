@@ -321,14 +321,6 @@ def shared_content(count=5):
     return zipped(entry("a.jpg"), *({**entry("a.jpg", offset=0), "name": b"%d.jpg" % number} for number in range(count)))
 
 
-def directory_into_its_end():
-    """The last entry of the directory claims the record that follows it as its comment."""
-    content = bytearray(zipped(GOOD_ENTRY))
-    at = content.index(b"PK\1\2") + 32
-    content[at : at + 2] = struct.pack("<H", 22)
-    return bytes(content)
-
-
 def sparse_old():
     header = bytearray(block("sparse.jpg", 512, b"S", magic=b"ustar  \0"))
     header[386:410] = b"%011o\0%011o\0" % (0, 512)
@@ -364,16 +356,19 @@ ZIPS = {
     "masked headers": (zipped(GOOD_ENTRY, entry("a.jpg", flags=0x2800)), "encrypted"),
     "encrypted, says the entry only": (zipped(entry("a.jpg", local={"flags": 1})), "not what its directory says"),
     "encrypted text": (zipped(GOOD_ENTRY, entry("a.txt", flags=0x801)), "encrypted"),
+    "bzip2": (zipped(GOOD_ENTRY, entry("a.jpg", method=12)), "method 12"),
+    "bzip2 bomb that says it is none": (zipped(entry("a.jpg", ZEROS, method=12, says={"size": 1000})), "method 12"),
     "Deflate64": (zipped(GOOD_ENTRY, entry("a.jpg", method=9)), "method 9"),
     "LZMA": (zipped(GOOD_ENTRY, entry("a.jpg", method=14)), "method 14"),
     "AES": (zipped(GOOD_ENTRY, entry("a.jpg", method=99)), "method 99"),
     "unknown method": (zipped(GOOD_ENTRY, entry("a.jpg", method=1234)), "method 1234"),
     "another method inside": (zipped(entry("a.jpg", local={"method": 0})), "not what its directory says"),
     # Sizes.
-    "size too small": (zipped(entry("a.jpg", says={"size": 10})), "larger than it says"),
-    "size too small in both": (zipped(entry("a.jpg", says={"size": 10}, local={"size": 10})), "larger than it says"),
-    "size nought": (zipped(entry("a.jpg", says={"size": 0})), "larger than it says"),
-    "size too large": (zipped(entry("a.jpg", says={"size": 5000})), "checksum"),
+    "size too small": (zipped(entry("a.jpg", says={"size": 10})), "Bad CRC"),
+    "size too small in both": (zipped(entry("a.jpg", says={"size": 10}, local={"size": 10})), "Bad CRC"),
+    "size nought": (zipped(entry("a.jpg", says={"size": 0})), "Bad CRC"),
+    "size too large": (zipped(entry("a.jpg", says={"size": 5000})), "smaller than it says"),
+    "size too large, stored": (zipped(entry("a.jpg", method=0, says={"size": 5000})), "smaller than it says"),
     "size far too large": (zipped(entry("a.jpg", says={"size": 0xFFFFFFFE})), "more than 200.0 kB"),
     "size in the extra field": (
         zipped(entry("a.jpg", says={"size": 0xFFFFFFFF}, extra=struct.pack("<2HQ", 1, 8, 1 << 62))),
@@ -381,7 +376,7 @@ ZIPS = {
     ),
     "extra field too short": (
         zipped(entry("a.jpg", says={"size": 0xFFFFFFFF, "packed": 0xFFFFFFFF}, extra=struct.pack("<2HQ", 1, 8, 3000))),
-        "overlap",
+        "Corrupt zip64",
     ),
     "extra field longer than itself": (
         zipped(entry("a.jpg", says={"size": 0xFFFFFFFF}, extra=struct.pack("<2HQ", 1, 800, 3000))),
@@ -389,16 +384,14 @@ ZIPS = {
     ),
     "packed too small": (zipped(entry("a.jpg", says={"packed": 100})), "damaged"),
     "packed too large": (zipped(entry("a.jpg", says={"packed": 100_000})), "overlap"),
-    "stored, two sizes": (zipped(entry("a.jpg", method=0, says={"size": 2000})), "larger than it says"),
-    "wrong checksum": (zipped(entry("a.jpg", says={"crc": 1})), "checksum"),
+    "stored, two sizes": (zipped(entry("a.jpg", method=0, says={"size": 2000})), "Bad CRC"),
+    "wrong checksum": (zipped(entry("a.jpg", says={"crc": 1})), "Bad CRC"),
     "garbage for Deflate": (zipped(entry("a.jpg", packed=b"\xff" * 500)), "damaged"),
-    "garbage for bzip2": (zipped(entry("a.jpg", method=12, packed=b"\xff" * 500)), "damaged"),
     "bomb": (zipped(entry("a.jpg", ZEROS)), "larger than 50.0 kB|more than 50 times|more than 200"),
     "bomb that says it is none": (
         zipped(entry("a.jpg", ZEROS, says={"size": 1000}, local={"size": 1000})),
-        "larger than it says",
+        "Bad CRC",
     ),
-    "bzip2 bomb that says it is none": (zipped(entry("a.jpg", ZEROS, method=12, says={"size": 1000})), "larger than it says"),
     "bomb of many": (zipped(*(entry(f"{number}.jpg", bytes(40_000)) for number in range(4))), "more than 50 times its size"),
     "one large file": (zipped(entry("a.jpg", PIXELS * 20)), "“a.jpg” is larger than 50.0 kB"),
     "large in all": (zipped(*(entry(f"{number}.jpg", PIXELS * 14) for number in range(5))), "more than 200.0 kB"),
@@ -424,8 +417,7 @@ ZIPS = {
     "directory too short": (zipped(GOOD_ENTRY, entry("a.jpg"), span=58), "damaged"),
     "directory elsewhere": (zipped(GOOD_ENTRY, shift=-5), "not where it says"),
     "directory past the end": (zipped(GOOD_ENTRY, shift=1 << 30), "not where it says"),
-    "directory garbled": (zipped(GOOD_ENTRY).replace(b"PK\1\2", b"PK\1\3"), "garbled"),
-    "directory that runs into its end": (directory_into_its_end(), "garbled"),
+    "directory garbled": (zipped(GOOD_ENTRY).replace(b"PK\1\2", b"PK\1\3"), "Bad magic number for central directory"),
     "no directory": (zipped(GOOD_ENTRY)[:-22], "directory is missing"),
     "comment cut": (zipped(GOOD_ENTRY, comment=b"hello", comment_length=50), "directory is missing"),
     "something after the end": (zipped(GOOD_ENTRY) + b"more", "directory is missing"),
@@ -556,16 +548,28 @@ def test_a_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, kind, name):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("method", [8, 12])
 @pytest.mark.parametrize("claim", [60_000_000, 45_000_000])
-def test_a_zip_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, method, claim):
+def test_a_zip_bomb_is_refused_after_a_bounded_part_of_it(tmp_path, claim):
     """Also one that claims a size that would pass."""
-    archive = zipped(entry("a.jpg", bytes(60_000_000), method=method, says={"size": claim}))
+    archive = zipped(entry("a.jpg", bytes(60_000_000), says={"size": claim}))
     tracemalloc.start()
     try:
-        assert_refused(
-            lambda: import_archive(io.BytesIO(archive), "a.zip"), tmp_path, "more than 200 times its size|larger than it says"
-        )
+        assert_refused(lambda: import_archive(io.BytesIO(archive), "a.zip"), tmp_path, "more than 200 times its size|Bad CRC")
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_zip_directory_beyond_reason_is_refused_before_it_is_read(tmp_path):
+    span = 200 << 20
+    archive = tmp_path / "a.zip"
+    with archive.open("wb") as file:
+        file.write(b"PK\3\4")
+        file.seek(span)
+        file.write(struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, span, 0, 0))
+    tracemalloc.start()
+    try:
+        assert_refused(lambda: import_archive(archive, "a.zip"), tmp_path, "directory takes 209.7 MB")
         assert tracemalloc.get_traced_memory()[1] < 12_000_000
     finally:
         tracemalloc.stop()
@@ -596,7 +600,10 @@ Disk = namedtuple("Disk", "total used free")
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "files"])
 def test_what_does_not_fit_the_disk_is_refused(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: Disk(10**12, 10**12, 100_004_000))
+    def usage(path):
+        return Disk(10**12, 10**12, 100_004_000 - sum(map(len, files_in(path).values())))
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
     files = {"1.jpg": PIXELS, "2.jpg": PIXELS}
     start = {
         "zip": lambda: import_archive(io.BytesIO(ordinary_zip(files)), "a.zip"),
@@ -699,7 +706,7 @@ def test_every_form_of_tar_with_long_and_foreign_names(form):
 
 def test_a_zip_of_every_ordinary_make():
     files = {"Käse 日本/1.jpg": PIXELS, "dog/2.jpg": b"", "dog/3.jpg": b"3"}
-    for options in ({}, {"compression": zipfile.ZIP_STORED}, {"compression": zipfile.ZIP_BZIP2}):
+    for options in ({"compression": zipfile.ZIP_STORED}, {"compression": zipfile.ZIP_DEFLATED}):
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", **options) as archive:
             archive.comment = b"Made by hand: PK\5\6, for example."
@@ -734,6 +741,20 @@ def test_a_zip_with_64_bit_fields():
     other = struct.pack("<2H4s", 0x5455, 4, b"time")
     archive = zipped(entry("1.jpg", method=0, says=says, offset=0xFFFFFFFF, extra=other + wide), wide=1)
     assert files_in(finish(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS}
+
+
+def test_a_last_comment_that_runs_into_the_end_of_the_directory_harms_nothing():
+    archive = bytearray(zipped(entry("1.jpg"), entry("2.jpg")))
+    at = archive.rindex(b"PK\1\2") + 32
+    archive[at : at + 2] = struct.pack("<H", 22)
+    assert files_in(drained(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": PIXELS, "2.jpg": PIXELS}
+
+
+def test_content_after_the_size_that_an_entry_says_is_left_out():
+    """A bomb that is consistent about being none: what comes out is what it says."""
+    prefix = {"size": 1000, "crc": zlib.crc32(bytes(1000))}
+    archive = zipped(entry("1.jpg", bytes(5_000_000), says=prefix), entry("2.jpg", bytes(2000), method=0, says=prefix))
+    assert files_in(drained(import_archive(io.BytesIO(archive), "a.zip"))) == {"1.jpg": bytes(1000), "2.jpg": bytes(1000)}
 
 
 def test_lies_in_an_entrys_own_header_are_not_believed():
