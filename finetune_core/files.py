@@ -1,6 +1,7 @@
 """Writing files and folders so that a reader, or a crash, never meets half of one; reading what may not be what it seems."""
 
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -18,6 +19,7 @@ from finetune_core.formatting import size
 Stamp = tuple[int, int, int]  # inode, bytes, nanoseconds
 
 _LEFT_SECONDS = 24 * 3600
+_IDLE_SECONDS = 3600.0
 # Not every system has all of these. A FIFO without a writer would be waited for, a link leads anywhere.
 _FLAGS = ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY")
 _NO_FILE = {
@@ -148,9 +150,11 @@ def _check_mode(mode: int, path: Path) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes ``path``'s place when the block ends well, and vanishes when it does not.
 
-    Written beside, flushed, synced, renamed; then the folder is synced, so that the rename survives a power cut.
+    Written beside, flushed, synced, renamed; then the folder is synced, so that the rename survives a power cut. What processes
+    that were killed meanwhile have left is swept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -163,6 +167,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def sweep(path: Path, older_than: float = _IDLE_SECONDS) -> None:
+    """Delete what processes that were killed while they were ``replacing`` a file have left beside it.
+
+    Args:
+        older_than: seconds since anything was written to it; 0 where nobody can be writing.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}-{'?' * 8}"):
+        with suppress(OSError):  # another process sweeps, too
+            if time.time() - left.lstat().st_mtime >= older_than:
+                left.unlink()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -124,3 +124,14 @@ def test_nothing_is_swept_through_a_link(tmp_path):
     os.utime(link, (0, 0), follow_symlinks=False)
     with staging_folder(tmp_path / "data", ".new-"):
         assert os.listdir(tmp_path / "kept") == ["1.jpg"]
+
+
+def test_what_killed_processes_left_of_a_file_is_swept_when_it_is_written_again_and_nothing_else(tmp_path):
+    left, fresh = tmp_path / ".c.bin-abcd_123", tmp_path / ".c.bin-efgh5678"
+    others = [tmp_path / name for name in (".c.bin-note", ".d.bin-abcd_123", "c.bin-abcd_123")]
+    for file in (left, fresh, *others):
+        file.write_bytes(b"half")
+    for file in (left, *others):
+        os.utime(file, (time.time() - 7200,) * 2)
+    write_bytes(tmp_path / "c.bin", b"whole")
+    assert set(tmp_path.iterdir()) == {fresh, *others, tmp_path / "c.bin"}

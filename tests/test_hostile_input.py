@@ -131,3 +131,22 @@ def test_what_commands_a_terminal_is_shown_and_not_sent(image_folder, tmp_path):
     assert done.exit_code == 0
     assert not set("\x1b\x07\u202e\x9b\b") & set(done.output)
     assert r"red\x1b[31m" in done.stdout
+
+
+def test_a_home_that_cannot_be_written_costs_only_what_is_kept_there(trained, tmp_path, monkeypatch):
+    data, run_dir = trained
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("THAW_HOME", str(tmp_path / "file"))
+    settings = ["--epochs", 1, "--image-size", 32, "--batch-size", 8, "--strategy", "feature_extraction"]
+    assert thaw("inspect", data).exit_code == 0
+    assert thaw("predict", run_dir, data / "red" / "000.png").exit_code == 0
+    assert thaw("train", data, *settings, "--runs-dir", tmp_path / "runs").exit_code == 0
+    refused = thaw("train", data, *settings)
+    assert (refused.exit_code, str(tmp_path / "file") in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-that-name", "~nobody-of-that-name/thaw", "/x" * 5000])
+def test_a_home_that_cannot_be_is_an_error_in_words(trained, monkeypatch, name):
+    monkeypatch.setenv("THAW_HOME", name)
+    done = thaw("inspect", trained[0])
+    assert (done.exit_code, "THAW_HOME" in done.stderr) == (2, True)

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -14,17 +15,20 @@ from typing import BinaryIO
 from filelock import FileLock
 
 from finetune_core.config import RunConfig, make_config, read_config
+from finetune_core.data.listing import printable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import (
     is_link,
     is_there,
     open_regular,
+    sweep,
     write_bytes,
 )
 from finetune_core.runs.about import About, write_about
 from finetune_core.runs.locks import LOCK_FILE, acquire_lock, not_written
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
 from finetune_core.runs.turns import in_turn
+from finetune_core.training.checkpoints import BEST, LAST, checkpoint_path
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
     END_EVENTS,
@@ -38,9 +42,12 @@ from finetune_core.training.events import (
 )
 from finetune_core.training.forecast import SpeedBook, learn_from_run
 from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
+from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config
 
 CONFIG_FILE, EVENTS_FILE = "config.json", "events.jsonl"
+_SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # by whoever trains, beside the checkpoints
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,10 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
         RunError: when nothing can be written there.
     """
     check_config(config)
+    if printable(str(runs_dir)) != str(runs_dir):
+        raise RunError(
+            f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. Choose another folder."
+        )
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.backbone}-{config.strategy}-{secrets.token_hex(2)}"
     run_dir = runs_dir / name
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
@@ -76,6 +87,8 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
             write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
     except OSError as error:
+        lock.release(force=True)
+        shutil.rmtree(run_dir, ignore_errors=True)  # no run yet, and nobody else's: its name is new
         raise RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.") from None
     return Reservation(run_dir, lock)
 
@@ -114,34 +127,47 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
         FinetuneError: as ``fit`` does, once RunFailed is written; anything else that is raised is a bug, and written, too.
     """
     run_dir = reservation.run_dir
-    with _events_file(run_dir) as file:
-        told: list[Event] = []
-        try:
-            config = make_config(read_config(run_dir / CONFIG_FILE))
-            training = in_turn(fit(config, run_dir, resume=reservation.resume, roots=roots), choose_device(config.device).kind)
-            for event in _stoppable(training, run_dir):
-                if isinstance(event, (RunStarted, EpochEnded)):
-                    told.append(event)
-                if isinstance(event, RunFinished):
-                    started, *epochs = [one.to_json() for one in told]
-                    learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
-                _write(file, event)
-                yield event
-        except FinetuneError as error:
-            _write(file, RunFailed(str(error), ""))
-            raise
-        except OSError as error:
-            failed = RunFailed(f"A file could not be written or read: {error}. Make room on the disk, then resume the run.", "")
-            with suppress(OSError):  # of a full disk, its lock and its last checkpoint tell what to do
-                _write(file, failed)
-            raise TrainingError(failed.message) from error
-        except Exception as error:
-            if _program_ends(error):  # then the run is cut off, not broken: without a last word it counts as interrupted
-                raise TrainingError(f"The program ended while {run_dir.name} was going on; resume it.") from error
-            _write(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
-            raise
-        finally:
-            reservation.lock.release(force=True)
+    try:
+        for path in (checkpoint_path(run_dir, LAST), checkpoint_path(run_dir, BEST), *(run_dir / name for name in _SAVED)):
+            sweep(path, older_than=0)  # the lock is held: who else has written them has been killed
+        with _events_file(run_dir) as file:
+            yield from _recorded(reservation, roots, file)
+    except OSError as error:  # of a full disk, its lock and its last checkpoint tell what to do
+        raise TrainingError(_of_files(error)) from error
+    finally:
+        reservation.lock.release(force=True)
+
+
+def _recorded(reservation: Reservation, roots: Sequence[Path], file: BinaryIO) -> Iterator[Event]:
+    """The events, each once it is written, and why the run failed where it does."""
+    run_dir = reservation.run_dir
+    told: list[Event] = []
+    try:
+        config = make_config(read_config(run_dir / CONFIG_FILE))
+        training = in_turn(fit(config, run_dir, resume=reservation.resume, roots=roots), choose_device(config.device).kind)
+        for event in _stoppable(training, run_dir):
+            if isinstance(event, (RunStarted, EpochEnded)):
+                told.append(event)
+            if isinstance(event, RunFinished):
+                started, *epochs = [one.to_json() for one in told]
+                learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
+            _write(file, event)
+            yield event
+    except FinetuneError as error:
+        _write_last(file, RunFailed(str(error), ""))
+        raise
+    except OSError as error:
+        _write_last(file, RunFailed(_of_files(error), ""))
+        raise
+    except Exception as error:
+        if _program_ends(error):  # then the run is cut off, not broken: without a last word it counts as interrupted
+            raise TrainingError(f"The program ended while {run_dir.name} was going on; resume it.") from error
+        _write_last(file, RunFailed(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        raise
+
+
+def _of_files(error: OSError) -> str:
+    return f"A file could not be written or read: {error}. Make room on the disk, then resume the run."
 
 
 def _program_ends(error: Exception) -> bool:
@@ -169,7 +195,8 @@ def _stoppable(events: Iterator[Event | None], run_dir: Path) -> Iterator[Event]
 
 def _events_file(run_dir: Path) -> BinaryIO:
     """Opened to write at its end; half a line that a crash left behind is closed, so that it spoils no other."""
-    file = open(open_regular(run_dir / EVENTS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT), "ab+")  # noqa: SIM115  the caller's
+    descriptor = open_regular(run_dir / EVENTS_FILE, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    file = open(descriptor, "ab+", buffering=0)  # noqa: SIM115  the caller's
     if file.tell():
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
@@ -188,8 +215,25 @@ def _is_finished(run_dir: Path) -> bool:
 
 
 def _write(file: BinaryIO, event: Event) -> None:
-    line = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
-    file.write(line.encode("utf-8", "replace") + b"\n")  # a file's name may be no valid Unicode, a line of JSON has to be
-    file.flush()
+    """All of a line or none of it: the file is not buffered, so that nothing waits to be written when it is closed.
+
+    Raises:
+        OSError: when there is no room for it.
+    """
+    told = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
+    line = told.encode("utf-8", "replace") + b"\n"  # a file's name may be no valid Unicode, a line of JSON has to be
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except OSError:
+        file.truncate(end)
+        raise
     if isinstance(event, EpochEnded):
         os.fsync(file.fileno())
+
+
+def _write_last(file: BinaryIO, event: RunFailed) -> None:
+    """Where there is no room for the reason, the reason itself is raised all the same."""
+    with suppress(OSError):
+        _write(file, event)

@@ -1,6 +1,7 @@
 """One run a device at a time, whichever programs of this machine train: a lock that a run waits for."""
 
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 
 from filelock import FileLock, Timeout
 
@@ -15,10 +16,12 @@ _POLL = 1.0  # seconds
 def in_turn(events: Iterator[Event], device: str) -> Generator[Event | None, None, None]:
     """A run's events, once no other program trains on that kind of device.
 
-    While it waits it says so once, and then yields None every second: nothing new, but a moment at which it can be stopped.
+    While it waits it says so once, and then yields None every second: nothing new, but a moment at which it can be stopped. Where
+    no lock can be written it does not wait: no other program can have locked the device there.
     """
     folder = paths.home() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{device}.lock", thread_local=False)
     told = False
     try:
@@ -42,4 +45,6 @@ def _taken(lock: FileLock) -> bool:
         lock.acquire(timeout=_POLL, poll_interval=0.1)
     except Timeout:
         return False
+    except OSError:  # a home that may only be read, say
+        return True
     return True

@@ -13,7 +13,7 @@ from finetune_core.errors import RunError
 from finetune_core.files import is_there, problem_with, read_regular, write_bytes
 from finetune_core.training.batches import uniform
 
-_FILE, _EARLIER_FILE = "prediction_history.json", "guesses.json"
+PREDICTION_HISTORY_FILE, _EARLIER_FILE = "prediction_history.json", "guesses.json"
 _MOST = 300
 _LARGEST = 2**25  # bytes
 
@@ -68,7 +68,7 @@ def add_predictions(
     row = tuple(by_id.get(image, last) for image, last in zip(known.ids, latest, strict=True))
     before = [*before, *[row] * (epoch - 1 - len(before))]
     noted = {"ids": known.ids, "labels": known.labels, "predicted": [*before, row]}
-    write_bytes(run_dir / _FILE, json.dumps(noted).encode())
+    write_bytes(run_dir / PREDICTION_HISTORY_FILE, json.dumps(noted).encode())
 
 
 def _begun(ids: np.ndarray, keys: np.ndarray, labels: np.ndarray) -> PredictionHistory:
@@ -86,7 +86,7 @@ def load_prediction_history(run_dir: Path, classes: int | None = None) -> Predic
     Raises:
         RunError: when it is damaged.
     """
-    path = run_dir / _FILE
+    path = run_dir / PREDICTION_HISTORY_FILE
     if not is_there(path):
         path = run_dir / _EARLIER_FILE  # as earlier versions named it
     try:

@@ -15,7 +15,7 @@ from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.files import open_regular, problem_with, regular_file, write_bytes
 
-_FILE = "predictions.parquet"
+PREDICTIONS_FILE = "predictions.parquet"
 Moment = Annotated[int, Field(ge=0, lt=2**63)]  # nanoseconds: what ``predictions_changed`` tells
 _COLUMNS = ["id", "split", "label", "logits"]
 _MOST_BYTES = 2**32  # of the file, and of what comes out of it
@@ -37,19 +37,19 @@ def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None
     stored = stored.replace_schema_metadata({**stored.schema.metadata, _PRECISION: precision.encode()})
     buffer = io.BytesIO()
     pq.write_table(stored, buffer, write_page_checksum=True)
-    write_bytes(run_dir / _FILE, buffer.getvalue())
+    write_bytes(run_dir / PREDICTIONS_FILE, buffer.getvalue())
 
 
 def predictions_changed(run_dir: Path) -> int:
     """When the run's predictions were written, in nanoseconds; 0 when there are none."""
-    found = regular_file(run_dir / _FILE)
+    found = regular_file(run_dir / PREDICTIONS_FILE)
     return found.st_mtime_ns if found else 0
 
 
 def predictions_precision(run_dir: Path) -> str | None:
     """The precision that the run's logits were computed in; None where the file does not say so: earlier versions did not."""
     try:
-        with open(open_regular(run_dir / _FILE), "rb") as file:
+        with open(open_regular(run_dir / PREDICTIONS_FILE), "rb") as file:
             told = pq.read_metadata(file).metadata or {}
     except (OSError, pa.ArrowException, ValueError):  # missing or damaged: whoever reads the table says so
         return None
@@ -65,7 +65,7 @@ def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:
     Raises:
         RunError: when the run has none, or it is damaged.
     """
-    path = run_dir / _FILE
+    path = run_dir / PREDICTIONS_FILE
     try:
         with open(open_regular(path), "rb") as file:
             return _checked(pq.ParquetFile(file, read_dictionary=["id", "split"], page_checksum_verification=True), classes)

@@ -2,15 +2,20 @@
 
 import errno
 import os
-from contextlib import suppress
+import subprocess
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from finetune_core.config import make_config
-from finetune_core.errors import TrainingError
+from finetune_core.errors import RunError, TrainingError
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training.checkpoints import load_tensors
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Faults:
@@ -63,3 +68,60 @@ def test_a_full_disk_costs_nothing_that_was_there(config, tmp_path, monkeypatch,
             wanted, _ = load_tensors(whole.run_dir, checkpoint)
             found, _ = load_tensors(run.run_dir, checkpoint)
             assert all((wanted[key] == found[key]).all() for key in wanted)
+
+
+@contextmanager
+def room_for(most):
+    """No file may become larger than that many bytes."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("most", [0, 50])  # nothing of the first event fits, half of it fits
+def test_without_room_for_its_first_event_a_run_fails_in_words_and_can_be_resumed(config, tmp_path, most):
+    store = RunStore(tmp_path / "runs")
+    reservation = create_run(config, store.runs_dir)
+    with room_for(most), pytest.raises(TrainingError, match="Make room"):
+        list(execute(reservation))
+    assert (reservation.run_dir / "events.jsonl").read_bytes() == b""
+    list(execute(reopen_run(reservation.run_dir)))
+    assert store.run(reservation.run_dir.name).status == "finished"
+
+
+def test_without_room_for_its_config_no_folder_is_left(config, tmp_path):
+    with room_for(10), pytest.raises(RunError, match="make room"):
+        create_run(config, tmp_path / "runs")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_whose_name_is_no_unicode_is_refused_before_anything_trains(config, tmp_path):
+    with pytest.raises(RunError, match="Unicode"):
+        create_run(config, tmp_path / "r\udcff")
+    assert not os.path.lexists(tmp_path / "r\udcff")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from finetune_core.files import replacing
+
+with replacing(Path(sys.argv[1])) as file:
+    file.write(bytes(1000))
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no such signal")
+@pytest.mark.parametrize("name", ["last.safetensors", "best.safetensors", "predictions.parquet", "prediction_history.json"])
+def test_what_a_kill_while_saving_leaves_goes_when_the_run_goes_on(config, tmp_path, name):
+    run_dir = create_run(config, tmp_path / "runs").run_dir
+    subprocess.run([sys.executable, "-c", KILLED, run_dir / name], cwd=ROOT, check=False)
+    assert len(list(run_dir.glob(".*"))) == 1
+    next(execute(reopen_run(run_dir)))
+    assert list(run_dir.glob(".*")) == []

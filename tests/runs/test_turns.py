@@ -123,3 +123,9 @@ def test_two_threads_of_a_program_take_turns():
     for thread in threads:
         thread.join()
     assert order in (["a", "a", "b", "b"], ["b", "b", "a", "a"])
+
+
+def test_where_no_lock_can_be_written_a_run_does_not_wait(home):
+    home.rmdir()
+    home.write_text("a file in the folder's place")
+    assert list(in_turn(iter([events.RunReopened()]), "cpu")) == [events.RunReopened()]
