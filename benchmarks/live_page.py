@@ -63,7 +63,7 @@ def start_run(page: Page, url: str) -> str:
     page.get_by_label("Image size (pixels)", exact=True).fill("96")
     page.get_by_label("Epochs", exact=True).fill(str(EPOCHS))
     page.get_by_label("Epochs", exact=True).press("Enter")
-    page.get_by_text("Everything", exact=True).first.click()
+    page.get_by_text("Full fine-tuning", exact=True).first.click()
     page.wait_for_timeout(1500)
     page.get_by_text("Start training").click()
     page.wait_for_url("**/train?run=*")

@@ -35,7 +35,7 @@ def queue_runs(page: Page, url: str, round_number: int) -> list[str]:
         page.get_by_label("Epochs", exact=True).fill(str(EPOCHS))
         page.get_by_label("Seed", exact=True).fill(str(10 * round_number + seed))
         page.get_by_label("Seed", exact=True).press("Enter")
-        page.get_by_text("Everything", exact=True).first.click()
+        page.get_by_text("Full fine-tuning", exact=True).first.click()
         page.wait_for_timeout(3000)
         page.get_by_text("Start training").click()
         page.wait_for_url("**/train?run=*")

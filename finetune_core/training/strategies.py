@@ -24,16 +24,21 @@ class NamedStrategy:
     """A strategy that a person can choose.
 
     Attributes:
+        title: the field's term for it.
+        summary: what trains, in a few words.
+        help: when it pays, in a sentence or two.
+        source: the paper that it is known by.
         rules: (config, stage names) -> one rule a stage, input to head.
-        help: when it pays, in one or two sentences.
-        source: where it comes from.
-        classic: whether forecasts show it beside any other.
+        settings: names of the settings that only it has, or few others.
+        classic: whether it is one of the usual cuts, told apart by how many stages train.
     """
 
     title: str
+    summary: str
     help: str
     source: str
     rules: Callable[[RunConfig, Sequence[str]], Sequence[Rule]]
+    settings: tuple[str, ...] = ()
     classic: bool = False
 
 
@@ -92,83 +97,98 @@ def _custom(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
     return [Rule(given.get(name, 0.0)) for name in names]
 
 
+# In the order in which they are offered; those with settings of their own come last, where a form shows these beneath them.
 STRATEGIES: dict[str, NamedStrategy] = {
     "feature_extraction": NamedStrategy(
         "Feature extraction",
-        "Only the new head trains. The fastest, and hard to overfit: right for few images, or images like ImageNet's.",
+        "Only the new head trains.",
+        "The fastest, and hard to overfit: right for few images, or images like ImageNet's.",
         "Donahue et al. 2014, DeCAF",
         _last(1),
         classic=True,
     ),
     "last_block": NamedStrategy(
         "Last block",
-        "The last stage and the head train. The usual first choice when feature extraction is not good enough.",
+        "The last stage and the head train.",
+        "The usual first choice when feature extraction is not good enough.",
         "Yosinski et al. 2014, How transferable are features in deep neural networks?",
         _last(2),
         classic=True,
     ),
     "last_two_blocks": NamedStrategy(
         "Last two blocks",
-        "The last two stages and the head train. For images that look unlike ImageNet's, with some hundreds for each class.",
-        "Yosinski et al. 2014",
+        "The last two stages and the head train.",
+        "For images that look unlike ImageNet's, with some hundreds for each class.",
+        "Yosinski et al. 2014, How transferable are features in deep neural networks?",
         _last(3),
         classic=True,
     ),
     "full": NamedStrategy(
-        "Everything",
-        "All stages train. The slowest; pays with many images, or images very unlike ImageNet's.",
+        "Full fine-tuning",
+        "All stages train.",
+        "The slowest; pays with many images, or images very unlike ImageNet's.",
         "Kornblith et al. 2019, Do better ImageNet models transfer better?",
         _everything,
         classic=True,
     ),
-    "linear_probe_then_full": NamedStrategy(
-        "Head first, then everything",
-        "The head trains alone, then everything with it. Spoils less of what the network knows: pays when the images it will meet "
-        "differ from those it learns from.",
-        "Kumar et al. 2022, Fine-tuning can distort pretrained features (LP-FT)",
-        _probe_then_full,
-    ),
-    "gradual_unfreezing": NamedStrategy(
-        "Gradual unfreezing",
-        "The head first, then one stage more every few epochs. For small data sets that full fine-tuning overfits.",
-        "Howard & Ruder 2018, ULMFiT",
-        _gradual,
-    ),
-    "discriminative": NamedStrategy(
-        "Slower towards the input",
-        "Everything trains, each stage slower than the one after it. A safe way to train all of it.",
-        "Howard & Ruder 2018; Bao et al. 2022, BEiT",
-        _discriminative,
-    ),
     "first_block": NamedStrategy(
         "First block",
-        "The stem, the first stage and the head train. Pays when the images differ in their pixels (noise, blur, another camera), "
-        "not in what they show.",
+        "The stem, the first stage and the head train.",
+        "Pays when the images differ in their pixels (noise, blur, another camera), not in what they show.",
         "Lee et al. 2023, Surgical fine-tuning",
         _first_block,
     ),
     "batchnorm_only": NamedStrategy(
-        "Norms only",
-        "The normalisation layers and the head train: few weights, much effect on how features are scaled.",
+        "Normalization layers only",
+        "The normalization layers and the head train.",
+        "Few weights, but much effect on how features are scaled.",
         "Frankle et al. 2021, Training BatchNorm and only BatchNorm",
         _only("norms"),
     ),
     "bias_only": NamedStrategy(
-        "Biases only",
-        "The biases and the head train. A very small change to the network, for small data sets.",
+        "Bias only (BitFit)",
+        "The biases and the head train.",
+        "A very small change to the network, for small data sets.",
         "Ben Zaken et al. 2022, BitFit; Cai et al. 2020, TinyTL",
         _only("biases"),
     ),
     "from_scratch": NamedStrategy(
         "From scratch",
-        "Random weights, everything trains: the control that shows what pretraining was worth.",
+        "Random weights; all stages train.",
+        "The control that shows what pretraining was worth.",
         "He et al. 2019, Rethinking ImageNet pre-training",
         _everything,
     ),
+    "linear_probe_then_full": NamedStrategy(
+        "Linear probe, then full (LP-FT)",
+        "The head trains alone first, then all stages.",
+        "Spoils less of what the network knows: pays when the images it will meet differ from those it learns from.",
+        "Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform out-of-distribution",
+        _probe_then_full,
+        settings=("thaw_every",),
+    ),
+    "gradual_unfreezing": NamedStrategy(
+        "Gradual unfreezing",
+        "The head first, then one stage more every few epochs.",
+        "For small data sets that full fine-tuning overfits.",
+        "Howard & Ruder 2018, ULMFiT",
+        _gradual,
+        settings=("thaw_every",),
+    ),
+    "discriminative": NamedStrategy(
+        "Discriminative learning rates (layer-wise decay)",
+        "All stages train, each slower than the next.",
+        "A safe way to train all of the network.",
+        "Howard & Ruder 2018, ULMFiT; Bao et al. 2022, BEiT",
+        _discriminative,
+        settings=("layer_decay",),
+    ),
     "custom": NamedStrategy(
         "Custom",
-        "You decide: click the drawn stages, name the first one that trains, or give each a rate. So any block trains alone.",
+        "You choose the stages.",
+        "Click stages in the diagram, name the first one that trains, or give each a rate. So any block trains alone.",
         "Lee et al. 2023, Surgical fine-tuning",
         _custom,
+        settings=("cut", "stage_rates"),
     ),
 }

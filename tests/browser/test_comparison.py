@@ -21,7 +21,7 @@ def quick_settings(server, page):
 
 
 def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, browser, tmp_path, quick_settings, no_error_on):
-    page.get_by_role("button", name="Everything", exact=True).click()
+    page.get_by_role("button", name="Full fine-tuning", exact=True).click()
     page.get_by_role("button", name="Start 6 runs").wait_for()
     page.get_by_label("Seeds", exact=True).fill("2")
     page.get_by_label("Seeds", exact=True).press("Enter")

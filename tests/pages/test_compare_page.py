@@ -206,8 +206,8 @@ def test_cuts_and_shares_of_the_data_are_runs_of_their_own(readable):
     assert sorted(at.dataframe[0].value["Strategy"]) == [
         "Custom from block5 on · 100 % of the data",
         "Custom from block5 on · 50 % of the data",
-        "Everything · 100 % of the data",
-        "Everything · 50 % of the data",
+        "Full fine-tuning · 100 % of the data",
+        "Full fine-tuning · 50 % of the data",
     ]
     assert button(at, "Start 12 runs")
 

@@ -331,7 +331,7 @@ def test_forecast_puts_all_strategies_side_by_side(run, finished, known):
     next(button for button in at.button if button.label == "Forecast all strategies").click().run()
     finished(at)
     table = at.dataframe[0].value
-    assert list(table["Strategy"]) == ["Feature extraction", "▸ Last block", "Last two blocks", "Everything"]
+    assert list(table["Strategy"]) == ["Feature extraction", "▸ Last block", "Last two blocks", "Full fine-tuning"]
     assert table["Cache"].tolist()[-1] == "none"
 
 

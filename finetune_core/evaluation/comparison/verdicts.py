@@ -41,7 +41,7 @@ def points(share: float) -> str:
 
 
 def quoted(title: str) -> str:
-    """A strategy's title within a sentence: one of them is called Everything."""
+    """A strategy's title within a sentence."""
     return f"“{title}”"
 
 

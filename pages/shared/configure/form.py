@@ -136,7 +136,7 @@ def strategy_field(problems: dict[str, str]) -> None:
         label("strategy"),
         list(STRATEGIES),
         format_func=lambda name: STRATEGIES[name].title,
-        captions=[f"{strategy.help} ({strategy.source})" for strategy in STRATEGIES.values()],
+        captions=[f"{strategy.summary} {strategy.help} ({strategy.source})" for strategy in STRATEGIES.values()],
         key=settings.key("strategy"),
         help=setting_of("strategy").help,
         persist_state="session",

@@ -10,7 +10,7 @@ from finetune_core.formatting import learning_rate_text, number, percent, short_
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import describe, plan
 
-_PART_WORDS = {"norms": "🔥 norms only", "biases": "🔥 biases only"}
+_PART_WORDS = {"norms": "🔥 norm layers only", "biases": "🔥 biases only"}
 
 # Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
 _CSS = """

@@ -23,7 +23,7 @@ def run_title(run: Run) -> str:
     except ValueError:  # a folder that was renamed
         when = run.run_id
     named = f"{run.name} · " if run.name else ""
-    return f"{named}{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title.lower()}"
+    return f"{named}{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title}"
 
 
 def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_active: bool = False) -> Run:

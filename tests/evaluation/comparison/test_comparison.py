@@ -17,10 +17,10 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
     assert [(arm["arm"], arm["seeds"], arm["trained_stages"]) for arm in told["arms"]] == [
         ("Feature extraction", [0, 1], 1),
         ("Last block", [0, 1], 2),
-        ("Everything", [0, 1], 4),
+        ("Full fine-tuning", [0, 1], 4),
     ]
     assert [run["run_id"] for run in told["runs"]] == [run.run_id for run in three_strategies]
-    assert pair_of(told, "Last block", "Everything")["different"]
+    assert pair_of(told, "Last block", "Full fine-tuning")["different"]
     assert not pair_of(told, "Last block", "Feature extraction")["different"]
     assert told["advised"] == "Feature extraction"
     assert told["strategies"] == (
@@ -48,11 +48,11 @@ def test_without_test_images_of_all_the_validation_images_are_used_and_that_is_s
     assert (compared.split, compared.images) == ("val", IMAGES)
     assert "optimistic" in compared.notes[0]
     assert any(
-        "Did not train to the end" in note and "“Everything · stopped after 2 of 10 epochs”, seed 0" in note
+        "Did not train to the end" in note and "“Full fine-tuning · stopped after 2 of 10 epochs”, seed 0" in note
         for note in compared.notes
     )
     assert compared.headline.endswith(
-        "“Last block” has one seed only and “Everything · stopped after 2 of 10 epochs” did not train to the end."
+        "“Last block” has one seed only and “Full fine-tuning · stopped after 2 of 10 epochs” did not train to the end."
     )
 
 
@@ -107,7 +107,7 @@ def test_titles_say_what_tells_the_arms_apart_and_no_more():
         return arm_titles([make_config({"data": "x"} | one) for one in settings])
 
     full = {"strategy": "full"}
-    assert titles({}, full | {"learning_rate": 0.1}) == ["Last block", "Everything"]
+    assert titles({}, full | {"learning_rate": 0.1}) == ["Last block", "Full fine-tuning"]
     assert titles({"learning_rate": 0.1}, {"learning_rate": 0.01}) == [
         "Last block · learning rate 0.1",
         "Last block · learning rate 0.01",

@@ -101,12 +101,12 @@ def test_a_comparison_is_judged_by_what_was_chosen_and_says_so(three_strategies,
     told, measure = compared.to_json(), MEASURES[name]
     assert told["measure"] == name
     assert f"by {measure.of} on these 540 images" in compared.headline
-    better = pair_of(told, "Feature extraction", "Everything")
+    better = pair_of(told, "Feature extraction", "Full fine-tuning")
     assert better["different"]
     sign = -1 if (better["a"] == "Feature extraction") == measure.lower_is_better else 1
     assert better["difference"] * sign > 0
     assert better["ci_low"] <= better["difference"] <= better["ci_high"]
-    assert better["strategies"]["verdict"].startswith("“Feature extraction” beats “Everything” by ")
+    assert better["strategies"]["verdict"].startswith("“Feature extraction” beats “Full fine-tuning” by ")
     assert measure.unit in better["strategies"]["verdict"]
     assert compared.arm_verdicts[-1].kind == "worse"
     assert all(arm["score_low"] <= arm["score"] <= arm["score_high"] for arm in told["arms"])

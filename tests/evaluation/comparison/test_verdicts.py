@@ -14,11 +14,11 @@ from tests.evaluation.simulated import pair_of, right
 
 def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_shown(three_strategies):
     told = compare_runs(three_strategies).to_json()
-    better = pair_of(told, "Feature extraction", "Everything")
+    better = pair_of(told, "Feature extraction", "Full fine-tuning")
     by = f"by {abs(better['difference']) * 100:.1f} points ("
-    assert better["strategies"]["verdict"].startswith(f"“Feature extraction” beats “Everything” {by}")
+    assert better["strategies"]["verdict"].startswith(f"“Feature extraction” beats “Full fine-tuning” {by}")
     assert better["networks"]["verdict"].startswith(
-        f"the 2 networks of “Feature extraction” beat the 2 networks of “Everything” {by}"
+        f"the 2 networks of “Feature extraction” beat the 2 networks of “Full fine-tuning” {by}"
     )
     assert better["verdict"] == f"Strategies: {better['strategies']['verdict']} Networks: {better['networks']['verdict']}"
     assert better["verdict"].endswith(" on these 540 images.")
@@ -32,11 +32,11 @@ def test_each_arm_is_told_beside_the_one_to_take(three_strategies):
     assert [(compared.arms[one.arm].title, one.kind) for one in compared.arm_verdicts] == [
         ("Feature extraction", "taken"),
         ("Last block", "alike"),
-        ("Everything", "worse"),
+        ("Full fine-tuning", "worse"),
     ]
     assert compared.arm_verdicts[0].words.endswith(" in 3.0 s a run")
     assert "would most likely not have shown" in compared.arm_verdicts[1].words
-    lost = pair_of(compared.to_json(), "Feature extraction", "Everything")
+    lost = pair_of(compared.to_json(), "Feature extraction", "Full fine-tuning")
     assert f"{abs(lost['difference']) * 100:.1f} points worse" in compared.arm_verdicts[2].words
 
 
@@ -49,8 +49,8 @@ def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
     runs += [made_run(side, seconds=9.0, strategy="full", seed=seed) for seed, side in enumerate(swinging)]
     compared = compare_runs(runs)
     told = compared.to_json()
-    assert compared.arms[compared.best].title == "Everything"
-    assert not pair_of(told, "Everything", "Last block")["different"]
+    assert compared.arms[compared.best].title == "Full fine-tuning"
+    assert not pair_of(told, "Full fine-tuning", "Last block")["different"]
     assert pair_of(told, "Last two blocks", "Last block")["different"]
     assert compared.arms[compared.advised].title == "Last two blocks"
 
@@ -63,11 +63,11 @@ def test_with_one_seed_only_the_networks_can_be_judged(made_run):
     assert pair["networks"]["different"]
     assert [pair["mcnemar_p"], pair["networks"]["p"]] == pytest.approx([mcnemar_p(a[None], b[None])[0, 0]] * 2)
     assert compared.headline == (
-        "The strategies cannot be judged yet on these 540 images: “Last block” and “Everything” have one seed only."
+        "The strategies cannot be judged yet on these 540 images: “Last block” and “Full fine-tuning” have one seed only."
     )
-    assert "Train at least one more seed of “Last block” and “Everything”" in compared.caveat
+    assert "Train at least one more seed of “Last block” and “Full fine-tuning”" in compared.caveat
     assert compared.networks.startswith(
-        "The networks trained here: the network of “Last block” beats the network of “Everything” by "
+        "The networks trained here: the network of “Last block” beats the network of “Full fine-tuning” by "
     )
     assert compared.advised is None
     assert [(one.about, one.kind) for one in compared.arm_verdicts] == [("networks", "best"), ("networks", "worse")]
@@ -111,11 +111,11 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
     assert later["networks"]["different"]
     assert later["networks"]["p"] <= earlier["networks"]["p"]
     assert (
-        "the 2 networks of “Feature extraction” beat the network of “Everything” by 3.7 points (1.5 to 5.9)" in before.networks
+        "the 2 networks of “Feature extraction” beat the network of “Full fine-tuning” by 3.7 points (1.5 to 5.9)" in before.networks
     )
-    assert "the 2 networks of “Feature extraction” beat the 2 networks of “Everything” by 4.1 points" in after.networks
+    assert "the 2 networks of “Feature extraction” beat the 2 networks of “Full fine-tuning” by 4.1 points" in after.networks
     assert earlier["strategies"] is None
-    assert before.headline == "The strategies cannot be judged yet on these 600 images: “Everything” has one seed only."
+    assert before.headline == "The strategies cannot be judged yet on these 600 images: “Full fine-tuning” has one seed only."
     assert not later["strategies"]["different"]
     assert later["strategies"]["smallest_seen"] < 0.15
     assert later["seed_error"] > later["image_error"], "the seeds are why"
@@ -152,7 +152,7 @@ def test_with_one_arm_of_a_single_seed_the_others_are_judged_as_strategies(three
     assert "“Last two blocks” has one seed only, so as a strategy it cannot be judged yet." in told.caveat
     kinds = {told.arms[one.arm].title: (one.about, one.kind) for one in told.arm_verdicts}
     assert kinds["Last two blocks"] == ("networks", "better")
-    assert kinds["Everything"] == ("strategies", "worse")
+    assert kinds["Full fine-tuning"] == ("strategies", "worse")
 
 
 def test_so_few_images_advise_nothing(made_run):

@@ -23,7 +23,7 @@ def test_comparing_a_run_that_stopped_in_bf16_with_finished_ones_is_noted(made_r
     full = {"strategy": "full"}
     runs = [made_run(RIGHT), made_run(RIGHT, precision="bf16", status="stopped", **full)]
     (note,) = [note for note in compare_runs(runs).notes if "bf16" in note]
-    assert "Everything" in note
+    assert "Full fine-tuning" in note
     assert "seed 0 (bf16)" in note
     assert note.count("seed") == 1
     finished = [made_run(RIGHT), made_run(RIGHT, **full)]
