@@ -1,8 +1,8 @@
 """Configure: backbone, strategy and settings of the next run, with the strategy drawn."""
 
 import hashlib
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import streamlit as st
 
@@ -10,21 +10,22 @@ from finetune_core.config import RunConfig, names_in
 from finetune_core.config.metadata import ADVANCED, TRAINING
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
+from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.figures.curves import rate_curve
 from finetune_core.formatting import duration, number, size, things
-from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import RANDOM
-from finetune_core.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
-from finetune_core.training.forecast import SpeedBook, calibrate, comparable, forecast
-from finetune_core.training.hyperrule import rule_of
+from finetune_core.training.forecast import Forecast, comparable
 from finetune_core.training.lr_finder import RateCurve, find_rate
 from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import chosen_views, why_uncached
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
+from pages.shared.configure.choices import Known, backbone_cards, known_of, strategy_cards
+from pages.shared.configure.presets import draw_presets
 from pages.shared.configure.stages import draw_strategy
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
@@ -32,47 +33,12 @@ from pages.shared.jobs import begin, outcome
 from pages.shared.runs.backend import submit, why_not_timed
 
 MORE_KEY = "more_settings"
+MOST_LINES = 3  # of problems in the bar; of more, the rest is scrolled to
 
 page(
     "pages/configure.py",
     "Decide which stages of a pretrained network train, and how. Cold stages stay frozen, warm ones train.",
 )
-
-
-def recipes(dataset: Dataset | None) -> None:
-    with st.container(horizontal=True):
-        st.button(
-            "The tutorial's recipe",
-            icon=":material/menu_book:",
-            on_click=settings.apply_recipe,
-            args=(TUTORIAL_RECIPE,),
-            help="ResNet-18 from ImageNet, a new head, layer4 and head trained with Adam at 0.0001, cross-entropy, batch 32, 224 pixels, "
-            "ImageNet's normalisation, 10 epochs.",
-        )
-        st.button(
-            "Feature extraction",
-            icon=":material/ac_unit:",
-            on_click=settings.apply_recipe,
-            args=(FEATURE_EXTRACTION_RECIPE,),
-            help="The same network and settings, but only the head trains, with Adam at 0.001: faster.",
-        )
-        st.button(
-            "Tutorial, no download",
-            icon=":material/package_2:",
-            on_click=settings.apply_recipe,
-            args=(TUTORIAL_RECIPE | {"backbone": PACKAGED},),
-            help=f"The tutorial's settings on {PACKAGED}, whose weights are installed with Thaw.",
-        )
-        if dataset:
-            rule = rule_of(dataset)
-            st.button(
-                "Fit to the size of my data",
-                icon=":material/straighten:",
-                on_click=settings.set_fields,
-                args=(rule.settings,),
-                help="Length, image size, optimizer and learning rate by the number of images, in the manner of BiT's HyperRule "
-                f"(Kolesnikov et al. 2020): a default, not a search. {rule.reason}",
-            )
 
 
 def data_in_words() -> Dataset | None:
@@ -88,81 +54,91 @@ def data_in_words() -> Dataset | None:
     return dataset
 
 
-def draw(found: dict[str, Any], problems: dict[str, str], classes: int | None) -> None:
+def draw(sound: RunConfig, problems: dict[str, str], classes: int | None) -> None:
     """Draw the strategy, whatever is still wrong in the form."""
     try:
-        draw_strategy(settings.sound(found), classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
+        draw_strategy(sound, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
     except ConfigError:
         st.caption("The strategy is drawn once its settings below can be used.")
+    if sound.starts_from == RANDOM:
+        st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
 
 
-def fields(problems: dict[str, str]) -> None:
+def what(sound: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]) -> str | None:
+    """What trains: backbone and strategy; returns why nothing can be started."""
+    form.backbone_field(problems)
+    backbone_cards(sound, known)
+    with st.container():
+        reason = offer_weights([sound])
+    strategy_cards(sound, known)
+    form.strategy_settings(problems)
+    with st.container():
+        if config and known.dataset:
+            forecasts(config, known)
+    return reason
+
+
+def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]) -> None:
+    """How it trains: settings, and the learning rate that suits."""
     inside = {"weights", *names_in(*ADVANCED)} & problems.keys()
     if inside - st.session_state.get("problems_inside", set()):  # something is wrong in there that was not before
         st.session_state[MORE_KEY] = True
     st.session_state["problems_inside"] = inside
-    left, right = st.columns(2, gap="large")
-    with left:
-        form.backbone_field(problems)
-        form.strategy_field(problems)
-    with right:
-        form.section(TRAINING, problems)
-        with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
-            form.weights_field(problems)
-            for section in ADVANCED:
-                st.markdown(f"**{section}**")
-                form.section(section, problems)
+    form.section(TRAINING, problems)
+    with st.container():
+        if config and dataset:
+            about_augmentation(config)
+            rate_finder(config)
+    with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
+        form.weights_field(problems)
+        for section in ADVANCED:
+            st.markdown(f"**{section}**")
+            form.section(section, problems)
 
 
-def about_weights(found: dict[str, Any]) -> None:
-    if found["weights"] == RANDOM or found["strategy"] == "from_scratch":
-        st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
+def forecasts(config: RunConfig, known: Known) -> None:
+    """Measure what each strategy would take, and show it side by side."""
+    compared, dataset = comparable(config), known.dataset
+    told = {one.strategy: known.expects(one) for one in compared}
+    complete = all(told.values())
+    mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[:16]
+    key = f"forecast:{mark}-{dataset.fingerprint}"
+    measure = partial(calibrate, compared, dataset, known.book, again=complete)
+    reason = why_not_timed()
+    st.button(
+        "Measure again" if complete else "Forecast all strategies",
+        icon=":material/timer:",
+        disabled=reason is not None,
+        help=reason
+        or "Times a few steps of every strategy on this machine and works out the rest; each run that ends corrects it.",
+        key="forecast",
+        on_click=begin,
+        args=(key, "Timing a few steps of each strategy", measure),
+    )
+    try:
+        outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)))
+    if complete:
+        with st.expander("Forecast of all strategies", icon=":material/table:"):
+            forecast_table(told, config.strategy)
 
 
-def forecasts(config: RunConfig, dataset: Dataset) -> None:
-    """What each strategy would take, side by side."""
-    st.subheader("What it will take", anchor=False)
-    book = SpeedBook()
-    compared = comparable(config)
-    if not all(book.knows(one, dataset) for one in compared):
-        st.caption(
-            "Thaw times a few steps of every strategy on this machine and works out the rest; each run that ends corrects it."
-        )
-        reason = why_not_timed()
-        mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[:16]
-        key = f"forecast:{mark}-{dataset.fingerprint}"
-        timing = (key, "Timing a few steps of each strategy", partial(calibrate, compared, dataset, book))
-        st.button(
-            "Forecast all strategies",
-            icon=":material/timer:",
-            disabled=reason is not None,
-            help=reason,
-            on_click=begin,
-            args=timing,
-        )
-        try:
-            outcome(key)
-        except FinetuneError as error:
-            st.error(plain(str(error)))
-        if reason:
-            st.caption(reason)
-        return
-    rows = []
-    reading = book.decode_seconds(dataset, config.image_size)
-    for one in compared:
-        told = forecast(one, dataset, book.speed(one), reading)
-        rows.append(
-            {
-                "Strategy": ("▸ " if one.strategy == config.strategy else "") + STRATEGIES[one.strategy].title,
-                "Trainable": number(told.trainable_parameters),
-                "In all": duration(told.seconds),
-                "An epoch": duration(told.epoch_seconds),
-                "Memory": size(told.memory_bytes),
-                "Cache": size(told.cache_bytes) if told.cache_bytes else "none",
-            }
-        )
+def forecast_table(told: Mapping[str, Forecast], chosen: str) -> None:
+    rows = [
+        {
+            "Strategy": ("▸ " if name == chosen else "") + STRATEGIES[name].title,
+            "Trainable": number(one.trainable_parameters),
+            "In all": duration(one.seconds),
+            "An epoch": duration(one.epoch_seconds),
+            "Memory": size(one.memory_bytes),
+            "Cache": size(one.cache_bytes) if one.cache_bytes else "none",
+        }
+        for name, one in told.items()
+    ]
     notes = {
-        "In all": "Everything, when nothing is cached yet: less after a run with the same frozen stages.",
+        "In all": "The whole run, when nothing is cached yet: less after a run with the same frozen stages.",
+        "An epoch": "The mean, where stages thaw on the way.",
         "Memory": "Weights, optimizer, decoded images, cache and what a step holds; the program itself comes on top.",
         "Cache": "What the frozen stages make of each image, computed once.",
     }
@@ -173,11 +149,14 @@ def forecasts(config: RunConfig, dataset: Dataset) -> None:
 
 def rate_finder(config: RunConfig) -> None:
     """Try rising learning rates, and offer the one that suits."""
-    st.subheader("Which learning rate", anchor=False)
-    st.caption("Trains a copy for a hundred steps at ever higher rates. A good rate lies where the loss still falls.")
     key = f"rates:{config.model_dump_json(exclude={'learning_rate', 'epochs'})}"
-    trying = (key, "Trying learning rates", partial(find_rate, config, readable_roots()))
-    st.button("Find a learning rate", icon=":material/speed:", on_click=begin, args=trying)
+    st.button(
+        "Find a learning rate",
+        icon=":material/speed:",
+        help="Trains a copy for a hundred steps at ever higher rates. A good rate lies where the loss still falls.",
+        on_click=begin,
+        args=(key, "Trying learning rates", partial(find_rate, config, readable_roots())),
+    )
     try:
         curve: RateCurve | None = outcome(key)
     except FinetuneError as error:
@@ -208,44 +187,63 @@ def about_augmentation(config: RunConfig) -> None:
         )
 
 
-def start(config: RunConfig | None, problems: dict[str, str]) -> None:
-    if problems:
-        st.error(f"{things(len(problems), 'setting')} cannot be used:", icon=":material/error:")
-        for name, problem in problems.items():
-            st.markdown(f"- :red[{plain(form.label(name))} {plain(problem)}]")
-    reason = offer_weights([config]) if config else None
-    pressed = st.button(
-        "Start training",
-        type="primary",
-        icon=":material/local_fire_department:",
-        disabled=config is None or reason is not None,
-        help=reason,
-    )
-    if pressed:
+def summary(config: RunConfig, known: Known) -> str:
+    """The run in one line."""
+    images = max(1, round(int((known.dataset.table["split"] == TRAIN).sum()) * config.train_fraction))
+    told = known.expects(config)
+    parts = [
+        f"**{STRATEGIES[config.strategy].title}** on **{plain(config.backbone)}**",
+        things(images, "training image"),
+        things(config.epochs, "epoch"),
+        *([f"about {duration(told.seconds)}", size(told.memory_bytes)] if told else []),
+    ]
+    return " · ".join(parts)
+
+
+def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None) -> None:
+    """What would be started, or why nothing can be, and Start: always in sight."""
+    with st.bottom.container(horizontal=True, vertical_alignment="center", border=True, key="start_bar"):
+        with st.container(width="stretch", gap=None):
+            if problems:
+                st.markdown(f":red[:material/error: **{things(len(problems), 'setting')} cannot be used:**]")
+                with st.container(gap=None, height=80 if len(problems) > MOST_LINES else "content", border=False):
+                    for name, problem in problems.items():
+                        st.caption(f":red[{plain(form.label(name))} {plain(problem)}]")
+            elif config:
+                st.markdown(f":orange[:material/download:] {reason}" if reason else summary(config, known))
+        pressed = st.button(
+            "Start training",
+            type="primary",
+            icon=":material/local_fire_department:",
+            disabled=config is None or reason is not None,
+            help=reason,
+            key="start",
+        )
+    if config and pressed:
         try:
             run = submit(config)
         except FinetuneError as error:
-            st.error(plain(str(error)))
+            st.bottom.error(plain(str(error)))
             return
         go("pages/train.py", run)
 
 
 dataset = data_in_words()
-root = data_folder() if dataset else ""
-classes = len(dataset.classes) if dataset else None
-recipes(dataset)
-found = settings.values(root or "any", effective(dataset.edits) if dataset else ())
+found = settings.values((data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ())
 config, problems = form.checked(found, readable_roots(), dataset)
 if dataset is None:
     problems.pop("data", None)  # that there is none is said above
-draw(found, problems, classes)
-about_weights(found)
-fields(problems)
-if classes is None:
-    next_step("pages/dataset.py", "Choose data first")
+draw_presets(dataset)
+sound = settings.sound(found)
+draw(sound, problems, len(dataset.classes) if dataset else None)
+known = known_of(dataset, timed=config is not None)
+left, right = st.columns([3, 2], gap="large")
+with left:
+    reason = what(sound, config, known, problems)
+with right:
+    how(config, dataset, problems)
+if dataset is None:
+    with st.bottom:
+        next_step("pages/dataset.py", "Choose data first")
 else:
-    if config and dataset:
-        about_augmentation(config)
-        rate_finder(config)
-        forecasts(config, dataset)
-    start(config, problems)
+    start_bar(config, known, problems, reason)

@@ -10,7 +10,8 @@ from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import network_stages
-from finetune_core.training.forecast import SpeedBook, forecast
+from finetune_core.training.forecast import expected
+from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import cut_index, plan
 
 FROM = "from:"  # as a strategy: everything from this stage on trains
@@ -73,11 +74,8 @@ def with_rates(configs: Sequence[RunConfig], rates: Mapping[str, float | None]) 
 def arm_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook) -> list[float] | None:
     """What each run of one arm is expected to take: only the first pays for the frozen stages. None where the speeds were not
     measured yet."""
-    if not all(book.knows(config, dataset) for config in configs):
-        return None
-    first, reading = configs[0], book.decode_seconds(dataset, configs[0].image_size)
-    alone, shared = (forecast(first, dataset, book.speed(first), reading, found).seconds for found in (0, _EVERYTHING_FOUND))
-    return [alone, *[shared] * (len(configs) - 1)]
+    alone, shared = (expected(configs[0], dataset, book, found) for found in (0, _EVERYTHING_FOUND))
+    return [alone.seconds, *[shared.seconds] * (len(configs) - 1)] if alone and shared else None
 
 
 def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:

@@ -40,11 +40,11 @@ from finetune_core.training.events import (
     RunStarted,
     RunStopped,
 )
-from finetune_core.training.forecast import SpeedBook, learn_from_run
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config
+from finetune_core.training.speed_book import SpeedBook, learn_from_run
 
 CONFIG_FILE, EVENTS_FILE = "config.json", "events.jsonl"
 _SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # by whoever trains, beside the checkpoints

@@ -37,7 +37,7 @@ from finetune_core.training.events import (
     StepEnded,
 )
 from finetune_core.training.footprint import footprint, kept_for_backward
-from finetune_core.training.forecast import SpeedBook, forecast
+from finetune_core.training.forecast import expected
 from finetune_core.training.freezing import apply
 from finetune_core.training.job import Job, step_rule
 from finetune_core.training.lost import LostImages
@@ -48,6 +48,7 @@ from finetune_core.training.predictions import save_predictions
 from finetune_core.training.prepare import prepare
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
+from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
 from finetune_core.training.training_state import TrainingState, restore_training_state, save_training_state
 from finetune_core.training.weight_ema import WeightEMA
@@ -287,12 +288,8 @@ def _started(job: Job) -> RunStarted:
 
 
 def _expected(job: Job) -> dict[str, float] | None:
-    book = SpeedBook()
-    speed, reading = book.speed(job.config), book.decode_seconds(job.dataset, job.config.image_size)
-    if speed is None or reading is None:
-        return None
-    expected = forecast(job.config, job.dataset, speed, reading, job.report.found)
-    return {name: getattr(expected, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
+    told = expected(job.config, job.dataset, SpeedBook(), job.report.found)
+    return told and {name: getattr(told, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:

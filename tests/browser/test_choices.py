@@ -73,6 +73,39 @@ def test_a_stage_that_is_toggled_by_keyboard_keeps_the_focus(server, page, no_er
     no_error_on(page)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_start_is_in_sight_wherever_the_page_is_scrolled_to(shared_server, browser, no_error_on, width, height):
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(120_000)
+    page.goto(f"{shared_server.url}/configure?data=digits")
+    start = page.get_by_role("button", name="Start training")
+    page.get_by_role("button", name="Forecast all strategies").wait_for()
+    for target in ("Forecast all strategies", "Start training", "The tutorial's recipe"):
+        page.get_by_role("button", name=target).scroll_into_view_if_needed()
+        box = start.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= height
+    assert page.evaluate("document.querySelector('[data-testid=stMain]').scrollWidth") <= width
+    no_error_on(page)
+    page.close()
+
+
+def test_a_strategy_is_chosen_by_mouse_and_keyboard_and_what_it_says_follows(server, page, no_error_on):
+    page.goto(f"{server.url}/configure?data=digits")
+    page.get_by_text("Full fine-tuning", exact=True).first.click()
+    page.get_by_text("Full fine-tuning on efficientnet_lite0").wait_for()
+    page.get_by_role("button", name=re.compile("Freeze stem")).wait_for()
+    page.get_by_role("radio", name="From scratch").focus()
+    page.keyboard.press("ArrowDown")
+    page.get_by_text("Linear probe, then full (LP-FT) on efficientnet_lite0").wait_for()
+    page.get_by_label("Unfreeze every (epochs)").wait_for()
+    page.keyboard.press("ArrowDown")  # where the focus is
+    page.get_by_text("Gradual unfreezing on efficientnet_lite0").wait_for()
+    no_error_on(page)
+
+
 def test_more_settings_stays_open_while_errors_above_it_come_and_go(server, page, no_error_on):
     page.goto(f"{server.url}/configure?data=digits")
     page.get_by_text("More settings", exact=True).click()
@@ -95,7 +128,7 @@ def test_what_is_pressed_while_a_job_works_does_not_end_it(data, server, page, n
     page.get_by_label("Folder, archive or manifest", exact=True).press("Enter")
     page.get_by_role("button", name="Configure the training").click()
     page.get_by_role("button", name="Find a learning rate").click()
-    page.get_by_role("button", name="Feature extraction", exact=True).wait_for()
+    page.get_by_role("radio", name="Feature extraction", exact=True).check()
     page.get_by_label("Epochs", exact=True).fill("2")
     page.get_by_label("Epochs", exact=True).press("Enter")
     page.locator("[data-testid=stPlotlyChart]").wait_for()

@@ -85,7 +85,7 @@ def test_a_reload_keeps_the_data_and_the_settings_and_trains_on_them(folder, kno
     at.number_input(key="form_epochs").set_value(1)
     at.number_input(key="form_image_size").set_value(32)
     at.text_input(key="form_learning_rate").set_value("0.000123456789")
-    at.radio(key="form_strategy").set_value("custom")
+    at.session_state["form_strategy"] = "custom"
     at.run()
     at.selectbox(key="custom_cut").set_value("block3").run()
     again = reloaded("configure", at)
@@ -102,7 +102,8 @@ def test_a_reload_keeps_the_data_and_the_settings_and_trains_on_them(folder, kno
 
 def test_stage_rates_and_a_file_of_weights_survive_a_reload(folder, known):
     at = opened("configure", data=known(folder))
-    at.radio(key="form_strategy").set_value("custom").run()
+    at.session_state["form_strategy"] = "custom"
+    at.run()
     at.button_group(key="custom_how").set_value("A rate for each stage").run()
     at.number_input(key="custom_rate_block5").set_value(0.3)
     at.selectbox(key="weights_from").set_value("A file").run()

@@ -8,7 +8,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.network import build_network
 from finetune_core.models.weights import RANDOM
 from finetune_core.runs.design import arm_of, arm_seconds, by_arm, design, with_rates
-from finetune_core.training.forecast import Speed, SpeedBook
+from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 
 BASE = make_config({"data": "/pets", "backbone": "efficientnet_lite0", "epochs": 4})

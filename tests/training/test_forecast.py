@@ -8,9 +8,13 @@ import torch
 from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
+from finetune_core.models.network import network_stages
 from finetune_core.runs.record import create_run, execute
 from finetune_core.training import events
-from finetune_core.training.forecast import Speed, SpeedBook, calibrate, comparable, forecast
+from finetune_core.training.forecast import comparable, expected, forecast
+from finetune_core.training.speed_book import Speed, SpeedBook
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
 
 SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
@@ -65,25 +69,61 @@ def test_what_is_cached_already_costs_nothing(config, folder):
     assert fresh - found == pytest.approx(40 * 0.011)
 
 
-def test_comparable_leaves_custom_settings_out():
-    config = make_config({"data": "x", "strategy": "custom", "cut": "block5"})
-    names = [one.strategy for one in comparable(config)]
-    assert names == ["custom", "feature_extraction", "last_block", "last_two_blocks", "full"]
-    assert comparable(config)[1].cut is None
+def test_stages_that_are_not_thawed_yet_cost_no_backward_pass(config, folder):
+    dataset = load_dataset(folder)
+    full, probe_first = (
+        forecast(config(strategy=name, thaw_every=1), dataset, replace(SPEED, activation_bytes=0, trunk=0.0), 0.001)
+        for name in ("full", "linear_probe_then_full")
+    )
+    stages = len(network_stages(config().backbone))
+    spared = 28 * (SPEED.step - SPEED.forward) * (stages - 1) / stages  # the first of four epochs, but for the head
+    assert full.seconds - probe_first.seconds == pytest.approx(spared)
 
 
-def test_calibration_fills_the_book_once(config, folder):
+def test_nothing_is_expected_before_all_of_it_was_measured(config, folder):
     dataset, book = load_dataset(folder), SpeedBook()
-    compared = comparable(config())
+    assert expected(config(), dataset, book) is None
+    book.learn(config(), SPEED)
+    assert expected(config(), dataset, book) is None
+    book.learn_decoding(dataset.fingerprint, 32, 0.001)
+    assert expected(config(), dataset, book) == forecast(config(), dataset, SPEED, 0.001)
+
+
+def test_every_strategy_that_could_run_is_comparable():
+    usual, own = make_config({"data": "x"}), make_config({"data": "x", "strategy": "custom", "cut": "block5"})
+    assert [one.strategy for one in comparable(usual)] == [name for name in STRATEGIES if name != "custom"]
+    assert [one.strategy for one in comparable(own)] == list(STRATEGIES)
+    assert [one.cut for one in comparable(own)] == [None] * (len(STRATEGIES) - 1) + ["block5"]
+    short = make_config({"data": "x", "epochs": 1})
+    assert STRATEGIES.keys() - {one.strategy for one in comparable(short)} == {
+        "linear_probe_then_full",
+        "gradual_unfreezing",
+        "custom",
+    }
+
+
+def test_calibration_fills_the_book_once_and_again_where_it_is_asked_to(config, folder):
+    dataset, book = load_dataset(folder), SpeedBook()
+    compared = [config(strategy=name) for name in ("feature_extraction", "last_block", "full")]
     steps = list(calibrate(compared, dataset, book))
-    assert steps[-1] == Step(4, 4)
-    speeds = [SpeedBook().speed(one) for one in compared]
-    assert all(speed.step > 0 for speed in speeds)
-    assert speeds[-1].trunk == 0
-    assert speeds[0].activation_bytes == 1280 * 4
-    before = (SpeedBook().speed(compared[0]), book.decode_seconds(dataset, 32))
+    assert steps[-1] == Step(3, 3)
+    before = [SpeedBook().speed(one) for one in compared]
+    assert all(speed.step > 0 for speed in before)
+    assert before[-1].trunk == 0
+    assert before[0].activation_bytes == 1280 * 4
+    reading = book.decode_seconds(dataset, 32)
     list(calibrate(compared, dataset, book))
-    assert (SpeedBook().speed(compared[0]), book.decode_seconds(dataset, 32)) == before
+    assert ([SpeedBook().speed(one) for one in compared], book.decode_seconds(dataset, 32)) == (before, reading)
+    list(calibrate(compared, dataset, book, again=True))
+    assert all(book.speed(one) != old for one, old in zip(compared, before, strict=True))
+    assert book.decode_seconds(dataset, 32) != reading
+
+
+def test_what_computes_the_same_is_timed_once(config, folder):
+    alike = [config(strategy=name) for name in ("full", "from_scratch", "discriminative", "linear_probe_then_full")]
+    list(calibrate([*alike, config(strategy="bias_only")], load_dataset(folder), SpeedBook()))
+    assert len({SpeedBook().speed(one) for one in alike}) == 1
+    assert SpeedBook().speed(config(strategy="bias_only")) != SpeedBook().speed(alike[0])
 
 
 def test_timing_draws_nothing_from_the_randomness_that_a_run_may_be_using(config, folder):
@@ -111,6 +151,15 @@ def test_a_run_corrects_the_book_and_carries_its_forecast(config, tmp_path):
     assert (learnt.trunk, learnt.step_bytes) == (SPEED.trunk, SPEED.step_bytes)
 
 
+def test_only_epochs_in_which_all_of_it_trains_correct_the_book(config, tmp_path):
+    book, warming = SpeedBook(), config(strategy="linear_probe_then_full", thaw_every=3)
+    book.learn(warming, SPEED)
+    book.learn_decoding(load_dataset(warming.data).fingerprint, 32, 0.001)
+    found = [event.to_json() for event in execute(create_run(warming, tmp_path / "runs"))]
+    last = [row for row in found if row["event"] == "EpochEnded"][-1]
+    assert book.speed(warming).step == pytest.approx(max(0.0, last["train_seconds"] / 28 - SPEED.trunk))
+
+
 @pytest.mark.parametrize("content", ["{broken", "[]", '{"speeds": []}', '{"speeds": {}, "decode": 3}'])
 def test_a_damaged_book_is_begun_again(config, home, content):
     (home / "speeds.json").write_text(content)
@@ -130,7 +179,7 @@ def test_a_book_that_cannot_be_written_costs_no_run(config, tmp_path, monkeypatc
     def refuse(*_):
         raise OSError("read-only")
 
-    monkeypatch.setattr("finetune_core.training.forecast.write_bytes", refuse)
+    monkeypatch.setattr("finetune_core.training.speed_book.write_bytes", refuse)
     found = list(execute(create_run(config(epochs=1), tmp_path / "runs")))
     assert isinstance(found[-1], events.RunFinished)
 

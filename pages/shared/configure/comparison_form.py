@@ -20,9 +20,10 @@ from finetune_core.models.catalogue import backbone_names
 from finetune_core.models.network import network_stages
 from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
-from finetune_core.training.forecast import SpeedBook, calibrate
 from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
 from pages.shared.address import carried
 from pages.shared.chrome import plain

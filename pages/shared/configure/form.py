@@ -126,30 +126,20 @@ def backbone_field(problems: dict[str, str]) -> None:
         help=setting_of("backbone").help,
         persist_state="session",
     )
-    if not backbone_info(st.session_state[settings.key("backbone")]).ready:
-        st.caption("Its pretrained weights are not on this machine yet.")
     _problem("backbone", problems)
 
 
-def strategy_field(problems: dict[str, str]) -> None:
-    st.radio(
-        label("strategy"),
-        list(STRATEGIES),
-        format_func=lambda name: STRATEGIES[name].title,
-        captions=[f"{strategy.summary} {strategy.help} ({strategy.source})" for strategy in STRATEGIES.values()],
-        key=settings.key("strategy"),
-        help=setting_of("strategy").help,
-        persist_state="session",
-    )
-    chosen = st.session_state[settings.key("strategy")]
-    if chosen == "custom":
-        _custom_widgets()
-    if chosen in ("linear_probe_then_full", "gradual_unfreezing"):
-        setting_field("thaw_every", problems)
-    if chosen == "discriminative":
-        setting_field("layer_decay", problems)
-    for name in ("strategy", "cut", "stage_rates"):
-        _problem(name, problems)
+def strategy_settings(problems: dict[str, str]) -> None:
+    """What only the chosen strategy can be told, and what is wrong with it."""
+    with st.container():  # always there, so that nothing below is drawn anew
+        chosen = st.session_state[settings.key("strategy")]
+        if chosen == "custom":
+            _custom_widgets()
+        for name in STRATEGIES[chosen].settings:
+            if name not in settings.NO_WIDGETS:
+                setting_field(name, problems)
+        for name in ("strategy", "cut", "stage_rates"):
+            _problem(name, problems)
 
 
 def weights_field(problems: dict[str, str]) -> None:

@@ -10,10 +10,17 @@ from finetune_core.formatting import learning_rate_text, number, percent, short_
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import describe, plan
 
-_PART_WORDS = {"norms": "🔥 norm layers only", "biases": "🔥 biases only"}
+_PART_WORDS = {"norms": "norm layers only", "biases": "biases only"}
 
 # Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
-_CSS = """
+LOOKS_CSS = """
+.frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
+.thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
+.warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
+.head { background: #ff9d57; color: #4a1a00; border-color: #d9622b; }
+"""
+_CSS = (
+    """
 .row { display: flex; flex-wrap: wrap; gap: 6px; align-items: stretch; font-family: var(--st-font); }
 .tile { flex: 1 1 92px; min-width: 92px; padding: 10px 8px; border: 1px solid; border-radius: 10px; text-align: center;
   font: inherit; font-size: 13px; line-height: 1.45; }
@@ -21,11 +28,16 @@ button.tile { cursor: pointer; }
 button.tile:hover, button.tile:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
 .name { font-weight: 700; font-size: 14px; overflow-wrap: anywhere; }
 .word { font-weight: 600; }
-.frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
-.thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
-.warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
-.head { background: #ff9d57; color: #4a1a00; border-color: #d9622b; }
+.word::before { content: "local_fire_department" / ""; margin-right: 3px; font: normal 1.2em "Material Symbols Rounded"; vertical-align: -0.2em; }
+.frozen .word::before { content: "ac_unit" / ""; }
+@media (max-width: 640px) {
+  .row { gap: 4px; }
+  .tile { flex-basis: 64px; min-width: 64px; padding: 5px 2px; font-size: 12px; line-height: 1.3; }
+  .size { display: none; }
+}
 """
+    + LOOKS_CSS
+)
 _JS = """
 export default function ({ data, parentElement, setTriggerValue }) {
   const row = parentElement.querySelector(".row")
@@ -108,22 +120,27 @@ def draw_stages(
     st.markdown(told + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
+def look(stage: Mapping[str, Any], is_head: bool) -> str:
+    """How a stage looks: ``frozen``, ``thaws`` (later), ``warm``, or ``head`` where it trains."""
+    return "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
+
+
 def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None) -> dict[str, str]:
-    look = "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
+    shown = look(stage, is_head)
     words = {
-        "frozen": "❄ frozen",
-        "thaws": f"🔥 from epoch {stage['thaw_epoch']}",
-        "warm": _PART_WORDS.get(stage.get("part", "all"), "🔥 trains"),
-        "head": "🔥 new, trains",
+        "frozen": "frozen",
+        "thaws": f"from epoch {stage['thaw_epoch']}",
+        "warm": _PART_WORDS.get(stage.get("part", "all"), "trains"),
+        "head": "new, trains",
     }
     return {
         "name": stage["name"],
         "size": short_number(stage["parameters"]),
-        "word": words[look],
+        "word": words[shown],
         "rate": "unchanged"
         if not stage["trains"]
         else "rate ?"
         if learning_rate is None
         else f"rate {learning_rate_text(learning_rate * stage['rate'])}",
-        "look": look,
+        "look": shown,
     }

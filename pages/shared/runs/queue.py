@@ -15,7 +15,7 @@ from finetune_core.formatting import duration, percent, things
 from finetune_core.runs.design import arm_of, arm_seconds
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run, summary
-from finetune_core.training.forecast import SpeedBook
+from finetune_core.training.speed_book import SpeedBook
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.runs.backend import STATUS_WORDS, store, worker

@@ -111,7 +111,8 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
     assert later["networks"]["different"]
     assert later["networks"]["p"] <= earlier["networks"]["p"]
     assert (
-        "the 2 networks of “Feature extraction” beat the network of “Full fine-tuning” by 3.7 points (1.5 to 5.9)" in before.networks
+        "the 2 networks of “Feature extraction” beat the network of “Full fine-tuning” by 3.7 points (1.5 to 5.9)"
+        in before.networks
     )
     assert "the 2 networks of “Feature extraction” beat the 2 networks of “Full fine-tuning” by 4.1 points" in after.networks
     assert earlier["strategies"] is None

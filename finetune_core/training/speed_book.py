@@ -1,0 +1,132 @@
+"""The speeds that are known on this machine: measured before a run, corrected by every run that ends."""
+
+import json
+import math
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from finetune_core import paths
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.splits import TEST, TRAIN, VAL
+from finetune_core.files import write_bytes
+from finetune_core.training.device import choose_device
+
+_KNOWN_SPEEDS = 200
+_PATIENCE = 10  # seconds, for others that write to the book
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds an image, for one way to cut one network on this machine.
+
+    Attributes:
+        trunk: from pixels to the cut, without gradients.
+        step: a training step from the cut on.
+        forward: from the cut on, without gradients.
+        activation_bytes: of one image at the cut; 0 without a trunk.
+        step_bytes: what a step keeps for its backward pass, a whole batch.
+        exact: from pixels to the logits in fp32, for the final evaluation; 0 where the run itself is in fp32.
+    """
+
+    trunk: float
+    step: float
+    forward: float
+    activation_bytes: int
+    step_bytes: int
+    exact: float
+
+
+class SpeedBook:
+    """The speeds known on this machine, in one file that every process reads and writes."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file or paths.home() / "speeds.json"
+
+    def speed(self, config: RunConfig) -> Speed | None:
+        found = self._read()["speeds"].get(_key(config))
+        try:
+            speed = Speed(**found) if found else None
+            return speed if speed is None or all(math.isfinite(value) for value in asdict(speed).values()) else None
+        except TypeError:  # written by another version
+            return None
+
+    def decode_seconds(self, dataset: Dataset, image_size: int) -> float | None:
+        return self._read()["decode"].get(f"{dataset.fingerprint}-{image_size}")
+
+    def knows(self, config: RunConfig, dataset: Dataset) -> bool:
+        """Whether all of a forecast's numbers were measured."""
+        speed = self.speed(config)
+        return speed is not None and speed.step_bytes > 0 and self.decode_seconds(dataset, config.image_size) is not None
+
+    def learn(self, config: RunConfig, speed: Speed) -> None:
+        self._add("speeds", _key(config), asdict(speed))
+
+    def learn_decoding(self, fingerprint: str, image_size: int, seconds: float) -> None:
+        self._add("decode", f"{fingerprint}-{image_size}", seconds)
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or damaged: speeds can be measured again
+            known = None
+        known = known if isinstance(known, dict) else {}
+        return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode")}
+
+    def _add(self, kind: str, key: str, value: Any) -> None:
+        with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):  # a run is worth more than what it teaches
+            known = self._read()
+            known[kind].pop(key, None)
+            known[kind][key] = value
+            known[kind] = dict(list(known[kind].items())[-_KNOWN_SPEEDS:])
+            write_bytes(self._file, json.dumps(known, indent=1).encode())
+
+
+def learn_from_run(
+    book: SpeedBook, config: RunConfig, started: dict[str, Any], epochs: list[dict[str, Any]], finished: dict[str, Any]
+) -> None:
+    """Correct the book by what a run really took.
+
+    Args:
+        started, finished: the run's RunStarted and RunFinished rows.
+        epochs: its EpochEnded rows; none where it was resumed after its last one.
+    """
+    cache, counts = started["cache"], started["counts"]
+    known = book.speed(config)
+    thawed = max(stage["thaw_epoch"] for stage in started["stages"])
+    whole = [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
+    if known is None or not whole:  # never calibrated: a run alone does not tell all that a forecast needs
+        return
+    step = float(np.median(whole)) / counts[TRAIN]
+    forward = float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
+    if cache["where"] == "off":
+        # The whole network ran: what the book calls a step leaves the trunk out.
+        learnt = replace(known, step=max(0.0, step - known.trunk), forward=max(0.0, forward - known.trunk))
+        if known.exact:
+            learnt = replace(learnt, exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0)))
+    else:
+        trunk = cache["seconds_per_row"] if cache["trunk_seconds"] and cache["seconds_per_row"] else known.trunk
+        learnt = replace(
+            known, step=step, forward=forward, trunk=trunk, activation_bytes=cache["bytes"] // max(1, cache["rows"])
+        )
+    book.learn(config, learnt)
+    read = sum(counts.values())
+    if started["decoded"] == read:
+        book.learn_decoding(started["fingerprint"], config.image_size, started["decode_seconds"] / read)
+
+
+def conditions(config: RunConfig) -> tuple[Any, ...]:
+    """What speeds depend on beside the strategy."""
+    device = choose_device(config.device, config.precision)
+    return device.label, device.precision, config.backbone, config.image_size, config.batch_size, config.optimizer
+
+
+def _key(config: RunConfig) -> str:
+    strategy = config.strategy if config.strategy != "custom" else f"custom {config.cut} {config.stage_rates}"
+    device, precision, backbone, *sizes = conditions(config)
+    return " | ".join(map(str, (device, precision, backbone, strategy, *sizes)))

@@ -1,0 +1,157 @@
+"""How fast this machine trains: a few steps are timed, a few images read."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.decode import read_square
+from finetune_core.data.pixels import stored_side
+from finetune_core.data.threads import in_threads
+from finetune_core.errors import ImageError
+from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.network import Network, build_network, network_stages
+from finetune_core.models.partition import CannotSplit
+from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.training.compute import place, train_step
+from finetune_core.training.device import Device, choose_device
+from finetune_core.training.footprint import kept_for_backward
+from finetune_core.training.freezing import apply
+from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.speed_book import Speed, SpeedBook, conditions
+from finetune_core.training.stage_plan import Strategy, cut_index, plan
+from finetune_core.training.trunk import split_network
+from finetune_core.work import Step, Work
+
+_SECONDS = 0.4  # of timing for each number
+_DECODED = 48  # images
+_LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
+
+
+def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *, again: bool = False) -> Work[None]:
+    """Time what is not in the book yet: a few steps of each config, a few images of the data set.
+
+    Args:
+        again: time what is in the book, too.
+
+    Yields:
+        Steps that count configs.
+    """
+    configs = list(configs)
+    read: set[int] = set()
+    alike: dict[tuple[Any, ...], Speed] = {}
+    for done, config in enumerate(configs):
+        yield Step(done, len(configs))
+        side = config.image_size
+        if side not in read and (again or book.decode_seconds(dataset, side) is None):
+            book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
+        read.add(side)
+        if again or not book.knows(config, dataset):
+            work = _work(config)
+            if work not in alike:
+                alike[work] = _measure(config, len(dataset.classes))
+            book.learn(config, alike[work])
+    yield Step(len(configs), len(configs))
+
+
+def _work(config: RunConfig) -> tuple[Any, ...]:
+    """Equal for configs whose last epoch computes the same, whatever their learning rates."""
+    strategy = plan(config, network_stages(config.backbone))
+    return (*conditions(config), tuple((stage.frozen, stage.part, stage.batchnorm) for stage in strategy))
+
+
+def _measure(config: RunConfig, classes: int) -> Speed:
+    device = choose_device(config.device, config.precision)
+    asked = config.starts_from
+    weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
+    network = build_network(config.backbone, weights, classes, config.seed)
+    strategy = plan(config, network.stages)
+    place(network, strategy, device)
+    batch = min(config.batch_size, _LARGEST_BATCH)
+    # A generator of its own: a run in another thread may be using torch's.
+    images = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(config.seed))
+    images = images.to(device.torch_device, memory_format=torch.channels_last)
+    exact = 0.0
+    if device.precision != "fp32":
+        exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact), batch)
+    cut = cut_index(strategy)
+    try:
+        trunk = split_network(network).part(None, cut) if cut else None
+    except CannotSplit:
+        trunk = None
+    if trunk is None:
+        return replace(_measure_tail(config, network, strategy, network.model, images, device, 0.0, 0), exact=exact)
+    forward = _without_gradients(trunk.eval(), images, device)
+    activation = forward()
+    seconds = _seconds_an_image(forward, batch)
+    tail = split_network(network).part(cut, None)
+    size = activation[0].numel() * activation.element_size()
+    return replace(_measure_tail(config, network, strategy, tail, activation, device, seconds, size), exact=exact)
+
+
+def _measure_tail(
+    config: RunConfig,
+    network: Network,
+    strategy: Strategy,
+    tail: torch.nn.Module,
+    inputs: torch.Tensor,
+    device: Device,
+    trunk_seconds: float,
+    activation_bytes: int,
+) -> Speed:
+    batch = len(inputs)
+    forward = _seconds_an_image(_without_gradients(tail.eval(), inputs, device), batch)
+    apply(strategy, network.stages, network.model, config.epochs)
+    optimizer = make_optimizer(config, strategy, network.stages, network.model)
+    labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
+
+    def step() -> None:
+        train_step(tail, inputs, labels, optimizer, device, config.seed)
+
+    with kept_for_backward(tail) as kept:
+        step()
+    step_bytes = sum(kept.values()) * config.batch_size // batch
+    return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, exact=0.0)
+
+
+def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:
+    def forward() -> torch.Tensor:
+        with torch.no_grad(), device.autocast():
+            return module(inputs)
+
+    return forward
+
+
+def _seconds_an_image(run: Callable[[], object], batch: int) -> float:
+    run()
+    times, began = [], time.perf_counter()
+    while len(times) < 2 or time.perf_counter() - began < _SECONDS:
+        at = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        elif torch.backends.mps.is_available():
+            torch.mps.synchronize()
+        times.append(time.perf_counter() - at)
+    return float(np.median(times)) / batch
+
+
+def _time_decoding(dataset: Dataset, image_size: int) -> float:
+    sample = dataset.paths(dataset.table.sample(min(_DECODED, len(dataset.table)), random_state=0))
+
+    def read(path: Path) -> None:
+        try:
+            read_square(path, stored_side(image_size))
+        except ImageError:  # the data set's page names it
+            return
+
+    began = time.perf_counter()
+    for _ in in_threads(read, sample):
+        pass
+    return (time.perf_counter() - began) / len(sample)

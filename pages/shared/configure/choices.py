@@ -1,0 +1,125 @@
+"""Backbone and strategy as cards: what trains, what it is expected to take, and what it has reached before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import streamlit as st
+
+from finetune_core.config import RunConfig, setting_of
+from finetune_core.data.dataset import Dataset
+from finetune_core.errors import ConfigError
+from finetune_core.formatting import duration, percent, short_number, size
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
+from finetune_core.models.network import network_stages
+from finetune_core.runs.earlier import best_before, way_to_train
+from finetune_core.training.forecast import Forecast, expected
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.stage_plan import describe, plan
+from finetune_core.training.strategies import STRATEGIES
+from pages.shared.account import owner
+from pages.shared.chrome import plain
+from pages.shared.configure import settings
+from pages.shared.configure.cards import Card, choose_card
+from pages.shared.configure.stages import look
+from pages.shared.runs.backend import store
+
+_USUAL = (PACKAGED, "resnet18", "resnet50")  # shown beside the other backbones at hand
+_MOST_BACKBONES = 3
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the choices before anything is chosen.
+
+    Attributes:
+        dataset: None where none is chosen.
+        best: ``best_before``, of the runs of whoever is there.
+        timed: whether forecasts can be made: the settings can be used.
+    """
+
+    dataset: Dataset | None
+    timed: bool
+    best: Mapping[tuple[str, ...], float]
+    book: SpeedBook = field(default_factory=SpeedBook)
+
+    def expects(self, config: RunConfig) -> Forecast | None:
+        return expected(config, self.dataset, self.book) if self.dataset and self.timed else None
+
+
+def known_of(dataset: Dataset | None, *, timed: bool) -> Known:
+    """What is known where that data set is chosen."""
+    mine = (run for run in store().runs() if run.owner == owner())
+    return Known(dataset, timed, best_before(mine, dataset.fingerprint) if dataset else {})
+
+
+def backbone_cards(config: RunConfig, known: Known) -> None:
+    """The backbones at hand."""
+    cards = [_backbone_card(name, config, known) for name in _at_hand(config.backbone, known)]
+    choose_card("Backbones", cards, config.backbone, lambda name: settings.set_fields({"backbone": name}), "backbone_cards")
+
+
+def strategy_cards(config: RunConfig, known: Known) -> None:
+    """All strategies, and when the chosen one pays."""
+    st.markdown(f":small[{setting_of('strategy').label}]", help=setting_of("strategy").help)
+    cards = [_strategy_card(name, config, known) for name in STRATEGIES]
+    chosen = st.session_state[settings.key("strategy")]
+    choose_card("Strategies", cards, chosen, lambda name: settings.set_fields({"strategy": name}), "strategy_cards")
+    one = STRATEGIES[chosen]
+    st.caption(f"**{one.title}**: {one.help}", help=f"{plain(one.source)}.")
+
+
+def _at_hand(chosen: str, known: Known) -> list[str]:
+    """Those used before, and whose weights are here; few, and the chosen one among them."""
+    used = dict.fromkeys(way[0] for way in known.best)
+    ready = [name for name in backbone_names() if backbone_info(name).ready]
+    names = list(dict.fromkeys([*used, *ready, *_USUAL]))[:_MOST_BACKBONES]
+    return names if chosen in names else [*names[:-1], chosen]
+
+
+def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
+    info = backbone_info(name)
+    best = max((share for way, share in known.best.items() if way[0] == name), default=None)
+    top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
+    return Card(
+        name,
+        name,
+        line=f"{short_number(info.parameters)} parameters{top1}",
+        facts=_costs(known.expects(config.model_copy(update={"backbone": name})))
+        or ("" if info.ready else f"download {size(4 * info.parameters)}"),
+        before=_before(best),
+    )
+
+
+def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
+    strategy = STRATEGIES[name]
+    other = config
+    if name != config.strategy:
+        other = config.model_copy(update={"strategy": name, "cut": None, "stage_rates": None})
+    shown = Card(name, strategy.title, strategy.summary, tip=f"{strategy.help} ({strategy.source})")
+    if name == "custom" != config.strategy:
+        return shown
+    classes = len(known.dataset.classes) if known.dataset else 1000
+    try:
+        stages = network_stages(other.backbone, classes)
+        rows = describe(plan(other, stages), stages)
+    except ConfigError as error:
+        return Card(name, strategy.title, strategy.summary, facts="; ".join(error.problems.values()), tip=shown.tip)
+    share = sum(row["trained"] for row in rows) / sum(row["parameters"] for row in rows)
+    costs = _costs(known.expects(other))
+    return Card(
+        name,
+        strategy.title,
+        strategy.summary,
+        facts=f"{percent(share, 0 if share == 1 else 1)} trains" + (f" · {costs}" if costs else ""),
+        before=_before(known.best.get(way_to_train(other))),
+        strip=tuple(look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
+        tip=shown.tip,
+    )
+
+
+def _costs(told: Forecast | None) -> str:
+    return f"{duration(told.seconds)} · {size(told.memory_bytes)}" if told else ""
+
+
+def _before(share: float | None) -> str:
+    return "" if share is None else f"used before: {percent(share)}"

@@ -1,0 +1,171 @@
+"""Presets: settings that are known to work, set at once; the page says what that changed, and takes it back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import all_settings
+from finetune_core.data.dataset import Dataset
+from finetune_core.formatting import size
+from finetune_core.models.catalogue import PACKAGED, backbone_info
+from finetune_core.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
+from finetune_core.training.hyperrule import rule_of
+from finetune_core.training.strategies import STRATEGIES
+from pages.shared.chrome import plain
+from pages.shared.configure import settings
+
+_SAID = "preset_said"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings, set at once.
+
+    Attributes:
+        whole: whether what it does not name goes back to its default.
+    """
+
+    title: str
+    icon: str
+    help: str
+    settings: Mapping[str, Any]
+    whole: bool = True
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a preset found, and what it left: the form's fields by name."""
+
+    title: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+_RECIPES = (
+    Preset(
+        "The tutorial's recipe",
+        ":material/menu_book:",
+        "ResNet-18 from ImageNet, a new head, layer4 and head trained with Adam at 0.0001, cross-entropy, batch 32, 224 pixels, "
+        "ImageNet's normalisation, 10 epochs.",
+        TUTORIAL_RECIPE,
+    ),
+    Preset(
+        "Feature extraction",
+        ":material/ac_unit:",
+        "The same network and settings, but only the head trains, with Adam at 0.001: faster.",
+        FEATURE_EXTRACTION_RECIPE,
+    ),
+    Preset(
+        "Tutorial, no download",
+        ":material/package_2:",
+        f"The tutorial's settings on {PACKAGED}, whose weights are installed with Thaw.",
+        TUTORIAL_RECIPE | {"backbone": PACKAGED},
+    ),
+)
+
+
+def draw_presets(dataset: Dataset | None) -> None:
+    """A button for each, and what the last one changed for as long as that holds."""
+    with st.container(horizontal=True, wrap=False, key="presets"):
+        for preset in (*_RECIPES, *([_by_size(dataset)] if dataset else [])):
+            _button(preset)
+    with st.container():  # always there, so that nothing below is drawn anew
+        said = st.session_state.get(_SAID)
+        if said and said.after == _form():
+            _say(said)
+
+
+def _by_size(dataset: Dataset) -> Preset:
+    rule = rule_of(dataset)
+    return Preset(
+        "Fit to the size of my data",
+        ":material/straighten:",
+        "Length, image size, optimizer and learning rate by the number of images, in the manner of BiT's HyperRule "
+        f"(Kolesnikov et al. 2020): a default, not a search. {rule.reason}",
+        rule.settings,
+        whole=False,
+    )
+
+
+def _button(preset: Preset) -> None:
+    lacking = _lacking(preset)
+    note = f" **Its weights are not on this machine: about {size(lacking)} to download.**" if lacking else ""
+    pressed = st.button(
+        preset.title,
+        icon=preset.icon,
+        help=preset.help + note,
+        on_click=None if lacking else _apply,
+        args=None if lacking else (preset,),
+    )
+    if pressed and lacking:
+        _confirm(preset, lacking)
+
+
+def _lacking(preset: Preset) -> int:
+    """Bytes to download before a preset that switches to another network can be used; 0 where all is there."""
+    name = preset.settings.get("backbone", "")
+    if not name or name == st.session_state[settings.key("backbone")]:
+        return 0
+    info = backbone_info(name)
+    return 0 if info.ready else 4 * info.parameters
+
+
+@st.dialog("Switch to a network without its weights?")
+def _confirm(preset: Preset, lacking: int) -> None:
+    name = preset.settings["backbone"]
+    st.markdown(
+        f"*{preset.title}* switches to **{name}**. Its pretrained weights are not on this machine: about {size(lacking)} have to be "
+        f"downloaded before training can start. *Tutorial, no download* uses {PACKAGED}, which is here."
+    )
+    with st.container(horizontal=True):
+        switch = st.button(f"Switch to {name}", on_click=_apply, args=(preset,), key="preset-anyway")
+        stay = st.button("Stay", key="preset-stay")
+    if switch or stay:
+        st.rerun()
+
+
+def _apply(preset: Preset) -> None:
+    """A callback: before the widgets are drawn."""
+    before = _form()
+    (settings.apply_recipe if preset.whole else settings.set_fields)(dict(preset.settings))
+    st.session_state[_SAID] = _Said(preset.title, before, _form())
+
+
+def _take_back(said: _Said) -> None:
+    """A callback, too."""
+    st.session_state.update(said.before)
+    del st.session_state[_SAID]
+
+
+def _form() -> dict[str, Any]:
+    """What the form holds, by the keys of its widgets."""
+    names = [settings.key(name) for name in settings.defaults() if name not in settings.NO_WIDGETS]
+    return {name: st.session_state.get(name) for name in names} | {
+        "weights_from": st.session_state.get("weights_from", "Pretrained")
+    }
+
+
+def _say(said: _Said) -> None:
+    changed = [
+        f"{one.label} {_in_words(name, said.before[key])} → **{_in_words(name, said.after[key])}**"
+        for name, one in all_settings().items()
+        if (key := settings.key(name)) in said.after and said.before[key] != said.after[key]
+    ]
+    if said.before["weights_from"] != said.after["weights_from"]:
+        changed.append(f"{all_settings()['weights'].label} {said.before['weights_from']} → **{said.after['weights_from']}**")
+    told = " · ".join(changed) if changed else "changed nothing, the settings were these already"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f":material/check: *{said.title}*: {told}.", width="content" if len(changed) < 4 else "stretch")
+        if changed:
+            st.button("Undo", type="tertiary", icon=":material/undo:", key="preset-undo", on_click=_take_back, args=(said,))
+
+
+def _in_words(name: str, value: Any) -> str:
+    one = all_settings()[name]
+    if name == "strategy":
+        return STRATEGIES[value].title
+    if value is None or value == "":
+        return one.placeholder or "none"
+    return plain(str(one.choices.get(value, value)))
