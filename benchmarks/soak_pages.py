@@ -30,6 +30,7 @@ from finetune_core.data.recent import remember
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 
+PATIENCE = 4 * MINUTE
 WATCH_BOXES = """
 const seen = new WeakSet();
 new MutationObserver(() => {
@@ -55,20 +56,27 @@ def train_first(data: Path) -> None:
 
 async def open_session(context: BrowserContext, name: str, url: str, data: str, seed: int) -> Session:
     page = await context.new_page()
-    page.set_default_timeout(3 * MINUTE)
+    page.set_default_timeout(PATIENCE)
     session = Session(name, SESSIONS[name], page, url, RunStore(paths.runs_dir()), data, Random(f"{seed} {name}"))
     await page.expose_function("boxSeen", lambda kind, text: session.problems.append(f"{kind}: {text}"))
     await page.add_init_script(WATCH_BOXES)
     return session
 
 
-async def work(session: Session) -> None:
-    """One visit after the other."""
+async def work(session: Session, pictures: Path | None) -> None:
+    """One visit after the other.
+
+    Args:
+        pictures: where to keep what the window shows when a visit is given up.
+    """
     for visit in cycle(session.visits):
         try:
             await visit(session)
         except BrowserError as error:
             session.problems.append(f"{visit.__name__} on {session.page.url} was given up: {error.message}")
+            if pictures:
+                name = f"{session.name}, {len(session.problems)}.png"
+                await session.page.screenshot(path=pictures / name, full_page=True)
 
 
 async def watch_training(looks: list[bool]) -> None:
@@ -79,14 +87,14 @@ async def watch_training(looks: list[bool]) -> None:
         await asyncio.sleep(1)
 
 
-async def soak(browser: Browser, url: str, minutes: float, data: str, seed: int) -> tuple[list[Session], list[bool]]:
+async def soak(browser: Browser, url: str, data: str, options: argparse.Namespace) -> tuple[list[Session], list[bool]]:
     """All sessions at once; what they are at when the time is over is broken off. Returns them, and whether a run was training."""
     contexts = [await browser.new_context(viewport={"width": 1280, "height": 900}) for _ in SESSIONS]
-    sessions = [await open_session(*one, url, data, seed) for one in zip(contexts, SESSIONS, strict=True)]
+    sessions = [await open_session(*one, url, data, options.seed) for one in zip(contexts, SESSIONS, strict=True)]
     looks: list[bool] = []
     with suppress(TimeoutError):
-        async with asyncio.timeout(60 * minutes):
-            await asyncio.gather(*(work(session) for session in sessions), watch_training(looks))
+        async with asyncio.timeout(60 * options.minutes):
+            await asyncio.gather(*(work(session, options.pictures) for session in sessions), watch_training(looks))
     return sessions, looks
 
 
@@ -109,6 +117,7 @@ async def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=Path, help="a folder, for what windows showed when a visit was given up")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["THAW_HOME"] = home
@@ -118,7 +127,7 @@ async def main() -> int:
             with app_running(home, log) as (url, server):
                 async with async_playwright() as playwright:
                     browser = await playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
-                    sessions, looks = await soak(browser, url, options.minutes, remember(data), options.seed)
+                    sessions, looks = await soak(browser, url, remember(data), options)
                     await browser.close()
                 ended = server.poll()
             log.seek(0)

@@ -213,6 +213,7 @@ async def ask_why(session: Session) -> None:
     """Grad-CAM of some images, and the images of a row of the confusion matrix."""
     await session.open("evaluate", run=session.run())
     await session.page.get_by_text("All images, highest loss first").click()
+    await session.see(re.compile(r"loss \d"))
     await session.settled()
     for _ in range(3):
         await session.choose("Why?")

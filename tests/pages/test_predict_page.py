@@ -12,9 +12,10 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-from finetune_core.evaluation.prediction.neighbours import neighbours_changed
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder, neighbours_changed
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.runs.store import RunStore
+from finetune_core.work import finish
 from tests.trained import NASTY
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -192,6 +193,24 @@ def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, give
 
     at, _ = given("Name them", press_on, run=runs[0].run_id)
     assert "**3 images named**" in words(at)
+
+
+def test_neighbours_that_become_known_meanwhile_do_not_lose_the_naming_and_it_can_be_done_again(
+    runs, held_back, given, finished
+):
+    gate = held_back("pages.shared.evaluation.prediction.name_images")
+
+    def another_session(at):
+        finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))
+        at.run()
+        gate.set()
+
+    at, rows = given("Name them", another_session, run=runs[0].run_id)
+    assert "**3 images named**, 1 could not be read." in words(at)
+    assert {row["unlike"] for row in rows} == {""}
+    press(at, "Name them again")
+    finished(at)
+    assert not any(button.label.startswith("Name them") for button in at.button)
 
 
 def test_an_archive_that_is_none_is_refused_in_words(runs, finished):

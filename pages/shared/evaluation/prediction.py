@@ -210,7 +210,8 @@ def many(namers: Sequence[Namer]) -> None:
     )
     if upload is None:
         return
-    marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}-{one.near is not None}" for one in namers]
+    # Not whether neighbours are known: another session may compute them meanwhile, and what was begun would be lost.
+    marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}" for one in namers]
     key = f"naming:{upload.file_id}:{','.join(marks)}"
     try:
         answers = outcome(key)
@@ -219,10 +220,12 @@ def many(namers: Sequence[Namer]) -> None:
         answers = None
     if answers is not None:
         _table(namers, Path(upload.name).stem, answers)
-        return
+        if not _says_less(namers, answers):
+            return
     networks = [predictor(one.run) for one in namers]
+    words = "Name them" if answers is None else "Name them again"
     st.button(
-        "Name them" if len(namers) == 1 else f"Name them with {things(len(namers), 'network')}",
+        words if len(namers) == 1 else f"{words} with {things(len(namers), 'network')}",
         type="primary",
         icon=":material/play_arrow:",
         key="name-them",
@@ -231,6 +234,12 @@ def many(namers: Sequence[Namer]) -> None:
         kwargs={"kept": False},
         disabled=jobs().find(key) is not None,
     )
+
+
+def _says_less(namers: Sequence[Namer], named: Sequence[Sequence[ImagePrediction]]) -> bool:
+    """Whether neighbours have become known since, so that naming the images again tells which are unlike anything in training."""
+    sides = zip(namers, named, strict=True)
+    return any(one.near and row.unlike is None for one, rows in sides for row in rows if row.probabilities is not None)
 
 
 def _named(namers: Sequence[Namer], networks: Sequence[Predictor], upload: UploadedFile) -> Work[list[list[ImagePrediction]]]:
