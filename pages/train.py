@@ -78,6 +78,8 @@ def ending(run: Run) -> None:
             icon=":material/power_off:",
         )
     if not run.judged:
+        if run.status == "cancelled":
+            st.info("It was cancelled before it began. *Resume* queues it again.", icon=":material/info:")
         if run.status in ("stopped", "paused", "interrupted"):
             st.info("No epoch had ended, so there is nothing to evaluate.", icon=":material/info:")
         next_step("pages/configure.py", "Configure another run")

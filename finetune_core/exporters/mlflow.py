@@ -23,7 +23,14 @@ _MANNERS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "paused": "KILLED", "failed": "FAILED", "interrupted": "FAILED"}
+_STATUS = {
+    "finished": "FINISHED",
+    "stopped": "KILLED",
+    "cancelled": "KILLED",
+    "paused": "KILLED",
+    "failed": "FAILED",
+    "interrupted": "FAILED",
+}
 _ID, _UNTIL = "thaw.run_id", "thaw.reported_until"
 _A_REQUEST = 1000  # metrics: MLflow takes no more
 _CREDENTIALS = re.compile(r"//[^/@\s]+@")

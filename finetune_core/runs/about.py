@@ -1,6 +1,7 @@
-"""What people say of a run, in its ``about.json``: a name, a note, and whose it is."""
+"""What people say of a run, in its ``about.json``: a name, a note, tags, and whose it is."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,19 +16,35 @@ from finetune_core.files import (
 )
 
 ABOUT_FILE = "about.json"
+MOST_TAGS, LONGEST_TAG = 20, 40
 
 
 @dataclass(frozen=True)
 class About:
-    """What people say of a run: a name, a note, and whose it is; empty where nobody did."""
+    """What people say of a run: a name, a note, whose it is, and tags; empty where nobody did."""
 
     name: Annotated[str, Field(max_length=1000)] = ""
     note: Annotated[str, Field(max_length=20_000)] = ""
     owner: Annotated[str, Field(max_length=1000)] = ""
+    tags: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=1000)] = ()
 
 
 _ABOUT = TypeAdapter(About)
 _LARGEST_ABOUT = 2**18  # bytes
+
+
+def clean_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Tags as they are kept: without space around them, each once, in their order.
+
+    Raises:
+        RunError: when there are too many, or one is too long.
+    """
+    clean = tuple(dict.fromkeys(" ".join(tag.split()) for tag in tags if tag.strip()))
+    if len(clean) > MOST_TAGS:
+        raise RunError(f"A run has at most {MOST_TAGS} tags, not {len(clean)}: leave some out.")
+    if long := next((tag for tag in clean if len(tag) > LONGEST_TAG), ""):
+        raise RunError(f"A tag has at most {LONGEST_TAG} letters; this one has {len(long)}: {long[:LONGEST_TAG]}…")
+    return clean
 
 
 def read_about(run_dir: Path) -> About:

@@ -14,7 +14,7 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
     lines, stages = [], []
     for row in notable:
         stages = row["stages"] if row["event"] == "RunStarted" else stages
-        words = log_line(row)
+        words = "Cancelled before it began." if _cancelled(row, stages) else log_line(row)
         if row["event"] == "EpochEnded" and (
             thawing := [one["name"] for one in stages if one["thaw_epoch"] == row["epoch"] + 1]
         ):
@@ -22,6 +22,11 @@ def log_lines(notable: Sequence[Row]) -> list[str]:
         if words:
             lines.append(f"{datetime.fromtimestamp(row['at']):%H:%M:%S}  {words}")
     return lines
+
+
+def _cancelled(row: Row, stages: Sequence[Row]) -> bool:
+    """Whether a run was stopped for good before it began; ``stages`` are those of the RunStarted row, if there was one."""
+    return row["event"] == "RunStopped" and not stages and not row["paused"]
 
 
 def log_line(row: Row) -> str:

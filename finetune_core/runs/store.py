@@ -1,6 +1,7 @@
 """All runs of a folder, as the app and the command line see them."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from finetune_core.errors import ConfigError, RunError
 from finetune_core.files import Stamp, is_link, is_there, stamp
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import backbone_info
-from finetune_core.runs.about import ABOUT_FILE, About, read_about, write_about
+from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, write_about
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import CONFIG_FILE, EVENTS_FILE
@@ -22,7 +23,7 @@ from finetune_core.training.strategies import STRATEGIES
 
 _TRASH = ".trash"
 
-Status = Literal["queued", "waiting", "running", "finished", "stopped", "paused", "failed", "interrupted"]
+Status = Literal["queued", "waiting", "running", "finished", "stopped", "cancelled", "paused", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Run:
 
     Attributes:
         status: ``queued``: the program that has it trains another run first; ``waiting``: another program trains on its device;
-            ``interrupted``: its process went away in the middle.
-        about: the name and note that a person gave it, and whose it is.
+            ``cancelled``: stopped before it began; ``interrupted``: its process went away in the middle.
+        about: the name, note and tags that a person gave it, and whose it is.
         notices: what of its folder could not be read, in words; the rest of the run is sound.
     """
 
@@ -52,6 +53,10 @@ class Run:
         return self.about.note
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        return self.about.tags
+
+    @property
     def owner(self) -> str:
         return self.about.owner
 
@@ -66,7 +71,7 @@ class Run:
     @property
     def resumable(self) -> bool:
         """Whether it can go on from where it was left."""
-        return self.status in ("stopped", "paused", "failed", "interrupted")
+        return self.status in ("stopped", "cancelled", "paused", "failed", "interrupted")
 
     @property
     def judged(self) -> bool:
@@ -206,7 +211,7 @@ class RunStore:
             return Damaged(run_dir, "its folder is a link, which is not followed")
         about, notices = _about(run_dir, stamp(run_dir / ABOUT_FILE)), []
         if isinstance(about, str):
-            notices.append(f"Its name and note cannot be read: {about}")
+            notices.append(f"Its name, note and tags cannot be read: {about}")
             about = About()
         config = _config(run_dir / CONFIG_FILE, stamp(run_dir / CONFIG_FILE))
         if isinstance(config, str):
@@ -223,15 +228,16 @@ class RunStore:
             )
         return Run(run_dir, config, history, status, about, tuple(notices))
 
-    def describe(self, run_id: str, name: str, note: str) -> None:
-        """Give a run a name and a note.
+    def describe(self, run_id: str, name: str, note: str, tags: Sequence[str] = ()) -> None:
+        """Give a run a name, a note and tags; those it had are gone.
 
         Raises:
-            RunError: when they cannot be written.
+            RunError: when they are too long, or cannot be written.
         """
         run = self.run(run_id)
+        about = replace(run.about, name=name.strip(), note=note.strip(), tags=clean_tags(tags))
         try:
-            write_about(run.run_dir, replace(run.about, name=name.strip(), note=note.strip()))
+            write_about(run.run_dir, about)
         except OSError as error:
             raise RunError(f"The name cannot be written to {run.run_dir}: {error}.") from None
 
@@ -322,7 +328,8 @@ def _status(history: History) -> Status:
         locked = is_locked(history.run_dir)
         history.refresh()
     if history.end:
-        ends: dict[str, Status] = {"RunFinished": "finished", "RunStopped": "stopped", "RunFailed": "failed"}
+        stopped: Status = "stopped" if history.started else "cancelled"
+        ends: dict[str, Status] = {"RunFinished": "finished", "RunStopped": stopped, "RunFailed": "failed"}
         return "paused" if history.end.get("paused") else ends[history.end["event"]]
     if not locked:
         return "interrupted"

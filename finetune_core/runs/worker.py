@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Condition, Thread
 
 from finetune_core.config import RunConfig, make_config, read_config
-from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.runs.record import CONFIG_FILE, Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.device import choose_device
@@ -64,14 +64,35 @@ class Worker:
                     return ids.index(run_id) + 1, len(ids)
         return None
 
-    def move_up(self, run_id: str) -> None:
-        """Let a waiting run go before the one that waits before it."""
+    def queues(self) -> list[list[str]]:
+        """Ids of the runs in each queue that is not empty: the one that trains, if any, then those that wait, in their order."""
+        with self._changed:
+            found = [[one.run_id for one in queue.all()] for queue in self._queues.values()]
+        return [ids for ids in found if ids]
+
+    def move(self, run_id: str, places: int) -> None:
+        """Let a waiting run go later by so many places, or earlier where they are negative; at the end of the queue it stays.
+
+        One that does not wait any more is left alone.
+        """
         with self._changed:
             for queue in self._queues.values():
                 ids = [one.run_id for one in queue.waiting]
-                at = ids.index(run_id) if run_id in ids else 0
-                if at:
-                    queue.waiting[at - 1], queue.waiting[at] = queue.waiting[at], queue.waiting[at - 1]
+                if run_id in ids:
+                    at = ids.index(run_id)
+                    queue.waiting.insert(max(0, at + places), queue.waiting.pop(at))
+
+    def cancel(self, run_id: str) -> None:
+        """Take a run that waits out of its queue; one that had never begun is ``cancelled`` then. It can be resumed.
+
+        Raises:
+            RunError: when it does not wait any more, or that cannot be written to its folder.
+        """
+        queued = self._leave(run_id)
+        if queued is None:
+            raise RunError(f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it.")
+        request_stop(self.runs_dir / run_id)
+        _drain(queued.reservation, self.roots)
 
     def stop(self, run_id: str, *, pause: bool = False) -> None:
         """Stop a run, for now or for good, wherever it is: one that waits leaves its queue, one that trains ends soon, in whichever
@@ -80,13 +101,18 @@ class Worker:
         Raises:
             RunError: when the request cannot be written to its folder.
         """
+        queued = self._leave(run_id)
+        request_stop(self.runs_dir / run_id, pause=pause)
+        if queued:
+            _drain(queued.reservation, self.roots)
+
+    def _leave(self, run_id: str) -> "_Queued | None":
+        """Take a run out of its queue; None where it does not wait."""
         with self._changed:
             queued = next((one for queue in self._queues.values() for one in queue.waiting if one.run_id == run_id), None)
             for queue in self._queues.values():
                 queue.waiting = [one for one in queue.waiting if one is not queued]
-        request_stop(self.runs_dir / run_id, pause=pause)
-        if queued:
-            _drain(queued.reservation, self.roots)
+        return queued
 
     def _put(self, reservation: Reservation, config: RunConfig) -> str:
         device = choose_device(config.device).kind
@@ -125,7 +151,7 @@ class _Queue:
     training: _Queued | None = None
 
     def all(self) -> list[_Queued]:
-        return [*self.waiting, *([self.training] if self.training else [])]
+        return [*([self.training] if self.training else []), *self.waiting]
 
 
 def _drain(reservation: Reservation, roots: Sequence[Path]) -> None:

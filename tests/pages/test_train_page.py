@@ -53,7 +53,7 @@ def two_runs(image_folder, tmp_path, monkeypatch):
         yield ids
         for run_id in ids:
             worker().stop(run_id)
-        wait_for_status(ids[0], "stopped", "paused")
+        wait_for_status(ids[0], "cancelled", "paused")
 
 
 def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two_runs):
@@ -67,7 +67,7 @@ def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two
     assert bars(at) == ["Waiting for the run before it"]
 
 
-@pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "stopped")])
+@pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "cancelled")])
 def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(two_runs, key, status):
     for run_id in reversed(two_runs):
         at = opened(run_id)

@@ -13,6 +13,7 @@ from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError, TrainingError
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
+from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop, requested_stop
 from finetune_core.runs.store import RunStore, summary
@@ -216,7 +217,7 @@ def test_a_queued_run_can_be_cancelled(config, tmp_path):
     request_stop(tmp_path / "runs" / first)
     store = RunStore(tmp_path / "runs")
     wait_for(lambda: not store.run(second).active)
-    assert store.run(second).status == "stopped"
+    assert store.run(second).status == "cancelled"
     assert not store.run(second).judged
 
 
@@ -308,15 +309,36 @@ def test_waiting_runs_have_places_can_go_earlier_and_can_be_stopped(slow_queue):
     worker, store, config = slow_queue
     second, third = (worker.submit(config.model_copy(update={"seed": seed})) for seed in (1, 2))
     assert (worker.waiting(second), worker.waiting(third)) == ((1, 2), (2, 2))
-    worker.move_up(third)
+    worker.move(third, -1)
     assert (worker.waiting(third), worker.waiting(second)) == ((1, 2), (2, 2))
-    worker.move_up(third)
+    worker.move(third, -1)
+    worker.move(third, 1)
+    assert worker.waiting(third) == (2, 2)
+    worker.move(third, 1)
+    (first,) = {run.run_id for run in store.runs()} - {second, third}
+    assert worker.queues() == [[first, second, third]]
+    worker.cancel(second)
+    assert worker.waiting(third) == (1, 1)
     worker.stop(third)
     assert worker.waiting(third) is None
-    assert store.run(third).status == "stopped"
-    assert worker.waiting(second) == (1, 1)
-    worker.stop(second)
-    assert store.run(second).status == "stopped"
+
+
+def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(slow_queue):
+    worker, store, config = slow_queue
+    (first,) = [run.run_id for run in store.runs()]
+    ids = [worker.submit(config.model_copy(update={"seed": seed})) for seed in (1, 2)]
+    worker.cancel(ids[0])
+    worker.stop(ids[1])
+    for run_id in ids:
+        run = store.run(run_id)
+        assert (run.status, run.active, run.judged, run.resumable) == ("cancelled", False, False, True)
+        assert log_lines(run.history.notable)[-1].endswith("Cancelled before it began.")
+    worker.resume(ids[0])
+    assert store.run(ids[0]).status == "queued"
+    worker.cancel(ids[0])
+    with pytest.raises(RunError, match="does not wait"):
+        worker.cancel(first)
+    assert requested_stop(store.runs_dir / first) == ""
 
 
 def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue):
@@ -383,6 +405,24 @@ def test_the_worker_resumes_what_was_stopped(config, tmp_path):
     run_dir = stopped_run(config, store.runs_dir)
     worker.resume(run_dir.name)
     wait_for(lambda: store.run(run_dir.name).status == "finished")
+
+
+def test_a_run_has_tags_that_are_checked_and_an_earlier_about_has_none(config, tmp_path):
+    store = RunStore(tmp_path / "runs")
+    reservation = create_run(config, store.runs_dir)
+    run_id, about = reservation.run_dir.name, reservation.run_dir / "about.json"
+    about.write_text('{"name": "earlier", "note": "", "owner": "me"}')
+    assert (store.run(run_id).name, store.run(run_id).tags) == ("earlier", ())
+    store.describe(run_id, "now", "", [" first   try ", "", "<b>", "first try"])
+    assert (store.run(run_id).tags, store.run(run_id).owner) == (("first try", "<b>"), "me")
+    for wrong in (["x" * 41], [str(number) for number in range(21)]):
+        with pytest.raises(RunError, match="at most"):
+            store.describe(run_id, "now", "", wrong)
+    assert store.run(run_id).tags == ("first try", "<b>")
+    for damaged in ('{"tags": "no list"}', '{"tags": [1]}', '{"tags": ["%s"]}' % ("x" * 2000)):
+        about.write_text(damaged)
+        assert (store.run(run_id).tags, len(store.run(run_id).notices)) == ((), 1)
+    reservation.lock.release(force=True)
 
 
 def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):

@@ -17,6 +17,7 @@ STATUS_WORDS = {
     "running": ("Training", "orange", ":material/local_fire_department:"),
     "finished": ("Finished", "green", ":material/check_circle:"),
     "stopped": ("Stopped", "blue", ":material/stop_circle:"),
+    "cancelled": ("Cancelled", "gray", ":material/cancel:"),
     "paused": ("Paused", "blue", ":material/pause_circle:"),
     "failed": ("Failed", "red", ":material/error:"),
     "interrupted": ("Interrupted", "violet", ":material/power_off:"),

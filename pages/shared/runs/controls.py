@@ -75,7 +75,7 @@ def _place(run: Run) -> None:
         return
     st.caption(f"place {place[0]} of {place[1]}")
     if place[0] > 1:
-        st.button("Earlier", icon=":material/arrow_upward:", key="earlier", on_click=worker().move_up, args=(run.run_id,))
+        st.button("Earlier", icon=":material/arrow_upward:", key="earlier", on_click=worker().move, args=(run.run_id, -1))
 
 
 def attempt(act: Callable[[], object]) -> None:

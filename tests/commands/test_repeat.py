@@ -1,0 +1,108 @@
+"""The command line that a run's settings are copied as trains with the same settings again."""
+
+import json
+import shlex
+
+import pytest
+from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import strategies as some
+from typer.testing import CliRunner
+
+import finetune_core.__main__ as main
+from finetune_core.commands.repeat import train_command
+from finetune_core.config import Edit, all_settings, make_config
+from finetune_core.config.changes import changed_settings, value_in_words
+from finetune_core.data.edits import save_edits
+from finetune_core.data.entry import save_split
+from finetune_core.errors import ConfigError, TrainingError
+
+STAGES = ("stem", "block5", "head")
+
+
+def values_of(one):
+    """Values that a setting may have, and some that it may not."""
+    low, high = one.limits.get("ge", one.limits.get("gt", 0)), one.limits.get("le", one.limits.get("lt", 1000))
+    return {
+        "choice": some.sampled_from(list(one.choices)),
+        "integer": some.integers(low, high),
+        "number": some.floats(low, high),
+        "text": some.text(some.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
+        "structure": some.dictionaries(some.sampled_from(STAGES), some.floats(0, 10), min_size=1),
+    }[one.kind]
+
+
+@some.composite
+def configs(draw):
+    """Settings that agree with each other, several of them not at their defaults."""
+    listed = [one for one in all_settings().values() if one.section and one.name not in ("backbone", "groups", "strategy")]
+    found = {one.name: draw(values_of(one)) for one in draw(some.lists(some.sampled_from(listed), max_size=5, unique_by=id))}
+    if draw(some.booleans()):
+        found["groups"] = draw(some.text(max_size=5)).replace("\0", "") + "{group}_*"
+    if {"cut", "stage_rates"} & found.keys():
+        found["strategy"] = "custom"
+        found.pop("cut" if "stage_rates" in found else "", None)
+    found |= {"data": str(draw(some.sampled_from(("/pictures", "/it's here/a b", "/tmp/$HOME;`x`")))), "backbone": "resnet18"}
+    try:
+        return make_config(found)
+    except ConfigError:
+        reject()
+
+
+def trained_with(line):
+    """The config that a command line would train with."""
+    found = []
+
+    def begun(config, _):
+        found.append(config)
+        raise TrainingError("that is enough")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main, "begun", begun)
+        program, *arguments = shlex.split(line)
+        done = CliRunner().invoke(main.app, arguments)
+    assert program == "thaw"
+    assert done.stderr.strip() == "that is enough", done.output
+    return found[0]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(configs())
+def test_the_command_line_of_any_settings_gives_the_same_settings(config):
+    assert trained_with(train_command(config, "unused")) == config
+
+
+def test_what_was_set_for_the_data_set_meanwhile_does_not_change_it(image_folder, tmp_path):
+    data = str(image_folder(tmp_path / "pets", {"red": 3, "blue": 3}))
+    config = make_config({"data": data, "learning_rate": 3e-4, "seed": 7})
+    save_split(data, config.split_settings | {"split_seed": 5})
+    save_edits(data, [Edit(action="exclude", paths=("red/000.png",))])
+    line = train_command(config, tmp_path / "config.json")
+    assert line == f"thaw train {data} --as-is --backbone efficientnet_lite0 --lr 0.0003 --seed 7"
+    assert trained_with(line) == config
+
+
+def test_settings_with_changes_to_images_are_repeated_from_their_file(tmp_path):
+    config = make_config({"data": str(tmp_path), "edits": [Edit(action="exclude", paths=("a.png",))], "epochs": 2})
+    file = tmp_path / "the run" / "config.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(config.model_dump(mode="json")))
+    assert trained_with(train_command(config, file)) == config
+
+
+def test_changes_are_told_as_the_form_shows_them():
+    assert changed_settings(make_config({"data": "x"})) == []
+    values = {
+        "data": "x",
+        "optimizer": "sgd",
+        "learning_rate": 1.5e-5,
+        "strategy": "custom",
+        "stage_rates": {"head": 1, "stem": 0.1},
+    }
+    told = {one.label: value_in_words(one, value) for one, value in changed_settings(make_config(values))}
+    assert told == {
+        "Strategy": "custom",
+        "Learning-rate multipliers": "head 1, stem 0.1",
+        "Optimizer": "SGD with momentum",
+        "Learning rate": "1.5e-05",
+    }
+    assert value_in_words(all_settings()["views"], None) == "chosen by Thaw"
