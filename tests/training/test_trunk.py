@@ -134,7 +134,7 @@ def test_activations_that_another_session_drives_out_while_they_are_used_stay_re
             evicted = True
         if isinstance(event, events.RunStarted):
             cache = event.cache
-    assert (cache["rows"], cache["where"]) == (41, "memory")
+    assert (cache.rows, cache.where) == (41, "memory")
 
 
 def test_images_that_were_added_are_the_only_ones_computed(config, image_folder, tmp_path):
