@@ -3,7 +3,6 @@
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from finetune_core.data.decode import EXTENSIONS
@@ -95,7 +94,7 @@ class Budget:
         self._packed = packed
         self._spent = 0
 
-    def spend(self, pieces: Iterable[bytes]) -> Pieces:
+    def spend(self, pieces: Pieces) -> Pieces:
         """The pieces, each counted before it is handed on."""
         for piece in pieces:
             self.foresee(len(piece))

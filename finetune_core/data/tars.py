@@ -40,7 +40,7 @@ _LONGEST_EXTENSION = PIECE
 
 def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | None]:
     """The images of an archive, to be taken one after the other; None stands for anything else that was gone through."""
-    stream = _Stream(_unpacked(file), budget)
+    stream = _Stream(budget.spend(all_of(_unpacked(file))))
     for header in _headers(stream):
         yield None
         if header is None:
@@ -52,27 +52,26 @@ def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | Non
         for _ in content:
             yield None
     for piece in stream.rest():
-        if piece.strip(b"\0"):
+        if bytes(piece).strip(b"\0"):
             raise DataError("something follows after its end: another archive, perhaps. Pack everything into one again.")
         yield None
 
 
 class _Stream:
-    """An unpacked archive, of which every byte is counted, also those that nobody wants."""
+    """Bytes that come in pieces, taken off the front in the sizes that are asked for."""
 
-    def __init__(self, file: BinaryIO, budget: Budget) -> None:
-        self._file = file
-        self._budget = budget
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._held = memoryview(b"")
         self._at = 0
 
     def pieces(self, count: int) -> Pieces:
         while count:
-            piece = self._file.read(min(count, PIECE))
-            if not piece:
-                raise EOFError("it ends too early")
-            count -= len(piece)
+            self._fill()
+            piece, self._held = self._held[:count], self._held[count:]
             self._at += len(piece)
-            yield from self._budget.spend([piece])
+            count -= len(piece)
+            yield piece
 
     def take(self, count: int) -> bytes:
         return b"".join(self.pieces(count))
@@ -83,7 +82,15 @@ class _Stream:
         return self.take(tarfile.BLOCKSIZE)
 
     def rest(self) -> Pieces:
-        return self._budget.spend(all_of(self._file))
+        yield self._held
+        yield from self._pieces
+
+    def _fill(self) -> None:
+        while not self._held:
+            piece = next(self._pieces, None)
+            if piece is None:
+                raise EOFError("it ends too early")
+            self._held = memoryview(piece)
 
 
 class _Xz:

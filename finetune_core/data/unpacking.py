@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO, NamedTuple
 
-Pieces = Iterator[bytes]
+Pieces = Iterator[bytes | memoryview]
 
 PIECE = 1 << 20  # bytes that are held at a time
 
@@ -16,6 +16,6 @@ class Image(NamedTuple):
     content: Pieces
 
 
-def all_of(file: BinaryIO) -> Pieces:
+def all_of(file: BinaryIO) -> Iterator[bytes]:
     """A file from where it is to its end."""
     return iter(partial(file.read, PIECE), b"")
