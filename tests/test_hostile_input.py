@@ -150,3 +150,26 @@ def test_a_home_that_cannot_be_is_an_error_in_words(trained, monkeypatch, name):
     monkeypatch.setenv("THAW_HOME", name)
     done = thaw("inspect", trained[0])
     assert (done.exit_code, "THAW_HOME" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name/a.png", "s\udcff.png"])
+def test_an_image_whose_name_cannot_be_is_skipped_in_a_few_words(trained, name):
+    done = thaw("predict", trained[1], name, trained[0] / "red" / "000.png", "--json")
+    assert (done.exit_code, len(json.loads(done.stdout)["skipped"])) == (2, 1)
+    assert 10 < len(done.stderr) < 5000
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, "/a" * 3000, "~nobody-of-that-name", "s\udcff", "nul\0"])
+def test_names_that_cannot_be_are_refused_in_words(trained, name):
+    data, run_dir = trained
+    for command in (
+        ("inspect", name),
+        ("train", data, "--weights", name),
+        ("train", data, "--config", name),
+        ("evaluate", name),
+        ("evaluate", run_dir, "--split", name),
+        ("export", run_dir, "--format", name),
+        ("fetch", name),
+    ):
+        done = thaw(*command)
+        assert (done.exit_code, 10 < len(done.stderr) < 9000) == (2, True), command[0]

@@ -1,5 +1,6 @@
 """What the ``predict`` command does: names files, folders and archives of images, and prints or writes what came of it."""
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -108,7 +109,7 @@ def _run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]
 
 def _images(target: Path, unpacked: ExitStack, bar: Any) -> list[tuple[str, Path]]:
     """(what to call it, file) of each image of a target; archives are unpacked until ``unpacked`` is closed."""
-    if target.is_dir():
+    if os.path.isdir(target):  # unlike Path's, False for a name that no system takes
         return [(str(target / name), file) for name, file in images_below(target)]
     if is_archive(target.name):
         folder = unpacked.enter_context(unpacking_folder())

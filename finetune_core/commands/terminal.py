@@ -31,6 +31,7 @@ _silent = ContextVar("silent", default=False)
 
 # A name may hold what commands a terminal, or reorders what it shows. Lines end, and columns are parted, as ever.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LONGEST = 4000  # letters
 
 
 class _Console(Console):
@@ -41,7 +42,9 @@ class _Console(Console):
 
 
 def harmless(text: str) -> str:
-    """A text for a terminal: its control characters are shown, ``\\x1b``."""
+    """A text for a terminal: its control characters are shown, ``\\x1b``, and of one that is far too long, its ends."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
     return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -127,6 +127,8 @@ def _opened(source: Path | bytes) -> Iterator[Image.Image]:
     except NotRegular as error:
         raise ImageError(f"{_name(source)} is {error.strerror}, not an image file") from None
     except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:  # the system's, of the file itself
+            raise ImageError(f"{_name(source)} cannot be opened: {error.strerror}") from None
         raise ImageError(f"{_name(source)} is damaged or cut short: {error}") from None
 
 

@@ -1,8 +1,12 @@
 """A manifest: a CSV or Parquet table with one row an image: path, label and, if given, split and group."""
 
+import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
@@ -47,11 +51,10 @@ def read_manifest(path: Path) -> pd.DataFrame:
     if raw.empty:
         raise DataError(f"{path.name} has no rows.")
     table = pd.DataFrame({ours: _text(raw[name]) if name is not None else "" for ours, name in chosen.items()}, index=raw.index)
-    words = table["split"].str.lower()
-    table["split"] = words.map(splits.FOLDER_NAMES | {"": ""})
-    table["id"] = [_relative(name, path.parent) for name in table["id"]]
-    _refuse(path, table, words)
-    return table.astype("str").drop_duplicates("id", ignore_index=True)
+    table["split"] = _each_value(table["split"], str.lower).map(splits.FOLDER_NAMES | {"": ""})
+    table["id"] = _each_value(table["id"], lambda name: _relative(name, path.parent))
+    _refuse(path, table)
+    return table.drop_duplicates("id", ignore_index=True).astype("str")
 
 
 def other_columns(path: Path) -> pd.DataFrame:
@@ -66,18 +69,19 @@ def other_columns(path: Path) -> pd.DataFrame:
     if taken[0] is None:
         raise DataError(f"{path.name} has no column path any more.")
     rest = [name for name in raw.columns if name not in taken]
-    table = pd.DataFrame({str(name): _text(raw[name]) for name in rest}, index=raw.index)
-    table.index = pd.Index([_relative(name, path.parent) for name in _text(raw[taken[0]])], name="id")
-    return table[~table.index.duplicated()]
+    ids = _each_value(_text(raw[taken[0]]), lambda name: _relative(name, path.parent))
+    first = ~ids.duplicated()
+    table = pd.DataFrame({str(name): _text(raw[name])[first] for name in rest}, index=raw.index[first])
+    return table.set_index(pd.Index(ids[first], name="id"))
 
 
-def _refuse(path: Path, table: pd.DataFrame, words: pd.Series) -> None:
+def _refuse(path: Path, table: pd.DataFrame) -> None:
     wrong = {
         "without a path": table["id"] == "",
         "without a label": table["class"] == "",
         "with a split other than train, val or test": table["split"].isna(),
         "that give an image twice, with different labels or splits": _contradicting(table),
-        "with a name that is not valid Unicode or holds a zero byte": ~table["id"].map(_sound),
+        "with a name that is not valid Unicode or holds a zero byte": ~_each_value(table["id"], _sound).astype(bool),
     }
     problems = []
     for what, rows in wrong.items():
@@ -104,13 +108,11 @@ def _read(path: Path) -> pd.DataFrame:
             table = pyarrow.parquet.read_table(path)
             table.validate(full=True)  # Arrow itself lets text pass that is not UTF-8
             return table.to_pandas(ignore_metadata=True)
-        separator = "\t" if path.suffix.lower() == ".tsv" else None
         table = pd.read_csv(
             path,
             dtype=str,
             keep_default_na=False,
-            sep=separator,
-            engine="python",
+            sep="\t" if path.suffix.lower() == ".tsv" else _separator(path),
             encoding="utf-8-sig",
             skip_blank_lines=False,  # they count as rows
         )
@@ -122,11 +124,23 @@ def _read(path: Path) -> pd.DataFrame:
     return table[((table != "") & table.notna()).any(axis=1)]
 
 
+def _separator(path: Path) -> str:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return csv.Sniffer().sniff(file.readline()).delimiter
+
+
 def _text(column: pd.Series) -> pd.Series:
     """As written: a missing value is empty, and 3.0 from a column of whole numbers with gaps is 3."""
     if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all() and (column.dropna().abs() < 2**53).all():
         column = column.astype("Int64")
-    return column.astype("object").where(column.notna(), "").map(str).str.strip()
+    return _each_value(column.astype("object").where(column.notna(), ""), lambda value: str(value).strip())
+
+
+def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
+    """The column with each of its different values changed once: a manifest may name the same files a million times."""
+    codes, values = pd.factorize(column)
+    changed = np.fromiter(map(change, values), dtype=object, count=len(values))
+    return pd.Series(changed[codes], index=column.index, dtype=object)
 
 
 def _relative(name: str, folder: Path) -> str:

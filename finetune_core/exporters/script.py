@@ -276,8 +276,8 @@ def _docstring(source: Source) -> str:
 
 
 def _harmless(text: str) -> str:
-    """For a docstring: without what could end it, or mean something else in it."""
-    return "".join(letter for letter in text if letter.isprintable() and letter not in '"\\')
+    """For a docstring that argparse shows: without what could end it, or mean something else in it, as ``%(prog)`` does."""
+    return "".join(letter for letter in text if letter.isprintable() and letter not in '"\\').replace("%(", "% (")
 
 
 def _also(source: Source) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from finetune_core.config import Edit
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.listing import list_data
-from finetune_core.data.manifest import is_manifest, read_manifest
+from finetune_core.data.manifest import is_manifest, other_columns, read_manifest
 from finetune_core.errors import DataError
 
 quick = settings(deadline=None, derandomize=True, database=None, max_examples=200)
@@ -324,3 +324,15 @@ def test_any_parquet_table_is_read_or_refused(tmp_path_factory, cells, third):
     with suppress(DataError):
         read = read_manifest(file)
         assert (read[["id", "class"]] != "").all(axis=None)
+
+
+def test_each_name_is_looked_at_once_however_often_a_manifest_gives_it(tmp_path, monkeypatch):
+    file = tmp_path / "manifest.csv"
+    rows = [f"{name}/{number}.png,{name},train,{number}" for name in ("red", "blue") for number in range(20)]
+    file.write_text("path,label,split,camera\n" + "\n".join(rows * 50))
+    calls, really = [], os.path.normpath
+    monkeypatch.setattr("finetune_core.data.manifest.os.path.normpath", lambda path: calls.append(path) or really(path))
+    table = read_manifest(file)
+    assert (len(table), len(calls)) == (40, 40)
+    assert other_columns(file)["camera"].tolist() == [str(number) for _ in range(2) for number in range(20)]
+    assert len(calls) == 80

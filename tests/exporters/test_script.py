@@ -1,5 +1,6 @@
 """The training script repeats its run, without Thaw and with the same numbers."""
 
+import argparse
 import csv
 import io
 import re
@@ -129,3 +130,9 @@ def test_a_setting_without_a_counterpart_is_named(run, monkeypatch):
 
 def test_names_cannot_break_out_of_the_docstring():
     assert script._harmless('a"""\\\nimport os') == "aimport os"
+
+
+@pytest.mark.parametrize("name", ["50% off", "%(prog)d", "%%(prog)s 100%"])
+def test_a_data_set_may_be_named_like_what_argparse_fills_in(name):
+    described = argparse.ArgumentParser(prog="train.py", description=script._harmless(name)).format_help()
+    assert name.split("(")[0] in described

@@ -118,9 +118,9 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     from sklearn.metrics import precision_recall_fscore_support
 
     split = split or judged_splits(table)[0]
-    rows = table[table["split"] == split].reset_index(drop=True)
-    if rows.empty:
+    if split not in judged_splits(table):  # asked of names first: a column of text refuses to look for a lone surrogate
         raise RunError(f"The run has no predictions for {split} images; it has {', '.join(judged_splits(table))}.")
+    rows = table[table["split"] == split].reset_index(drop=True)
     labels, probabilities, losses = judged_arrays(rows)
     predicted = probabilities.argmax(1)
     correct = predicted == labels
