@@ -15,6 +15,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     """A copy of the checkout, installed into an environment of its own, which sees what is installed here, too: (checkout, bin)."""

@@ -1,0 +1,65 @@
+"""The notebook in docs, run in a kernel of its own as a person would run it."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "docs" / "notebook.ipynb"
+
+
+class Watching(NotebookClient):
+    """Remembers what was drawn over what a cell showed before."""
+
+    def process_message(self, message, cell, index):
+        if message["msg_type"] == "update_display_data":
+            self.redrawn.append(message["content"]["data"]["text/plain"])
+        return super().process_message(message, cell, index)
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """(the notebook with its outputs, what its bars showed)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THAW_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("PYTHONPATH", str(ROOT))
+        client = Watching(nbformat.read(FILE, as_version=4), timeout=600, kernel_name="python3")
+        client.redrawn = []
+        return client.execute(), client.redrawn
+
+
+def shown(notebook, code):
+    """The HTML of the cell with this code, everything in one."""
+    [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and code in cell.source]
+    return "".join(output.get("data", {}).get("text/html", "") for output in cell.outputs)
+
+
+@pytest.mark.slow
+def test_every_cell_shows_its_result_as_html(executed):
+    notebook, _ = executed
+    assert "1,797 images in 10 classes" in shown(notebook, "thaw.inspect")
+    trained = shown(notebook, "thaw.train")
+    assert trained.count("epoch 2/2") == 2
+    assert "<b>" in trained
+    assert "Strategies" in shown(notebook, "thaw.compare")
+    assert "Matthews" in shown(notebook, "thaw.evaluate")
+    assert "p(9)" in shown(notebook, "thaw.predict")
+    assert "onnxruntime" in shown(notebook, "thaw.export")
+
+
+@pytest.mark.slow
+def test_bars_move_in_place_and_are_gone_at_the_end(executed):
+    notebook, redrawn = executed
+    assert any("Training" in one and "loss" in one for one in redrawn)
+    assert redrawn[-1] == ""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    assert not [output for output in outputs if "━" in str(output)]
+    # Without ipywidgets, tqdm warns when a library imports it: Thaw's own bars do without.
+    assert not [output for output in outputs if output.output_type == "stream" and "tqdm" not in output.text]
+
+
+def test_the_notebook_is_kept_without_outputs():
+    cells = [cell for cell in nbformat.read(FILE, as_version=4).cells if cell.cell_type == "code"]
+    assert {(len(cell.outputs), cell.execution_count) for cell in cells} == {(0, None)}
