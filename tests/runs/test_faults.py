@@ -36,7 +36,8 @@ class Faults:
 @pytest.fixture
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    settings = {"image_size": 32, "epochs": 2, "strategy": "feature_extraction", "learning_rate": 1e-3, "precision": "fp32"}
+    settings = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64}  # quick to build and to trace: there are many runs
+    settings |= {"epochs": 2, "strategy": "feature_extraction", "learning_rate": 1e-3, "precision": "fp32"}
     return make_config(settings | {"data": str(folder)})
 
 

@@ -29,7 +29,9 @@ def processes():
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
     settings = {
-        "image_size": 32,
+        "backbone": "squeezenet1_1",
+        "weights": "none",
+        "image_size": 64,
         "batch_size": 10,
         "epochs": 3,
         "learning_rate": 1e-3,
