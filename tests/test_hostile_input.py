@@ -52,8 +52,13 @@ def shell(line, **more):
     return subprocess.run(["sh", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **more)
 
 
+def slow(*cases):
+    """Each starts a process of its own, which takes seconds."""
+    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-@pytest.mark.parametrize("command", ["backbones", "fetch --json", "--help"])  # more than a buffer, less, and not ours
+@pytest.mark.parametrize("command", ["fetch --json", *slow("backbones", "--help")])  # less than a buffer, more, and not ours
 def test_results_that_have_no_room_are_an_error_in_one_line(command):
     done = shell(f"$thaw {command} > /dev/full")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
@@ -61,13 +66,14 @@ def test_results_that_have_no_room_are_an_error_in_one_line(command):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
-@pytest.mark.parametrize("command", ["fetch", "fetch --json"])
+@pytest.mark.parametrize("command", ["fetch", *slow("fetch --json")])
 def test_results_for_a_closed_stdout_are_an_error_in_one_line(command):
     done = shell(f"$thaw {command} >&-")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "closed" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
 def test_whoever_has_read_enough_is_told_of_nothing():
     done = shell("{ $thaw backbones; echo $? >&2; } | true")
@@ -75,7 +81,7 @@ def test_whoever_has_read_enough_is_told_of_nothing():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
-@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "<&- 2>&-"])
+@pytest.mark.parametrize("where", ["2>&-", *slow("2>/dev/full", "<&- 2>&-")])
 def test_progress_that_cannot_be_written_changes_neither_result_nor_status(trained, where):
     data, _ = trained
     if where.endswith("full") and not os.path.exists("/dev/full"):
@@ -109,6 +115,7 @@ def test_no_file_becomes_the_standard_output_that_is_closed(tmp_path):
     assert int((tmp_path / "file").read_text()) > 2
 
 
+@pytest.mark.slow
 def test_a_name_that_no_encoding_holds_is_shown_escaped(image_folder, tmp_path):
     data = image_folder(tmp_path / "images", {"grün": 12, "red": 12})
     done = subprocess.run(

@@ -14,8 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow  # an environment of its own, and processes that start anew
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ def test_what_goes_wrong_is_said_on_the_page(run, opened, monkeypatch):
     assert [error.value for error in opened.error] == [r"Cannot \*be\* made\."]
 
 
+@pytest.mark.slow
 def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     steps = list(formats.export_from_app(run, "torch_export", []))

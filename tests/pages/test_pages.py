@@ -40,6 +40,7 @@ def run(trained_once, tmp_path, monkeypatch):
         return reservation.run_dir.name
 
     train.folder = folder
+    train.both = lambda: [run_dir.name for run_dir in trained_once.copied(paths.runs_dir())]
     return train
 
 
@@ -298,7 +299,7 @@ def test_names_never_become_markup(run):
 
 
 def test_what_people_call_their_runs_never_becomes_markup(run):
-    first, second = run(), run(seed=1)
+    first, second = run.both()
     nasty = "[free money](https://example.org) <b>:red[x]"
     for run_id in (first, second):
         RunStore(paths.runs_dir()).describe(run_id, nasty, f"note {nasty}")
@@ -311,7 +312,7 @@ def test_what_people_call_their_runs_never_becomes_markup(run):
 
 
 def test_a_browser_that_lags_behind_and_sends_an_old_label_keeps_its_run(run):
-    mine, _newer = run(), run(seed=1)
+    mine, _newer = run.both()
     at = opened("train", run=mine)
     box, before = at.selectbox(key="run_box"), "what it was called before somebody renamed it"
     box.options.append(before)

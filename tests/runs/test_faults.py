@@ -36,7 +36,11 @@ class Faults:
 @pytest.fixture
 def config(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    settings = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64}  # quick to build and to trace: there are many runs
+    settings = {
+        "backbone": "squeezenet1_1",
+        "weights": "none",
+        "image_size": 64,
+    }  # quick to build and to trace: there are many runs
     settings |= {"epochs": 2, "strategy": "feature_extraction", "learning_rate": 1e-3, "precision": "fp32"}
     return make_config(settings | {"data": str(folder)})
 

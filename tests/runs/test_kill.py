@@ -1,7 +1,6 @@
 """kill -9 at any moment: every run can be read, and resumed to the very weights of one that was never killed."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import time
@@ -15,14 +14,6 @@ from finetune_core.training import loop
 from finetune_core.training.checkpoints import load_tensors
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
-
-
-@pytest.fixture(scope="module")
-def processes():
-    """Processes that start with torch loaded, but with no thread of its own yet."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetune_core.runs.record", "timm"])
-    return context
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from finetune_core.training.events import ImagesLost, ImagesSkipped, MemoryShort
 @pytest.fixture
 def run_dir(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 10, "blue": 10})
-    settings = {"data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 3, "strategy": "gradual_unfreezing"}
+    settings = {"data": str(folder), "image_size": 32, "batch_size": 16, "epochs": 3, "strategy": "gradual_unfreezing"}
     reservation = create_run(
         make_config(settings | {"backbone": "resnet18", "weights": "none", "epochs": 6}), tmp_path / "runs"
     )

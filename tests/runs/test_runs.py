@@ -1,5 +1,4 @@
 import json
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -121,9 +120,9 @@ def _hold(path):
             time.sleep(600)
 
 
-def test_a_killed_process_leaves_an_interrupted_run_that_can_be_read(config, tmp_path):
+def test_a_killed_process_leaves_an_interrupted_run_that_can_be_read(config, tmp_path, processes):
     runs = tmp_path / "runs"
-    process = multiprocessing.get_context("spawn").Process(target=_hold, args=((config, runs),))
+    process = processes.Process(target=_hold, args=((config, runs),))
     process.start()
     store = RunStore(runs)
     try:

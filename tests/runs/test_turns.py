@@ -1,6 +1,6 @@
 """A run waits while another program trains on its device, says so, and can be stopped meanwhile."""
 
-import multiprocessing
+import os
 import threading
 
 import pytest
@@ -30,7 +30,9 @@ def config(image_folder, tmp_path):
     )
 
 
-def hold(line):
+def hold(line, home):
+    os.environ["THAW_HOME"] = home  # where the lock is
+
     def waits():
         line.send("taken")
         line.poll(300)
@@ -40,11 +42,10 @@ def hold(line):
 
 
 @pytest.fixture
-def other_program():
+def other_program(processes, home):
     """A process that trains until it hears a word; both of them."""
-    context = multiprocessing.get_context("spawn")
-    line, far_end = context.Pipe()
-    process = context.Process(target=hold, args=(far_end,))
+    line, far_end = processes.Pipe()
+    process = processes.Process(target=hold, args=(far_end, str(home)))
     process.start()
     assert line.poll(300)
     assert line.recv() == "taken"

@@ -84,7 +84,7 @@ def test_before_they_thaw_stages_are_what_they_were(config, tmp_path):
 
 
 EXTRAS = {
-    "thawing": {"strategy": "gradual_unfreezing"},
+    "thawing": {"strategy": "gradual_unfreezing", "epochs": 9},
     "average of weights": {"ema": 0.9},
     "everything else": {
         "l2_sp": 0.1,
@@ -99,7 +99,7 @@ EXTRAS = {
 
 @pytest.mark.parametrize("name", EXTRAS)
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, marks, name):
-    settings = config(**EXTRAS[name])
+    settings = config(**{"epochs": 6} | EXTRAS[name])
     end = whole(settings, tmp_path / "whole")[-1]
     (tmp_path / "cut").mkdir()
     stream = fit(settings, tmp_path / "cut")
