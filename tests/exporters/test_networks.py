@@ -1,5 +1,6 @@
 """What is exported answers as the run does: in Thaw, in onnxruntime alone, in plain torch."""
 
+import functools
 import json
 import shutil
 import sys
@@ -27,8 +28,9 @@ print([name for name in ("torch", "timm", "finetune_core", "onnxruntime") if nam
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
+    """``exported(format)``: made once."""
     base = tmp_path_factory.mktemp("exports")
-    return {name: export_run(run, name, base / name) for name in ("safetensors", "onnx", "torch_export")}
+    return functools.cache(lambda name: export_run(run, name, base / name))
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +52,13 @@ def pictures(colours, tmp_path_factory):
 @pytest.mark.parametrize(
     ("format", "libraries"),
     [
-        ("onnx", ["onnxruntime"]),
-        ("torch_export", ["torch"]),
+        pytest.param("onnx", ["onnxruntime"], marks=pytest.mark.slow),
+        pytest.param("torch_export", ["torch"], marks=pytest.mark.slow),
         ("safetensors", ["torch", "timm"]),
     ],
 )
 def test_the_example_names_images_as_thaw_does_without_thaw(exported, format, libraries, run, pictures, elsewhere):
-    *lines, used = elsewhere("-c", ALONE, exported[format].folder / "predict.py", *pictures).splitlines()
+    *lines, used = elsewhere("-c", ALONE, exported(format).folder / "predict.py", *pictures).splitlines()
     assert used == str(libraries)
     predictor = load_predictor(run)
     expected = predictor.probabilities(pictures)
@@ -66,15 +68,16 @@ def test_the_example_names_images_as_thaw_does_without_thaw(exported, format, li
 
 
 def test_safetensors_come_back_into_thaw_bit_for_bit(exported, run, pictures):
-    before, after = load_predictor(run), load_export(exported["safetensors"].folder)
+    before, after = load_predictor(run), load_export(exported("safetensors").folder)
     state = after.network.model.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in before.network.model.state_dict().items())
     assert (after.classes, after.image_size, after.network.stages) == (before.classes, 32, before.network.stages)
     np.testing.assert_array_equal(after.probabilities(pictures), before.probabilities(pictures))
 
 
+@pytest.mark.slow
 def test_onnx_takes_any_batch_and_carries_what_it_needs(exported):
-    told = exported["onnx"]
+    told = exported("onnx")
     assert told.checked["batches"][0] == 1
     assert len(told.checked["batches"]) > 1
     assert told.checked["largest_difference"] <= told.checked["tolerance"] == 1e-4
@@ -86,16 +89,19 @@ def test_onnx_takes_any_batch_and_carries_what_it_needs(exported):
     assert "logits" in metadata["output"]
 
 
-def test_the_sidecar_names_no_place_on_this_machine(exported, colours):
-    for made in exported.values():
-        told = json.loads((made.folder / "model.json").read_text())
-        assert told["run"]["settings"]["data"] == "colours"
-        assert str(colours.parent) not in (made.folder / "model.json").read_text() + (made.folder / "README.md").read_text()
-        assert told["preprocessing"]["resize_to"] == 37
-        assert len(told["hashes"]["backbone_weights"]) == 16
+@pytest.mark.parametrize(
+    "format", ["safetensors", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "torch_export"))]
+)
+def test_the_sidecar_names_no_place_on_this_machine(exported, colours, format):
+    folder = exported(format).folder
+    told = json.loads((folder / "model.json").read_text())
+    assert told["run"]["settings"]["data"] == "colours"
+    assert str(colours.parent) not in (folder / "model.json").read_text() + (folder / "README.md").read_text()
+    assert told["preprocessing"]["resize_to"] == 37
+    assert len(told["hashes"]["backbone_weights"]) == 16
 
 
-@pytest.mark.parametrize("format", ["onnx", "torch_export"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch_export"])
 def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(run, format, tmp_path, monkeypatch):
     answered = torch.nn.Module.__call__
 
@@ -135,7 +141,7 @@ def test_a_network_that_cannot_be_traced_says_so(run, tmp_path, monkeypatch):
 
 
 def test_a_damaged_export_is_refused(exported, tmp_path):
-    folder = shutil.copytree(exported["safetensors"].folder, tmp_path / "copy")
+    folder = shutil.copytree(exported("safetensors").folder, tmp_path / "copy")
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)

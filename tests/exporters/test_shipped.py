@@ -1,6 +1,7 @@
 """What is judged is what is shipped: a run that trained in bf16 has the same labels and accuracy in its table of predictions, in
 *Predict*, and in every exported file, and the card and ``model.json`` say what the file itself is worth."""
 
+import functools
 import json
 import re
 
@@ -24,7 +25,7 @@ from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.preview import network_input
 
-FORMATS = ("onnx", "safetensors", "torch_export")
+FORMATS = ["safetensors", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "torch_export"))]
 SIZE = 32
 
 
@@ -58,8 +59,9 @@ def inputs(bf16_run, digits):
 
 @pytest.fixture(scope="module")
 def exported(bf16_run, tmp_path_factory):
+    """``exported(format)``: the folder, made once."""
     folder = tmp_path_factory.mktemp("exports")
-    return {name: export_run(bf16_run, name, folder / name).folder for name in FORMATS}
+    return functools.cache(lambda name: export_run(bf16_run, name, folder / name).folder)
 
 
 def logits_of(folder, images):
@@ -84,7 +86,7 @@ def test_the_table_of_predictions_holds_what_predict_answers(bf16_run, digits, i
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_exported_file_gives_the_labels_of_the_table(exported, inputs, format):
     table, images = inputs
-    logits, found = np.stack(table["logits"]), logits_of(exported[format], images)
+    logits, found = np.stack(table["logits"]), logits_of(exported(format), images)
     assert np.abs(found - logits).max() <= 1e-4 * max(1, np.abs(logits).max())
     assert (found.argmax(1) == logits.argmax(1)).all()
 
@@ -93,14 +95,14 @@ def test_every_exported_file_gives_the_labels_of_the_table(exported, inputs, for
 def test_card_and_sidecar_state_the_accuracy_of_the_file(bf16_run, exported, inputs, format):
     table, images = inputs
     tested = (table["split"] == "test").to_numpy()
-    found = logits_of(exported[format], images[torch.tensor(tested)]).argmax(1)
+    found = logits_of(exported(format), images[torch.tensor(tested)]).argmax(1)
     accuracy = float((found == table["label"][tested]).mean())
     assert 0.3 < accuracy < 1
-    told = json.loads((exported[format] / "model.json").read_text())["metrics"]
+    told = json.loads((exported(format) / "model.json").read_text())["metrics"]
     assert (told["accuracy"], told["images"]) == (accuracy, tested.sum())
     assert told["labels_as_in_the_run"] == tested.sum()
     assert told["measured_on"].startswith("model.")
-    text = (exported[format] / "README.md").read_text()
+    text = (exported(format) / "README.md").read_text()
     card = {one.metric_type: one.metric_value for one in ModelCard(text).data.eval_results}
     assert card["accuracy"] == round(accuracy, 4)
     assert f"{percent(accuracy)} of {tested.sum()} test images are right" in text
