@@ -1,12 +1,11 @@
 """Configure: backbone, strategy and settings of the next run, with the strategy drawn."""
 
 import hashlib
-from collections.abc import Mapping
 from functools import partial
 
 import streamlit as st
 
-from finetune_core.config import RunConfig, names_in
+from finetune_core.config import RunConfig, names_in, setting_of
 from finetune_core.config.metadata import ADVANCED, TRAINING
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
@@ -16,7 +15,7 @@ from finetune_core.figures.curves import rate_curve
 from finetune_core.formatting import duration, number, size, things
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import RANDOM
-from finetune_core.training.forecast import Forecast, comparable
+from finetune_core.training.forecast import comparable
 from finetune_core.training.lr_finder import RateCurve, find_rate
 from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.strategies import STRATEGIES
@@ -70,11 +69,17 @@ def what(sound: RunConfig, config: RunConfig | None, known: Known, problems: dic
     backbone_cards(sound, known)
     with st.container():
         reason = offer_weights([sound])
+    with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+        st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help, width="content")
+        timing = measure_button(config, known) if config and known.dataset else None
+    with st.container():
+        if timing:
+            show_outcome(timing)
     strategy_cards(sound, known)
     form.strategy_settings(problems)
     with st.container():
         if config and known.dataset:
-            forecasts(config, known)
+            forecast_table(config, known)
     return reason
 
 
@@ -96,14 +101,12 @@ def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, s
             form.section(section, problems)
 
 
-def forecasts(config: RunConfig, known: Known) -> None:
-    """Measure what each strategy would take, and show it side by side."""
+def measure_button(config: RunConfig, known: Known) -> str:
+    """Asks for what each strategy would take; returns the key of that work."""
     compared, dataset = comparable(config), known.dataset
-    told = {one.strategy: known.expects(one) for one in compared}
-    complete = all(told.values())
+    complete = all(known.expects(one) for one in compared)
     mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[:16]
     key = f"forecast:{mark}-{dataset.fingerprint}"
-    measure = partial(calibrate, compared, dataset, known.book, again=complete)
     reason = why_not_timed()
     st.button(
         "Measure again" if complete else "Forecast all strategies",
@@ -113,21 +116,25 @@ def forecasts(config: RunConfig, known: Known) -> None:
         or "Times a few steps of every strategy on this machine and works out the rest; each run that ends corrects it.",
         key="forecast",
         on_click=begin,
-        args=(key, "Timing a few steps of each strategy", measure),
+        args=(key, "Timing a few steps of each strategy", partial(calibrate, compared, dataset, known.book, again=complete)),
     )
+    return key
+
+
+def show_outcome(timing: str) -> None:
+    """How far the timing is, and what went wrong."""
     try:
-        outcome(key)
+        outcome(timing)
     except FinetuneError as error:
         st.error(plain(str(error)))
-    if complete:
-        with st.expander("Forecast of all strategies", icon=":material/table:"):
-            forecast_table(told, config.strategy)
 
 
-def forecast_table(told: Mapping[str, Forecast], chosen: str) -> None:
+def forecast_table(config: RunConfig, known: Known) -> None:
+    """All strategies that were timed, side by side."""
+    told = {one.strategy: known.expects(one) for one in comparable(config)}
     rows = [
         {
-            "Strategy": ("▸ " if name == chosen else "") + STRATEGIES[name].title,
+            "Strategy": ("▸ " if name == config.strategy else "") + STRATEGIES[name].title,
             "Trainable": number(one.trainable_parameters),
             "In all": duration(one.seconds),
             "An epoch": duration(one.epoch_seconds),
@@ -135,16 +142,19 @@ def forecast_table(told: Mapping[str, Forecast], chosen: str) -> None:
             "Cache": size(one.cache_bytes) if one.cache_bytes else "none",
         }
         for name, one in told.items()
+        if one
     ]
+    if not rows:
+        return
     notes = {
         "In all": "The whole run, when nothing is cached yet: less after a run with the same frozen stages.",
         "An epoch": "The mean, where stages thaw on the way.",
         "Memory": "Weights, optimizer, decoded images, cache and what a step holds; the program itself comes on top.",
         "Cache": "What the frozen stages make of each image, computed once.",
     }
-    st.dataframe(
-        rows, hide_index=True, column_config={name: st.column_config.TextColumn(help=note) for name, note in notes.items()}
-    )
+    columns = {name: st.column_config.TextColumn(help=note) for name, note in notes.items()}
+    with st.expander("Forecast of all strategies", icon=":material/table:"):
+        st.dataframe(rows, hide_index=True, column_config=columns)
 
 
 def rate_finder(config: RunConfig) -> None:
@@ -208,7 +218,7 @@ def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], 
                 st.markdown(f":red[:material/error: **{things(len(problems), 'setting')} cannot be used:**]")
                 with st.container(gap=None, height=80 if len(problems) > MOST_LINES else "content", border=False):
                     for name, problem in problems.items():
-                        st.caption(f":red[{plain(form.label(name))} {plain(problem)}]")
+                        st.markdown(f":small[:red[{plain(form.label(name))} {plain(problem)}]]")
             elif config:
                 st.markdown(f":orange[:material/download:] {reason}" if reason else summary(config, known))
         pressed = st.button(

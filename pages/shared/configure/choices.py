@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import streamlit as st
 
-from finetune_core.config import RunConfig, setting_of
+from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import duration, percent, short_number, size
@@ -60,7 +60,6 @@ def backbone_cards(config: RunConfig, known: Known) -> None:
 
 def strategy_cards(config: RunConfig, known: Known) -> None:
     """All strategies, and when the chosen one pays."""
-    st.markdown(f":small[{setting_of('strategy').label}]", help=setting_of("strategy").help)
     cards = [_strategy_card(name, config, known) for name in STRATEGIES]
     chosen = st.session_state[settings.key("strategy")]
     choose_card("Strategies", cards, chosen, lambda name: settings.set_fields({"strategy": name}), "strategy_cards")
