@@ -100,7 +100,7 @@ def test_a_strategy_is_chosen_by_mouse_and_keyboard_and_what_it_says_follows(ser
     page.get_by_role("radio", name="From scratch").focus()
     page.keyboard.press("ArrowDown")
     page.get_by_text("Linear probe, then full (LP-FT) on efficientnet_lite0").wait_for()
-    page.get_by_label("Unfreeze every (epochs)").wait_for()
+    page.get_by_label("Unfreeze every (epochs)", exact=True).wait_for()
     page.keyboard.press("ArrowDown")  # where the focus is
     page.get_by_text("Gradual unfreezing on efficientnet_lite0").wait_for()
     no_error_on(page)

@@ -116,7 +116,9 @@ def draw_stages(
     _ROW(data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked)
     trained = sum(stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages)
     total = sum(stage["parameters"] for stage in stages)
-    told = f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total, 0 if trained == total else 1)})."
+    told = (
+        f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total, 0 if trained == total else 1)})."
+    )
     st.markdown(told + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
