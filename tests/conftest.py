@@ -1,6 +1,7 @@
 """Fixtures for all tests: a home folder of their own, and image folders whose classes can be learned from colour."""
 
 import functools
+import gc
 import hashlib
 import http.server
 import os
@@ -31,6 +32,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker("slow")
     first = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in first)
+
+
+def pytest_collection_finish():
+    """Streamlit (and statsmodels) collect garbage on every call: what is imported by now, a million objects, need not be looked at."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
