@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -21,7 +23,10 @@ from finetune_core.exporters.tensors import load_export
 ALONE = """
 import runpy, sys
 script, sys.argv = sys.argv[1], sys.argv[1:]
-runpy.run_path(script, run_name="__main__")
+try:
+    runpy.run_path(script, run_name="__main__")
+except SystemExit as end:
+    assert end.code == 0
 print([name for name in ("torch", "timm", "finetune_core", "onnxruntime") if name in sys.modules])
 """
 
@@ -65,6 +70,17 @@ def test_the_example_names_images_as_thaw_does_without_thaw(exported, format, li
     told = [json.loads(line) for line in lines]
     assert [row["class"] for row in told] == [predictor.classes[row.argmax()] for row in expected]
     np.testing.assert_allclose([row["probability"] for row in told], expected.max(1), atol=1e-4)
+
+
+def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(exported, pictures, tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "text.png").write_text("no image")
+    bad = [tmp_path / "fifo.png", tmp_path / "text.png", tmp_path / "gone.png"]
+    command = [sys.executable, exported("safetensors").folder / "predict.py", *bad, pictures[-1]]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [str(pictures[-1])]
+    assert [line.split(" cannot be read")[0] for line in done.stderr.splitlines()] == [*map(str, bad)]
 
 
 def test_safetensors_come_back_into_thaw_bit_for_bit(exported, run, pictures):

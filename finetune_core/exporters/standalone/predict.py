@@ -1,4 +1,4 @@
-"""Name images with the network in this folder, without Thaw.
+"""Classify images with the network in this folder, without Thaw.
 
     python predict.py IMAGE…
 
@@ -50,7 +50,7 @@ def to_rgb(image):
     return image.convert("RGB")
 
 
-def load(told):
+def load(info):
     """A function: float32 [batch, 3, size, size] -> logits [batch, classes]."""
     if (FOLDER / "model.onnx").exists():
         import onnxruntime
@@ -63,13 +63,13 @@ def load(told):
     if (FOLDER / "model.pt2").exists():
         model = torch.export.load(FOLDER / "model.pt2").module()
     else:
-        model = rebuild(told["network"], len(told["classes"]))
+        model = rebuild(info["network"], len(info["classes"]))
 
     @torch.no_grad()
-    def answer(images):
+    def forward(images):
         return model(torch.from_numpy(images)).numpy()
 
-    return answer
+    return forward
 
 
 def rebuild(network, classes):
@@ -96,15 +96,26 @@ def rebuild(network, classes):
 
 
 def main():
-    told = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
-    answer = load(told)
+    """Print one JSON object per image; returns the exit status: 1 where one could not be read."""
+    info = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))
+    forward = load(info)
+    status = 0
     for path in sys.argv[1:]:
-        logits = answer(preprocess(path, told["preprocessing"])[None])[0].astype(np.float64)
-        shares = np.exp(logits - logits.max())
-        shares /= shares.sum()
-        best = int(shares.argmax())
-        print(json.dumps({"image": path, "class": told["classes"][best], "probability": float(shares[best])}))
+        try:
+            if not Path(path).is_file():  # a FIFO, say, which would be waited for
+                raise OSError("there is no such file")
+            pixels = preprocess(path, info["preprocessing"])
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            print(f"{path} cannot be read: {error}", file=sys.stderr)
+            status = 1
+            continue
+        logits = forward(pixels[None])[0].astype(np.float64)
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        best = int(probabilities.argmax())
+        print(json.dumps({"image": path, "class": info["classes"][best], "probability": float(probabilities[best])}))
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
