@@ -4,18 +4,19 @@ import streamlit as st
 
 from finetune_core.config import make_config, setting_of
 from finetune_core.data.sample import SAMPLE_NAME
-from finetune_core.formatting import percent, size
+from finetune_core.formatting import percent, size, things
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.store import summary
 from finetune_core.training.device import describe_machine
+from pages.shared.address import carried
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure.stages import draw_strategy
 from pages.shared.data.chosen import recent_data, recent_list
 from pages.shared.runs.backend import STATUS_WORDS, store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import try_it_now
-from pages.shared.runs.picker import run_title
+from pages.shared.runs.labels import run_title
 
 page(
     "app.py",
@@ -80,6 +81,10 @@ def recent_runs() -> None:
             st.markdown(plain(run_title(run)) + result, width="stretch")
             if st.button("Open", key=f"open-{run.run_id}"):
                 go("pages/evaluate.py" if run.judged else "pages/train.py", run.run_id)
+    if runs:
+        st.page_link(
+            "pages/runs.py", label=f"All {things(len(runs), 'run')}", icon=":material/table_rows:", query_params=carried()
+        )
     damaged_runs(damaged)
 
 

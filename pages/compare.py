@@ -29,7 +29,7 @@ from pages.shared.evaluation.diagnostics import disagreements, what_moved
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
-from pages.shared.runs.picker import run_label
+from pages.shared.runs.labels import meant, run_labels
 from pages.shared.runs.queue import REFRESH, expected_seconds, queue_panel
 
 MOST_AT_FIRST = 12  # runs
@@ -90,10 +90,11 @@ def choose(runs: list[Run]) -> list[Run]:
     # The address wins, as it does for a single run.
     st.session_state["runs_box"] = [run_id for run_id in before if run_id in by_id] or latest(runs)
     with st.expander(f"Which runs ({len(st.session_state['runs_box'])} chosen)", icon=":material/checklist:"):
+        labels = run_labels(runs)
         chosen = st.multiselect(
             "Runs",
-            list(by_id),
-            format_func=lambda run_id: run_label(by_id[run_id]),
+            list(labels),
+            format_func=lambda run_id: labels.get(run_id, run_id),
             key="runs_box",
             on_change=choice_to_address,
             label_visibility="collapsed",
@@ -110,7 +111,7 @@ def latest(runs: list[Run]) -> list[str]:
 
 
 def choice_to_address() -> None:
-    st.query_params["runs"] = st.session_state["runs_box"]
+    st.query_params["runs"] = meant(st.session_state["runs_box"])
 
 
 def remember(run_ids: list[str]) -> None:

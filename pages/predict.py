@@ -15,7 +15,8 @@ from pages.shared.evaluation.prediction import Namer, get_to_know, many, namer, 
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
-from pages.shared.runs.picker import choose_run, run_label, run_title
+from pages.shared.runs.labels import meant, run_labels, run_title
+from pages.shared.runs.picker import choose_run
 
 MOST_BESIDE = 2  # runs: three columns are what a screen holds
 CLASSES_TOLD = 12
@@ -48,12 +49,13 @@ def beside(runs: list[Run], chosen: Run) -> list[Run]:
     st.session_state["beside_box"] = asked
 
     def to_address() -> None:
-        st.query_params["beside"] = st.session_state["beside_box"]
+        st.query_params["beside"] = meant(st.session_state["beside_box"])
 
+    labels = run_labels(by_id.values())
     picked = st.multiselect(
         "Beside it",
-        list(by_id),
-        format_func=lambda run_id: run_label(by_id[run_id]),
+        list(labels),
+        format_func=lambda run_id: labels.get(run_id, run_id),
         max_selections=MOST_BESIDE,
         key="beside_box",
         on_change=to_address,

@@ -6,6 +6,7 @@ from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.formatting import duration, number, percent
+from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
 from pages.shared.account import may_change, owner, sign_in_asked
 from pages.shared.chrome import next_step, page, plain
@@ -14,8 +15,11 @@ from pages.shared.runs.backend import store
 from pages.shared.runs.controls import attempt, controls
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.labels import run_title
 from pages.shared.runs.live import bar, curves, details, notices, numbers
-from pages.shared.runs.picker import choose_run, run_title
+from pages.shared.runs.overlay import overlaid, overlaid_charts
+from pages.shared.runs.picker import choose_run
+from pages.shared.runs.run_settings import run_settings
 
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
@@ -24,17 +28,23 @@ page("pages/train.py", "Watch a network learn. Close the tab if you like: the ru
 
 
 def about(run: Run) -> None:
-    """Its name and note, and the way to the trash."""
+    """Its tags, name and note, and the way to the trash."""
+    if run.tags:
+        st.markdown(" ".join(f":gray-badge[{plain(tag)}]" for tag in run.tags))
     if run.note:
         st.markdown(plain(run.note))
     if not may_change(run):
         return
-    with st.expander("Name, note, delete"):
+    with st.expander("Name, note, tags, delete", icon=":material/edit:"):
         with st.form(f"about-{run.run_id}", border=False):
             name = st.text_input("Name", run.name, max_chars=80)
             note = st.text_area("Note", run.note, max_chars=2000, help="What you tried, and why.")
+            known = dict.fromkeys([*run.tags, *(tag for other in runs for tag in other.tags)])
+            tags = st.multiselect(
+                "Tags", known, run.tags, max_selections=MOST_TAGS, accept_new_options=True, placeholder="Choose or type tags"
+            )
             if st.form_submit_button("Save"):
-                attempt(lambda: store().describe(run.run_id, name, note))
+                attempt(lambda: store().describe(run.run_id, name, note, tags))
                 st.rerun()
         if st.button("Delete this run", icon=":material/delete:", disabled=run.active):
             confirm_delete(run)
@@ -119,7 +129,11 @@ def live(run_id: str, was_active: bool) -> None:
     else:
         ending(run)
     numbers(run)
-    curves(run)
+    others = overlaid(run) if run.history.started else []
+    if others:
+        overlaid_charts([run, *others])
+    else:
+        curves(run)
     if run.history.started:
         draw_stages(run.history.started["stages"], run.config.learning_rate)
     details(run)
@@ -148,9 +162,5 @@ if chosen.resumable:
     st.fragment(look_again, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
 about(chosen)
 data_changes(chosen)
-with st.expander("Settings of this run"):
-    st.json(chosen.config.model_dump(exclude={"edits"}))
-    st.caption(
-        plain(f"Run folder: {chosen.run_dir}. Its config.json repeats the run: python -m finetune_core train --config FILE")
-    )
+run_settings(chosen)
 damaged_runs(damaged)

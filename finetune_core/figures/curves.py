@@ -17,6 +17,7 @@ from finetune_core.figures.style import RUN_COLORS, TRAIN_COLOR, VAL_COLOR, WARM
 from finetune_core.runs.smoothing import smoothed
 
 SMOOTHED = "Training batches, smoothed"
+MOST_OVERLAID = len(RUN_COLORS)
 _MAX_POINTS = 600
 
 Rows = Sequence[Mapping[str, Any]]
@@ -64,6 +65,52 @@ def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1
     return _curves(kind, points, styles, epochs, 1, alt.Scale(zero=False))
 
 
+def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
+    """Loss or accuracy of several runs by epoch: one colour a run, training dashed, validation solid.
+
+    Args:
+        runs: (title, EpochEnded rows), at most ``MOST_OVERLAID``.
+    """
+    points = [
+        (title, split, row["epoch"], row[f"{name}_{kind}"])
+        for title, rows in runs
+        for row in rows
+        for name, split in (("train", "Training"), ("val", "Validation"))
+    ]
+    data = pd.DataFrame(points, columns=["run", "split", "epoch", "value"])
+    epochs = max([1, *(row["epoch"] for _, rows in runs for row in rows)])
+    titles, top = [title for title, _ in runs], {"title": None, "orient": "top", "labelLimit": 400}
+    base = alt.Chart(data).encode(
+        x=_epoch_axis(epochs),
+        y=alt.Y(
+            "value:Q",
+            title=_TITLES[kind],
+            scale=alt.Scale(zero=False),
+            axis=alt.Axis(format=PERCENT) if kind != "loss" else alt.Axis(),
+        ),
+        color=alt.Color(
+            "run:N",
+            scale=alt.Scale(domain=titles, range=list(RUN_COLORS[: len(titles)])),
+            legend=alt.Legend(columns=1, symbolType="stroke", **top),
+        ),
+        detail=["run:N", "split:N"],
+        tooltip=[
+            alt.Tooltip("run:N", title=" "),
+            alt.Tooltip("split:N", title="Images"),
+            alt.Tooltip("epoch:Q", title="Epoch"),
+            alt.Tooltip("value:Q", title=_TITLES[kind], format=".3f" if kind == "loss" else ".1%"),
+        ],
+    )
+    dash = alt.StrokeDash(
+        "split:N",
+        scale=alt.Scale(domain=["Training", "Validation"], range=[[3, 3], [1, 0]]),
+        legend=alt.Legend(symbolType="stroke", **top),
+    )
+    lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash)
+    marks = base.transform_filter("datum.split == 'Validation'").mark_point(filled=True, size=50, opacity=1)
+    return (lines + marks).properties(height=360)
+
+
 def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> go.Figure:
     """Loss at ever higher learning rates, and the rate that is suggested."""
     figure = go.Figure(
@@ -103,12 +150,7 @@ def _curves(
     )
     percent, title = kind != "loss", _TITLES[kind]
     base = alt.Chart(data).encode(
-        x=alt.X(
-            "epoch:Q",
-            title="Epoch",
-            scale=alt.Scale(domain=[0, epochs]),
-            axis=alt.Axis(values=list(range(0, epochs + 1, whole_step(epochs))), format="d", labelFlush=False),
-        ),
+        x=_epoch_axis(epochs),
         y=alt.Y(
             "value:Q",
             title=title,
@@ -127,6 +169,13 @@ def _curves(
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dashes)
     marks = base.transform_filter("datum.marked").mark_point(filled=True, size=60, opacity=1)
     return (lines + marks).properties(height=320)
+
+
+def _epoch_axis(epochs: int) -> alt.X:
+    ticks = list(range(0, epochs + 1, whole_step(epochs)))
+    return alt.X(
+        "epoch:Q", title="Epoch", scale=alt.Scale(domain=[0, epochs]), axis=alt.Axis(values=ticks, format="d", labelFlush=False)
+    )
 
 
 def _thinned(rows: Sequence) -> Sequence:

@@ -1,6 +1,7 @@
 """The frame of every page: settings, links to the other pages, title, and the way on."""
 
 import re
+from collections.abc import Sequence
 
 import streamlit as st
 
@@ -12,6 +13,7 @@ PAGES = (
     ("pages/dataset.py", "Dataset", ":material/photo_library:"),
     ("pages/configure.py", "Configure", ":material/tune:"),
     ("pages/train.py", "Train", ":material/local_fire_department:"),
+    ("pages/runs.py", "Runs", ":material/table_rows:"),
     ("pages/evaluate.py", "Evaluate", ":material/fact_check:"),
     ("pages/compare.py", "Compare", ":material/compare_arrows:"),
     ("pages/predict.py", "Predict", ":material/image_search:"),
@@ -49,9 +51,10 @@ def next_step(path: str, label: str, *, primary: bool = True, run: str | None = 
         go(path, run)
 
 
-def go(path: str, run: str | None = None) -> None:
-    """Switch to another page, taking along what is chosen, and a run."""
-    st.switch_page(path, query_params=({"run": run} if run else {}) | carried())
+def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
+    """Switch to another page, taking along what is chosen, and a run, or several that are compared."""
+    named = ({"run": run} if run else {}) | ({"runs": list(runs)} if runs else {})
+    st.switch_page(path, query_params=named | carried())
 
 
 def plain(text: str) -> str:

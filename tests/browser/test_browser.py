@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-PAGES = ("", "dataset", "configure", "train", "evaluate", "compare", "predict")
-LINKS = ["Home", "Dataset", "Configure", "Train", "Evaluate", "Compare", "Predict"]
+PAGES = ("", "dataset", "configure", "train", "runs", "evaluate", "compare", "predict")
+LINKS = ["Home", "Dataset", "Configure", "Train", "Runs", "Evaluate", "Compare", "Predict"]
 MINUTE = 60_000
 SIZES = {"train": 14, "val": 5}
 

@@ -10,7 +10,7 @@ from finetune_core.runs.about import About, write_about
 from finetune_core.runs.store import RunStore
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict")
+PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict", "runs")
 SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
 ANN, BEN = ({"is_logged_in": True, "email": f"{name}@example.org"} for name in ("ann", "ben"))
 OUTSIDE = {"is_logged_in": False}

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 from finetune_core import paths
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict"))]
+PAGES = ["app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict", "runs"))]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from finetune_core.training.strategies import STRATEGIES
 from tests.trained import NASTY, QUICK
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict")
+PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict", "runs")
 
 
 @pytest.fixture(autouse=True)

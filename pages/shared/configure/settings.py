@@ -147,6 +147,13 @@ def restore(wanted: str) -> None:
     _show(config, comparison)
 
 
+def use(config: RunConfig) -> None:
+    """Put a run's settings into the form, before its widgets are drawn; what is to be compared stays as it is."""
+    comparison = {name: st.session_state[comparison_key(name)] for name in COMPARISON}
+    _show(config, comparison | {"rates": st.session_state.get("compared_rates", {})})
+    st.session_state["settings_id"] = keep()
+
+
 def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     """Set all widgets."""
     set_fields({name: value for name, value in _kept(config).items() if name not in NO_WIDGETS})

@@ -1,29 +1,12 @@
 """The box that chooses a run; the choice is in the page's address."""
 
 from collections.abc import Sequence
-from datetime import datetime
 
 import streamlit as st
 
 from finetune_core.runs.store import Damaged, Run
-from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import plain
-
-
-def run_label(run: Run) -> str:
-    """A run in a list: when, what, and the end of its name. Not how it stands: a browser says what it has chosen by its label, and one
-    that lags behind would choose something that is no longer there."""
-    return f"{run_title(run)} · {run.run_id[-4:]}"
-
-
-def run_title(run: Run) -> str:
-    """Its name, when, and what."""
-    try:
-        when = f"{datetime.strptime(run.run_id[:15], '%Y%m%d-%H%M%S'):%d %b %H:%M}"
-    except ValueError:  # a folder that was renamed
-        when = run.run_id
-    named = f"{run.name} · " if run.name else ""
-    return f"{named}{when} · {run.config.backbone} · {STRATEGIES[run.config.strategy].title}"
+from pages.shared.runs.labels import meant, run_labels
 
 
 def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_active: bool = False) -> Run:
@@ -47,13 +30,13 @@ def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_activ
     current = asked or active or st.session_state.get("selected_run")
     # The address wins, so that a link, a reload and the back button all show what they say.
     st.session_state["run_box"] = current if current in by_id else runs[0].run_id
+    labels = run_labels(runs)
     chosen = st.selectbox(
         "Run",
-        list(by_id),
-        format_func=lambda run_id: run_label(by_id[run_id]),
+        list(labels),
+        format_func=lambda run_id: labels.get(run_id, run_id),
         key="run_box",
         on_change=_choice_to_address,
-        args=(set(by_id),),
         label_visibility="collapsed",
     )
     st.session_state["selected_run"] = chosen
@@ -62,7 +45,6 @@ def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_activ
     return by_id[chosen]
 
 
-def _choice_to_address(known: set[str]) -> None:
-    """A label that has changed since (a run was renamed) is no choice of the person's."""
-    if st.session_state["run_box"] in known:
-        st.query_params["run"] = st.session_state["run_box"]
+def _choice_to_address() -> None:
+    for run_id in meant([st.session_state["run_box"]]):
+        st.query_params["run"] = run_id

@@ -1,0 +1,106 @@
+"""Runs: all of them in one table, to be searched, compared, repeated and deleted, and the queue."""
+
+import streamlit as st
+
+from finetune_core.formatting import number, things
+from finetune_core.runs.store import Run
+from pages.shared.account import may_change, owner, sign_in_asked
+from pages.shared.chrome import go, next_step, page, plain
+from pages.shared.runs.again import differs_now, use_again
+from pages.shared.runs.backend import store
+from pages.shared.runs.controls import attempt, show_problem
+from pages.shared.runs.damaged import damaged_runs
+from pages.shared.runs.first_run import nothing_yet
+from pages.shared.runs.labels import run_title
+from pages.shared.runs.queue_list import queue_list
+from pages.shared.runs.table import matching, search_box, selected, table
+
+REFRESH = 3.0  # seconds
+MOST_NAMED = 10
+
+page("pages/runs.py", "Every run on this machine: find one, put several side by side, or train with the same settings again.")
+
+
+def actions(chosen: list[Run], shown: int) -> None:
+    """What can be done with the selected runs. All buttons are there at all times, so that none moves."""
+    judged = [run.run_id for run in chosen if run.judged]
+    one = chosen[0] if len(chosen) == 1 else None
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if st.button(
+            "Compare",
+            type="primary",
+            icon=":material/compare_arrows:",
+            disabled=len(judged) < 2 or len(judged) < len(chosen),
+            help="Select two runs or more that have ended an epoch.",
+        ):
+            go("pages/compare.py", runs=judged)
+        if st.button("Open", icon=":material/open_in_new:", disabled=one is None, help="Select one run."):
+            go("pages/evaluate.py" if one.judged else "pages/train.py", one.run_id)
+        if st.button(
+            "Use these settings again",
+            icon=":material/replay:",
+            disabled=one is None,
+            help="Select one run: its settings and its data set go to Configure.",
+        ):
+            use_again(one)
+        delete(chosen)
+        st.caption(f"{number(len(chosen))} of {things(shown, 'run')} selected")
+    if one and (words := differs_now(one)):
+        st.caption(plain(words))
+
+
+def delete(chosen: list[Run]) -> None:
+    """Asks first, with the number of runs and their titles."""
+    free = [run for run in chosen if may_change(run) and not run.active]
+    # Another one after each deletion: it is closed.
+    times = st.session_state.get("deletions", 0)
+    with st.popover("Delete", icon=":material/delete:", disabled=not chosen, key=f"delete-{times}"):
+        left = len(chosen) - len(free)
+        st.markdown(f"**Move {things(len(free), 'run')} to the trash?**")
+        titles = [f"- {plain(run_title(run))}" for run in free[:MOST_NAMED]]
+        st.markdown("\n".join(titles + ([f"- and {len(free) - MOST_NAMED} more"] if len(free) > MOST_NAMED else [])))
+        if left:
+            st.markdown(f"{things(left, 'selected run')} stay: still active, or somebody else's.")
+        st.caption("The trash is the folder `.trash` among the runs. Move them back from there, or delete them for good.")
+        st.button(
+            f"Move {things(len(free), 'run')} to the trash",
+            key="confirm-delete",
+            icon=":material/delete:",
+            disabled=not free,
+            on_click=to_trash,
+            args=([run.run_id for run in free],),
+        )
+
+
+def to_trash(run_ids: list[str]) -> None:
+    by = owner() if sign_in_asked() else None
+    for run_id in run_ids:
+        attempt(lambda run_id=run_id: store().delete(run_id, by))
+    st.session_state["deletions"] = st.session_state.get("deletions", 0) + 1
+
+
+def panel(was_active: bool) -> None:
+    runs = store().runs()
+    if not runs or was_active != any(run.active for run in runs):  # it has to stop refreshing itself, or to begin
+        st.rerun()
+    words = search_box()
+    shown = matching(runs, words)
+    actions(selected(shown), len(shown))
+    if shown:
+        table(shown)
+    else:
+        st.info(plain(f"No run matches “{words}”."), icon=":material/search_off:")
+    show_problem()
+    queue_list(runs)
+
+
+runs, damaged = store().all()
+if not runs:
+    nothing_yet("No run yet. Configure one, or see it work on the sample first.")
+    damaged_runs(damaged)
+    next_step("pages/configure.py", "Configure a run", primary=False)
+    st.stop()
+active = any(run.active for run in runs)
+st.fragment(panel, run_every=REFRESH if active else None)(active)
+damaged_runs(damaged)
+next_step("pages/configure.py", "Configure another run", primary=False)

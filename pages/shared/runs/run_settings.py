@@ -1,0 +1,59 @@
+"""A run's settings, readable and to be copied."""
+
+import streamlit as st
+
+from finetune_core.commands.repeat import train_command
+from finetune_core.config import all_settings
+from finetune_core.config.changes import changed_settings, value_in_words
+from finetune_core.data.edits import edits_in_words
+from finetune_core.runs.record import CONFIG_FILE
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.runs.again import differs_now, use_again
+
+
+def run_settings(run: Run) -> None:
+    """As changes against the defaults, then all of them, as a command line and as JSON."""
+    config = run.config
+    changes = changed_settings(config)
+    with st.expander(f"Settings of this run: {len(changes)} not at their default", icon=":material/tune:"):
+        if changes:
+            st.table(
+                {
+                    plain(
+                        one.label
+                    ): f"{plain(value_in_words(one, value))} :gray[(default {plain(value_in_words(one, one.default))})]"
+                    for one, value in changes
+                },
+                border="horizontal",
+                width="content",
+                alt="Settings that are not at their default",
+            )
+        else:
+            st.markdown("All settings are at their defaults.")
+        if st.button(
+            "Use these settings again", icon=":material/replay:", help="The settings and the data set go to Configure."
+        ):
+            use_again(run)
+        if words := differs_now(run):
+            st.caption(plain(words))
+        st.markdown("**Command line**")
+        st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
+        if told := edits_in_words(config.edits):
+            st.caption(plain(f"The command names the run's file, because changes to single images have no option: {told}."))
+        with st.container(horizontal=True):
+            with st.popover("All settings", icon=":material/list:"):
+                st.table(
+                    {
+                        plain(one.label): plain(value_in_words(one, getattr(config, name)))
+                        for name, one in all_settings().items()
+                        if one.section
+                    },
+                    border="horizontal",
+                    alt="All settings of this run",
+                )
+            with st.popover("JSON", icon=":material/data_object:"):
+                st.code(config.model_dump_json(indent=2, exclude={"edits"}), language="json")
+                if config.edits:
+                    st.caption(f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds.")
+        st.caption(plain(f"Run folder: {run.run_dir}"))

@@ -1,0 +1,131 @@
+"""All runs as one table: searched, sorted, and selected, by id, whatever the table shows at the moment."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from finetune_core.evaluation.run_accuracy import run_accuracy
+from finetune_core.figures.style import VAL_COLOR
+from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.runs.store import Run, summary
+from finetune_core.training.strategies import STRATEGIES
+from pages.shared.runs.backend import STATUS_WORDS
+from pages.shared.runs.labels import data_in_short, run_began
+
+_SELECTED, _SEARCH = "selected_runs", "runs_search"
+_MOST_POINTS = 60  # of a sparkline
+
+
+def search_box() -> str:
+    """What the person looks for."""
+    return st.text_input(
+        "Search",
+        type="search",
+        live="300ms",
+        key=_SEARCH,
+        persist_state="session",
+        label_visibility="collapsed",
+        placeholder="Search by name, data, backbone, strategy, status, tag or note",
+    )
+
+
+def matching(runs: Sequence[Run], words: str) -> list[Run]:
+    """The runs in which every word occurs."""
+    wanted = words.casefold().split()
+    return [run for run in runs if all(word in _text(run) for word in wanted)]
+
+
+def selected(shown: Sequence[Run]) -> list[Run]:
+    """Those of the shown runs that are selected; what is not shown is selected no more."""
+    by_id = {run.run_id: run for run in shown}
+    st.session_state[_SELECTED] = [run_id for run_id in st.session_state.get(_SELECTED, []) if run_id in by_id]
+    return [by_id[run_id] for run_id in st.session_state[_SELECTED]]
+
+
+def table(shown: Sequence[Run]) -> None:
+    """Draw the runs, those selected marked."""
+    ids = [run.run_id for run in shown]
+    # A browser names rows by their place. So a table of other rows is another one, and a click on the old one does not count.
+    key = f"runs-{hashlib.sha256(chr(0).join(ids).encode()).hexdigest()[:16]}"
+    st.dataframe(
+        pd.DataFrame([_row(run) for run in shown]),
+        key=key,
+        hide_index=True,
+        placeholder="",
+        height="auto" if len(shown) <= 10 else 560,
+        on_select=lambda: _take_selection(key, ids),
+        selection_mode="multi-row",
+        selection_default={"selection": {"rows": [ids.index(run_id) for run_id in st.session_state.get(_SELECTED, [])]}},
+        column_config=_columns(shown),
+        alt=f"Table of {things(len(shown), 'run')}",
+    )
+
+
+def _take_selection(key: str, ids: Sequence[str]) -> None:
+    st.session_state[_SELECTED] = [ids[row] for row in st.session_state[key]["selection"]["rows"] if row < len(ids)]
+
+
+def _text(run: Run) -> str:
+    """All that a run is found by."""
+    told = (
+        run.run_id,
+        run.name,
+        run.note,
+        run.config.data,
+        run.config.backbone,
+        STRATEGIES[run.config.strategy].title,
+        STATUS_WORDS[run.status][0],
+        run.owner,
+        *run.tags,
+    )
+    return "\n".join(told).casefold()
+
+
+def _row(run: Run) -> dict[str, Any]:
+    accuracy, epochs = run_accuracy(run), run.history.epochs
+    step = -(-len(epochs) // _MOST_POINTS) or 1
+    seconds = summary(run)["seconds"] or (epochs[-1]["seconds"] if epochs else None)
+    return {
+        "Status": [STATUS_WORDS[run.status][0]],
+        "Name": run.name,
+        "Data": data_in_short(run.config),
+        "Backbone": run.config.backbone,
+        "Strategy": STRATEGIES[run.config.strategy].title,
+        "Seed": run.config.seed,
+        "Accuracy": accuracy.value * 100 if accuracy else None,
+        "95 % interval": f"{100 * accuracy.low:.1f} – {percent(accuracy.high)}" if accuracy else "",
+        "Images": f"{accuracy.images:,} {SPLIT_WORDS[accuracy.split].lower()}" if accuracy else "",
+        "By epoch": [epoch["val_accuracy"] for epoch in epochs[::-step][::-1]],
+        "Time": pd.Timedelta(seconds=round(seconds)) if seconds is not None else None,
+        "When": run_began(run),
+        "Tags": list(run.tags),
+        "Run": run.run_id,
+    }
+
+
+def _columns(shown: Sequence[Run]) -> dict[str, Any]:
+    looks = {word: color for word, color, _ in STATUS_WORDS.values()}
+    tags = sorted({tag for run in shown for tag in run.tags})
+    column = st.column_config
+    return {
+        "Status": column.MultiselectColumn(options=looks, color=list(looks.values()), width=110, pinned=True),
+        "Accuracy": column.NumberColumn(
+            format="%.1f %%", help="On test images, where the run has some and has finished; else on validation images, so far."
+        ),
+        "95 % interval": column.TextColumn(
+            help="Where the accuracy on other such images would lie, 19 times out of 20 (Wilson)."
+        ),
+        "Images": column.TextColumn(help="Those that the accuracy is about."),
+        "By epoch": column.LineChartColumn(
+            y_min=0, y_max=1, width=100, color=VAL_COLOR, help="Validation accuracy, epoch by epoch, from 0 to 100 %."
+        ),
+        "Time": column.NumberColumn(format="compact", help="Hours, minutes, seconds."),
+        "Strategy": column.TextColumn(width=150),
+        "When": column.DatetimeColumn(format="D MMM YYYY, HH:mm"),
+        "Tags": column.MultiselectColumn(options=tags, color="auto") if tags else None,
+        "Name": column.TextColumn() if any(run.name for run in shown) else None,
+        "Run": None,
+    }

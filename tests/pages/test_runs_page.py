@@ -1,0 +1,183 @@
+"""The Runs page: the table, what can be done with the selected runs, and the queue; and a run's settings on Train."""
+
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.data.entry import save_split
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.runs.store import RunStore
+from pages.shared.runs.backend import worker
+from pages.shared.runs.labels import run_label
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def opened(name, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
+    for key, value in query.items():
+        at.query_params[key] = value
+    at.switch_page(f"pages/{name}.py").run()
+    assert not at.exception
+    return at
+
+
+def store():
+    return RunStore(paths.runs_dir())
+
+
+def select(at, *run_ids):
+    """What clicks on the rows' boxes leave behind: the harness cannot click there."""
+    at.session_state["selected_runs"] = list(run_ids)
+    return at.run()
+
+
+@pytest.fixture
+def runs(trained_once, monkeypatch):
+    """Ids of two finished runs, and of one that was cancelled."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data.parent))
+    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    first, second = (run_dir.name for run_dir in trained_once.copied(paths.runs_dir()))
+    reservation = create_run(make_config({"data": str(trained_once.data)}), paths.runs_dir())
+    request_stop(reservation.run_dir)
+    list(execute(reservation))
+    return first, second, reservation.run_dir.name
+
+
+def test_the_table_tells_how_each_run_stands(runs):
+    first, _, cancelled = runs
+    store().describe(first, "baseline", "", ["paper"])
+    [table] = opened("runs").dataframe
+    rows = table.value.set_index("Run")
+    assert list(rows.index) == sorted(runs, reverse=True)
+    assert [rows["Status"][run_id] for run_id in runs] == [["Finished"], ["Finished"], ["Cancelled"]]
+    assert (rows["Name"][first], list(rows["Tags"][first]), rows["Data"][first]) == ("baseline", ["paper"], "images")
+    assert len(rows["By epoch"][first]) == 2
+    assert rows["Accuracy"][first] == pytest.approx(100 * store().run(first).history.end["test_accuracy"])
+    low, high = rows["95 % interval"][first].removesuffix(" %").split(" – ")
+    assert 0 <= float(low) < rows["Accuracy"][first] <= float(high) <= 100
+    assert rows["Accuracy"].isna()[cancelled]
+
+
+def test_what_is_searched_for_is_shown_and_what_is_not_shown_is_not_selected(runs):
+    _, second, _ = runs
+    store().describe(second, "", "the note of a careful person")
+    at = select(opened("runs"), *runs)
+    assert "3 of 3 runs selected" in [one.value for one in at.caption]
+    at.text_input(key="runs_search").set_value("CAREFUL efficientnet").run()
+    assert list(at.dataframe[0].value["Run"]) == [second]
+    assert "1 of 1 run selected" in [one.value for one in at.caption]
+    at.text_input(key="runs_search").set_value("").run()
+    assert at.session_state["selected_runs"] == [second]
+    at.text_input(key="runs_search").set_value("nothing of the kind").run()
+    assert "No run matches" in at.info[0].value
+
+
+def test_selected_runs_are_compared_and_only_those_that_can_be(runs):
+    first, second, cancelled = runs
+    at = select(opened("runs"), first, second, cancelled)
+    assert next(one for one in at.button if one.label == "Compare").disabled
+    at = select(at, first, second)
+    next(one for one in at.button if one.label == "Compare").click().run()
+    assert not at.exception
+    assert at.title[0].value == "Compare"
+    assert set(at.query_params["runs"]) == {first, second}
+
+
+def test_deleting_says_how_many_and_moves_them_to_the_trash(runs):
+    first, second, cancelled = runs
+    at = select(opened("runs"), first, cancelled)
+    button = at.button(key="confirm-delete")
+    assert button.label == "Move 2 runs to the trash"
+    button.click().run()
+    assert not at.exception
+    assert [run.run_id for run in store().runs()] == [second]
+    assert {one.name for one in (paths.runs_dir() / ".trash").iterdir()} == {first, cancelled}
+    assert at.session_state["selected_runs"] == []
+
+
+def test_the_settings_of_a_run_and_its_data_set_go_to_configure(runs, trained_once):
+    first, _, _ = runs
+    at = select(opened("runs"), first)
+    next(one for one in at.button if one.label == "Use these settings again").click().run()
+    assert not at.exception
+    assert at.title[0].value == "Configure"
+    config = store().run(first).config
+    assert (at.session_state["form_epochs"], at.session_state["form_image_size"]) == (config.epochs, config.image_size)
+    assert at.session_state["data_path"][1] == str(trained_once.data)
+    assert at.session_state["settings_id"] in (at.query_params["settings"], at.query_params["settings"][0])
+
+
+def test_a_split_that_is_another_one_now_is_said_before_the_settings_are_used_again(runs, trained_once):
+    assert not any("other settings now" in one.value for one in select(opened("runs"), runs[0]).caption)
+    save_split(trained_once.data, store().run(runs[0]).config.split_settings | {"split_seed": 3})
+    assert any("other settings now" in one.value for one in select(opened("runs"), runs[0]).caption)
+
+
+def test_waiting_runs_go_earlier_and_later_and_are_cancelled(trained_once, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data.parent))
+    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    (paths.home() / "locks").mkdir(parents=True)
+    settings = {"data": str(trained_once.data), "image_size": 32, "device": "cpu"}
+    with FileLock(paths.home() / "locks" / "cpu.lock"):
+        first, *ids = [worker().submit(make_config(settings | {"seed": seed})) for seed in range(4)]
+        at = opened("runs")
+        assert [at.button(key=f"{name}-{ids[0]}").disabled for name in ("Earlier", "Later", "cancel")] == [True, False, False]
+        assert at.button(key=f"Later-{ids[2]}").disabled
+        at.button(key=f"Later-{ids[0]}").click().run()
+        at.button(key=f"Earlier-{ids[2]}").click().run()
+        assert worker().queues() == [[first, ids[1], ids[2], ids[0]]]
+        at.button(key=f"cancel-{ids[1]}").click().run()
+        assert not at.exception
+        assert worker().queues() == [[first, ids[2], ids[0]]]
+        assert store().run(ids[1]).status == "cancelled"
+        for run_id in (ids[2], ids[0], first):
+            worker().stop(run_id)
+
+
+def test_a_label_that_was_shown_before_it_changed_still_means_its_run(runs):
+    first, second, _ = runs
+    at = opened("evaluate", run=first)
+    before = run_label(store().run(second))
+    assert "finished" in before
+    store().describe(second, "another name", "")
+    at.run()
+    box = at.selectbox(key="run_box")
+    assert before not in box.options
+    box.options.append(before)
+    box.select(before).run()
+    assert not at.exception
+    assert at.query_params["run"] in (second, [second])
+    assert at.selectbox(key="run_box").value == second
+
+
+def test_a_run_gets_tags_where_it_gets_its_name(runs):
+    first, second, _ = runs
+    store().describe(second, "", "", ["paper"])
+    at = opened("train", run=first)
+    tags = next(one for one in at.multiselect if one.label == "Tags")
+    assert tags.options == ["paper"]
+    tags.select("paper")
+    next(one for one in at.button if one.label == "Save").click().run()
+    assert not at.exception
+    assert store().run(first).tags == ("paper",)
+    assert any("paper" in one.value for one in at.markdown)
+
+
+def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
+    first, second, _ = runs
+    at = opened("train", run=first)
+    before = len(at.get("vega_lite_chart"))
+    at.multiselect(key="overlay_box").select(second).run()
+    assert not at.exception
+    assert at.query_params["with"] in (second, [second])
+    charts = at.get("vega_lite_chart")
+    assert len(charts) == before
+    assert all("Last block" in charts[at].spec and "Feature extraction" in charts[at].spec for at in (0, 1))
+    again = opened("train", run=first, **{"with": second})
+    assert again.multiselect(key="overlay_box").value == [second]
