@@ -25,6 +25,7 @@ Image.init()
 
 _ORIENTATION_TAG = 0x0112
 _BACKGROUND = (255, 255, 255)
+_BARS = (128, 136, 144)  # of a thumbnail: stands off from a white page and from a dark one
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,21 @@ def read_square(source: Path | bytes, side: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
 
 
-def thumbnail(source: Path | bytes, longer_side: int) -> bytes:
-    """A small JPEG of an image, ``longer_side`` pixels at most.
+def thumbnail(source: Path | bytes, side: int) -> bytes:
+    """A JPEG of ``side × side`` pixels: the whole image, letterboxed, so that thumbnails of any shape have one size.
 
     Raises:
         ImageError: when it cannot be decoded.
     """
-    image = read_image(source, longer_side)
-    image.thumbnail((longer_side, longer_side))
-    if max(image.size) < longer_side:
-        scale = longer_side / max(image.size)
-        image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.NEAREST)
+    image = read_image(source, side)
+    image.thumbnail((side, side))
+    if max(image.size) < side:
+        scale = side / max(image.size)
+        image = image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.NEAREST)
+    square = Image.new("RGB", (side, side), _BARS)
+    square.paste(image, tuple((side - length) // 2 for length in image.size))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    square.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

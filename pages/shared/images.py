@@ -18,6 +18,7 @@ from pages.shared.data.chosen import readable_roots
 
 _SIDE = 160
 _WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = 120, 300, 40  # pixels, at least: of a cell, of one with two images, of an image in it
+_MOST_COLUMNS, _MOST_PAIRS = 8, 3
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: i
     asked = [picture(index) for index in _page(count, key, per_page)]
     for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
         st.warning(plain(reason), icon=":material/lock:")
-    _grid([one for one in asked if isinstance(one.path, Path)])
+    _grid([one for one in asked if isinstance(one.path, Path)], per_page)
 
 
 def chooser(ids: Sequence[str], picture: Callable[[int], Picture], key: str, per_page: int = 24) -> set[str]:
@@ -58,7 +59,7 @@ def chooser(ids: Sequence[str], picture: Callable[[int], Picture], key: str, per
     chosen = _chosen(key)
     shown = [picture(index) for index in _page(len(ids), key, per_page)]
     head = st.container(horizontal=True, vertical_alignment="center")
-    _grid(shown, chosen, key)
+    _grid(shown, per_page, chosen, key)
     counted = chosen.intersection(ids) if chosen else set()
     here = {item.id for item in shown}
     away = counted - here
@@ -76,7 +77,7 @@ def chooser(ids: Sequence[str], picture: Callable[[int], Picture], key: str, per
     if elsewhere:
         more = f", {per_page} of {number(len(elsewhere))}" if len(elsewhere) > per_page else ""
         st.caption(f"Selected on other pages{more}:")
-        _grid([picture(index) for index in elsewhere[:per_page]], chosen, key)
+        _grid([picture(index) for index in elsewhere[:per_page]], per_page, chosen, key)
     return counted
 
 
@@ -96,10 +97,12 @@ def _page(count: int, key: str, per_page: int) -> range:
     return range((at - 1) * per_page, min(count, at * per_page))
 
 
-def _grid(shown: Sequence[Picture], chosen: set[str] | None = None, key: str = "") -> None:
-    """The images; with boxes to tick where there is a selection."""
+def _grid(shown: Sequence[Picture], per_page: int, chosen: set[str] | None = None, key: str = "") -> None:
+    """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection."""
     pairs = any(item.beside for item in shown)
-    with st.grid("auto", min_column_width=_PAIR_WIDTH if pairs else _WIDTH, gap="small"):
+    most = _MOST_PAIRS if pairs else _MOST_COLUMNS
+    columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
+    with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else _WIDTH, gap="small"):
         for item, smalls in in_threads(_smalls, shown):
             with st.container(gap="xxsmall", border=pairs):
                 ticked = chosen is not None
@@ -132,7 +135,8 @@ def _smalls(picture: Picture) -> list[bytes | str]:
 def _small(picture: Picture) -> bytes | str:
     """A JPEG, or why there is none."""
     try:
-        return _thumbnail(picture.path, picture.path.stat().st_mtime_ns)
+        status = picture.path.stat()
+        return _thumbnail(picture.path, (status.st_mtime_ns, status.st_size, status.st_ino))
     except FileNotFoundError:
         return f"{picture.path.name} is not there any more"
     except ImageError as error:
@@ -140,5 +144,5 @@ def _small(picture: Picture) -> bytes | str:
 
 
 @lru_cache(maxsize=5000)
-def _thumbnail(path: Path, _changed: int) -> bytes:
+def _thumbnail(path: Path, _version: tuple[int, ...]) -> bytes:
     return thumbnail(path, _SIDE)

@@ -324,11 +324,25 @@ def test_a_square_of_any_image(size):
     assert read_square(encoded(Image.new("RGB", size, "red")), 16).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("size", [(200, 100), (8, 4), (1, 500)])
-def test_a_thumbnail_is_a_jpeg_of_the_longer_side(size):
-    shown = Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", size, "red")), 64)))
-    assert shown.format == "JPEG"
-    assert max(shown.size) == 64
+@pytest.mark.parametrize("size", [(200, 100), (8, 4), (38, 311), (1, 500), (64, 64)])
+def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
+    shown = Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", size, (250, 0, 0))), 64)))
+    assert (shown.format, shown.size) == ("JPEG", (64, 64))
+    pixels = np.asarray(shown).astype(int)
+    expected = [max(1, round(64 * length / max(size))) for length in size]
+    if min(expected) > 8:  # where JPEG's blocks do not smear it
+        red = pixels[..., 0] - pixels[..., 1] > 120
+        rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+        assert abs(np.ptp(columns) + 1 - expected[0]) <= 2
+        assert abs(np.ptp(rows) + 1 - expected[1]) <= 2
+        assert abs(rows.mean() - 31.5) <= 1
+        assert abs(columns.mean() - 31.5) <= 1
+
+
+def test_what_is_beside_a_letterboxed_image_is_neither_white_nor_black():
+    shown = np.asarray(Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", (38, 311), "red")), 160))))
+    assert (shown[:, :20] > 90).all()
+    assert (shown[:, :20] < 180).all()
 
 
 @quick

@@ -104,14 +104,14 @@ def is_good_image(image):
 
 def is_good_thumbnail(content):
     with Image.open(io.BytesIO(content)) as image:
-        return image.format == "JPEG" and max(image.size) == 32
+        return image.format == "JPEG" and image.size == (32, 32)
 
 
 READERS = (
     (read_header, is_good_header),
     (read_image, is_good_image),
     (partial(read_image, shorter_side=8), is_good_image),
-    (partial(thumbnail, longer_side=32), is_good_thumbnail),
+    (partial(thumbnail, side=32), is_good_thumbnail),
 )
 
 
