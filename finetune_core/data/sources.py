@@ -1,8 +1,10 @@
 """DATA as a person names it -> the folder or manifest it stands for; and which folders the app may read."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.request import url2pathname
 
 from finetune_core import paths
 from finetune_core.data.archives import import_archive, is_archive
@@ -14,6 +16,8 @@ from finetune_core.formatting import size
 from finetune_core.work import Work
 
 _VARIABLE = "THAW_DATA_ROOTS"
+_FILE_URL = re.compile(r"file:(?://(?P<host>[^/]*))?(?P<path>/.*)", re.IGNORECASE)
+_QUOTES = ("''", '""', "‘’", "“”")
 
 
 def resolve_data(name: str) -> Work[str]:
@@ -26,6 +30,7 @@ def resolve_data(name: str) -> Work[str]:
     Raises:
         DataError: when an archive is refused, a public set is not on this machine yet, or nothing can have such a name.
     """
+    name = _unwrapped(name)
     path = whole_path(name)
     if not path.exists():
         if name == SAMPLE_NAME:
@@ -38,17 +43,33 @@ def resolve_data(name: str) -> Work[str]:
 
 
 def whole_path(name: str) -> Path:
-    """What a person typed as an absolute path, links followed; it need not be there.
+    """What a person typed or pasted as an absolute path, links followed; it need not be there.
+
+    Args:
+        name: also in quotes, as file managers copy it, or as a ``file://`` URL (RFC 8089).
 
     Raises:
-        DataError: when nothing can have such a name.
+        DataError: when nothing can have such a name, or it is on another machine.
     """
     try:
-        path = Path(name).expanduser().resolve()
+        path = Path(_unwrapped(name)).expanduser().resolve()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{name} cannot be read: {error}.") from None
     return path
+
+
+def _unwrapped(name: str) -> str:
+    """The path itself, of one in quotes or in a ``file://`` URL."""
+    name = name.strip()
+    if len(name) > 2 and name[0] + name[-1] in _QUOTES:
+        name = name[1:-1].strip()
+    url = _FILE_URL.fullmatch(name)
+    if url is None:
+        return name
+    if (url["host"] or "localhost").lower() != "localhost":
+        raise DataError(f"{name} is on another machine, {url['host']}. Name a folder of the machine that Thaw runs on.")
+    return url2pathname(url["path"])
 
 
 def data_roots(*, home_too: bool) -> tuple[Path, ...]:

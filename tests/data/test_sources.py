@@ -1,9 +1,10 @@
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from finetune_core.data import sample
-from finetune_core.data.sources import check_roots, data_roots, imported_folders, resolve_data
+from finetune_core.data.sources import check_roots, data_roots, imported_folders, resolve_data, whole_path
 from finetune_core.errors import DataError
 from finetune_core.work import finish
 
@@ -65,3 +66,46 @@ def test_what_lies_outside_the_roots_is_refused_by_whatever_way(tmp_path, way):
     check_roots(tmp_path / "root" / "sub", [tmp_path / "root"])
     with pytest.raises(DataError, match="THAW_DATA_ROOTS"):
         check_roots(tmp_path / "root" / way, [tmp_path / "root"])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "'{path}'",
+        '"{path}"',
+        "“{path}”",
+        "  {path} ",
+        "file://{url}",
+        "file:{url}",
+        "FILE://localhost{url}",
+        "'file://{url}'",
+    ],
+)
+def test_a_path_in_quotes_or_as_a_file_url_is_that_path(tmp_path, written):
+    folder = tmp_path / "my pets 100% #1 é"
+    folder.mkdir()
+    name = written.format(path=folder, url=quote(str(folder)))
+    assert whole_path(name) == folder
+    assert resolved(name) == str(folder)
+
+
+@pytest.mark.parametrize("name", ["'", '"', "it's", "'a", "100%25", "a'b'"])
+def test_a_quote_or_a_percent_sign_in_a_plain_name_stays(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert whole_path(name) == tmp_path / name
+
+
+def test_a_file_url_of_another_machine_is_refused():
+    with pytest.raises(DataError, match="another machine, nas"):
+        whole_path("file://nas/pets")
+
+
+def test_a_file_url_that_no_file_can_have_is_refused():
+    with pytest.raises(DataError, match="cannot be read"):
+        whole_path("file:///pets%00")
+
+
+def test_a_file_url_is_held_against_the_roots_like_any_path(tmp_path):
+    (tmp_path / "root").mkdir()
+    with pytest.raises(DataError, match="THAW_DATA_ROOTS"):
+        check_roots(whole_path(f"file://{tmp_path}/root/%2e%2e/elsewhere"), [tmp_path / "root"])

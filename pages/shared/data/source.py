@@ -18,6 +18,7 @@ from finetune_core.formatting import number, size
 from finetune_core.work import Work
 from pages.shared.account import sign_in_asked
 from pages.shared.chrome import plain
+from pages.shared.data.browse import choose_folder
 from pages.shared.data.chosen import choose_data, data_folder, offer_data, readable_roots
 from pages.shared.data.datasets import answered
 from pages.shared.jobs import begin, forget, outcome, wait_for
@@ -81,10 +82,11 @@ def _folder() -> None:
         "split and group.",
     ).strip()
     if not named:
+        choose_folder(_chosen)
         return
     path = whole_path(named)
     check_roots(path, readable_roots())
-    if is_archive(named) and path.is_file():
+    if is_archive(path.name) and path.is_file():
         packed = path
         path = _awaited(f"import:{path}:{path.stat().st_mtime_ns}", lambda: import_archive(packed, packed.name), "Unpacking")
     elif not is_data(path):

@@ -1,0 +1,85 @@
+"""The folder browser of the Dataset page, and what a person may paste into the field beside it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path / "pictures"))
+    (tmp_path / "elsewhere").mkdir()
+    image_folder(tmp_path / "pictures" / "deep" / "my pets", {"red": 14, "blue": 14})
+    (tmp_path / "pictures" / "out").symlink_to(tmp_path / "elsewhere")
+    return tmp_path / "pictures" / "deep" / "my pets"
+
+
+def opened():
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    at.switch_page("pages/dataset.py").run()
+    assert not at.exception
+    return at
+
+
+def down(at, name):
+    box = next(one for one in at.selectbox if one.label == "Open a subfolder")
+    box.select_index([option.split(" · ")[0] for option in box.options].index(name)).run()
+    assert not at.exception
+
+
+def offered(at):
+    return next((one.options for one in at.selectbox if one.label == "Open a subfolder"), [])
+
+
+def words(at):
+    return "\n".join(element.value for kind in ("markdown", "error") for element in at.get(kind))
+
+
+def images(at):
+    return {metric.label: metric.value for metric in at.metric}.get("Images")
+
+
+def test_folders_are_walked_down_and_up_and_one_is_used(folder):
+    at = opened()
+    assert offered(at) == ["deep · 28 images"]
+    assert at.button(key="browse-up").disabled
+    down(at, "deep")
+    down(at, "my pets")
+    assert offered(at) == ["blue · 14 images", "red · 14 images"]
+    down(at, "red")
+    at.button(key="browse-up").click().run()
+    at.button(key="browse-take").click().run()
+    assert not at.exception
+    assert images(at) == "28"
+
+
+def test_several_readable_folders_can_be_chosen_from(folder, tmp_path, monkeypatch):
+    (tmp_path / "more" / "birds").mkdir(parents=True)
+    monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join([str(folder.parent), str(tmp_path / "more")]))
+    at = opened()
+    assert offered(at) == ["birds · 0 images"]
+    at.button(key=f"browse-root-{folder.parent}").click().run()
+    assert offered(at) == ["my pets · 28 images"]
+
+
+def test_a_folder_that_may_not_be_read_any_more_is_said_and_left(folder, tmp_path):
+    at = opened()
+    at.session_state["browse_at"] = str(tmp_path / "elsewhere")
+    at.run()
+    assert "outside the folders that Thaw may read" in words(at)
+    at.run()
+    assert offered(at) == ["deep · 28 images"]
+
+
+@pytest.mark.parametrize("written", ["'{}'", '"{}"', "file://{}"])
+def test_a_pasted_path_is_understood(folder, written):
+    at = opened()
+    at.text_input(key="data_folder").set_value(
+        written.format(str(folder).replace(" ", "%20" if "file" in written else " "))
+    ).run()
+    assert not at.exception
+    assert images(at) == "28"
