@@ -57,4 +57,4 @@ def test_size(count, said):
 
 @pytest.mark.parametrize(("value", "said"), [(0.0001, "0.0001"), (0.000012, "1.2e-05"), (1, "1")])
 def test_rate(value, said):
-    assert formatting.rate(value) == said
+    assert formatting.learning_rate_text(value) == said

@@ -81,7 +81,8 @@ def test_whoever_has_read_enough_is_told_of_nothing():
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
-@pytest.mark.parametrize("where", ["2>&-", *slow("2>/dev/full", "<&- 2>&-")])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "<&- 2>&-"])
 def test_progress_that_cannot_be_written_changes_neither_result_nor_status(trained, where):
     data, _ = trained
     if where.endswith("full") and not os.path.exists("/dev/full"):

@@ -77,6 +77,7 @@ def test_graphs_are_made_in_another_process_that_says_what_is_wrong(run, monkeyp
         (run.run_dir / "hidden").rename(run.run_dir / "best.safetensors")
 
 
+@pytest.mark.slow
 def test_an_export_that_is_stopped_ends_its_process_and_leaves_nothing(run, opened, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     steps = formats.export_from_app(run, "onnx", [])

@@ -54,11 +54,12 @@ def pictures(colours, tmp_path_factory):
     return [*sorted(folder.iterdir()), colours / "red" / "005.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("format", "libraries"),
     [
-        pytest.param("onnx", ["onnxruntime"], marks=pytest.mark.slow),
-        pytest.param("torch_export", ["torch"], marks=pytest.mark.slow),
+        ("onnx", ["onnxruntime"]),
+        ("torch_export", ["torch"]),
         ("safetensors", ["torch", "timm"]),
     ],
 )

@@ -55,6 +55,7 @@ def same(told, run):
         assert found == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, colours, elsewhere, tmp_path):
     folder = export_run(run, "script", tmp_path / "script").folder
     told, tested = judged(elsewhere(folder / "train.py", colours, "--out", tmp_path / "model.pt"))

@@ -515,7 +515,7 @@ def test_a_deleted_run_goes_to_the_trash_and_comes_back(config, tmp_path):
     place = store.delete(reservation.run_dir.name)
     assert store.runs() == []
     place.rename(reservation.run_dir)
-    assert [run.status for run in store.runs()] == ["stopped"]
+    assert [run.status for run in store.runs()] == ["cancelled"]
 
 
 def test_resuming_what_was_deleted_makes_no_folder(config, tmp_path):

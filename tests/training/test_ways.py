@@ -39,7 +39,13 @@ def changed(config, folder):
     return {name for name, tensor in tensors.items() if "/" not in name and not torch.equal(tensor, before[name])}
 
 
-@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "custom"])
+def every_strategy():
+    """Those that train in ways of their own in every run of the tests, the others among the slow ones."""
+    few = ("last_block", "gradual_unfreezing", "linear_probe_then_full", "bias_only")
+    return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES if name != "custom"]
+
+
+@pytest.mark.parametrize("strategy", every_strategy())
 def test_every_strategy_learns_the_colours_and_passes_the_audit(config, tmp_path, strategy):
     settings = config(strategy=strategy)
     end = whole(settings, tmp_path / "run")[-1]
