@@ -39,7 +39,7 @@ def main() -> None:
             told = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
         images = BASE * factor
         print(
-            f"{images:,} training images: {told['epoch'] / images * 1e3:.3f} ms an image in a cached epoch, "
+            f"{images:,} training images: {told['epoch'] / images * 1e3:.3f} ms per image in a cached epoch, "
             f"{told['trunk'] / (images * 1.25) * 1e3:.2f} ms once for the trunk; cache {told['bytes'] / 1e6:.0f} MB {told['where']}, "
             f"peak {told['peak'] / 1e9:.2f} GB",
             flush=True,

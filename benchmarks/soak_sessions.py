@@ -134,10 +134,10 @@ async def show_images(session: Session) -> None:
     await session.open("predict", run=run, beside=[beside])
     await session.upload("Images", pictures(session.random, 3))
     columns = 1 if run == beside else 2
-    await session.page.get_by_alt_text(re.compile("as the network sees it")).nth(3 * columns - 1).wait_for()
+    await session.page.get_by_alt_text(re.compile("network input")).nth(3 * columns - 1).wait_for()
     session.done["images shown to a run, or two"] += 1
-    await session.press("Show training images like it, too")
-    await session.see("Most like it in training")
+    await session.press("Show nearest training images")
+    await session.see("Nearest training images")
     session.done["neighbours"] += 1
 
 
@@ -162,7 +162,7 @@ async def present(session: Session) -> None:
     """What a colleague opens."""
     await session.open("predict", present=1, run=session.run())
     await session.upload("Images", pictures(session.random, 1))
-    await session.page.get_by_alt_text(re.compile("as the network sees it")).wait_for()
+    await session.page.get_by_alt_text(re.compile("network input")).wait_for()
     session.done["presentations"] += 1
 
 
@@ -199,10 +199,10 @@ async def read_comparison(session: Session) -> None:
     await session.press(re.compile(r"Measure \d+ runs?"))
     await measured.first.wait_for()
     session.done["layers compared"] += 1
-    images = session.page.get_by_text("The images, and what each network looked at")
+    images = session.page.get_by_text("Images with Grad-CAM")
     if await images.count():
         await images.click()
-        await session.see("as the networks see it")
+        await session.see("network input")
         session.done["disagreements looked at"] += 1
     async with session.page.expect_download():
         await session.button("Report, one HTML file").click()

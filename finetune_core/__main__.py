@@ -58,7 +58,7 @@ app = typer.Typer(
 @app.command("app", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def dashboard(
     context: typer.Context,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Where it listens; 8501 unless that is taken.")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="The port; by default 8501, or the next free one.")] = None,
 ) -> None:
     """Start the dashboard. Other options are Streamlit's: --server.headless true, --server.address 0.0.0.0, …"""
     with refused_in_words():
@@ -97,13 +97,14 @@ def inspect(
     data: Data,
     settings: dict[str, str],
     deep: Annotated[
-        bool, typer.Option(help="Also compute features: wrong labels, outliers, splits that differ, where transfer ends.")
+        bool,
+        typer.Option(help="Also analyze with embeddings: label errors, outliers, shift between splits, linear probe by layer."),
     ] = False,
-    backbone: Annotated[str, typer.Option(metavar="NAME", help="Whose features, with --deep.")] = PACKAGED,
+    backbone: Annotated[str, typer.Option(metavar="NAME", help="The backbone whose embeddings --deep uses.")] = PACKAGED,
     as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
-    """Look at a data set: classes, splits, sizes, and everything that looks wrong."""
+    """Inspect a data set: classes, splits, sizes, and possible problems."""
     with refused_in_words():
         found = inspected(data, settings, backbone if deep else None, as_is=as_is)
     if as_json:
@@ -114,7 +115,7 @@ def inspect(
 
 @app.command()
 def fetch(
-    name: Annotated[str | None, typer.Argument(help="The set to download; without one, all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="The data set to download; without one, all are listed.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Download a well-known public data set, or list them with sizes and licences."""
@@ -157,10 +158,10 @@ def train(
         ),
     ] = False,
     as_is: AsIs = False,
-    runs_dir: Annotated[Path | None, typer.Option(help="Where the run's folder goes.")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="The folder in which the run's folder is created.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a backbone. Ctrl-C stops in good order and keeps the best epoch."""
+    """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
     with refused_in_words():
         earlier = settings_in_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
@@ -170,7 +171,7 @@ def train(
 
 @app.command()
 def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
-    """Go on with a run that was stopped, failed, or cut off, from its last checkpoint."""
+    """Resume a run that was stopped, failed, or was interrupted, from its last checkpoint."""
     with refused_in_words():
         reservation = reopen_run(opened(run_dir).run_dir)
     train_to_the_end(reservation, as_json)
@@ -179,19 +180,19 @@ def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
 @app.command()
 def evaluate(
     run_dir: RunFolder,
-    split: Annotated[str | None, typer.Option(help="test or val; the test images where there are some.")] = None,
+    split: Annotated[str | None, typer.Option(help="test or val; by default the test images, if there are any.")] = None,
     robustness: Annotated[
-        bool, typer.Option("--robustness", help="Also name the images blurred, noisy, compressed, brighter and turned.")
+        bool, typer.Option("--robustness", help="Also evaluate on corrupted images: blur, noise, JPEG, brightness, rotation.")
     ] = False,
     fp32: Annotated[
         bool,
         typer.Option(
-            "--fp32", help="Of a run that was stopped in bf16: first have its best epoch evaluated in fp32, and keep that."
+            "--fp32", help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep those predictions."
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge a run on images it did not train on."""
+    """Evaluate a run on images it did not train on."""
     with refused_in_words():
         run = opened(run_dir)
         if fp32 and can_be_evaluated(run):
@@ -207,25 +208,28 @@ def evaluate(
 @app.command()
 @takes_settings(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
 def compare(
-    targets: Annotated[list[str], typer.Argument(help=f"Folders of runs, to judge them; or data to train on. {DATA_HELP}")],
+    targets: Annotated[list[str], typer.Argument(help=f"Folders of runs to compare; or data to train on. {DATA_HELP}")],
     settings: dict[str, str],
     find_rates: Annotated[
         bool,
-        typer.Option("--find-rates", help="Search a learning rate for each strategy first: one rate favours one strategy."),
+        typer.Option(
+            "--find-rates",
+            help="Run a learning-rate range test for each strategy first: one rate for all favours one strategy.",
+        ),
     ] = False,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Take finished runs with the same settings instead of training anew.")
+        bool, typer.Option("--reuse", help="Reuse finished runs with the same settings instead of training again.")
     ] = False,
     measure: Annotated[
-        str, typer.Option(metavar="NAME", help=f"What the verdict is about: {', '.join(MEASURES)}.")
+        str, typer.Option(metavar="NAME", help=f"The metric to compare by: {', '.join(MEASURES)}.")
     ] = ACCURACY.name,
     report: Annotated[Path | None, typer.Option(help="Write the comparison to this HTML file.")] = None,
     config: Annotated[Path | None, typer.Option(help="The config.json of a run, for all other settings.")] = None,
     as_is: AsIs = False,
-    runs_dir: Annotated[Path | None, typer.Option(help="Where the runs' folders go.")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="The folder in which the runs' folders are created.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train strategies against each other on the same images, or take runs that are there, and say which one to use."""
+    """Compare strategies on the same images: train them, or use finished runs, and say which one to take."""
     trained = None
     with refused_in_words():
         measure_of(measure)  # refused before anything trains
@@ -233,7 +237,7 @@ def compare(
             runs = [opened(Path(target)) for target in targets]
         else:
             if len(targets) > 1:
-                raise ConfigError({"data": f"one data set at a time; {targets[0]} is no folder of a run"})
+                raise ConfigError({"data": f"one data set at a time; {targets[0]} is not the folder of a run"})
             configs = designed(settings, targets[0], config, as_is=as_is)
             trained = train_all(
                 found_rates(configs) if find_rates else configs, (runs_dir or paths.runs_dir()).resolve(), reuse=reuse
@@ -260,46 +264,46 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, folders of them, or ZIP and TAR archives of them.")],
     csv: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write what each image is taken for, with all probabilities, to this file."),
+        typer.Option(metavar="FILE", help="Write each image's predicted class and all probabilities to this file."),
     ] = None,
     unlike: Annotated[
         bool,
-        typer.Option("--unlike", help="Also tell what is unlike anything in training: looks through the training images once."),
+        typer.Option("--unlike", help="Also flag images unlike anything in training: embeds the training images once."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Name images with a trained run. Files that cannot be read are reported; the others are still named."""
+    """Classify images with a trained run. Files that cannot be read are reported; the others are still classified."""
     with refused_in_words():
         classes, named = named_by(run_dir, images, look_at_training=unlike)
         if csv:
             write_table(csv, named, classes)
-    told = prediction_json(named, classes)
+    result = prediction_json(named, classes)
     if as_json:
-        print_json({"run_id": run_dir.resolve().name} | told)
+        print_json({"run_id": run_dir.resolve().name} | result)
     elif not csv:
-        print_named(told)
-    for skipped in told["skipped"]:
+        print_named(result)
+    for skipped in result["skipped"]:
         err.print(escape(skipped["problem"]))
-    if told["skipped"]:
+    if result["skipped"]:
         raise typer.Exit(2)
 
 
 @app.command()
 def export(
     run_dir: RunFolder,
-    format: Annotated[str, typer.Option(metavar="NAME", help=f"What to make: {', '.join(FORMATS)}.")],
+    format: Annotated[str, typer.Option(metavar="NAME", help=f"The format: {', '.join(FORMATS)}.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", metavar="DIR", help="A new folder for it; in the run's own folder when not given."),
+        typer.Option("--output", metavar="DIR", help="A new folder for the export; by default inside the run's folder."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run into something that works without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
+    """Export a run for use without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
     with refused_in_words(), progress_bar() as bar:
         made = show_work(bar, exporting(opened(run_dir), format, output))
     if as_json:
-        told = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
-        print_json(told | {"checked": made.checked} | ({"measured": made.measured.to_json()} if made.measured else {}))
+        result = {"run_id": run_dir.resolve().name, "format": format, "folder": str(made.folder), "files": list(made.files)}
+        print_json(result | {"checked": made.checked} | ({"measured": made.measured.to_json()} if made.measured else {}))
         return
     for line in made.in_words():
         out.print(escape(line))

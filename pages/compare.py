@@ -43,39 +43,34 @@ STANDING_LOOKS = {
     "better": ("green", ":material/north:"),
 }
 HOW = (
-    "All runs classify the same images, and two claims are kept apart. **Strategies**: would the same strategies differ on new images, trained "
-    "again with new seeds? That needs two seeds or more of each, better three, because luck with the images and luck with the seeds both "
-    "count. How much seeds spread is taken from all strategies together, unless one spreads clearly more than the others. **Networks**: do the "
-    "networks that were trained here differ on new images? One seed is enough, but it says nothing of other seeds, so a difference between networks can "
-    "be certain while one between their strategies is not. For either claim, at most one comparison in twenty of what is equally good "
-    "finds a difference that is not there, however many strategies there are (Holm's correction). *No difference shown* does not mean equal: "
-    "a difference smaller than the one given may well exist. **Macro F1** and **log loss** are judged in the same way: intervals of networks "
-    "come from a paired bootstrap over images, their p from random sign flips; for strategies, each image counts by its log loss, or by "
+    "All runs are evaluated on the same images; two questions are kept apart. **Strategies**: would the same strategies differ on new images, trained "
+    "again with new seeds? That needs two seeds or more of each, better three, because images and seeds are both random. The variance between seeds is pooled over all strategies, except those that clearly vary more. **Networks**: do the "
+    "networks that were trained here differ on new images? One seed is enough, but it says nothing about other seeds, so a difference between networks can "
+    "be certain while one between their strategies is not. For either question, at most one in twenty comparisons of equally good strategies finds a difference, no matter how many there are (Holm's correction). *No difference shown* does not mean equal: "
+    "a difference smaller than the one given may well exist. **Macro F1** and **log loss** are compared in the same way: intervals of networks come from a paired bootstrap over images, their p from random sign flips; for strategies, each image counts by its log loss, or by "
     "what it adds to macro F1 (pseudo-values)."
 )
 COLUMN_HELP = {
     "Accuracy": "Mean over the seeds.",
     "Macro F1": "F1 of each class, averaged over the classes; mean over the seeds.",
     "Log loss": "Mean cross-entropy in nats; mean over the seeds. Lower is better.",
-    "95 % interval": "Where it would lie for other images and, with several seeds, other seeds: 19 times out of 20.",
-    "Over seeds": "The worst and the best seed, and the seeds' standard deviation: luck that has nothing to do with the images.",
-    "Time": "Of the middle run. The first of several also computes what the cache keeps for the others.",
-    "Without the cache": "What the same run would take if its frozen stages ran again in every epoch. A little too short where the cache made them "
-    "from those of another strategy.",
-    "Trainable": "Weights that training changes.",
-    "Memory": "What a run needs on top of the program itself: weights, optimizer, decoded images, cache, and what a step holds.",
-    "On disk": "The best checkpoint, which holds only what trained.",
+    "95 % interval": "For new images and, with several seeds, new seeds.",
+    "Over seeds": "The worst and the best seed, and the standard deviation over seeds: variation that has nothing to do with the images.",
+    "Time": "Of the median run. The first of several also computes the activation cache that the others reuse.",
+    "Without the cache": "The time of the same run if its frozen stages ran in every epoch. A little too low where the cache was computed from that of another strategy.",
+    "Trainable": "Parameters that are trained.",
+    "Memory": "Memory of a run in addition to the program itself: weights, optimizer, decoded images, cache, and activations of a step.",
+    "On disk": "The best checkpoint, which holds only the trained weights.",
     **{
-        f"Difference ({one.unit})": f"{one.title} of the first less that of the second{', in percentage points' if one.share else ''}."
+        f"Difference ({one.unit})": f"{one.title} of the first minus that of the second{', in percentage points' if one.share else ''}."
         for one in MEASURES.values()
     },
     "Strategies": "95 % interval of the difference, for new images and new seeds.",
-    "p, Holm": "About the strategies: images and seeds counted, corrected for the number of pairs. At most 0.05 is called a difference.",
+    "p, Holm": "For the strategies: over images and seeds, corrected for the number of pairs. At most 0.05 counts as a difference.",
     "Networks": "95 % interval of the difference between the networks trained here, for new images.",
-    "p, Holm (networks)": "About the networks: images counted, corrected for the number of pairs.",
-    "McNemar p": "About accuracy, by whatever is judged: exact test on the images that only one of two networks gets right: every network of the one with every one of the other, put "
-    "together (Rüger).",
-    "Uncertainty": "Standard errors: what other images and, with several seeds, other seeds would change.",
+    "p, Holm (networks)": "For the networks: over images, corrected for the number of pairs.",
+    "McNemar p": "For accuracy, regardless of the metric chosen: exact test on the images that only one of two networks classifies correctly; every network of one arm against every network of the other, combined (Rüger).",
+    "Uncertainty": "Standard errors, from the images and, with several seeds, from the seeds.",
 }
 
 
@@ -161,7 +156,7 @@ def verdict(comparison: Comparison) -> None:
                 f"{claim_badge('networks')} :small[the networks trained here, on new images]", help=CLAIM_HELP["networks"]
             )
             st.markdown(plain(comparison.networks))
-        with st.popover("How this is judged", icon=":material/help:", type="tertiary"):
+        with st.popover("Method", icon=":material/help:", type="tertiary"):
             st.markdown(HOW)
     for note in comparison.notes:
         st.caption(plain(note))
@@ -197,27 +192,23 @@ def arms(comparison: Comparison) -> None:
 def pairs(comparison: Comparison) -> None:
     if not comparison.pairs:
         return
-    st.subheader("Pair by pair", anchor=False)
+    st.subheader("Pairwise comparison", anchor=False)
     shown = comparison.pairs
     if len(shown) > MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
         shown = [pair for pair in shown if first in (pair.a, pair.b)]
-        st.caption(
-            plain(
-                f"Those of {comparison.arms[first].title}; all {len(comparison.pairs)} pairs are among the numbers behind it."
-            )
-        )
+        st.caption(plain(f"Those of {comparison.arms[first].title}; the table holds all {len(comparison.pairs)} pairs."))
     for pair in shown:
         words = of_pair(comparison.arms, pair)
         said = "  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS)
         st.markdown(said)
-    with st.expander("The numbers behind it"):
+    with st.expander("Tests and intervals"):
         table(*pairs_table(comparison), key="pairs")
 
 
 @st.fragment
 def costs(comparison: Comparison) -> None:
-    st.subheader("What accuracy costs", anchor=False)
+    st.subheader("Accuracy against cost", anchor=False)
     measure = st.segmented_control(
         "Cost",
         list(COSTS),
@@ -231,15 +222,20 @@ def costs(comparison: Comparison) -> None:
     st.plotly_chart(
         pareto(measure, comparison.arms), key=f"pareto-{measure}", alt=f"Accuracy against {COSTS[measure][0].lower()}"
     )
-    hollow = " Hollow: the same runs without the cache of what frozen stages compute." if measure == "seconds" else ""
-    st.caption(f"On the dotted line, nothing is both better and cheaper.{hollow}")
+    hollow = " Hollow: the same runs without the cache of the frozen stages' output." if measure == "seconds" else ""
+    st.caption(f"Dotted line: Pareto front. No run is both better and cheaper than one on it.{hollow}")
 
 
 def shapes(comparison: Comparison) -> None:
     """Depth and amount of data, where the runs differ in them."""
     drawn = [
-        ("How deep to cut", "depth", by_depth(comparison.arms), "Accuracy against the first stage that trains"),
-        ("How much data", "data", by_data(comparison.arms), "Accuracy against the number of training images"),
+        (
+            "Accuracy by first stage that trains",
+            "depth",
+            by_depth(comparison.arms),
+            "Accuracy against the first stage that trains",
+        ),
+        ("Accuracy by training set size", "data", by_data(comparison.arms), "Accuracy against the number of training images"),
     ]
     drawn = [one for one in drawn if one[2]]
     for column, (heading, key, figure, alt) in zip(st.columns(len(drawn)) if drawn else [], drawn, strict=True):
@@ -250,13 +246,13 @@ def shapes(comparison: Comparison) -> None:
 
 @st.fragment
 def curves(comparison: Comparison) -> None:
-    st.subheader("Validation while training", anchor=False)
+    st.subheader("Learning curves", anchor=False)
     axis = st.segmented_control(
         "Axis",
         ["epoch", "seconds"],
         default="epoch",
         required=True,
-        format_func={"epoch": "By epoch", "seconds": "By the clock"}.get,
+        format_func={"epoch": "By epoch", "seconds": "By time"}.get,
         key="axis",
         persist_state="session",
         label_visibility="collapsed",
@@ -274,18 +270,17 @@ def share(comparison: Comparison) -> None:
         "text/html",
         icon=":material/download:",
         on_click="ignore",  # redrawing the page would let go of the very file that is asked for
-        help="Verdict, tables, figures, what moved where it was measured, and the clearest images of the two best that disagree, in one "
-        "file that opens without Thaw and without a network. To those who reach this server, the address of this page shows the same.",
+        help="Verdict, tables, figures, layer diagnostics if measured, and the clearest disagreements of the two best networks, in one file that opens offline, without Thaw. Anyone who can reach this server sees the same under the address of this page.",
     )
 
 
 def judged_by() -> str:
-    """The measure that the verdict is about: that of the address, else the one chosen before."""
+    """The metric to compare by: that of the address, else the one chosen before."""
     asked = st.query_params.get("judged_by")
     if asked in MEASURES:
         st.session_state["judged_by"] = asked
     measure = st.segmented_control(
-        "Judged by",
+        "Metric",
         list(MEASURES),
         default=None if "judged_by" in st.session_state else ACCURACY.name,
         required=True,
@@ -293,8 +288,7 @@ def judged_by() -> str:
         key="judged_by",
         persist_state="session",
         on_change=measure_to_address,
-        help="What verdict, intervals and pairs are about. Accuracy: share of images that are classified correctly. Macro F1: every class "
-        "counts alike, however few images it has. Log loss: also counts how good the probabilities are; lower is better.",
+        help="The metric of the verdict, the intervals and the pairs. Accuracy: share of images classified correctly. Macro F1: every class counts the same. Log loss: also measures the quality of the probabilities; lower is better.",
     )
     if measure != (asked or ACCURACY.name):
         st.query_params["judged_by"] = measure
@@ -309,7 +303,7 @@ def judged_together(runs: list[Run]) -> None:
     left_out = [run for run in runs if not run.judged]
     if left_out:
         names = "; ".join(f"{title} ({run.run_id})" for title, run in zip(run_titles(left_out), left_out, strict=True))
-        st.warning(plain(f"Left out, because no epoch of them has ended: {names}."), icon=":material/block:")
+        st.warning(plain(f"Left out, because they have not finished an epoch: {names}."), icon=":material/block:")
     measure = judged_by()
     try:
         comparison = compare_runs([run for run in runs if run.judged], measure)
@@ -329,7 +323,7 @@ def judged_together(runs: list[Run]) -> None:
     what_moved([measured_run(arm.runs) for arm in comparison.arms])
 
 
-page("pages/compare.py", "Train strategies against each other on the same images, and read which stages were worth training.")
+page("pages/compare.py", "Compare strategies on the same images, and see which stages were worth training.")
 runs, damaged = store().all()
 if not runs:
     nothing_yet("No run yet. Start a comparison here, or see a single run on the sample first.")

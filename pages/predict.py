@@ -26,7 +26,7 @@ INPUTS = {"files": ":material/upload: Files", "camera": ":material/photo_camera:
 
 def knows(one: Namer) -> str:
     names = ", ".join(one.classes[:CLASSES_TOLD]) + (", …" if len(one.classes) > CLASSES_TOLD else "")
-    return f"This network knows {things(len(one.classes), 'class', 'classes')}: {names}."
+    return f"This network distinguishes {things(len(one.classes), 'class', 'classes')}: {names}."
 
 
 def loaded(runs: list[Run]) -> list[Namer]:
@@ -53,13 +53,13 @@ def beside(runs: list[Run], chosen: Run) -> list[Run]:
 
     labels = run_labels(by_id.values())
     picked = st.multiselect(
-        "Beside it",
+        "Compare with",
         list(labels),
         format_func=lambda run_id: labels.get(run_id, run_id),
         max_selections=MOST_BESIDE,
         key="beside_box",
         on_change=to_address,
-        placeholder="Show the same images to other runs, too",
+        placeholder="Also classify the same images with other runs",
         label_visibility="collapsed",
     )
     return [by_id[run_id] for run_id in picked]
@@ -67,9 +67,9 @@ def beside(runs: list[Run], chosen: Run) -> list[Run]:
 
 def presentation_link(run: Run) -> None:
     address = f"{(st.context.url or '').split('?')[0]}?{urlencode({'present': 1, 'run': run.run_id})}"
-    with st.expander("Show it to a colleague", icon=":material/co_present:"):
+    with st.expander("Share", icon=":material/co_present:"):
         st.markdown(
-            "One clean page with this network and nothing else, for a big screen or a phone. Whoever reaches this server can open it:"
+            "A page with this network and nothing else, for a big screen or a phone. Anyone who can reach this server can open it:"
         )
         st.code(address, language=None, wrap_lines=True)
         st.link_button("Open the presentation", address, icon=":material/open_in_new:")
@@ -85,7 +85,7 @@ def inputs(kind: str) -> list[tuple[str, str, bytes]]:
         photo = st.camera_input("A photo", key="camera", label_visibility="collapsed")
         return [("photo", "Photo", photo.getvalue())] if photo else []
     uploads = st.file_uploader(
-        "Images", KINDS, accept_multiple_files=True, key="images", help="They are looked at in memory and not kept."
+        "Images", KINDS, accept_multiple_files=True, key="images", help="They are processed in memory and not stored."
     )
     return [(upload.file_id, upload.name, upload.getvalue()) for upload in uploads]
 
@@ -97,10 +97,10 @@ def present(runs: list[Run]) -> None:
     asked = st.query_params.get("run")
     run = next((run for run in runs if run.run_id == asked), None)
     if run is None:
-        st.title("There is no such network", anchor=False)
-        st.markdown("The run that this address names has not finished an epoch, or is not here any more.")
+        st.title("Network not found", anchor=False)
+        st.markdown("The run in this address has not finished an epoch, or no longer exists.")
         st.stop()
-    st.title(plain(run.name) if run.name else "What is this?", anchor=False)
+    st.title(plain(run.name) if run.name else "Which class is this?", anchor=False)
     namers = loaded([run])
     if not namers:
         st.stop()
@@ -139,7 +139,7 @@ def try_out(runs: list[Run]) -> None:
         for key, name, image in given:
             show_image(key, name, image, namers)
         if not all(one.near for one in namers):
-            st.caption("A network always names one of its classes, also for a picture of something else.")
+            st.caption("A network always predicts one of its classes, even for an image of something else.")
     presentation_link(chosen)
     export_buttons(chosen)
 
@@ -148,11 +148,11 @@ found, damaged = store().all()
 judged = [run for run in found if run.judged]
 if st.query_params.get("present") == "1":
     present(judged)
-page("pages/predict.py", "Give a trained network new images, and see what it takes them for.")
+page("pages/predict.py", "Classify new images with a trained network.")
 if judged:
     try_out(judged)
     damaged_runs(damaged)
-    next_step("pages/configure.py", "Train another one", primary=False)
+    next_step("pages/configure.py", "Train another network", primary=False)
 else:
     nothing_yet("There is no trained network yet. Train one, or see it work on the sample first.")
     damaged_runs(damaged)

@@ -56,13 +56,13 @@ def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they
     page = report.read_text(encoding="utf-8")
     assert told["strategies"].split(" on these ")[0] in page
     assert told["networks"] in page
-    assert "What moved" in page
+    assert "Layer diagnostics" in page
     assert "blue <b>" not in page
     firsts = [RunStore(runs).run(run["run_id"]) for run in told["runs"] if run["seed"] == 0]
     found = disagreement(*firsts)
     apart = min(6, len(found.only_a) + len(found.only_b))
     assert page.count("data:image/jpeg;base64,") == 3 * apart
-    assert page.count("Where they disagree") == bool(apart)
+    assert page.count("<h2>Disagreements</h2>") == bool(apart)
 
 
 def test_runs_that_are_there_are_judged_without_training(compared):
@@ -108,7 +108,7 @@ def test_other_images_are_refused(compared, image_folder, tmp_path):
     other = json.loads(thaw("train", data, *FAST, "--runs-dir", tmp_path / "runs", "--json").stdout)
     done = thaw("compare", told["runs"][0]["run_dir"], other["run_dir"], "--json")
     assert done.exit_code != 0
-    assert "did not use the same images" in " ".join(done.stderr.split())
+    assert "not evaluated on the same images" in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize(

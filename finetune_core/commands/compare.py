@@ -166,4 +166,4 @@ def said_of_training(trained: Trained, wanted: int) -> None:
     if trained.stopped:
         err.print(f"Stopped: {things(len(trained.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there.")
     if trained.failed:
-        err.print(f"{things(len(trained.failed), 'run')} of {wanted} failed; the others are judged.")
+        err.print(f"{things(len(trained.failed), 'run')} of {wanted} failed; the others are compared.")

@@ -27,7 +27,7 @@ def judge(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluation:
     known = known_robustness(run, split)
     if corrupt and known is None:
         with progress_bar() as bar:
-            known = show_work(bar, measure_robustness(run, split), "Predicting worse and worse images")
+            known = show_work(bar, measure_robustness(run, split), "Predicting corrupted images")
     return evaluate_run(run, split, known)
 
 
@@ -74,8 +74,8 @@ def print_evaluation(result: RunEvaluation) -> None:
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
     out.print(plain_table(*result.scores.in_rows()))
-    if told := result.absences():
-        out.print(escape(told))
+    if absences := result.absences():
+        out.print(escape(absences))
     out.print(plain_table(*result.class_table()))
     for line in result.details():
         out.print(escape(line))

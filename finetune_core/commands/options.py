@@ -17,7 +17,7 @@ from finetune_core.config.metadata import Setting
 from finetune_core.errors import ConfigError, FinetuneError, TrainingError
 
 DATA_HELP = (
-    "A folder with one subfolder of images for each class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
+    "A folder with one subfolder of images per class, an archive of such a folder (.zip, .tar, .tar.gz, …), a manifest (.csv or "
     ".parquet with columns path and label), the word 'digits', or the name of a fetched public set."
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout, and nothing else.")]
@@ -25,7 +25,7 @@ AsIs = Annotated[
     bool,
     typer.Option(
         "--as-is",
-        help="Leave out what was set for this data set in the app: the changes to it, and how it is split where no option says so.",
+        help="Ignore what was set for this data set in the app: its changes, and the split settings that no option gives.",
     ),
 ]
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]

@@ -44,7 +44,9 @@ def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -
     """
     if is_export(folder):
         if look_at_training:
-            raise RunError(f"{folder} is an export: it does not say where its training images are. Name the folder of the run.")
+            raise RunError(
+                f"{folder} is an export: it does not know where its training images are. Give the folder of the run instead."
+            )
         predictor, known = load_export(folder), None
     else:
         predictor, known = _run(folder, look_at_training)

@@ -160,7 +160,7 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 if note := live_numbers(event.to_json()):
                     err.print(note)
             case events.RunResumed(epoch, step):
-                err.print(f"Going on after {things(step, 'step')} of epoch {epoch}.")
+                err.print(f"Resuming after {things(step, 'step')} of epoch {epoch}.")
             case events.StepEnded() if started:
                 done = (event.epoch - 1) * started.steps_per_epoch + event.step
                 note = f"loss {event.epoch_loss:.3f}  accuracy {event.epoch_accuracy:.1%}"

@@ -131,9 +131,9 @@ class RunConfig(BaseModel):
     )
     batchnorm: BatchNorm = setting(
         "auto",
-        label="Batch normalization in training stages",
+        label="BatchNorm in trained stages",
         section=OPTIMIZATION,
-        help="BatchNorm layers of the stages that train: they train ('auto'), stay as they were ('frozen': for very small batches), or "
+        help="BatchNorm layers of the stages that train: they train ('auto'), stay as they are ('frozen': for very small batches), or "
         "only their running statistics follow the data ('statistics').",
         choices={"auto": "Trains", "frozen": "Frozen", "statistics": "Running statistics only"},
         in_script="repeated",
@@ -153,7 +153,7 @@ class RunConfig(BaseModel):
         10,
         label="Epochs",
         section=TRAINING,
-        help="How many times every training image is seen.",
+        help="Number of passes over the training images.",
         in_script="repeated",
         ge=1,
         le=1000,
@@ -162,7 +162,7 @@ class RunConfig(BaseModel):
         32,
         label="Batch size",
         section=TRAINING,
-        help="How many images one step learns from.",
+        help="Number of images per optimizer step.",
         in_script="repeated",
         ge=1,
         le=4096,
@@ -288,7 +288,7 @@ class RunConfig(BaseModel):
         0.0,
         label="Gradient clipping (max norm)",
         section=OPTIMIZATION,
-        help="Gradients longer than this are shortened to it, against sudden jumps. 0 is off; 1 is usual.",
+        help="Gradients whose norm exceeds this are scaled down to it, against sudden jumps. 0 is off; 1 is usual.",
         in_script="repeated",
         ge=0,
         le=1000,
@@ -298,8 +298,7 @@ class RunConfig(BaseModel):
         None,
         label="Micro-batch size",
         section=HARDWARE,
-        help="How many images of a batch go through the network at a time; their gradients add up to the whole batch's (but for "
-        "BatchNorm that trains, which normalizes each part by itself). Empty: all at once, and fewer where memory runs out.",
+        help="How many images of a batch go through the network at a time; their gradients add up to the whole batch's (except BatchNorm that trains: it normalizes each part by itself). Empty: all at once, and fewer where memory runs out.",
         placeholder="chosen by Thaw",
         in_script="repeated",
         ge=1,
@@ -409,8 +408,7 @@ class RunConfig(BaseModel):
         "",
         label="Groups",
         section=SPLIT,
-        help="A pattern for file names such as {group}_*: images of the same group (a patient, a scene) stay in one split. * stands for "
-        "any letters.",
+        help="A pattern for file names such as {group}_*: images of the same group (a patient, a scene) stay in one split. * stands for any characters.",
         metavar="PATTERN",
         placeholder="{group}_*",
         in_script="repeated",
@@ -434,8 +432,7 @@ class RunConfig(BaseModel):
         0.02,
         label="Unreadable images allowed (fraction)",
         section=STOPPING,
-        help="Images that cannot be read any more while training goes on are left out; when they are more than this share of all, the "
-        "run stops.",
+        help="Images that become unreadable during training are left out; if they exceed this share of all images, the run stops.",
         share=True,
         in_script="irrelevant",  # such images are left out of the script's split
         ge=0,
@@ -446,7 +443,7 @@ class RunConfig(BaseModel):
         "auto",
         label="Precision",
         section=HARDWARE,
-        help="Number format of the arithmetic; 'auto' takes bf16 only where the hardware has it.",
+        help="Number format of the arithmetic; 'auto' uses bf16 only where the hardware has it.",
         choices={"auto": "Automatic", "fp32": "fp32 (exact)", "bf16": "bf16 (half the memory)"},
         in_script="repeated",
     )
@@ -454,7 +451,7 @@ class RunConfig(BaseModel):
         "auto",
         label="Device",
         section=HARDWARE,
-        help="Where to train; 'auto' takes CUDA, then Apple's GPU, then the CPU.",
+        help="Where to train; 'auto' uses CUDA, else Apple's GPU (MPS), else the CPU.",
         choices={"auto": "Automatic", "cpu": "CPU", "cuda": "NVIDIA GPU", "mps": "Apple GPU"},
         in_script="irrelevant",  # it has its own choice
     )

@@ -110,8 +110,8 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     training = counts[TRAIN] if TRAIN in counts else pd.Series(dtype=int)
     for split, kind, words in (
         (TRAIN, "class_not_trained", "No training images for {}: the network cannot learn it."),
-        (VAL, "class_not_validated", "No validation images for {}: nothing will be said about it."),
-        (TEST, "class_not_tested", "No test images for {}: the final result says nothing about it."),
+        (VAL, "class_not_validated", "No validation images for {}: it is not evaluated during training."),
+        (TEST, "class_not_tested", "No test images for {}: the test metrics do not cover it."),
     ):
         if split == TEST and split not in counts:  # no test at all is a choice
             continue
@@ -125,7 +125,7 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
         yield Finding("few_images", "warning", message, len(few), classes=few)
     if len(training) > 1 and training.max() >= _MANY_TIMES * training.min():
         times = training.max() / training.min()
-        message = f"The largest class has {times:.0f} times the training images of the smallest: accuracy alone will mislead."
+        message = f"The largest class has {times:.0f} times the training images of the smallest: accuracy alone is misleading."
         extremes = (classes[training.idxmax()], classes[training.idxmin()])
         yield Finding("imbalance", "warning", message, len(extremes), classes=extremes)
     yield from _similar_names(table, classes)
@@ -179,7 +179,7 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
         return
     sets = _sets(rows, ["content"])
     paths = tuple(path for one in sets for path in one)
-    message = f"{things(len(sets), 'picture')} in two or more classes at once ({things(len(paths), 'file')})."
+    message = f"{things(len(sets), 'image')} in two or more classes ({things(len(paths), 'file')})."
     notes = dict(zip(rows["id"], rows["class"], strict=True))
     yield Finding("conflicting_labels", "error", message, len(paths), paths, sets=sets, notes=notes)
 
@@ -201,7 +201,7 @@ def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iter
         for split, count in judged["split"].value_counts().items()
     ]
     copied = "copied" if exact else "possibly copied"
-    message = f"{things(len(sets), 'picture')} {copied} across splits. {'; '.join(inflated)}."
+    message = f"{things(len(sets), 'image')} {copied} across splits. {'; '.join(inflated)}."
     gone = rows[rows["split"] != last] if exact else judged.sort_values(["closeness", "id"], ascending=[False, True])
     to = {} if exact else dict(zip(judged["id"], first[judged.index], strict=True))
     notes = dict(zip(rows["id"], rows["split"].map(SPLIT_WORDS), strict=True))

@@ -30,19 +30,17 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     # Files that were left out.
-    "unreadable": Kind("Not images", "They are in no format that Thaw reads, whatever their names say. They are left out."),
+    "unreadable": Kind("Not images", "Not in a format that Thaw reads, regardless of the file name. They are left out."),
     "damaged": Kind("Damaged or cut short", "They cannot be decoded to the last row. They are left out."),
     "empty_file": Kind("Empty files", "They hold nothing: a copy that was broken off, perhaps. They are left out."),
-    "missing_file": Kind("Missing files", "The manifest names them, but they are not there. They are left out."),
+    "missing_file": Kind("Missing files", "The manifest lists them, but the files do not exist. They are left out."),
     "outside": Kind("Outside the data folders", "They lie where this server may not read. They are left out."),
     "bad_name": Kind(
         "Names that are not valid Unicode", "No table can hold such a name. Rename them; until then they are left out."
     ),
-    "no_class": Kind("Images in no class folder", "Nothing says what they show, so they are left out."),
+    "no_class": Kind("Images in no class folder", "They have no label, so they are left out."),
     "empty_class": Kind("Folders without images", "They are left out: there is nothing to learn from."),
-    "ignored_folder": Kind(
-        "Folders beside train/ and val/", "They are left out, because the folder says itself what is used for what."
-    ),
+    "ignored_folder": Kind("Folders beside train/ and val/", "They are left out, because train/ and val/ define the splits."),
     "not_an_image": Kind("Other files", "They are left out."),
     # Files.
     "wrong_extension": Kind(
@@ -50,31 +48,30 @@ KINDS: dict[str, Kind] = {
     ),
     "animated": Kind("Animations", "Only the first frame is used, which may show something else.", "exclude"),
     "extreme_aspect": Kind(
-        "Very long or very tall", "The network sees the square in the middle: less than a third of the picture.", "exclude"
+        "Extreme aspect ratio", "The network sees the centre crop only: less than a third of the image.", "exclude"
     ),
-    "tiny": Kind("Tiny", "Enlarged to what the network takes, they are a blur.", "exclude"),
+    "tiny": Kind("Very small images", "Upscaled to the input size, they are blurred.", "exclude"),
     "over_large": Kind(
         "Very large files", "Most of the time goes into decoding them, and the network sees a small version anyway."
     ),
     "odd_mode": Kind(
         "Unusual colour modes",
-        "They are turned into 8-bit RGB: transparency is laid on white, 16 bits are cut to 8. Look whether that is right.",
+        "They are converted to 8-bit RGB: transparency becomes white, 16 bits are reduced to 8. Check that this is right.",
     ),
     # Copies.
     "conflicting_labels": Kind(
         "Copies with different labels",
-        "The same picture cannot be both. Whichever is right, the network is told a lie.",
+        "The same image has two labels: at least one of them is wrong.",
         "exclude",
     ),
     "leakage": Kind(
         "Leakage: copies across splits",
-        "The network can score by remembering them, so the result is too good to be true.",
+        "The network can memorize them, so its accuracy is overestimated.",
         "exclude",
     ),
     "near_leakage": Kind(
         "Possible leakage: near-duplicates across splits",
-        "If it is nearly the same picture that is trained on and judged, the result is too good to be true. Different things that look "
-        "alike belong where they are: compare each pair.",
+        "If nearly the same image is in training and in evaluation, the accuracy is overestimated. Different objects that look alike belong where they are: compare each pair.",
         "move",
         guess=True,
         ranked=True,
@@ -82,23 +79,23 @@ KINDS: dict[str, Kind] = {
     "exact_duplicates": Kind("Exact copies", "They count twice, and make the set look larger than it is.", "exclude"),
     "near_duplicates": Kind(
         "Possible near-duplicates",
-        "The same picture saved again, scaled, or taken a moment later adds little, and counts twice.",
+        "The same image saved again, rescaled, or taken a moment later adds little, and counts twice.",
         "exclude",
         guess=True,
         ranked=True,
     ),
     # Classes.
-    "single_class": Kind("Only one class", "There is nothing to tell apart. Training needs at least two classes."),
+    "single_class": Kind("Only one class", "Training needs at least two classes."),
     "class_not_trained": Kind("Classes without training images", "The network cannot learn them."),
-    "class_not_validated": Kind("Classes without validation images", "Nothing will be said about them while training."),
-    "class_not_tested": Kind("Classes without test images", "The final result says nothing about them."),
-    "few_images": Kind("Classes with few images", "A class is hardly learned from fewer than ten pictures."),
+    "class_not_validated": Kind("Classes without validation images", "They are not evaluated during training."),
+    "class_not_tested": Kind("Classes without test images", "The test metrics do not cover them."),
+    "few_images": Kind("Classes with few images", "Fewer than ten images are rarely enough to learn a class."),
     "imbalance": Kind(
-        "Unequal classes", "Accuracy alone will mislead: naming the largest class always is right most of the time."
+        "Class imbalance", "Accuracy alone is misleading: always predicting the largest class would be right most of the time."
     ),
     "similar_class_names": Kind(
         "Possibly one class in two spellings",
-        "The names look alike. They may as well be two classes: only the names were compared, not the images.",
+        "The names look alike. They may well be two classes: only the names were compared, not the images.",
         "relabel",
         guess=True,
     ),
@@ -117,26 +114,29 @@ KINDS: dict[str, Kind] = {
         guess=True,
         ranked=True,
     ),
-    "uniform": Kind("Nearly uniform", "They show next to nothing.", "exclude"),
+    "uniform": Kind("Nearly uniform", "They show almost nothing.", "exclude"),
     "blurry": Kind(
         "Possibly blurred", "They are much less sharp than the rest of the set.", "exclude", guess=True, ranked=True
     ),
     # What features tell.
     "shift": Kind(
-        "Splits that differ",
-        "Validation is meant to show how the network does on images like those it learned from; these are not alike.",
+        "Distribution shift between splits",
+        "Validation images should come from the same distribution as the training images; these do not.",
         guess=True,
     ),
     "label_errors": Kind(
         "Possible label errors",
-        "To a linear model trained on the other images, they look like another class. Many of them may be right: images that are hard to "
-        "tell apart are listed, too.",
+        "A linear model trained on the other images predicts another class. Many labels may still be right: hard images are listed, too.",
         "relabel",
         guess=True,
         ranked=True,
     ),
     "outliers": Kind(
-        "Possible outliers", "Nothing in the set resembles them: a stray file, perhaps.", "exclude", guess=True, ranked=True
+        "Possible outliers",
+        "Far from all other images in feature space; they may not belong to this data set.",
+        "exclude",
+        guess=True,
+        ranked=True,
     ),
 }
 

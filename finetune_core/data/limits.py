@@ -112,7 +112,7 @@ class Budget:
             raise DataError(f"it holds more than {size(limits.total_bytes)}. Split it.")
         if self._packed is not None and limits.ratio_from_bytes < total and limits.ratio * self._packed < total:
             raise DataError(
-                f"it unpacks to more than {limits.ratio} times its size, as no photos do. Unpack it yourself, and look."
+                f"it unpacks to more than {limits.ratio} times its size, which photos never do. Unpack it yourself and check it."
             )
         free = shutil.disk_usage(data_dir()).free
         if free < more + _SPARE:

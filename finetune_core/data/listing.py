@@ -14,7 +14,7 @@ from finetune_core.data.names import is_noise
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.formatting import things
 
-EXPECTED = "Thaw expects one subfolder of images for each class, or train/ and val/ with such subfolders."
+EXPECTED = "Thaw expects one subfolder of images per class, or train/ and val/ with such subfolders."
 _COLUMNS = {"id": "str", "class": "str", "split": "str", "group": "str", "bytes": "int64", "changed": "int64"}
 
 Note = tuple[str, str]  # (kind of finding, the path as shown)
@@ -155,7 +155,7 @@ def _existing(data: str | Path) -> Path:
         raise DataError(f"The folder {data} cannot be read: {error}.") from None
     if path.is_file():
         raise DataError(f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or .parquet).")
-    raise DataError(f"There is no folder {path}. Name a folder with one subfolder of images for each class.")
+    raise DataError(f"There is no folder {path}. Give a folder with one subfolder of images per class.")
 
 
 def _listed_manifest(path: Path, roots: Sequence[Path]) -> Listing:

@@ -73,7 +73,7 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=360_000_000,
             licence="not stated by its authors; for research",
             source="https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-            about="Photographs of flowers common in Britain, ten a class to train on: many classes, few images.",
+            about="Photographs of flowers common in Britain, ten training images per class: many classes, few images.",
         ),
         PublicSet(
             name="eurosat",
@@ -95,7 +95,7 @@ PUBLIC_SETS: dict[str, PublicSet] = {
             disk_bytes=290_000_000,
             licence="MIT",
             source="https://github.com/zalandoresearch/fashion-mnist",
-            about="Grey pictures of clothes from a shop, 28 × 28 pixels: small and plain.",
+            about="Grayscale images of clothing, 28 × 28 pixels: small and plain.",
         ),
         PublicSet(
             name="cifar10",

@@ -223,10 +223,10 @@ def _limits(source: Source) -> str:
         if judged.split == TEST
         else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
         "The numbers hold for images like these. For another camera, place or time they have to be measured again.",
-        "It predicts one of its classes for every image, also for a picture of something else.",
+        "It predicts one of its classes for every image, even if it shows something else.",
         "Its probabilities were not calibrated; the expected calibration error (ECE) above says how far off they are.",
         f"Fewer than ten such images of {', '.join(map(_plain, few[:20]))}{' and others' if len(few) > 20 else ''}: "
-        "what is said of them is uncertain."
+        "their metrics are uncertain."
         if few
         else "",
         "It was not tested for fairness between groups of people, nor against images made to mislead it.",

@@ -124,7 +124,7 @@ def _compare(source: Source, name: str, answer: Answer) -> dict[str, Any]:
         difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
         if found.shape != expected.shape or not difference <= TOLERANCE:
             raise ExportError(
-                f"The exported network does not answer as the trained one does: at batch size {count}, {name} differs by "
+                f"The outputs of the exported network differ from those of the trained one: at batch size {count}, {name} differs by "
                 f"{difference:.2g} of the largest logit (allowed: {TOLERANCE:g}). Nothing was kept; export it as safetensors."
             )
         worst = max(worst, difference)

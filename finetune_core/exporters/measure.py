@@ -59,13 +59,13 @@ class Measured:
 
     def in_words(self) -> str:
         if self.judged is None:
-            return f"{self.file}, was not measured: {self.reason}. The numbers are the run's own{_in(self.precision)}."
+            return f"{self.file} was not evaluated: {self.reason}. The numbers are the run's own{_in(self.precision)}."
         gone = self.run.images - self.judged.images
         left = f" {things(gone, 'image')} could not be read any more." if gone else ""
         return (
-            f"Measured on the exported file ({self.file}): {percent(self.judged.accuracy)} of {number(self.judged.images)} "
-            f"{SPLIT_WORDS[self.judged.split].lower()} images are right, and {number(self.alike)} get the label that the run gave them "
-            f"({percent(self.run.accuracy)} of {number(self.run.images)} right{_in(self.precision)}).{left}"
+            f"Evaluated with the exported file ({self.file}): accuracy {percent(self.judged.accuracy)} on {number(self.judged.images)} "
+            f"{SPLIT_WORDS[self.judged.split].lower()} images; {number(self.alike)} predictions are the same as in the run "
+            f"(accuracy {percent(self.run.accuracy)} on {number(self.run.images)}{_in(self.precision)}).{left}"
         )
 
 

@@ -27,7 +27,7 @@ def describe_network(source: Source) -> dict[str, Any]:
         "version": _VERSION,
         "classes": list(source.classes),
         "preprocessing": preprocessing(network.info, source.image_size),
-        "output": "logits: one number a class; softmax turns them into probabilities",
+        "output": "logits: one number per class; softmax turns them into probabilities",
         "network": {
             "backbone": config.backbone,
             **build_recipe(config.backbone),

@@ -18,9 +18,9 @@ CostName = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_byte
 
 # cost -> (what a button calls it, the axis, what a value of 1 is divided by)
 COSTS: dict[str, tuple[str, str, float]] = {
-    "seconds": ("Time", "Time of a run", 1.0),
+    "seconds": ("Time", "Training time", 1.0),
     "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
-    "memory_bytes": ("Memory", "Memory that a run needs, MB", 1e6),
+    "memory_bytes": ("Memory", "Memory of a run, MB", 1e6),
     "disk_bytes": ("Size on disk", "Size of the best checkpoint, MB", 1e6),
 }
 RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
@@ -30,7 +30,7 @@ _WIDE = 20.0  # times the smallest value: from there on a logarithmic axis
 
 
 def accuracies(arms: Sequence[Arm]) -> go.Figure:
-    """One line per arm: the measure that is judged by with its interval, and a small dot for each seed."""
+    """One line per arm: the metric with its interval, and a small dot for each seed."""
     figure, measure = go.Figure(), arms[0].measure
     scores = [(arm.score, [member.score for member in arm.members]) for arm in arms]
     for at, arm in enumerate(arms):
@@ -98,7 +98,7 @@ def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
         y=[arms[at].accuracy.value for at in front],
         mode="lines",
         line={"color": OTHER_COLOR, "width": 2, "dash": "dot", "shape": "hv"},
-        name="Nothing is better and cheaper",
+        name="Pareto front",
         hoverinfo="skip",
     )
     for at, (arm, cost) in enumerate(zip(arms, costs, strict=True)):

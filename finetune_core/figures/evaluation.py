@@ -268,7 +268,7 @@ def robustness_lines(rows: pd.DataFrame, titles: Mapping[str, str]) -> go.Figure
             hovertemplate="%{y}",
         )
     figure.update_xaxes(
-        tickmode="array", tickvals=[0, 1, 2, 3], ticktext=["as they are", "mild", "middle", "strong"], range=[-0.15, 3.3]
+        tickmode="array", tickvals=[0, 1, 2, 3], ticktext=["clean", "mild", "middle", "strong"], range=[-0.15, 3.3]
     )
     figure.update_yaxes(title_text="Accuracy", **share_axis([*rows["low"], *rows["high"]]))
     figure.update_layout(height=440, margin=MARGIN, legend=LEGEND)

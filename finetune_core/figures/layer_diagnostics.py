@@ -46,7 +46,7 @@ MEASURES = (
         "Linear CKA",
         False,
         False,
-        "Linear CKA (Kornblith et al. 2019) between what a stage makes of the same validation images before and after training. 1: the "
+        "Linear CKA (Kornblith et al. 2019) between a stage's features of the same validation images before and after training. 1: the "
         "same, but for rotation and scale; 0: unrelated. A frozen stage behind no trained one stays at 1.",
     ),
     Measure(
@@ -55,7 +55,7 @@ MEASURES = (
         "Share of the gradient",
         True,
         True,
-        "Of the squared length of the gradient, each stage's part, as the run recorded it: mean of its epochs. Only what trains has any.",
+        "Each stage's part of the squared gradient norm, as recorded by the run: mean over its epochs. Frozen stages have none.",
     ),
     Measure(
         "pull",
@@ -63,9 +63,8 @@ MEASURES = (
         "Relative gradient norm",
         True,
         False,
-        "Length of the gradient of the loss on training images at the trained network, in percent of the weights (Auto-RGN, Lee et al. 2023). "
-        "High: training would change this stage most. Whether that helps on new images it does not say, so it plays no part in which stage to "
-        "thaw next.",
+        "Norm of the loss gradient on training images at the trained network, relative to the norm of the weights (Auto-RGN, Lee et al. 2023). "
+        "High: training would change this stage most. It does not say whether that helps on new images, so it plays no part in the advice on which stage to thaw next.",
     ),
 )
 

@@ -28,10 +28,13 @@ def comparison_figures(comparison: Comparison) -> Headed:
     found += [(f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms)) for measure in COSTS]
     found += [
         (heading, figure)
-        for heading, figure in (("How deep to cut", by_depth(arms)), ("How much data", by_data(arms)))
+        for heading, figure in (
+            ("Accuracy by first stage that trains", by_depth(arms)),
+            ("Accuracy by training set size", by_data(arms)),
+        )
         if figure
     ]
-    for axis, words in (("epoch", "epoch by epoch"), ("seconds", "by the clock")):
+    for axis, words in (("epoch", "by epoch"), ("seconds", "by time")):
         found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
     return found
 
@@ -44,11 +47,11 @@ def moved_figures(comparison: Comparison) -> Headed:
             by_backbone.setdefault(arm.config.backbone, {})[arm.title] = layers
     places = {arm.title: at for at, arm in enumerate(comparison.arms)}
     found: Headed = []
-    for backbone, told in by_backbone.items():
-        first = next(iter(told.values()))
+    for backbone, measured in by_backbone.items():
+        first = next(iter(measured.values()))
         names = [stage.name for stage in first.stages]
         mark = f" ({backbone})" if len(by_backbone) > 1 else ""
         if first.probes:
             found.append((f"Linear probe by layer{mark}", probe_profile(first.probes, names)))
-        found += [(f"{move.title}{mark}", by_stage(move, told, places)) for move in MOVES]
+        found += [(f"{move.title}{mark}", by_stage(move, measured, places)) for move in MOVES]
     return found

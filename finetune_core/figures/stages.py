@@ -14,8 +14,8 @@ _DASHES = ([1, 0], [6, 3], [2, 2])
 Quantity = Literal["learning_rate", "gradient_norm", "update"]
 TITLES: dict[Quantity, str] = {
     "learning_rate": "Learning rate",
-    "gradient_norm": "Length of the gradient",
-    "update": "Relative change in a step",
+    "gradient_norm": "Gradient norm",
+    "update": "Relative update size",
 }
 
 

@@ -133,21 +133,21 @@ def suggest(probes: list[Probe], backbone: str) -> Suggestion:
     names = [stage.name for stage in network_stages(backbone)]
     good, last = deepest_good(probes), probes[-1]
 
-    def told(one: Probe) -> str:
-        return f"A linear model on the frozen features of {one.stage} names {percent(one.accuracy)} of the validation images"
+    def found(one: Probe) -> str:
+        return f"A linear model on the frozen features of {one.stage} classifies {percent(one.accuracy)} of the validation images correctly"
 
     if good is not last:
         cut = names[min(names.index(good.stage) + 1, len(names) - 2)]
         reason = (
-            f"{told(good)}, and all deeper stages do worse by more than one standard error ({percent(last.accuracy)} at the end): what they "
+            f"{found(good)}, and all deeper stages do worse by more than one standard error ({percent(last.accuracy)} at the end): what they "
             f"learned before does not carry over, so train from {cut} on."
         )
     elif last.accuracy >= _ENOUGH:
         cut = names[-1]
-        reason = f"{told(last)}, and no stage does clearly better: what the network learned carries over to its end, so a new head may do."
+        reason = f"{found(last)}, and no stage does clearly better: what the network learned carries over to its end, so a new head may do."
     else:
         cut = names[-2]
-        reason = f"{told(last)}, and no stage does clearly better: the features carry over, and training the last one with the head adds to them."
+        reason = f"{found(last)}, and no stage does clearly better: the features carry over, and training the last one with the head adds to them."
     return Suggestion(_named(backbone, cut), cut, reason)
 
 
@@ -202,10 +202,7 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
         for path, given, name, share in zip(paths, table["class"].to_numpy()[suspects], names, shares, strict=True)
     }
     looks = "looks" if len(paths) == 1 else "look"
-    message = (
-        f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another class, possibly mislabelled. The linear "
-        f"model that says so agrees with {percent(agreed, 0)} of all labels: the fewer, the more of these are its own mistakes."
-    )
+    message = f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another class, possibly mislabelled. The linear model agrees with {percent(agreed, 0)} of all labels; the lower that share, the more of these are its own mistakes."
     sets_shown = tuple(zip(paths, ids[twins], strict=True))
     return Finding(
         "label_errors",
@@ -229,19 +226,16 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, fl
         if min(len(rows), len(train)) < _FEWEST:
             continue
         compare = partial(two_sample_auc, features[train], features[rows], sets[np.concatenate([train, rows])])
-        told, error = yield from in_background("shift", compare)
-        if np.isnan(told):
+        score, error = yield from in_background("shift", compare)
+        if np.isnan(score):
             continue
-        auc[split] = told
-        if told >= _SHIFTED and told - 0.5 > _SURE * error:
+        auc[split] = score
+        if score >= _SHIFTED and score - 0.5 > _SURE * error:
             shifted.extend(table["id"].to_numpy()[rows])
-            messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {told:.2f}")
+            messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {score:.2f}")
     if not messages:
         return auc, None
-    message = (
-        f"A linear model tells from the training images: {' and '.join(messages)} (0.5: not at all, 1: always). "
-        "Results on the ones say less about the others."
-    )
+    message = f"A linear model distinguishes the training images from {' and '.join(messages)} (0.5: chance level, 1: perfect separation). Metrics on one say less about the other."
     return auc, Finding("shift", "warning", message, len(shifted), tuple(shifted))
 
 
@@ -251,7 +245,7 @@ def _outliers(features: Features, table: pd.DataFrame) -> Work[Finding | None]:
     if not len(far):
         return None
     paths = tuple(table["id"].to_numpy()[far])
-    message = f"{things(len(paths), 'image')} far from all others, possibly strays: {some(paths)}."
+    message = f"{things(len(paths), 'image')} far from all others, possibly outliers: {some(paths)}."
     notes = {path: f"{score:.0f} times the usual spread away" for path, score in zip(paths, scores, strict=True)}
     return Finding("outliers", "warning", message, len(paths), paths, notes=notes)
 

@@ -117,7 +117,7 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
         cuts = [stage for stage in range(1, len(network.stages)) if segments.boundaries[stage - 1] is not None]
         parts = [segments.part(start, end) for start, end in zip([None, *cuts], cuts, strict=False)]
     except CannotSplit as error:
-        raise DataError(f"{network.info.name} cannot be looked into: {error}. Choose another backbone.") from None
+        raise DataError(f"{network.info.name} cannot be analyzed: {error}. Choose another backbone.") from None
     if not parts:
         raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
     return PooledStages([part.eval() for part in parts]).eval(), tuple(network.stages[cut - 1].name for cut in cuts)

@@ -25,7 +25,7 @@ class Inspection:
         return (
             f"{things(len(dataset.table), 'image')} in {things(len(dataset.classes), 'class', 'classes')}, "
             f"{widths.min()}×{heights.min()} to {widths.max()}×{heights.max()} pixels; "
-            f"{'the data say' if dataset.given_splits else 'the program decides'} which images validate."
+            f"{'the split is part of the data' if dataset.given_splits else 'Thaw makes the split'}."
         )
 
     def changes(self) -> str:
@@ -53,10 +53,10 @@ class Inspection:
         return f"{suggestion.reason} Suggested: {suggestion.strategy}." if suggestion else ""
 
     def shifts(self) -> list[str]:
-        """How well each split is told apart from the training images."""
+        """The AUC of a classifier between each split and the training images."""
         auc = self.deep.auc if self.deep else {}
         return [
-            f"Training against {SPLIT_WORDS[split].lower()} images, told apart by features: AUC {one:.2f} (0.5: not at all)."
+            f"Training against {SPLIT_WORDS[split].lower()} images, separated by features: AUC {one:.2f} (0.5: chance level)."
             for split, one in auc.items()
         ]
 

@@ -76,7 +76,7 @@ class History:
         if self._orphans and self.started is None:
             return f"{EVENTS_FILE} does not say how the run began"
         if self.end and self.end["event"] == "RunFinished" and not self.epochs:
-            return f"{EVENTS_FILE} tells of no epoch of a run that has finished"
+            return f"{EVENTS_FILE} has no epoch of a run that has finished"
         return self._lines.problem
 
     def _can_be(self, row: Row) -> bool:

@@ -37,7 +37,7 @@ def log_line(row: Row) -> str:
         case "RunStarted":
             return _started(row)
         case "RunResumed":
-            return f"Going on after {things(row['step'], 'step')} of epoch {row['epoch']}."
+            return f"Resuming after {things(row['step'], 'step')} of epoch {row['epoch']}."
         case "ImagesSkipped":
             return f"Left out, because unreadable: {things(row['count'], 'image')}. {'; '.join(row['examples'][:3])}"
         case "ImagesLost":
@@ -76,7 +76,7 @@ def _started(row: Row) -> str:
     rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
     return (
         f"{row['backbone']} on {row['device_label']} in {row['precision']}: {', '.join(trained)} train{rates}; {kept}. "
-        f"{things(row['steps_per_epoch'], 'step')} an epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
+        f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
     )
 
 
@@ -84,7 +84,4 @@ def live_numbers(started: Row) -> str:
     """What to know of a run's losses and accuracies while it trains, from its RunStarted row; empty where that is nothing."""
     if started["precision"] == "fp32":
         return ""
-    return (
-        f"Each epoch's numbers are computed in {started['precision']}, as it trains, and decide which epoch is the best; that one is "
-        "evaluated in fp32 at the end, as it will be used."
-    )
+    return f"The metrics of each epoch are computed in {started['precision']}, as in training, and decide which epoch is the best; that one is evaluated in fp32 at the end."

@@ -50,7 +50,7 @@ def hyperrule(images: int, side: float) -> HyperRule:
     }
     reason = (
         f"{images:,} training images are a {word} data set: {epochs} epochs, about {math.ceil(epochs * images / _BATCH):,} steps of {_BATCH}"
-        f"{', blended in pairs' if size else ''}; images of about {side:.0f} pixels are shown at {pixels}."
+        f"{', with mixup' if size else ''}; images of about {side:.0f} pixels are resized to {pixels}."
     )
     return HyperRule(settings, reason)
 

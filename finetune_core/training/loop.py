@@ -253,7 +253,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
 
 def _diverged(when: str, learning_rate: float) -> TrainingError:
     return TrainingError(
-        f"The loss or its gradient was no longer a number {when} (learning rate {learning_rate:g}). "
+        f"The loss or its gradient was not finite {when} (learning rate {learning_rate:g}). "
         "Try a learning rate ten times lower. The best epoch before this is kept."
     )
 

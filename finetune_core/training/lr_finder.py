@@ -61,7 +61,7 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
             yield Step(event.done, event.total or None, event.phase)
     rates, losses = yield from _rise(job)
     if len(losses) < 3:
-        raise TrainingError("The loss was no number from the start, at the lowest rates: look at the data and the weights.")
+        raise TrainingError("The loss was not finite from the start, at the lowest rates: check the data and the weights.")
     return RateCurve(tuple(rates), tuple(losses), suggested(rates, losses))
 
 

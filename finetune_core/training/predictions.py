@@ -118,7 +118,7 @@ def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
     if logits > _MOST_LOGITS or width < 1 or logits != rows * width:
         raise ValueError(f"it has {logits} logits for {rows} images")
     if classes is not None and width != classes:
-        raise ValueError(f"it has {width} logits an image, and the run has {classes} classes")
+        raise ValueError(f"it has {width} logits per image, and the run has {classes} classes")
     return width
 
 

@@ -276,7 +276,7 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
         filling = fill_trunk(tables, segments, cut, one.keys, one.rows, make, one.view)
         lookup, before, spent = yield from _reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
         if lookup is None:
-            reason = "what the frozen stages make of these images fits neither into memory nor onto the disk"
+            reason = "the output of the frozen stages fits neither into memory nor onto the disk"
             return (yield from _with_images(prepared, reason))
         lookups.append(lookup)
         found, seconds = found + before, seconds + spent

@@ -162,7 +162,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "linear_probe_then_full": NamedStrategy(
         "Linear probe, then full (LP-FT)",
         "The head trains alone first, then all stages.",
-        "Spoils less of what the network knows: pays when the images it will meet differ from those it learns from.",
+        "Distorts pretrained features less: helps when new images differ from the training images.",
         "Kumar et al. 2022, Fine-tuning can distort pretrained features and underperform out-of-distribution",
         _probe_then_full,
         settings=("thaw_every",),

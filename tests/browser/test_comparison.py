@@ -60,6 +60,6 @@ def test_stop_all_ends_the_queue_and_what_trained_is_judged(server, page, quick_
     page.get_by_role("button", name="Start 9 runs").click()
     page.get_by_text(re.compile(r"[1-8] of 9 runs done")).wait_for(timeout=3 * MINUTE)
     page.get_by_role("button", name="Stop all").click()
-    page.get_by_text("Left out, because no epoch of them has ended").wait_for()
+    page.get_by_text("Left out, because they have not finished an epoch").wait_for()
     page.get_by_text("Accuracy on").wait_for()
     no_error_on(page)

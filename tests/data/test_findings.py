@@ -262,7 +262,7 @@ def test_leakage_names_the_split_whose_score_is_inflated():
         ("f", "x", "test", "F", 4),
     )
     finding = copies(table)["leakage"]
-    assert "1 picture copied across splits" in finding.message
+    assert "1 image copied across splits" in finding.message
     assert "1 image of validation: its accuracy can come out up to 50.0 % too high" in finding.message
     assert "of test" not in finding.message
     assert (finding.paths, finding.sets) == (("a",), (("a", "b"),))

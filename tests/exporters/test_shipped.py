@@ -105,8 +105,8 @@ def test_card_and_sidecar_state_the_accuracy_of_the_file(bf16_run, exported, inp
     text = (exported(format) / "README.md").read_text()
     card = {one.metric_type: one.metric_value for one in ModelCard(text).data.eval_results}
     assert card["accuracy"] == round(accuracy, 4)
-    assert f"{percent(accuracy)} of {tested.sum()} test images are right" in text
-    assert "Measured on the exported file" in text
+    assert f"accuracy {percent(accuracy)} on {tested.sum()} test images" in text
+    assert "Evaluated with the exported file" in text
 
 
 def test_every_place_says_the_same_number(bf16_run, inputs):
@@ -135,7 +135,7 @@ def test_a_file_that_answers_otherwise_is_stated_as_it_is(bf16_run, tmp_path, mo
     told = json.loads((folder / "model.json").read_text())["metrics"]
     assert told["accuracy"] < told["run"]["accuracy"] == evaluation(bf16_run).accuracy
     assert told["labels_as_in_the_run"] < told["images"]
-    assert f"{percent(told['accuracy'])} of {told['images']} test images are right" in (folder / "README.md").read_text()
+    assert f"accuracy {percent(told['accuracy'])} on {told['images']} test images" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("why", ["moved", "outside", "changed"])
@@ -159,5 +159,5 @@ def test_without_the_images_the_run_s_own_numbers_are_given_as_such(bf16_run, di
     assert told["measured_on"] is None
     assert told["accuracy"] == told["run"]["accuracy"] == evaluation(bf16_run).accuracy
     card = re.sub(r"\\(.)", r"\1", (tmp_path / "out" / "README.md").read_text())
-    assert f"was not measured: {told['not_measured_because']}. The numbers are the run's own, computed in fp32." in card
+    assert f"was not evaluated: {told['not_measured_because']}. The numbers are the run's own, computed in fp32." in card
     assert str(digits.parent) not in text + card

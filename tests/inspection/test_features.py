@@ -229,7 +229,7 @@ def test_a_network_that_cannot_be_cut_is_refused_in_words(folder, monkeypatch):
         raise CannotSplit("its structure cannot be traced (TraceError)")
 
     monkeypatch.setattr(features, "split_network", refuse)
-    with pytest.raises(DataError, match=r"cannot be looked into: its structure.*Choose another backbone"):
+    with pytest.raises(DataError, match=r"cannot be analyzed: its structure.*Choose another backbone"):
         next(compute_features(load_dataset(folder), LITE, 32))
 
 

@@ -77,10 +77,10 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     assert "violet-badge[:material/hub: Networks]" in shown
     assert list(at.dataframe[0].value["Seeds"]) == ["0, 1", "0, 1"]
     assert len(at.get("plotly_chart")) == 5
-    assert "How deep to cut" in shown
-    assert "How much data" not in shown
-    assert "Where they disagree" in shown
-    assert "What moved" in shown
+    assert "Accuracy by first stage that trains" in shown
+    assert "Accuracy by training set size" not in shown
+    assert "Disagreements" in shown
+    assert "Layer diagnostics" in shown
 
 
 def test_the_measure_that_is_judged_by_stands_in_the_address(four_runs):
@@ -112,7 +112,7 @@ def test_runs_on_other_images_are_refused(four_runs, trained):
     other = make_config(QUICK | {"data": str(trained[0]), "split_seed": 5})
     list(execute(create_run(other, paths.runs_dir())))
     at = opened(runs=[run.run_id for run in RunStore(paths.runs_dir()).runs()])
-    assert "did not use the same images" in words(at)
+    assert "not evaluated on the same images" in words(at)
     assert not at.get("plotly_chart")
 
 
@@ -123,17 +123,17 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
         "".join(line for line in lines if "EpochEnded" not in line and "RunFinished" not in line)
     )
     shown = words(opened(runs=[run.run_id for run in four_runs]))
-    assert f"no epoch of them has ended: Last block · interrupted after 0 of 1 epoch ({four_runs[0].run_id})" in shown
+    assert f"have not finished an epoch: Last block · interrupted after 0 of 1 epoch ({four_runs[0].run_id})" in shown
     assert "Accuracy on" in shown
 
 
 def test_one_seed_each_is_a_verdict_on_networks_and_none_on_strategies(four_runs):
     at = opened(runs=[run.run_id for run in four_runs if run.config.seed == 0])
     shown = words(at)
-    assert "The strategies cannot be judged yet" in shown
+    assert "The strategies cannot be compared yet" in shown
     assert "The networks trained here: " in shown
     assert "Take this one" not in shown
-    assert at.dataframe[1].value["Strategies"][0] == "not judged yet"
+    assert at.dataframe[1].value["Strategies"][0] == "not compared yet"
 
 
 def test_one_strategy_alone_is_not_to_be_taken(four_runs):

@@ -46,4 +46,4 @@ def test_one_click_evaluates_a_stopped_run_in_fp32(stopped, finished):
 
 def test_the_train_page_says_that_live_numbers_are_in_bf16(stopped):
     captions = [caption.value for caption in opened("train.py", stopped).caption]
-    assert any("Each epoch's numbers are computed in bf16" in caption for caption in captions)
+    assert any("metrics of each epoch are computed in bf16" in caption for caption in captions)

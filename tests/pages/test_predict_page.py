@@ -71,7 +71,7 @@ def press(at, label):
 
 def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     at = opened(run=runs[0].run_id)
-    assert "This network knows 3 classes" in words(at)
+    assert "This network distinguishes 3 classes" in words(at)
     assert NASTY not in words(at)
     red = image_of(runs[0], "red/000.png")
     give(at, (f"{NASTY}.png", red), ("broken.png", b"hello"))
@@ -79,25 +79,25 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     probability = load_predictor(runs[0]).probabilities([red])[0]
     classes = runs[0].history.started["classes"]
     assert f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %" in told.replace("\\", "")
-    assert len(at.get("image")) == 2, "as the network sees it, and what speaks for it"
+    assert len(at.get("image")) == 2, "the network input, and Grad-CAM"
     assert len(at.get("plotly_chart")) == 1
     assert any("broken" in error.value for error in at.error)
     assert NASTY not in told
-    assert "A network always names one of its classes" in told
+    assert "A network always predicts one of its classes" in told
 
 
 def test_known_training_images_stand_beside_a_new_one_and_strangers_are_told(runs, finished):
     at = opened(run=runs[0].run_id)
-    press(at, "Show training images like it, too")
+    press(at, "Show nearest training images")
     finished(at)
-    assert "Show training images like it, too" not in [button.label for button in at.button]
+    assert "Show nearest training images" not in [button.label for button in at.button]
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
-    assert "Most like it in training" in words(at)
+    assert "Nearest training images" in words(at)
     assert len(at.get("image")) == 6
     assert "Unlike anything" not in words(at)
     give(at, ("board.png", checkerboard()))
     assert "Unlike anything in training" in words(at)
-    assert "Most like it in training" in words(opened_again(runs[0])), "it is kept for the next time"
+    assert "Nearest training images" in words(opened_again(runs[0])), "it is kept for the next time"
 
 
 def opened_again(run):
@@ -109,7 +109,7 @@ def opened_again(run):
 def test_an_upload_does_not_end_what_is_computed_of_the_training_images(runs, held_back, finished):
     gate = held_back("pages.shared.evaluation.prediction.compute_neighbourhood")
     at = opened(run=runs[0].run_id)
-    press(at, "Show training images like it, too")
+    press(at, "Show nearest training images")
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
     assert "## " in words(at)
     assert any(button.label == "Stop" for button in at.button)
@@ -117,12 +117,12 @@ def test_an_upload_does_not_end_what_is_computed_of_the_training_images(runs, he
     gate.set()
     finished(at)
     assert neighbours_changed(runs[0])
-    assert "Most like it in training" in words(at)
+    assert "Nearest training images" in words(at)
 
 
 def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
     at = opened(run=runs[0].run_id, beside=runs[1].run_id)
-    press(at, "Show training images like it, too")
+    press(at, "Show nearest training images")
     finished(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert len(at.get("plotly_chart")) == 2
@@ -159,12 +159,12 @@ def given(runs, monkeypatch, finished):
 
 
 def test_an_archive_becomes_a_table(runs, given):
-    at, rows = given("Name them", run=runs[0].run_id)
-    assert "**3 images named**, 1 could not be read." in words(at)
+    at, rows = given("Classify", run=runs[0].run_id)
+    assert "**3 images classified**, 1 could not be read." in words(at)
     assert [row["file"] for row in rows] == ["new/0.png", "new/1.png", "new/2.png", "new/broken.png"]
     assert all(row["class"] for row in rows[:3])
     assert rows[3]["problem"]
-    assert list(at.dataframe[0].value) == ["File", "Class", "Sure", "Note"]
+    assert list(at.dataframe[0].value) == ["File", "Class", "Confidence", "Note"]
 
 
 def test_an_archive_is_named_by_every_chosen_run(runs, given):
@@ -179,7 +179,7 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
         assert rows[3][f"problem, {title}"]
         assert list(at.dataframe[0].value[f"Class, {title}"]) == [*named[-1], ""]
     agree = sum(a == b for a, b in zip(*named, strict=True))
-    assert f"**3 images named** by 2 networks, which agree on {agree}, 1 could not be read." in words(at)
+    assert f"**3 images classified** by 2 networks, which agree on {agree}, 1 could not be read." in words(at)
 
 
 def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, given):
@@ -191,8 +191,8 @@ def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, give
         assert any(button.label == "Stop" for button in at.button)
         gate.set()
 
-    at, _ = given("Name them", press_on, run=runs[0].run_id)
-    assert "**3 images named**" in words(at)
+    at, _ = given("Classify", press_on, run=runs[0].run_id)
+    assert "**3 images classified**" in words(at)
 
 
 def test_neighbours_that_become_known_meanwhile_do_not_lose_the_naming_and_it_can_be_done_again(
@@ -205,12 +205,12 @@ def test_neighbours_that_become_known_meanwhile_do_not_lose_the_naming_and_it_ca
         at.run()
         gate.set()
 
-    at, rows = given("Name them", another_session, run=runs[0].run_id)
-    assert "**3 images named**, 1 could not be read." in words(at)
+    at, rows = given("Classify", another_session, run=runs[0].run_id)
+    assert "**3 images classified**, 1 could not be read." in words(at)
     assert {row["unlike"] for row in rows} == {""}
-    press(at, "Name them again")
+    press(at, "Classify again")
     finished(at)
-    assert not any(button.label.startswith("Name them") for button in at.button)
+    assert not any(button.label.startswith("Classify") for button in at.button)
 
 
 def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
@@ -219,7 +219,7 @@ def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
     at.run()
     at.file_uploader(key="archive").set_value(("new.zip", b"hello", "application/zip"))
     at.run()
-    press(at, "Name them")
+    press(at, "Classify")
     finished(at)
     assert any("new" in error.value and "was not read" in error.value for error in at.error)
 
@@ -230,7 +230,7 @@ def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     assert not at.selectbox
     assert not at.get("page_link")
     assert len(at.title) == 1
-    assert "This network knows 3 classes" in words(at)
+    assert "This network distinguishes 3 classes" in words(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
     assert "## " in words(at)
     assert len(at.get("image")) == 2
@@ -239,7 +239,7 @@ def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     assert [one for one in told if one.endswith(".png**")] == ["**2.png**", "**1.png**", "**0.png**"]
     assert len(at.get("image")) == 6
     gone = opened(run="nowhere", present="1")
-    assert "no such network" in words(gone)
+    assert "Network not found" in words(gone)
     assert not gone.file_uploader
 
 

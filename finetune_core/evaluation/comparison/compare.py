@@ -221,7 +221,7 @@ def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) ->
     others = [run.run_id for run in runs[1:] if shown(run) != first or not _same_source(runs[0], run)]
     if others:
         raise RunError(
-            f"These runs did not use the same images for judging, so their accuracies cannot be compared: {', '.join(others)} did not use "
+            f"These runs were not evaluated on the same images, so their accuracies cannot be compared: {', '.join(others)} did not use "
             f"those of {runs[0].run_id}. Compare runs on the same data with the same split."
         )
 

@@ -143,7 +143,7 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
         try:
             write_bytes(run.run_dir / _FILE, json.dumps(told | {"predictions": changed}).encode())
         except OSError as error:
-            raise RunError(f"What moved cannot be kept in {run.run_dir}: {error.strerror}.") from None
+            raise RunError(f"The layer diagnostics cannot be written to {run.run_dir}: {error.strerror}.") from None
 
 
 def linear_cka(one: np.ndarray, other: np.ndarray) -> float:

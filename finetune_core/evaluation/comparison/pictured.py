@@ -50,9 +50,7 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
                 for arm, name, sure in zip(arms, named, ("confidence_a", "confidence_b"), strict=True)
             ]
             maps = [(one.overlays[name], words) for one, name, words in zip(seen, named, said, strict=True)]
-            found.append(
-                Pictured(f"{told.classes[row['label']]} · {row['id']}", ((seen[0].picture, "as the networks see it"), *maps))
-            )
+            found.append(Pictured(f"{told.classes[row['label']]} · {row['id']}", ((seen[0].picture, "network input"), *maps)))
     except FinetuneError:  # what was judged is worth a report without them
         return ()
     return tuple(found)

@@ -90,21 +90,21 @@ def comparison_html(comparison: Comparison) -> str:
 
 
 _METHOD = (
-    "How it was judged: all runs on the same images. Networks (these ones, on new images): exact sign-flip test, which for two networks is "
-    "McNemar's, and paired bootstrap over images; for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. Strategies (new images and new seeds): images and seeds both count as luck (two-way random "
+    "Method: all runs are evaluated on the same images. Networks (these ones, on new images): exact sign-flip test, which for two networks is "
+    "McNemar's, and paired bootstrap over images; for macro F1 and log loss 9,999 random flips, and the bootstrap of the measure itself. Strategies (new images and new seeds): images and seeds are both random (two-way random "
     "effects, Student's t with Satterthwaite's degrees of freedom), with the seeds' variance pooled over all strategies but those that "
     "spread clearly more. Each kind of claim is corrected over all pairs (Holm), so that at most one in twenty such comparisons of equal "
     "strategies finds any difference. Macro F1 counts by its pseudo-values (Dorfman, Berbaum & Metz 1992). Made with Thaw."
 )
 
 _SEEN = (
-    "The clearest images that one of the two networks gets right and the other wrong. Bright: what speaks for the class that the network "
+    "The clearest images that only one of the two networks classifies correctly. Bright: what speaks for the class that the network "
     "predicts (Grad-CAM, Selvaraju et al. 2017): it shows where, not why, and coarsely."
 )
 
 
 def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row an arm, as a person would say it."""
+    """(columns, rows) with one row per arm, formatted for a reader."""
     measure = comparison.measure
     accuracy = [] if measure is ACCURACY else ["Accuracy"]
     columns = [
@@ -169,7 +169,7 @@ def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         [
             f"{comparison.arms[pair.a].title} − {comparison.arms[pair.b].title}",
             pair.measure.size(pair.measure.own(pair.difference, 0, 0)[0]),
-            _span(pair, pair.strategies) if pair.strategies else "not judged yet",
+            _span(pair, pair.strategies) if pair.strategies else "not compared yet",
             _chance(pair.strategies.holm_p) if pair.strategies else "–",
             _span(pair, pair.networks),
             _chance(pair.networks.holm_p),
@@ -227,7 +227,7 @@ def _pairs(comparison: Comparison) -> str:
     if not comparison.pairs:
         return ""
     lines = "".join(f"<li>{_pair(of_pair(comparison.arms, pair))}</li>" for pair in comparison.pairs)
-    return f"<h2>Pair by pair</h2><ul>{lines}</ul>{table(*pairs_table(comparison))}"
+    return f"<h2>Pairwise comparison</h2><ul>{lines}</ul>{table(*pairs_table(comparison))}"
 
 
 def _pair(words: PairWords) -> str:
@@ -238,13 +238,13 @@ def _moved(comparison: Comparison, figures: Headed) -> str:
     """What moved, where it was measured, and which stage to thaw next."""
     known = [(arm, layers) for arm in comparison.arms if (layers := known_layers(measured_run(arm.runs)))]
     if not known:
-        return f"<h2>What moved</h2><p>{escaped(_NOT_MEASURED)}</p>"
+        return f"<h2>Layer diagnostics</h2><p>{escaped(_NOT_MEASURED)}</p>"
     lines = []
     for arm, layers in known:
         advice = thaw_next(layers)
         lines.append(f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. {escaped(advice.reason)}</li>")
     drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
-    return f"<h2>What moved</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
+    return f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
 
 
 _NOT_MEASURED = "Not measured when this report was made: Compare measures it when asked, and then a new report holds it."
@@ -261,7 +261,7 @@ def _pictured(pictures: Sequence[Pictured]) -> str:
             for jpeg, words in one.pictures
         )
         shown.append(f'<p><b>{escaped(one.title)}</b></p><div class="row">{images}</div>')
-    return f"<h2>Where they disagree</h2><p>{escaped(_SEEN)}</p>{''.join(shown)}"
+    return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(shown)}"
 
 
 def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:

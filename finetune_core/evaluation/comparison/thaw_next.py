@@ -9,21 +9,20 @@ from finetune_core.inspection.deep import deepest_good
 
 RULE = (
     "The deepest frozen stage is the next to thaw if a linear model on its features before training does worse on the validation images than "
-    "one on those of an earlier stage, by more than one standard error. One standard error is the whole rule: luck alone exceeds it about one "
-    "time in six, so a comparison has the last word. In every other case nothing is advised."
+    "one on those of an earlier stage, by more than one standard error. The threshold is one standard error, which chance alone exceeds about one time in six: confirm it with a comparison. In every other case there is no advice."
 )
 _FITTED = 0.99  # of the training images classified correctly: more freedom would fit them no better
-_STEADY = 0.98  # CKA of a stage that trained without changing what it makes
+_STEADY = 0.98  # CKA of a stage that trained without changing its features
 
 
 @dataclass(frozen=True)
 class Advice:
     """What to thaw next.
 
-    Attributes:
-        stage: None where nothing is advised.
-        what: that, as a person would say it.
-        reason: in words.
+        Attributes:
+            stage: None where nothing is advised.
+    what: the advice in a few words.
+            reason: in words.
     """
 
     stage: str | None
@@ -41,16 +40,18 @@ def thaw_next(layers: Layers) -> Advice:
     deepest = frozen[-1]
     probes = [one for one in layers.probes if names.index(one.stage) <= names.index(deepest)]
     if not probes or probes[-1].stage != deepest:
-        return Advice(None, "nothing advised", "No linear model could be judged on the features of the deepest frozen stage.")
+        return Advice(
+            None, "nothing advised", "No linear model could be evaluated on the features of the deepest frozen stage."
+        )
     last, best = probes[-1], max(probes, key=lambda one: one.accuracy)
-    told = (
+    finding = (
         f"A linear model on the features of {deepest} classifies {percent(last.accuracy)} of the validation images correctly."
     )
     if deepest_good(probes) is last:
         why = f"No earlier stage does better by more than one standard error (± {points(best.error)} points), so this cannot tell whether thawing it helps."
-        return Advice(None, "nothing advised", f"{told} {why}")
+        return Advice(None, "nothing advised", f"{finding} {why}")
     better = f"The best classifies {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
-    return Advice(deepest, f"thaw {deepest} next", f"{told} {better}{_fitted(layers)}")
+    return Advice(deepest, f"thaw {deepest} next", f"{finding} {better}{_fitted(layers)}")
 
 
 def _fitted(layers: Layers) -> str:
@@ -69,7 +70,4 @@ def _steady(layers: Layers) -> str:
     if not steady:
         return ""
     first = steady[0] if len(steady) == 1 else f"{steady[0]} to {steady[-1]}"
-    return (
-        f" What {first} {'makes' if len(steady) == 1 else 'make'} of an image hardly changed (CKA {_STEADY} or more): frozen again, with "
-        "their output kept, training would cost less."
-    )
+    return f" The features of {first} hardly changed (CKA {_STEADY} or more): frozen again, with their output cached, training would cost less."

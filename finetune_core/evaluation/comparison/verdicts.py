@@ -46,14 +46,14 @@ def quoted(title: str) -> str:
 
 
 def of_pair(arms: Sequence[Arm], pair: Pair) -> PairWords:
-    """What can be said of two of the arms."""
+    """The verdict on two arms, in words."""
     first, second = (arms[at] for at in (pair.a, pair.b))
     if pair.strategies:
         names = [(quoted(arm.title), False) for arm in (first, second)]
         about_strategies = _claim(names, pair.strategies, pair) + _settled_by(pair)
     else:
         silent = [arm for arm in (first, second) if not arm.speaks]
-        about_strategies = f"cannot be judged yet: {_listed([f'{quoted(arm.title)} {_why_silent(arm)}' for arm in silent])}."
+        about_strategies = f"cannot be compared yet: {_listed([f'{quoted(arm.title)} {_why_silent(arm)}' for arm in silent])}."
     networks = [(_networks_of(arm), len(arm.members) > 1) for arm in (first, second)]
     return PairWords(about_strategies, _claim(networks, pair.networks, pair))
 
@@ -74,7 +74,7 @@ def _claim(names: Sequence[tuple[str, bool]], verdict: Verdict, pair: Pair) -> s
         unseen = f"a difference under {measure.size(verdict.smallest)} {measure.unit} would most likely not have shown"
     luck = ""
     if low > 0 and verdict.family > 1:
-        luck = f" (Alone, {a} would look better by {span} {measure.unit}; but among {verdict.family} pairs, luck makes one look so.)"
+        luck = f" (Alone, {a} would look better by {span} {measure.unit}; but among {verdict.family} pairs, chance alone makes one look so.)"
     return f"{a} and {b} are not distinguishable {on}; {unseen}.{luck}"
 
 
@@ -83,17 +83,17 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
     on = _on(arms, images)
     silent = [arm for arm in arms if not arm.speaks]
     unheard = (
-        f"{_silent(silent)}, so as {'a strategy it' if len(silent) == 1 else 'strategies they'} cannot be judged yet."
+        f"{_silent(silent)}, so {'this strategy' if len(silent) == 1 else 'these strategies'} cannot be compared yet."
         if silent
         else ""
     )
     if not choice.judged:
         if len(arms) > 2 and len(silent) == len(arms) and not any(arm.unfinished for arm in arms):
             return (
-                f"The strategies cannot be judged yet {on}: each has one seed only.",
+                f"The strategies cannot be compared yet {on}: each has one seed only.",
                 "Train at least one more seed of each, better two.",
             )
-        return f"The strategies cannot be judged yet {on}: {_silent(silent)}.", _what_to_train(silent)
+        return f"The strategies cannot be compared yet {on}: {_silent(silent)}.", _what_to_train(silent)
     top, alike = quoted(arms[choice.best].title), choice.alike
     if choice.advised is None:
         measure = arms[0].measure
@@ -102,7 +102,7 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
         )
         bluntest = max((pair_of(pairs, choice.best, at) for at in alike), key=lambda pair: pair.widest.smallest)
         rest = f"{limit} between strategies would hardly show. {top} did best so far. {_advice(bluntest, arms)}"
-        return f"Too little to choose by {on}.", f"{rest} {unheard}".strip()
+        return f"Too little evidence to choose {on}.", f"{rest} {unheard}".strip()
     take = quoted(arms[choice.advised].title)
     if not alike:
         return f"Take {take}: it beats every other one {on}.", unheard
@@ -121,26 +121,26 @@ def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
     beaten = [at for at in range(len(arms)) if at != best and pair_of(pairs, best, at).networks.different]
     alike = [at for at in range(len(arms)) if at != best and at not in beaten]
     many = len(arms[best].members) > 1
-    told = [f"{'beat' if many else 'beats'} those of {_listed([quoted(arms[at].title) for at in beaten])}"] if beaten else []
+    claims = [f"{'beat' if many else 'beats'} those of {_listed([quoted(arms[at].title) for at in beaten])}"] if beaten else []
     if alike:
-        told.append(
+        claims.append(
             f"{'are' if many else 'is'} not distinguishable from those of {_listed([quoted(arms[at].title) for at in alike])}"
         )
     it = "they" if many else "it"
-    return f"The networks trained here: {_networks_of(arms[best])} did best; {it} {f', and {it} '.join(told)}."
+    return f"The networks trained here: {_networks_of(arms[best])} did best; {it} {f', and {it} '.join(claims)}."
 
 
 def one_strategy(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:
-    """Of runs of one strategy, each taken for itself: how far apart luck alone puts them."""
+    """Runs of one strategy, each on its own: how far apart chance alone puts them."""
     on, more, measure = _on(arms, images), "Add another strategy to compare it with.", arms[0].measure
     values = [arm.score.value for arm in arms]
     if len(arms) == 1:
         return f"{quoted(arms[0].title)}: {measure.shown(values[0])} {on}.", more
     apart = sum(pair.networks.different for pair in pairs)
-    told = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
+    differences = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
     ended = f" (all {arms[0].unfinished})" if arms[0].unfinished else ""
     spread = f"{measure.shown(min(values))} to {measure.shown(max(values))} {on}"
-    return f"These runs differ in their seeds only{ended}: {spread}; {told}.", more
+    return f"These runs differ in their seeds only{ended}: {spread}; {differences}.", more
 
 
 def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> tuple[ArmVerdict, ...]:
@@ -148,8 +148,8 @@ def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> 
     choose by, to the best."""
     first = choice.best if choice.advised is None else choice.advised
     order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
-    told = "strategies" if choice.judged else "networks"
-    found = [ArmVerdict(first, told, "best" if choice.advised is None else "taken", _did(arms[first]))]
+    about = "strategies" if choice.judged else "networks"
+    found = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", _did(arms[first]))]
     for at in order[1:]:
         pair = pair_of(pairs, first, at)
         verdict, measure = pair.widest, pair.measure
@@ -161,17 +161,17 @@ def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> 
         elif verdict.smallest < measure.most:
             how = f"a difference under {measure.size(verdict.smallest)} {measure.unit} would most likely not have shown"
         else:
-            how = "so little can hardly show any difference"
+            how = "this is too little evidence to show any difference"
         found.append(ArmVerdict(at, verdict.claim.about, kind, f"{_did(arms[at])}; {how}"))
     return tuple(found)
 
 
 def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | None], repeats: Sequence[str]) -> tuple[str, ...]:
-    """What a reader has to know: how far the numbers go."""
+    """The limits of the numbers."""
     found = []
     if split == VAL:
         found.append(
-            "Judged on the validation images, on which each run's best epoch was chosen: all numbers are a little optimistic."
+            "Evaluated on the validation images, on which each run's best epoch was chosen: all numbers are a little optimistic."
         )
     early = [
         f"{quoted(arm.title)}, seed {', '.join(str(member.run.config.seed) for member in arm.members)}"
@@ -180,7 +180,7 @@ def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | No
     ]
     if early:
         found.append(
-            f"Did not train to the end, so judged as networks of their own, not as seeds of their strategy: {'; '.join(early)}."
+            f"Did not train to the end, so compared as separate networks, not as seeds of their strategy: {'; '.join(early)}."
         )
     live = [
         f"{arm.title}, seed {member.run.config.seed} ({precision})"
@@ -190,7 +190,7 @@ def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | No
     ]
     if live:
         found.append(
-            f"Judged while training, not in fp32 as finished runs are, so a few answers may differ: {'; '.join(live)}."
+            f"Evaluated during training, not in fp32 as finished runs are, so a few predictions may differ: {'; '.join(live)}."
         )
     if any(len(arm.members) < 3 for arm in arms):
         found.append("Three seeds or more for each tell a better strategy from a lucky run.")
@@ -218,7 +218,7 @@ def pair_of(pairs: Sequence[Pair], one: int, other: int) -> Pair:
 
 
 def _on(arms: Sequence[Arm], images: int) -> str:
-    """By what is judged, unless that is accuracy, and on how many images."""
+    """The metric, unless that is accuracy, and the number of images."""
     measure = arms[0].measure
     by = "" if measure is ACCURACY else f"by {measure.of} "
     return f"{by}on these {things(images, 'image')}"
@@ -226,8 +226,8 @@ def _on(arms: Sequence[Arm], images: int) -> str:
 
 def _did(arm: Arm) -> str:
     score = arm.measure.shown(arm.score.value)
-    named = score if arm.measure is ACCURACY else f"{arm.measure.of} {score}"
-    return f"{named} in {duration(arm.cost.seconds)} a run"
+    text = score if arm.measure is ACCURACY else f"{arm.measure.of} {score}"
+    return f"{text} in {duration(arm.cost.seconds)} per run"
 
 
 def _networks_of(arm: Arm) -> str:
@@ -249,10 +249,10 @@ def _silent(arms: Sequence[Arm]) -> str:
 
 
 def _what_to_train(silent: Sequence[Arm]) -> str:
-    """Which runs would let the strategies be judged."""
+    """Which runs would make the strategies comparable."""
     single = [quoted(arm.title) for arm in silent if not arm.unfinished]
-    told = f"Train at least one more seed of {_listed(single)}, better two." if single else ""
-    return f"{told} Resume what did not train to the end.".strip() if len(single) < len(silent) else told
+    more = f"Train at least one more seed of {_listed(single)}, better two." if single else ""
+    return f"{more} Resume what did not train to the end.".strip() if len(single) < len(silent) else more
 
 
 def _settled_by(pair: Pair) -> str:
@@ -269,8 +269,10 @@ def _advice(pair: Pair, arms: Sequence[Arm]) -> str:
     few = min(len(arms[at].members) for at in (pair.a, pair.b))
     if (pair.seed_error or 0.0) > pair.image_error:
         return f"Most of the uncertainty comes from the seeds (± {seeds} {unit}; images: ± {images}): train more seeds.{_settled_by(pair)}"
-    more = " Two seeds also tell little of how seeds spread: train three or more." if few == 2 else ""
-    return f"Most of the uncertainty comes from the images (± {images} {unit}; seeds: ± {seeds}): judge on more images.{more}"
+    more = " Two seeds say little about the spread between seeds: train three or more." if few == 2 else ""
+    return (
+        f"Most of the uncertainty comes from the images (± {images} {unit}; seeds: ± {seeds}): evaluate on more images.{more}"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

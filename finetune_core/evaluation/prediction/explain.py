@@ -92,7 +92,7 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int]) -
         if maps.any():  # a class token's own block passes nothing to the head from the others
             break
     else:
-        raise RunError(f"There is no Grad-CAM for {predictor.network.info.name}: none of its stages keeps a picture.")
+        raise RunError(f"There is no Grad-CAM for {predictor.network.info.name}: none of its stages has a spatial feature map.")
     heat = {one: _stretched(each, predictor.image_size) for one, each in zip(classes, maps.clamp(min=0), strict=True)}
     picture = Image.fromarray(seen.shown).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     overlays = {one: _jpeg(_laid_over(picture, each)) for one, each in heat.items()}

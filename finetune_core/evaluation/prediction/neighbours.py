@@ -137,7 +137,7 @@ def encoder(predictor: Predictor) -> Encoder:
             before = copy.deepcopy(network.pretrained).eval().to(device, memory_format=torch.channels_last)
             start = trace(before, network.stages).part(None, last).eval()
     except CannotSplit as error:
-        raise RunError(f"{network.info.name} has no features to compare images by: {error}.") from None
+        raise RunError(f"{network.info.name} has no features to compare images with: {error}.") from None
     return Encoder(predictor, body, head, start)
 
 
@@ -244,7 +244,7 @@ def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) 
     try:
         write_bytes(run.run_dir / _FILE, buffer.getvalue())
     except OSError as error:
-        raise RunError(f"What the network makes of its images cannot be written to {run.run_dir}: {error}.") from None
+        raise RunError(f"The features of its images cannot be written to {run.run_dir}: {error}.") from None
     return made
 
 

@@ -49,10 +49,7 @@ def precision_note(run: Run) -> str:
     precision = evaluation_precision(run)
     if precision in (None, "fp32"):
         return ""
-    return (
-        f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in fp32, where a few answers may "
-        "differ."
-    )
+    return f"Computed in {precision}, as the run trained. *Predict* and exported networks compute in fp32, where a few predictions may differ."
 
 
 def scores(run: Run, split: str) -> Scores:

@@ -82,8 +82,8 @@ class Corruption:
 
 
 CORRUPTIONS = {
-    "blur": Corruption("Blur", (1, 3, 6), "pixels of spread at 224", _blur),
-    "noise": Corruption("Noise", (0.08, 0.18, 0.38), "of the range, spread", _noise),
+    "blur": Corruption("Gaussian blur", (1, 3, 6), "pixels, standard deviation at 224", _blur),
+    "noise": Corruption("Gaussian noise", (0.08, 0.18, 0.38), "of the range, standard deviation", _noise),
     "jpeg": Corruption("JPEG", (25, 15, 7), "quality", _jpeg),
     "brightness": Corruption("Brightness", (0.1, 0.3, 0.5), "of the range, brighter", _brightness),
     "rotation": Corruption("Rotation", (10, 25, 45), "degrees", _rotation),

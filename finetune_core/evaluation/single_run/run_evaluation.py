@@ -46,19 +46,19 @@ class RunEvaluation(Evaluation):
     def details(self) -> list[str]:
         """Calibration, and the slices that clearly differ from the rest."""
         confidence = self.calibrated
-        told = f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal width"
+        ece = f"Expected calibration error (ECE) {_error(confidence.before)}, {BINS} bins of equal width"
         if confidence.scaling and confidence.after:
             temperatures = " and ".join(f"{one:.2f}" for one in confidence.scaling.temperatures)
-            told += f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other images"
+            ece += f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other images"
         clear = self.slices[self.slices["verdict"].isin(["worse", "better"])]
-        return [f"{told}."] + [
+        return [f"{ece}."] + [
             f"{row.by} {row.slice}: accuracy {percent(row.accuracy)}, {row.verdict} than the rest ({things(row.images, 'image')})."
             for row in clear.itertuples(index=False)
         ]
 
     def robustness_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row a corruption; none where it was not measured."""
-        columns = ["Accuracy under", "as they are", "mild", "middle", "strong"]
+        """(columns, rows) with one row per corruption; none where it was not measured."""
+        columns = ["Accuracy under", "clean", "mild", "middle", "strong"]
         if self.robustness is None:
             return columns, []
         right = self.robustness.rows.set_index(["corruption", "severity"])["accuracy"]

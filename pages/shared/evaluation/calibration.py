@@ -23,12 +23,12 @@ def calibration(run: Run, result: Evaluation) -> None:
         return
     st.markdown(
         "**Reliability diagram**",
-        help="Of the images that are predicted with 80 % confidence, 80 % should be right. Points below the dotted line: overconfident.",
+        help="Of the predictions with 80 % confidence, 80 % should be correct. Points below the dotted line: overconfident.",
     )
     _reliability(run, result)
     st.markdown(
         "**Selective prediction**",
-        help="Predictions of low confidence are left to a person: the lower the coverage, the higher the accuracy of what remains.",
+        help="Predictions of low confidence are deferred to a person: the lower the coverage, the higher the accuracy of the rest.",
     )
     _coverage(result)
 
@@ -41,11 +41,13 @@ def _reliability(run: Run, result: Evaluation) -> None:
         default="width",
         required=True,
         key="binning",
-        help="Images are put into bins by the confidence of their prediction.",
+        help="Images are binned by the confidence of their prediction.",
     )
     found = calibrated(run, result.split, binning)
     before, scaled, after = found.before, found.scaling, found.after
-    what = "Expected calibration error: how far confidence and accuracy are apart, in the mean over the bins above, each counting by its "
+    what = (
+        "Expected calibration error: mean gap between confidence and accuracy over the bins above, weighted by their number of "
+    )
     what += "images. It depends on the bins."
     with st.container(horizontal=True):
         _error("ECE", before, what)
@@ -71,7 +73,7 @@ def _reliability(run: Run, result: Evaluation) -> None:
     told = "Bars: 95 % intervals (Wilson) of the points as they are; those of the ECE: bootstrap, corrected for its bias. "
     told += _scaling_in_words(scaled)
     if result.images < BINS * _PER_BIN:
-        told += " With so few images the calibration error comes out too large: chance alone moves points off the line."
+        told += " With so few images, the calibration error is overestimated: chance alone moves points off the line."
     st.caption(told)
 
 
@@ -92,30 +94,27 @@ def _error(label: str, found: Calibration, meaning: str) -> None:
 
 def _scaling_in_words(scaled: Scaling | None) -> str:
     if scaled is None:
-        return f"Too few images to fit a temperature on: it takes {FEWEST} that are not the ones it is judged on."
+        return f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is evaluated on."
     if scaled.source == "val":
         told = (
             f"The temperature was fitted on the {number(scaled.images[0])} validation images, none of which are in this figure."
         )
     else:
-        told = (
-            f"A temperature must not be judged on the images that it was fitted on, so each half of these was scaled by the temperature of the "
-            f"other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
-        )
+        told = f"A temperature must not be evaluated on the images it was fitted on, so each half of these was scaled with the temperature of the other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
     if scaled.at_limit:
-        told += " Those images do not settle it (nearly all of them are right, or the logits say nothing): it is at the end of its range."
+        told += " Those images do not determine it (nearly all are classified correctly, or the logits carry no information): it is at the end of its range."
     return told
 
 
 def _coverage(result: Evaluation) -> None:
     least = st.slider(
-        "Least confidence",
+        "Confidence threshold",
         0,
         100,
         80,
         format="%d %%",
         key="threshold",
-        help="Predictions of lower confidence would go to a person.",
+        help="Predictions below it are deferred to a person.",
     )
     named = selective_prediction(result, least / 100)
     with st.container(horizontal=True):
@@ -132,5 +131,5 @@ def _coverage(result: Evaluation) -> None:
     )
     if result.split == "test":
         st.caption(
-            "Choose the threshold on the validation images, and read here what it is worth: one chosen on these images looks better than it is."
+            "Choose the threshold on the validation images and evaluate it here: one chosen on these images looks better than it is."
         )

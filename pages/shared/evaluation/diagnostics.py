@@ -23,21 +23,21 @@ _ROWS = 4  # pairs of explanations at a time: each takes a moment
 
 
 def what_moved(runs: Sequence[Run]) -> None:
-    """Draw what each run moved; measured when asked for, and kept in the runs' folders.
+    """Draw each run's layer diagnostics; measured on request, and kept in the runs' folders.
 
     Args:
-        runs: judged ones: one an arm, in the order of the arms, whose colours and symbols they get.
+        runs: evaluated ones: one per arm, in the order of the arms, whose colours and symbols they get.
     """
     st.subheader(
-        "What moved", anchor=False, help="What training did to each stage of the network, and where it would turn next."
+        "Layer diagnostics", anchor=False, help="How training changed each stage of the network, and which stage to thaw next."
     )
     titles = run_titles(runs)
     known = {run.run_id: known_layers(run) for run in runs}
     missing = [run for run in runs if known[run.run_id] is None]
     if missing:
         st.markdown(
-            "Compares each network, stage by stage, with what it began as: weights, features of the same images, gradients. "
-            "A linear model on the features of each stage shows up to where pretrained features suffice."
+            "Compares each network, stage by stage, with its initial state: weights, features of the same images, gradients. "
+            "A linear model on the features of each stage shows up to which stage pretrained features suffice."
         )
         key = f"layers:{','.join(known)}"
         st.button(
@@ -56,20 +56,20 @@ def what_moved(runs: Sequence[Run]) -> None:
     for run, title in zip(runs, titles, strict=True):
         if layers := known[run.run_id]:
             by_backbone.setdefault(run.config.backbone, {})[title] = layers
-    for backbone, told in by_backbone.items():
+    for backbone, measured in by_backbone.items():
         if len(by_backbone) > 1:
             st.markdown(f"**{plain(backbone)}**")
-        _stages(backbone, told, {title: number for number, title in enumerate(titles)})
+        _stages(backbone, measured, {title: number for number, title in enumerate(titles)})
 
 
-def _stages(backbone: str, told: dict[str, Layers], places: dict[str, int]) -> None:
-    first = next(iter(told.values()))
+def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) -> None:
+    first = next(iter(measured.values()))
     names = [stage.name for stage in first.stages]
     left, right = st.columns(2, gap="medium")
     with left:
         st.markdown("**Which stage to thaw next**", help=RULE)
         advised: dict[Advice, list[str]] = {}
-        for title, layers in told.items():
+        for title, layers in measured.items():
             advised.setdefault(thaw_next(layers), []).append(title)
         for advice, titles in advised.items():
             icon = ":material/local_fire_department:" if advice.stage else ":material/drag_handle:"
@@ -78,8 +78,7 @@ def _stages(backbone: str, told: dict[str, Layers], places: dict[str, int]) -> N
         if first.probes:
             st.markdown(
                 "**Linear probe by layer**",
-                help="Accuracy of a linear model on what each stage makes of the images before any training, with one standard error. Deeper "
-                "stages that fall more than one standard error below the best have lost what an earlier one still has.",
+                help="Accuracy of a linear model on the features of each stage before training, ± one standard error. Deeper stages that fall more than one standard error below the best have lost information that an earlier one still has.",
             )
             st.plotly_chart(
                 probe_profile(first.probes, names),
@@ -88,31 +87,32 @@ def _stages(backbone: str, told: dict[str, Layers], places: dict[str, int]) -> N
             )
         else:
             st.caption(
-                "Too few validation images for a linear model, or a network that cannot be cut between its stages: how its features "
-                "changed is not known."
+                "Not available: too few validation images for a linear model, or a network that cannot be cut between its stages."
             )
     for start in range(0, len(MEASURES), 2):
         for column, measure in zip(st.columns(2, gap="medium"), MEASURES[start : start + 2], strict=True):
             with column:
                 st.markdown(f"**{measure.title}**", help=measure.help)
                 st.plotly_chart(
-                    by_stage(measure, told, places), key=f"moved-{backbone}-{measure.field}", alt=f"{measure.title}, by stage"
+                    by_stage(measure, measured, places),
+                    key=f"moved-{backbone}-{measure.field}",
+                    alt=f"{measure.title}, by stage",
                 )
     st.caption(
-        f"Stages from the image to the head; hollow: frozen. Judged on {things(first.judged, 'validation image')} and, for gradients, "
-        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is new in every run and left out where it would say nothing."
+        f"Stages from the image to the head; hollow: frozen. Measured on {things(first.judged, 'validation image')} and, for gradients, "
+        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is new in every run, and left out where it has no meaning."
     )
 
 
 def disagreements(runs: Sequence[Run]) -> None:
-    """Draw the images that one of two runs gets right and the other wrong, with what each of them looked at.
+    """Draw the images that only one of two runs classifies correctly, each with its Grad-CAM.
 
     Args:
-        runs: judged ones on the same images; where there are more than two, a person chooses which.
+        runs: evaluated on the same images; of more than two, the user chooses which.
     """
     if len(runs) < 2:
         return
-    st.subheader("Where they disagree", anchor=False)
+    st.subheader("Disagreements", anchor=False)
     titles = dict(zip([run.run_id for run in runs], run_titles(runs), strict=True))
     run_a, run_b = _two_of(runs, titles) if len(runs) > 2 else runs
     if run_a is run_b:
@@ -132,9 +132,7 @@ def disagreements(runs: Sequence[Run]) -> None:
     if found.only_a.empty and found.only_b.empty:
         st.caption(f"They classify the same of these {things(found.images, 'image')} correctly.")
         return
-    box = st.expander(
-        "The images, and what each network looked at", icon=":material/compare:", key="disagree_box", on_change="rerun"
-    )
+    box = st.expander("Images with Grad-CAM", icon=":material/compare:", key="disagree_box", on_change="rerun")
     if box.open:
         with box:
             _images(found, (run_a, run_b), (title_a, title_b))
@@ -148,7 +146,7 @@ def _two_of(runs: Sequence[Run], titles: dict[str, str]) -> tuple[Run, Run]:
             st.selectbox(
                 words, list(by_id), index=index, format_func=titles.get, key=f"disagree-{words}-{mark}", persist_state="session"
             )
-            for index, words in enumerate(("One run", "The other"))
+            for index, words in enumerate(("First run", "Second run"))
         )
     return by_id[a], by_id[b]
 
@@ -192,7 +190,7 @@ def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: t
                     st.error(plain(str(error)), icon=":material/broken_image:")
                     continue
                 if number == 0:
-                    st.image(seen.picture, caption="as the networks see it", alt=f"{row['id']}, a {true}")
+                    st.image(seen.picture, caption="network input", alt=f"{row['id']}, class {true}")
                 sign = "✓" if named == row["label"] else "✗"
                 words = f"{sign} {title}: {found.classes[named]} ({percent(row[f'confidence_{letter}'], 0)})"
                 st.image(seen.overlays[named], caption=plain(words), alt=f"{row['id']}, {words}")

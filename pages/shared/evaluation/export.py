@@ -14,7 +14,7 @@ from pages.shared.jobs import begin, outcome
 
 def export_buttons(run: Run) -> None:
     """One row for each form of export. Nothing is made before it is asked for; what is there is offered for download."""
-    with st.expander("Export: take this network, or its recipe, elsewhere", icon=":material/ios_share:"):
+    with st.expander("Export", icon=":material/ios_share:"):
         _rows(run)
 
 
@@ -26,12 +26,12 @@ def _rows(run: Run) -> None:
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(f"**{form.title}**  \n{form.help}", width="stretch")
                 st.button(
-                    "Make",
+                    "Export",
                     key=f"export-{run.run_id}-{name}",
                     icon=":material/build:",
-                    help=f"Makes it from {'the events' if form.events else 'the best epoch'} of this run, and keeps it in the run's folder.",
+                    help=f"Made from {'the events' if form.events else 'the best epoch'} of this run, and stored in the run's folder.",
                     on_click=begin,
-                    args=(key, f"Making {form.title}", partial(export_from_app, run, name, readable_roots())),
+                    args=(key, f"Exporting {form.title}", partial(export_from_app, run, name, readable_roots())),
                     kwargs={"kept": False},
                 )
                 download = st.empty()

@@ -35,7 +35,7 @@ def _predictor(run_id: str, changed: int) -> Predictor:
     return load_predictor(store().run(run_id))
 
 
-@st.cache_data(max_entries=100, show_spinner="Looking where the network looked")
+@st.cache_data(max_entries=100, show_spinner="Computing Grad-CAM")
 def _explanation(run_id: str, changed: int, sample: str, classes: tuple[int, ...]) -> Explanation:
     run = store().run(run_id)
     return explain(predictor(run), run_image(run, sample, readable_roots()), classes)

@@ -80,35 +80,34 @@ def namer(run: Run, title: str) -> Namer:
 def _encoder(run_id: str, changed: int) -> Encoder | None:
     try:
         return encoder(predictor(store().run(run_id)))
-    except FinetuneError:  # it can still name images
+    except FinetuneError:  # it can still classify images
         return None
 
 
-@st.cache_resource(max_entries=4, show_spinner="Reading what the network makes of its training images")
+@st.cache_resource(max_entries=4, show_spinner="Loading the features of the training images")
 def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
     return known_neighbourhood(store().run(run_id), _encoder(run_id, changed))
 
 
-@st.cache_data(max_entries=50, show_spinner="Looking where the network looks")
+@st.cache_data(max_entries=50, show_spinner="Computing Grad-CAM")
 def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]) -> Explanation:
     return explain(predictor(store().run(run_id)), image, classes)
 
 
 def get_to_know(namers: list[Namer]) -> None:
-    """Offer to run the training images through the networks that have not seen them like that yet."""
+    """Offer to compute the training images' features for networks that have none yet."""
     unknown = [one for one in namers if one.looks and one.near is None]
     if not unknown:
         return
     key = f"neighbours:{','.join(one.run.run_id for one in namers)}"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
-            "Show training images like it, too",
+            "Show nearest training images",
             icon=":material/grid_view:",
             key="get-to-know",
-            help="Runs the training images through the network once. From then on each new image is set beside those most like it, and one "
-            "that is unlike anything in training is told.",
+            help="Runs the training images through the network once. After that, each new image is shown with its nearest neighbours, and images unlike anything in training are flagged.",
             on_click=begin,
-            args=(key, "Looking at the training images", partial(_neighbourhoods, unknown, readable_roots())),
+            args=(key, "Computing the features of the training images", partial(_neighbourhoods, unknown, readable_roots())),
             kwargs={"kept": len(unknown) > 1},
             disabled=jobs().find(key) is not None,
         )
@@ -124,11 +123,11 @@ def _neighbourhoods(namers: Sequence[Namer], roots: Sequence[Path]) -> Work[None
 
 
 def show_image(key: str, name: str, image: bytes, namers: list[Namer], *, brief: bool = False, heading: bool = True) -> None:
-    """Draw what one or more networks take an image for.
+    """Draw the predictions of one or more networks for an image.
 
     Args:
-        key: tells the images on a page apart.
-        brief: for a presentation: the answer large, the details folded away.
+        key: distinguishes the images on a page.
+        brief: for a presentation: the prediction large, the details folded away.
         heading: whether its name stands above.
     """
     with st.container(border=not brief):
@@ -156,7 +155,7 @@ def _answer(key: str, name: str, image: bytes, one: Namer, narrow: bool) -> None
     if features is not None and one.near.unlike(features[None])[0]:
         st.warning(
             f"Unlike anything in training: farther from the training images than {percent(1 - one.near.error, 0)} of the validation images "
-            "are. The name above is a guess at best.",
+            "are. Do not trust the prediction.",
             icon=":material/travel_explore:",
         )
     pictures, bars = (st.container(), st.container()) if narrow else st.columns([2, 3], gap="medium")
@@ -166,7 +165,7 @@ def _answer(key: str, name: str, image: bytes, one: Namer, narrow: bool) -> None
         st.plotly_chart(
             probability_bars([one.classes[i] for i in order], probabilities[order]),
             key=f"bars-{key}",
-            alt=f"Probabilities of the likeliest classes of {name}",
+            alt=f"Probabilities of the most likely classes of {name}",
         )
     if features is not None:
         _neighbours(key, one, features)
@@ -178,22 +177,22 @@ def _grad_cam(name: str, image: bytes, one: Namer, best: int) -> None:
     except FinetuneError as error:
         st.caption(plain(str(error)))
         return
-    words = "what speaks for it" if seen.heat[best].any() else "nothing in it speaks for it"
+    words = "Grad-CAM" if seen.heat[best].any() else "Grad-CAM: no evidence for this class"
     with st.grid("auto", min_column_width=150, gap="small"):
-        st.image(seen.picture, caption="as the network sees it", alt=f"{name} as the network sees it")
+        st.image(seen.picture, caption="network input", alt=f"{name}, network input")
         st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
 
 
 def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
     rows, _ = one.near.nearest(features, _NEAREST)
     st.markdown(
-        "**Most like it in training**",
-        help="The training images whose features, just before the head, point most nearly the same way (cosine distance).",
+        "**Nearest training images**",
+        help="By cosine distance between features, just before the head.",
     )
 
     def picture(index: int) -> Picture:
         sample, kind = str(one.near.ids[rows[index]]), one.classes[one.near.labels[rows[index]]]
-        return run_picture(one.run, sample, kind, f"Training image {sample}, a {kind}")
+        return run_picture(one.run, sample, kind, f"Training image {sample}, class {kind}")
 
     gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
     if not one.near.unchanged:
@@ -201,12 +200,12 @@ def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
 
 
 def many(namers: Sequence[Namer]) -> None:
-    """An archive in, a table out: what each of the networks takes each image for."""
+    """An archive in, a table out: each network's prediction for each image."""
     upload = st.file_uploader(
         "A ZIP or TAR archive of images",
         type=["zip", "tar", "gz", "tgz", "bz2", "tbz2", "xz", "txz"],
         key="archive",
-        help="Unpacked to name its images, then deleted. Folders in it are only part of the names.",
+        help="Unpacked to classify its images, then deleted. Folders in it are only part of the names.",
     )
     if upload is None:
         return
@@ -223,27 +222,27 @@ def many(namers: Sequence[Namer]) -> None:
         if not _says_less(namers, answers):
             return
     networks = [predictor(one.run) for one in namers]
-    words = "Name them" if answers is None else "Name them again"
+    words = "Classify" if answers is None else "Classify again"
     st.button(
         words if len(namers) == 1 else f"{words} with {things(len(namers), 'network')}",
         type="primary",
         icon=":material/play_arrow:",
         key="name-them",
         on_click=begin,
-        args=(key, "Naming images", partial(_named, namers, networks, upload)),
+        args=(key, "Classifying images", partial(_named, namers, networks, upload)),
         kwargs={"kept": False},
         disabled=jobs().find(key) is not None,
     )
 
 
 def _says_less(namers: Sequence[Namer], named: Sequence[Sequence[ImagePrediction]]) -> bool:
-    """Whether neighbours have become known since, so that naming the images again tells which are unlike anything in training."""
+    """Whether neighbours have become known since, so that predicting again would flag images unlike anything in training."""
     sides = zip(namers, named, strict=True)
     return any(one.near and row.unlike is None for one, rows in sides for row in rows if row.probabilities is not None)
 
 
 def _named(namers: Sequence[Namer], networks: Sequence[Predictor], upload: UploadedFile) -> Work[list[list[ImagePrediction]]]:
-    """Unpack, then name with one network after the other; returns what each of them says."""
+    """Unpack, then classify with one network after the other; returns the predictions of each."""
     with unpacking_folder() as folder:
         yield from in_phase("unpack", unpack_archive(upload, upload.name, folder))
         images = images_below(folder)
@@ -280,28 +279,28 @@ def _table(namers: Sequence[Namer], stem: str, named: Sequence[Sequence[ImagePre
     for one in answers:
         mark = f", {one.title}" if one.title else ""
         table[f"Class{mark}"] = one.top
-        table[f"Sure{mark}"] = [
+        table[f"Confidence{mark}"] = [
             None if row.probabilities is None else 100 * float(row.probabilities.max()) for row in one.named
         ]
         table[f"Note{mark}"] = [row.problem or ("unlike anything in training" if row.unlike else "") for row in one.named]
-        shown[f"Sure{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
+        shown[f"Confidence{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
     st.dataframe(table, hide_index=True, height=360, key="named-table", column_config=shown)
     for one in answers:
         counts = Counter(name for name in one.top if name).most_common(12)
         listed = ", ".join(f"{name} {number(count)}" for name, count in counts)
-        st.caption(plain(f"How many of each{f', {one.title}' if one.title else ''}: {listed}"))
+        st.caption(plain(f"Predictions per class{f', {one.title}' if one.title else ''}: {listed}"))
 
 
 def _in_words(answers: Sequence[Answers]) -> str:
     first = answers[0].named
-    sound = sum(row.probabilities is not None for row in first)
-    told = f"**{things(sound, 'image')} named**"
+    readable = sum(row.probabilities is not None for row in first)
+    text = f"**{things(readable, 'image')} classified**"
     if len(answers) > 1:
         alike = sum(bool(tops[0]) and len(set(tops)) == 1 for tops in zip(*(one.top for one in answers), strict=True))
-        told += f" by {things(len(answers), 'network')}, which agree on {number(alike)}"
+        text += f" by {things(len(answers), 'network')}, which agree on {number(alike)}"
     elif unlike := sum(bool(row.unlike) for row in first):
-        told += f", {number(unlike)} unlike anything in training"
-    return told + (f", {number(len(first) - sound)} could not be read" if sound < len(first) else "")
+        text += f", {number(unlike)} unlike anything in training"
+    return text + (f", {number(len(first) - readable)} could not be read" if readable < len(first) else "")
 
 
 def _short(name: str) -> str:

@@ -37,7 +37,7 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
 def test_runs_on_different_images_are_refused_by_name(made_run, other):
     one = made_run(right(0.9))
     two = made_run(right(0.9)[: other.pop("images", IMAGES)], strategy="full", **other)
-    with pytest.raises(RunError, match=f"did not use the same images.*{two.run_id}"):
+    with pytest.raises(RunError, match=f"not evaluated on the same images.*{two.run_id}"):
         compare_runs([one, two])
 
 

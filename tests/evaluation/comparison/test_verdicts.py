@@ -63,7 +63,7 @@ def test_with_one_seed_only_the_networks_can_be_judged(made_run):
     assert pair["networks"]["different"]
     assert [pair["mcnemar_p"], pair["networks"]["p"]] == pytest.approx([mcnemar_p(a[None], b[None])[0, 0]] * 2)
     assert compared.headline == (
-        "The strategies cannot be judged yet on these 540 images: “Last block” and “Full fine-tuning” have one seed only."
+        "The strategies cannot be compared yet on these 540 images: “Last block” and “Full fine-tuning” have one seed only."
     )
     assert "Train at least one more seed of “Last block” and “Full fine-tuning”" in compared.caveat
     assert compared.networks.startswith(
@@ -77,7 +77,7 @@ def test_with_one_seed_only_the_networks_can_be_judged(made_run):
 def test_many_strategies_of_one_seed_each_are_not_all_named(made_run):
     names = ("feature_extraction", "last_block", "full")
     compared = compare_runs([made_run(right(0.9, seed), strategy=name) for seed, name in enumerate(names)])
-    assert compared.headline == "The strategies cannot be judged yet on these 540 images: each has one seed only."
+    assert compared.headline == "The strategies cannot be compared yet on these 540 images: each has one seed only."
     assert compared.caveat == "Train at least one more seed of each, better two."
 
 
@@ -116,7 +116,7 @@ def test_a_second_seed_does_not_turn_the_verdict_round(frozen_and_full):
     )
     assert "the 2 networks of “Feature extraction” beat the 2 networks of “Full fine-tuning” by 4.1 points" in after.networks
     assert earlier["strategies"] is None
-    assert before.headline == "The strategies cannot be judged yet on these 600 images: “Full fine-tuning” has one seed only."
+    assert before.headline == "The strategies cannot be compared yet on these 600 images: “Full fine-tuning” has one seed only."
     assert not later["strategies"]["different"]
     assert later["strategies"]["smallest_seen"] < 0.15
     assert later["seed_error"] > later["image_error"], "the seeds are why"
@@ -142,7 +142,7 @@ def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_network
     pairs = [one.to_json()["pairs"][0] for one in said]
     assert all(pair["networks"]["different"] for pair in pairs)
     assert [pair["strategies"] is None for pair in pairs] == [True, True, False, False]
-    assert all("strategies cannot be judged yet" in one.headline for one in said[:2])
+    assert all("strategies cannot be compared yet" in one.headline for one in said[:2])
     assert all("beat" in one.networks and "not distinguishable" not in one.networks for one in said)
 
 
@@ -150,7 +150,7 @@ def test_with_one_arm_of_a_single_seed_the_others_are_judged_as_strategies(three
     single = made_run(right(0.95, 5), strategy="last_two_blocks", seconds=30.0)
     told = compare_runs([*three_strategies, single])
     assert told.headline.startswith("Take “Feature extraction”")
-    assert "“Last two blocks” has one seed only, so as a strategy it cannot be judged yet." in told.caveat
+    assert "“Last two blocks” has one seed only, so this strategy cannot be compared yet." in told.caveat
     kinds = {told.arms[one.arm].title: (one.about, one.kind) for one in told.arm_verdicts}
     assert kinds["Last two blocks"] == ("networks", "better")
     assert kinds["Full fine-tuning"] == ("strategies", "worse")
@@ -163,7 +163,7 @@ def test_so_few_images_advise_nothing(made_run):
         for seed in (0, 1)
     ]
     compared = compare_runs(runs)
-    assert compared.headline == "Too little to choose by on these 12 images."
+    assert compared.headline == "Too little evidence to choose on these 12 images."
     assert "would hardly show. “Last block” did best so far." in compared.caveat
     assert [one.kind for one in compared.arm_verdicts] == ["best", "alike"]
     assert compared.to_json()["advised"] is None
@@ -187,7 +187,7 @@ def test_more_of_what_the_larger_error_comes_from_is_advised(made_run):
         ]
     )
     assert "Most of the uncertainty comes from the images" in few.caveat
-    assert "judge on more images" in few.caveat
+    assert "evaluate on more images" in few.caveat
 
 
 def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
@@ -201,7 +201,7 @@ def test_a_stopped_run_is_no_seed_of_its_strategy(made_run):
         ("Last block · stopped after 2 of 10 epochs", 1),
     ]
     assert "differ in their seeds only" not in compared.verdict
-    assert compared.headline.startswith("The strategies cannot be judged yet")
+    assert compared.headline.startswith("The strategies cannot be compared yet")
     assert "Resume what did not train to the end." in compared.caveat
     assert "stopped after 2 of 10 epochs" in whole_report(compared)
     titles = run_titles([*finished, same, stopped])
