@@ -245,16 +245,16 @@ async def judge(session: Session) -> None:
     session.done["robustness"] += 1
 
 
-async def look_deeper(session: Session) -> None:
-    """A new data set: its features, the map, where transfer ends; then without one of its images."""
+async def analyze(session: Session) -> None:
+    """A new data set: its features, the map, a linear probe by layer; then without one of its images."""
     data, chosen = remember(new_data(session.random)), settings(session.random, image_size=DEEP_SIZE)
     await session.open("dataset", data=data, settings=chosen)
-    await session.button("Look deeper").click()
-    await session.see("How well features tell")
+    await session.button("Analyze with embeddings").click()
+    await session.see("How well embeddings separate")
     session.done["deep inspections"] += 1
     await session.tab("Map")
     await session.page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
-    await session.tab("Where transfer ends")
+    await session.tab("Linear probe by layer")
     await session.see(re.compile("Suggested:|too few validation images"))
     await session.tab("What the network sees")
     await session.see("What augmentation makes of it")
@@ -264,8 +264,8 @@ async def look_deeper(session: Session) -> None:
     await session.button("Undo").wait_for()
     session.done["data sets changed"] += 1
     await session.tab("Findings")
-    await session.button("Look deeper").click()
-    await session.see("How well features tell")
+    await session.button("Analyze with embeddings").click()
+    await session.see("How well embeddings separate")
     session.done["deep inspections"] += 1
     await session.button("Undo").click()
     await session.button("Undo").wait_for(state="detached")
@@ -296,6 +296,6 @@ SESSIONS: dict[str, tuple[Visit, ...]] = {
     "Compare, layers": (read_comparison,),
     "Evaluate, Grad-CAM": (ask_why,),
     "Evaluate, all tabs": (judge, ask_why),
-    "Dataset": (look_deeper,),
+    "Dataset": (analyze,),
     "Configure": (queue_run,),
 }

@@ -1,4 +1,4 @@
-"""Dataset: choose the images, look at what is in them, and mend it, before training."""
+"""Dataset: choose the images, look at what is in them, and correct it, before training."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,30 +52,29 @@ def backbone_and_size() -> tuple[str, int]:
     return backbone, size
 
 
-def look_deeper(dataset: Dataset, key: str) -> None:
+def analyze(dataset: Dataset, key: str) -> None:
     """The button that computes features; a report of a data set that was changed since is not shown any more."""
     _, image_size = backbone_and_size()
     ready = [name for name in backbone_names() if backbone_info(name).ready]
-    begun = st.session_state.get(f"deeper-{dataset.fingerprint}", "")  # whatever the tabs' boxes say since
+    begun = st.session_state.get(f"embeddings-{dataset.fingerprint}", "")  # the tabs' boxes may say something else since
     going = jobs().find(begun) is not None
     with st.container(horizontal=True, vertical_alignment="bottom"):
         place = st.empty()
-        backbone = (
-            st.selectbox("with the features of", ready, key=f"deeper-backbone-{key}", width=260) if len(ready) > 1 else ready[0]
-        )
+        backbone = ready[0]
+        if len(ready) > 1:
+            backbone = st.selectbox("Embeddings of", ready, key=f"embeddings-backbone-{key}", width=260)
         work = partial(inspect_deeply, dataset, backbone, image_size)
         place.button(
-            "Look deeper",
+            "Analyze with embeddings",
             icon=":material/troubleshoot:",
-            key=f"deeper-{key}",
-            type="primary",
-            on_click=begin_deeper,
-            args=(dataset.fingerprint, f"deeper:{dataset.fingerprint}:{backbone}:{image_size}", work),
+            key=f"embeddings-{key}",
+            on_click=begin_analysis,
+            args=(dataset.fingerprint, f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}", work),
             disabled=going,
         )
     st.caption(
-        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers and splits that differ, "
-        "draws a map, and shows where transfer ends. What is computed is kept, so it goes on where it was stopped."
+        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers, splits that differ and "
+        "similar images, draws a map, and fits a linear probe by layer. What is computed is kept, so it goes on where it was stopped."
     )
     try:
         report = outcome(begun)
@@ -87,9 +86,9 @@ def look_deeper(dataset: Dataset, key: str) -> None:
         st.rerun()
 
 
-def begin_deeper(fingerprint: str, key: str, work: Callable[[], Work[DeepReport]]) -> None:
+def begin_analysis(fingerprint: str, key: str, work: Callable[[], Work[DeepReport]]) -> None:
     """A callback."""
-    st.session_state[f"deeper-{fingerprint}"] = key
+    st.session_state[f"embeddings-{fingerprint}"] = key
     begin(key, "Computing features", work)
 
 
@@ -99,14 +98,14 @@ def findings(dataset: Dataset) -> None:
     if not found:
         st.success("Nothing looks wrong.", icon=":material/check_circle:")
     if report is None:
-        look_deeper(dataset, "findings")
+        analyze(dataset, "findings")
     cards(dataset, found)
     if report:
-        told = ", ".join(f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items())
-        if told:
+        by_split = ", ".join(f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items())
+        if by_split:
             st.caption(
-                f"How well features tell a split from the training images (AUC; 0.5: not at all, 1: always): {told}.",
-                help="A linear model is trained to tell the two apart, and judged on images it has not seen.",
+                f"How well embeddings separate a split from the training images (AUC; 0.5: not at all, 1: always): {by_split}.",
+                help="A linear model is trained to separate the two, and judged on images it has not seen.",
             )
 
 
@@ -185,7 +184,7 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
 def map_of_images(dataset: Dataset) -> None:
     report = report_of(dataset)
     if report is None:
-        look_deeper(dataset, "map")
+        analyze(dataset, "map")
         return
     by = st.segmented_control("Colour", ["class", "split"], format_func=str.capitalize, default="class", required=True)
     places = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
@@ -210,13 +209,13 @@ def map_of_images(dataset: Dataset) -> None:
             tools(dataset, chosen, "map")
 
 
-def transfer(dataset: Dataset) -> None:
+def linear_probes(dataset: Dataset) -> None:
     report = report_of(dataset)
     if report is None:
-        look_deeper(dataset, "transfer")
+        analyze(dataset, "probes")
         return
     if not report.probes:
-        st.info("There are too few validation images, or too few classes, to tell.", icon=":material/info:")
+        st.info("There are too few validation images, or too few classes, for a linear probe.", icon=":material/info:")
         return
     best = report.suggestion
     title = STRATEGIES[best.strategy].title if best.strategy != "custom" else f"Train from {best.cut} on"
@@ -236,8 +235,8 @@ def transfer(dataset: Dataset) -> None:
         + ", ".join(f"{one.stage} {percent(one.accuracy)}" for one in report.probes),
     )
     st.caption(
-        f"For each stage of {report.backbone}: how many validation images a linear model names, when it sees only what that frozen stage "
-        "makes of an image. Where the curve stops rising, what the network learned before stops helping. The bars are ± one standard error."
+        f"For each stage of {report.backbone}: the validation accuracy of a linear model on the features of that frozen stage. "
+        "Where the curve stops rising, pretraining stops helping. The bars are ± one standard error."
     )
 
 
@@ -282,7 +281,7 @@ def fed_to_network(dataset: Dataset) -> None:
                     st.image(
                         version, width="stretch", alt=f"{sample}, augmented version {number_}", caption=f"version {number_}"
                     )
-    st.caption("These are the very images that a run with this seed trains on: one version an epoch, or in turn.")
+    st.caption("These are the very images that a run with this seed trains on: one version per epoch, or in turn.")
 
 
 choose_source()
@@ -304,9 +303,9 @@ try:
     overview(found)
     changes(found.edits)
     last_change(found.edits)
-    names = ["Findings", "Images", "Classes and splits", "Map", "Where transfer ends", "What the network sees"]
+    names = ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "What the network sees"]
     tabs = st.tabs(names, on_change="rerun", key="dataset_view")
-    bodies = [findings, images, lambda one: classes_and_splits(one, root), map_of_images, transfer, fed_to_network]
+    bodies = [findings, images, lambda one: classes_and_splits(one, root), map_of_images, linear_probes, fed_to_network]
     for tab, body in zip(tabs, bodies, strict=True):
         if tab.open:
             with tab:

@@ -17,7 +17,7 @@ from finetune_core.work import in_phase
 
 
 def inspected(data: str, split: Mapping[str, Any], backbone: str | None, *, as_is: bool) -> Inspection:
-    """The data set, what is to be said of it, and what the features of a backbone tell, where one is named.
+    """The data set, what is to be said of it, and what the features of a backbone show, where one is named.
 
     Raises:
         FinetuneError: when it cannot be read or split so.
@@ -34,7 +34,7 @@ def inspected(data: str, split: Mapping[str, Any], backbone: str | None, *, as_i
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """A data set, what was found, and where transfer ends."""
+    """A data set, what was found, and the linear probe by layer."""
     out.print(inspection.in_words())
     if changes := inspection.changes():
         out.print(escape(changes))

@@ -47,7 +47,7 @@ class Dataset:
     Attributes:
         root: what ids are relative to.
         classes: class names; a label is an index into it.
-        table: one row a usable image: ``id`` (path below root, with ``/``), ``label`` (int), ``class``, ``split``, ``group``
+        table: one row per usable image: ``id`` (path below root, with ``/``), ``label`` (int), ``class``, ``split``, ``group``
             (empty: none), ``near`` (the same for near-duplicates), ``closeness`` (to the nearest of those; 1: equal), ``content`` (uint64 of the file), ``bytes``, ``width``,
             ``height`` (pixels, as shown), ``mode``, ``format``, ``frames``, and the light and sharpness of a ``Look``.
         findings: what was left out, and what looks wrong.
@@ -152,7 +152,7 @@ def index_dataset(
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies in a folder or manifest, before it is split and changed: its listing, and one row a file (see ``read_index``)."""
+    """What lies in a folder or manifest, before it is split and changed: its listing, and one row per file (see ``read_index``)."""
 
     listing: Listing
     rows: pd.DataFrame
@@ -221,7 +221,7 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
     if kept.notna().all():
         split.loc[training.index] = kept.to_numpy(dtype=object)
         return split
-    kept = kept.fillna(kept.groupby(groups).transform("first"))  # the group first, then whatever is nearly alike
+    kept = kept.fillna(kept.groupby(groups).transform("first"))  # the group first, then what is nearly alike
     assigned = splits.assign_splits(
         training["id"],
         training["class"],

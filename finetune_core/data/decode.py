@@ -110,7 +110,7 @@ def _orientation(image: Image.Image) -> int:
 
 @contextmanager
 def _opened(source: Path | bytes) -> Iterator[Image.Image]:
-    """An image to be decoded. Whatever is raised meanwhile becomes an ImageError: on damaged bytes Pillow's plugins raise
+    """An image to be decoded. Anything raised meanwhile becomes an ImageError: on damaged bytes Pillow's plugins raise
     nearly anything."""
     try:
         # Opened here, or Pillow would map some files into memory, and one that shrinks meanwhile would end the process.

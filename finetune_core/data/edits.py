@@ -29,10 +29,10 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
     if not file.is_file():
         return ()
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(told, list):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, list):
             raise ValueError("a list was expected")
-        return tuple(Edit(**edit) for edit in told)
+        return tuple(Edit(**edit) for edit in found)
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"The changes to this data set, in {file}, cannot be read: {error}. Repair or delete that file."
@@ -40,7 +40,7 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
 
 
 def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:
-    """Add changes, whatever others add at the same time.
+    """Add changes; those that others add at the same time are kept, too.
 
     Raises:
         DataError: when they cannot be kept.

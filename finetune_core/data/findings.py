@@ -118,7 +118,7 @@ KINDS: dict[str, Kind] = {
     "blurry": Kind(
         "Possibly blurred", "They are much less sharp than the rest of the set.", "exclude", guess=True, ranked=True
     ),
-    # What features tell.
+    # From embeddings.
     "shift": Kind(
         "Distribution shift between splits",
         "Validation images should come from the same distribution as the training images; these do not.",

@@ -101,8 +101,8 @@ def _read(file: Path) -> Source | None:
         return None
     try:
         with file.open("rb") as opened:
-            told: Any = json.loads(opened.read(_MOST_BYTES))
-        path, people = told["path"], told["people"]
+            found: Any = json.loads(opened.read(_MOST_BYTES))
+        path, people = found["path"], found["people"]
         if not isinstance(path, str) or not isinstance(people, list) or not all(isinstance(one, str) for one in people):
             return None
         return Source(data_id(path), path, tuple(people)) if entry_folder(path) == file.parent else None

@@ -1,4 +1,4 @@
-"""Figures of a data set: its classes, its map, where transfer ends."""
+"""Figures of a data set: its classes, its map, a linear probe by layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from finetune_core.figures.style import CLASS_COLORS, COLD, MARGIN, OTHER_COLOR,
 
 
 def class_counts(counts: Mapping[str, Sequence[int]], classes: Sequence[str]) -> go.Figure:
-    """Images a class, stacked by split; ``counts`` is split -> one number a class."""
+    """Images per class, stacked by split; ``counts`` is split -> one number per class."""
     figure = go.Figure()
     at = list(range(len(classes)))
     names = {"train": "Training", "val": "Validation", "test": "Test"}

@@ -1,1 +1,1 @@
-"""What a pretrained network's features tell of a data set before anything is trained."""
+"""Analysis of a data set by the embeddings of a pretrained network, before anything is trained."""

@@ -1,4 +1,4 @@
-"""The deep inspection: features once, then everything that they tell, as findings, a map, and where transfer ends."""
+"""Analysis with embeddings: features once, then findings, a map, and a linear probe by layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,12 +56,12 @@ class Suggestion:
 
 @dataclass(frozen=True)
 class DeepReport:
-    """What a backbone's features tell of a data set.
+    """What a backbone's features show in a data set.
 
     Attributes:
         findings: possible label errors, splits that differ, outliers.
-        auc: split -> how well a linear model tells it from the training images (0.5: not at all).
-        probes: one a stage, input to head; empty where a split is too small.
+        auc: split -> how well a linear model separates it from the training images (0.5: not at all).
+        probes: one per stage, input to head; empty where a split is too small.
         suggestion: None without probes.
         places: ``id, x, y`` of the map; a sample of the images where there are very many.
     """
@@ -85,7 +85,7 @@ class DeepReport:
 
 
 def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE) -> Work[DeepReport]:
-    """Compute every stage's features once, and ask them everything.
+    """Compute every stage's features once, and analyze them.
 
     Yields:
         Steps of the phases ``decode``, ``features``, ``probe``, ``labels``, ``shift``, ``outliers`` and ``map``.

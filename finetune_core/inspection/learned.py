@@ -89,13 +89,13 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -
 
 
 def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> tuple[float, float]:
-    """Classifier two-sample test (Lopez-Paz & Oquab 2017): how well a linear model tells two samples apart, out of fold.
+    """Classifier two-sample test (Lopez-Paz & Oquab 2017): how well a linear model separates two samples, out of fold.
 
     Args:
         first, second: features ``[n, d]``, ``[m, d]``. sets: int ``[n + m]``, equal for near-duplicates.
 
     Returns:
-        The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates to tell), and its standard error if
+        The area under the ROC curve (0.5: they are alike; NaN: too many are near-duplicates), and its standard error if
         they were.
     """
     which = np.repeat([0, 1], [len(first), len(second)])
@@ -105,8 +105,8 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
         model = _head("balanced").fit(reduced[_some(fitted)], which[_some(fitted)])
         scores[judged] = model.decision_function(reduced[judged])
     error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
-    told = ~np.isnan(scores)
-    auc = roc_auc_score(which[told], scores[told]) if len(np.unique(which[told])) == 2 else np.nan
+    judged_rows = ~np.isnan(scores)
+    auc = roc_auc_score(which[judged_rows], scores[judged_rows]) if len(np.unique(which[judged_rows])) == 2 else np.nan
     return float(auc), float(error)
 
 

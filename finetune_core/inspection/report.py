@@ -13,7 +13,7 @@ from finetune_core.markup import paragraphs, table
 
 @dataclass(frozen=True)
 class Inspection:
-    """A data set, what is to be said of it, and what the features of a backbone tell; ``deep`` is None where nobody asked."""
+    """A data set, what is to be said of it, and what the features of a backbone show; ``deep`` is None where nobody asked."""
 
     dataset: Dataset
     findings: tuple[Finding, ...]
@@ -33,7 +33,7 @@ class Inspection:
         return f"Changes: {edits_in_words(self.dataset.edits)}." if self.dataset.edits else ""
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row a class: its images by split."""
+        """(columns, rows) with one row per class: its images by split."""
         counts = self.dataset.counts()
         return ["Class", *counts.columns], [[str(name), *(f"{count:,}" for count in row)] for name, row in counts.iterrows()]
 
@@ -42,7 +42,7 @@ class Inspection:
         return [(one.severity, f"{KINDS[one.kind].title}. {one.message}") for one in self.findings]
 
     def probe_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row a stage; none where no probe was fitted."""
+        """(columns, rows) with one row per stage; none where no probe was fitted."""
         probes = self.deep.probes if self.deep else ()
         rows = [[one.stage, f"{percent(one.accuracy)} ± {percent(one.error)}"] for one in probes]
         return ["Stage", "Accuracy of a linear probe"], rows
@@ -73,7 +73,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         """Plain values, as ``inspect --json`` prints them."""
         dataset, widths, heights = self.dataset, self.dataset.table["width"], self.dataset.table["height"]
-        told = {
+        values = {
             "data": str(dataset.root),
             "images": len(dataset.table),
             "classes": list(dataset.classes),
@@ -86,4 +86,4 @@ class Inspection:
             "edits": [edit.model_dump() for edit in dataset.edits],
             "findings": [finding.to_json() for finding in self.findings],
         }
-        return told | ({"deep": self.deep.to_json()} if self.deep else {})
+        return values | ({"deep": self.deep.to_json()} if self.deep else {})

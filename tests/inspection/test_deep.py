@@ -203,7 +203,7 @@ def test_sets_of_one_kind_have_no_outliers(image_folder, tmp_path, unmapped):
     assert found_in(report, "outliers") is None
 
 
-# --- Where transfer ends ------------------------------------------------------------------------------------------------
+# --- Linear probe by layer -----------------------------------------------------------------------------------------------
 
 
 def probes(accuracies, error=0.01, backbone=LITE):

@@ -175,3 +175,12 @@ def test_no_comparison_is_started_on_a_single_class_and_the_page_says_why(image_
 def test_asking_for_the_manifest_does_not_redraw_the_page_which_would_let_go_of_the_file(folder):
     at = shown(folder, "Classes and splits")
     assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
+
+
+@pytest.mark.parametrize(
+    "view", ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "What the network sees"]
+)
+def test_every_view_has_one_primary_button(folder, view):
+    at = shown(folder, view)
+    assert [one.label for one in at.button if one.proto.type == "primary"] == ["Configure the training"]
+    assert ("Analyze with embeddings" in labels(at)) == (view in ("Findings", "Map", "Linear probe by layer"))

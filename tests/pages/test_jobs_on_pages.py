@@ -117,12 +117,12 @@ def test_a_deep_look_at_the_data_goes_on_whatever_is_pressed_and_its_report_is_k
     gate = held_back("finetune_core.inspection.deep.inspect_deeply")
     at = configure()
     at.switch_page("pages/dataset.py").run()
-    button(at, "Look deeper").click().run()
+    button(at, "Analyze with embeddings").click().run()
     (job,) = jobs().all()
     at.switch_page("pages/configure.py").run()
     at.switch_page("pages/dataset.py").run()
     assert jobs().all() == [job]
-    assert button(at, "Look deeper").disabled
+    assert button(at, "Analyze with embeddings").disabled
     gate.set()
     finished(at)
-    assert not any(one.label in ("Look deeper", "Stop") for one in at.button)
+    assert not any(one.label in ("Analyze with embeddings", "Stop") for one in at.button)

@@ -85,7 +85,7 @@ def offer_data() -> None:
 
 
 def recent_list(sources: Sequence[Source], *, lead_to: str | None = None) -> None:
-    """A line a data set, each to be opened.
+    """One line per data set, each with a button to open it.
 
     Args:
         lead_to: the page that opens.

@@ -37,7 +37,7 @@ def _reports() -> dict[tuple[str, str, int], DeepReport]:
 
 
 def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = False) -> Dataset:
-    """The data set that this session has chosen, with the changes made to it; looked through once a process, with a bar.
+    """The data set that this session has chosen, with the changes made to it; looked through once per process, with a bar.
 
     Args:
         settings: how to split: arguments of ``index_dataset``; as it is kept with the data set when not given.

@@ -26,7 +26,7 @@ _BORDER = 3  # images shown on each side of a threshold
 
 
 def cards(dataset: Dataset, findings: Sequence[Finding]) -> None:
-    """One card a finding, the gravest first."""
+    """One card per finding, the gravest first."""
     for finding in sorted(findings, key=lambda one: _ORDER[one.severity]):
         with st.container(border=True):
             _card(dataset, finding)
@@ -152,7 +152,7 @@ def _change(*edits: Edit) -> None:
     change(*edits)
     if "change_problem" in st.session_state:
         return
-    st.session_state["last_change"], st.session_state["change_to_tell"] = edits, True
+    st.session_state["last_change"], st.session_state["change_is_new"] = edits, True
     for edit in edits:
         unselect(f"finding-{edit.kind}", edit.paths)
 
@@ -163,7 +163,7 @@ def last_change(edits: Sequence[Edit]) -> None:
     if not last or not all(edit in edits for edit in last):
         return
     words = plain("; ".join(edit_in_words(edit) for edit in last[:_BORDER]) + (", …" if len(last) > _BORDER else ""))
-    if st.session_state.pop("change_to_tell", False):
+    if st.session_state.pop("change_is_new", False):
         st.toast(f"{words}. *Undo* is at the foot of the window.", icon=":material/check:")
     with st.bottom, st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f":material/check: {words}", width="content")
@@ -174,9 +174,9 @@ def changes(edits: Sequence[Edit]) -> None:
     """Everything that was changed, each with its way back."""
     if not edits:
         return
-    told = edits_in_words(edits)
+    summary = edits_in_words(edits)
     with st.expander(
-        f"Changes to this data set: {told}" if told else f"{things(len(edits), 'finding')} left as they are",
+        f"Changes to this data set: {summary}" if summary else f"{things(len(edits), 'finding')} left as they are",
         icon=":material/edit_note:",
     ):
         st.caption("The files stay as they are. Every run records the changes it was trained with.")

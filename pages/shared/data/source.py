@@ -162,7 +162,7 @@ def _public() -> None:
 
 
 def _once(key: str, make: Callable[[], Work[Path]], words: str) -> None:
-    """Choose what is made of an upload, once a session: the browser's widget hands the same one over at every rerun.
+    """Choose what is made of an upload, once per session: the browser's widget hands the same one over at every rerun.
 
     Raises:
         DataError: when it was stopped.
