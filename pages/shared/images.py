@@ -17,14 +17,21 @@ from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
 
 _SIDE = 160
+# The button below an image that can be opened has its name, and takes clicks on the image, too.
+_OPENED_BY_IMAGE = """<style>
+[class*="st-key-opens-"] { position: relative; }
+[class*="st-key-open-"], [class*="st-key-open-"] * { position: static; }
+[class*="st-key-open-"] button::after { content: ""; position: absolute; inset: 0; }
+[class*="st-key-open-"] button p { overflow-wrap: anywhere; white-space: normal; }
+</style>"""
 _WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = 120, 300, 40  # pixels, at least: of a cell, of one with two images, of an image in it
 _MOST_COLUMNS, _MOST_PAIRS = 8, 3
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image of a gallery: its file, or why it may not be shown; a caption, what a screen reader says, and, where it can be selected,
-    its id; ``beside`` is what it is to be compared with."""
+    """An image of a gallery: its file, or why it may not be shown; a caption, what a screen reader says, and, where it can be selected
+    or opened, its id; ``beside`` is what it is to be compared with."""
 
     path: Path | DataError
     caption: str
@@ -36,17 +43,25 @@ class Picture:
 def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
     """One of a run's images, unless it lies outside the folders that this server may read."""
     try:
-        return Picture(run_image(run, sample, readable_roots()), caption, alt)
+        return Picture(run_image(run, sample, readable_roots()), caption, alt, sample)
     except DataError as error:
-        return Picture(error, caption, alt)
+        return Picture(error, caption, alt, sample)
 
 
-def gallery(count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24) -> None:
-    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only."""
+def gallery(
+    count: int, picture: Callable[[int], Picture], key: str, per_page: int = 24, *, can_open: bool = False
+) -> str | None:
+    """A grid of ``count`` labelled thumbnails, ``per_page`` at a time; ``picture`` is asked for those on show only.
+
+    Returns:
+        The id of the image that was clicked, where they can be opened.
+    """
     asked = [picture(index) for index in _page(count, key, per_page)]
     for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
         st.warning(plain(reason), icon=":material/lock:")
-    _grid([one for one in asked if isinstance(one.path, Path)], per_page)
+    if can_open:
+        st.html(_OPENED_BY_IMAGE)
+    return _grid([one for one in asked if isinstance(one.path, Path)], per_page, key=key, can_open=can_open)
 
 
 def chooser(ids: Sequence[str], picture: Callable[[int], Picture], key: str, per_page: int = 24) -> set[str]:
@@ -97,24 +112,40 @@ def _page(count: int, key: str, per_page: int) -> range:
     return range((at - 1) * per_page, min(count, at * per_page))
 
 
-def _grid(shown: Sequence[Picture], per_page: int, chosen: set[str] | None = None, key: str = "") -> None:
-    """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection."""
+def _grid(
+    shown: Sequence[Picture], per_page: int, chosen: set[str] | None = None, key: str = "", *, can_open: bool = False
+) -> str | None:
+    """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection.
+
+    Returns:
+        The id of the one that was clicked, where they can be opened.
+    """
+    opened = None
     pairs = any(item.beside for item in shown)
     most = _MOST_PAIRS if pairs else _MOST_COLUMNS
     columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
     with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else _WIDTH, gap="small"):
         for item, smalls in in_threads(_smalls, shown):
-            with st.container(gap="xxsmall", border=pairs):
+            with st.container(gap="xxsmall", border=pairs, key=f"opens-{key}-{item.id}" if can_open else None):
                 ticked = chosen is not None
                 sides = [item, item.beside] if item.beside else [item]
                 with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
                     for side, small in zip(sides, smalls, strict=True):
                         with st.container():
                             _draw(side, small, captioned=side is not item or not ticked)
+                if can_open and isinstance(smalls[0], bytes) and _open_button(item, key):
+                    opened = item.id
                 if ticked:
                     box = f"choose-{key}-{item.id}"
                     st.session_state[box] = item.id in chosen
                     st.checkbox(plain(item.caption), key=box, on_change=_toggle, args=(chosen, item.id, box))
+    return opened
+
+
+def _open_button(item: Picture, key: str) -> bool:
+    return st.button(
+        plain(Path(item.id).name), key=f"open-{key}-{item.id}", type="tertiary", icon=":material/zoom_in:", width="stretch"
+    )
 
 
 def _draw(item: Picture, small: bytes | str, *, captioned: bool) -> None:

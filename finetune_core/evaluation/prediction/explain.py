@@ -19,6 +19,7 @@ from finetune_core.training.preview import network_input
 
 _SIDE = 320  # pixels of an overlay
 _STRONGEST = 0.65  # how much of the picture the greatest heat covers
+_COARSE, _FINE = 2, 4  # cells along a side: a map so small says next to nothing of where; one that does
 _MOST_EXTRA_TOKENS = 8  # class token, distillation token, registers
 # Plasma: its light grows evenly from cold to hot, also for the colour-blind and in print.
 _COLORS = np.array([[int(part, 16) for part in (c[1:3], c[3:5], c[5:7])] for c in sequential.Plasma], dtype=float)
@@ -32,15 +33,24 @@ class Explanation:
         picture: JPEG of the image as the network sees it: its centre crop.
         overlays: class -> JPEG of the same with the heat laid over it.
         heat: class -> float32 ``[s, s]`` in 0…1 on the network's input; all 0 where nothing speaks for the class.
-        cells: side of the map that the heat was computed on.
+        layer: the stage whose output the heat was computed on.
+        cells: side of that map.
+        layers: every stage whose output is a map of more than one cell -> side of the map, input to head.
         probabilities: float64 ``[classes]``.
     """
 
     picture: bytes
     overlays: dict[int, bytes]
     heat: dict[int, np.ndarray]
+    layer: str
     cells: int
+    layers: dict[str, int]
     probabilities: np.ndarray
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the last map is so small that an earlier one is explained by default, if there is one."""
+        return self.layers[next(reversed(self.layers))] <= _COARSE
 
 
 @dataclass(frozen=True)
@@ -68,35 +78,49 @@ class _Layout:
         return torch.cat([output[:, : self.extra], picture.flatten(2).transpose(1, 2)], dim=1)
 
 
-def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int]) -> Explanation:
-    """Lay over an image what in it speaks for each of some classes, on the deepest map of the backbone that the head uses.
+def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], layer: str | None = None) -> Explanation:
+    """Lay over an image what in it speaks for each of some classes.
 
     The predictor's network is copied, not touched: other threads may use it meanwhile.
 
     Args:
         image: a file, or its bytes.
         classes: numbers of the classes to explain.
+        layer: the stage whose output is explained. The last one whose map the head uses when None; where the last map has 2 × 2 cells or
+            fewer, the last one of at least 4 × 4.
 
     Raises:
         ImageError: when the image cannot be read.
-        RunError: when the backbone keeps no picture that could be laid over the image.
+        RunError: when the backbone, or that stage, keeps no picture that could be laid over the image.
     """
-    seen = network_input(image, predictor.network.info.name, predictor.image_size)
+    name = predictor.network.info.name
+    seen = network_input(image, name, predictor.image_size)
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
     square = seen.tensor[None].to(predictor.device.torch_device)
-    layouts, probabilities = _layouts(
-        model, [path for stage in predictor.network.stages[:-1] for path in stage.modules], square
-    )
-    for path, layout in reversed(layouts.items()):
-        maps = _class_maps(model, path, layout, square, classes)
+    stages = {stage.name: stage.modules for stage in predictor.network.stages[:-1]}
+    layouts, probabilities = _layouts(model, [path for paths in stages.values() for path in paths], square)
+    mapped = {stage: kept for stage, paths in stages.items() if (kept := [path for path in paths if path in layouts])}
+    layers = {stage: layouts[paths[-1]].side for stage, paths in mapped.items()}
+    asked = _by_default(layers) if layer is None else [layer] if layer in layers else []
+    for stage, path in [(one, path) for one in asked for path in reversed(mapped[one])]:
+        maps = _class_maps(model, path, layouts[path], square, classes)
         if maps.any():  # a class token's own block passes nothing to the head from the others
+            layer = stage
             break
     else:
-        raise RunError(f"There is no Grad-CAM for {predictor.network.info.name}: none of its stages has a spatial feature map.")
+        which = "none of its stages has" if layer is None else f"{layer} does not pass to the head"
+        raise RunError(f"There is no Grad-CAM for {name}: {which} a spatial feature map.")
     heat = {one: _stretched(each, predictor.image_size) for one, each in zip(classes, maps.clamp(min=0), strict=True)}
     picture = Image.fromarray(seen.shown).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     overlays = {one: _jpeg(_laid_over(picture, each)) for one, each in heat.items()}
-    return Explanation(_jpeg(picture), overlays, heat, layout.side, probabilities)
+    return Explanation(_jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities)
+
+
+def _by_default(layers: dict[str, int]) -> list[str]:
+    """The stages to explain, the best one first: from the head back, at first past maps that are too small."""
+    backwards = list(reversed(layers))
+    fine = next((at for at, stage in enumerate(backwards) if layers[stage] >= _FINE), 0)
+    return backwards[fine:] if backwards and layers[backwards[0]] <= _COARSE else backwards
 
 
 def _layouts(model: nn.Module, paths: Sequence[str], square: torch.Tensor) -> tuple[dict[str, _Layout], np.ndarray]:

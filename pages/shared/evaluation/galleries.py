@@ -1,20 +1,15 @@
-"""Predicted images: galleries of them, what went wrong, and what the network looked at."""
+"""Galleries of predicted images: what went wrong, and what is in a cell of the confusion matrix."""
 
 from collections.abc import Callable
 
 import pandas as pd
 import streamlit as st
 
-from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.formatting import percent, things
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
-from pages.shared.evaluation.networks import explanation
+from pages.shared.evaluation.opened import open_image
 from pages.shared.images import Picture, gallery, run_picture
-
-_MOST_TO_EXPLAIN = 200
-_SIDE = 220  # pixels of a picture with heat
 
 
 def mistakes(run: Run, result: Evaluation) -> None:
@@ -47,7 +42,7 @@ def pictures(
     caption: Callable[[pd.Series], str] | None = None,
     per_page: int = 12,
 ) -> None:
-    """A gallery of predictions, and a way to ask why.
+    """A gallery of predictions, each of which can be opened.
 
     Args:
         rows: of ``result.predictions``.
@@ -59,8 +54,10 @@ def pictures(
         row = rows.iloc[index]
         return run_picture(run, row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}")
 
-    gallery(len(rows), picture, key=key, per_page=per_page)
-    _why(run, result, rows.head(_MOST_TO_EXPLAIN).set_index("id"), key)
+    st.caption("Click an image to see it large, with its probabilities and what the network looked at (Grad-CAM).")
+    opened = gallery(len(rows), picture, key=key, per_page=per_page, can_open=True)
+    if opened is not None:
+        open_image(run, result, rows.loc[rows["id"] == opened].iloc[0])
 
 
 def _named(result: Evaluation, row: pd.Series) -> str:
@@ -70,39 +67,3 @@ def _named(result: Evaluation, row: pd.Series) -> str:
 
 def _in_words(result: Evaluation, row: pd.Series) -> str:
     return f"{_named(result, row)} ({percent(row['confidence'], 0)})"
-
-
-def _why(run: Run, result: Evaluation, rows: pd.DataFrame, key: str) -> None:
-    """Grad-CAM of one of the images: its class against the predicted one, or against the runner-up."""
-    sample = st.selectbox(
-        "Why?",
-        rows.index,
-        index=None,
-        key=f"why-{key}",
-        format_func=lambda one: f"{one}: {_in_words(result, rows.loc[one])}",
-        placeholder="Choose an image to see what the network looked at",
-        help="Grad-CAM (Selvaraju et al. 2017): the parts of an image that speak for a class. It shows where, not why, and coarsely.",
-    )
-    if sample is None:
-        return
-    row = rows.loc[sample]
-    likeliest = row["probabilities"].argsort()[::-1][:2]
-    classes = tuple(dict.fromkeys([int(row["label"]), int(row["predicted"]), *map(int, likeliest)]))[:2]
-    try:
-        seen = explanation(run, sample, classes)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
-        return
-    with st.container(horizontal=True):
-        st.image(seen.picture, caption="As the network sees it", width=_SIDE, alt=f"{sample} as the network sees it")
-        for one in classes:
-            name = result.classes[one]
-            role = "True class" if one == row["label"] else "Predicted" if one == row["predicted"] else "Second"
-            words = f"{role}: {name} ({percent(row['probabilities'][one], 0)})"
-            st.image(seen.overlays[one], caption=plain(words), width=_SIDE, alt=f"{sample}: what speaks for {name}")
-    dark = [result.classes[one] for one in classes if not seen.heat[one].any()]
-    if dark:
-        st.caption(plain(f"Nothing in the image speaks for {' or '.join(dark)}."))
-    st.caption(
-        f"Bright: speaks for the class. Computed on a map of {seen.cells} × {seen.cells} cells; anything finer is smoothing."
-    )

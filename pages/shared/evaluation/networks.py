@@ -20,13 +20,13 @@ def predictor(run: Run) -> Predictor:
     return _predictor(run.run_id, predictions_changed(run.run_dir))
 
 
-def explanation(run: Run, sample: str, classes: tuple[int, ...]) -> Explanation:
-    """Grad-CAM of some classes over an image of the run's data set.
+def explanation(run: Run, sample: str, classes: tuple[int, ...], layer: str | None = None) -> Explanation:
+    """Grad-CAM of some classes over an image of the run's data set, on the output of a stage (``explain`` chooses it when None).
 
     Raises:
         FinetuneError: when the image is gone, damaged or may not be read, or the backbone keeps no picture.
     """
-    return _explanation(run.run_id, predictions_changed(run.run_dir), sample, classes)
+    return _explanation(run.run_id, predictions_changed(run.run_dir), sample, classes, layer)
 
 
 # A run that was trained on has other weights under the same name: its predictions were written anew.
@@ -36,6 +36,6 @@ def _predictor(run_id: str, changed: int) -> Predictor:
 
 
 @st.cache_data(max_entries=100, show_spinner="Computing Grad-CAM")
-def _explanation(run_id: str, changed: int, sample: str, classes: tuple[int, ...]) -> Explanation:
+def _explanation(run_id: str, changed: int, sample: str, classes: tuple[int, ...], layer: str | None) -> Explanation:
     run = store().run(run_id)
-    return explain(predictor(run), run_image(run, sample, readable_roots()), classes)
+    return explain(predictor(run), run_image(run, sample, readable_roots()), classes, layer)

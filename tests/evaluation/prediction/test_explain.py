@@ -1,5 +1,6 @@
 import io
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,27 @@ def test_channels_last_are_understood():
     told = explain(predictor_of(model), noise(), [0, 1])
     assert told.cells == 8
     assert max(heat.max() for heat in told.heat.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("size", "layer", "cells"), [(64, "layer3", 4), (96, "layer4", 3), (32, "layer2", 4)])
+def test_where_the_last_map_has_four_cells_an_earlier_one_is_explained(size, layer, cells):
+    predictor = replace(built("resnet18"), image_size=size)
+    told = explain(predictor, noise(), [0])
+    assert (told.layer, told.cells) == (layer, cells)
+    assert told.coarse == (layer != "layer4")
+    assert list(told.layers)[:4] == ["stem", "layer1", "layer2", "layer3"]
+    assert told.layers[layer] == cells
+
+
+def test_any_layer_can_be_asked_for_and_the_heat_is_computed_on_its_map():
+    predictor = built("resnet18")
+    last, early = (explain(predictor, noise(), [0, 1], layer) for layer in ("layer4", "layer1"))
+    assert (last.layer, last.cells) == ("layer4", 2)
+    assert (early.layer, early.cells) == ("layer1", 16)
+    assert early.layers == last.layers == {"stem": 16, "layer1": 16, "layer2": 8, "layer3": 4, "layer4": 2}
+    assert not np.allclose(early.heat[0], last.heat[0])
+    with pytest.raises(RunError, match="head does not pass"):
+        explain(predictor, noise(), [0], "head")
 
 
 def test_a_network_without_a_picture_inside_is_refused_in_words():

@@ -1,0 +1,114 @@
+"""One predicted image, opened from a gallery: large, with its probabilities, and what the network looked at."""
+
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+from finetune_core.data.decode import thumbnail
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.prediction.explain import Explanation
+from finetune_core.evaluation.run_images import run_image
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.figures.evaluation import probability_bars
+from finetune_core.formatting import percent
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots
+from pages.shared.evaluation.networks import explanation
+
+_SIDE = 640  # pixels of the image
+_HEAT_WIDTH = 220  # pixels, at least, of a picture with heat
+_BARS = 5  # classes
+
+
+def open_image(run: Run, result: Evaluation, row: pd.Series) -> None:
+    """Open a dialog on one of ``result.predictions``."""
+    st.dialog(plain(Path(row["id"]).name), width="large")(_body)(run, result, row)
+
+
+def _body(run: Run, result: Evaluation, row: pd.Series) -> None:
+    sample = row["id"]
+    try:
+        image = thumbnail(run_image(run, sample, readable_roots()), _SIDE)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    left, right = st.columns(2, gap="medium")
+    with left:
+        st.image(image, caption=plain(sample), width="stretch", alt=sample)
+    with right:
+        _probabilities(result, row)
+    _grad_cam(run, result, row)
+
+
+def _probabilities(result: Evaluation, row: pd.Series) -> None:
+    names, probabilities, true = result.classes, row["probabilities"], int(row["label"])
+    st.markdown(
+        f"True class: **{plain(names[true])}** ({percent(probabilities[true])})  \n"
+        f"Predicted class: **{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
+    )
+    likeliest = list(probabilities.argsort()[::-1][:_BARS])
+    shown = likeliest if true in likeliest else [*likeliest[:-1], true]
+    st.plotly_chart(
+        probability_bars([names[one] for one in shown], probabilities[shown]),
+        key=f"opened-bars-{row['id']}",
+        config={"displayModeBar": False},
+        alt=f"Probabilities of the likeliest classes of {row['id']}",
+    )
+
+
+def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
+    """What speaks for its class, and for the predicted one; where they are the same, for the runner-up."""
+    st.subheader(
+        "Grad-CAM",
+        anchor=False,
+        help="The parts of an image that speak for a class (Selvaraju et al. 2017). It shows where, not why, and coarsely.",
+    )
+    likeliest = row["probabilities"].argsort()[::-1][:2]
+    classes = tuple(dict.fromkeys([int(row["label"]), int(row["predicted"]), *map(int, likeliest)]))[:2]
+    try:
+        seen = explanation(run, row["id"], classes)
+        layer = _layer(run, seen)
+        if layer != seen.layer:
+            seen = explanation(run, row["id"], classes, layer)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    with st.grid("auto", min_column_width=_HEAT_WIDTH, gap="small"):
+        st.image(seen.picture, caption="As the network sees it", width="stretch", alt=f"{row['id']} as the network sees it")
+        for one in classes:
+            name = result.classes[one]
+            role = "True class" if one == row["label"] else "Predicted" if one == row["predicted"] else "Second"
+            words = f"{role}: {name} ({percent(row['probabilities'][one], 0)})"
+            st.image(seen.overlays[one], caption=plain(words), width="stretch", alt=f"{row['id']}: what speaks for {name}")
+    dark = [result.classes[one] for one in classes if not seen.heat[one].any()]
+    if dark:
+        st.caption(plain(f"Nothing in the image speaks for {' or '.join(dark)}."))
+    st.caption(
+        f"Bright: speaks for the class. Computed on a map of {seen.cells} × {seen.cells} cells; anything finer is smoothing."
+    )
+
+
+def _layer(run: Run, seen: Explanation) -> str:
+    """The stage to explain: as chosen for the run's images, else the default."""
+    *_, last = layers = list(seen.layers)
+
+    def words(name: str) -> str:
+        return f"{name}, {seen.layers[name]} × {seen.layers[name]}{' (last)' if name == last else ''}"
+
+    chosen = st.selectbox(
+        "Layer",
+        layers,
+        index=layers.index(seen.layer),
+        key=f"layer-{run.run_id}",
+        persist_state="session",
+        format_func=words,
+        width=300,
+        help="The stage whose output is explained, and the size of its map. Later stages know more of classes, earlier ones of places. "
+        "Stages whose map is a single cell are left out.",
+    )
+    if seen.coarse and seen.layer != last:
+        side = seen.layers[last]
+        st.caption(f"The last of these maps has {side} × {side} cells: too few to say where, so {seen.layer} is the default.")
+    return chosen
