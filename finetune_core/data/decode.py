@@ -81,17 +81,27 @@ def read_square(source: Path | bytes, side: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
 
 
+def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:
+    """An image whose longer side has ``longer_side`` pixels; those of a smaller one become squares.
+
+    Raises:
+        ImageError: when it cannot be decoded.
+    """
+    image = read_image(source, longer_side)
+    image.thumbnail((longer_side, longer_side))
+    if max(image.size) < longer_side:
+        scale = longer_side / max(image.size)
+        image = image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.NEAREST)
+    return image
+
+
 def thumbnail(source: Path | bytes, side: int) -> bytes:
     """A JPEG of ``side × side`` pixels: the whole image, letterboxed, so that thumbnails of any shape have one size.
 
     Raises:
         ImageError: when it cannot be decoded.
     """
-    image = read_image(source, side)
-    image.thumbnail((side, side))
-    if max(image.size) < side:
-        scale = side / max(image.size)
-        image = image.resize([max(1, round(length * scale)) for length in image.size], Image.Resampling.NEAREST)
+    image = read_scaled(source, side)
     square = Image.new("RGB", (side, side), _BARS)
     square.paste(image, tuple((side - length) // 2 for length in image.size))
     buffer = io.BytesIO()

@@ -91,7 +91,7 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
 
     Raises:
         ImageError: when the image cannot be read.
-        RunError: when the backbone, or that stage, keeps no picture that could be laid over the image.
+        RunError: when the backbone, or that stage, has no spatial feature map that the head uses.
     """
     name = predictor.network.info.name
     seen = network_input(image, name, predictor.image_size)

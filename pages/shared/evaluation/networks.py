@@ -24,7 +24,7 @@ def explanation(run: Run, sample: str, classes: tuple[int, ...], layer: str | No
     """Grad-CAM of some classes over an image of the run's data set, on the output of a stage (``explain`` chooses it when None).
 
     Raises:
-        FinetuneError: when the image is gone, damaged or may not be read, or the backbone keeps no picture.
+        FinetuneError: when the image is gone, damaged or may not be read, or the backbone or stage has no spatial feature map.
     """
     return _explanation(run.run_id, predictions_changed(run.run_dir), sample, classes, layer)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from finetune_core.data.decode import thumbnail
+from finetune_core.data.decode import read_scaled
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.prediction.explain import Explanation
 from finetune_core.evaluation.run_images import run_image
@@ -18,7 +18,7 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import explanation
 
 _SIDE = 640  # pixels of the image
-_HEAT_WIDTH = 220  # pixels, at least, of a picture with heat
+_HEAT_WIDTH = 150  # pixels, at least, of a picture with heat
 _BARS = 5  # classes
 
 
@@ -30,24 +30,25 @@ def open_image(run: Run, result: Evaluation, row: pd.Series) -> None:
 def _body(run: Run, result: Evaluation, row: pd.Series) -> None:
     sample = row["id"]
     try:
-        image = thumbnail(run_image(run, sample, readable_roots()), _SIDE)
+        image = read_scaled(run_image(run, sample, readable_roots()), _SIDE)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
-    left, right = st.columns(2, gap="medium")
+    names, probabilities = result.classes, row["probabilities"]
+    left, right = st.columns([2, 3], gap="medium")
     with left:
-        st.image(image, caption=plain(sample), width="stretch", alt=sample)
+        st.image(image, caption=plain(sample), width="stretch", output_format="JPEG", alt=sample)
+        st.markdown(
+            f"True class: **{plain(names[row['label']])}** ({percent(probabilities[row['label']])})  \n"
+            f"Predicted class: **{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
+        )
     with right:
         _probabilities(result, row)
-    _grad_cam(run, result, row)
+        _grad_cam(run, result, row)
 
 
 def _probabilities(result: Evaluation, row: pd.Series) -> None:
     names, probabilities, true = result.classes, row["probabilities"], int(row["label"])
-    st.markdown(
-        f"True class: **{plain(names[true])}** ({percent(probabilities[true])})  \n"
-        f"Predicted class: **{plain(names[row['predicted']])}** ({percent(row['confidence'])})"
-    )
     likeliest = list(probabilities.argsort()[::-1][:_BARS])
     shown = likeliest if true in likeliest else [*likeliest[:-1], true]
     st.plotly_chart(
@@ -75,7 +76,7 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
-    with st.grid("auto", min_column_width=_HEAT_WIDTH, gap="small"):
+    with st.grid(1 + len(classes), min_column_width=_HEAT_WIDTH, gap="small"):
         st.image(seen.picture, caption="As the network sees it", width="stretch", alt=f"{row['id']} as the network sees it")
         for one in classes:
             name = result.classes[one]
