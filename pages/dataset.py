@@ -21,9 +21,10 @@ from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import Work
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
+from pages.shared.data.changes import changes, last_change, rename_class, tools
 from pages.shared.data.chosen import chosen_data, data_name
 from pages.shared.data.datasets import current_dataset, keep_report, report_of
-from pages.shared.data.findings import cards, changes, last_change, tools
+from pages.shared.data.findings import cards
 from pages.shared.data.source import choose_source
 from pages.shared.images import Picture, chooser
 from pages.shared.jobs import begin, jobs, outcome
@@ -159,6 +160,7 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
         f"Image sizes: {widths.min()} × {heights.min()} to {widths.max()} × {heights.max()} pixels, "
         f"half of them at least {int(np.minimum(widths, heights).median())} pixels on the shorter side."
     )
+    rename_class(dataset)
     st.subheader("The split", anchor=False)
     if dataset.given_splits:
         st.markdown(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 LONGEST_PATH = 4096  # letters
+LONGEST_NAME = 1000  # of a class, letters
 
 
 class Edit(BaseModel):
@@ -20,5 +21,5 @@ class Edit(BaseModel):
 
     action: Literal["exclude", "move", "relabel", "ignore"]
     paths: tuple[Annotated[str, Field(max_length=LONGEST_PATH)], ...]
-    to: str = Field("", max_length=1000)
+    to: str = Field("", max_length=LONGEST_NAME)
     kind: str = Field("", max_length=100)

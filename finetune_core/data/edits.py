@@ -9,6 +9,7 @@ from threading import Lock
 import pandas as pd
 
 from finetune_core.config import Edit
+from finetune_core.config.edit import LONGEST_NAME
 from finetune_core.data.entry import entry_folder
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import DataError
@@ -98,6 +99,26 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
             case "relabel":
                 table.iloc[rows, table.columns.get_loc("class")] = edit.to
     return table[~table["id"].isin(excluded)] if excluded else table
+
+
+def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:
+    """The change that gives a class another name: that of no class renames it, that of another one merges the two.
+
+    Args:
+        table: rows with ``id, class``.
+
+    Raises:
+        DataError: when there is no such class, or none can have that name.
+    """
+    paths = tuple(table.loc[table["class"] == name, "id"])
+    if not paths:
+        raise DataError(f"There is no class {name!r} any more. Choose one of the classes that are listed.")
+    to = to.strip()
+    if not to or to == name or len(to) > LONGEST_NAME or not to.isprintable():
+        raise DataError(
+            f"{name!r} cannot be renamed to {to[:80]!r}. Give it another name, in one line of up to {LONGEST_NAME} characters."
+        )
+    return Edit(action="relabel", paths=paths, to=to)
 
 
 def ignored(edits: Iterable[Edit]) -> dict[str, frozenset[str]]:

@@ -5,7 +5,16 @@ import pytest
 from pydantic import ValidationError
 
 from finetune_core.config import Edit
-from finetune_core.data.edits import apply_edits, edit_in_words, edits_in_words, effective, ignored, load_edits, save_edits
+from finetune_core.data.edits import (
+    apply_edits,
+    edit_in_words,
+    edits_in_words,
+    effective,
+    ignored,
+    load_edits,
+    relabelled_class,
+    save_edits,
+)
 from finetune_core.data.entry import entry_folder
 from finetune_core.errors import DataError
 
@@ -194,3 +203,33 @@ def test_all_edits_in_words():
     edits = [move("val", "a"), exclude("b", "c"), ignore("dark", "d"), exclude("e"), move("test", "f"), relabel("x", "g")]
     assert edits_in_words(edits) == "3 images excluded, 2 images moved to another split, 1 image relabelled"
     assert edits_in_words([]) == edits_in_words([ignore("dark", "d")]) == ""
+
+
+def renamed(name, to, *before):
+    table = apply_edits(TABLE, before)
+    return applied(*before, relabelled_class(table, name, to))
+
+
+def test_a_renamed_class_is_gone_and_its_images_keep_their_split():
+    assert renamed("x", " new ") == AS_IT_WAS | {"a": ("new", "train"), "b": ("new", "val")}
+
+
+def test_a_class_renamed_to_another_one_is_merged_into_it():
+    assert {row[0] for row in renamed("x", "y").values()} == {"y"}
+
+
+def test_a_class_that_was_merged_is_renamed_whole():
+    assert renamed("y", "z", relabel("y", "a")) == {
+        name: (("x" if name == "b" else "z"), AS_IT_WAS[name][1]) for name in AS_IT_WAS
+    }
+
+
+@pytest.mark.parametrize("to", ["", "  ", "x", " x ", "a\nb", "n" * 1001])
+def test_a_name_that_no_class_can_have_is_refused(to):
+    with pytest.raises(DataError, match="cannot be renamed"):
+        relabelled_class(TABLE, "x", to)
+
+
+def test_a_class_that_is_gone_cannot_be_renamed():
+    with pytest.raises(DataError, match="no class 'w'"):
+        relabelled_class(TABLE, "w", "new")

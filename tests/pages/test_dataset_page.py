@@ -9,6 +9,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from finetune_core.config import Edit
+from finetune_core.data.dataset import load_dataset
 from finetune_core.data.edits import load_edits, save_edits
 from finetune_core.data.recent import remember
 
@@ -184,3 +185,45 @@ def test_every_view_has_one_primary_button(folder, view):
     at = shown(folder, view)
     assert [one.label for one in at.button if one.proto.type == "primary"] == ["Configure the training"]
     assert ("Analyze with embeddings" in labels(at)) == (view in ("Findings", "Map", "Linear probe by layer"))
+
+
+def renaming(at, name, to):
+    at.selectbox(key="rename-class").select(name).run()
+    at.text_input(key=f"rename-to-{name}").set_value(to)
+    at.button(key="rename").click().run()
+    assert not at.exception
+    return at
+
+
+def split_of(folder):
+    return load_dataset(folder, edits=load_edits(folder)).by_id["split"].to_dict()
+
+
+def test_a_class_is_renamed_and_no_image_changes_its_split(folder):
+    before = split_of(folder)
+    at = renaming(shown(folder, "Classes and splits"), "red", "crimson")
+    assert at.selectbox(key="rename-class").options == ["blue", "crimson"]
+    assert split_of(folder) == before
+    at.button(key="undo-last").click().run()
+    assert at.selectbox(key="rename-class").options == ["blue", "red"]
+
+
+def test_a_class_renamed_to_another_ones_name_is_merged_and_the_page_says_so_before(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 12})
+    before = split_of(folder)
+    at = shown(folder, "Classes and splits")
+    at.selectbox(key="rename-class").select("red").run()
+    at.text_input(key="rename-to-red").set_value("blue").run()
+    assert at.button(key="rename").label == "Merge into blue"
+    assert "14 images of red join the 14 of blue" in words(at)
+    at.button(key="rename").click().run()
+    assert at.selectbox(key="rename-class").options == ["blue", "green"]
+    assert split_of(folder) == before
+    at.button(key="undo-last").click().run()
+    assert at.selectbox(key="rename-class").options == ["blue", "green", "red"]
+
+
+def test_a_name_that_no_class_can_have_is_said(folder):
+    at = renaming(shown(folder, "Classes and splits"), "red", "x" * 1001)
+    assert "cannot be renamed" in words(at)
+    assert load_edits(folder) == ()

@@ -1,4 +1,4 @@
-"""Findings as cards: what, why it matters, examples, and one action; and the changes made so far, each of which can be undone."""
+"""Findings as cards: what, why it matters, examples, and one action."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,13 +6,11 @@ import streamlit as st
 
 from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.data.findings import KINDS, Finding
-from finetune_core.data.splits import SPLITS
-from finetune_core.formatting import SPLIT_WORDS, number, things
+from finetune_core.formatting import number, things
 from pages.shared.chrome import plain
-from pages.shared.data.datasets import change, undo
-from pages.shared.images import Picture, chooser, gallery, unselect
+from pages.shared.data.changes import change_undoably
+from pages.shared.images import Picture, chooser, gallery
 
 _LOOKS = {
     "error": ("red", ":material/error:"),
@@ -90,7 +88,7 @@ def _several(finding: Finding, paths: Sequence[str], picture: Callable[[str], Pi
         st.button(
             f"{_VERBS[KINDS[finding.kind].action]} these {number(count)}",
             key=f"act-several-{finding.kind}",
-            on_click=_change,
+            on_click=change_undoably,
             args=finding.edits(paths[:count]),
         )
 
@@ -110,7 +108,7 @@ def _spellings(dataset: Dataset, finding: Finding) -> None:
 
         gallery(len(examples), picture, key=f"spelling-{at}")
         words = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
-        st.button(plain(words), key=f"act-spelling-{at}", on_click=_change, args=finding.edits(paths))
+        st.button(plain(words), key=f"act-spelling-{at}", on_click=change_undoably, args=finding.edits(paths))
 
 
 def _as_text(finding: Finding) -> None:
@@ -130,7 +128,7 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
         if action and paths:
             targets = {finding.to[path] for path in paths} if action == "relabel" else set()
             words = f"{_VERBS[action]} {_which(paths, chosen)}" + (f" as {min(targets)}" if len(targets) == 1 else "")
-            st.button(plain(words), key=f"act-{finding.kind}", on_click=_change, args=finding.edits(paths))
+            st.button(plain(words), key=f"act-{finding.kind}", on_click=change_undoably, args=finding.edits(paths))
         elif action:
             st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
         _leave(finding)
@@ -138,79 +136,10 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
 
 def _leave(finding: Finding) -> None:
     leave = Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)
-    st.button("Leave as it is", key=f"ignore-{finding.kind}", type="tertiary", on_click=_change, args=(leave,))
+    st.button("Leave as it is", key=f"ignore-{finding.kind}", type="tertiary", on_click=change_undoably, args=(leave,))
 
 
 def _which(paths: Sequence[str], chosen: set[str]) -> str:
     if chosen:
         return f"the {number(len(paths))} selected"
     return "it" if len(paths) == 1 else f"all {number(len(paths))}"
-
-
-def _change(*edits: Edit) -> None:
-    """Change the data set (a callback), and offer the way back at once."""
-    change(*edits)
-    if "change_problem" in st.session_state:
-        return
-    st.session_state["last_change"], st.session_state["change_is_new"] = edits, True
-    for edit in edits:
-        unselect(f"finding-{edit.kind}", edit.paths)
-
-
-def last_change(edits: Sequence[Edit]) -> None:
-    """What was changed last, with *Undo*, at the foot of the window, for as long as it stands."""
-    last = st.session_state.get("last_change", ())
-    if not last or not all(edit in edits for edit in last):
-        return
-    words = plain("; ".join(edit_in_words(edit) for edit in last[:_BORDER]) + (", …" if len(last) > _BORDER else ""))
-    if st.session_state.pop("change_is_new", False):
-        st.toast(f"{words}. *Undo* is at the foot of the window.", icon=":material/check:")
-    with st.bottom, st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f":material/check: {words}", width="content")
-        st.button("Undo", key="undo-last", icon=":material/undo:", on_click=undo, args=(last,))
-
-
-def changes(edits: Sequence[Edit]) -> None:
-    """Everything that was changed, each with its way back."""
-    if not edits:
-        return
-    summary = edits_in_words(edits)
-    with st.expander(
-        f"Changes to this data set: {summary}" if summary else f"{things(len(edits), 'finding')} left as they are",
-        icon=":material/edit_note:",
-    ):
-        st.caption("The files stay as they are. Every run records the changes it was trained with.")
-        for number_, edit in enumerate(edits):
-            with st.container(horizontal=True, vertical_alignment="center"):
-                st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {_some(edit.paths)}"), width="stretch")
-                st.button("Undo", key=f"undo-{number_}", icon=":material/undo:", on_click=undo, args=((edit,),))
-        st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
-
-
-def _reason(edit: Edit) -> str:
-    return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
-
-
-def _some(paths: Sequence[str]) -> str:
-    return ", ".join(paths[:3]) + (f" and {number(len(paths) - 3)} more" if len(paths) > 3 else "")
-
-
-def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
-    """What can be done with images that were selected in the gallery of that key."""
-    if not chosen:
-        st.caption("Select images to exclude, move or relabel them.")
-        return
-    paths = tuple(sorted(chosen))
-
-    def act(action: str, widget: str | None = None) -> None:
-        to = str(st.session_state[widget] or "").strip() if widget else ""
-        if to or not widget:
-            _change(Edit(action=action, paths=paths, to=to))
-            unselect(key, paths)
-
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        st.button(f"Exclude {things(len(paths), 'image')}", key=f"{key}-exclude", on_click=act, args=("exclude",))
-        st.selectbox("Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.get, width=140)
-        st.button("Move there", key=f"{key}-move", on_click=act, args=("move", f"{key}-split"))
-        st.selectbox("Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200)
-        st.button("Relabel", key=f"{key}-relabel", on_click=act, args=("relabel", f"{key}-class"))

@@ -1,0 +1,107 @@
+"""Changes to the data set: made on selected images or on whole classes, listed, and undone."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from finetune_core.config import Edit
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.edits import edit_in_words, edits_in_words, relabelled_class
+from finetune_core.data.findings import KINDS
+from finetune_core.data.splits import SPLITS
+from finetune_core.formatting import SPLIT_WORDS, number, things
+from pages.shared.chrome import plain
+from pages.shared.data.datasets import answered, change, undo
+from pages.shared.images import unselect
+
+_SHOWN = 3  # of the edits of one change
+
+
+def change_undoably(*edits: Edit) -> None:
+    """Change the data set (a callback), and offer the way back at once."""
+    change(*edits)
+    if "change_problem" in st.session_state:
+        return
+    st.session_state["last_change"], st.session_state["change_is_new"] = edits, True
+    for edit in edits:
+        unselect(f"finding-{edit.kind}", edit.paths)
+
+
+def last_change(edits: Sequence[Edit]) -> None:
+    """What was changed last, with *Undo*, at the foot of the window, for as long as it stands."""
+    last = st.session_state.get("last_change", ())
+    if not last or not all(edit in edits for edit in last):
+        return
+    words = plain("; ".join(edit_in_words(edit) for edit in last[:_SHOWN]) + (", …" if len(last) > _SHOWN else ""))
+    if st.session_state.pop("change_is_new", False):
+        st.toast(f"{words}. *Undo* is at the foot of the window.", icon=":material/check:")
+    with st.bottom, st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f":material/check: {words}", width="content")
+        st.button("Undo", key="undo-last", icon=":material/undo:", on_click=undo, args=(last,))
+
+
+def changes(edits: Sequence[Edit]) -> None:
+    """Everything that was changed, each with its way back."""
+    if not edits:
+        return
+    summary = edits_in_words(edits)
+    with st.expander(
+        f"Changes to this data set: {summary}" if summary else f"{things(len(edits), 'finding')} left as they are",
+        icon=":material/edit_note:",
+    ):
+        st.caption("The files stay as they are. Every run records the changes it was trained with.")
+        for number_, edit in enumerate(edits):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {_some(edit.paths)}"), width="stretch")
+                st.button("Undo", key=f"undo-{number_}", icon=":material/undo:", on_click=undo, args=((edit,),))
+        st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
+
+
+def _reason(edit: Edit) -> str:
+    return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:3]) + (f" and {number(len(paths) - 3)} more" if len(paths) > 3 else "")
+
+
+def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
+    """What can be done with images that were selected in the gallery of that key."""
+    if not chosen:
+        st.caption("Select images to exclude, move or relabel them.")
+        return
+    paths = tuple(sorted(chosen))
+
+    def act(action: str, widget: str | None = None) -> None:
+        to = str(st.session_state[widget] or "").strip() if widget else ""
+        if to or not widget:
+            change_undoably(Edit(action=action, paths=paths, to=to))
+            unselect(key, paths)
+
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        st.button(f"Exclude {things(len(paths), 'image')}", key=f"{key}-exclude", on_click=act, args=("exclude",))
+        st.selectbox("Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.get, width=140)
+        st.button("Move there", key=f"{key}-move", on_click=act, args=("move", f"{key}-split"))
+        st.selectbox("Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200)
+        st.button("Relabel", key=f"{key}-relabel", on_click=act, args=("relabel", f"{key}-class"))
+
+
+def rename_class(dataset: Dataset) -> None:
+    """A class gets another name; where that is another class's, the two become one."""
+    st.subheader("Rename or merge classes", anchor=False)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        name = st.selectbox("Class", dataset.classes, key="rename-class", width=240)
+        key = f"rename-to-{name}"
+        help_ = "The name of another class merges the two. No image changes its split, and the files stay as they are."
+        to = st.text_input("New name", key=key, width=240, help=help_).strip()
+        merging = to != name and to in dataset.classes
+        words, icon = (f"Merge into {to}", ":material/merge:") if merging else ("Rename", ":material/edit:")
+        st.button(plain(words), icon=icon, key="rename", on_click=_rename, args=(dataset, name, key))
+    if merging:
+        counts = dataset.table["class"].value_counts()
+        st.caption(plain(f"{things(counts[name], 'image')} of {name} join the {number(counts[to])} of {to}."))
+
+
+def _rename(dataset: Dataset, name: str, key: str) -> None:
+    """A callback; reads the box itself, which may have been filled in by the same click."""
+    answered(lambda: change_undoably(relabelled_class(dataset.table, name, st.session_state[key])))
