@@ -19,6 +19,7 @@ from finetune_core.files import is_there, open_regular, problem_with, write_byte
 from finetune_core.models.catalogue import backbone_info, create
 from finetune_core.models.network import Network, head_path, network_stages
 from finetune_core.models.stages import replace_head
+from finetune_core.models.weights import put_tensors
 from finetune_core.randomness import seeded
 from finetune_core.training.checkpoints import check_tensors
 from finetune_core.training.device import choose_device
@@ -109,7 +110,7 @@ def _fill(model: torch.nn.Module, file: Path, expected: str | None) -> None:
             check_tensors(opened, model.state_dict())
             if file_hash(file) != expected:
                 raise ExportError(f"{file} is damaged, or belongs to another {SIDECAR}: its hash is not the one written there.")
-            model.load_state_dict({key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118  no mapping
+            put_tensors(model, {key: opened.get_tensor(key) for key in opened.keys()})  # noqa: SIM118  no mapping
     except FileNotFoundError:
         raise ExportError(f"{file.parent} holds no {WEIGHTS}: Thaw reads exports of the format safetensors.") from None
     except (OSError, SafetensorError, ValueError) as error:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import urllib.request
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 
@@ -85,8 +86,18 @@ def load_weights(model: nn.Module, head: str, info: BackboneInfo, weights: str) 
     state = _renamed(state, model)
     wanted = model.state_dict()
     _refuse_other_network(state, wanted, head, file, info)
-    model.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")}, strict=False)
+    put_tensors(model, {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")})
     return state_hash(model.state_dict(), head)
+
+
+def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put some or all of a network's parameters and buffers in, by name; the others stay as they are.
+
+    A plain mapping lacks the versions that a state dict carries, without which some networks (MNASNet) refuse it.
+    """
+    state = model.state_dict()
+    state.update(tensors)
+    model.load_state_dict(state)
 
 
 def state_hash(state: dict[str, torch.Tensor], head: str) -> str:

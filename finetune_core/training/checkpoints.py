@@ -19,6 +19,7 @@ from finetune_core.files import open_regular, problem_with, write_bytes
 from finetune_core.formatting import things
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
+from finetune_core.models.weights import put_tensors
 from finetune_core.training.events import Count, Name
 from finetune_core.training.stage_plan import Strategy, cut_index, frozen_tensors
 
@@ -128,7 +129,7 @@ def restore_network(network: Network, strategy: Strategy, run_dir: Path, name: s
     """
     tensors, info = load_tensors(run_dir, name, changing_tensors(network.model, network.stages, strategy))
     check_frozen(network, strategy, tensors, checkpoint_path(run_dir, name))
-    network.model.load_state_dict(tensors, strict=False)
+    put_tensors(network.model, tensors)
     return info
 
 

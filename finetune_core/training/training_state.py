@@ -15,6 +15,7 @@ from pydantic import AliasChoices, Field, TypeAdapter
 
 from finetune_core.errors import RunError
 from finetune_core.files import problem_with
+from finetune_core.models.weights import put_tensors
 from finetune_core.training.checkpoints import (
     LAST,
     CheckpointInfo,
@@ -138,7 +139,7 @@ def restore_training_state(
             state.setdefault(int(index), {})[key] = tensor
     if any(len(kept) < len(_STATE[type(optimizer)]) for kept in state.values()):
         raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
-    job.network.model.load_state_dict({name: tensor for name, tensor in tensors.items() if "/" not in name}, strict=False)
+    put_tensors(job.network.model, {name: tensor for name, tensor in tensors.items() if "/" not in name})
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     _like_their_parameters(optimizer)
     if average:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from finetune_core.models.weights import put_tensors
+
 
 class WeightEMA:
     """The average of those tensors of a network that change.
@@ -36,8 +38,8 @@ class WeightEMA:
         """The network with the averaged weights, for as long as the block lasts."""
         now = model.state_dict()
         before = {name: now[name].clone() for name in self.tensors}
-        model.load_state_dict(self.tensors, strict=False)
+        put_tensors(model, self.tensors)
         try:
             yield
         finally:
-            model.load_state_dict(before, strict=False)
+            put_tensors(model, before)

@@ -16,10 +16,19 @@ from torchvision.models import ResNet18_Weights
 from finetune_core.errors import WeightsError
 from finetune_core.models import catalogue, network, weights
 from finetune_core.models.catalogue import PACKAGED, backbone_info, create
-from finetune_core.models.weights import PRETRAINED, download, load_weights, state_hash
+from finetune_core.models.weights import PRETRAINED, download, load_weights, put_tensors, state_hash
 from finetune_core.work import Step
 
 SMALL, SMALL_HEAD = "squeezenet1_1", "classifier.1"
+
+
+def test_tensors_go_into_a_network_that_asks_for_the_version_of_its_layers():
+    """A plain mapping has none, and MNASNet refuses that."""
+    one, other = create("mnasnet0_5"), create("mnasnet0_5")
+    put_tensors(other, dict(one.state_dict()))
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+    put_tensors(other, {"classifier.1.bias": torch.ones(1000)})
+    assert torch.equal(other.state_dict()["classifier.1.bias"], torch.ones(1000))
 
 
 def offered(name, content, served, tmp_path, *, backbone="resnet18"):

@@ -91,7 +91,9 @@ def rebuild(network, classes):
     else:
         head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
     model.set_submodule(network["head"], head)
-    model.load_state_dict(load_file(FOLDER / "model.safetensors"))
+    state = model.state_dict()  # with the versions of its layers, which a file of tensors lacks
+    state.update(load_file(FOLDER / "model.safetensors"))
+    model.load_state_dict(state)
     return model.eval()
 
 
