@@ -41,7 +41,7 @@ page(
 
 
 def data_in_words() -> Dataset | None:
-    """Says what will be trained on; the data set, where it can be read."""
+    """Say which data set is trained on, and return it if it can be read."""
     dataset = form.chosen_dataset()
     if dataset is None:
         return None
@@ -54,11 +54,11 @@ def data_in_words() -> Dataset | None:
 
 
 def draw(sound: RunConfig, problems: dict[str, str], classes: int | None) -> None:
-    """Draw the strategy, whatever is still wrong in the form."""
+    """Draw the strategy, even if other settings of the form are invalid."""
     try:
         draw_strategy(sound, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
     except ConfigError:
-        st.caption("The strategy is drawn once its settings below can be used.")
+        st.caption("The strategy is drawn once its settings below are valid.")
     if sound.starts_from == RANDOM:
         st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
 
@@ -84,7 +84,7 @@ def what(sound: RunConfig, config: RunConfig | None, known: Known, problems: dic
 
 
 def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]) -> None:
-    """How it trains: settings, and the learning rate that suits."""
+    """How it trains: settings, and the learning-rate range test."""
     inside = {"weights", *names_in(*ADVANCED)} & problems.keys()
     if inside - st.session_state.get("problems_inside", set()):  # something is wrong in there that was not before
         st.session_state[MORE_KEY] = True
@@ -102,7 +102,7 @@ def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, s
 
 
 def measure_button(config: RunConfig, known: Known) -> str:
-    """Asks for what each strategy would take; returns the key of that work."""
+    """Offer to time each strategy; returns the key of that job."""
     compared, dataset = comparable(config), known.dataset
     complete = all(known.expects(one) for one in compared)
     mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[:16]
@@ -113,7 +113,7 @@ def measure_button(config: RunConfig, known: Known) -> str:
         icon=":material/timer:",
         disabled=reason is not None,
         help=reason
-        or "Times a few steps of every strategy on this machine and works out the rest; each run that ends corrects it.",
+        or "Times a few steps of every strategy on this machine and extrapolates; each finished run refines the forecast.",
         key="forecast",
         on_click=begin,
         args=(key, "Timing a few steps of each strategy", partial(calibrate, compared, dataset, known.book, again=complete)),
@@ -131,26 +131,26 @@ def show_outcome(timing: str) -> None:
 
 def forecast_table(config: RunConfig, known: Known) -> None:
     """All strategies that were timed, side by side."""
-    told = {one.strategy: known.expects(one) for one in comparable(config)}
+    forecasts = {one.strategy: known.expects(one) for one in comparable(config)}
     rows = [
         {
             "Strategy": ("▸ " if name == config.strategy else "") + STRATEGIES[name].title,
             "Trainable": number(one.trainable_parameters),
-            "In all": duration(one.seconds),
-            "An epoch": duration(one.epoch_seconds),
+            "Total": duration(one.seconds),
+            "Per epoch": duration(one.epoch_seconds),
             "Memory": size(one.memory_bytes),
             "Cache": size(one.cache_bytes) if one.cache_bytes else "none",
         }
-        for name, one in told.items()
+        for name, one in forecasts.items()
         if one
     ]
     if not rows:
         return
     notes = {
-        "In all": "The whole run, when nothing is cached yet: less after a run with the same frozen stages.",
-        "An epoch": "The mean, where stages thaw on the way.",
-        "Memory": "Weights, optimizer, decoded images, cache and what a step holds; the program itself comes on top.",
-        "Cache": "What the frozen stages make of each image, computed once.",
+        "Total": "The whole run when nothing is cached yet; less after a run with the same frozen stages.",
+        "Per epoch": "The mean, if stages thaw during the run.",
+        "Memory": "Weights, optimizer, decoded images, cache, and activations of a step; in addition to the program itself.",
+        "Cache": "The frozen stages' output for each image, computed once.",
     }
     columns = {name: st.column_config.TextColumn(help=note) for name, note in notes.items()}
     with st.expander("Forecast of all strategies", icon=":material/table:"):
@@ -158,12 +158,12 @@ def forecast_table(config: RunConfig, known: Known) -> None:
 
 
 def rate_finder(config: RunConfig) -> None:
-    """Try rising learning rates, and offer the one that suits."""
+    """Run a learning-rate range test, and offer its suggestion."""
     key = f"rates:{config.model_dump_json(exclude={'learning_rate', 'epochs'})}"
     st.button(
         "Find a learning rate",
         icon=":material/speed:",
-        help="Trains a copy for a hundred steps at ever higher rates. A good rate lies where the loss still falls.",
+        help="Learning-rate range test (Smith 2017): trains a copy for a hundred steps at rising rates. A good rate is one where the loss still falls.",
         on_click=begin,
         args=(key, "Trying learning rates", partial(find_rate, config, readable_roots())),
     )
@@ -174,7 +174,11 @@ def rate_finder(config: RunConfig) -> None:
         return
     if curve is None:
         return
-    st.plotly_chart(rate_curve(curve.rates, curve.losses, curve.suggestion), key="rates", alt="Loss at rising learning rates")
+    st.plotly_chart(
+        rate_curve(curve.rates, curve.losses, curve.suggestion),
+        key="rates",
+        alt="Learning-rate range test: loss against learning rate",
+    )
     if curve.suggestion is None:
         st.info("The loss did not fall within a hundred steps, so there is nothing to suggest.", icon=":material/info:")
     else:
@@ -187,12 +191,10 @@ def about_augmentation(config: RunConfig) -> None:
     cut = cut_index(plan(config, network_stages(config.backbone)))
     views = chosen_views(config, cut)
     if views == 0:
-        st.caption(
-            "Augmentation: a fresh version of each image every epoch, so nothing is kept of what the frozen stages make of it."
-        )
+        st.caption("Augmentation: a new version of each image every epoch, so the frozen stages' output cannot be cached.")
     elif views and not why_uncached(config, cut):
         st.caption(
-            f"Augmentation: {things(views, 'version')} of each image, computed through the frozen stages once and used in turn "
+            f"Augmentation: {things(views, 'version')} of each image, run through the frozen stages once and used in turn "
             "(More settings changes the number)."
         )
 
@@ -200,18 +202,18 @@ def about_augmentation(config: RunConfig) -> None:
 def summary(config: RunConfig, known: Known) -> str:
     """The run in one line."""
     images = max(1, round(int((known.dataset.table["split"] == TRAIN).sum()) * config.train_fraction))
-    told = known.expects(config)
+    forecast = known.expects(config)
     parts = [
         f"**{STRATEGIES[config.strategy].title}** on **{plain(config.backbone)}**",
         things(images, "training image"),
         things(config.epochs, "epoch"),
-        *([f"about {duration(told.seconds)}", size(told.memory_bytes)] if told else []),
+        *([f"about {duration(forecast.seconds)}", size(forecast.memory_bytes)] if forecast else []),
     ]
     return " · ".join(parts)
 
 
 def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None) -> None:
-    """What would be started, or why nothing can be, and Start: always in sight."""
+    """What would be started, or why nothing can be, and Start: always visible."""
     with st.bottom.container(horizontal=True, vertical_alignment="center", border=True, key="start_bar"):
         with st.container(width="stretch", gap=None):
             if problems:

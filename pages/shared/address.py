@@ -43,7 +43,5 @@ def _restored(asked: str) -> str:
     try:
         settings.restore(asked)
     except ConfigError as error:
-        return (
-            f"The settings that the address names cannot be had: {'; '.join(error.problems.values())}. These are the defaults."
-        )
+        return f"The settings in this address cannot be used: {'; '.join(error.problems.values())}. These are the defaults."
     return ""

@@ -193,7 +193,7 @@ def test_settings_that_cannot_be_had_are_the_defaults_and_the_page_says_so(folde
     file = paths.home() / "settings" / f"{address(at)['settings']}.json"
     file.unlink() if damage is None else file.write_text(damage)
     again = reloaded("configure", at)
-    assert "The settings that the address names cannot be had" in words(again)
+    assert "The settings in this address cannot be used" in words(again)
     assert again.number_input(key="form_epochs").value == 10
     assert not button(again, "Start training").disabled
 
@@ -204,7 +204,7 @@ def test_settings_that_cannot_be_had_are_the_defaults_and_the_page_says_so(folde
 )
 def test_settings_that_no_form_could_hold_are_refused(folder, known, settings):
     again = opened("configure", data=known(folder), settings=save_settings({"settings": settings, "comparison": {}}))
-    assert "The settings that the address names cannot be had" in words(again)
+    assert "The settings in this address cannot be used" in words(again)
     assert again.number_input(key="form_epochs").value == 10
 
 

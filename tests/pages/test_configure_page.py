@@ -112,9 +112,9 @@ def test_what_was_reached_before_is_on_the_cards(configure, trained):
     first, second = trained(), trained(seed=1)
     share = max(summary(run)["val_accuracy"] for run in (first, second)) * 100
     at = configure()
-    assert cards(at)["last_block"]["before"] == f"used before: {share:.1f} %"
+    assert cards(at)["last_block"]["before"] == f"best run: {share:.1f} %"
     assert cards(at)["full"]["before"] == ""
-    assert cards(at, "Backbones")["efficientnet_lite0"]["before"] == f"used before: {share:.1f} %"
+    assert cards(at, "Backbones")["efficientnet_lite0"]["before"] == f"best run: {share:.1f} %"
     assert cards(configure(backbone="squeezenet1_1"))["last_block"]["before"] == ""
 
 

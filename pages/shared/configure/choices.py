@@ -121,4 +121,4 @@ def _costs(told: Forecast | None) -> str:
 
 
 def _before(share: float | None) -> str:
-    return "" if share is None else f"used before: {percent(share)}"
+    return "" if share is None else f"best run: {percent(share)}"

@@ -75,8 +75,8 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
     if "data" in problems:
         st.error(plain(problems["data"]), icon=":material/error:")
     elif base is None:
-        told = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
-        st.error(plain(f"The settings of the Configure page cannot be used. {told}"), icon=":material/error:")
+        listed = " ".join(f"{form.label(field)} {problem}." for field, problem in problems.items())
+        st.error(plain(f"The settings of the Configure page are invalid. {listed}"), icon=":material/error:")
     else:
         st.markdown(
             plain(
@@ -124,10 +124,9 @@ def _choices(base: RunConfig) -> Wanted:
         key=settings.comparison_key("seeds"),
         persist_state="session",
         width=200,
-        help="A seed decides the new head's first weights and the order of the images. With one, a lucky run looks like a better strategy; "
-        "three show how much luck there is.",
+        help="A seed determines the initial weights of the head and the order of the images. With one, a lucky run looks like a better strategy; three show the variation between seeds.",
     )
-    with st.expander("Backbones, shares of the data, cuts"):
+    with st.expander("Backbones, training fractions, cuts"):
         backbones = st.multiselect(
             "Backbones",
             backbone_names(),
@@ -137,33 +136,32 @@ def _choices(base: RunConfig) -> Wanted:
             help="The pretrained networks to start from. Empty: the one of the Configure page.",
         )
         fractions = st.multiselect(
-            "Shares of the training images",
+            "Training fractions",
             settings.FRACTIONS,
             format_func=lambda share: percent(share, 0),
             key=settings.comparison_key("fractions"),
             persist_state="session",
             placeholder=percent(base.train_fraction, 0),
-            help="Train on a part of the images as well, to see what more data is worth. A larger share holds the smaller ones; all are "
-            "judged on the same images.",
+            help="Also train on a part of the images, to see what more data is worth. A larger part contains the smaller ones; all are evaluated on the same images.",
         )
         cuts = st.multiselect(
-            "Everything from this stage on",
+            "First stage that trains",
             [stage.name for stage in network_stages(base.backbone)][1:-1],
             key=settings.comparison_key("cuts"),
             persist_state="session",
-            placeholder="no further cuts",
-            help=f"More strategies: train from this stage of {base.backbone} to the head. Shows how deep to cut.",
+            placeholder="no additional cuts",
+            help=f"Additional strategies: train {base.backbone} from this stage to the head. Shows which cut is best.",
         )
     return Wanted([*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions)
 
 
 def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
-    """What each arm will take, and all together."""
+    """The forecast of each arm, and of all together."""
     book, rows, whole = SpeedBook(), [], 0.0
     arms = list(by_arm(configs).values())
     for title, some in zip(arm_titles([some[0] for some in arms]), arms, strict=True):
-        told = arm_seconds(some, dataset, book)
-        seconds = sum(told) if told else None
+        timed = arm_seconds(some, dataset, book)
+        seconds = sum(timed) if timed else None
         whole = whole + seconds if seconds is not None and whole is not None else None
         rows.append(
             {
@@ -174,8 +172,8 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
             }
         )
     st.dataframe(rows, hide_index=True)
-    total = f"about {duration(whole)}" if whole is not None else "*Forecast* times a few steps and tells how long"
-    st.markdown(f"**{things(len(configs), 'run')}** in all: {total}.")
+    total = f"about {duration(whole)}" if whole is not None else "*Forecast* times a few steps and estimates the duration"
+    st.markdown(f"**{things(len(configs), 'run')}** in total: {total}.")
 
 
 def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
@@ -205,7 +203,7 @@ def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
             "Find a learning rate for each",
             icon=":material/speed:",
             key="compare_find",
-            help="A hundred steps at rising rates for each strategy. One rate for all favours the strategy that it happens to suit.",
+            help="A learning-rate range test for each strategy: a hundred steps at rising rates. A single rate favours the strategy it happens to suit.",
             on_click=begin,
             args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
         )

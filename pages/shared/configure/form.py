@@ -50,7 +50,7 @@ def split_fields(data: str) -> None:
 
     section(SPLIT, problems, changed)
     if problems:
-        st.caption("Until that is put right, the split stays as it was.")
+        st.caption("Until this is corrected, the split stays as it was.")
 
 
 def _split_widgets() -> dict[str, Any]:

@@ -23,7 +23,7 @@ def offer_weights(configs: Sequence[RunConfig]) -> str | None:
         return None
     names = ", ".join(info.name for info in missing)
     st.info(
-        f"The pretrained weights of {names} are not on this machine yet. Without a network, take {PACKAGED} or a file of weights "
+        f"The pretrained weights of {names} are not on this machine yet. Offline, use {PACKAGED} or a file of weights "
         "(*More settings* on the Configure page).",
         icon=":material/download:",
     )
