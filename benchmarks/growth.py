@@ -19,11 +19,11 @@ from pathlib import Path
 from finetune_core.config import make_config
 from finetune_core.training.loop import fit
 settings = {"data": sys.argv[1], "strategy": "last_block", "weights": "none", "epochs": int(sys.argv[2]), "image_size": 96}
-told = list(fit(make_config(settings), Path(sys.argv[3])))
-named = {type(event).__name__: event for event in told}
-cache = named["RunStarted"].cache
+events = list(fit(make_config(settings), Path(sys.argv[3])))
+last = {type(event).__name__: event for event in events}
+cache = last["RunStarted"].cache
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"epoch": named["EpochEnded"].train_seconds, "trunk": cache.trunk_seconds, "where": cache.where,
+print(json.dumps({"epoch": last["EpochEnded"].train_seconds, "trunk": cache.trunk_seconds, "where": cache.where,
                   "bytes": cache.bytes, "peak": peak}))
 """
 
@@ -36,12 +36,12 @@ def main() -> None:
             write_images(data, BASE * factor, BASE * factor // 4)
             environment = os.environ | {"THAW_HOME": base, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
             command = [sys.executable, "-c", CHILD, str(data), str(EPOCHS), str(run_dir)]
-            told = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+            measured = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
         images = BASE * factor
         print(
-            f"{images:,} training images: {told['epoch'] / images * 1e3:.3f} ms per image in a cached epoch, "
-            f"{told['trunk'] / (images * 1.25) * 1e3:.2f} ms once for the trunk; cache {told['bytes'] / 1e6:.0f} MB {told['where']}, "
-            f"peak {told['peak'] / 1e9:.2f} GB",
+            f"{images:,} training images: {measured['epoch'] / images * 1e3:.3f} ms per image in a cached epoch, "
+            f"{measured['trunk'] / (images * 1.25) * 1e3:.2f} ms once for the trunk; cache {measured['bytes'] / 1e6:.0f} MB {measured['where']}, "
+            f"peak {measured['peak'] / 1e9:.2f} GB",
             flush=True,
         )
 

@@ -98,7 +98,7 @@ async def soak(browser: Browser, url: str, data: str, options: argparse.Namespac
     return sessions, looks
 
 
-def told(sessions: list[Session], log: str) -> list[str]:
+def summary(sessions: list[Session], log: str) -> list[str]:
     """Prints what was done; returns what was wrong."""
     wrong = [f"server's log: {found.strip()}" for found in TRACEBACK.findall(log)]
     for session in sessions:
@@ -131,7 +131,7 @@ async def main() -> int:
                     await browser.close()
                 ended = server.poll()
             log.seek(0)
-            wrong = told(sessions, log.read())
+            wrong = summary(sessions, log.read())
     wrong += [f"the server ended by itself, with status {ended}"] if ended is not None else []
     print(f"{options.minutes:g} minutes; a run was training in {sum(looks) / len(looks):.0%} of the time")
     print("\n".join([f"{len(wrong)} problems:", *wrong]) if wrong else "no exception, no error, nothing given up")

@@ -74,8 +74,8 @@ def run(command: list[str]) -> dict:
 
 
 def plain(folder: Path, strategy: str, epochs: int, measured: int) -> float:
-    told = run([sys.executable, str(HERE / "plain_loop.py"), str(folder), strategy, str(measured)])
-    return told["seconds"] * epochs / measured
+    result = run([sys.executable, str(HERE / "plain_loop.py"), str(folder), strategy, str(measured)])
+    return result["seconds"] * epochs / measured
 
 
 def thaw(folder: Path, strategies: str, epochs: int) -> dict:
@@ -99,15 +99,15 @@ def main() -> None:
             against = "last_block" if job == "comparison" else job
             if against not in plain_seconds:
                 plain_seconds[against] = plain(folder, against, options.epochs, measured)
-            told = thaw(folder, ",".join(STRATEGIES) if job == "comparison" else job, options.epochs)
-            before, now = plain_seconds[against], told["seconds"]
+            result = thaw(folder, ",".join(STRATEGIES) if job == "comparison" else job, options.epochs)
+            before, now = plain_seconds[against], result["seconds"]
             if job == "comparison":
                 words = f"{now / before:.2f} times the plain last_block (at most 1.3 wanted)"
             else:
                 words = f"{before / now:.1f} times faster ({TARGETS[job]} wanted)"
-            parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in told["parts"].items())
+            parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["parts"].items())
             print(
-                f"{job}: plain {before:.1f} s, Thaw {now:.1f} s, {words}; {parts}; peak {told['peak_bytes'] / 1e9:.2f} GB",
+                f"{job}: plain {before:.1f} s, Thaw {now:.1f} s, {words}; {parts}; peak {result['peak_bytes'] / 1e9:.2f} GB",
                 flush=True,
             )
 

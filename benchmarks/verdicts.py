@@ -149,11 +149,11 @@ def main(trials: int, gain: float, measure: Measure) -> None:
     print(f"{trials} trials each; the standard error of a rate of 5 % is {100 * error:.1f} points\n")
     print("Networks that are equally good, called different: any of the pairs")
     for arms in (2, 3, 9):
-        told = [
+        shares = [
             f"{seeds} a side {network_rate(measure, arms, seeds, 300, max(100, trials // arms), random):.1%}"
             for seeds in (1, 2, 3, 5)
         ]
-        print(f"{arms} arms: {', '.join(told)}", flush=True)
+        print(f"{arms} arms: {', '.join(shares)}", flush=True)
     print(f"\n{'Strategies':44} equally good: any called different    one better by {gain:g} logits: told apart")
     print(
         f"{'':44} {'pooled':>8} {'own':>8} {'± ' + ('points' if measure.share else '0.01 nats'):>12} {'pooled':>20} {'own':>8}"

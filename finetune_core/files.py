@@ -130,15 +130,17 @@ def read_regular(path: Path, most: int) -> bytes:
 def problem_with(path: Path, error: Exception) -> str:
     """What is wrong with a file, in one line, without the folders above it: ``config.json is a folder``."""
     if isinstance(error, OSError) and error.strerror:
-        told = error.strerror
+        reason = error.strerror
         return (
-            f"{path.name} is {told}" if isinstance(error, NotRegular) or error.errno == errno.EFBIG else f"{path.name}: {told}"
+            f"{path.name} is {reason}"
+            if isinstance(error, NotRegular) or error.errno == errno.EFBIG
+            else f"{path.name}: {reason}"
         )
-    told = str(error)
+    reason = str(error)
     if isinstance(error, ValidationError):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        told = ": ".join([".".join(map(str, first["loc"]))[:100], first["msg"]]) if first["loc"] else first["msg"]
-    return f"{path.name} is damaged: {' '.join(told.split())[:200] or type(error).__name__}"
+        reason = ": ".join([".".join(map(str, first["loc"]))[:100], first["msg"]]) if first["loc"] else first["msg"]
+    return f"{path.name} is damaged: {' '.join(reason.split())[:200] or type(error).__name__}"
 
 
 def _check_mode(mode: int, path: Path) -> None:

@@ -27,12 +27,12 @@ PHASE_WORDS = {
 
 def percent(share: float, digits: int = 1) -> str:
     """0.9312 -> ``93.1 %``; never rounded up to a perfect 100 or down to 0."""
-    shown = f"{share * 100:.{digits}f}"
-    if float(shown) == 100 and share < 1:
-        shown = f"{100 - 10**-digits:.{digits}f}"
-    if float(shown) == 0 and share > 0:
-        shown = f"{10**-digits:.{digits}f}"
-    return f"{shown} %"
+    text = f"{share * 100:.{digits}f}"
+    if float(text) == 100 and share < 1:
+        text = f"{100 - 10**-digits:.{digits}f}"
+    if float(text) == 0 and share > 0:
+        text = f"{10**-digits:.{digits}f}"
+    return f"{text} %"
 
 
 def number(count: float) -> str:

@@ -193,12 +193,12 @@ def pairs(comparison: Comparison) -> None:
     if not comparison.pairs:
         return
     st.subheader("Pairwise comparison", anchor=False)
-    shown = comparison.pairs
-    if len(shown) > MOST_PAIRS and comparison.arm_verdicts:
+    drawn = comparison.pairs
+    if len(drawn) > MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
-        shown = [pair for pair in shown if first in (pair.a, pair.b)]
+        drawn = [pair for pair in drawn if first in (pair.a, pair.b)]
         st.caption(plain(f"Those of {comparison.arms[first].title}; the table holds all {len(comparison.pairs)} pairs."))
-    for pair in shown:
+    for pair in drawn:
         words = of_pair(comparison.arms, pair)
         said = "  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS)
         st.markdown(said)

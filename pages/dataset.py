@@ -253,7 +253,7 @@ def fed_to_network(dataset: Dataset) -> None:
         return
     picture, words = st.columns([1, 3], vertical_alignment="center")
     with picture:
-        st.image(fed.shown, width=224, alt=f"{chosen} as the network sees it")
+        st.image(fed.image, width=224, alt=f"{chosen} as the network sees it")
     with words:
         st.markdown(
             f"Shorter side resized, centre cut out: **{size} × {size} pixels, 3 colours**. Then each colour is shifted and scaled as "

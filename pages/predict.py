@@ -19,13 +19,13 @@ from pages.shared.runs.labels import meant, run_labels, run_title
 from pages.shared.runs.picker import choose_run
 
 MOST_BESIDE = 2  # runs: three columns are what a screen holds
-CLASSES_TOLD = 12
+MOST_CLASSES = 12
 KINDS = sorted(suffix[1:] for suffix in EXTENSIONS)
 INPUTS = {"files": ":material/upload: Files", "camera": ":material/photo_camera: Camera", "many": ":material/folder_zip: Many"}
 
 
 def knows(one: Namer) -> str:
-    names = ", ".join(one.classes[:CLASSES_TOLD]) + (", …" if len(one.classes) > CLASSES_TOLD else "")
+    names = ", ".join(one.classes[:MOST_CLASSES]) + (", …" if len(one.classes) > MOST_CLASSES else "")
     return f"This network distinguishes {things(len(one.classes), 'class', 'classes')}: {names}."
 
 

@@ -69,8 +69,8 @@ def damage(run_dir: Path, chance: random.Random) -> str:
     elif path.suffix == ".safetensors":
         ways += [change_tensors, change_header] * 12
     way = chance.choice(ways)
-    told = way(path, chance)
-    return f"{path.relative_to(run_dir)}: {way.__name__} {told or ''}"
+    change = way(path, chance)
+    return f"{path.relative_to(run_dir)}: {way.__name__} {change or ''}"
 
 
 def cut(path: Path, chance: random.Random) -> str:
@@ -168,9 +168,9 @@ def changed_json(text: str, chance: random.Random) -> tuple[str, str]:
 
 
 def change_json(path: Path, chance: random.Random) -> str:
-    text, told = changed_json(path.read_text(), chance)
+    text, result = changed_json(path.read_text(), chance)
     path.write_text(text)
-    return told
+    return result
 
 
 def change_line(path: Path, chance: random.Random) -> str:
@@ -178,12 +178,12 @@ def change_line(path: Path, chance: random.Random) -> str:
     # The first is the one that most depends on, and there are many steps.
     at = chance.choice([number for number, line in enumerate(lines) if "Progress" not in line or chance.random() < 0.1] or [0])
     at = next(number for number, line in enumerate(lines) if "RunStarted" in line) if chance.random() < 0.4 else at
-    lines[at], told = changed_json(lines[at], chance)
+    lines[at], result = changed_json(lines[at], chance)
     path.write_text("\n".join(lines) + "\n")
     return (
-        f"line {at} ({json.loads(path.read_text().splitlines()[0])['event']}): {told}"
-        if at == 0 and told == ""
-        else f"line {at}: {told}"
+        f"line {at} ({json.loads(path.read_text().splitlines()[0])['event']}): {result}"
+        if at == 0 and result == ""
+        else f"line {at}: {result}"
     )
 
 
@@ -244,7 +244,7 @@ def change_table(path: Path, chance: random.Random) -> str:
 
 
 def change_tensors(path: Path, chance: random.Random) -> str:
-    told = header(path).get("__metadata__", {})
+    change = header(path).get("__metadata__", {})
     tensors = load_file(path)
     name = chance.choice(sorted(tensors))
     one = tensors[name]
@@ -270,7 +270,7 @@ def change_tensors(path: Path, chance: random.Random) -> str:
             tensors[name] = torch.zeros_like(one)
         case "scalar":
             tensors[name] = torch.tensor(1.0)
-    save_file(tensors, path, told)
+    save_file(tensors, path, change)
     return f"{name} {way}"
 
 
@@ -285,10 +285,10 @@ def change_header(path: Path, chance: random.Random) -> str:
     length = int.from_bytes(content[:8], "little")
     found = json.loads(content[8 : 8 + length])
     if "info" in found.get("__metadata__", {}) and chance.random() < 0.7:
-        found["__metadata__"]["info"], told = changed_json(found["__metadata__"]["info"], chance)
+        found["__metadata__"]["info"], result = changed_json(found["__metadata__"]["info"], chance)
         text = json.dumps(found)
     else:
-        text, told = changed_json(json.dumps(found), chance)
+        text, result = changed_json(json.dumps(found), chance)
     raw = text.encode()
     path.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
-    return told
+    return result

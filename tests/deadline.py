@@ -7,11 +7,11 @@ SECONDS = 300  # far more than anything here takes, on a busy machine too: only 
 
 
 @contextmanager
-def in_time(told):
+def in_time(what):
     """Nothing waits for ever."""
 
     def too_long(*_):
-        raise TimeoutError(f"it hangs: {told}")
+        raise TimeoutError(f"it hangs: {what}")
 
     before = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)

@@ -43,9 +43,9 @@ def test_it_is_validated_and_kept():
 
 @pytest.mark.parametrize("command", ["train", "compare"])
 def test_the_command_line_has_an_option_for_it(command):
-    told = thaw(command, "--help").stdout
-    assert "--momentum" in told
-    assert f"{HELP} (at least 0, less than 1; default 0.9)" in " ".join(told.replace("│", " ").split())
+    text = thaw(command, "--help").stdout
+    assert "--momentum" in text
+    assert f"{HELP} (at least 0, less than 1; default 0.9)" in " ".join(text.replace("│", " ").split())
     refused = thaw(command, "digits", "--momentum", "200 %")
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert "--momentum: must be less than 1" in refused.stderr

@@ -93,18 +93,18 @@ def test_rates_of_stages_and_edits_are_taken_as_values(base, tmp_path):
 
 def test_an_evaluation_is_that_of_the_command_and_escapes_names(runs):
     result = thaw.evaluate(runs[0])
-    told = cli("evaluate", runs[0].run_dir)
+    outcome = cli("evaluate", runs[0].run_dir)
     assert (result.split, result.accuracy, result.calibrated.before.ece) == (
         "test",
-        told["accuracy"],
-        told["calibration"]["ece"],
+        outcome["accuracy"],
+        outcome["calibration"]["ece"],
     )
-    assert result.scores.table["value"].tolist()[0] == told["scores"]["accuracy"]["value"]
+    assert result.scores.table["value"].tolist()[0] == outcome["scores"]["accuracy"]["value"]
     assert result.mistakes.empty == (result.accuracy == 1)
     assert result.in_words() in repr(result)
-    shown = result._repr_html_()
-    assert TAG not in shown
-    assert "blue &lt;b&gt;" in shown
+    html = result._repr_html_()
+    assert TAG not in html
+    assert "blue &lt;b&gt;" in html
     validated = thaw.evaluate(runs[0], "val", robustness=True)
     assert len(validated._repr_html_()) > len(thaw.evaluate(runs[0])._repr_html_())
     with pytest.raises(RunError, match="test, val"):
@@ -162,10 +162,10 @@ def test_an_inspection_is_that_of_the_command_and_escapes_names(base):
     assert found.to_json() == cli("inspect", base / "images", "--deep", "--val-fraction", "0.2")
     assert "60 images in 2 classes" in repr(found)
     assert f"{len(found.findings)} finding" in repr(found)
-    shown = found._repr_html_()
-    assert TAG not in shown
-    assert "blue &lt;b&gt;" in shown
-    assert found.deep.probes[0].stage in shown
+    html = found._repr_html_()
+    assert TAG not in html
+    assert "blue &lt;b&gt;" in html
+    assert found.deep.probes[0].stage in html
     with pytest.raises(DataError, match="no folder"):
         thaw.inspect("/not/there")
 

@@ -35,30 +35,30 @@ def compared(image_folder_once, tmp_path_factory):
 
 
 def test_strategies_by_seeds_are_trained_and_judged(compared):
-    _, runs, _, told = compared
-    assert {(run["strategy"], run["seed"]) for run in told["runs"]} == {
+    _, runs, _, result = compared
+    assert {(run["strategy"], run["seed"]) for run in result["runs"]} == {
         (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
     }
-    assert {Path(run["run_dir"]).parent for run in told["runs"]} == {runs}
-    assert all(run["ci_low"] <= run["accuracy"] <= run["ci_high"] for run in told["runs"])
-    assert len(told["pairs"]) == 1
-    assert set(told["pairs"][0]) >= TOLD
-    assert told["pairs"][0]["about"] == "strategies"
+    assert {Path(run["run_dir"]).parent for run in result["runs"]} == {runs}
+    assert all(run["ci_low"] <= run["accuracy"] <= run["ci_high"] for run in result["runs"])
+    assert len(result["pairs"]) == 1
+    assert set(result["pairs"][0]) >= TOLD
+    assert result["pairs"][0]["about"] == "strategies"
     for claim in ("strategies", "networks"):
-        assert set(told["pairs"][0][claim]) == CLAIM
-        assert told["pairs"][0][claim]["difference"] == pytest.approx(told["pairs"][0]["difference"])
-        assert told[claim] in told["verdict"]
-    assert (told["failed"], told["stopped"]) == ([], False)
+        assert set(result["pairs"][0][claim]) == CLAIM
+        assert result["pairs"][0][claim]["difference"] == pytest.approx(result["pairs"][0]["difference"])
+        assert result[claim] in result["verdict"]
+    assert (result["failed"], result["stopped"]) == ([], False)
 
 
 def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they_disagree(compared):
-    _, runs, report, told = compared
+    _, runs, report, result = compared
     page = report.read_text(encoding="utf-8")
-    assert told["strategies"].split(" on these ")[0] in page
-    assert told["networks"] in page
+    assert result["strategies"].split(" on these ")[0] in page
+    assert result["networks"] in page
     assert "Layer diagnostics" in page
     assert "blue <b>" not in page
-    firsts = [RunStore(runs).run(run["run_id"]) for run in told["runs"] if run["seed"] == 0]
+    firsts = [RunStore(runs).run(run["run_id"]) for run in result["runs"] if run["seed"] == 0]
     found = disagreement(*firsts)
     apart = min(6, len(found.only_a) + len(found.only_b))
     assert page.count("data:image/jpeg;base64,") == 3 * apart
@@ -66,9 +66,9 @@ def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they
 
 
 def test_runs_that_are_there_are_judged_without_training(compared):
-    _, runs, _, told = compared
+    _, runs, _, result = compared
     before = sorted(runs.iterdir())
-    some = [run["run_dir"] for run in told["runs"] if run["seed"] == 0]
+    some = [run["run_dir"] for run in result["runs"] if run["seed"] == 0]
     done = thaw("compare", *some, "--json")
     assert done.exit_code == 0, done.stderr
     pair = json.loads(done.stdout)["pairs"][0]
@@ -78,35 +78,35 @@ def test_runs_that_are_there_are_judged_without_training(compared):
 
 
 def test_two_runs_of_one_strategy_are_compared_with_each_other(compared):
-    *_, told = compared
-    some = [run["run_dir"] for run in told["runs"] if run["strategy"] == "last_block"]
+    *_, result = compared
+    some = [run["run_dir"] for run in result["runs"] if run["strategy"] == "last_block"]
     answer = json.loads(thaw("compare", *some, "--json").stdout)
     assert {answer["pairs"][0]["a"], answer["pairs"][0]["b"]} == {"Last block · seed 0", "Last block · seed 1"}
     assert answer["verdict"].startswith("These runs differ in their seeds only")
 
 
 def test_reuse_trains_what_is_missing_and_nothing_again(compared):
-    arguments, runs, _, told = compared
+    arguments, runs, _, result = compared
     before = len(list(runs.iterdir()))
     more = [argument if argument != "0,1" else "0,1,2" for argument in arguments]
     answer = json.loads(thaw(*more, "--reuse").stdout)
     assert len(list(runs.iterdir())) == before + 2
-    assert {run["run_id"] for run in told["runs"]} < {run["run_id"] for run in answer["runs"]}
+    assert {run["run_id"] for run in result["runs"]} < {run["run_id"] for run in answer["runs"]}
 
 
 def test_for_people_the_verdict_comes_first(compared):
-    *_, told = compared
-    done = thaw("compare", *(run["run_dir"] for run in told["runs"]))
+    *_, result = compared
+    done = thaw("compare", *(run["run_dir"] for run in result["runs"]))
     lines = [line for line in done.stdout.splitlines() if line]
-    assert " ".join(lines).startswith(told["verdict"][:40])
+    assert " ".join(lines).startswith(result["verdict"][:40])
     assert "Feature extraction" in done.stdout
 
 
 def test_other_images_are_refused(compared, image_folder, tmp_path):
-    *_, told = compared
+    *_, result = compared
     data = image_folder(tmp_path / "others", {"red": 20, "blue <b>": 20}, suffix=".bmp")
     other = json.loads(thaw("train", data, *FAST, "--runs-dir", tmp_path / "runs", "--json").stdout)
-    done = thaw("compare", told["runs"][0]["run_dir"], other["run_dir"], "--json")
+    done = thaw("compare", result["runs"][0]["run_dir"], other["run_dir"], "--json")
     assert done.exit_code != 0
     assert "not evaluated on the same images" in " ".join(done.stderr.split())
 
@@ -134,17 +134,17 @@ def test_what_cannot_be_trained_is_refused_before_anything_trains(compared, tmp_
 
 
 def test_a_report_that_cannot_be_written_is_told(compared):
-    *_, told = compared
-    done = thaw("compare", *(run["run_dir"] for run in told["runs"]), "--report", told["runs"][0]["run_dir"], "--json")
+    *_, result = compared
+    done = thaw("compare", *(run["run_dir"] for run in result["runs"]), "--report", result["runs"][0]["run_dir"], "--json")
     assert done.exit_code != 0
     assert "The report cannot be written" in done.stderr
 
 
 def test_the_measure_that_is_judged_by_can_be_chosen(compared):
-    *_, told = compared
-    runs = [run["run_dir"] for run in told["runs"]]
+    *_, result = compared
+    runs = [run["run_dir"] for run in result["runs"]]
     other = json.loads(thaw("compare", *runs, "--measure", "log_loss", "--json").stdout)
-    assert (told["measure"], other["measure"]) == ("accuracy", "log_loss")
+    assert (result["measure"], other["measure"]) == ("accuracy", "log_loss")
     assert "by log loss" in other["verdict"]
     refused = thaw("compare", *runs, "--measure", "f2")
     assert refused.exit_code != 0

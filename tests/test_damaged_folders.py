@@ -82,15 +82,15 @@ def halfway(home_of_shared_fixtures, data, tmp_path_factory):
     return reservation.run_dir
 
 
-def asked(*arguments, told=""):
+def asked(*arguments, change=""):
     """What the command line says; it ends in good order."""
-    with in_time(told):
+    with in_time(change):
         done = CliRunner().invoke(app, [str(one) for one in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
-        raise AssertionError(f"{told}: {' '.join(map(str, arguments[:1]))} ended with {done.exception!r}") from done.exception
-    assert done.exit_code in (0, 1, 2), told
-    assert done.exit_code == 0 or done.stderr.strip(), f"{told}: no word on what is wrong"
-    assert "Traceback" not in done.output, told
+        raise AssertionError(f"{change}: {' '.join(map(str, arguments[:1]))} ended with {done.exception!r}") from done.exception
+    assert done.exit_code in (0, 1, 2), change
+    assert done.exit_code == 0 or done.stderr.strip(), f"{change}: no word on what is wrong"
+    assert "Traceback" not in done.output, change
     return done
 
 
@@ -138,17 +138,17 @@ def damaged_one_is_named(whole, data, beside, chance):
     bad = runs / BAD
     shutil.rmtree(bad, ignore_errors=True)
     shutil.copytree(whole, bad)
-    told = damage(bad, chance)
-    with in_time(told):
+    change = damage(bad, chance)
+    with in_time(change):
         found, damaged = RunStore(runs).all()
-    assert {one.run_id for one in (*found, *damaged)} == {GOOD, BAD}, told
-    assert [summary(run) | {"run_dir": ""} for run in found if run.run_id == GOOD] == [known | {"run_dir": ""}], told
-    command = command_for(told.partition(":")[0], chance, bad, runs / GOOD, data / "red" / "000.png")
-    done = asked(*command, told=told)
+    assert {one.run_id for one in (*found, *damaged)} == {GOOD, BAD}, change
+    assert [summary(run) | {"run_dir": ""} for run in found if run.run_id == GOOD] == [known | {"run_dir": ""}], change
+    command = command_for(change.partition(":")[0], chance, bad, runs / GOOD, data / "red" / "000.png")
+    done = asked(*command, change=change)
     if damaged and command[0] != "train" and bad in command:
-        assert done.exit_code == 2, told
-        assert "damaged" in done.stderr, told
-    assert evaluation(read_run(runs / GOOD)).accuracy == json.loads(said)["accuracy"], told
+        assert done.exit_code == 2, change
+        assert "damaged" in done.stderr, change
+    assert evaluation(read_run(runs / GOOD)).accuracy == json.loads(said)["accuracy"], change
 
 
 @pytest.mark.slow
@@ -157,20 +157,20 @@ def damaged_one_is_named(whole, data, beside, chance):
 def test_a_damaged_run_is_resumed_or_refused(halfway, tmp_path_factory, chance):
     bad = tmp_path_factory.mktemp("resumed") / BAD
     shutil.copytree(halfway, bad)
-    told = damage(bad, chance)
-    done = asked("resume", bad, told=told)
-    assert done.exit_code or read_run(bad).status == "finished", told
+    change = damage(bad, chance)
+    done = asked("resume", bad, change=change)
+    assert done.exit_code or read_run(bad).status == "finished", change
 
 
-def opened(page, told, **query):
+def opened(page, change, **query):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=SECONDS)
     for name, value in query.items():
         at.query_params[name] = value
     if page != "app.py":
         at.switch_page(page)
-    with in_time(told):
+    with in_time(change):
         at.run()
-    assert not at.exception, f"{told}: {page}: {at.exception[0].stack_trace}"
+    assert not at.exception, f"{change}: {page}: {at.exception[0].stack_trace}"
     return at
 
 
@@ -188,16 +188,16 @@ def test_the_pages_name_what_is_damaged(whole, data, monkeypatch):
     assert damaged
     for page in ("app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict"))):
         at = opened(page, everything, **({} if page in ("app.py", "pages/compare.py") else {"run": GOOD}))
-        told = " ".join(element.value for element in at.get("markdown")).replace("\\", "")
-        assert all(one.run_id in told for one in damaged), page
+        text = " ".join(element.value for element in at.get("markdown")).replace("\\", "")
+        assert all(one.run_id in text for one in damaged), page
     for number, run in enumerate(run for run in found if run.run_id != GOOD):
-        told = done[run.run_id]
+        change = done[run.run_id]
         match number % 4:
             case 0:
-                opened("pages/train.py", told, run=run.run_id)
+                opened("pages/train.py", change, run=run.run_id)
             case 1:
-                opened("pages/evaluate.py", told, run=run.run_id)
+                opened("pages/evaluate.py", change, run=run.run_id)
             case 2:
-                opened("pages/compare.py", told, runs=[GOOD, run.run_id])
+                opened("pages/compare.py", change, runs=[GOOD, run.run_id])
             case 3:
-                opened("pages/predict.py", told, run=run.run_id)
+                opened("pages/predict.py", change, run=run.run_id)

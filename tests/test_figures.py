@@ -78,8 +78,8 @@ def test_every_cell_of_the_heatmap_can_be_told_from_its_point():
     assert list(figure.layout.xaxis.ticktext) == ["c", "a", "b"]
     np.testing.assert_allclose(heat.z, (confusion / confusion.sum(0))[np.ix_(order, order)])
     assert heat.text[0][0] == "100%"
-    for x, y, told, words in zip(points.x, points.y, points.customdata, points.text, strict=True):
-        true, predicted = divmod(int(told), 3)
+    for x, y, cell, words in zip(points.x, points.y, points.customdata, points.text, strict=True):
+        true, predicted = divmod(int(cell), 3)
         assert (order[y], order[x]) == (true, predicted)
         assert words.startswith(f"{confusion[true, predicted]} images<br>true: {'abc'[true]}<br>predicted: {'abc'[predicted]}")
 

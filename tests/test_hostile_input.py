@@ -41,8 +41,8 @@ def test_a_fifo_among_images_is_skipped_and_the_rest_is_named(trained, tmp_path)
     data, run_dir = trained
     os.mkfifo(tmp_path / "fifo.png")
     done = thaw("predict", run_dir, tmp_path / "fifo.png", data / "red" / "000.png", "--json")
-    told = json.loads(done.stdout)
-    assert (done.exit_code, len(told["predictions"]), len(told["skipped"])) == (2, 1, 1)
+    result = json.loads(done.stdout)
+    assert (done.exit_code, len(result["predictions"]), len(result["skipped"])) == (2, 1, 1)
     assert "FIFO" in done.stderr
 
 

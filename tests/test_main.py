@@ -49,31 +49,33 @@ def trained(image_folder_once, tmp_path_factory):
 
 
 def test_train_prints_one_json_object_and_progress_elsewhere(trained):
-    _, runs, told, done = trained
+    _, runs, result, done = trained
     assert done.stdout.count("\n") == 1
     assert "epoch 2/2" in done.stderr
     wanted = "run_id run_dir strategy backbone trainable_parameters total_parameters epochs best_epoch val_accuracy seconds device precision"
-    assert set(wanted.split()) <= set(told)
-    assert told["strategy"] == "last_block"
-    assert told["backbone"] == "efficientnet_lite0"
-    assert told["epochs"] == 2
-    assert told["precision"] == "fp32"
-    assert 0 < told["trainable_parameters"] < told["total_parameters"]
-    assert Path(told["run_dir"]) == runs / told["run_id"]
+    assert set(wanted.split()) <= set(result)
+    assert result["strategy"] == "last_block"
+    assert result["backbone"] == "efficientnet_lite0"
+    assert result["epochs"] == 2
+    assert result["precision"] == "fp32"
+    assert 0 < result["trainable_parameters"] < result["total_parameters"]
+    assert Path(result["run_dir"]) == runs / result["run_id"]
 
 
 def test_the_config_of_a_run_repeats_it(trained, tmp_path):
-    _, _, told, _ = trained
-    again = thaw("train", "--config", Path(told["run_dir"], "config.json"), "--runs-dir", tmp_path, "--json")
+    _, _, result, _ = trained
+    again = thaw("train", "--config", Path(result["run_dir"], "config.json"), "--runs-dir", tmp_path, "--json")
     assert again.returncode == 0, again.stderr
     repeated = json.loads(again.stdout)
-    assert Path(repeated["run_dir"], "config.json").read_bytes() == Path(told["run_dir"], "config.json").read_bytes()
-    assert Path(repeated["run_dir"], "best.safetensors").read_bytes() == Path(told["run_dir"], "best.safetensors").read_bytes()
+    assert Path(repeated["run_dir"], "config.json").read_bytes() == Path(result["run_dir"], "config.json").read_bytes()
+    assert (
+        Path(repeated["run_dir"], "best.safetensors").read_bytes() == Path(result["run_dir"], "best.safetensors").read_bytes()
+    )
 
 
 def test_evaluate_and_predict_json(trained):
-    data, _, told, _ = trained
-    judged = json.loads(thaw("evaluate", told["run_dir"], "--json").stdout)
+    data, _, result, _ = trained
+    judged = json.loads(thaw("evaluate", result["run_dir"], "--json").stdout)
     assert judged["split"] == "test"
     assert judged["accuracy_low"] <= judged["accuracy"] <= judged["accuracy_high"]
     assert [row["class"] for row in judged["per_class"]] == ["blue <b>", "red"]
@@ -82,16 +84,16 @@ def test_evaluate_and_predict_json(trained):
     assert all(row["low"] <= row["value"] <= row["high"] for row in numbers.values())
     assert (judged["resamples"], judged["absent_classes"]) == (1000, [])
     files = sorted(Path(data, "red").iterdir())[:2]
-    named = json.loads(thaw("predict", told["run_dir"], *files, "--json").stdout)
+    named = json.loads(thaw("predict", result["run_dir"], *files, "--json").stdout)
     assert [row["image"] for row in named["predictions"]] == [str(file) for file in files]
     assert sum(named["predictions"][0]["probabilities"].values()) == pytest.approx(1)
 
 
 def test_predict_reports_what_it_cannot_read_and_names_the_rest(trained, tmp_path):
-    data, _, told, _ = trained
+    data, _, result, _ = trained
     text = tmp_path / "text.jpg"
     text.write_text("hello")
-    done = thaw("predict", told["run_dir"], text, next(Path(data, "red").iterdir()), "--json")
+    done = thaw("predict", result["run_dir"], text, next(Path(data, "red").iterdir()), "--json")
     assert done.returncode == 2
     answer = json.loads(done.stdout)
     assert [row["image"] for row in answer["skipped"]] == [str(text)]
@@ -100,8 +102,8 @@ def test_predict_reports_what_it_cannot_read_and_names_the_rest(trained, tmp_pat
 
 
 def test_plain_words_for_people(trained):
-    _, _, told, _ = trained
-    done = thaw("evaluate", told["run_dir"])
+    _, _, result, _ = trained
+    done = thaw("evaluate", result["run_dir"])
     assert "95 % interval" in done.stdout
     assert "Balanced accuracy" in done.stdout
     assert "blue <b>" in done.stdout
@@ -116,9 +118,9 @@ def test_backbones_json():
 
 def test_inspect_json(trained, tmp_path):
     data, _, _, _ = trained
-    told = json.loads(thaw("inspect", data, "--json").stdout)
-    assert told["counts"]["red"] == {"train": 8, "val": 2, "test": 2}
-    assert told["findings"] != []  # fewer than ten training images a class
+    result = json.loads(thaw("inspect", data, "--json").stdout)
+    assert result["counts"]["red"] == {"train": 8, "val": 2, "test": 2}
+    assert result["findings"] != []  # fewer than ten training images a class
 
 
 @pytest.mark.parametrize(
@@ -288,15 +290,15 @@ def test_a_deep_inspection_is_one_json_object(image_folder, tmp_path):
     done = thaw("inspect", data, "--deep", "--json")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
-    told = json.loads(done.stdout)
-    assert told["deep"]["backbone"] == "efficientnet_lite0"
-    assert told["deep"]["image_size"] == 224
-    assert [one["stage"] for one in told["deep"]["probes"]] == ["stem", *(f"block{n}" for n in range(1, 8))]
-    assert set(told["deep"]["suggestion"]) == {"strategy", "cut", "reason"}
-    assert set(told["deep"]["auc"]) == {"val", "test"}
+    result = json.loads(done.stdout)
+    assert result["deep"]["backbone"] == "efficientnet_lite0"
+    assert result["deep"]["image_size"] == 224
+    assert [one["stage"] for one in result["deep"]["probes"]] == ["stem", *(f"block{n}" for n in range(1, 8))]
+    assert set(result["deep"]["suggestion"]) == {"strategy", "cut", "reason"}
+    assert set(result["deep"]["auc"]) == {"val", "test"}
     in_words = thaw("inspect", data, "--deep")
     assert "Accuracy of a linear probe" in in_words.stdout
-    assert told["deep"]["suggestion"]["reason"] in in_words.stdout
+    assert result["deep"]["suggestion"]["reason"] in in_words.stdout
     assert "blue <b>" in in_words.stdout
 
 
@@ -329,10 +331,10 @@ def test_inspect_takes_an_archive(trained, tmp_path):
     data, *_ = trained
     done = thaw("inspect", zipped(data, tmp_path / "pictures.zip", inside="holiday"), "--json")
     assert done.returncode == 0, done.stderr
-    told, plain = json.loads(done.stdout), json.loads(thaw("inspect", data, "--json").stdout)
-    assert told["images"] == plain["images"] == 24
-    assert told["counts"] == plain["counts"]
-    assert Path(told["data"]).is_dir()
+    result, plain = json.loads(done.stdout), json.loads(thaw("inspect", data, "--json").stdout)
+    assert result["images"] == plain["images"] == 24
+    assert result["counts"] == plain["counts"]
+    assert Path(result["data"]).is_dir()
 
 
 def test_inspect_takes_a_manifest(trained, tmp_path):
@@ -340,9 +342,9 @@ def test_inspect_takes_a_manifest(trained, tmp_path):
     files = sorted(Path(data).rglob("*.png"))
     rows = [f"{file},{file.parent.name.upper()},{'val' if number % 4 == 0 else 'train'}" for number, file in enumerate(files)]
     (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
-    told = json.loads(thaw("inspect", tmp_path / "list.csv", "--json").stdout)
-    assert told["given_splits"] is True
-    assert told["counts"] == {"BLUE <B>": {"train": 9, "val": 3}, "RED": {"train": 9, "val": 3}}
+    result = json.loads(thaw("inspect", tmp_path / "list.csv", "--json").stdout)
+    assert result["given_splits"] is True
+    assert result["counts"] == {"BLUE <B>": {"train": 9, "val": 3}, "RED": {"train": 9, "val": 3}}
 
 
 def no_archive(file):
@@ -390,14 +392,14 @@ def test_saved_edits_show_and_can_be_left_out(trained):
     data, *_ = trained
     ids = ("red/000.png", "red/001.png")
     save_edits(data, [Edit(action="exclude", paths=ids), Edit(action="ignore", paths=("red", "blue <b>"), kind="few_images")])
-    told = json.loads(thaw("inspect", data, "--json").stdout)
-    assert told["images"] == 22
-    assert [edit["action"] for edit in told["edits"]] == ["exclude", "ignore"]
-    assert "few_images" not in [one["kind"] for one in told["findings"]]
+    result = json.loads(thaw("inspect", data, "--json").stdout)
+    assert result["images"] == 22
+    assert [edit["action"] for edit in result["edits"]] == ["exclude", "ignore"]
+    assert "few_images" not in [one["kind"] for one in result["findings"]]
     assert "2 images excluded" in thaw("inspect", data).stdout
-    told = json.loads(thaw("inspect", data, "--as-is", "--json").stdout)
-    assert (told["images"], told["edits"]) == (24, [])
-    assert "few_images" in [one["kind"] for one in told["findings"]]
+    result = json.loads(thaw("inspect", data, "--as-is", "--json").stdout)
+    assert (result["images"], result["edits"]) == (24, [])
+    assert "few_images" in [one["kind"] for one in result["findings"]]
 
 
 def test_train_records_saved_edits_and_says_so(trained, tmp_path):
@@ -429,14 +431,14 @@ def test_train_as_is_leaves_saved_edits_out(trained, tmp_path):
 
 
 def test_train_takes_an_archive(trained, tmp_path):
-    data, _, told, _ = trained
+    data, _, result, _ = trained
     archive = zipped(data, tmp_path / "pictures.zip")
     done = thaw("train", archive, *QUICK, "--runs-dir", tmp_path / "runs", "--seed", 3, "--json")
     assert done.returncode == 0, done.stderr
     run = Path(json.loads(done.stdout)["run_dir"])
     unpacked = Path(json.loads((run / "config.json").read_text())["data"])
     assert sorted(path.name for path in unpacked.iterdir()) == ["blue <b>", "red"]
-    assert (run / "best.safetensors").read_bytes() == Path(told["run_dir"], "best.safetensors").read_bytes()
+    assert (run / "best.safetensors").read_bytes() == Path(result["run_dir"], "best.safetensors").read_bytes()
     archive.unlink()
     again = thaw("train", "--config", run / "config.json", "--runs-dir", tmp_path / "again", "--json")
     assert again.returncode == 0, again.stderr
@@ -451,9 +453,9 @@ def test_public_sets_are_listed_with_sizes_and_licences():
         assert row["download_bytes"] > 1e7
         assert row["images"] > row["classes"] > 1
         assert row["fetched"] is False
-    shown = thaw("fetch").stdout
-    assert all(name in shown for name in rows)
-    assert "CC BY-SA 4.0" in shown
+    output = thaw("fetch").stdout
+    assert all(name in output for name in rows)
+    assert "CC BY-SA 4.0" in output
 
 
 def test_a_set_that_is_there_is_not_fetched_again(home, image_folder):

@@ -30,7 +30,7 @@ def executed(tmp_path_factory):
         return client.execute(), client.redrawn
 
 
-def shown(notebook, code):
+def output_of(notebook, code):
     """The HTML of the cell with this code, everything in one."""
     [cell] = [cell for cell in notebook.cells if cell.cell_type == "code" and code in cell.source]
     return "".join(output.get("data", {}).get("text/html", "") for output in cell.outputs)
@@ -39,14 +39,14 @@ def shown(notebook, code):
 @pytest.mark.slow
 def test_every_cell_shows_its_result_as_html(executed):
     notebook, _ = executed
-    assert "1,797 images in 10 classes" in shown(notebook, "thaw.inspect")
-    trained = shown(notebook, "thaw.train")
+    assert "1,797 images in 10 classes" in output_of(notebook, "thaw.inspect")
+    trained = output_of(notebook, "thaw.train")
     assert trained.count("epoch 2/2") == 2
     assert "<b>" in trained
-    assert "Strategies" in shown(notebook, "thaw.compare")
-    assert "Matthews" in shown(notebook, "thaw.evaluate")
-    assert "p(9)" in shown(notebook, "thaw.predict")
-    assert "onnxruntime" in shown(notebook, "thaw.export")
+    assert "Strategies" in output_of(notebook, "thaw.compare")
+    assert "Matthews" in output_of(notebook, "thaw.evaluate")
+    assert "p(9)" in output_of(notebook, "thaw.predict")
+    assert "onnxruntime" in output_of(notebook, "thaw.export")
 
 
 @pytest.mark.slow

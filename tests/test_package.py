@@ -48,14 +48,14 @@ def test_an_editable_install_gives_the_command_the_types_and_the_home(installed,
     done = run([binaries / "thaw", "train", "/not/there"], tmp_path)
     assert done.returncode == 2
     assert "DATA: there is no folder" in done.stderr
-    told = "import finetune_core, pathlib, finetune_core.paths as p; print(pathlib.Path(finetune_core.__path__[0], 'py.typed').is_file(), p.home())"
-    assert run([binaries / "python", "-c", told], tmp_path).stdout.split() == ["True", str(checkout)]
+    result = "import finetune_core, pathlib, finetune_core.paths as p; print(pathlib.Path(finetune_core.__path__[0], 'py.typed').is_file(), p.home())"
+    assert run([binaries / "python", "-c", result], tmp_path).stdout.split() == ["True", str(checkout)]
 
 
 def test_what_is_installed_depends_on_the_requirements_and_on_nothing_else(installed, tmp_path):
     _, binaries = installed
-    told = "import importlib.metadata as m; print(*(m.requires('thaw')), sep='\\n')"
-    assert run([binaries / "python", "-c", told], tmp_path).stdout.split() == (ROOT / "requirements.txt").read_text().split()
+    result = "import importlib.metadata as m; print(*(m.requires('thaw')), sep='\\n')"
+    assert run([binaries / "python", "-c", result], tmp_path).stdout.split() == (ROOT / "requirements.txt").read_text().split()
 
 
 def test_the_app_command_starts_the_dashboard_with_streamlits_own_options(installed, tmp_path):
@@ -88,5 +88,5 @@ def test_without_a_checkout_the_app_command_says_what_to_do(tmp_path):
     done = run([sys.executable, "-m", "finetune_core", "app"], tmp_path)
     assert done.returncode == 2
     assert "pip install -e ." in done.stderr
-    told = "import finetune_core.paths as p; print(p.home())"
-    assert run([sys.executable, "-c", told], tmp_path, HOME="/nobody").stdout.strip() == "/nobody/.thaw"
+    result = "import finetune_core.paths as p; print(p.home())"
+    assert run([sys.executable, "-c", result], tmp_path, HOME="/nobody").stdout.strip() == "/nobody/.thaw"

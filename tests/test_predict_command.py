@@ -38,21 +38,21 @@ def test_folders_archives_and_files_are_named_alike(run, new):
     file = new / "new" / "red" / "000.png"
     done = predict(run.run_dir, new / "new", new / "new.zip", file, new / "broken.png", "--json")
     assert done.exit_code == 2, "one could not be read"
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     names = [f"red/00{number}.png" for number in range(3)]
-    images = [row["image"] for row in told["predictions"]]
+    images = [row["image"] for row in result["predictions"]]
     assert images == [f"{new}/new/{name}" for name in names] + [f"{new}/new.zip/{name}" for name in names] + [str(file)]
-    first = told["predictions"]
+    first = result["predictions"]
     for one, other in ((first[0], first[3]), (first[0], first[6])):
         assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
     assert set(first[0]["probabilities"]) == {"red", "blue", NASTY}
     assert {row["unlike"] for row in first} == {None}
-    assert [row["image"] for row in told["skipped"]] == [str(new / "broken.png")]
+    assert [row["image"] for row in result["skipped"]] == [str(new / "broken.png")]
     assert "broken.png" in done.stderr
 
 
 def test_a_table_is_written_with_what_is_unlike_the_training_images(run, new):
-    table = new / "told" / "named.csv"
+    table = new / "missing" / "predictions.csv"
     done = predict(run.run_dir, new / "new.zip", new / "broken.png", "--csv", table, "--unlike")
     assert done.exit_code == 2
     assert done.stdout == ""
@@ -73,8 +73,8 @@ def test_lines_for_people(run, new):
 
 def test_an_export_names_images_but_knows_no_training_images(run, new, tmp_path):
     folder = export_run(run, "safetensors", tmp_path / "exported").folder
-    told = json.loads(predict(folder, new / "new", "--json").stdout)
-    assert len(told["predictions"]) == 3
+    result = json.loads(predict(folder, new / "new", "--json").stdout)
+    assert len(result["predictions"]) == 3
     done = predict(folder, new / "new", "--unlike")
     assert done.exit_code == 2
     assert "is an export" in done.stderr

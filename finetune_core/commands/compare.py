@@ -88,8 +88,8 @@ def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
     for arm, some in by_arm(configs).items():
         with progress_bar() as bar:
             rates[arm] = show_work(bar, find_rate(some[0])).suggestion
-        told = f"{rates[arm]:g}" if rates[arm] else f"none found, {some[0].learning_rate:g} stays"
-        err.print(f"{some[0].backbone}, {some[0].strategy}: learning rate {told}")
+        rate = f"{rates[arm]:g}" if rates[arm] else f"none found, {some[0].learning_rate:g} stays"
+        err.print(f"{some[0].backbone}, {some[0].strategy}: learning rate {rate}")
     return with_rates(configs, rates)
 
 
@@ -135,10 +135,10 @@ def print_comparison(comparison: Comparison) -> None:
     if comparison.networks:
         out.print(escape(comparison.networks))
     columns, rows = arms_table(comparison)
-    shown = ["Strategy", comparison.measure.title, "95 % interval", "Over seeds", "Time"]
-    table = Table(*(Column(name, no_wrap=name != "Strategy") for name in shown), box=None)
+    columns_shown = ["Strategy", comparison.measure.title, "95 % interval", "Over seeds", "Time"]
+    table = Table(*(Column(name, no_wrap=name != "Strategy") for name in columns_shown), box=None)
     for row in rows:
-        table.add_row(*(escape(row[columns.index(name)]) for name in shown))
+        table.add_row(*(escape(row[columns.index(name)]) for name in columns_shown))
     out.print(table)
     for pair in comparison.pairs:
         words = of_pair(comparison.arms, pair)

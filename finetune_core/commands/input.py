@@ -46,8 +46,8 @@ def kept_split(data: str | None, as_is: bool) -> dict[str, Any]:
         return {}
     kept = {name: value for name, value in load_split(data).items() if value != setting_of(name).default}
     if kept:
-        told = ", ".join(f"{option_of(name)} {value}" for name, value in kept.items())
-        err.print(escape(f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {told}"))
+        listed = ", ".join(f"{option_of(name)} {value}" for name, value in kept.items())
+        err.print(escape(f"Split as it was set in the app (--as-is leaves that out, an option goes before it): {listed}"))
     return kept
 
 

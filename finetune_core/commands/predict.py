@@ -68,9 +68,9 @@ def write_table(file: Path, named: Sequence[ImagePrediction], classes: Sequence[
     err.print(escape(f"{things(len(named), 'image')} in {file}"))
 
 
-def print_named(told: dict[str, Any]) -> None:
+def print_named(result: dict[str, Any]) -> None:
     """One line for each of the ``predictions``."""
-    for row in told["predictions"]:
+    for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
         out.print(escape(f"{row['image']}: {row['class']} ({row['probability']:.1%}){unlike}"))
 

@@ -55,8 +55,8 @@ def asked_for(
         if "edits" not in settings:
             settings["edits"] = effective(load_edits(settings["data"]))
             if settings["edits"]:
-                told = edits_in_words(settings["edits"])
-                err.print(f"With the changes made to this data set (--as-is leaves them out): {told}")
+                changes = edits_in_words(settings["edits"])
+                err.print(f"With the changes made to this data set (--as-is leaves them out): {changes}")
     base = kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
     if by_size:
         base |= _by_size(make_config(base | settings))

@@ -21,22 +21,22 @@ def _field(problem: Mapping[str, Any]) -> str:
 
 def _in_words(problem: Mapping[str, Any]) -> str:
     kind, context = problem["type"], problem.get("ctx", {})
-    shown = _SHORT.repr(problem.get("input"))
+    given = _SHORT.repr(problem.get("input"))
     match kind:
         case "greater_than":
-            return f"must be more than {context['gt']:g}, not {shown}"
+            return f"must be more than {context['gt']:g}, not {given}"
         case "greater_than_equal":
-            return f"must be at least {context['ge']:g}, not {shown}"
+            return f"must be at least {context['ge']:g}, not {given}"
         case "less_than":
-            return f"must be less than {context['lt']:g}, not {shown}"
+            return f"must be less than {context['lt']:g}, not {given}"
         case "less_than_equal":
-            return f"must be at most {context['le']:g}, not {shown}"
+            return f"must be at most {context['le']:g}, not {given}"
         case "literal_error":
-            return f"must be {context['expected']}, not {shown}"
+            return f"must be {context['expected']}, not {given}"
         case "int_parsing" | "int_type" | "int_from_float":
-            return f"must be a whole number, not {shown}"
+            return f"must be a whole number, not {given}"
         case "float_parsing" | "float_type" | "finite_number":
-            return f"must be a number, not {shown}"
+            return f"must be a number, not {given}"
         case "extra_forbidden":
             return "is not a setting that Thaw knows"
         case "missing":

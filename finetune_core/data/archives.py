@@ -178,11 +178,11 @@ def _folder(name: str, digest: str) -> Path:
 
 def _unpacked(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Work[None]:
     """(packed bytes read, packed bytes in all), now and then."""
-    told, step = 0, min(PIECE, packed // 100)
+    reported, step = 0, min(PIECE, packed // 100)
     for count, _ in enumerate(_unpack(file, packed, folder, limits)):
-        if file.tell() > told + step or count % _SILENT_PIECES == 0:
-            told = file.tell()
-            yield Step(told, packed)
+        if file.tell() > reported + step or count % _SILENT_PIECES == 0:
+            reported = file.tell()
+            yield Step(reported, packed)
 
 
 def _unpack(file: BinaryIO, packed: int, folder: Path, limits: Limits) -> Iterator[object]:

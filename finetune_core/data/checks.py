@@ -133,8 +133,8 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
 
 def some(names: Sequence[str], limit: int = 3) -> str:
     """``a, b, c and 4 more``."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
+    listed = ", ".join(names[:limit])
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit:,} more"
 
 
 def _thing(kind: str) -> str:

@@ -42,8 +42,10 @@ def load_split(data: str | Path) -> dict[str, Any]:
     if not file.exists():
         return make_config({"data": str(data)}).split_settings
     try:
-        told = read_config(file)
-        return make_config({name: told[name] for name in names_in(SPLIT) if name in told} | {"data": str(data)}).split_settings
+        stored = read_config(file)
+        return make_config(
+            {name: stored[name] for name in names_in(SPLIT) if name in stored} | {"data": str(data)}
+        ).split_settings
     except ConfigError as error:
         raise DataError(
             f"How this data set is split, in {file}, cannot be read: {error}. Repair or delete that file."

@@ -84,8 +84,8 @@ def _listed_folder(path: Path, roots: Sequence[Path]) -> Listing:
     for folder, split in (split_folders or {top: ""}).items():
         walk.class_folders(folder, split)
     if split_folders:
-        walk.notes += [("ignored_folder", walk.shown(folder)) for folder in _subfolders(top) if folder not in split_folders]
-        walk.notes += [("no_class", walk.shown(file)) for file in _images_in(top)]
+        walk.notes += [("ignored_folder", walk.relative(folder)) for folder in _subfolders(top) if folder not in split_folders]
+        walk.notes += [("no_class", walk.relative(file)) for file in _images_in(top)]
     if not walk.rows:
         raise DataError(_nothing_found(path, walk.notes))
     files = pd.DataFrame(walk.rows, columns=list(_COLUMNS)).astype(_COLUMNS).sort_values("id", ignore_index=True)
@@ -108,15 +108,15 @@ class _Walk:
     notes: list[Note]
 
     def class_folders(self, folder: Path, split: str) -> None:
-        self.notes += [("no_class", self.shown(file)) for file in _images_in(folder)]
+        self.notes += [("no_class", self.relative(file)) for file in _images_in(folder)]
         for class_folder in _subfolders(folder):
             if self.roots and not is_within(class_folder, self.roots):
-                self.notes.append(("outside", self.shown(class_folder)))
+                self.notes.append(("outside", self.relative(class_folder)))
                 continue
             before = len(self.rows)
             self._files(class_folder, class_folder.name, split)
             if len(self.rows) == before:
-                self.notes.append(("empty_class", self.shown(class_folder)))
+                self.notes.append(("empty_class", self.relative(class_folder)))
 
     def _files(self, folder: Path, name: str, split: str) -> None:
         prefix = folder.relative_to(self.root).as_posix()
@@ -134,7 +134,7 @@ class _Walk:
         else:
             self.rows.append((sample, name, split, "", *_size_and_time(entry)))
 
-    def shown(self, path: Path) -> str:
+    def relative(self, path: Path) -> str:
         return printable(path.relative_to(self.root).as_posix())
 
 

@@ -74,7 +74,7 @@ def _metadata(source: Source) -> str:
         "dataset_split": SPLIT_WORDS[judged.split].lower(),
     }
     values = {"accuracy": judged.accuracy, "f1": judged.per_class["f1"].mean()}
-    told = ModelCardData(
+    card = ModelCardData(
         model_name=_title(source),
         library_name="timm" if source.run.config.backbone == PACKAGED else "torchvision",
         pipeline_tag="image-classification",
@@ -85,7 +85,7 @@ def _metadata(source: Source) -> str:
             if not math.isnan(value)
         ],
     )
-    return f"---\n{told.to_yaml()}\n---"
+    return f"---\n{card.to_yaml()}\n---"
 
 
 def _title(source: Source) -> str:
@@ -121,7 +121,7 @@ def _use(source: Source, format: str) -> str:
 def _data(source: Source) -> str:
     started = source.run.history.started or {}
     counts = ", ".join(f"{number(count)} {SPLIT_WORDS[split].lower()}" for split, count in started.get("counts", {}).items())
-    skipped = source.told["skipped_images"]
+    skipped = source.summary["skipped_images"]
     changes = len(source.run.config.edits)
     sentences = [
         f"{_plain(source.data_name)}: {counts} images (fingerprint `{started.get('fingerprint', '')}`).",
@@ -138,18 +138,18 @@ def _data(source: Source) -> str:
 
 
 def _recipe(source: Source) -> str:
-    config, told, started = source.run.config, source.told, source.run.history.started or {}
+    config, summary, started = source.run.config, source.summary, source.run.history.started or {}
     default = type(config).model_fields
-    shown = {name for name in default if getattr(config, name) != default[name].default}
+    changed = {name for name in default if getattr(config, name) != default[name].default}
     rows = {
         "Backbone": config.backbone,
         "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []))}",
-        "Trained": f"{told['trainable_parameters']:,} of {told['total_parameters']:,} weights",
+        "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
-        "Length": f"{told['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
+        "Length": f"{summary['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
         "Image size": f"{config.image_size} pixels",
-        "Arithmetic": f"trained in {told['precision']} on {started.get('device_label', told['device'])}",
-        "Time": duration(told["seconds"]) if told["seconds"] is not None else "unknown",
+        "Arithmetic": f"trained in {summary['precision']} on {started.get('device_label', summary['device'])}",
+        "Time": duration(summary["seconds"]) if summary["seconds"] is not None else "unknown",
     }
     hidden = {
         "data",
@@ -165,7 +165,7 @@ def _recipe(source: Source) -> str:
         "precision",
         "device",
     }
-    rows |= {name: _setting(name, getattr(config, name)) for name in default if name in shown - hidden}
+    rows |= {name: _setting(name, getattr(config, name)) for name in default if name in changed - hidden}
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
         f"| {_plain(key)} | {_plain(str(value))} |" for key, value in rows.items()
     )

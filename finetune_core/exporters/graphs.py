@@ -35,7 +35,7 @@ def write_onnx(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measu
     yield Step(0, None, "export")
     onnx, runtime = _needed("onnx"), _needed("onnxruntime")
     _needed("onnxscript")
-    model, told = source.network.model, describe_network(source)
+    model, sidecar = source.network.model, describe_network(source)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if held >= _LARGEST_ONNX:
         raise ExportError(f"{source.run.config.backbone} is too large for one ONNX file (2 GB). Export it as safetensors.")
@@ -53,14 +53,14 @@ def write_onnx(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measu
         onnx.save(proto, folder / ONNX)
         answer = _onnx_answer(source, runtime, folder / ONNX)
     measured = yield from measure(source, f"{ONNX}, run with onnxruntime", answer)
-    told |= {"metrics": measured.to_json()}
+    sidecar |= {"metrics": measured.to_json()}
     with _in_words(source, "ONNX"):
-        for key, value in _metadata(told).items():
+        for key, value in _metadata(sidecar).items():
             proto.metadata_props.add(key=key, value=value)
         onnx.save(proto, folder / ONNX)
         answer = _onnx_answer(source, runtime, folder / ONNX)
     checked = _compare(source, "onnxruntime", answer)
-    write_sidecar(folder, told | {"checked": checked}, folder / ONNX)
+    write_sidecar(folder, sidecar | {"checked": checked}, folder / ONNX)
     return checked, measured
 
 
@@ -77,7 +77,7 @@ def write_program(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Me
         ExportError: when the network cannot be exported, or the program answers otherwise than the network.
     """
     yield Step(0, None, "export")
-    told = describe_network(source)
+    sidecar = describe_network(source)
     with _in_words(source, "torch.export"):
         program = torch.export.export(
             source.network.model,
@@ -87,12 +87,12 @@ def write_program(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Me
         torch.export.save(program, folder / PROGRAM)
         answer = _program_answer(source, folder / PROGRAM)
     measured = yield from measure(source, f"{PROGRAM}, run with torch.export", answer)
-    told |= {"metrics": measured.to_json()}
+    sidecar |= {"metrics": measured.to_json()}
     with _in_words(source, "torch.export"):
-        torch.export.save(program, folder / PROGRAM, extra_files={SIDECAR: json.dumps(told)})
+        torch.export.save(program, folder / PROGRAM, extra_files={SIDECAR: json.dumps(sidecar)})
         answer = _program_answer(source, folder / PROGRAM)
     checked = _compare(source, "torch.export", answer)
-    write_sidecar(folder, told | {"checked": checked}, folder / PROGRAM)
+    write_sidecar(folder, sidecar | {"checked": checked}, folder / PROGRAM)
     return checked, measured
 
 
@@ -135,9 +135,9 @@ def _images(count: int, size: int) -> torch.Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(count))
 
 
-def _metadata(told: dict[str, Any]) -> dict[str, str]:
+def _metadata(sidecar: dict[str, Any]) -> dict[str, str]:
     return {
-        name: json.dumps(told[name]) if not isinstance(told[name], str) else told[name]
+        name: json.dumps(sidecar[name]) if not isinstance(sidecar[name], str) else sidecar[name]
         for name in ("classes", "preprocessing", "output", "metrics", "hashes", "run")
     }
 

@@ -45,7 +45,7 @@ class Measured:
     def to_json(self) -> dict[str, Any]:
         """The file's accuracy, or, where it was not measured, the run's and why; plain values."""
         judged = self.judged or self.run
-        told = {
+        metrics = {
             "split": judged.split,
             "images": judged.images,
             "accuracy": judged.accuracy,
@@ -54,8 +54,8 @@ class Measured:
         }
         of_run = {"images": self.run.images, "accuracy": self.run.accuracy, "precision": self.precision}
         if self.judged:
-            return told | {"measured_on": self.file, "labels_as_in_the_run": self.alike, "run": of_run}
-        return told | {"measured_on": None, "not_measured_because": self.reason, "run": of_run}
+            return metrics | {"measured_on": self.file, "labels_as_in_the_run": self.alike, "run": of_run}
+        return metrics | {"measured_on": None, "not_measured_because": self.reason, "run": of_run}
 
     def in_words(self) -> str:
         if self.judged is None:

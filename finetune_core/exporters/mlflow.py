@@ -103,19 +103,19 @@ def _metrics(run: Run) -> Iterator[Scalar]:
         for stage, values in (row.get("stages") or {}).items():
             for name, value in values.items():
                 yield f"{name}/{stage}", value, row["epoch"], row["at"]
-    told, end = summary(run), run.history.end
+    row, end = summary(run), run.history.end
     names = {"test_accuracy": "test_accuracy", "seconds": "seconds"}
     if end and end.get("evaluation_precision"):  # else they are those of an epoch
         names |= {"val_accuracy": "final_val_accuracy", "val_loss": "final_val_loss"}
     for name, metric in names.items():
-        if end and told[name] is not None:
-            yield metric, told[name], told["best_epoch"] or 0, end["at"]
+        if end and row[name] is not None:
+            yield metric, row[name], row["best_epoch"] or 0, end["at"]
 
 
 def _tags(run: Run) -> dict[str, str]:
-    told = summary(run)
-    shown = {
-        f"thaw.{name}": str(told[name])
+    row = summary(run)
+    tags = {
+        f"thaw.{name}": str(row[name])
         for name in ("status", "backbone", "strategy", "device", "precision", "evaluation_precision", "trainable_parameters")
     }
-    return shown | ({"mlflow.note.content": run.note} if run.note else {})
+    return tags | ({"mlflow.note.content": run.note} if run.note else {})

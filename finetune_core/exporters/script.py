@@ -235,8 +235,8 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
 def _stages(source: Source, facts: set[str]) -> list[str]:
     """The table of stages: (name, its modules, share of the learning rate, first epoch that trains)."""
     parts = "PARTS" in facts
-    told = ", which of its weights train" if parts else ""
-    lines = [f"STAGES = [  # name, modules, share of the learning rate (0: frozen), first epoch that trains{told}"]
+    comment = ", which of its weights train" if parts else ""
+    lines = [f"STAGES = [  # name, modules, share of the learning rate (0: frozen), first epoch that trains{comment}"]
     for each, stage in _plans(source):
         loose = [name for name in (*stage.parameters, *stage.buffers) if not _inside(name, stage.modules)]
         rate = 0.0 if each.frozen else each.rate
@@ -264,11 +264,11 @@ def _version(source: Source) -> str:
 
 
 def _docstring(source: Source) -> str:
-    told, judged = source.told, source.judged
+    summary, judged = source.summary, source.judged
     data, run = _harmless(source.data_name), _harmless(source.run.run_id)
     where = "test" if judged.split == TEST else "validation"
     return (
-        f"Fine-tunes {told['backbone']} on {data}: repeats the run {run} without Thaw.\n\n"
+        f"Fine-tunes {summary['backbone']} on {data}: repeats the run {run} without Thaw.\n\n"
         f"    python {SCRIPT} DATA\n\n"
         f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. The run reached {percent(judged.accuracy)} on\n"
         f"its {judged.images} {where} images. Needs torch, torchvision, numpy, pillow{_also(source)}.\n"

@@ -58,11 +58,11 @@ def preprocessing(info: BackboneInfo, image_size: int) -> dict[str, Any]:
     }
 
 
-def write_sidecar(folder: Path, told: dict[str, Any], weights: Path | None = None) -> None:
+def write_sidecar(folder: Path, sidecar: dict[str, Any], weights: Path | None = None) -> None:
     """Write ``model.json``, with the hash of the file of weights that it belongs to."""
     if weights:
-        told = told | {"hashes": told["hashes"] | {weights.name: file_hash(weights)}}
-    write_bytes(folder / SIDECAR, json.dumps(told, indent=2).encode())
+        sidecar = sidecar | {"hashes": sidecar["hashes"] | {weights.name: file_hash(weights)}}
+    write_bytes(folder / SIDECAR, json.dumps(sidecar, indent=2).encode())
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
@@ -73,12 +73,12 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     """
     file = folder / SIDECAR
     try:
-        told = json.loads(read_regular(file, _LARGEST))
+        sidecar = json.loads(read_regular(file, _LARGEST))
     except (OSError, ValueError, RecursionError) as error:
         raise ExportError(f"{file} cannot be read: {problem_with(file, error)}.") from None
-    if not isinstance(told, dict) or (told.get("kind"), told.get("version")) != (_KIND, _VERSION):
+    if not isinstance(sidecar, dict) or (sidecar.get("kind"), sidecar.get("version")) != (_KIND, _VERSION):
         raise ExportError(f"{file} was not written by this version of Thaw.")
-    return told
+    return sidecar
 
 
 def file_hash(file: Path) -> str:

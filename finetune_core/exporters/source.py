@@ -44,7 +44,7 @@ class Source:
         return data_name(self.run)
 
     @property
-    def told(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The run in one flat row (see ``summary``)."""
         return summary(self.run)
 

@@ -75,8 +75,8 @@ def _describe(writer: Any, run: Run) -> None:
     plain = {
         name: value if isinstance(value, bool | int | float | str) else json.dumps(value) for name, value in settings.items()
     }
-    told = summary(run)
-    results = {f"result/{name}": told[name] for name in _RESULTS if told[name] is not None}
+    row = summary(run)
+    results = {f"result/{name}": row[name] for name in _RESULTS if row[name] is not None}
     writer.add_hparams(plain, results, run_name=".")
 
 

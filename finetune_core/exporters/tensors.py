@@ -38,7 +38,7 @@ class _Preprocessing(TypedDict):
     centre_crop_to: Annotated[int, Field(ge=32, le=1024)]
 
 
-class _Told(TypedDict):
+class _Sidecar(TypedDict):
     """What of a ``model.json`` is needed to name images again."""
 
     network: _Architecture
@@ -47,7 +47,7 @@ class _Told(TypedDict):
     hashes: Annotated[dict[Name, Name], Field(max_length=1000)]
 
 
-_TOLD = TypeAdapter(_Told)
+_SIDECAR = TypeAdapter(_Sidecar)
 
 
 def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measured]]:
@@ -56,8 +56,8 @@ def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any]
     state = source.network.model.state_dict()
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
     write_bytes(folder / WEIGHTS, save(tensors, {"format": "pt"}))
-    told = describe_network(source)
-    write_sidecar(folder, told, folder / WEIGHTS)
+    sidecar = describe_network(source)
+    write_sidecar(folder, sidecar, folder / WEIGHTS)
     exported = load_export(folder)
     again = exported.network.model.state_dict()
     if not all(torch.equal(tensor, again[name].cpu()) for name, tensor in state.items()):
@@ -65,7 +65,7 @@ def write_safetensors(source: Source, folder: Path) -> Work[tuple[dict[str, Any]
     measured = yield from measure(
         source, f"{WEIGHTS}, run with PyTorch", lambda images: logits_of(exported.network.model, images, exported.device)
     )
-    write_sidecar(folder, told | {"metrics": measured.to_json()}, folder / WEIGHTS)
+    write_sidecar(folder, sidecar | {"metrics": measured.to_json()}, folder / WEIGHTS)
     return {"tensors": len(tensors), "identical": True}, measured
 
 
@@ -82,9 +82,13 @@ def load_export(folder: Path) -> Predictor:
         ExportError: when the folder is no safetensors export, its file is damaged, or its parts do not belong together.
     """
     try:
-        told = _TOLD.validate_python(read_sidecar(folder), strict=True)
-        name, classes, size = told["network"]["backbone"], tuple(told["classes"]), told["preprocessing"]["centre_crop_to"]
-        expected, backbone_hash = told["hashes"].get(WEIGHTS), told["hashes"]["backbone_weights"]
+        sidecar = _SIDECAR.validate_python(read_sidecar(folder), strict=True)
+        name, classes, size = (
+            sidecar["network"]["backbone"],
+            tuple(sidecar["classes"]),
+            sidecar["preprocessing"]["centre_crop_to"],
+        )
+        expected, backbone_hash = sidecar["hashes"].get(WEIGHTS), sidecar["hashes"]["backbone_weights"]
         info = backbone_info(name)
     except (ValueError, KeyError, ConfigError) as error:
         raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None

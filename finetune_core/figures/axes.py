@@ -13,9 +13,9 @@ _PAD = 0.04  # of the span; less than plotly ever leaves between two ticks
 def share_axis(values: Iterable[float]) -> dict:
     """A plotly axis on which all ``values`` (0…1, NaN passed over) have room; it ends before a tick below 0 or above 100 %. What a hover
     text says of it (``%{y}``) has the digits that tell them apart."""
-    shown = _finite(values)
-    hover = hover_percent(shown)
-    low, high = (shown.min(), shown.max()) if len(shown) else (0.0, 1.0)
+    finite = _finite(values)
+    hover = hover_percent(finite)
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     missing = max(0.0, _LEAST_SPAN - (high - low))
     low, high = low - missing / 2, high + missing / 2
     if high > 1:
@@ -44,10 +44,10 @@ def whole_step(most: float) -> int:
 def hover_percent(values: Iterable[float]) -> str:
     """A d3 format of shares: one digit after the point, or as many (three at most) as tell ``values`` apart and keep what is not quite 0 or
     100 % from reading so."""
-    shown = _finite(values)
-    span = shown.max() - shown.min() if len(shown) else 1.0
+    finite = _finite(values)
+    span = finite.max() - finite.min() if len(finite) else 1.0
     digits = 1 if span == 0 or span >= 0.02 else 2 if span >= 0.002 else 3
-    inside = shown[(shown > 0) & (shown < 1)]
+    inside = finite[(finite > 0) & (finite < 1)]
     edge = min(inside.min(), 1 - inside.max()) if len(inside) else 1.0
     while digits < 3 and edge < 0.5 * 10.0 ** -(digits + 2):
         digits += 1
@@ -55,5 +55,5 @@ def hover_percent(values: Iterable[float]) -> str:
 
 
 def _finite(values: Iterable[float]) -> np.ndarray:
-    shown = np.asarray(list(values), dtype=float)
-    return shown[np.isfinite(shown)]
+    finite = np.asarray(list(values), dtype=float)
+    return finite[np.isfinite(finite)]

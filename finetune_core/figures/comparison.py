@@ -80,8 +80,8 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
         figure.update_xaxes(title_text="Time since the run began", **_cost_axis("seconds", ends, figure))
     else:
         figure.update_xaxes(title_text="Epoch", **whole_axis(max(_drawn(figure, "x"), default=1)))
-    told = share_axis(_drawn(figure, "y")) if kind == "accuracy" else {"hoverformat": ".3f"}
-    figure.update_yaxes(title_text=f"Validation {kind}", **told)
+    axis_format = share_axis(_drawn(figure, "y")) if kind == "accuracy" else {"hoverformat": ".3f"}
+    figure.update_yaxes(title_text=f"Validation {kind}", **axis_format)
     figure.update_layout(height=360, margin=MARGIN, legend=LEGEND)
     return figure
 
@@ -133,8 +133,8 @@ def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
 
 def _cost_axis(measure: CostName, compared: Sequence[float], figure: go.Figure) -> dict:
     """From 0 on; logarithmic where what is compared differs much, with few round values and durations as people say them."""
-    shown = _drawn(figure, "x")
-    low, high = min(shown), max(shown)
+    values = _drawn(figure, "x")
+    low, high = min(values), max(values)
     if low <= 0 or max(compared) / min(compared) <= _WIDE:
         return {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
     if measure == "seconds":
@@ -205,10 +205,10 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def _lines(arms: Sequence[Arm], shown: Sequence[Arm], where, group) -> go.Figure:
+def _lines(arms: Sequence[Arm], drawn: Sequence[Arm], where, group) -> go.Figure:
     figure = go.Figure()
-    for key in dict.fromkeys(group(arm) for arm in shown):
-        line = sorted((arm for arm in shown if group(arm) == key), key=where)
+    for key in dict.fromkeys(group(arm) for arm in drawn):
+        line = sorted((arm for arm in drawn if group(arm) == key), key=where)
         at = [arms.index(arm) for arm in line]
         figure.add_scatter(
             x=[where(arm) for arm in line],
@@ -226,7 +226,7 @@ def _lines(arms: Sequence[Arm], shown: Sequence[Arm], where, group) -> go.Figure
             text=[escaped(arm.title) for arm in line],
             hovertemplate="%{text}: %{y}<extra></extra>",
         )
-    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(shown)))
+    figure.update_yaxes(title_text="Accuracy", **share_axis(_reach(drawn)))
     figure.update_layout(height=360, margin=MARGIN, showlegend=False)
     return figure
 
@@ -240,8 +240,8 @@ def _reach(arms: Sequence[Arm]) -> list[float]:
     return _ends([(arm.accuracy, [member.accuracy for member in arm.members]) for arm in arms])
 
 
-def _ends(shown: Sequence[tuple[Interval, Sequence[Interval]]]) -> list[float]:
-    return [end for whole, seeds in shown for end in (whole.low, whole.high, *(seed.value for seed in seeds))]
+def _ends(scores: Sequence[tuple[Interval, Sequence[Interval]]]) -> list[float]:
+    return [end for whole, seeds in scores for end in (whole.low, whole.high, *(seed.value for seed in seeds))]
 
 
 def _training_images(arm: Arm) -> int:
@@ -252,8 +252,13 @@ def _uncached(cost: Cost) -> float | None:
     return cost.uncached_seconds if cost.uncached_seconds and cost.uncached_seconds > cost.seconds else None
 
 
-def _error(told: Interval) -> dict:
-    return {"type": "data", "array": [told.high - told.value], "arrayminus": [told.value - told.low], "thickness": 1.5}
+def _error(interval: Interval) -> dict:
+    return {
+        "type": "data",
+        "array": [interval.high - interval.value],
+        "arrayminus": [interval.value - interval.low],
+        "thickness": 1.5,
+    }
 
 
 def _color(at: int) -> str:

@@ -49,9 +49,12 @@ def training_curve(
         ]
         points += [("Validation", row["epoch"], row[f"val_{kind}"], True, 0) for row in epochs]
     else:
-        told = (("Training", "train_scores"), ("Validation", "val_scores"))
+        series_of = (("Training", "train_scores"), ("Validation", "val_scores"))
         points = [
-            (series, row["epoch"], row[scores][kind], True, 0) for series, scores in told for row in epochs if row.get(scores)
+            (series, row["epoch"], row[scores][kind], True, 0)
+            for series, scores in series_of
+            for row in epochs
+            if row.get(scores)
         ]
     return _curves(kind, points, {training: (TRAIN_COLOR, [2, 2]), "Validation": (VAL_COLOR, [1, 0])}, total_epochs, 2)
 

@@ -141,15 +141,15 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
 def _recorded(reservation: Reservation, roots: Sequence[Path], file: BinaryIO) -> Iterator[Event]:
     """The events, each once it is written, and why the run failed where it does."""
     run_dir = reservation.run_dir
-    told: list[Event] = []
+    events: list[Event] = []
     try:
         config = make_config(read_config(run_dir / CONFIG_FILE))
         training = in_turn(fit(config, run_dir, resume=reservation.resume, roots=roots), choose_device(config.device).kind)
         for event in _stoppable(training, run_dir):
             if isinstance(event, (RunStarted, EpochEnded)):
-                told.append(event)
+                events.append(event)
             if isinstance(event, RunFinished):
-                started, *epochs = [one.to_json() for one in told]
+                started, *epochs = [one.to_json() for one in events]
                 learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
             _write(file, event)
             yield event
@@ -220,8 +220,8 @@ def _write(file: BinaryIO, event: Event) -> None:
     Raises:
         OSError: when there is no room for it.
     """
-    told = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
-    line = told.encode("utf-8", "replace") + b"\n"  # a file's name may be no valid Unicode, a line of JSON has to be
+    text = json.dumps(event.to_json() | {"at": time.time()}, ensure_ascii=False)
+    line = text.encode("utf-8", "replace") + b"\n"  # a file's name may be no valid Unicode, a line of JSON has to be
     end = file.seek(0, os.SEEK_END)
     try:
         while line:

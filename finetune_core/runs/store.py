@@ -15,10 +15,10 @@ from finetune_core.files import Stamp, is_link, is_there, stamp
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, write_about
+from finetune_core.runs.display import in_words, run_html
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import CONFIG_FILE, EVENTS_FILE
-from finetune_core.runs.shown import in_words, run_html
 from finetune_core.training.strategies import STRATEGIES
 
 _TRASH = ".trash"

@@ -23,12 +23,12 @@ def in_turn(events: Iterator[Event], device: str) -> Generator[Event | None, Non
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / f"{device}.lock", thread_local=False)
-    told = False
+    reported = False
     try:
         while not _taken(lock):
-            yield None if told else Progress(WAITING, 0, 0)
-            told = True
-        if told:
+            yield None if reported else Progress(WAITING, 0, 0)
+            reported = True
+        if reported:
             yield Progress("prepare", 0, 0)
     except StopRequested as request:
         lock.release(force=True)

@@ -151,10 +151,10 @@ def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
     try:
         os.close(open_regular(path))  # safetensors opens it by its name, and would wait for a FIFO
         with safe_open(path, "pt") as file:
-            told = (file.metadata() or {}).get("info", "")
-            if len(told) > _LONGEST_INFO:
+            text = (file.metadata() or {}).get("info", "")
+            if len(text) > _LONGEST_INFO:
                 raise ValueError("what it says of itself is too long")
-            yield file, _INFO.validate_json(told, strict=True)
+            yield file, _INFO.validate_json(text, strict=True)
     except FileNotFoundError:
         raise RunError(f"{run_dir} has no {name!r} checkpoint: the run ended before its first epoch did.") from None
     except (OSError, SafetensorError, ValueError, MemoryError) as error:

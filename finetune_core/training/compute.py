@@ -135,10 +135,10 @@ def _accumulated(
         if rule.mix:
             inputs, labels = rule.mix(inputs, labels)
         whole = _weight(labels, weights)
-        for some, told in zip(inputs.split(size), labels.split(size), strict=True):
+        for some, targets in zip(inputs.split(size), labels.split(size), strict=True):
             with device.autocast(), _batchnorm_in_words():
                 output = forward(some).float()
-            loss = cross_entropy(output, told, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
+            loss = cross_entropy(output, targets, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
             loss.backward()
             losses.append(loss.detach())
             logits.append(output.detach())

@@ -288,8 +288,8 @@ def _started(job: Job) -> RunStarted:
 
 
 def _expected(job: Job) -> dict[str, float] | None:
-    told = expected(job.config, job.dataset, SpeedBook(), job.report.found)
-    return told and {name: getattr(told, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
+    forecast = expected(job.config, job.dataset, SpeedBook(), job.report.found)
+    return forecast and {name: getattr(forecast, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:

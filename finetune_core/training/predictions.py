@@ -50,10 +50,10 @@ def predictions_precision(run_dir: Path) -> str | None:
     """The precision that the run's logits were computed in; None where the file does not say so: earlier versions did not."""
     try:
         with open(open_regular(run_dir / PREDICTIONS_FILE), "rb") as file:
-            told = pq.read_metadata(file).metadata or {}
+            metadata = pq.read_metadata(file).metadata or {}
     except (OSError, pa.ArrowException, ValueError):  # missing or damaged: whoever reads the table says so
         return None
-    return next((precision for precision in _PRECISIONS if told.get(_PRECISION) == precision.encode()), None)
+    return next((precision for precision in _PRECISIONS if metadata.get(_PRECISION) == precision.encode()), None)
 
 
 def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:

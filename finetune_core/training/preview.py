@@ -19,11 +19,11 @@ class NetworkInput:
 
     Attributes:
         tensor: float32 ``[3, size, size]``, normalised.
-        shown: the tensor turned back into an image, uint8 ``[size, size, 3]``.
+        image: the tensor turned back into an image, uint8 ``[size, size, 3]``.
     """
 
     tensor: torch.Tensor
-    shown: np.ndarray
+    image: np.ndarray
 
     @property
     def low(self) -> float:
@@ -45,8 +45,8 @@ def network_input(image: Path | bytes, backbone: str, image_size: int) -> Networ
     square = torch.from_numpy(read_square(image, stored_side(image_size)).copy()).permute(2, 0, 1)[None]
     tensor = normalised(evaluated(square, image_size), info.mean, info.std)[0]
     mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
-    shown = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
-    return NetworkInput(tensor, shown.permute(1, 2, 0).numpy())
+    pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return NetworkInput(tensor, pixels.permute(1, 2, 0).numpy())
 
 
 def augmented_versions(

@@ -33,8 +33,8 @@ def owner() -> str:
     """Whose the runs are that this session starts; empty where nobody signs in."""
     if not sign_in_asked():
         return ""
-    told = st.user.to_dict()
-    return str(told.get("email") or told.get("sub") or told.get("name") or "")
+    claims = st.user.to_dict()
+    return str(claims.get("email") or claims.get("sub") or claims.get("name") or "")
 
 
 def may_change(run: Run | Damaged) -> bool:

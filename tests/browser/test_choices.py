@@ -111,12 +111,12 @@ def test_more_settings_stays_open_while_errors_above_it_come_and_go(server, page
     page.get_by_text("More settings", exact=True).click()
     decay = page.get_by_label("Weight decay", exact=True)
     decay.wait_for()
-    for value, shown in (("0", 1), ("3", 0)):
+    for value, count in (("0", 1), ("3", 0)):
         set_number(page, "Epochs", value)
         page.wait_for_function(
             "wanted => document.body.innerText.split('Epochs must be at least 1').length - 1 >= wanted * 2 || "
             "(!wanted && !document.body.innerText.includes('Epochs must be at least 1'))",
-            arg=shown,
+            arg=count,
         )
         assert decay.is_visible()
     no_error_on(page)

@@ -133,17 +133,17 @@ def drawn(page, tmp_path):
 def test_no_figure_repeats_or_cuts_off_a_tick(drawn, tmp_path, width):
     made = figures(tmp_path)
     for name, axes in drawn(made, width).items():
-        for axis, told in axes.items():
-            labels = [text for text, _ in told["labels"] if text.strip()]
+        for axis, result in axes.items():
+            labels = [text for text, _ in result["labels"] if text.strip()]
             where = f"{name}, {axis}: {labels}"
             assert len(labels) == len(set(labels)), where
-            assert not any(cut for _, cut in told["labels"]), where
+            assert not any(cut for _, cut in result["labels"]), where
             if labels and all(label.endswith("%") for label in labels):
                 assert len(labels) > 1, where
                 shares = [float(label[:-1].replace("\u2212", "-")) for label in labels]
                 if not name.startswith("moved"):  # weights can change by more than all of their length
                     assert all(0 <= share <= 100 for share in shares), where
-                    assert told["range"][1] < 1 or 100 in shares, where
+                    assert result["range"][1] < 1 or 100 in shares, where
 
 
 def test_epochs_and_counts_are_whole(drawn, tmp_path):

@@ -28,8 +28,8 @@ def handler_of(provider):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             self._answer(provider.token())
 
-        def _answer(self, told):
-            body = json.dumps(told).encode()
+        def _answer(self, payload):
+            body = json.dumps(payload).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

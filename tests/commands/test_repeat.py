@@ -98,8 +98,8 @@ def test_changes_are_told_as_the_form_shows_them():
         "strategy": "custom",
         "stage_rates": {"head": 1, "stem": 0.1},
     }
-    told = {one.label: value_in_words(one, value) for one, value in changed_settings(make_config(values))}
-    assert told == {
+    text = {one.label: value_in_words(one, value) for one, value in changed_settings(make_config(values))}
+    assert text == {
         "Strategy": "custom",
         "Learning-rate multipliers": "head 1, stem 0.1",
         "Optimizer": "SGD with momentum",

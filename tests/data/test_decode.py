@@ -120,52 +120,52 @@ def test_transparent_palette_entry_shows_white():
     image = Image.new("P", (2, 1), 0)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
-    shown = read_image(encoded(image, transparency=0))
-    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
+    decoded = read_image(encoded(image, transparency=0))
+    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (200, 100, 50)]
 
 
 def test_transparency_is_laid_on_white():
     image = Image.new("RGBA", (3, 1))
     image.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 0, 128)])
-    shown = read_image(encoded(image))
-    assert shown.mode == "RGB"
-    assert shown.getpixel((0, 0)) == (255, 0, 0)
-    assert shown.getpixel((1, 0)) == (255, 255, 255)
-    assert abs(shown.getpixel((2, 0))[0] - 127) <= 1
+    decoded = read_image(encoded(image))
+    assert decoded.mode == "RGB"
+    assert decoded.getpixel((0, 0)) == (255, 0, 0)
+    assert decoded.getpixel((1, 0)) == (255, 255, 255)
+    assert abs(decoded.getpixel((2, 0))[0] - 127) <= 1
 
 
 def test_gray_with_alpha_is_laid_on_white():
     image = Image.new("LA", (2, 1))
     image.putdata([(30, 255), (30, 0)])
-    shown = read_image(encoded(image))
-    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(30, 30, 30), (255, 255, 255)]
+    decoded = read_image(encoded(image))
+    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(30, 30, 30), (255, 255, 255)]
 
 
 def test_cmyk_jpeg_shows_the_printed_colours():
     for ink, expected in (((0, 255, 255, 0), (255, 0, 0)), ((0, 0, 0, 255), (0, 0, 0)), ((0, 0, 0, 0), (255, 255, 255))):
-        shown = read_image(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
-        np.testing.assert_allclose(shown.getpixel((8, 8)), expected, atol=6)
+        decoded = read_image(encoded(Image.new("CMYK", (16, 16), ink), "JPEG", quality=95))
+        np.testing.assert_allclose(decoded.getpixel((8, 8)), expected, atol=6)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_gray_keeps_its_top_bits(kind):
     values = np.array([[0, 257 * 10, 257 * 128, 65535]], np.uint16)
-    shown = np.asarray(read_image(encoded(Image.fromarray(values), kind)))
-    np.testing.assert_array_equal(shown[0, :, 0], [0, 10, 128, 255])
-    np.testing.assert_array_equal(shown[..., 0], shown[..., 2])
+    decoded = np.asarray(read_image(encoded(Image.fromarray(values), kind)))
+    np.testing.assert_array_equal(decoded[0, :, 0], [0, 10, 128, 255])
+    np.testing.assert_array_equal(decoded[..., 0], decoded[..., 2])
 
 
 def test_floating_point_gray_is_stretched_and_a_constant_one_is_not_divided_by_zero():
-    shown = np.asarray(read_image(encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF")))
-    np.testing.assert_allclose(shown[0, :, 0], [0, 128, 255], atol=1)
+    decoded = np.asarray(read_image(encoded(Image.fromarray(np.array([[-1.0, 0.0, 1.0]], np.float32)), "TIFF")))
+    np.testing.assert_allclose(decoded[0, :, 0], [0, 128, 255], atol=1)
     flat = np.asarray(read_image(encoded(Image.fromarray(np.full((2, 2), 7, np.float32)), "TIFF")))
     np.testing.assert_array_equal(flat, 7)
 
 
 def test_what_is_beyond_any_range_is_white_or_black_and_leaves_the_rest_its_range():
     values = np.array([[np.nan, -np.inf, -3e38, 0, 3e38, np.inf]], np.float32)
-    shown = np.asarray(read_image(encoded(Image.fromarray(values), "TIFF")))
-    np.testing.assert_array_equal(shown[0, :, 0], [0, 0, 0, 128, 255, 255])
+    decoded = np.asarray(read_image(encoded(Image.fromarray(values), "TIFF")))
+    np.testing.assert_array_equal(decoded[0, :, 0], [0, 0, 0, 128, 255, 255])
     for value, expected in ((np.inf, 255), (-np.inf, 0), (np.nan, 0)):
         flat = np.asarray(read_image(encoded(Image.fromarray(np.full((2, 2), value, np.float32)), "TIFF")))
         np.testing.assert_array_equal(flat, expected)
@@ -173,15 +173,15 @@ def test_what_is_beyond_any_range_is_white_or_black_and_leaves_the_rest_its_rang
 
 def test_32_bit_integers_are_stretched_unless_they_are_16_bit_ones():
     for values, expected in (([0, 257, 65535], [0, 1, 255]), ([-100, 0, 155], [0, 100, 255]), ([0, 1, 2**31 - 1], [0, 0, 255])):
-        shown = np.asarray(read_image(encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")))
-        np.testing.assert_array_equal(shown[0, :, 0], expected)
+        decoded = np.asarray(read_image(encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")))
+        np.testing.assert_array_equal(decoded[0, :, 0], expected)
 
 
 def test_one_bit_images_are_black_and_white():
     image = Image.new("1", (2, 1))
     image.putpixel((1, 0), 1)
-    shown = read_image(encoded(image))
-    assert [shown.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+    decoded = read_image(encoded(image))
+    assert [decoded.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
 
 
 def test_an_animation_shows_its_first_frame():
@@ -326,9 +326,9 @@ def test_a_square_of_any_image(size):
 
 @pytest.mark.parametrize("size", [(200, 100), (8, 4), (38, 311), (1, 500), (64, 64)])
 def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
-    shown = Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", size, (250, 0, 0))), 64)))
-    assert (shown.format, shown.size) == ("JPEG", (64, 64))
-    pixels = np.asarray(shown).astype(int)
+    small = Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", size, (250, 0, 0))), 64)))
+    assert (small.format, small.size) == ("JPEG", (64, 64))
+    pixels = np.asarray(small).astype(int)
     expected = [max(1, round(64 * length / max(size))) for length in size]
     if min(expected) > 8:  # where JPEG's blocks do not smear it
         red = pixels[..., 0] - pixels[..., 1] > 120
@@ -340,9 +340,9 @@ def test_a_thumbnail_is_a_square_jpeg_with_the_whole_image_in_its_middle(size):
 
 
 def test_what_is_beside_a_letterboxed_image_is_neither_white_nor_black():
-    shown = np.asarray(Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", (38, 311), "red")), 160))))
-    assert (shown[:, :20] > 90).all()
-    assert (shown[:, :20] < 180).all()
+    small = np.asarray(Image.open(io.BytesIO(thumbnail(encoded(Image.new("RGB", (38, 311), "red")), 160))))
+    assert (small[:, :20] > 90).all()
+    assert (small[:, :20] < 180).all()
 
 
 @quick

@@ -20,9 +20,9 @@ def test_the_digits_are_written_once_as_an_image_folder(home):
     assert [int(file.parent.name) for file in files] == digits.target.tolist()
     assert os.listdir(folder.parent) == ["digits"]  # nothing half-written beside it
     for number in (0, 1000):
-        shown = Image.open(files[number])
-        assert shown.size == (64, 64)
-        small = np.asarray(shown.resize((8, 8), Image.Resampling.BOX), float) * 16 / 255
+        image = Image.open(files[number])
+        assert image.size == (64, 64)
+        small = np.asarray(image.resize((8, 8), Image.Resampling.BOX), float) * 16 / 255
         assert np.corrcoef(small.ravel(), digits.images[number].ravel())[0, 1] > 0.95
     files[0].unlink()
     assert digits_folder() == folder

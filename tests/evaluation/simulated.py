@@ -51,5 +51,5 @@ def right(share, seed=0):
     return ease < share
 
 
-def pair_of(told, *names):
-    return next(pair for pair in told["pairs"] if {pair["a"], pair["b"]} == set(names))
+def pair_of(result, *names):
+    return next(pair for pair in result["pairs"] if {pair["a"], pair["b"]} == set(names))

@@ -46,10 +46,10 @@ def test_a_report_holds_no_images_from_elsewhere(made_run, places, monkeypatch):
     runs = [made_run([True, False] * 30, data=str(elsewhere)), made_run([False] * 60, data=str(elsewhere), strategy="full")]
     monkeypatch.setattr("finetune_core.evaluation.comparison.pictured.load_predictor", lambda run: run)
 
-    def shown(_network, image, _classes):
+    def recording(_network, image, _classes):
         raise AssertionError(f"{image} was read")
 
-    monkeypatch.setattr("finetune_core.evaluation.comparison.pictured.explain", shown)
+    monkeypatch.setattr("finetune_core.evaluation.comparison.pictured.explain", recording)
     comparison = compare_runs(runs)
     with pytest.raises(AssertionError, match="was read"):
         whole_report(comparison)

@@ -8,9 +8,9 @@ from finetune_core.exporters.formats import export_run
 def test_the_card_can_be_read_by_hugging_face_and_tells_the_results(run, tmp_path):
     text = (export_run(run, "card", tmp_path / "card").folder / "README.md").read_text()
     card, result = ModelCard(text), evaluation(run)
-    told = {one.metric_type: one for one in card.data.eval_results}
-    assert told["accuracy"].metric_value == round(result.accuracy, 4)
-    assert told["accuracy"].dataset_name == "colours"
+    outcome = {one.metric_type: one for one in card.data.eval_results}
+    assert outcome["accuracy"].metric_value == round(result.accuracy, 4)
+    assert outcome["accuracy"].dataset_name == "colours"
     assert card.data.pipeline_tag == "image-classification"
     assert card.data.license is None  # of the fine-tuned weights: for a person to choose
     for part in ("## Data", "## Recipe", "## Results", "95 % interval", "## Limits", "## Licence", "Apache-2.0"):

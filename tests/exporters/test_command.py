@@ -13,12 +13,12 @@ def thaw(*arguments):
 def test_export_and_predict_from_what_was_exported(run, colours, tmp_path):
     done = thaw("export", run.run_dir, "--format", "safetensors", "--output", tmp_path / "out", "--json")
     assert done.exit_code == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["files"] == ["README.md", "model.json", "model.safetensors", "predict.py"]
-    assert told["checked"]["identical"]
+    result = json.loads(done.stdout)
+    assert result["files"] == ["README.md", "model.json", "model.safetensors", "predict.py"]
+    assert result["checked"]["identical"]
     images = sorted(colours.glob("red/*.png"))[:3]
     of_run = json.loads(thaw("predict", run.run_dir, *images, "--json").stdout)
-    of_export = json.loads(thaw("predict", told["folder"], *images, "--json").stdout)
+    of_export = json.loads(thaw("predict", result["folder"], *images, "--json").stdout)
     assert of_export["predictions"] == of_run["predictions"]
 
 

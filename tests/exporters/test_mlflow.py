@@ -23,37 +23,37 @@ def reported(server, name="Thaw"):
     return server.search_runs([server.get_experiment_by_name(name).experiment_id])
 
 
-def curve(server, told, metric):
-    return [(point.step, point.value) for point in server.get_metric_history(told.info.run_id, metric)]
+def curve(server, result, metric):
+    return [(point.step, point.value) for point in server.get_metric_history(result.info.run_id, metric)]
 
 
 def test_a_run_is_told_once_with_settings_curves_and_card(server, run, colours, tmp_path, capfd):
     assert report_to_mlflow(run.run_dir) == report_to_mlflow(run.run_dir) == ""
     assert capfd.readouterr().out == ""
-    (told,) = reported(server)
-    assert told.info.status == "FINISHED"
-    assert told.data.tags["thaw.run_id"] == told.info.run_name == run.run_id
-    assert told.data.params["learning_rate"] == "0.02"
-    assert told.data.params["data"] == "colours"
+    (result,) = reported(server)
+    assert result.info.status == "FINISHED"
+    assert result.data.tags["thaw.run_id"] == result.info.run_name == run.run_id
+    assert result.data.params["learning_rate"] == "0.02"
+    assert result.data.params["data"] == "colours"
     for split in ("train", "val"):
         for metric in ("loss", "accuracy"):
             expected = [(row["epoch"], row[f"{split}_{metric}"]) for row in run.history.epochs]
-            assert curve(server, told, f"{split}_{metric}") == expected
+            assert curve(server, result, f"{split}_{metric}") == expected
         expected = [(row["epoch"], row[f"{split}_scores"]["macro_f1"]) for row in run.history.epochs]
-        assert curve(server, told, f"{split}_macro_f1") == expected
-    assert len(curve(server, told, "update/head")) == len(run.history.epochs)
+        assert curve(server, result, f"{split}_macro_f1") == expected
+    assert len(curve(server, result, "update/head")) == len(run.history.epochs)
     for name, metric in (
         ("test_accuracy", "test_accuracy"),
         ("val_accuracy", "final_val_accuracy"),
         ("val_loss", "final_val_loss"),
     ):
-        assert told.data.metrics[metric] == run.history.end[name]
-    assert told.info.end_time == round(run.history.end["at"] * 1000)
-    assert {file.path for file in server.list_artifacts(told.info.run_id)} == {"README.md", "settings.json"}
-    card = server.download_artifacts(told.info.run_id, "README.md", str(tmp_path))
+        assert result.data.metrics[metric] == run.history.end[name]
+    assert result.info.end_time == round(run.history.end["at"] * 1000)
+    assert {file.path for file in server.list_artifacts(result.info.run_id)} == {"README.md", "settings.json"}
+    card = server.download_artifacts(result.info.run_id, "README.md", str(tmp_path))
     with open(card) as file:
         assert "## Licence" in (text := file.read())
-    assert str(colours.parent) not in text + str(told.data)
+    assert str(colours.parent) not in text + str(result.data)
 
 
 def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch):
@@ -65,14 +65,14 @@ def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch
     first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines[:first]))
     assert "has no 'best' checkpoint" in report_to_mlflow(reservation.run_dir)  # all but the card is there
-    (told,) = reported(server, "mine")
-    assert (told.info.run_name, told.data.tags["mlflow.note.content"]) == ("it's", "a note")
-    assert len(curve(server, told, "val_loss")) == 1
+    (result,) = reported(server, "mine")
+    assert (result.info.run_name, result.data.tags["mlflow.note.content"]) == ("it's", "a note")
+    assert len(curve(server, result, "val_loss")) == 1
     for name in ("best.safetensors", "predictions.parquet", "events.jsonl"):
         (reservation.run_dir / name).write_bytes((run.run_dir / name).read_bytes())
     assert report_to_mlflow(reservation.run_dir) == ""
-    (told,) = reported(server, "mine")
-    assert curve(server, told, "val_loss") == [(row["epoch"], row["val_loss"]) for row in run.history.epochs]
+    (result,) = reported(server, "mine")
+    assert curve(server, result, "val_loss") == [(row["epoch"], row["val_loss"]) for row in run.history.epochs]
 
 
 def test_a_server_that_does_not_answer_is_a_warning_without_its_password(run, monkeypatch):

@@ -68,9 +68,9 @@ def test_the_example_names_images_as_thaw_does_without_thaw(exported, format, li
     assert used == str(libraries)
     predictor = load_predictor(run)
     expected = predictor.probabilities(pictures)
-    told = [json.loads(line) for line in lines]
-    assert [row["class"] for row in told] == [predictor.classes[row.argmax()] for row in expected]
-    np.testing.assert_allclose([row["probability"] for row in told], expected.max(1), atol=1e-4)
+    result = [json.loads(line) for line in lines]
+    assert [row["class"] for row in result] == [predictor.classes[row.argmax()] for row in expected]
+    np.testing.assert_allclose([row["probability"] for row in result], expected.max(1), atol=1e-4)
 
 
 def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(exported, pictures, tmp_path):
@@ -94,11 +94,11 @@ def test_safetensors_come_back_into_thaw_bit_for_bit(exported, run, pictures):
 
 @pytest.mark.slow
 def test_onnx_takes_any_batch_and_carries_what_it_needs(exported):
-    told = exported("onnx")
-    assert told.checked["batches"][0] == 1
-    assert len(told.checked["batches"]) > 1
-    assert told.checked["largest_difference"] <= told.checked["tolerance"] == 1e-4
-    model = onnx.load(told.folder / "model.onnx")
+    result = exported("onnx")
+    assert result.checked["batches"][0] == 1
+    assert len(result.checked["batches"]) > 1
+    assert result.checked["largest_difference"] <= result.checked["tolerance"] == 1e-4
+    model = onnx.load(result.folder / "model.onnx")
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(metadata["classes"]) == ['a "b", |c|', "blue", "red"]
@@ -111,11 +111,11 @@ def test_onnx_takes_any_batch_and_carries_what_it_needs(exported):
 )
 def test_the_sidecar_names_no_place_on_this_machine(exported, colours, format):
     folder = exported(format).folder
-    told = json.loads((folder / "model.json").read_text())
-    assert told["run"]["settings"]["data"] == "colours"
+    result = json.loads((folder / "model.json").read_text())
+    assert result["run"]["settings"]["data"] == "colours"
     assert str(colours.parent) not in (folder / "model.json").read_text() + (folder / "README.md").read_text()
-    assert told["preprocessing"]["resize_to"] == 37
-    assert len(told["hashes"]["backbone_weights"]) == 16
+    assert result["preprocessing"]["resize_to"] == 37
+    assert len(result["hashes"]["backbone_weights"]) == 16
 
 
 @pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch_export"])

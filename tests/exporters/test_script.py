@@ -49,17 +49,17 @@ def epochs_of(run):
     return [(row["train_loss"], row["val_loss"], row["val_accuracy"]) for row in run.history.epochs]
 
 
-def same(told, run):
-    assert len(told) == len(run.history.epochs)
-    for found, expected in zip(told, epochs_of(run), strict=True):
+def same(result, run):
+    assert len(result) == len(run.history.epochs)
+    for found, expected in zip(result, epochs_of(run), strict=True):
         assert found == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
 @pytest.mark.slow
 def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, colours, elsewhere, tmp_path):
     folder = export_run(run, "script", tmp_path / "script").folder
-    told, tested = judged(elsewhere(folder / "train.py", colours, "--out", tmp_path / "model.pt"))
-    same(told, run)
+    result, tested = judged(elsewhere(folder / "train.py", colours, "--out", tmp_path / "model.pt"))
+    same(result, run)
     assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
 
 
@@ -70,8 +70,8 @@ def test_it_repeats_every_setting(settings, train, colours, tmp_path, monkeypatc
     file = export_run(run, "script").folder / "train.py"
     monkeypatch.setattr(sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")])
     runpy.run_path(str(file), run_name="__main__")
-    told, tested = judged(capsys.readouterr().out)
-    same(told, run)
+    output, tested = judged(capsys.readouterr().out)
+    same(output, run)
     assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
     linted = ["check", "--select", "E4,E7,E9,F,B,RUF100"], ["format", "--check", "--line-length", "128"]
     for command in linted:
@@ -84,11 +84,11 @@ def test_a_run_in_bf16_has_its_best_epoch_evaluated_in_fp32(train, colours, tmp_
     file = export_run(run, "script").folder / "train.py"
     monkeypatch.setattr(sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")])
     parts = runpy.run_path(str(file), run_name="__main__")
-    told = re.findall(r"(?:validation|test) accuracy ([\d.]+)", capsys.readouterr().out)
+    text = re.findall(r"(?:validation|test) accuracy ([\d.]+)", capsys.readouterr().out)
     model = parts["make_model"](3)
     model.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True))
     rows = list(csv.DictReader(file.with_name("split.csv").open()))
-    for split, accuracy in zip(("val", "test"), told[-2:], strict=True):
+    for split, accuracy in zip(("val", "test"), text[-2:], strict=True):
         images = parts["Images"](
             colours, [row for row in rows if row["split"] == split], sorted({row["label"] for row in rows})
         )

@@ -98,10 +98,10 @@ def test_card_and_sidecar_state_the_accuracy_of_the_file(bf16_run, exported, inp
     found = logits_of(exported(format), images[torch.tensor(tested)]).argmax(1)
     accuracy = float((found == table["label"][tested]).mean())
     assert 0.3 < accuracy < 1
-    told = json.loads((exported(format) / "model.json").read_text())["metrics"]
-    assert (told["accuracy"], told["images"]) == (accuracy, tested.sum())
-    assert told["labels_as_in_the_run"] == tested.sum()
-    assert told["measured_on"].startswith("model.")
+    result = json.loads((exported(format) / "model.json").read_text())["metrics"]
+    assert (result["accuracy"], result["images"]) == (accuracy, tested.sum())
+    assert result["labels_as_in_the_run"] == tested.sum()
+    assert result["measured_on"].startswith("model.")
     text = (exported(format) / "README.md").read_text()
     card = {one.metric_type: one.metric_value for one in ModelCard(text).data.eval_results}
     assert card["accuracy"] == round(accuracy, 4)
@@ -113,12 +113,12 @@ def test_every_place_says_the_same_number(bf16_run, inputs):
     table, _ = inputs
     tested = (table["split"] == "test").to_numpy()
     right = np.stack(table["logits"]).argmax(1) == table["label"].to_numpy()
-    told, end = summary(bf16_run), bf16_run.history.end
-    assert told["test_accuracy"] == end["test_accuracy"] == evaluation(bf16_run).accuracy == right[tested].mean()
-    assert told["val_accuracy"] == end["val_accuracy"] == evaluation(bf16_run, "val").accuracy == right[~tested].mean()
-    assert (told["precision"], told["evaluation_precision"]) == ("bf16", "fp32")
+    row, end = summary(bf16_run), bf16_run.history.end
+    assert row["test_accuracy"] == end["test_accuracy"] == evaluation(bf16_run).accuracy == right[tested].mean()
+    assert row["val_accuracy"] == end["val_accuracy"] == evaluation(bf16_run, "val").accuracy == right[~tested].mean()
+    assert (row["precision"], row["evaluation_precision"]) == ("bf16", "fp32")
     best = bf16_run.history.epochs[end["best_epoch"] - 1]
-    assert told["live_val_accuracy"] == best["val_accuracy"]
+    assert row["live_val_accuracy"] == best["val_accuracy"]
 
 
 def test_a_file_that_answers_otherwise_is_stated_as_it_is(bf16_run, tmp_path, monkeypatch):
@@ -132,10 +132,10 @@ def test_a_file_that_answers_otherwise_is_stated_as_it_is(bf16_run, tmp_path, mo
 
     monkeypatch.setattr(measure, "answers", spoilt)
     folder = export_run(bf16_run, "safetensors", tmp_path / "out").folder
-    told = json.loads((folder / "model.json").read_text())["metrics"]
-    assert told["accuracy"] < told["run"]["accuracy"] == evaluation(bf16_run).accuracy
-    assert told["labels_as_in_the_run"] < told["images"]
-    assert f"accuracy {percent(told['accuracy'])} on {told['images']} test images" in (folder / "README.md").read_text()
+    result = json.loads((folder / "model.json").read_text())["metrics"]
+    assert result["accuracy"] < result["run"]["accuracy"] == evaluation(bf16_run).accuracy
+    assert result["labels_as_in_the_run"] < result["images"]
+    assert f"accuracy {percent(result['accuracy'])} on {result['images']} test images" in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("why", ["moved", "outside", "changed"])
@@ -155,9 +155,9 @@ def test_without_the_images_the_run_s_own_numbers_are_given_as_such(bf16_run, di
             (tmp_path / "elsewhere").rename(digits)
         picture.write_bytes(kept)
     text = (tmp_path / "out" / "model.json").read_text()
-    told = json.loads(text)["metrics"]
-    assert told["measured_on"] is None
-    assert told["accuracy"] == told["run"]["accuracy"] == evaluation(bf16_run).accuracy
+    result = json.loads(text)["metrics"]
+    assert result["measured_on"] is None
+    assert result["accuracy"] == result["run"]["accuracy"] == evaluation(bf16_run).accuracy
     card = re.sub(r"\\(.)", r"\1", (tmp_path / "out" / "README.md").read_text())
-    assert f"was not evaluated: {told['not_measured_because']}. The numbers are the run's own, computed in fp32." in card
+    assert f"was not evaluated: {result['not_measured_because']}. The numbers are the run's own, computed in fp32." in card
     assert str(digits.parent) not in text + card

@@ -60,8 +60,8 @@ def test_settings_are_there_as_text_and_as_hyperparameters_with_results(folder, 
     found = read(folder)
     settings = json.loads(found.Tensors("config/text_summary")[0].tensor_proto.string_val[0])
     assert (settings["seed"], settings["data"]) == (4, "colours")
-    told = HParamsPluginData.FromString(found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
-    hyperparameters = told.session_start_info.hparams
+    result = HParamsPluginData.FromString(found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content)
+    hyperparameters = result.session_start_info.hparams
     assert hyperparameters["optimizer"].string_value == "sgd"
     assert hyperparameters["learning_rate"].number_value == run.config.learning_rate
     assert curve(found, "result/test_accuracy")[0][1] == pytest.approx(run.history.end["test_accuracy"])

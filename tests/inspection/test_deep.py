@@ -323,9 +323,9 @@ def test_a_deep_inspection_of_digits(some_digits):
     assert set(report.auc) == {"val", "test"}
     assert sorted(report.places["id"]) == dataset.table["id"].tolist()
     assert np.isfinite(report.places[["x", "y"]]).all(axis=None)
-    told = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert told["probes"][0].keys() == {"stage", "accuracy", "error"}
-    assert told["suggestion"]["strategy"] == report.suggestion.strategy
+    result = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert result["probes"][0].keys() == {"stage", "accuracy", "error"}
+    assert result["suggestion"]["strategy"] == report.suggestion.strategy
     json.dumps([one.to_json() for one in report.findings], allow_nan=False)
     assert {one.kind for one in report.findings} <= {"label_errors", "shift", "outliers"}
 

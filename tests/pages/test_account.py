@@ -51,8 +51,8 @@ def test_before_sign_in_every_page_shows_nothing_but_the_way_in(name, run):
     at = opened(name, OUTSIDE, named)
     assert labels(at) == ["Sign in"]
     assert not at.get("page_link")
-    shown = "".join(element.value for kind in ("markdown", "caption", "title") for element in at.get(kind))
-    assert named not in shown
+    text = "".join(element.value for kind in ("markdown", "caption", "title") for element in at.get(kind))
+    assert named not in text
     assert not at.get("metric")
 
 

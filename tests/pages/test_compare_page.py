@@ -64,30 +64,30 @@ def button(at, label):
 
 
 def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
-    told = compare_runs(four_runs)
+    comparison = compare_runs(four_runs)
     at = opened()
-    shown = words(at)
-    assert told.headline in shown
-    assert all(one.words in shown for one in told.arm_verdicts)
-    pair = of_pair(told.arms, told.pairs[0])
-    assert pair.strategies in shown
-    assert pair.networks in shown
-    assert told.networks in shown
-    assert "blue-badge[:material/science: Strategies]" in shown
-    assert "violet-badge[:material/hub: Networks]" in shown
+    text = words(at)
+    assert comparison.headline in text
+    assert all(one.words in text for one in comparison.arm_verdicts)
+    pair = of_pair(comparison.arms, comparison.pairs[0])
+    assert pair.strategies in text
+    assert pair.networks in text
+    assert comparison.networks in text
+    assert "blue-badge[:material/science: Strategies]" in text
+    assert "violet-badge[:material/hub: Networks]" in text
     assert list(at.dataframe[0].value["Seeds"]) == ["0, 1", "0, 1"]
     assert len(at.get("plotly_chart")) == 5
-    assert "Accuracy by first stage that trains" in shown
-    assert "Accuracy by training set size" not in shown
-    assert "Disagreements" in shown
-    assert "Layer diagnostics" in shown
+    assert "Accuracy by first stage that trains" in text
+    assert "Accuracy by training set size" not in text
+    assert "Disagreements" in text
+    assert "Layer diagnostics" in text
 
 
 def test_the_measure_that_is_judged_by_stands_in_the_address(four_runs):
     at = opened(judged_by="log_loss")
     assert at.segmented_control(key="judged_by").value == "log_loss"
-    told = compare_runs(four_runs, "log_loss")
-    assert told.headline in words(at)
+    comparison = compare_runs(four_runs, "log_loss")
+    assert comparison.headline in words(at)
     assert "Log loss on" in words(at)
     at.segmented_control(key="judged_by").set_value("macro_f1").run()
     assert not at.exception
@@ -122,25 +122,25 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
     (run_dir / "events.jsonl").write_text(
         "".join(line for line in lines if "EpochEnded" not in line and "RunFinished" not in line)
     )
-    shown = words(opened(runs=[run.run_id for run in four_runs]))
-    assert f"have not finished an epoch: Last block · interrupted after 0 of 1 epoch ({four_runs[0].run_id})" in shown
-    assert "Accuracy on" in shown
+    text = words(opened(runs=[run.run_id for run in four_runs]))
+    assert f"have not finished an epoch: Last block · interrupted after 0 of 1 epoch ({four_runs[0].run_id})" in text
+    assert "Accuracy on" in text
 
 
 def test_one_seed_each_is_a_verdict_on_networks_and_none_on_strategies(four_runs):
     at = opened(runs=[run.run_id for run in four_runs if run.config.seed == 0])
-    shown = words(at)
-    assert "The strategies cannot be compared yet" in shown
-    assert "The networks trained here: " in shown
-    assert "Take this one" not in shown
+    text = words(at)
+    assert "The strategies cannot be compared yet" in text
+    assert "The networks trained here: " in text
+    assert "Take this one" not in text
     assert at.dataframe[1].value["Strategies"][0] == "not compared yet"
 
 
 def test_one_strategy_alone_is_not_to_be_taken(four_runs):
     for runs in ([four_runs[0]], [run for run in four_runs if run.config.strategy == "last_block"]):
-        shown = words(opened(runs=[run.run_id for run in runs]))
-        assert "Take this one" not in shown
-        assert "Add another strategy to compare it with." in shown
+        text = words(opened(runs=[run.run_id for run in runs]))
+        assert "Take this one" not in text
+        assert "Add another strategy to compare it with." in text
 
 
 def form_for(data):
@@ -217,7 +217,7 @@ def test_settings_that_cannot_be_used_are_named_and_nothing_can_be_started(reada
     at = form_for(readable)
     at.session_state[field] = value
     at.run()
-    assert "settings of the Configure page cannot be used" in words(at)
+    assert "settings of the Configure page are invalid" in words(at)
     assert not [one for one in at.button if one.label.startswith("Start ")]
 
 

@@ -86,10 +86,10 @@ def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):
     [("gradual_unfreezing", "thaw_every"), ("linear_probe_then_full", "thaw_every"), ("discriminative", "layer_decay")],
 )
 def test_only_the_strategy_that_has_them_shows_settings_of_its_own(configure, strategy, setting):
-    shown = {one.key for kind in ("number_input", "text_input") for one in configure(strategy=strategy).get(kind)}
-    assert f"form_{setting}" in shown
-    shown = {one.key for kind in ("number_input", "text_input") for one in configure(strategy="full").get(kind)}
-    assert f"form_{setting}" not in shown
+    fields = {one.key for kind in ("number_input", "text_input") for one in configure(strategy=strategy).get(kind)}
+    assert f"form_{setting}" in fields
+    fields = {one.key for kind in ("number_input", "text_input") for one in configure(strategy="full").get(kind)}
+    assert f"form_{setting}" not in fields
 
 
 def test_the_forecast_is_on_every_card_and_can_be_measured_again(configure, finished):

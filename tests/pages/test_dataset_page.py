@@ -26,7 +26,7 @@ def folder(image_folder, tmp_path):
     return image_folder(tmp_path / "images", {"red": 14, "blue": 14})
 
 
-def shown(folder, view="Findings", page="dataset"):
+def opened(folder, view="Findings", page="dataset"):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     at.query_params["data"] = remember(str(folder))
     at.session_state["dataset_view"] = view
@@ -65,7 +65,7 @@ def darkened(folder, *names):
 
 def test_classes_with_similar_names_are_relabelled_pair_by_pair_only(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"weasel": 12, "weasels": 14, "rose": 12, "roses": 13})
-    at = shown(folder)
+    at = opened(folder)
     assert "Relabel 12 images of weasel as weasels" in labels(at)
     assert "Relabel 12 images of rose as roses" in labels(at)
     assert not [label for label in labels(at) if "all" in label.lower()]
@@ -80,7 +80,7 @@ def test_possible_leakage_is_a_warning_and_moves_selected_images_only(image_fold
     for number in range(3):
         with Image.open(folder / f"train/red/00{number}.png") as image:
             image.point(lambda value: value * 0.9).save(folder / f"val/red/copy{number}.png")
-    at = shown(folder)
+    at = opened(folder)
     assert "Possible leakage" in words(at)
     assert not [label for label in labels(at) if label.startswith("Move")]
     tick(at, "val/red/copy1.png", "finding-near_leakage")
@@ -92,13 +92,13 @@ def test_exact_copies_across_splits_keep_their_one_click(image_folder, tmp_path)
     folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
     for number in range(3):
         shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
-    press(shown(folder), "Exclude all 3")
+    press(opened(folder), "Exclude all 3")
     assert load_edits(folder)[0].paths == tuple(f"train/red/00{number}.png" for number in range(3))
 
 
 def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(folder):
     darkened(folder, "red/a.png", "red/b.png", "red/c.png", "red/d.png")
-    at = shown(folder)
+    at = opened(folder)
     assert "Possibly too dark: 4" in words(at)
     assert not [label for label in labels(at) if label.startswith("Exclude")]
     at.slider(key="several-dark").set_value(2).run()
@@ -108,7 +108,7 @@ def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(f
 
 
 def test_a_selection_that_a_filter_hides_is_not_changed(folder):
-    at = shown(folder, "Images")
+    at = opened(folder, "Images")
     tick(at, "red/000.png")
     tick(at, "blue/000.png")
     assert "Exclude 2 images" in labels(at)
@@ -122,7 +122,7 @@ def test_a_selection_that_a_filter_hides_is_not_changed(folder):
 
 
 def test_a_selection_on_another_page_is_shown(folder):
-    at = shown(folder, "Images")
+    at = opened(folder, "Images")
     tick(at, "red/000.png")
     at.session_state["browse"] = 2
     at.run()
@@ -133,7 +133,7 @@ def test_a_selection_on_another_page_is_shown(folder):
 
 
 def test_all_that_are_shown_can_be_selected_and_cleared(folder):
-    at = press(shown(folder, "Images"), "Select all shown")
+    at = press(opened(folder, "Images"), "Select all shown")
     assert "Exclude 24 images" in labels(at)  # of 28: those on the first page
     press(at, "Clear selection")
     assert "Select images to exclude, move or relabel them." in words(at)
@@ -141,7 +141,7 @@ def test_all_that_are_shown_can_be_selected_and_cleared(folder):
 
 def test_every_change_can_be_undone_right_after_it(folder):
     save_edits(folder, [Edit(action="exclude", paths=("red/005.png",))])
-    at = shown(folder, "Images")
+    at = opened(folder, "Images")
     assert "undo-last" not in [button.key for button in at.button]
     tick(at, "red/000.png")
     press(at, "Exclude 1 image")
@@ -154,27 +154,27 @@ def test_every_change_can_be_undone_right_after_it(folder):
 
 def test_leaving_a_finding_as_it_is_can_be_undone_right_after_it(folder):
     shutil.copy(folder / "red" / "000.png", folder / "red" / "copy.png")
-    at = press(shown(folder), "Leave as it is")
+    at = press(opened(folder), "Leave as it is")
     assert load_edits(folder)[0].action == "ignore"
     at.button(key="undo-last").click().run()
     assert load_edits(folder) == ()
 
 
 def test_a_single_class_cannot_be_trained_and_the_page_says_why(image_folder, tmp_path):
-    at = shown(image_folder(tmp_path / "images", {"red": 12}), page="configure")
+    at = opened(image_folder(tmp_path / "images", {"red": 12}), page="configure")
     start = next(button for button in at.button if button.label == "Start training")
     assert start.disabled
     assert "images\\: “red”" in words(at)
 
 
 def test_no_comparison_is_started_on_a_single_class_and_the_page_says_why(image_folder, tmp_path):
-    at = shown(image_folder(tmp_path / "images", {"red": 12}), page="compare")
+    at = opened(image_folder(tmp_path / "images", {"red": 12}), page="compare")
     assert not [button for button in at.button if button.label.startswith("Start")]
     assert "images\\: “red”" in words(at)
 
 
 def test_asking_for_the_manifest_does_not_redraw_the_page_which_would_let_go_of_the_file(folder):
-    at = shown(folder, "Classes and splits")
+    at = opened(folder, "Classes and splits")
     assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
 
 

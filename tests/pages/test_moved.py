@@ -60,10 +60,10 @@ def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_mea
     finished(at)
     assert all(known_layers(run) for run in runs)
     again = AppTest.from_function(sections, default_timeout=300).run()
-    for shown in (at, again):
-        assert "Which stage to thaw next" in words(shown)
-        assert len(shown.get("plotly_chart")) == 5
-        assert not [button for button in shown.button if button.label.startswith("Measure")]
+    for view in (at, again):
+        assert "Which stage to thaw next" in words(view)
+        assert len(view.get("plotly_chart")) == 5
+        assert not [button for button in view.button if button.label.startswith("Measure")]
     assert "Feature extraction" in words(again)
 
 
@@ -75,8 +75,8 @@ def test_images_that_only_one_gets_right_are_shown_with_what_both_looked_at(runs
     at.session_state["disagree_box"] = True
     at.run()
     assert not at.exception
-    told = {metric.label: metric.value for metric in at.metric}
-    assert list(told.values()) == [str(n) for n in (found.both, len(found.only_a), len(found.only_b), found.neither)]
+    result = {metric.label: metric.value for metric in at.metric}
+    assert list(result.values()) == [str(n) for n in (found.both, len(found.only_a), len(found.only_b), found.neither)]
     assert len(at.get("image")) == 3 * min(4, len(more))
     assert NASTY not in words(at)
 

@@ -93,8 +93,8 @@ def test_dataset_shows_the_sample_once_it_is_taken():
     assert not at.metric
     next(button for button in at.button if button.label == "Take the sample").click().run()
     assert at.query_params["data"] == "digits"
-    told = {metric.label: metric.value for metric in at.metric}
-    assert told == {"Images": "1,797", "Classes": "10", "Training": "1,259", "Validation": "269", "Test": "269"}
+    result = {metric.label: metric.value for metric in at.metric}
+    assert result == {"Images": "1,797", "Classes": "10", "Training": "1,259", "Validation": "269", "Test": "269"}
     at.session_state["dataset_view"] = "Images"
     at.run()
     assert len(at.get("image")) == 24
@@ -170,11 +170,11 @@ def test_bad_values_are_refused_beside_their_fields_all_at_once():
     at.number_input(key="form_batch_size").set_value(0)
     at.text_input(key="form_learning_rate").set_value("fast")
     at.run()
-    told = words(at)
-    assert "Epochs must be at least 1" in told
-    assert "Batch size must be at least 1" in told
-    assert "Learning rate must be a number" in told
-    assert "3 settings cannot be used" in told
+    text = words(at)
+    assert "Epochs must be at least 1" in text
+    assert "Batch size must be at least 1" in text
+    assert "Learning rate must be a number" in text
+    assert "3 settings cannot be used" in text
     assert next(button for button in at.button if button.label == "Start training").disabled
 
 
@@ -201,10 +201,10 @@ def test_an_error_inside_more_settings_opens_it_and_all_errors_are_listed_beside
     assert at.session_state["more_settings"] is False
     at.number_input(key="form_epochs").set_value(2).run()
     assert at.session_state["more_settings"] is True
-    told = words(at).replace("\\", "")
-    assert "1 setting cannot be used" in told
+    text = words(at).replace("\\", "")
+    assert "1 setting cannot be used" in text
     assert (
-        told.count("Warm-up (epochs) the warm-up must end before training does") == 2
+        text.count("Warm-up (epochs) the warm-up must end before training does") == 2
     )  # beside its field, and beside the button
     at.session_state["more_settings"] = False
     at.run()
@@ -236,10 +236,10 @@ def test_training_starts_from_the_page_and_is_found_again(run, known):
 
 def test_train_shows_a_finished_run_with_its_interval(run):
     at = opened("train", run=run())
-    told = words(at)
-    assert "correct" in told
-    assert "95 % interval" in told
-    assert "frozen stages are bit for bit what they were" in told
+    text = words(at)
+    assert "correct" in text
+    assert "95 % interval" in text
+    assert "frozen stages are bit for bit what they were" in text
     assert "See the evaluation" in labels(at)
 
 
@@ -306,9 +306,9 @@ def test_what_people_call_their_runs_never_becomes_markup(run):
     for name in ("home", "train", "evaluate", "compare", "predict"):
         at = opened(name, run=first)
         kinds = ("markdown", "caption", "info", "warning", "error", "success", "subheader", "title")
-        shown = [element.value for kind in kinds for element in at.get(kind) if "free money" in str(element.value)]
-        assert name not in ("home", "train") or shown
-        assert not any("](http" in value or "<b>" in value or ":red[" in value for value in shown), (name, shown)
+        texts = [element.value for kind in kinds for element in at.get(kind) if "free money" in str(element.value)]
+        assert name not in ("home", "train") or texts
+        assert not any("](http" in value or "<b>" in value or ":red[" in value for value in texts), (name, texts)
 
 
 def test_a_browser_that_lags_behind_and_sends_an_old_label_keeps_its_run(run):
@@ -353,13 +353,13 @@ def closer(run_id, what):
 
 
 def test_train_says_where_the_time_went_and_what_the_cache_did(run):
-    def told(run_id):
+    def result(run_id):
         return words(closer(run_id, "Where the time goes")).replace("\\", "")
 
     first, second = run(seed=1), run(seed=2)
-    assert "Computing the frozen stages (once)" in told(first)
-    assert "100 % of it was there before" in told(second)
-    assert "nothing is frozen" in told(run(strategy="full"))
+    assert "Computing the frozen stages (once)" in result(first)
+    assert "100 % of it was there before" in result(second)
+    assert "nothing is frozen" in result(run(strategy="full"))
 
 
 def test_train_shows_stages_flips_and_a_log(run):

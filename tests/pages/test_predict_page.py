@@ -75,15 +75,15 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
     assert NASTY not in words(at)
     red = image_of(runs[0], "red/000.png")
     give(at, (f"{NASTY}.png", red), ("broken.png", b"hello"))
-    told = words(at)
+    text = words(at)
     probability = load_predictor(runs[0]).probabilities([red])[0]
     classes = runs[0].history.started["classes"]
-    assert f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %" in told.replace("\\", "")
+    assert f"## {classes[probability.argmax()]} · {100 * probability.max():.1f} %" in text.replace("\\", "")
     assert len(at.get("image")) == 2, "the network input, and Grad-CAM"
     assert len(at.get("plotly_chart")) == 1
     assert any("broken" in error.value for error in at.error)
-    assert NASTY not in told
-    assert "A network always predicts one of its classes" in told
+    assert NASTY not in text
+    assert "A network always predicts one of its classes" in text
 
 
 def test_known_training_images_stand_beside_a_new_one_and_strangers_are_told(runs, finished):
@@ -235,8 +235,8 @@ def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     assert "## " in words(at)
     assert len(at.get("image")) == 2
     give(at, *((f"{number}.png", image_of(runs[0], f"red/00{number}.png")) for number in range(3)))
-    told = [one.value.replace("\\", "") for one in at.markdown]
-    assert [one for one in told if one.endswith(".png**")] == ["**2.png**", "**1.png**", "**0.png**"]
+    result = [one.value.replace("\\", "") for one in at.markdown]
+    assert [one for one in result if one.endswith(".png**")] == ["**2.png**", "**1.png**", "**0.png**"]
     assert len(at.get("image")) == 6
     gone = opened(run="nowhere", present="1")
     assert "Network not found" in words(gone)

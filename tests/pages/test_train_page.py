@@ -25,7 +25,7 @@ def opened(run_id):
     return at
 
 
-def shown(at):
+def texts(at):
     return "\n".join(element.value for kind in ("markdown", "caption", "info") for element in at.get(kind))
 
 
@@ -58,12 +58,12 @@ def two_runs(image_folder, tmp_path, monkeypatch):
 
 def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two_runs):
     at = opened(two_runs[0])
-    assert "Waiting for the device" in shown(at)
-    assert "Training" not in shown(at)
+    assert "Waiting for the device" in texts(at)
+    assert "Training" not in texts(at)
     assert bars(at) == ["Waiting for another program that trains on this device"]
     at = opened(two_runs[1])
-    assert "Queued" in shown(at)
-    assert "place 1 of 1" in shown(at)
+    assert "Queued" in texts(at)
+    assert "place 1 of 1" in texts(at)
     assert bars(at) == ["Waiting for the run before it"]
 
 

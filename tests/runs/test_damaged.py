@@ -33,8 +33,8 @@ def runs(tmp_path, started, step, lines):
         run_dir.mkdir(parents=True)
         (run_dir / "config.json").write_text(make_config(CONFIG).model_dump_json())
         (run_dir / "about.json").write_text(json.dumps({"name": "baseline", "note": "", "owner": "ann"}))
-        told = lines(started(), step(1, 1), ENDED, events.RunStopped(1, 1, 3.0)) if content is None else content
-        (run_dir / "events.jsonl").write_bytes(told)
+        result = lines(started(), step(1, 1), ENDED, events.RunStopped(1, 1, 3.0)) if content is None else content
+        (run_dir / "events.jsonl").write_bytes(result)
         return run_dir
 
     return make
@@ -174,7 +174,7 @@ BAD_LINES = {
     "no number": line(ENDED, epoch=2, val_loss=float("nan")),
     "infinite": line(ENDED, epoch=2, seconds=float("inf")),
     "more than all": line(ENDED, epoch=2, val_accuracy=1.5),
-    "told twice": line(ENDED),
+    "reported twice": line(ENDED),
     "an epoch that cannot be": line(ENDED, epoch=3),
     "a stage that is not there": line(ENDED, epoch=2, stages={"layer9": {"learning_rate": 1, "gradient_norm": 1, "update": 1}}),
     "an unknown phase": line(events.Progress("index", 1, 2), phase="party"),

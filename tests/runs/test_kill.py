@@ -96,4 +96,4 @@ def test_kills_lose_nothing(config, processes, tmp_path, enough):
         assert marks(run_dir) == wanted
         assert [row["epoch"] for row in run.history.epochs] == list(range(1, config.epochs + 1))
         steps = [(row["epoch"], row["step"]) for row in run.history.steps]
-        assert steps == sorted(set(steps)), "steps are told twice"
+        assert steps == sorted(set(steps)), "steps are reported twice"

@@ -59,11 +59,11 @@ def test_what_is_yielded_is_what_is_written(config, tmp_path):
     run = RunStore(tmp_path / "runs").run(reservation.run_dir.name)
     assert run.status == "finished"
     assert not is_locked(run.run_dir)
-    told = summary(run)
-    assert told["epochs"] == 2
-    assert told["best_epoch"] == found[-1].best_epoch
-    assert told["trainable_parameters"] == 1280 * 2 + 2
-    json.dumps(told)
+    row = summary(run)
+    assert row["epochs"] == 2
+    assert row["best_epoch"] == found[-1].best_epoch
+    assert row["trainable_parameters"] == 1280 * 2 + 2
+    json.dumps(row)
 
 
 def test_a_config_that_cannot_work_leaves_no_folder(config, tmp_path):
@@ -470,16 +470,16 @@ def test_what_python_says_at_its_end_is_no_failure_of_the_run(config, tmp_path, 
 
 
 def test_what_comes_after_a_run_may_warn_and_the_queue_goes_on(config, tmp_path, caplog):
-    told = []
+    result = []
 
     def after(run_dir):
-        told.append(run_dir.name)
+        result.append(run_dir.name)
         return "no server answers"
 
     worker, store = Worker(tmp_path / "runs", after=after), RunStore(tmp_path / "runs")
     runs = [worker.submit(config.model_copy(update={"seed": seed})) for seed in range(2)]
-    wait_for(lambda: len(told) == 2)
-    assert told == runs
+    wait_for(lambda: len(result) == 2)
+    assert result == runs
     assert [store.run(run).status for run in runs] == ["finished", "finished"]
     wait_for(lambda: caplog.text.count("no server answers") == 2)
 

@@ -109,14 +109,14 @@ def test_two_threads_of_a_program_take_turns():
     order, entered = [], threading.Event()
 
     def work(name):
-        def told():
+        def result():
             order.append(name)
             entered.set()
             threading.Event().wait(0.3)
             order.append(name)
             yield events.Progress("decode", 1, 1)
 
-        list(in_turn(told(), "cpu"))
+        list(in_turn(result(), "cpu"))
 
     threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
     for thread in threads:

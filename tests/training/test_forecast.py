@@ -37,30 +37,30 @@ def config(folder):
 
 def test_a_cached_run_pays_for_the_trunk_once(config, folder):
     dataset = load_dataset(folder)  # 28 train, 6 val, 6 test
-    told = forecast(config(), dataset, SPEED, 0.001)
-    assert told.epoch_seconds == pytest.approx(28 * 0.02 + 6 * 0.005)
+    estimate = forecast(config(), dataset, SPEED, 0.001)
+    assert estimate.epoch_seconds == pytest.approx(28 * 0.02 + 6 * 0.005)
     once = 40 * 0.001 + 40 * 0.01 + 6 * 0.005
-    assert told.seconds - 4 * told.epoch_seconds - once == pytest.approx(0.8)
-    assert told.cache_bytes == 40_000
+    assert estimate.seconds - 4 * estimate.epoch_seconds - once == pytest.approx(0.8)
+    assert estimate.cache_bytes == 40_000
 
 
 def test_an_uncached_run_pays_every_epoch(config, folder):
-    told = forecast(config(cache="off"), load_dataset(folder), SPEED, 0.001)
-    assert told.epoch_seconds == pytest.approx(28 * 0.03 + 6 * 0.015)
-    assert told.cache_bytes == 0
+    estimate = forecast(config(cache="off"), load_dataset(folder), SPEED, 0.001)
+    assert estimate.epoch_seconds == pytest.approx(28 * 0.03 + 6 * 0.015)
+    assert estimate.cache_bytes == 0
 
 
 def test_a_run_in_bf16_pays_for_its_final_evaluation_in_fp32(config, folder):
     speed = replace(SPEED, exact=0.03)
-    told = forecast(config(precision="bf16"), load_dataset(folder), speed, 0.001)
+    estimate = forecast(config(precision="bf16"), load_dataset(folder), speed, 0.001)
     once = 40 * 0.001 + 34 * 0.01 + 12 * 0.03  # the trunk's output of test images is not needed in bf16
-    assert told.seconds - 4 * told.epoch_seconds - once == pytest.approx(0.8)
-    assert told.cache_bytes == 34_000
+    assert estimate.seconds - 4 * estimate.epoch_seconds - once == pytest.approx(0.8)
+    assert estimate.cache_bytes == 34_000
 
 
 def test_views_are_passed_through_the_trunk_each(config, folder):
-    told = forecast(config(augmentation="flips", views=3), load_dataset(folder), SPEED, 0.001)
-    assert told.cache_bytes == (28 * 3 + 12) * 1000
+    estimate = forecast(config(augmentation="flips", views=3), load_dataset(folder), SPEED, 0.001)
+    assert estimate.cache_bytes == (28 * 3 + 12) * 1000
 
 
 def test_what_is_cached_already_costs_nothing(config, folder):

@@ -100,10 +100,10 @@ def test_the_same_seed_gives_identical_weights_and_another_does_not(config, tmp_
 def test_events_tell_the_story_in_order(config, tmp_path):
     found = run(config(), tmp_path / "run")
     kinds = [kind for kind, _ in itertools.groupby(type(event).__name__ for event in found)]
-    told = [kind for kind in kinds if kind != "Progress"]
-    assert told[0] == "RunStarted"
-    assert told[1:4] == ["StepEnded", "EpochEnded", "CheckpointSaved"]
-    assert told[-1] == "RunFinished"
+    result = [kind for kind in kinds if kind != "Progress"]
+    assert result[0] == "RunStarted"
+    assert result[1:4] == ["StepEnded", "EpochEnded", "CheckpointSaved"]
+    assert result[-1] == "RunFinished"
     started, finished = found[[type(e).__name__ for e in found].index("RunStarted")], found[-1]
     assert len(of(events.StepEnded, found)) == 2 * started.steps_per_epoch
     assert started.counts == {"train": 30, "val": 6, "test": 6}

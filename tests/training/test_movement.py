@@ -35,7 +35,7 @@ def test_numbers_are_those_of_a_plain_step():
 
 def test_a_run_tells_of_every_stage_that_trains_and_of_no_other(colour_config, tmp_path):
     config = colour_config(epochs=6, batch_size=42, strategy="gradual_unfreezing", backbone="resnet18", weights="none")
-    told = [event for event in fit(config, tmp_path) if isinstance(event, events.EpochEnded)]
-    assert [len(event.stages) for event in told] == [1, 2, 3, 4, 5, 6]
-    assert list(told[0].stages) == ["head"]
-    assert all(row["gradient_norm"] > 0 and row["update"] > 0 for row in told[-1].stages.values())
+    emitted = [event for event in fit(config, tmp_path) if isinstance(event, events.EpochEnded)]
+    assert [len(event.stages) for event in emitted] == [1, 2, 3, 4, 5, 6]
+    assert list(emitted[0].stages) == ["head"]
+    assert all(row["gradient_norm"] > 0 and row["update"] > 0 for row in emitted[-1].stages.values())

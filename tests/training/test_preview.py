@@ -84,7 +84,7 @@ def test_versions_differ_by_number_seed_and_sample(folder):
 
 def test_without_augmentation_each_version_is_the_plain_image(folder):
     image = folder / "red" / "000.png"
-    plain = network_input(image, LITE, 32).shown
+    plain = network_input(image, LITE, 32).image
     assert all(np.array_equal(version, plain) for version in augmented_versions(image, "red/000.png", "none", 0, 2, 32))
 
 
@@ -101,8 +101,8 @@ def test_the_network_input_is_what_a_run_validates_on(folder):
 def test_what_is_shown_are_the_pixels_in_the_middle(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (37, 37, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")  # 37: what 32 pixels are cut out of
-    assert np.array_equal(network_input(tmp_path / "a.png", LITE, 32).shown, pixels[2:34, 2:34])
-    assert np.array_equal(network_input((tmp_path / "a.png").read_bytes(), LITE, 32).shown, pixels[2:34, 2:34])
+    assert np.array_equal(network_input(tmp_path / "a.png", LITE, 32).image, pixels[2:34, 2:34])
+    assert np.array_equal(network_input((tmp_path / "a.png").read_bytes(), LITE, 32).image, pixels[2:34, 2:34])
 
 
 def test_problems_are_in_words(tmp_path):

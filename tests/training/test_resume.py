@@ -61,25 +61,25 @@ def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, name,
 def test_the_numbers_of_an_epoch_that_was_cut_in_two_are_those_of_the_whole(config, tmp_path):
     before = whole(config(), tmp_path / "whole")
     after = stopped_at(config(), tmp_path / "stopped", 2)
-    told = [e for e in after if isinstance(e, events.EpochEnded)]
+    emitted = [e for e in after if isinstance(e, events.EpochEnded)]
     wanted = [e for e in before if isinstance(e, events.EpochEnded)]
-    assert [(e.epoch, e.train_loss, e.train_accuracy, e.val_loss) for e in told] == [
+    assert [(e.epoch, e.train_loss, e.train_accuracy, e.val_loss) for e in emitted] == [
         (e.epoch, e.train_loss, e.train_accuracy, e.val_loss) for e in wanted
     ]
     assert [e for e in after if isinstance(e, events.RunResumed)] == [events.RunResumed(1, 2)]
 
 
 def test_memory_means_the_same_in_a_first_a_second_and_a_resumed_run(config, tmp_path):
-    def told(stream):
+    def emitted(stream):
         return {e.epoch: e.memory_bytes for e in stream if isinstance(e, events.EpochEnded)}
 
-    first = told(whole(config(), tmp_path / "first"))
-    second = told(whole(config(), tmp_path / "second"))
-    resumed = told(stopped_at(config(), tmp_path / "resumed", 4))
+    first = emitted(whole(config(), tmp_path / "first"))
+    second = emitted(whole(config(), tmp_path / "second"))
+    resumed = emitted(stopped_at(config(), tmp_path / "resumed", 4))
     assert first == second
     assert resumed == {epoch: first[epoch] for epoch in (2, 3)}
     assert min(first.values()) > 0
-    assert min(told(whole(config(strategy="full"), tmp_path / "full")).values()) > max(first.values())
+    assert min(emitted(whole(config(strategy="full"), tmp_path / "full")).values()) > max(first.values())
 
 
 @pytest.mark.parametrize(("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")])
@@ -149,7 +149,7 @@ def test_a_process_that_dies_before_an_epoch_is_saved_tells_it_again(config, tmp
             break
     stream.close()
     found = list(fit(config(), tmp_path / "killed", resume=True))
-    told = [event.epoch for event in found if isinstance(event, events.EpochEnded)]
-    assert told == [2, 3]
+    emitted = [event.epoch for event in found if isinstance(event, events.EpochEnded)]
+    assert emitted == [2, 3]
     assert found[-1].best_epoch == before[-1].best_epoch
     assert marks(tmp_path / "killed") == marks(tmp_path / "whole")

@@ -140,8 +140,8 @@ def test_activations_that_another_session_drives_out_while_they_are_used_stay_re
 def test_images_that_were_added_are_the_only_ones_computed(config, image_folder, tmp_path):
     run(config(), tmp_path / "before")
     image_folder(tmp_path / "images", {"yellow": 5})
-    told, _ = run(config(), tmp_path / "after")
-    assert (told["found"], told["rows"]) == (36, 41)
+    emitted, _ = run(config(), tmp_path / "after")
+    assert (emitted["found"], emitted["rows"]) == (36, 41)
 
 
 def test_a_changed_image_is_computed_again(config, tmp_path):
@@ -149,8 +149,8 @@ def test_a_changed_image_is_computed_again(config, tmp_path):
     victim = next((tmp_path / "images" / "red").iterdir())
     other = next((tmp_path / "images" / "blue").iterdir())
     victim.write_bytes(other.read_bytes()[:-12] + b"more" + other.read_bytes()[-12:])
-    told, _ = run(config(), tmp_path / "after")
-    assert told["found"] == 35
+    emitted, _ = run(config(), tmp_path / "after")
+    assert emitted["found"] == 35
 
 
 @pytest.mark.parametrize(
@@ -162,15 +162,15 @@ def test_a_changed_image_is_computed_again(config, tmp_path):
     ],
 )
 def test_a_run_without_the_cache_says_why(config, tmp_path, settings, words):
-    told, _ = run(config(epochs=1, **settings), tmp_path / "run")
-    assert told["where"] == "off"
-    assert words in told["reason"]
+    emitted, _ = run(config(epochs=1, **settings), tmp_path / "run")
+    assert emitted["where"] == "off"
+    assert words in emitted["reason"]
 
 
 def test_views_are_chosen_by_the_epochs_and_written_on_the_run(config, tmp_path):
-    told, _ = run(config(augmentation="flips", epochs=6), tmp_path / "run")
-    assert told["views"] == 2
-    assert told["rows"] == 24 * 2 + 12
+    emitted, _ = run(config(augmentation="flips", epochs=6), tmp_path / "run")
+    assert emitted["views"] == 2
+    assert emitted["rows"] == 24 * 2 + 12
 
 
 def test_without_room_the_run_goes_on_and_says_so(config, tmp_path, monkeypatch):
@@ -178,8 +178,8 @@ def test_without_room_the_run_goes_on_and_says_so(config, tmp_path, monkeypatch)
     CACHE.clear()
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
     monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
-    told, _ = run(config(), tmp_path / "tight")
-    assert "neither into memory nor onto the disk" in told["reason"]
+    emitted, _ = run(config(), tmp_path / "tight")
+    assert "neither into memory nor onto the disk" in emitted["reason"]
     same_results(tmp_path / "roomy", tmp_path / "tight")
 
 
@@ -187,8 +187,8 @@ def test_on_disk_the_results_are_the_same(config, tmp_path, monkeypatch):
     run(config(), tmp_path / "memory")
     CACHE.clear()
     monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
-    told, _ = run(config(), tmp_path / "disk")
-    assert told["where"] == "disk"
+    emitted, _ = run(config(), tmp_path / "disk")
+    assert emitted["where"] == "disk"
     same_results(tmp_path / "memory", tmp_path / "disk")
 
 
@@ -197,16 +197,16 @@ def test_a_network_that_cannot_be_cut_trains_uncached_and_says_why(config, tmp_p
         raise CannotSplit("its structure cannot be traced (TraceError)")
 
     monkeypatch.setattr("finetune_core.training.prepare.split_network", refuse)
-    told, _ = run(config(epochs=1), tmp_path / "run")
-    assert told["reason"] == "its structure cannot be traced (TraceError)"
+    emitted, _ = run(config(epochs=1), tmp_path / "run")
+    assert emitted["reason"] == "its structure cannot be traced (TraceError)"
 
 
 def test_a_damaged_image_is_left_out_of_the_cache_too(config, tmp_path):
     victim = sorted((tmp_path / "images" / "red").iterdir())[0]
     settings = config(epochs=1)
     victim.write_bytes(victim.read_bytes()[:1500])
-    told, found = run(settings, tmp_path / "run")
-    assert told["rows"] == 35
+    emitted, found = run(settings, tmp_path / "run")
+    assert emitted["rows"] == 35
     assert [event.count for event in found if isinstance(event, events.ImagesSkipped)] == [1]
 
 
@@ -233,9 +233,9 @@ def test_repeats_of_the_same_image_under_other_names_are_no_problem(config, tmp_
     red = sorted((tmp_path / "images" / "red").iterdir())
     settings = config(epochs=1)
     (tmp_path / "images" / "red" / "copy.png").write_bytes(red[0].read_bytes())
-    told, _ = run(settings, tmp_path / "run")
-    assert told["rows"] == 37
-    assert np.isfinite(told["bytes"])
+    emitted, _ = run(settings, tmp_path / "run")
+    assert emitted["rows"] == 37
+    assert np.isfinite(emitted["bytes"])
     assert torch.isfinite(load_file(tmp_path / "run" / "last.safetensors")["classifier.weight"]).all()
 
 
@@ -244,9 +244,9 @@ def test_a_damaged_image_does_not_cost_the_others_their_shallower_cut(config, tm
     victim = sorted((tmp_path / "images" / "red").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:1500])
     run(settings, tmp_path / "shallow")
-    told, found = run(config(strategy="last_block", epochs=1), tmp_path / "deep")
+    emitted, found = run(config(strategy="last_block", epochs=1), tmp_path / "deep")
     assert [event.decoded for event in found if isinstance(event, events.RunStarted)] == [0]
-    assert told["rows"] == 35
+    assert emitted["rows"] == 35
 
 
 def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(config, image_folder, tmp_path, monkeypatch):
@@ -257,8 +257,8 @@ def test_rows_that_new_ones_drive_out_of_a_tight_disk_are_not_read(config, image
     room = sum(file.stat().st_size for file in (paths.home() / "cache").glob("*.rows"))
     monkeypatch.setenv("THAW_CACHE_DISK_GB", str(0.9 * room / 1e9))
     CACHE.clear()
-    told, _ = run(config(epochs=1), tmp_path / "tight")
+    emitted, _ = run(config(epochs=1), tmp_path / "tight")
     CACHE.clear()
     run(config(epochs=1, cache="off"), tmp_path / "uncached")
     same_results(tmp_path / "tight", tmp_path / "uncached")
-    assert told["where"] in ("off", "disk")
+    assert emitted["where"] in ("off", "disk")

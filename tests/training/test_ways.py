@@ -247,11 +247,11 @@ def test_an_average_lags_behind_and_is_put_back():
 
 @pytest.mark.parametrize("blend", [{"mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 0.3, "cutmix": 1.0, "class_weights": "balanced"}])
 def test_blended_images_are_learned_from(config, tmp_path, blend):
-    told = whole(config(strategy="last_block", **blend), tmp_path / "run")
-    started = next(event for event in told if isinstance(event, events.RunStarted))
+    emitted = whole(config(strategy="last_block", **blend), tmp_path / "run")
+    started = next(event for event in emitted if isinstance(event, events.RunStarted))
     assert started.cache.where == "off"
     assert "mixup" in started.cache.reason
-    assert told[-1].val_accuracy >= 0.8
+    assert emitted[-1].val_accuracy >= 0.8
 
 
 def test_blending_in_micro_batches_is_blending_the_whole_batch():
@@ -275,7 +275,7 @@ def test_blending_in_micro_batches_is_blending_the_whole_batch():
 
 def test_early_stopping_looks_at_what_it_was_told_to(config, tmp_path):
     settings = config(strategy="feature_extraction", early_stopping="val_macro_f1", patience=2, epochs=30)
-    told = [event for event in whole(settings, tmp_path / "run") if isinstance(event, events.EpochEnded)]
-    scores = [event.val_scores["macro_f1"] for event in told]
+    emitted = [event for event in whole(settings, tmp_path / "run") if isinstance(event, events.EpochEnded)]
+    scores = [event.val_scores["macro_f1"] for event in emitted]
     best = scores.index(max(scores))
-    assert len(told) == min(30, best + 1 + 2)
+    assert len(emitted) == min(30, best + 1 + 2)

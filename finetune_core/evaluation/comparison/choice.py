@@ -36,13 +36,13 @@ def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
     best = max(judged or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
     if not judged:
         return Choice((), best, (), 0.0, None)
-    told = {(pair.a, pair.b): pair.strategies for pair in pairs if pair.strategies}
-    beaten = {b if verdict.claim.difference > 0 else a for (a, b), verdict in told.items() if verdict.different}
-    alike = [(at, verdict) for at in judged if at != best and not (verdict := _between(told, at, best)).different]
+    verdicts = {(pair.a, pair.b): pair.strategies for pair in pairs if pair.strategies}
+    beaten = {b if verdict.claim.difference > 0 else a for (a, b), verdict in verdicts.items() if verdict.different}
+    alike = [(at, verdict) for at in judged if at != best and not (verdict := _between(verdicts, at, best)).different]
     unseen = max((verdict.smallest for _, verdict in alike), default=0.0)
     advised = min((at for at in judged if at not in beaten), key=lambda at: arms[at].cost.seconds)
     return Choice(judged, best, tuple(at for at, _ in alike), unseen, None if unseen > _BLUNT else advised)
 
 
-def _between(told: dict[tuple[int, int], Verdict], one: int, other: int) -> Verdict:
-    return told[min(one, other), max(one, other)]
+def _between(verdicts: dict[tuple[int, int], Verdict], one: int, other: int) -> Verdict:
+    return verdicts[min(one, other), max(one, other)]

@@ -136,8 +136,8 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
     finished = [unfinished(group[0]) is None for group in grouped]
     variances = known_variances(judged, finished)
     arms = tuple(
-        _arm(title, group, told, variance, runs)
-        for title, group, told, variance in zip(titles, grouped, judged, variances, strict=True)
+        _arm(title, group, answered, variance, runs)
+        for title, group, answered, variance in zip(titles, grouped, judged, variances, strict=True)
     )
     pairs = judge_pairs(judged, finished, variances)
     choice = choose(arms, pairs)
@@ -213,12 +213,12 @@ def _summed_up(measure: Measure, arms: tuple[tuple[tuple[Path, int, int], ...], 
 
 
 def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) -> None:
-    def shown(run: Run) -> list[tuple[str, str]]:
+    def ids_of(run: Run) -> list[tuple[str, str]]:
         classes, table = run.history.started["classes"], tables[run.run_dir]
         return [(name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)]
 
-    first = shown(runs[0])
-    others = [run.run_id for run in runs[1:] if shown(run) != first or not _same_source(runs[0], run)]
+    first = ids_of(runs[0])
+    others = [run.run_id for run in runs[1:] if ids_of(run) != first or not _same_source(runs[0], run)]
     if others:
         raise RunError(
             f"These runs were not evaluated on the same images, so their accuracies cannot be compared: {', '.join(others)} did not use "
@@ -231,27 +231,27 @@ def _same_source(one: Run, other: Run) -> bool:
     return one.config.data == other.config.data or one.history.started["fingerprint"] == other.history.started["fingerprint"]
 
 
-def _arm(title: str, group: Sequence[Run], told: Answers, variance: SeedVariance | None, runs: Sequence[Run]) -> Arm:
+def _arm(title: str, group: Sequence[Run], answered: Answers, variance: SeedVariance | None, runs: Sequence[Run]) -> Arm:
     rate = trunk_rate(group, runs)
     members = tuple(
         Member(
             run,
             accuracy_interval(answers(right[None]), None),
-            measure_interval(summed(told.measure, right[None], row[None], None), None),
+            measure_interval(summed(answered.measure, right[None], row[None], None), None),
             cost(run, rate),
         )
-        for run, right, row in zip(group, told.correct, told.values, strict=True)
+        for run, right, row in zip(group, answered.correct, answered.values, strict=True)
     )
-    deviation = None if told.seed_variance is None else told.seed_variance**0.5
+    deviation = None if answered.seed_variance is None else answered.seed_variance**0.5
     costs = usual_cost([member.cost for member in members])
-    score = measure_interval(told, variance)
-    accuracy = score if told.measure is ACCURACY else _accuracy(answers(told.correct))
+    score = measure_interval(answered, variance)
+    accuracy = score if answered.measure is ACCURACY else _accuracy(answers(answered.correct))
     return Arm(
         title,
         group[0].config,
         members,
         accuracy,
-        told.measure,
+        answered.measure,
         score,
         deviation,
         costs,
@@ -260,8 +260,8 @@ def _arm(title: str, group: Sequence[Run], told: Answers, variance: SeedVariance
     )
 
 
-def _accuracy(told: Answers) -> Interval:
-    return accuracy_interval(told, seed_variances([told])[0])
+def _accuracy(answered: Answers) -> Interval:
+    return accuracy_interval(answered, seed_variances([answered])[0])
 
 
 def _score_json(measure: Measure, score: Interval) -> dict[str, Any]:

@@ -139,9 +139,9 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
         beginning = _beginning(run, begun)
         if beginning not in starts:
             starts[beginning] = yield from _start(run, begun, tuned, roots)
-        told = asdict((yield from _moves(run, begun, tuned, starts[beginning])))
+        measured = asdict((yield from _moves(run, begun, tuned, starts[beginning])))
         try:
-            write_bytes(run.run_dir / _FILE, json.dumps(told | {"predictions": changed}).encode())
+            write_bytes(run.run_dir / _FILE, json.dumps(measured | {"predictions": changed}).encode())
         except OSError as error:
             raise RunError(f"The layer diagnostics cannot be written to {run.run_dir}: {error.strerror}.") from None
 
@@ -170,8 +170,8 @@ def _centred_gram(features: np.ndarray) -> np.ndarray:
 def _beginning(run: Run, begun: Network) -> str:
     """The same for runs that began with the same network on the same images."""
     config = run.config
-    told = (config.data, config.split_settings, config.edits, config.train_fraction, config.image_size, begun.weights_hash)
-    return str((*told, config.seed if config.train_fraction < 1 else None))
+    settings = (config.data, config.split_settings, config.edits, config.train_fraction, config.image_size, begun.weights_hash)
+    return str((*settings, config.seed if config.train_fraction < 1 else None))
 
 
 def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) -> Work[_Start]:

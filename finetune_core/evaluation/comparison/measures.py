@@ -34,7 +34,7 @@ class Measure:
         """Its title within a sentence."""
         return self.title[0].lower() + self.title[1:]
 
-    def shown(self, value: float) -> str:
+    def formatted(self, value: float) -> str:
         """A value: ``84.0 %``, ``0.412``."""
         return percent(value) if self.share else f"{value:.3f}"
 

@@ -38,19 +38,21 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
     runs = [arm.members[0].run for arm in arms]
     found = []
     try:
-        told = disagreement(*runs)
+        disagreed = disagreement(*runs)
         networks = [load_predictor(run) for run in runs]
-        sides = (rows.head(_MOST).to_dict("records") for rows in (told.only_a, told.only_b))
+        sides = (rows.head(_MOST).to_dict("records") for rows in (disagreed.only_a, disagreed.only_b))
         rows = [row for pair in zip_longest(*sides) for row in pair if row][:_MOST]
         for row in rows:
             image, named = run_image(runs[0], row["id"], roots), [int(row["predicted_a"]), int(row["predicted_b"])]
             seen = [explain(network, image, (name,)) for network, name in zip(networks, named, strict=True)]
             said = [
-                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {told.classes[name]} ({percent(row[sure], 0)})"
+                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} ({percent(row[sure], 0)})"
                 for arm, name, sure in zip(arms, named, ("confidence_a", "confidence_b"), strict=True)
             ]
             maps = [(one.overlays[name], words) for one, name, words in zip(seen, named, said, strict=True)]
-            found.append(Pictured(f"{told.classes[row['label']]} · {row['id']}", ((seen[0].picture, "network input"), *maps)))
+            found.append(
+                Pictured(f"{disagreed.classes[row['label']]} · {row['id']}", ((seen[0].picture, "network input"), *maps))
+            )
     except FinetuneError:  # what was judged is worth a report without them
         return ()
     return tuple(found)

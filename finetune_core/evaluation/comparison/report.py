@@ -126,14 +126,14 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         spread = (
             "one seed"
             if arm.seed_deviation is None
-            else f"{measure.shown(low)} to {measure.shown(high)} (± {measure.size(arm.seed_deviation)})"
+            else f"{measure.formatted(low)} to {measure.formatted(high)} (± {measure.size(arm.seed_deviation)})"
         )
         cost = arm.cost
         rows.append(
             [
                 arm.title + (" ★" if at == comparison.advised else ""),
-                measure.shown(arm.score.value),
-                f"{measure.shown(arm.score.low)} to {measure.shown(arm.score.high)}",
+                measure.formatted(arm.score.value),
+                f"{measure.formatted(arm.score.low)} to {measure.formatted(arm.score.high)}",
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
@@ -253,15 +253,15 @@ _NOT_MEASURED = "Not measured when this report was made: Compare measures it whe
 def _pictured(pictures: Sequence[Pictured]) -> str:
     if not pictures:
         return ""
-    shown = []
+    rows = []
     for one in pictures:
         images = "".join(
             f'<figure><img src="data:image/jpeg;base64,{b64encode(jpeg).decode()}" alt="{escaped(words)}" width="200">'
             f"<figcaption>{escaped(words)}</figcaption></figure>"
             for jpeg, words in one.pictures
         )
-        shown.append(f'<p><b>{escaped(one.title)}</b></p><div class="row">{images}</div>')
-    return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(shown)}"
+        rows.append(f'<p><b>{escaped(one.title)}</b></p><div class="row">{images}</div>')
+    return f"<h2>Disagreements</h2><p>{escaped(_SEEN)}</p>{''.join(rows)}"
 
 
 def _figure(name: str, level: str, heading: str, figure: go.Figure) -> str:

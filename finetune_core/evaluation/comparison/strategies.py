@@ -143,9 +143,9 @@ def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
     """
     share, worth, freedom = arm.mean, float(arm.images), np.inf
     if variance is not None and arm.images > 1:
-        total, told = total_variance(image_variance(arm.by_image), arm.images, [(variance, arm.seeds)])
+        total, total_freedom = total_variance(image_variance(arm.by_image), arm.images, [(variance, arm.seeds)])
         if total > 0:
-            worth, freedom = share * (1 - share) / total, told
+            worth, freedom = share * (1 - share) / total, total_freedom
     quantile = t_quantile(1 - LEVEL / 2, freedom)
     centre = (share + quantile**2 / (2 * worth)) / (1 + quantile**2 / worth)
     reach = quantile / (1 + quantile**2 / worth) * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5

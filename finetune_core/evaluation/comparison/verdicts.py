@@ -135,11 +135,11 @@ def one_strategy(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tup
     on, more, measure = _on(arms, images), "Add another strategy to compare it with.", arms[0].measure
     values = [arm.score.value for arm in arms]
     if len(arms) == 1:
-        return f"{quoted(arms[0].title)}: {measure.shown(values[0])} {on}.", more
+        return f"{quoted(arms[0].title)}: {measure.formatted(values[0])} {on}.", more
     apart = sum(pair.networks.different for pair in pairs)
     differences = f"{apart} of {things(len(pairs), 'pair')} can be told apart" if apart else "no two can be told apart"
     ended = f" (all {arms[0].unfinished})" if arms[0].unfinished else ""
-    spread = f"{measure.shown(min(values))} to {measure.shown(max(values))} {on}"
+    spread = f"{measure.formatted(min(values))} to {measure.formatted(max(values))} {on}"
     return f"These runs differ in their seeds only{ended}: {spread}; {differences}.", more
 
 
@@ -225,7 +225,7 @@ def _on(arms: Sequence[Arm], images: int) -> str:
 
 
 def _did(arm: Arm) -> str:
-    score = arm.measure.shown(arm.score.value)
+    score = arm.measure.formatted(arm.score.value)
     text = score if arm.measure is ACCURACY else f"{arm.measure.of} {score}"
     return f"{text} in {duration(arm.cost.seconds)} per run"
 

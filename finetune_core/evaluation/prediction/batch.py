@@ -120,9 +120,9 @@ def to_frame(named: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.Dat
     for one in named:
         found = one.probabilities
         best = None if found is None else int(found.argmax())
-        told = (None, None) if best is None else (classes[best], found[best])
+        answer = (None, None) if best is None else (classes[best], found[best])
         chances = [None] * len(classes) if found is None else found.tolist()
-        rows.append([one.file, *told, one.unlike, one.problem, *chances])
+        rows.append([one.file, *answer, one.unlike, one.problem, *chances])
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["probability", *columns[5:]], "float64"))
 
 
@@ -151,12 +151,12 @@ def _columns(one: Answers) -> list[str]:
 
 
 def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
-    told = "" if one.unlike is None else "yes" if one.unlike else "no"
+    unlike = "" if one.unlike is None else "yes" if one.unlike else "no"
     if one.probabilities is None:
-        return ["", "", told, _cell(one.problem), *[""] * len(classes)]
+        return ["", "", unlike, _cell(one.problem), *[""] * len(classes)]
     best = int(one.probabilities.argmax())
     chances = [f"{chance:.6f}" for chance in one.probabilities]
-    return [_cell(classes[best]), chances[best], told, "", *chances]
+    return [_cell(classes[best]), chances[best], unlike, "", *chances]
 
 
 def _judged(

@@ -111,7 +111,7 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
         which = "none of its stages has" if layer is None else f"{layer} does not pass to the head"
         raise RunError(f"There is no Grad-CAM for {name}: {which} a spatial feature map.")
     heat = {one: _stretched(each, predictor.image_size) for one, each in zip(classes, maps.clamp(min=0), strict=True)}
-    picture = Image.fromarray(seen.shown).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(seen.image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     overlays = {one: _jpeg(_laid_over(picture, each)) for one, each in heat.items()}
     return Explanation(_jpeg(picture), overlays, heat, layer, layouts[path].side, layers, probabilities)
 

@@ -60,8 +60,8 @@ def _check_same_run(run: Run, info: CheckpointInfo) -> None:
         RunError: when a checkpoint is of another run.
     """
     started = run.history.started or {}
-    told = (info.backbone, info.classes, info.fingerprint or started.get("fingerprint"))
-    wanted = (run.config.backbone, tuple(started.get("classes", info.classes)), started.get("fingerprint", told[2]))
-    if told != wanted or not 1 <= info.epoch <= run.config.epochs:
+    recorded = (info.backbone, info.classes, info.fingerprint or started.get("fingerprint"))
+    wanted = (run.config.backbone, tuple(started.get("classes", info.classes)), started.get("fingerprint", recorded[2]))
+    if recorded != wanted or not 1 <= info.epoch <= run.config.epochs:
         path = checkpoint_path(run.run_dir, BEST)
         raise RunError(f"{path} is damaged: it says that it is of another run, with other classes, images or settings.")

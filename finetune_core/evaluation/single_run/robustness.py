@@ -159,12 +159,12 @@ def measure_robustness(run: Run, split: str, seed: int = 0, roots: Sequence[Path
 def known_robustness(run: Run, split: str) -> Robustness | None:
     """What was measured before, unless the run has been trained on since."""
     try:
-        told = _KEPT.validate_json(read_regular(_file(run, split), _LARGEST), strict=True)
+        stored = _KEPT.validate_json(read_regular(_file(run, split), _LARGEST), strict=True)
     except (OSError, ValueError):  # none, or damaged: it can be measured again
         return None
-    rows = pd.DataFrame(told["rows"], columns=_COLUMNS)
-    current = told["predictions"] == predictions_changed(run.run_dir)
-    return Robustness(split, told["images"], rows) if current and list(_ways()) == _named_ways(rows) else None
+    rows = pd.DataFrame(stored["rows"], columns=_COLUMNS)
+    current = stored["predictions"] == predictions_changed(run.run_dir)
+    return Robustness(split, stored["images"], rows) if current and list(_ways()) == _named_ways(rows) else None
 
 
 def _ways() -> Iterator[tuple[str, int]]:
@@ -223,9 +223,9 @@ def _named(predictor: Predictor, squares: np.ndarray) -> np.ndarray:
 
 
 def _keep(run: Run, result: Robustness, changed: int) -> None:
-    told = asdict(result) | {"predictions": changed, "rows": result.rows.to_dict(orient="records")}
+    stored = asdict(result) | {"predictions": changed, "rows": result.rows.to_dict(orient="records")}
     try:
-        write_bytes(_file(run, result.split), json.dumps(told).encode())
+        write_bytes(_file(run, result.split), json.dumps(stored).encode())
     except OSError as error:
         raise RunError(f"The result cannot be kept in {run.run_dir}: {error.strerror}.") from None
 

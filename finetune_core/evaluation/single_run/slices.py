@@ -49,11 +49,11 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
     path, own = Path(data), ()
     if path.is_file() and is_manifest(path):
         try:
-            told = other_columns(path).reindex(ids)
+            extra = other_columns(path).reindex(ids)
         except DataError:  # it was changed or taken away since: the run is judged without it
-            told = pd.DataFrame(index=pd.Index(ids))
-        own = tuple(name for name in told.columns if told[name].nunique() > 1)
-        columns = columns | {name: _as_numbers(told[name]) for name in own}
+            extra = pd.DataFrame(index=pd.Index(ids))
+        own = tuple(name for name in extra.columns if extra[name].nunique() > 1)
+        columns = columns | {name: _as_numbers(extra[name]) for name in own}
     table = pd.DataFrame(columns)
     varied = [name for name in table.columns if table[name].nunique() > 1]
     return Facts(table[varied].reset_index(drop=True), tuple(name for name in own if name in varied))
@@ -112,12 +112,12 @@ def _chance(correct: np.ndarray, inside: np.ndarray) -> float:
 def _verdicts(chances: np.ndarray, better: np.ndarray) -> np.ndarray:
     from scipy.stats import false_discovery_control
 
-    told = np.full(len(chances), "few images", dtype=object)
+    verdicts = np.full(len(chances), "few images", dtype=object)
     enough = ~np.isnan(chances)
     if enough.any():
         clear = false_discovery_control(chances[enough]) < _ALPHA
-        told[enough] = np.where(clear, np.where(better[enough], "better", "worse"), "no clear difference")
-    return told
+        verdicts[enough] = np.where(clear, np.where(better[enough], "better", "worse"), "no clear difference")
+    return verdicts
 
 
 def _as_numbers(values: pd.Series) -> pd.Series:

@@ -94,15 +94,15 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
     other = config
     if name != config.strategy:
         other = config.model_copy(update={"strategy": name, "cut": None, "stage_rates": None})
-    shown = Card(name, strategy.title, strategy.summary, tip=f"{strategy.help} ({strategy.source})")
+    card = Card(name, strategy.title, strategy.summary, tip=f"{strategy.help} ({strategy.source})")
     if name == "custom" != config.strategy:
-        return shown
+        return card
     classes = len(known.dataset.classes) if known.dataset else 1000
     try:
         stages = network_stages(other.backbone, classes)
         rows = describe(plan(other, stages), stages)
     except ConfigError as error:
-        return Card(name, strategy.title, strategy.summary, facts="; ".join(error.problems.values()), tip=shown.tip)
+        return Card(name, strategy.title, strategy.summary, facts="; ".join(error.problems.values()), tip=card.tip)
     share = sum(row["trained"] for row in rows) / sum(row["parameters"] for row in rows)
     costs = _costs(known.expects(other))
     return Card(
@@ -112,12 +112,12 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
         facts=f"{percent(share, 0 if share == 1 else 1)} trains" + (f" · {costs}" if costs else ""),
         before=_before(known.best.get(way_to_train(other))),
         strip=tuple(look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
-        tip=shown.tip,
+        tip=card.tip,
     )
 
 
-def _costs(told: Forecast | None) -> str:
-    return f"{duration(told.seconds)} · {size(told.memory_bytes)}" if told else ""
+def _costs(forecast: Forecast | None) -> str:
+    return f"{duration(forecast.seconds)} · {size(forecast.memory_bytes)}" if forecast else ""
 
 
 def _before(share: float | None) -> str:

@@ -235,5 +235,5 @@ def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str
 
 def _search_key(config: RunConfig) -> str:
     """What a rate that was found is good for: a hash."""
-    told = config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    key = config.model_dump_json(exclude={"learning_rate", "epochs", "seed"})
+    return hashlib.sha256(key.encode()).hexdigest()[:16]

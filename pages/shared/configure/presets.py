@@ -155,9 +155,9 @@ def _say(said: _Said) -> None:
     ]
     if said.before["weights_from"] != said.after["weights_from"]:
         changed.append(f"{all_settings()['weights'].label} {said.before['weights_from']} → **{said.after['weights_from']}**")
-    told = " · ".join(changed) if changed else "changed nothing, the settings were these already"
+    listed = " · ".join(changed) if changed else "changed nothing, the settings were these already"
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f":material/check: *{said.title}*: {told}.", width="content" if len(changed) < 4 else "stretch")
+        st.markdown(f":material/check: *{said.title}*: {listed}.", width="content" if len(changed) < 4 else "stretch")
         if changed:
             st.button("Undo", type="tertiary", icon=":material/undo:", key="preset-undo", on_click=_take_back, args=(said,))
 

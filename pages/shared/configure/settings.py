@@ -134,8 +134,8 @@ def restore(wanted: str) -> None:
         ConfigError: when there is nothing of that id, or it cannot be used; then everything is as it is at first.
     """
     try:
-        told = saved_settings(wanted)
-        settings, comparison = told.get("settings"), told.get("comparison")
+        saved = saved_settings(wanted)
+        settings, comparison = saved.get("settings"), saved.get("comparison")
         if not isinstance(settings, dict) or not isinstance(comparison, dict):
             raise ConfigError({"settings": f"what was saved under “{wanted}” are no settings"})
         config = make_config({name: value for name, value in settings.items() if name not in _NOT_KEPT} | {"data": "any"})

@@ -116,10 +116,10 @@ def draw_stages(
     _ROW(data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked)
     trained = sum(stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages)
     total = sum(stage["parameters"] for stage in stages)
-    told = (
+    caption = (
         f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total, 0 if trained == total else 1)})."
     )
-    st.markdown(told + (" Click a stage to freeze it, or to let it train." if on_click else ""))
+    st.markdown(caption + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
 def look(stage: Mapping[str, Any], is_head: bool) -> str:
@@ -128,7 +128,7 @@ def look(stage: Mapping[str, Any], is_head: bool) -> str:
 
 
 def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None) -> dict[str, str]:
-    shown = look(stage, is_head)
+    style = look(stage, is_head)
     words = {
         "frozen": "frozen",
         "thaws": f"from epoch {stage['thaw_epoch']}",
@@ -138,11 +138,11 @@ def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None) 
     return {
         "name": stage["name"],
         "size": short_number(stage["parameters"]),
-        "word": words[shown],
+        "word": words[style],
         "rate": "unchanged"
         if not stage["trains"]
         else "rate ?"
         if learning_rate is None
         else f"rate {learning_rate_text(learning_rate * stage['rate'])}",
-        "look": shown,
+        "look": style,
     }

@@ -70,11 +70,11 @@ def _reliability(run: Run, result: Evaluation) -> None:
         key="reliability",
         alt="Reliability diagram: accuracy against confidence",
     )
-    told = "Bars: 95 % intervals (Wilson) of the points as they are; those of the ECE: bootstrap, corrected for its bias. "
-    told += _scaling_in_words(scaled)
+    caption = "Bars: 95 % intervals (Wilson) of the points as they are; those of the ECE: bootstrap, corrected for its bias. "
+    caption += _scaling_in_words(scaled)
     if result.images < BINS * _PER_BIN:
-        told += " With so few images, the calibration error is overestimated: chance alone moves points off the line."
-    st.caption(told)
+        caption += " With so few images, the calibration error is overestimated: chance alone moves points off the line."
+    st.caption(caption)
 
 
 def _error(label: str, found: Calibration, meaning: str) -> None:
@@ -96,14 +96,14 @@ def _scaling_in_words(scaled: Scaling | None) -> str:
     if scaled is None:
         return f"Too few images to fit a temperature on: it takes {FEWEST} other than those it is evaluated on."
     if scaled.source == "val":
-        told = (
+        text = (
             f"The temperature was fitted on the {number(scaled.images[0])} validation images, none of which are in this figure."
         )
     else:
-        told = f"A temperature must not be evaluated on the images it was fitted on, so each half of these was scaled with the temperature of the other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
+        text = f"A temperature must not be evaluated on the images it was fitted on, so each half of these was scaled with the temperature of the other half ({number(scaled.images[0])} and {number(scaled.images[1])} images)."
     if scaled.at_limit:
-        told += " Those images do not determine it (nearly all are classified correctly, or the logits carry no information): it is at the end of its range."
-    return told
+        text += " Those images do not determine it (nearly all are classified correctly, or the logits carry no information): it is at the end of its range."
+    return text
 
 
 def _coverage(result: Evaluation) -> None:

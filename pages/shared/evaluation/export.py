@@ -40,13 +40,13 @@ def _rows(run: Run) -> None:
             except FinetuneError as error:
                 st.error(plain(str(error)), icon=":material/error:")
             if folder := finished_export(run, name):
-                told = f"{run.run_id}-{name}"
+                archive = f"{run.run_id}-{name}"
                 download.download_button(
                     "Download ZIP",
-                    partial(zipped, folder, told),  # packed when it is asked for, not at every look at the page
-                    file_name=f"{told}.zip",
+                    partial(zipped, folder, archive),  # packed when it is asked for, not at every look at the page
+                    file_name=f"{archive}.zip",
                     mime="application/zip",
-                    key=f"download-{told}",
+                    key=f"download-{archive}",
                     icon=":material/download:",
                     on_click="ignore",
                 )

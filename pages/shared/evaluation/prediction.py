@@ -254,8 +254,8 @@ def _with_each(
 ) -> Work[list[list[ImagePrediction]]]:
     answers: list[list[ImagePrediction]] = []
     for one, network in zip(namers, networks, strict=True):
-        naming = name_images(network, images, (one.looks, one.near) if one.near else None)
-        named = in_phase("name", naming, len(answers) * len(images), len(namers) * len(images))
+        work = name_images(network, images, (one.looks, one.near) if one.near else None)
+        named = in_phase("name", work, len(answers) * len(images), len(namers) * len(images))
         answers.append((yield from named))
     return answers
 
@@ -275,7 +275,7 @@ def _table(namers: Sequence[Namer], stem: str, named: Sequence[Sequence[ImagePre
             on_click="ignore",
             key="named-csv",
         )
-    table, shown = pd.DataFrame({"File": [row.file for row in answers[0].named]}), {}
+    table, columns = pd.DataFrame({"File": [row.file for row in answers[0].named]}), {}
     for one in answers:
         mark = f", {one.title}" if one.title else ""
         table[f"Class{mark}"] = one.top
@@ -283,8 +283,8 @@ def _table(namers: Sequence[Namer], stem: str, named: Sequence[Sequence[ImagePre
             None if row.probabilities is None else 100 * float(row.probabilities.max()) for row in one.named
         ]
         table[f"Note{mark}"] = [row.problem or ("unlike anything in training" if row.unlike else "") for row in one.named]
-        shown[f"Confidence{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
-    st.dataframe(table, hide_index=True, height=360, key="named-table", column_config=shown)
+        columns[f"Confidence{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
+    st.dataframe(table, hide_index=True, height=360, key="named-table", column_config=columns)
     for one in answers:
         counts = Counter(name for name in one.top if name).most_common(12)
         listed = ", ".join(f"{name} {number(count)}" for name, count in counts)

@@ -12,25 +12,25 @@ from tests.evaluation.simulated import IMAGES, pair_of, right
 
 
 def test_runs_become_arms_pairs_and_advice(three_strategies):
-    told = compare_runs(three_strategies).to_json()
-    assert (told["split"], told["images"]) == ("test", IMAGES)
-    assert [(arm["arm"], arm["seeds"], arm["trained_stages"]) for arm in told["arms"]] == [
+    result = compare_runs(three_strategies).to_json()
+    assert (result["split"], result["images"]) == ("test", IMAGES)
+    assert [(arm["arm"], arm["seeds"], arm["trained_stages"]) for arm in result["arms"]] == [
         ("Feature extraction", [0, 1], 1),
         ("Last block", [0, 1], 2),
         ("Full fine-tuning", [0, 1], 4),
     ]
-    assert [run["run_id"] for run in told["runs"]] == [run.run_id for run in three_strategies]
-    assert pair_of(told, "Last block", "Full fine-tuning")["different"]
-    assert not pair_of(told, "Last block", "Feature extraction")["different"]
-    assert told["advised"] == "Feature extraction"
-    assert told["strategies"] == (
+    assert [run["run_id"] for run in result["runs"]] == [run.run_id for run in three_strategies]
+    assert pair_of(result, "Last block", "Full fine-tuning")["different"]
+    assert not pair_of(result, "Last block", "Feature extraction")["different"]
+    assert result["advised"] == "Feature extraction"
+    assert result["strategies"] == (
         "Take “Feature extraction”: the cheapest that cannot be told apart from the best, “Last block”, on these 540 images."
     )
-    assert told["verdict"] == f"{told['strategies']} {told['networks']}"
-    for pair in told["pairs"]:
+    assert result["verdict"] == f"{result['strategies']} {result['networks']}"
+    for pair in result["pairs"]:
         assert pair["ci_low"] <= pair["difference"] <= pair["ci_high"]
         assert pair["holm_p"] >= pair["p"]
-    json.dumps(told, allow_nan=False)
+    json.dumps(result, allow_nan=False)
 
 
 @pytest.mark.parametrize("other", [{"names": "other"}, {"classes": ("dog", "cat")}, {"data": "/elsewhere"}, {"images": 300}])
@@ -65,9 +65,9 @@ def test_the_same_seed_again_is_no_second_seed(made_run):
 
 def test_costs_come_from_the_folder(made_run):
     run = made_run(right(0.9), seconds=12.0)
-    told = cost(run, 0.1)
-    assert (told.seconds, told.memory_bytes, told.disk_bytes, told.trainable_parameters) == (12.0, 7, 1000, 100)
-    assert told.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
+    result = cost(run, 0.1)
+    assert (result.seconds, result.memory_bytes, result.disk_bytes, result.trainable_parameters) == (12.0, 7, 1000, 100)
+    assert result.uncached_seconds == pytest.approx(12.0 + 2 * 250 * 0.1 - 2.0)
     assert [row["seconds"] for row in timeline(run)] == [5.0, 7.0]
     assert cost(run).uncached_seconds is None
 
@@ -98,8 +98,8 @@ def test_what_the_cache_saved_is_told_by_the_deepest_cut_that_was_timed(made_run
     ],
 )
 def test_depth_of_the_cut(made_run, settings, expected):
-    told = run_depth(made_run(right(0.9), **settings))
-    assert (told.trained_stages, told.first_stage, told.whole) == expected
+    result = run_depth(made_run(right(0.9), **settings))
+    assert (result.trained_stages, result.first_stage, result.whole) == expected
 
 
 def test_titles_say_what_tells_the_arms_apart_and_no_more():

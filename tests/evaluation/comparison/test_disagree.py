@@ -38,10 +38,10 @@ def test_the_clearest_cases_come_first_and_say_how_sure_each_run_is(made_run):
 
     apart = {"w": sure(3) - sure(-3), "x": sure(1) - sure(-9), "y": sure(3) - sure(-1)}
     assert found.only_a["id"].tolist() == sorted(apart, key=apart.get, reverse=True)
-    told = found.only_a.set_index("id").loc["x"]
-    assert told["confidence_a"] == pytest.approx(sure(1))
-    assert told["confidence_b"] == pytest.approx(sure(9))
-    assert (told["predicted_a"], told["predicted_b"]) == (0, 1)
+    result = found.only_a.set_index("id").loc["x"]
+    assert result["confidence_a"] == pytest.approx(sure(1))
+    assert result["confidence_b"] == pytest.approx(sure(9))
+    assert (result["predicted_a"], result["predicted_b"]) == (0, 1)
     assert found.only_b.empty
     assert (found.both, found.neither) == (1, 0)
 

@@ -67,8 +67,8 @@ def test_work_is_told_and_the_beginning_that_runs_share_is_looked_at_once(traine
 
 
 def test_frozen_stages_have_not_moved_at_all(layers):
-    for told in layers.values():
-        frozen = [stage for stage in told.stages if not stage.trains]
+    for result in layers.values():
+        frozen = [stage for stage in result.stages if not stage.trains]
         assert frozen
         for stage in frozen:
             assert stage.change == 0
@@ -83,10 +83,10 @@ def test_changes_are_those_of_the_checkpoint(trained, layers):
     start = build_network(run.config.backbone, "pretrained", 3, run.config.seed).model.state_dict()
     moved = layers["last_block"].stages
     assert [stage.name for stage in moved] == [stage.name for stage in tuned.stages]
-    for told, stage in zip(moved, tuned.stages, strict=True):
+    for result, stage in zip(moved, tuned.stages, strict=True):
         now = torch.cat([tuned.model.get_parameter(name).detach().ravel() for name in stage.parameters])
         then = torch.cat([start[name].ravel() for name in stage.parameters])
-        assert told.change == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-4)
+        assert result.change == pytest.approx(float((now - then).norm() / then.norm()), rel=1e-4)
     last, head = moved[-2:]
     assert last.trains
     assert 0 < last.change < 1
@@ -117,10 +117,10 @@ def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(train
     logits = model(inputs)
     torch.nn.functional.cross_entropy(logits, labels).backward()
     assert layers["last_block"].fitted == pytest.approx(float((logits.argmax(1) == labels).float().mean()))
-    for told, stage in zip(layers["last_block"].stages, predictor.network.stages, strict=True):
+    for result, stage in zip(layers["last_block"].stages, predictor.network.stages, strict=True):
         own = [model.get_parameter(name) for name in stage.parameters]
         gradient = torch.cat([one.grad.ravel() for one in own]).norm() / torch.cat([one.detach().ravel() for one in own]).norm()
-        assert told.pull == pytest.approx(float(gradient), rel=1e-2), stage.name
+        assert result.pull == pytest.approx(float(gradient), rel=1e-2), stage.name
 
 
 def test_what_is_kept_belongs_to_the_weights(trained):
@@ -185,8 +185,8 @@ def test_likeness_is_blind_to_rotation_scale_and_offset_only():
 
 def test_unrelated_features_are_unlike_although_images_are_fewer():
     """The usual, biased estimate says 0.9 here."""
-    told = [linear_cka(features(50, 800, seed), features(50, 800, 100 + seed)) for seed in range(20)]
-    assert abs(np.mean(told)) < 0.03
+    result = [linear_cka(features(50, 800, seed), features(50, 800, 100 + seed)) for seed in range(20)]
+    assert abs(np.mean(result)) < 0.03
 
 
 def test_likeness_is_built_on_the_unbiased_hsic_of_its_definition():
@@ -233,14 +233,14 @@ def test_the_deepest_frozen_stage_thaws_next_where_an_earlier_one_is_better_by_m
 
 def test_advice_agrees_with_the_probes_drawn_beside_it():
     """Once: ``block5 names 80.7 % and deeper stages do worse``, beside block6 at 82.0 %, and ``thaw block7 next`` with ``train from block6 on``."""
-    told = made(8, BLOCK6_JUST_BEST, error=0.022)
-    advice = thaw_next(told)
+    result = made(8, BLOCK6_JUST_BEST, error=0.022)
+    advice = thaw_next(result)
     assert advice.stage == "block7"
     assert "82.0 % (± 2.2 points), on those of block6" in advice.reason
     assert "80.7" not in advice.reason
     for sentence in f"{advice.what}. {advice.reason}".split(". "):
         assert len(stages_in(sentence)) <= 1, sentence
-    suggested = suggest(list(told.probes), "efficientnet_lite0")
+    suggested = suggest(list(result.probes), "efficientnet_lite0")
     assert suggested.cut == "block7", "what the Dataset page suggests follows the same rule"
     after = thaw_next(made(7, BLOCK6_JUST_BEST, error=0.022))
     assert (after.stage, after.what) == (None, "nothing advised")

@@ -98,10 +98,10 @@ def test_equally_good_arms_are_rarely_called_different(measure, seeds):
 @pytest.mark.parametrize("name", ["macro_f1", "log_loss"])
 def test_a_comparison_is_judged_by_what_was_chosen_and_says_so(three_strategies, name):
     compared = compare_runs(three_strategies, name)
-    told, measure = compared.to_json(), MEASURES[name]
-    assert told["measure"] == name
+    result, measure = compared.to_json(), MEASURES[name]
+    assert result["measure"] == name
     assert f"by {measure.of} on these 540 images" in compared.headline
-    better = pair_of(told, "Feature extraction", "Full fine-tuning")
+    better = pair_of(result, "Feature extraction", "Full fine-tuning")
     assert better["different"]
     sign = -1 if (better["a"] == "Feature extraction") == measure.lower_is_better else 1
     assert better["difference"] * sign > 0
@@ -109,11 +109,11 @@ def test_a_comparison_is_judged_by_what_was_chosen_and_says_so(three_strategies,
     assert better["strategies"]["verdict"].startswith("“Feature extraction” beats “Full fine-tuning” by ")
     assert measure.unit in better["strategies"]["verdict"]
     assert compared.arm_verdicts[-1].kind == "worse"
-    assert all(arm["score_low"] <= arm["score"] <= arm["score_high"] for arm in told["arms"])
+    assert all(arm["score_low"] <= arm["score"] <= arm["score_high"] for arm in result["arms"])
     page = whole_report(compared)
     assert f"<th>{measure.title}</th>" in page
     assert f"Difference ({measure.unit})" in page
-    json.dumps(told, allow_nan=False)
+    json.dumps(result, allow_nan=False)
 
 
 def test_accuracy_is_what_is_judged_by_unless_another_is_chosen(made_run):

@@ -51,8 +51,8 @@ def test_pooling_is_the_residual_mean_square_of_an_analysis_of_variance_less_wha
 
 
 def test_where_only_seeds_matter_two_arms_are_judged_by_students_test():
-    told = SeedVariance(2e-3, 0.0, 4, pooled=True)
-    variance, freedom = total_variance(0.0, 4000, [(told, 3), (told, 3)])
+    variances = SeedVariance(2e-3, 0.0, 4, pooled=True)
+    variance, freedom = total_variance(0.0, 4000, [(variances, 3), (variances, 3)])
     assert (variance, freedom) == pytest.approx((2 * 2e-3 / 3, 4))
     apart = [SeedVariance(2e-3, 0.0, 2, pooled=False), SeedVariance(1e-4, 0.0, 2, pooled=False)]
     welch = (2e-3 / 3 + 1e-4 / 3) ** 2 / ((2e-3 / 3) ** 2 / 2 + (1e-4 / 3) ** 2 / 2)
@@ -62,31 +62,31 @@ def test_where_only_seeds_matter_two_arms_are_judged_by_students_test():
 def test_an_arm_whose_seeds_spread_far_more_is_judged_by_its_own_seeds_as_welch_does():
     random = np.random.default_rng(2)
     arms = arms_of(random, (0, 0, 0, 0), (4, 4, 4, 4), images=1000, effect=(0.05, 0.05, 0.05, 2.0))
-    told = seed_variances(arms)
-    assert [one.pooled for one in told] == [True, True, True, False]
-    assert told[3].value + told[3].chance == pytest.approx(arms[3].seed_variance)
-    assert told[0] == seed_variances(arms[:3])[0], "nor are the others judged by it"
+    variances = seed_variances(arms)
+    assert [one.pooled for one in variances] == [True, True, True, False]
+    assert variances[3].value + variances[3].chance == pytest.approx(arms[3].seed_variance)
+    assert variances[0] == seed_variances(arms[:3])[0], "nor are the others judged by it"
 
 
 def test_one_seed_says_nothing_of_its_strategy():
     arms = arms_of(np.random.default_rng(0), (0.6, 0.0, 0.0), (2, 1, 3))
-    told = seed_variances(arms)
-    assert told[1] is None
-    assert strategies_claim(arms[0], arms[1], (told[0], told[1])) is None
-    assert strategies_claim(arms[0], arms[2], (told[0], told[2])) is not None
+    variances = seed_variances(arms)
+    assert variances[1] is None
+    assert strategies_claim(arms[0], arms[1], (variances[0], variances[1])) is None
+    assert strategies_claim(arms[0], arms[2], (variances[0], variances[2])) is not None
 
 
 def test_one_seeds_luck_with_the_same_seeds_again_is_no_seed_error():
     sides_of_one = sides(np.random.default_rng(1), (0.4, 0.0), (1, 1), 300, 0.3)
-    told = seed_variances([answers(np.repeat(side, 3, 0)) for side in sides_of_one])
-    assert [one.value for one in told] == pytest.approx([0, 0], abs=1e-12)
+    variances = seed_variances([answers(np.repeat(side, 3, 0)) for side in sides_of_one])
+    assert [one.value for one in variances] == pytest.approx([0, 0], abs=1e-12)
 
 
 def test_no_kind_of_luck_is_less_than_none():
     """Seeds that happen to agree leave the images' error, images that happen to agree the seeds'."""
-    told = SeedVariance(0.0, 1e-4, 2, pooled=True)
-    assert total_variance(5e-4, 300, [(told, 2), (told, 2)])[0] == 5e-4
-    assert total_variance(0.0, 300, [(told, 2), (told, 2)])[0] == 1e-4
+    variances = SeedVariance(0.0, 1e-4, 2, pooled=True)
+    assert total_variance(5e-4, 300, [(variances, 2), (variances, 2)])[0] == 5e-4
+    assert total_variance(0.0, 300, [(variances, 2), (variances, 2)])[0] == 1e-4
 
 
 @pytest.mark.parametrize(
@@ -137,21 +137,21 @@ def test_a_true_difference_of_strategies_is_found_at_the_power_stated():
     for _ in range(trials):
         arms = arms_of(random, (0.75, 0.0), (3, 3), images=540, effect=0.15)
         claims.append(strategies_claim(*arms, tuple(seed_variances(arms))))
-    truth, told = (
+    truth, result = (
         np.mean(values) for values in zip(*((one.difference, smallest_seen(one, 540)) for one in claims), strict=True)
     )
-    assert truth == pytest.approx(told, rel=0.1), "the case is meant to be just big enough"
+    assert truth == pytest.approx(result, rel=0.1), "the case is meant to be just big enough"
     assert np.mean([claim.p <= LEVEL for claim in claims]) == pytest.approx(POWER, abs=0.1)
 
 
 def test_two_seeds_and_a_thousand_images_show_five_points():
     """Each pair of networks clearly apart, and yet ``under 10.4 points would hardly show``: so it was with each pair's own seeds."""
-    random, shown, before = np.random.default_rng(3), [], []
+    random, pooled, before = np.random.default_rng(3), [], []
     for _ in range(30):
         arms = arms_of(random, (0.85, 0.0), (2, 2), images=1000, effect=0.1)
-        for told, variances in ((shown, seed_variances(arms)), (before, each_alone(arms))):
-            told.append(smallest_seen(strategies_claim(*arms, tuple(variances)), 1000))
-    assert np.median(shown) < 0.06 < 0.09 < np.median(before)
+        for found, variances in ((pooled, seed_variances(arms)), (before, each_alone(arms))):
+            found.append(smallest_seen(strategies_claim(*arms, tuple(variances)), 1000))
+    assert np.median(pooled) < 0.06 < 0.09 < np.median(before)
 
 
 def test_the_seeds_that_are_asked_for_would_show_the_difference():
@@ -173,8 +173,10 @@ def test_no_number_of_seeds_is_asked_for_where_the_images_are_too_few():
 
 
 def test_accuracy_of_one_run_has_wilsons_interval():
-    told = accuracy_interval(answers(np.array([[True] * 8 + [False] * 2])), None)
-    assert (told.value, told.low, told.high) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)  # Wilson 1927, 8 of 10
+    interval = accuracy_interval(answers(np.array([[True] * 8 + [False] * 2])), None)
+    assert (interval.value, interval.low, interval.high) == pytest.approx(
+        (0.8, 0.4902, 0.9433), abs=1e-4
+    )  # Wilson 1927, 8 of 10
 
 
 def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
@@ -183,16 +185,16 @@ def test_accuracy_over_seeds_holds_the_truth_nineteen_times_out_of_twenty():
     missed = 0
     for _ in range(trials):
         arms = arms_of(random, (0, 0), (3, 3), effect=0.4)
-        told = accuracy_interval(arms[0], seed_variances(arms)[0])
-        missed += not told.low <= truth <= told.high
+        variances = accuracy_interval(arms[0], seed_variances(arms)[0])
+        missed += not variances.low <= truth <= variances.high
     assert missed <= most_by_chance(trials, LEVEL)
 
 
 def test_perfect_seeds_are_not_certain():
     arm = answers(np.ones((3, 50), bool))
-    told = accuracy_interval(arm, seed_variances([arm])[0])
-    assert told.high == 1
-    assert 0.9 < told.low < 0.95
+    variances = accuracy_interval(arm, seed_variances([arm])[0])
+    assert variances.high == 1
+    assert 0.9 < variances.low < 0.95
 
 
 def test_the_images_error_is_that_of_the_mean_gain():

@@ -13,8 +13,8 @@ from tests.evaluation.simulated import pair_of, right
 
 
 def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_shown(three_strategies):
-    told = compare_runs(three_strategies).to_json()
-    better = pair_of(told, "Feature extraction", "Full fine-tuning")
+    result = compare_runs(three_strategies).to_json()
+    better = pair_of(result, "Feature extraction", "Full fine-tuning")
     by = f"by {abs(better['difference']) * 100:.1f} points ("
     assert better["strategies"]["verdict"].startswith(f"“Feature extraction” beats “Full fine-tuning” {by}")
     assert better["networks"]["verdict"].startswith(
@@ -22,7 +22,7 @@ def test_verdicts_say_by_how_much_on_how_many_images_or_what_would_not_have_show
     )
     assert better["verdict"] == f"Strategies: {better['strategies']['verdict']} Networks: {better['networks']['verdict']}"
     assert better["verdict"].endswith(" on these 540 images.")
-    alike = pair_of(told, "Feature extraction", "Last block")
+    alike = pair_of(result, "Feature extraction", "Last block")
     assert "are not distinguishable on these 540 images; a difference under " in alike["verdict"]
     assert f"under {alike['smallest_seen'] * 100:.1f} points" in alike["verdict"]
 
@@ -48,10 +48,10 @@ def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
     runs += [made_run(middle, seconds=5.0, strategy="last_two_blocks", seed=seed) for seed in range(5)]
     runs += [made_run(side, seconds=9.0, strategy="full", seed=seed) for seed, side in enumerate(swinging)]
     compared = compare_runs(runs)
-    told = compared.to_json()
+    result = compared.to_json()
     assert compared.arms[compared.best].title == "Full fine-tuning"
-    assert not pair_of(told, "Full fine-tuning", "Last block")["different"]
-    assert pair_of(told, "Last two blocks", "Last block")["different"]
+    assert not pair_of(result, "Full fine-tuning", "Last block")["different"]
+    assert pair_of(result, "Last two blocks", "Last block")["different"]
     assert compared.arms[compared.advised].title == "Last two blocks"
 
 
@@ -148,10 +148,10 @@ def test_more_evidence_in_the_same_direction_never_takes_the_claim_about_network
 
 def test_with_one_arm_of_a_single_seed_the_others_are_judged_as_strategies(three_strategies, made_run):
     single = made_run(right(0.95, 5), strategy="last_two_blocks", seconds=30.0)
-    told = compare_runs([*three_strategies, single])
-    assert told.headline.startswith("Take “Feature extraction”")
-    assert "“Last two blocks” has one seed only, so this strategy cannot be compared yet." in told.caveat
-    kinds = {told.arms[one.arm].title: (one.about, one.kind) for one in told.arm_verdicts}
+    comparison = compare_runs([*three_strategies, single])
+    assert comparison.headline.startswith("Take “Feature extraction”")
+    assert "“Last two blocks” has one seed only, so this strategy cannot be compared yet." in comparison.caveat
+    kinds = {comparison.arms[one.arm].title: (one.about, one.kind) for one in comparison.arm_verdicts}
     assert kinds["Last two blocks"] == ("networks", "better")
     assert kinds["Full fine-tuning"] == ("strategies", "worse")
 

@@ -62,15 +62,15 @@ class Brightness(nn.Module):
 def test_the_heat_lies_on_the_bright_patch_that_decides_the_class():
     pixels = np.full((SIZE, SIZE, 3), 20, np.uint8)
     pixels[40:56, 8:24] = 255  # resized to 73 pixels and cropped again: nearly where it was
-    told = explain(predictor_of(Brightness()), png(pixels), [0, 1])
-    row, column = np.unravel_index(told.heat[1].argmax(), told.heat[1].shape)
+    explanation = explain(predictor_of(Brightness()), png(pixels), [0, 1])
+    row, column = np.unravel_index(explanation.heat[1].argmax(), explanation.heat[1].shape)
     assert 40 <= row <= 60
     assert 4 <= column <= 24
-    assert told.heat[1][41:59, 5:23].sum() > 0.7 * told.heat[1].sum(), "on a thirteenth of the picture"
-    assert told.heat[1][:24].max() == told.heat[1][:, 40:].max() == 0
-    assert told.heat[0].max() == 0, "nothing in it speaks for the other class"
-    assert told.probabilities.argmax() == 1
-    assert told.cells == 8
+    assert explanation.heat[1][41:59, 5:23].sum() > 0.7 * explanation.heat[1].sum(), "on a thirteenth of the picture"
+    assert explanation.heat[1][:24].max() == explanation.heat[1][:, 40:].max() == 0
+    assert explanation.heat[0].max() == 0, "nothing in it speaks for the other class"
+    assert explanation.probabilities.argmax() == 1
+    assert explanation.cells == 8
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "mobilenet_v3_small"])
@@ -80,14 +80,16 @@ def test_real_backbones_are_explained_and_left_exactly_as_they_were(name):
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     needing = [parameter.requires_grad for parameter in model.parameters()]
     image = noise()
-    told = explain(predictor, image, [2, 0])
-    assert list(told.heat) == list(told.overlays) == [2, 0]
-    for heat in told.heat.values():
+    explanation = explain(predictor, image, [2, 0])
+    assert list(explanation.heat) == list(explanation.overlays) == [2, 0]
+    for heat in explanation.heat.values():
         assert heat.shape == (SIZE, SIZE)
         assert heat.min() >= 0
         assert heat.max() in (0, pytest.approx(1))
-    assert Image.open(io.BytesIO(told.overlays[2])).size == Image.open(io.BytesIO(told.picture)).size == (320, 320)
-    np.testing.assert_allclose(told.probabilities, predictor.probabilities([image])[0], rtol=1e-5)
+    assert (
+        Image.open(io.BytesIO(explanation.overlays[2])).size == Image.open(io.BytesIO(explanation.picture)).size == (320, 320)
+    )
+    np.testing.assert_allclose(explanation.probabilities, predictor.probabilities([image])[0], rtol=1e-5)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert [parameter.requires_grad for parameter in model.parameters()] == needing
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -109,17 +111,17 @@ def test_a_class_token_is_looked_past_to_the_last_map_that_the_head_uses():
     torch.manual_seed(0)
     model = VisionTransformer(SIZE, 8, num_layers=3, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=2)
     nn.init.normal_(model.heads.head.weight)  # torchvision starts it at nought, and then no patch speaks for anything
-    told = explain(predictor_of(model), noise(), [0, 1])
-    assert told.cells == 8
-    assert max(heat.max() for heat in told.heat.values()) == pytest.approx(1)
+    explanation = explain(predictor_of(model), noise(), [0, 1])
+    assert explanation.cells == 8
+    assert max(heat.max() for heat in explanation.heat.values()) == pytest.approx(1)
 
 
 def test_channels_last_are_understood():
     torch.manual_seed(0)
     model = SwinTransformer([4, 4], 8, [2, 2], [2, 2], [4, 4], num_classes=2)
-    told = explain(predictor_of(model), noise(), [0, 1])
-    assert told.cells == 8
-    assert max(heat.max() for heat in told.heat.values()) == pytest.approx(1)
+    explanation = explain(predictor_of(model), noise(), [0, 1])
+    assert explanation.cells == 8
+    assert max(heat.max() for heat in explanation.heat.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("size", "layer", "cells"), [(64, "layer3", 4), (96, "layer4", 3), (32, "layer2", 4)])

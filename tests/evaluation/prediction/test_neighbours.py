@@ -59,14 +59,14 @@ def test_a_training_image_is_nearest_to_itself(run, looks, near):
 def test_neighbours_are_of_the_images_own_class(run, looks, near):
     for kind in ("red", "blue", NASTY):
         label = run.history.started["classes"].index(kind)
-        told = [near.nearest(looks.look(file)[0])[0] for file in files(run, kind)[:10]]
-        assert (near.labels[np.concatenate(told)] == label).mean() > 0.9
+        result = [near.nearest(looks.look(file)[0])[0] for file in files(run, kind)[:10]]
+        assert (near.labels[np.concatenate(result)] == label).mean() > 0.9
 
 
 def test_the_encoder_says_what_the_network_says(run, looks):
     some = files(run, "red")[:3]
-    told = np.stack([looks.look(file)[1] for file in some])
-    np.testing.assert_allclose(told, looks.predictor.probabilities(some), rtol=1e-4, atol=1e-6)
+    result = np.stack([looks.look(file)[1] for file in some])
+    np.testing.assert_allclose(result, looks.predictor.probabilities(some), rtol=1e-4, atol=1e-6)
     with pytest.raises(ImageError):
         looks.look(b"hello")
 
@@ -96,12 +96,12 @@ def test_no_more_are_called_unlike_in_error_than_was_set(count, parts):
         train = unit(200)
         likeness = np.einsum("mpd,npd->pmn", unit(count), train)
         usual = np.sort(1 - np.sort(likeness, axis=2)[:, :, -5:].mean(2), axis=1)
-        told = Neighbourhood(np.empty(0), np.empty(0), train, usual, True)
-        shares.append(told.unlike(unit(500)).mean())
-    assert told.error == pytest.approx(max(0.01, parts / (count + 1)))
+        result = Neighbourhood(np.empty(0), np.empty(0), train, usual, True)
+        shares.append(result.unlike(unit(500)).mean())
+    assert result.error == pytest.approx(max(0.01, parts / (count + 1)))
     uncertain = 4 * np.std(shares) / np.sqrt(60)
-    assert np.mean(shares) <= told.error + uncertain
-    assert np.mean(shares) >= 0.8 * told.error - uncertain, "two parts overlap a little, no more"
+    assert np.mean(shares) <= result.error + uncertain
+    assert np.mean(shares) >= 0.8 * result.error - uncertain, "two parts overlap a little, no more"
 
 
 def test_what_is_kept_is_what_was_computed_and_belongs_to_the_weights(run, looks, near):

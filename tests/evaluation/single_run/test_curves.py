@@ -49,9 +49,9 @@ def test_bands_are_those_of_curves_that_scikit_learn_draws_of_resamples():
         precision, recall, _ = oracle.precision_recall_curve(labels[rows] == 1, probability[rows])
         found.append(np.interp(0.25, false, true))
         precise.append(precision[recall >= 0.5 - 1e-9][-1])
-    for band, at, told in ((curve.roc_band, 0.25, found), (curve.recall_precision_band, 0.5, precise)):
+    for band, at, outcome in ((curve.roc_band, 0.25, found), (curve.recall_precision_band, 0.5, precise)):
         row = band[np.isclose(band.iloc[:, 0], at)].iloc[0]
-        np.testing.assert_allclose(row[["low", "high"]].to_numpy(float), np.percentile(told, (2.5, 97.5)), atol=0.02)
+        np.testing.assert_allclose(row[["low", "high"]].to_numpy(float), np.percentile(outcome, (2.5, 97.5)), atol=0.02)
 
 
 def test_95_of_100_bands_hold_the_true_curve():

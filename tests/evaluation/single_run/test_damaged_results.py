@@ -172,9 +172,9 @@ def rewritten(path, change_tensors=lambda tensors: None, **info):
     """Change a checkpoint in place."""
     tensors, _ = load_tensors(path.parent, path.stem)
     with path.open("rb") as file:
-        told = json.loads(json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["info"])
+        result = json.loads(json.loads(file.read(int.from_bytes(file.read(8), "little")))["__metadata__"]["info"])
     change_tensors(tensors)
-    save_file(tensors, path, {"info": json.dumps(told | info)})
+    save_file(tensors, path, {"info": json.dumps(result | info)})
 
 
 def frozen_one(tensors):
@@ -237,8 +237,8 @@ def test_a_checkpoint_that_says_it_is_of_another_run_is_refused(run_dir, info):
 def test_a_checkpoint_without_words_of_itself_or_with_too_deep_ones_is_refused(run_dir):
     file = run_dir / "best.safetensors"
     tensors, _ = load_tensors(run_dir, "best")
-    for told in ({}, {"info": "["}, {"info": '{"epoch": ' + "[" * 100_000}, {"other": "x"}):
-        save_file(tensors, file, told)
+    for result in ({}, {"info": "["}, {"info": '{"epoch": ' + "[" * 100_000}, {"other": "x"}):
+        save_file(tensors, file, result)
         with pytest.raises(RunError, match=r"best\.safetensors is damaged"):
             load_predictor(read_run(run_dir))
     for place in (lambda: os.mkfifo(file), lambda: file.symlink_to(run_dir / "last.safetensors")):
@@ -252,8 +252,8 @@ def test_an_undamaged_run_predicts_as_before(run_dir):
     run = read_run(run_dir)
     result = evaluation(run)
     files = [Path(run.config.data, name) for name in result.predictions["id"]]
-    told = load_predictor(run).probabilities(files)
-    np.testing.assert_allclose(told, np.stack(result.predictions["probabilities"]), rtol=1e-4, atol=1e-6)
+    outcome = load_predictor(run).probabilities(files)
+    np.testing.assert_allclose(outcome, np.stack(result.predictions["probabilities"]), rtol=1e-4, atol=1e-6)
 
 
 def state(**changes):

@@ -15,48 +15,48 @@ RIGHT = np.arange(120) % 5 > 0  # 80 %
 def with_robustness(run):
     ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
     rows = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(accuracy=0.25, low=0.2, high=0.3)
-    told = {"predictions": predictions_changed(run.run_dir), "images": 100, "rows": rows.to_dict(orient="records")}
-    (run.run_dir / "robustness-test.json").write_text(json.dumps(told))
+    result = {"predictions": predictions_changed(run.run_dir), "images": 100, "rows": rows.to_dict(orient="records")}
+    (run.run_dir / "robustness-test.json").write_text(json.dumps(result))
     return run
 
 
 def test_everything_that_the_page_says_is_in_the_json(made_run):
     run = with_robustness(made_run(RIGHT, classes=("cat", "dog")))
-    told = json.loads(json.dumps(evaluation_json(judge(run, None, corrupt=False)), allow_nan=False))
-    assert (told["split"], told["images"], told["accuracy"]) == ("test", 120, 0.8)
-    assert told["scores"]["accuracy"]["value"] == 0.8
-    assert told["per_class"][0]["roc_auc_low"] <= told["per_class"][0]["roc_auc"] <= told["per_class"][0]["roc_auc_high"]
-    assert told["per_class"][0]["recall_low"] < told["per_class"][0]["recall"] < told["per_class"][0]["recall_high"]
-    assert {"matthews_corrcoef", "cohen_kappa", "precision_macro", "recall_macro", "ece"} <= set(told["scores"])
-    assert told["calibration"]["ece_low"] <= told["calibration"]["ece"] <= told["calibration"]["ece_high"]
-    assert told["scores"]["ece"]["high"] == pytest.approx(told["calibration"]["ece_high"])
+    result = json.loads(json.dumps(evaluation_json(judge(run, None, corrupt=False)), allow_nan=False))
+    assert (result["split"], result["images"], result["accuracy"]) == ("test", 120, 0.8)
+    assert result["scores"]["accuracy"]["value"] == 0.8
+    assert result["per_class"][0]["roc_auc_low"] <= result["per_class"][0]["roc_auc"] <= result["per_class"][0]["roc_auc_high"]
+    assert result["per_class"][0]["recall_low"] < result["per_class"][0]["recall"] < result["per_class"][0]["recall_high"]
+    assert {"matthews_corrcoef", "cohen_kappa", "precision_macro", "recall_macro", "ece"} <= set(result["scores"])
+    assert result["calibration"]["ece_low"] <= result["calibration"]["ece"] <= result["calibration"]["ece_high"]
+    assert result["scores"]["ece"]["high"] == pytest.approx(result["calibration"]["ece_high"])
     sure = math.e / (1 + math.e)
-    assert told["calibration"]["ece"] == pytest.approx(0.8 - sure)
-    assert told["calibration"]["fitted_on"] == "val"
-    assert told["calibration"]["temperatures"] == [pytest.approx(1 / math.log(4), rel=1e-3)]  # at which it is 80 % sure
-    assert told["calibration"]["ece_scaled"] == pytest.approx(0, abs=1e-3)
-    assert len(told["robustness"]) == 16
-    assert told["slices"] == []  # nobody has looked at these images
+    assert result["calibration"]["ece"] == pytest.approx(0.8 - sure)
+    assert result["calibration"]["fitted_on"] == "val"
+    assert result["calibration"]["temperatures"] == [pytest.approx(1 / math.log(4), rel=1e-3)]  # at which it is 80 % sure
+    assert result["calibration"]["ece_scaled"] == pytest.approx(0, abs=1e-3)
+    assert len(result["robustness"]) == 16
+    assert result["slices"] == []  # nobody has looked at these images
 
 
 def test_what_is_not_defined_is_null(made_run):
     run = made_run(RIGHT[:10], tested=False, classes=("cat", "dog"))
-    told = evaluation_json(judge(run, None, corrupt=False))
-    assert told["split"] == "val"
-    assert told["robustness"] is None
-    assert told["calibration"]["temperatures"] is None  # too few images to fit on
-    json.dumps(told, allow_nan=False)
+    result = evaluation_json(judge(run, None, corrupt=False))
+    assert result["split"] == "val"
+    assert result["robustness"] is None
+    assert result["calibration"]["temperatures"] is None  # too few images to fit on
+    json.dumps(result, allow_nan=False)
 
 
 def test_people_are_told_the_same_and_that_validation_is_optimistic(made_run, capsys):
     run = with_robustness(made_run(RIGHT))
     print_evaluation(judge(run, None, corrupt=False))
-    told = capsys.readouterr().out
-    assert "Accuracy 80.0 % on 120 test images" in told
-    assert "fitted on other images" in told
-    assert "Expected calibration error (ECE) 6.9 % (95 % interval " in told
-    assert "Matthews correlation (MCC)" in told
-    assert "25.0 %" in told
-    assert "optimistic" not in told
+    text = capsys.readouterr().out
+    assert "Accuracy 80.0 % on 120 test images" in text
+    assert "fitted on other images" in text
+    assert "Expected calibration error (ECE) 6.9 % (95 % interval " in text
+    assert "Matthews correlation (MCC)" in text
+    assert "25.0 %" in text
+    assert "optimistic" not in text
     print_evaluation(judge(run, "val", corrupt=False))
     assert "a little optimistic" in capsys.readouterr().out

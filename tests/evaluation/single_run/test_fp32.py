@@ -39,15 +39,15 @@ def test_it_then_holds_the_fp32_answers_of_its_best_epoch_and_still_goes_on(stop
     assert (run.status, evaluation_precision(run), can_be_evaluated(run)) == ("stopped", "bf16", True)
     done = CliRunner().invoke(app, ["evaluate", str(run.run_dir), "--fp32", "--json"])
     assert done.exit_code == 0, done.stderr
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     run = stopped()
-    assert told["precision"] == evaluation_precision(run) == "fp32"
+    assert result["precision"] == evaluation_precision(run) == "fp32"
     assert (precision_note(run), can_be_evaluated(run)) == ("", False)
     table = load_predictions(run.run_dir)
     logits = np.stack(table["logits"]).astype(float)
     expected = load_predictor(run).probabilities([Path(run.config.data, name) for name in table["id"]])
     np.testing.assert_allclose(np.exp(logits) / np.exp(logits).sum(1, keepdims=True), expected, atol=1e-5)
-    assert told["accuracy"] == (expected.argmax(1) == table["label"]).mean()
+    assert result["accuracy"] == (expected.argmax(1) == table["label"]).mean()
     list(execute(reopen_run(run.run_dir)))
     assert stopped().history.end["evaluation_precision"] == evaluation_precision(stopped()) == "fp32"
     assert set(load_predictions(run.run_dir)["split"]) == {"val", "test"}

@@ -40,8 +40,12 @@ def test_everything_agrees_with_scikit_learn(table):
     np.testing.assert_array_equal(result.confusion, oracle.confusion_matrix(labels, predicted, labels=[0, 1, 2, 3]))
     report = oracle.classification_report(labels, predicted, labels=[0, 1, 2, 3], output_dict=True, zero_division=0)
     for index, row in result.per_class.iterrows():
-        told = report[str(index)]
-        expected = (told["precision"], told["recall"], told["f1-score"]) if told["support"] else (told["precision"], nan, nan)
+        outcome = report[str(index)]
+        expected = (
+            (outcome["precision"], outcome["recall"], outcome["f1-score"])
+            if outcome["support"]
+            else (outcome["precision"], nan, nan)
+        )
         assert (row["precision"], row["recall"], row["f1"]) == pytest.approx(expected, nan_ok=True)
 
 
@@ -55,8 +59,8 @@ def test_classes_are_judged_as_scikit_learn_judges_them_and_absent_ones_have_no_
     result = evaluate(table, tuple("abcdef"[:width]))
     predicted, every = logits.argmax(1), np.arange(width)
     np.testing.assert_array_equal(result.confusion, oracle.confusion_matrix(labels, predicted, labels=every))
-    told = oracle.precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
-    precision, recall, f1, images = (np.asarray(one, dtype=float) for one in told)
+    outcome = oracle.precision_recall_fscore_support(labels, predicted, labels=every, zero_division=0)
+    precision, recall, f1, images = (np.asarray(one, dtype=float) for one in outcome)
     precision[result.confusion.sum(0) == 0] = nan
     recall[images == 0] = f1[images == 0] = nan
     expected = np.stack([precision, recall, f1, images], axis=1)

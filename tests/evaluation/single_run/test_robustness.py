@@ -42,13 +42,13 @@ def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):
     assert known_robustness(run, "val") is None
     finish(measure_robustness(run, "val"))
     file = run.run_dir / "robustness-val.json"
-    told = json.loads(file.read_text())
-    file.write_text(json.dumps(told | {"predictions": 1}))
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps(result | {"predictions": 1}))
     assert known_robustness(run, "val") is None
-    for damaged in ("[1]", json.dumps(told | {"rows": told["rows"][:4]}), json.dumps(told | {"rows": [{}]})):
+    for damaged in ("[1]", json.dumps(result | {"rows": result["rows"][:4]}), json.dumps(result | {"rows": [{}]})):
         file.write_text(damaged)
         assert known_robustness(run, "val") is None
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(result))
     assert known_robustness(run, "val") is not None
 
 

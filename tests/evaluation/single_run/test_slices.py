@@ -96,9 +96,9 @@ def test_data_that_are_gone_leave_nothing_to_slice_by(manifest):
 
 
 def test_a_manifests_other_columns(manifest):
-    told = other_columns(manifest)
-    assert list(told.columns) == ["camera", "weight", "same"]
-    assert told.at["blue/001.png", "camera"] == "B"
+    result = other_columns(manifest)
+    assert list(result.columns) == ["camera", "weight", "same"]
+    assert result.at["blue/001.png", "camera"] == "B"
     manifest.write_text("label,camera\nred,A\n")
     with pytest.raises(DataError, match="no column path"):
         other_columns(manifest)

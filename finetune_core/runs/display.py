@@ -1,4 +1,4 @@
-"""How a run shows itself: one line in a terminal, a table of its epochs in a notebook."""
+"""How a run is displayed: one line in a terminal, a table of its epochs in a notebook."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,20 +12,20 @@ _EPOCH_COLUMNS = ("Epoch", "Training loss", "Training accuracy", "Validation los
 
 def in_words(result: Mapping[str, Any]) -> str:
     """A run in one line, from its ``summary``."""
-    told = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
+    parts = [f"{result['status']}, {result['backbone']}, {result['strategy']}"]
     if result["best_epoch"]:
-        told.append(
+        parts.append(
             f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy {percent(result['val_accuracy'])}"
         )
     if result["test_accuracy"] is not None:
-        told.append(f"test accuracy {percent(result['test_accuracy'])}")
+        parts.append(f"test accuracy {percent(result['test_accuracy'])}")
     if result["seconds"] is not None:
-        told.append(duration(result["seconds"]))
-    return ", ".join(told)
+        parts.append(duration(result["seconds"]))
+    return ", ".join(parts)
 
 
 def run_html(run_id: str, run_dir: Path, result: Mapping[str, Any], epochs: Sequence[Mapping[str, Any]]) -> str:
-    """The same with what became of each epoch."""
+    """The same, with a table of the epochs."""
     rows = [
         (
             row["epoch"],
