@@ -182,7 +182,7 @@ def test_asking_for_the_manifest_does_not_redraw_the_page_which_would_let_go_of_
     "view", ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "What the network sees"]
 )
 def test_every_view_has_one_primary_button(folder, view):
-    at = shown(folder, view)
+    at = opened(folder, view)
     assert [one.label for one in at.button if one.proto.type == "primary"] == ["Configure the training"]
     assert ("Analyze with embeddings" in labels(at)) == (view in ("Findings", "Map", "Linear probe by layer"))
 
@@ -201,7 +201,7 @@ def split_of(folder):
 
 def test_a_class_is_renamed_and_no_image_changes_its_split(folder):
     before = split_of(folder)
-    at = renaming(shown(folder, "Classes and splits"), "red", "crimson")
+    at = renaming(opened(folder, "Classes and splits"), "red", "crimson")
     assert at.selectbox(key="rename-class").options == ["blue", "crimson"]
     assert split_of(folder) == before
     at.button(key="undo-last").click().run()
@@ -211,7 +211,7 @@ def test_a_class_is_renamed_and_no_image_changes_its_split(folder):
 def test_a_class_renamed_to_another_ones_name_is_merged_and_the_page_says_so_before(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 12})
     before = split_of(folder)
-    at = shown(folder, "Classes and splits")
+    at = opened(folder, "Classes and splits")
     at.selectbox(key="rename-class").select("red").run()
     at.text_input(key="rename-to-red").set_value("blue").run()
     assert at.button(key="rename").label == "Merge into blue"
@@ -224,6 +224,6 @@ def test_a_class_renamed_to_another_ones_name_is_merged_and_the_page_says_so_bef
 
 
 def test_a_name_that_no_class_can_have_is_said(folder):
-    at = renaming(shown(folder, "Classes and splits"), "red", "x" * 1001)
+    at = renaming(opened(folder, "Classes and splits"), "red", "x" * 1001)
     assert "cannot be renamed" in words(at)
     assert load_edits(folder) == ()

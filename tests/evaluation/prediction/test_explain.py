@@ -127,11 +127,11 @@ def test_channels_last_are_understood():
 @pytest.mark.parametrize(("size", "layer", "cells"), [(64, "layer3", 4), (96, "layer4", 3), (32, "layer2", 4)])
 def test_where_the_last_map_has_four_cells_an_earlier_one_is_explained(size, layer, cells):
     predictor = replace(built("resnet18"), image_size=size)
-    told = explain(predictor, noise(), [0])
-    assert (told.layer, told.cells) == (layer, cells)
-    assert told.coarse == (layer != "layer4")
-    assert list(told.layers)[:4] == ["stem", "layer1", "layer2", "layer3"]
-    assert told.layers[layer] == cells
+    explanation = explain(predictor, noise(), [0])
+    assert (explanation.layer, explanation.cells) == (layer, cells)
+    assert explanation.coarse == (layer != "layer4")
+    assert list(explanation.layers)[:4] == ["stem", "layer1", "layer2", "layer3"]
+    assert explanation.layers[layer] == cells
 
 
 def test_any_layer_can_be_asked_for_and_the_heat_is_computed_on_its_map():
