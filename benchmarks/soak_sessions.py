@@ -142,7 +142,7 @@ async def show_images(session: Session) -> None:
 
 
 async def name_many(session: Session) -> None:
-    """An archive of images, named by one run or two."""
+    """An archive of images, classified by one run or two."""
     await session.open("predict", run=session.run(), beside=[session.run()])
     await session.page.get_by_text("Many", exact=True).click()
     packed = io.BytesIO()
@@ -152,10 +152,10 @@ async def name_many(session: Session) -> None:
     given = FilePayload(name="digits.zip", mimeType="application/zip", buffer=packed.getvalue())
     await session.upload("A ZIP or TAR archive of images", [given])
     await session.button(re.compile("^Name them")).click()
-    await session.see(re.compile("60 images named"))
+    await session.see(re.compile("60 images classified"))
     async with session.page.expect_download():
         await session.button("Download CSV").click()
-    session.done["archives named"] += 1
+    session.done["archives classified"] += 1
 
 
 async def present(session: Session) -> None:

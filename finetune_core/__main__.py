@@ -23,7 +23,7 @@ from finetune_core.commands.evaluate import evaluation_json, judge, print_evalua
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected, print_inspection
 from finetune_core.commands.options import DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
-from finetune_core.commands.predict import named_by, prediction_json, print_named, write_table
+from finetune_core.commands.predict import prediction_json, predictions_of, print_predictions, write_table
 from finetune_core.commands.terminal import (
     err,
     opened,
@@ -274,14 +274,14 @@ def predict(
 ) -> None:
     """Classify images with a trained run. Files that cannot be read are reported; the others are still classified."""
     with refused_in_words():
-        classes, named = named_by(run_dir, images, look_at_training=unlike)
+        classes, predictions = predictions_of(run_dir, images, look_at_training=unlike)
         if csv:
-            write_table(csv, named, classes)
-    result = prediction_json(named, classes)
+            write_table(csv, predictions, classes)
+    result = prediction_json(predictions, classes)
     if as_json:
         print_json({"run_id": run_dir.resolve().name} | result)
     elif not csv:
-        print_named(result)
+        print_predictions(result)
     for skipped in result["skipped"]:
         err.print(escape(skipped["problem"]))
     if result["skipped"]:

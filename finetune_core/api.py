@@ -16,7 +16,7 @@ from finetune_core.commands.compare import write_report
 from finetune_core.commands.evaluate import judge
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected
-from finetune_core.commands.predict import named_by
+from finetune_core.commands.predict import predictions_of
 from finetune_core.commands.terminal import opened, progress_bar, progress_shown, show_work
 from finetune_core.commands.train import asked_for, begun, trained
 from finetune_core.config import RunConfig, names_in, setting_of
@@ -146,8 +146,8 @@ def predict(
     targets = [images] if isinstance(images, str | os.PathLike) else images
     folder = run.run_dir if isinstance(run, Run) else run_folder(run)
     with progress_shown(progress):
-        classes, named = named_by(folder, [Path(target) for target in targets], look_at_training=unlike)
-    return to_frame(named, classes)
+        classes, predictions = predictions_of(folder, [Path(target) for target in targets], look_at_training=unlike)
+    return to_frame(predictions, classes)
 
 
 def compare(

@@ -11,7 +11,7 @@ from finetune_core.runs.store import Run
 from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.evaluation.export import export_buttons
-from pages.shared.evaluation.prediction import Namer, get_to_know, many, namer, show_image
+from pages.shared.evaluation.prediction import Classifier, get_to_know, load_classifier, many, show_image
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
@@ -24,17 +24,17 @@ KINDS = sorted(suffix[1:] for suffix in EXTENSIONS)
 INPUTS = {"files": ":material/upload: Files", "camera": ":material/photo_camera: Camera", "many": ":material/folder_zip: Many"}
 
 
-def knows(one: Namer) -> str:
+def knows(one: Classifier) -> str:
     names = ", ".join(one.classes[:MOST_CLASSES]) + (", …" if len(one.classes) > MOST_CLASSES else "")
     return f"This network distinguishes {things(len(one.classes), 'class', 'classes')}: {names}."
 
 
-def loaded(runs: list[Run]) -> list[Namer]:
+def loaded(runs: list[Run]) -> list[Classifier]:
     """The networks that can be had; why others cannot is said."""
     found = []
     for run in runs:
         try:
-            found.append(namer(run, run_title(run)))
+            found.append(load_classifier(run, run_title(run)))
         except FinetuneError as error:
             st.error(plain(str(error)), icon=":material/error:")
     return found
@@ -101,23 +101,23 @@ def present(runs: list[Run]) -> None:
         st.markdown("The run in this address has not finished an epoch, or no longer exists.")
         st.stop()
     st.title(plain(run.name) if run.name else "Which class is this?", anchor=False)
-    namers = loaded([run])
-    if not namers:
+    classifiers = loaded([run])
+    if not classifiers:
         st.stop()
     kind = st.segmented_control(
         "From", ["files", "camera"], format_func=INPUTS.get, default="files", required=True, label_visibility="collapsed"
     )
     given = inputs(kind)
     for key, name, image in reversed(given):
-        show_image(key, name, image, namers, brief=True, heading=len(given) > 1)
-    st.caption(plain(knows(namers[0])))
+        show_image(key, name, image, classifiers, brief=True, heading=len(given) > 1)
+    st.caption(plain(knows(classifiers[0])))
     st.stop()
 
 
 def try_out(runs: list[Run]) -> None:
     chosen = choose_run(runs, damaged)
-    namers = loaded([chosen, *beside(runs, chosen)])
-    if not namers or namers[0].run is not chosen:
+    classifiers = loaded([chosen, *beside(runs, chosen)])
+    if not classifiers or classifiers[0].run is not chosen:
         return
     kind = st.segmented_control(
         "From",
@@ -129,16 +129,16 @@ def try_out(runs: list[Run]) -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    get_to_know(namers)
+    get_to_know(classifiers)
     if kind == "many":
-        many(namers)
+        many(classifiers)
     else:
         given = inputs(kind)
         if not given:
-            st.info(plain(f"Give it an image. {knows(namers[0])}"), icon=":material/upload:")
+            st.info(plain(f"Give it an image. {knows(classifiers[0])}"), icon=":material/upload:")
         for key, name, image in given:
-            show_image(key, name, image, namers)
-        if not all(one.near for one in namers):
+            show_image(key, name, image, classifiers)
+        if not all(one.near for one in classifiers):
             st.caption("A network always predicts one of its classes, even for an image of something else.")
     presentation_link(chosen)
     export_buttons(chosen)

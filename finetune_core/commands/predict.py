@@ -11,7 +11,7 @@ from rich.markup import escape
 from finetune_core.commands.terminal import err, opened, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
-from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, name_images, to_csv, unpacking_folder
+from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, predict_images, to_csv, unpacking_folder
 from finetune_core.evaluation.prediction.neighbours import (
     Encoder,
     Neighbourhood,
@@ -28,7 +28,9 @@ from finetune_core.work import in_phase
 Known = tuple[Encoder, Neighbourhood]
 
 
-def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -> tuple[tuple[str, ...], list[ImagePrediction]]:
+def predictions_of(
+    folder: Path, targets: Sequence[Path], *, look_at_training: bool
+) -> tuple[tuple[str, ...], list[ImagePrediction]]:
     """Name images with a run, or with one that was exported.
 
     Args:
@@ -52,32 +54,32 @@ def named_by(folder: Path, targets: Sequence[Path], *, look_at_training: bool) -
         predictor, known = _run(folder, look_at_training)
     with ExitStack() as unpacked, progress_bar() as bar:
         images = [image for target in targets for image in _images(target, unpacked, bar)]
-        return predictor.classes, show_work(bar, in_phase("name", name_images(predictor, images, known)))
+        return predictor.classes, show_work(bar, in_phase("name", predict_images(predictor, images, known)))
 
 
-def write_table(file: Path, named: Sequence[ImagePrediction], classes: Sequence[str]) -> None:
+def write_table(file: Path, predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> None:
     """Write what each image is taken for as CSV, and say so.
 
     Raises:
         RunError: when it cannot be written.
     """
     try:
-        write_bytes(file, to_csv(named, classes))
+        write_bytes(file, to_csv(predictions, classes))
     except OSError as error:
         raise RunError(f"{file} cannot be written: {error.strerror}.") from None
-    err.print(escape(f"{things(len(named), 'image')} in {file}"))
+    err.print(escape(f"{things(len(predictions), 'image')} in {file}"))
 
 
-def print_named(result: dict[str, Any]) -> None:
+def print_predictions(result: dict[str, Any]) -> None:
     """One line for each of the ``predictions``."""
     for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
         out.print(escape(f"{row['image']}: {row['class']} ({row['probability']:.1%}){unlike}"))
 
 
-def prediction_json(named: Sequence[ImagePrediction], classes: Sequence[str]) -> dict[str, Any]:
+def prediction_json(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> dict[str, Any]:
     """``predictions`` (``image, class, probability, probabilities, unlike``) and ``skipped`` (``image, problem``)."""
-    sound = [(one, int(one.probabilities.argmax())) for one in named if one.probabilities is not None]
+    readable = [(one, int(one.probabilities.argmax())) for one in predictions if one.probabilities is not None]
     return {
         "predictions": [
             {
@@ -87,9 +89,9 @@ def prediction_json(named: Sequence[ImagePrediction], classes: Sequence[str]) ->
                 "probabilities": dict(zip(classes, one.probabilities.tolist(), strict=True)),
                 "unlike": one.unlike,
             }
-            for one, best in sound
+            for one, best in readable
         ],
-        "skipped": [{"image": one.file, "problem": one.problem} for one in named if one.probabilities is None],
+        "skipped": [{"image": one.file, "problem": one.problem} for one in predictions if one.probabilities is None],
     }
 
 

@@ -48,7 +48,7 @@ def finished():
 
 @pytest.fixture
 def held_back(monkeypatch):
-    """``held_back("pages.shared.evaluation.prediction.name_images")``: that work waits before its first step until what is returned is set."""
+    """``held_back("pages.shared.evaluation.prediction.predict_images")``: that work waits before its first step until what is returned is set."""
     gates = []
 
     def hold(name):

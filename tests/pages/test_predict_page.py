@@ -152,7 +152,7 @@ def given(runs, monkeypatch, finished):
         meanwhile(at)
         finished(at)
         label, content, name, _ = made[-1]
-        assert (label, name) == ("Download CSV", "new-named.csv")
+        assert (label, name) == ("Download CSV", "new-predictions.csv")
         return at, list(csv.DictReader(io.StringIO(content().decode(), newline="")))
 
     return name_all
@@ -171,19 +171,19 @@ def test_an_archive_is_named_by_every_chosen_run(runs, given):
     at, rows = given("Name them with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
     titles = ["Feature extraction", "Last block"] if "feature" in runs[0].run_id else ["Last block", "Feature extraction"]
     paths_of = [image_of(runs[0], f"red/00{number}.png") for number in range(3)]
-    named = []
+    predicted = []
     for run, title in zip(runs, titles, strict=True):
         network = load_predictor(run)
-        named.append([network.classes[at] for at in network.probabilities(paths_of).argmax(1)])
-        assert [row[f"class, {title}"] for row in rows] == [*named[-1], ""]
+        predicted.append([network.classes[at] for at in network.probabilities(paths_of).argmax(1)])
+        assert [row[f"class, {title}"] for row in rows] == [*predicted[-1], ""]
         assert rows[3][f"problem, {title}"]
-        assert list(at.dataframe[0].value[f"Class, {title}"]) == [*named[-1], ""]
-    agree = sum(a == b for a, b in zip(*named, strict=True))
+        assert list(at.dataframe[0].value[f"Class, {title}"]) == [*predicted[-1], ""]
+    agree = sum(a == b for a, b in zip(*predicted, strict=True))
     assert f"**3 images classified** by 2 networks, which agree on {agree}, 1 could not be read." in words(at)
 
 
 def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, given):
-    gate = held_back("pages.shared.evaluation.prediction.name_images")
+    gate = held_back("pages.shared.evaluation.prediction.predict_images")
 
     def press_on(at):
         at.selectbox(key="run_box").set_value(runs[0].run_id).run()
@@ -198,7 +198,7 @@ def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, give
 def test_neighbours_that_become_known_meanwhile_do_not_lose_the_naming_and_it_can_be_done_again(
     runs, held_back, given, finished
 ):
-    gate = held_back("pages.shared.evaluation.prediction.name_images")
+    gate = held_back("pages.shared.evaluation.prediction.predict_images")
 
     def another_session(at):
         finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))

@@ -27,7 +27,7 @@ from finetune_core.evaluation.comparison.choice import choose
 from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rate, usual_cost
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
 from finetune_core.evaluation.comparison.paired import Answers, answers, measured, summed
-from finetune_core.evaluation.comparison.pairs import Pair, Verdict, judge_pairs, known_variances
+from finetune_core.evaluation.comparison.pairs import Pair, Verdict, compare_pairs, known_variances
 from finetune_core.evaluation.comparison.strategies import (
     Interval,
     SeedVariance,
@@ -139,7 +139,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
         _arm(title, group, answered, variance, runs)
         for title, group, answered, variance in zip(titles, grouped, judged, variances, strict=True)
     )
-    pairs = judge_pairs(judged, finished, variances)
+    pairs = compare_pairs(judged, finished, variances)
     choice = choose(arms, pairs)
     images = judged[0].images
     headline, caveat = (

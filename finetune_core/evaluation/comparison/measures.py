@@ -109,9 +109,9 @@ def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.
     place = np.searchsorted(present, predicted)
     place[np.take(present, place, mode="clip") != predicted] = len(present)  # a class that has no image here
     shape, images = (len(present) + 1, len(labels)), np.arange(len(labels))
-    named = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[:-1]
+    per_class = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[:-1]
     hits = (sparse.csr_array(((predicted == labels).astype(float), (place, images)), shape=shape) @ weights)[:-1]
-    return (2 * hits / (named + np.bincount(true)[:, None])).mean(0)
+    return (2 * hits / (per_class + np.bincount(true)[:, None])).mean(0)
 
 
 def _counts(which: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:

@@ -47,7 +47,7 @@ class Pair:
 
     Attributes:
         networks: about the networks that were trained.
-        strategies: about the strategies; None where one arm cannot speak for its strategy, see ``judge_pairs``.
+        strategies: about the strategies; None where one arm cannot speak for its strategy, see ``compare_pairs``.
         measure: what is judged by.
         mcnemar_p: exact McNemar tests of each network of the first with each of the second, put together by Rüger's rule, which holds
             whatever their dependence; it says nothing of other seeds. Of accuracy, whatever is judged by.
@@ -89,7 +89,7 @@ def known_variances(arms: Sequence[Answers], finished: Sequence[bool]) -> list[S
     return [next(pooled) if ended else seed_variances([arm])[0] for arm, ended in zip(arms, finished, strict=True)]
 
 
-def judge_pairs(
+def compare_pairs(
     arms: Sequence[Answers], finished: Sequence[bool], variances: Sequence[SeedVariance | None]
 ) -> tuple[Pair, ...]:
     """Judge every pair of arms.

@@ -65,7 +65,7 @@ def unpacking_folder() -> AbstractContextManager[Path]:
     return staging_folder(data_dir(), ".naming-")
 
 
-def name_images(
+def predict_images(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: tuple[Encoder, Neighbourhood] | None = None
 ) -> Work[list[ImagePrediction]]:
     """Name images, in their order; files that cannot be read are told apart, and stop nothing.
@@ -77,7 +77,7 @@ def name_images(
     Yields:
         Steps that count images.
     """
-    named: list[ImagePrediction] = []
+    predictions: list[ImagePrediction] = []
 
     def read(image: tuple[str, Path]) -> torch.Tensor | str:
         try:
@@ -89,14 +89,14 @@ def name_images(
         some = list(in_threads(read, images[start : start + _BATCH]))
         squares = [square for _, square in some if not isinstance(square, str)]
         if squares:
-            probabilities, unlike = _judged(predictor, torch.stack(squares), known)
+            probabilities, unlike = _evaluated(predictor, torch.stack(squares), known)
             found = zip(probabilities, unlike, strict=True)
-        named += [
+        predictions += [
             ImagePrediction(name, None, problem=square) if isinstance(square, str) else ImagePrediction(name, *next(found))
             for (name, _), square in some
         ]
-        yield Step(len(named), len(images))
-    return named
+        yield Step(len(predictions), len(images))
+    return predictions
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,19 @@ class Answers:
 
     title: str
     classes: Sequence[str]
-    named: Sequence[ImagePrediction]
+    predictions: Sequence[ImagePrediction]
 
     @property
     def top(self) -> list[str]:
         """The likeliest class of each image; empty where it could not be read."""
-        return ["" if one.probabilities is None else self.classes[int(one.probabilities.argmax())] for one in self.named]
+        return ["" if one.probabilities is None else self.classes[int(one.probabilities.argmax())] for one in self.predictions]
 
 
-def to_frame(named: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.DataFrame:
+def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.DataFrame:
     """``file, class, probability, unlike, problem``, then the probability of each class; None and NaN where an image could not be read."""
-    columns = ["file", *_columns(Answers("", classes, named))]
+    columns = ["file", *_columns(Answers("", classes, predictions))]
     rows = []
-    for one in named:
+    for one in predictions:
         found = one.probabilities
         best = None if found is None else int(found.argmax())
         answer = (None, None) if best is None else (classes[best], found[best])
@@ -126,12 +126,12 @@ def to_frame(named: Sequence[ImagePrediction], classes: Sequence[str]) -> pd.Dat
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["probability", *columns[5:]], "float64"))
 
 
-def to_csv(named: Sequence[ImagePrediction], classes: Sequence[str]) -> bytes:
+def to_csv(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> bytes:
     """``file, class, probability, unlike, problem``, then the probability of each class, as UTF-8.
 
     Names are a stranger's: what a spreadsheet would take for a formula gets an apostrophe before it (OWASP, CSV injection).
     """
-    return side_by_side_csv([Answers("", classes, named)])
+    return side_by_side_csv([Answers("", classes, predictions)])
 
 
 def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
@@ -139,7 +139,7 @@ def side_by_side_csv(answers: Sequence[Answers]) -> bytes:
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(["file", *(column for one in answers for column in _columns(one))])
-    for rows in zip(*(one.named for one in answers), strict=True):
+    for rows in zip(*(one.predictions for one in answers), strict=True):
         cells = [_answer(row, one.classes) for row, one in zip(rows, answers, strict=True)]
         table.writerow([_cell(rows[0].file), *(cell for some in cells for cell in some)])
     return text.getvalue().encode("utf-8", "replace")
@@ -159,7 +159,7 @@ def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
     return [_cell(classes[best]), chances[best], unlike, "", *chances]
 
 
-def _judged(
+def _evaluated(
     predictor: Predictor, squares: torch.Tensor, known: tuple[Encoder, Neighbourhood] | None
 ) -> tuple[np.ndarray, list[bool | None]]:
     squares = squares.contiguous(memory_format=torch.channels_last)

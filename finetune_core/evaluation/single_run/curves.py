@@ -88,10 +88,10 @@ def coverage_curve(result: Evaluation) -> pd.DataFrame:
         first. Images of equal confidence go together.
     """
     rows = result.predictions.sort_values("confidence", ascending=False)
-    confidence, named = rows["confidence"].to_numpy(), np.arange(1, len(rows) + 1)
+    confidence, selected = rows["confidence"].to_numpy(), np.arange(1, len(rows) + 1)
     last = np.append(confidence[1:] != confidence[:-1], True)
     table = pd.DataFrame(
-        {"coverage": named / len(rows), "accuracy": rows["correct"].to_numpy().cumsum() / named, "threshold": confidence}
+        {"coverage": selected / len(rows), "accuracy": rows["correct"].to_numpy().cumsum() / selected, "threshold": confidence}
     )
     return thinned(table[last].reset_index(drop=True))
 

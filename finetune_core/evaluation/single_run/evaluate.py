@@ -10,7 +10,7 @@ import pandas as pd
 from finetune_core.evaluation.single_run.binning import Binning
 from finetune_core.evaluation.single_run.calibration import Calibration, Scaling, calibration, scale
 from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
-from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate, judged_arrays, judged_splits, logits_of
+from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate, evaluated_splits, judged_arrays, logits_of
 from finetune_core.evaluation.single_run.scores import RESAMPLES, Scores, score
 from finetune_core.evaluation.single_run.slices import Facts, image_facts, slices
 from finetune_core.runs.store import Run
@@ -35,7 +35,7 @@ def predicted_splits(run: Run) -> list[str]:
     Raises:
         RunError: when it has none.
     """
-    return judged_splits(_table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run))))
+    return evaluated_splits(_table(run.run_dir, predictions_changed(run.run_dir), len(_classes(run))))
 
 
 def evaluation_precision(run: Run) -> str | None:

@@ -97,7 +97,7 @@ class Evaluation:
         return pd.DataFrame({"true": names[rows], "predicted": names[columns], "images": wrong[rows, columns]})
 
 
-def judged_splits(table: pd.DataFrame) -> list[str]:
+def evaluated_splits(table: pd.DataFrame) -> list[str]:
     """The splits that were predicted, the one to be believed first: choosing the best epoch made validation optimistic."""
     present = set(table["split"])
     return [split for split in (TEST, VAL) if split in present]
@@ -117,9 +117,9 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     # Here: it takes a second to import, which every start of the program would pay.
     from sklearn.metrics import precision_recall_fscore_support
 
-    split = split or judged_splits(table)[0]
-    if split not in judged_splits(table):  # asked of names first: a column of text refuses to look for a lone surrogate
-        raise RunError(f"The run has no predictions for {split} images; it has {', '.join(judged_splits(table))}.")
+    split = split or evaluated_splits(table)[0]
+    if split not in evaluated_splits(table):  # asked of names first: a column of text refuses to look for a lone surrogate
+        raise RunError(f"The run has no predictions for {split} images; it has {', '.join(evaluated_splits(table))}.")
     rows = table[table["split"] == split].reset_index(drop=True)
     labels, probabilities, losses = judged_arrays(rows)
     predicted = probabilities.argmax(1)

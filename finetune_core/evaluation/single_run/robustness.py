@@ -147,7 +147,7 @@ def measure_robustness(run: Run, split: str, seed: int = 0, roots: Sequence[Path
         for start in range(0, len(squares), _BATCH):
             batch = squares[start : start + _BATCH]
             worse = _worse(batch, name, severity, seed + start)
-            right[position] += int((_named(predictor, worse) == labels[start : start + _BATCH]).sum())
+            right[position] += int((_predicted(predictor, worse) == labels[start : start + _BATCH]).sum())
             yield Step(position * len(squares) + start + len(batch), total)
     intervals = [accuracy_interval(int(count), len(squares)) for count in right]
     rows = [(*way, *interval) for way, interval in zip(ways, intervals, strict=True)]
@@ -213,7 +213,7 @@ def _worse(squares: np.ndarray, name: str, severity: int, seed: int) -> np.ndarr
     return np.stack([np.asarray(corruption.apply(Image.fromarray(square), amount, random)) for square in squares])
 
 
-def _named(predictor: Predictor, squares: np.ndarray) -> np.ndarray:
+def _predicted(predictor: Predictor, squares: np.ndarray) -> np.ndarray:
     """The class that the network takes each square for; preprocessing as in validation."""
     info = backbone_info(predictor.network.info.name)
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)

@@ -139,7 +139,7 @@ class _Parts:
         right = images[place == 0]
         shape = (self.classes, self.count)
         self.hits = sparse.csr_array((np.ones(len(right)), (labels[right], right)), shape=shape)
-        self.named = sparse.csr_array((np.ones(self.count), (predicted, images)), shape=shape)
+        self.predicted = sparse.csr_array((np.ones(self.count), (predicted, images)), shape=shape)
         confidence = probabilities[images, predicted]
         self.gaps = gap_rows(confidence, place == 0, bins_of(confidence)[1])
         self.rankings = [_Ranking(labels == label, probabilities[:, label]) for label in range(self.classes)]
@@ -156,11 +156,11 @@ class _Parts:
             weights: ``[n, resamples]``; of every class as many as it has images.
         """
         means = dict(zip(self.mean_names, self.means @ weights / self.count, strict=True))
-        hits, named = self.hits @ weights, self.named @ weights
+        hits, predicted = self.hits @ weights, self.predicted @ weights
         support = self.support[:, None].astype(np.float64)
-        f1 = (2 * hits / np.maximum(named + support, 1))[self.present]
+        f1 = (2 * hits / np.maximum(predicted + support, 1))[self.present]
         recall = (hits[self.present] / support[self.present]).mean(0)
-        precision = hits[self.present] / np.maximum(named[self.present], 1)
+        precision = hits[self.present] / np.maximum(predicted[self.present], 1)
         gaps = self.gaps @ weights
         of_class = np.stack([ranking.areas(weights) for ranking in self.rankings])
         found = means | {
@@ -170,16 +170,16 @@ class _Parts:
             "f1_macro": f1.mean(0),
             "f1_micro": means["accuracy"],  # every image has one label and gets one: the same number
             "f1_weighted": (f1 * support[self.present]).sum(0) / self.count,
-            **self._agreement(means["accuracy"], named),
+            **self._agreement(means["accuracy"], predicted),
             "roc_auc": _mean_of_defined(of_class[:, 0]),
             "average_precision": _mean_of_defined(of_class[:, 1]),
             "ece": np.abs(gaps).sum(0),
         }
         return np.stack([found[name] for name in self.names]), of_class, gaps
 
-    def _agreement(self, accuracy: np.ndarray, named: np.ndarray) -> dict[str, np.ndarray]:
+    def _agreement(self, accuracy: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
         """Beyond chance (Cohen 1960; Gorodkin 2004), from shares; not defined of a single class."""
-        true, given = self.support / self.count, named / self.count
+        true, given = self.support / self.count, predicted / self.count
         if self.present.sum() < 2:
             return dict.fromkeys(("matthews_corrcoef", "cohen_kappa"), np.full(accuracy.shape, np.nan))
         chance = true @ given

@@ -116,16 +116,19 @@ def _coverage(result: Evaluation) -> None:
         key="threshold",
         help="Predictions below it are deferred to a person.",
     )
-    named = selective_prediction(result, least / 100)
+    selected = selective_prediction(result, least / 100)
     with st.container(horizontal=True):
         st.metric(
-            "Coverage", percent(named.share), help=f"{things(named.images, 'image')} of {number(result.images)}", border=True
+            "Coverage",
+            percent(selected.share),
+            help=f"{things(selected.images, 'image')} of {number(result.images)}",
+            border=True,
         )
-        st.metric("Selective accuracy", "–" if isnan(named.accuracy) else percent(named.accuracy), border=True)
-        interval = "–" if isnan(named.accuracy) else f"{percent(named.low)} to {percent(named.high)}"
+        st.metric("Selective accuracy", "–" if isnan(selected.accuracy) else percent(selected.accuracy), border=True)
+        interval = "–" if isnan(selected.accuracy) else f"{percent(selected.low)} to {percent(selected.high)}"
         st.metric("95 % interval", interval, help="Of the selective accuracy (Wilson).", border=True)
     st.plotly_chart(
-        coverage_figure(coverage_curve(result), named.share, named.accuracy),
+        coverage_figure(coverage_curve(result), selected.share, selected.accuracy),
         key="coverage",
         alt="Selective accuracy against coverage",
     )

@@ -183,14 +183,14 @@ def _image(found: Disagreement, row: pd.Series, runs: tuple[Run, Run], titles: t
         st.markdown(f"**{plain(true)}** · {plain(row['id'])}")
         with st.grid("auto", min_column_width=110, gap="small"):
             for number, (run, title, letter) in enumerate(zip(runs, titles, "ab", strict=True)):
-                named = int(row[f"predicted_{letter}"])
+                predicted = int(row[f"predicted_{letter}"])
                 try:
-                    seen = explanation(run, row["id"], (named,))
+                    seen = explanation(run, row["id"], (predicted,))
                 except FinetuneError as error:
                     st.error(plain(str(error)), icon=":material/broken_image:")
                     continue
                 if number == 0:
                     st.image(seen.picture, caption="network input", alt=f"{row['id']}, class {true}")
-                sign = "✓" if named == row["label"] else "✗"
-                words = f"{sign} {title}: {found.classes[named]} ({percent(row[f'confidence_{letter}'], 0)})"
-                st.image(seen.overlays[named], caption=plain(words), alt=f"{row['id']}, {words}")
+                sign = "✓" if predicted == row["label"] else "✗"
+                words = f"{sign} {title}: {found.classes[predicted]} ({percent(row[f'confidence_{letter}'], 0)})"
+                st.image(seen.overlays[predicted], caption=plain(words), alt=f"{row['id']}, {words}")

@@ -18,7 +18,7 @@ from finetune_core.evaluation.prediction.batch import (
     Answers,
     ImagePrediction,
     images_below,
-    name_images,
+    predict_images,
     side_by_side_csv,
     unpacking_folder,
 )
@@ -49,7 +49,7 @@ _HEADING = 40  # letters
 
 
 @dataclass(frozen=True)
-class Namer:
+class Classifier:
     """A run's network, with what is known of its training images.
 
     Attributes:
@@ -64,7 +64,7 @@ class Namer:
     near: Neighbourhood | None
 
 
-def namer(run: Run, title: str) -> Namer:
+def load_classifier(run: Run, title: str) -> Classifier:
     """Load a run's network.
 
     Raises:
@@ -73,7 +73,7 @@ def namer(run: Run, title: str) -> Namer:
     classes = predictor(run).classes
     changed = predictions_changed(run.run_dir)
     looks = _encoder(run.run_id, changed)
-    return Namer(run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run)) if looks else None)
+    return Classifier(run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run)) if looks else None)
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -94,12 +94,12 @@ def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]
     return explain(predictor(store().run(run_id)), image, classes)
 
 
-def get_to_know(namers: list[Namer]) -> None:
+def get_to_know(classifiers: list[Classifier]) -> None:
     """Offer to compute the training images' features for networks that have none yet."""
-    unknown = [one for one in namers if one.looks and one.near is None]
+    unknown = [one for one in classifiers if one.looks and one.near is None]
     if not unknown:
         return
-    key = f"neighbours:{','.join(one.run.run_id for one in namers)}"
+    key = f"neighbours:{','.join(one.run.run_id for one in classifiers)}"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
             "Show nearest training images",
@@ -117,12 +117,14 @@ def get_to_know(namers: list[Namer]) -> None:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def _neighbourhoods(namers: Sequence[Namer], roots: Sequence[Path]) -> Work[None]:
-    for one in namers:
+def _neighbourhoods(classifiers: Sequence[Classifier], roots: Sequence[Path]) -> Work[None]:
+    for one in classifiers:
         yield from compute_neighbourhood(one.run, one.looks, roots)
 
 
-def show_image(key: str, name: str, image: bytes, namers: list[Namer], *, brief: bool = False, heading: bool = True) -> None:
+def show_image(
+    key: str, name: str, image: bytes, classifiers: list[Classifier], *, brief: bool = False, heading: bool = True
+) -> None:
     """Draw the predictions of one or more networks for an image.
 
     Args:
@@ -134,15 +136,15 @@ def show_image(key: str, name: str, image: bytes, namers: list[Namer], *, brief:
         if heading:
             st.markdown(f"**{plain(name)}**")
         for one, column in zip(
-            namers, st.columns(len(namers), gap="medium") if len(namers) > 1 else [st.container()], strict=True
+            classifiers, st.columns(len(classifiers), gap="medium") if len(classifiers) > 1 else [st.container()], strict=True
         ):
             with column:
-                if len(namers) > 1:
+                if len(classifiers) > 1:
                     st.caption(plain(one.title))
-                _answer(f"{key}-{one.run.run_id}", name, image, one, brief or len(namers) > 1)
+                _answer(f"{key}-{one.run.run_id}", name, image, one, brief or len(classifiers) > 1)
 
 
-def _answer(key: str, name: str, image: bytes, one: Namer, narrow: bool) -> None:
+def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) -> None:
     try:
         probabilities = predictor(one.run).probabilities([image])[0]
         features = one.looks.look(image)[0] if one.near else None
@@ -171,7 +173,7 @@ def _answer(key: str, name: str, image: bytes, one: Namer, narrow: bool) -> None
         _neighbours(key, one, features)
 
 
-def _grad_cam(name: str, image: bytes, one: Namer, best: int) -> None:
+def _grad_cam(name: str, image: bytes, one: Classifier, best: int) -> None:
     try:
         seen = _explained(one.run.run_id, predictions_changed(one.run.run_dir), image, (best,))
     except FinetuneError as error:
@@ -183,7 +185,7 @@ def _grad_cam(name: str, image: bytes, one: Namer, best: int) -> None:
         st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
 
 
-def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
+def _neighbours(key: str, one: Classifier, features: np.ndarray) -> None:
     rows, _ = one.near.nearest(features, _NEAREST)
     st.markdown(
         "**Nearest training images**",
@@ -199,7 +201,7 @@ def _neighbours(key: str, one: Namer, features: np.ndarray) -> None:
         st.caption("The data set has changed since the run, so these may not all have been trained on.")
 
 
-def many(namers: Sequence[Namer]) -> None:
+def many(classifiers: Sequence[Classifier]) -> None:
     """An archive in, a table out: each network's prediction for each image."""
     upload = st.file_uploader(
         "A ZIP or TAR archive of images",
@@ -210,7 +212,7 @@ def many(namers: Sequence[Namer]) -> None:
     if upload is None:
         return
     # Not whether neighbours are known: another session may compute them meanwhile, and what was begun would be lost.
-    marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}" for one in namers]
+    marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}" for one in classifiers]
     key = f"naming:{upload.file_id}:{','.join(marks)}"
     try:
         answers = outcome(key)
@@ -218,73 +220,75 @@ def many(namers: Sequence[Namer]) -> None:
         st.error(plain(str(error)), icon=":material/error:")
         answers = None
     if answers is not None:
-        _table(namers, Path(upload.name).stem, answers)
-        if not _says_less(namers, answers):
+        _table(classifiers, Path(upload.name).stem, answers)
+        if not _says_less(classifiers, answers):
             return
-    networks = [predictor(one.run) for one in namers]
+    networks = [predictor(one.run) for one in classifiers]
     words = "Classify" if answers is None else "Classify again"
     st.button(
-        words if len(namers) == 1 else f"{words} with {things(len(namers), 'network')}",
+        words if len(classifiers) == 1 else f"{words} with {things(len(classifiers), 'network')}",
         type="primary",
         icon=":material/play_arrow:",
         key="name-them",
         on_click=begin,
-        args=(key, "Classifying images", partial(_named, namers, networks, upload)),
+        args=(key, "Classifying images", partial(_predictions, classifiers, networks, upload)),
         kwargs={"kept": False},
         disabled=jobs().find(key) is not None,
     )
 
 
-def _says_less(namers: Sequence[Namer], named: Sequence[Sequence[ImagePrediction]]) -> bool:
+def _says_less(classifiers: Sequence[Classifier], predictions: Sequence[Sequence[ImagePrediction]]) -> bool:
     """Whether neighbours have become known since, so that predicting again would flag images unlike anything in training."""
-    sides = zip(namers, named, strict=True)
+    sides = zip(classifiers, predictions, strict=True)
     return any(one.near and row.unlike is None for one, rows in sides for row in rows if row.probabilities is not None)
 
 
-def _named(namers: Sequence[Namer], networks: Sequence[Predictor], upload: UploadedFile) -> Work[list[list[ImagePrediction]]]:
+def _predictions(
+    classifiers: Sequence[Classifier], networks: Sequence[Predictor], upload: UploadedFile
+) -> Work[list[list[ImagePrediction]]]:
     """Unpack, then classify with one network after the other; returns the predictions of each."""
     with unpacking_folder() as folder:
         yield from in_phase("unpack", unpack_archive(upload, upload.name, folder))
         images = images_below(folder)
-        return (yield from _with_each(namers, networks, images))
+        return (yield from _with_each(classifiers, networks, images))
 
 
 def _with_each(
-    namers: Sequence[Namer], networks: Sequence[Predictor], images: Sequence[tuple[str, Path]]
+    classifiers: Sequence[Classifier], networks: Sequence[Predictor], images: Sequence[tuple[str, Path]]
 ) -> Work[list[list[ImagePrediction]]]:
     answers: list[list[ImagePrediction]] = []
-    for one, network in zip(namers, networks, strict=True):
-        work = name_images(network, images, (one.looks, one.near) if one.near else None)
-        named = in_phase("name", work, len(answers) * len(images), len(namers) * len(images))
-        answers.append((yield from named))
+    for one, network in zip(classifiers, networks, strict=True):
+        work = predict_images(network, images, (one.looks, one.near) if one.near else None)
+        work = in_phase("name", work, len(answers) * len(images), len(classifiers) * len(images))
+        answers.append((yield from work))
     return answers
 
 
-def _table(namers: Sequence[Namer], stem: str, named: Sequence[Sequence[ImagePrediction]]) -> None:
-    titles = run_titles([one.run for one in namers]) if len(namers) > 1 else [""]
-    answers = [Answers(title, one.classes, rows) for title, one, rows in zip(titles, namers, named, strict=True)]
+def _table(classifiers: Sequence[Classifier], stem: str, predictions: Sequence[Sequence[ImagePrediction]]) -> None:
+    titles = run_titles([one.run for one in classifiers]) if len(classifiers) > 1 else [""]
+    answers = [Answers(title, one.classes, rows) for title, one, rows in zip(titles, classifiers, predictions, strict=True)]
     with st.container(horizontal=True, vertical_alignment="center"):
         st.markdown(f"{_in_words(answers)}.", width="stretch")
         st.download_button(
             "Download CSV",
             lambda: side_by_side_csv(answers),
-            f"{stem}-named.csv",
+            f"{stem}-predictions.csv",
             "text/csv",
             icon=":material/download:",
             type="primary",
             on_click="ignore",
-            key="named-csv",
+            key="predictions-csv",
         )
-    table, columns = pd.DataFrame({"File": [row.file for row in answers[0].named]}), {}
+    table, columns = pd.DataFrame({"File": [row.file for row in answers[0].predictions]}), {}
     for one in answers:
         mark = f", {one.title}" if one.title else ""
         table[f"Class{mark}"] = one.top
         table[f"Confidence{mark}"] = [
-            None if row.probabilities is None else 100 * float(row.probabilities.max()) for row in one.named
+            None if row.probabilities is None else 100 * float(row.probabilities.max()) for row in one.predictions
         ]
-        table[f"Note{mark}"] = [row.problem or ("unlike anything in training" if row.unlike else "") for row in one.named]
+        table[f"Note{mark}"] = [row.problem or ("unlike anything in training" if row.unlike else "") for row in one.predictions]
         columns[f"Confidence{mark}"] = st.column_config.ProgressColumn(min_value=0, max_value=100, format="%.1f %%")
-    st.dataframe(table, hide_index=True, height=360, key="named-table", column_config=columns)
+    st.dataframe(table, hide_index=True, height=360, key="predictions-table", column_config=columns)
     for one in answers:
         counts = Counter(name for name in one.top if name).most_common(12)
         listed = ", ".join(f"{name} {number(count)}" for name, count in counts)
@@ -292,7 +296,7 @@ def _table(namers: Sequence[Namer], stem: str, named: Sequence[Sequence[ImagePre
 
 
 def _in_words(answers: Sequence[Answers]) -> str:
-    first = answers[0].named
+    first = answers[0].predictions
     readable = sum(row.probabilities is not None for row in first)
     text = f"**{things(readable, 'image')} classified**"
     if len(answers) > 1:

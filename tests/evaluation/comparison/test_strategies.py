@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from finetune_core.evaluation.comparison.paired import LEVEL, answers, holm, image_variance, is_different
-from finetune_core.evaluation.comparison.pairs import judge_pairs, known_variances
+from finetune_core.evaluation.comparison.pairs import compare_pairs, known_variances
 from finetune_core.evaluation.comparison.power import POWER, seeds_needed, smallest_seen
 from finetune_core.evaluation.comparison.strategies import (
     SeedVariance,
@@ -205,7 +205,7 @@ def test_the_images_error_is_that_of_the_mean_gain():
 def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networks_fails():
     """Five images that all seeds agree on leave Student's t no doubt, but five coins fall alike often enough."""
     arms = [answers(np.full((2, 5), right)) for right in (True, False)]
-    pair = judge_pairs(arms, [True, True], seed_variances(arms))[0]
+    pair = compare_pairs(arms, [True, True], seed_variances(arms))[0]
     assert pair.strategies.claim.p == pair.networks.claim.p == pytest.approx(2 / 2**5)
     assert not pair.strategies.different
 
@@ -214,7 +214,7 @@ def test_an_arm_that_was_stopped_is_judged_by_its_networks_only():
     arms = arms_of(np.random.default_rng(0), (1.5, 0.0, 0.0), (3, 3, 3))
     finished = [True, True, False]
     variances = known_variances(arms, finished)
-    pairs = judge_pairs(arms, finished, variances)
+    pairs = compare_pairs(arms, finished, variances)
     assert [pair.strategies is None for pair in pairs] == [False, True, True]
     assert [pair.networks.family for pair in pairs] == [3, 3, 3]
     assert pairs[0].strategies.family == 1

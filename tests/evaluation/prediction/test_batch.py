@@ -8,7 +8,7 @@ import pytest
 
 from finetune_core.data.archives import unpack_archive
 from finetune_core.errors import DataError
-from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, name_images, to_csv, unpacking_folder
+from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, predict_images, to_csv, unpacking_folder
 from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.paths import data_dir
@@ -42,26 +42,26 @@ def strangers(image_folder, tmp_path):
 def test_every_image_is_named_in_order_and_damaged_ones_are_told_apart(predictor, strangers):
     images = images_below(strangers)
     assert [name for name, _ in images] == [f"a/{n:03d}.png" for n in range(20)] + [f"b/red/{n:03d}.png" for n in range(20)]
-    steps, named = drained(name_images(predictor, images))
+    steps, predictions = drained(predict_images(predictor, images))
     assert steps == [Step(32, 40), Step(40, 40)]
-    assert [one.file for one in named] == [name for name, _ in images]
-    broken = [one for one in named if one.probabilities is None]
+    assert [one.file for one in predictions] == [name for name, _ in images]
+    broken = [one for one in predictions if one.probabilities is None]
     assert [one.file for one in broken] == ["b/red/003.png"]
     assert broken[0].problem
-    assert {one.unlike for one in named} == {None}
-    sound = [one for one in named if one.probabilities is not None]
-    alone = predictor.probabilities([strangers / one.file for one in sound])
-    np.testing.assert_allclose(np.stack([one.probabilities for one in sound]), alone, rtol=1e-3, atol=1e-5)
+    assert {one.unlike for one in predictions} == {None}
+    readable = [one for one in predictions if one.probabilities is not None]
+    alone = predictor.probabilities([strangers / one.file for one in readable])
+    np.testing.assert_allclose(np.stack([one.probabilities for one in readable]), alone, rtol=1e-3, atol=1e-5)
 
 
 def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(run, predictor, strangers):
     looks = encoder(predictor)
     _, near = drained(compute_neighbourhood(run, looks))
     images = images_below(Path(run.config.data))
-    _, named = drained(name_images(predictor, images, (looks, near)))
-    assert np.mean([one.unlike for one in named]) < 0.2
-    _, named = drained(name_images(predictor, images_below(strangers), (looks, near)))
-    for one in named:
+    _, predictions = drained(predict_images(predictor, images, (looks, near)))
+    assert np.mean([one.unlike for one in predictions]) < 0.2
+    _, predictions = drained(predict_images(predictor, images_below(strangers), (looks, near)))
+    for one in predictions:
         if one.probabilities is not None:
             assert one.unlike == near.unlike(looks.look(strangers / one.file)[0][None])[0]
 
@@ -73,13 +73,13 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 
 def test_the_table_reads_back_and_starts_no_formula():
-    named = [
+    predictions = [
         ImagePrediction("=cmd|' /C calc'!A0.png", np.array([0.25, 0.75]), unlike=True),
         ImagePrediction('täst, "x"\n.png', np.array([0.9, 0.1]), unlike=False),
         ImagePrediction("gone.png", None, problem="@it is gone"),
         ImagePrediction("plain.png", np.array([0.5, 0.5])),
     ]
-    text = to_csv(named, ("+cat", "dog")).decode()
+    text = to_csv(predictions, ("+cat", "dog")).decode()
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     assert [row["file"] for row in rows] == ["'=cmd|' /C calc'!A0.png", 'täst, "x"\n.png', "gone.png", "plain.png"]
     assert [row["class"] for row in rows] == ["dog", "'+cat", "", "'+cat"]
@@ -100,11 +100,11 @@ def test_an_archive_is_unpacked_named_and_cleared_away(predictor, strangers, tmp
         steps, _ = drained(unpack_archive(packed, packed.name, folder))
         assert steps[-1].done == steps[-1].total == packed.stat().st_size
         images = images_below(folder)
-        _, named = drained(name_images(predictor, images))
+        _, predictions = drained(predict_images(predictor, images))
     assert not folder.exists()
     assert not [path for path in data_dir().iterdir() if path.name.startswith(".naming")]
-    assert len(named) == 40
-    assert sum(one.probabilities is None for one in named) == 1
+    assert len(predictions) == 40
+    assert sum(one.probabilities is None for one in predictions) == 1
 
 
 def test_archives_are_not_trusted(tmp_path):

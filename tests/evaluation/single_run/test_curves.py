@@ -84,9 +84,9 @@ def test_who_names_everything_is_as_accurate_as_ever():
     assert (curve["coverage"].iloc[-1], curve["accuracy"].iloc[-1]) == (1, pytest.approx(result.accuracy))
     assert curve["threshold"].is_monotonic_decreasing
     middle = curve.iloc[len(curve) // 2]
-    named = selective_prediction(result, middle["threshold"])
-    assert (named.share, named.accuracy) == pytest.approx((middle["coverage"], middle["accuracy"]))
-    assert named.low < named.accuracy < named.high
+    selected = selective_prediction(result, middle["threshold"])
+    assert (selected.share, selected.accuracy) == pytest.approx((middle["coverage"], middle["accuracy"]))
+    assert selected.low < selected.accuracy < selected.high
 
 
 def test_images_of_equal_confidence_are_named_together():

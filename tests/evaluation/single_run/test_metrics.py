@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from finetune_core.errors import RunError
-from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, judged_splits
+from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, evaluated_splits
 
 CLASSES = ("a", "b", "c", "never seen")
 
@@ -24,7 +24,7 @@ def table():
 
 
 def test_the_test_split_is_the_one_to_believe(table):
-    assert judged_splits(table) == ["test", "val"]
+    assert evaluated_splits(table) == ["test", "val"]
     assert evaluate(table, CLASSES).split == "test"
     assert evaluate(table, CLASSES, "val").images == 40
 
