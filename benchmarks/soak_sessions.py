@@ -151,7 +151,7 @@ async def name_many(session: Session) -> None:
             archive.writestr(one["name"], one["buffer"])
     given = FilePayload(name="digits.zip", mimeType="application/zip", buffer=packed.getvalue())
     await session.upload("A ZIP or TAR archive of images", [given])
-    await session.button(re.compile("^Name them")).click()
+    await session.button(re.compile("^Classify")).click()
     await session.see(re.compile("60 images classified"))
     async with session.page.expect_download():
         await session.button("Download CSV").click()

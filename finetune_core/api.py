@@ -197,7 +197,7 @@ def inspect(
 
     Args:
         data: as ``train`` takes it.
-        deep: also analyze with embeddings: wrong labels, outliers, splits that differ, a linear probe by layer.
+        deep: also analyze with embeddings: label errors, outliers, shift between splits, a linear probe by layer.
         backbone: whose features, with ``deep``.
         as_is: leave out the changes and the split that were made for this data set in the app.
 

@@ -168,7 +168,7 @@ def test_an_archive_becomes_a_table(runs, given):
 
 
 def test_an_archive_is_named_by_every_chosen_run(runs, given):
-    at, rows = given("Name them with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
+    at, rows = given("Classify with 2 networks", run=runs[0].run_id, beside=runs[1].run_id)
     titles = ["Feature extraction", "Last block"] if "feature" in runs[0].run_id else ["Last block", "Feature extraction"]
     paths_of = [image_of(runs[0], f"red/00{number}.png") for number in range(3)]
     predicted = []

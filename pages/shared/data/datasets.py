@@ -54,7 +54,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
         job = f"look:{root}"
         if again:
             forget(job)
-        seen = wait_for(job, "Looking at images", partial(look_through, root, readable_roots()))
+        seen = wait_for(job, "Scanning images", partial(look_through, root, readable_roots()))
         if seen is None:
             raise DataError(
                 "Looking at these images was stopped; what was seen is kept. Read the folder again to go on (Dataset page)."
