@@ -123,7 +123,7 @@ def _columns(shown: Sequence[Run]) -> dict[str, Any]:
             y_min=0, y_max=1, width=100, color=VAL_COLOR, help="Validation accuracy, epoch by epoch, from 0 to 100 %."
         ),
         "Time": column.NumberColumn(format="compact", help="Hours, minutes, seconds."),
-        "Strategy": column.TextColumn(width=150),
+        "Strategy": column.TextColumn(width=180),
         "When": column.DatetimeColumn(format="D MMM YYYY, HH:mm"),
         "Tags": column.MultiselectColumn(options=tags, color="auto") if tags else None,
         "Name": column.TextColumn() if any(run.name for run in shown) else None,
