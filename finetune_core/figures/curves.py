@@ -82,7 +82,7 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
     ]
     data = pd.DataFrame(points, columns=["run", "split", "epoch", "value"])
     epochs = max([1, *(row["epoch"] for _, rows in runs for row in rows)])
-    titles, top = [title for title, _ in runs], {"title": None, "orient": "top", "labelLimit": 400}
+    titles = [title for title, _ in runs]
     base = alt.Chart(data).encode(
         x=_epoch_axis(epochs),
         y=alt.Y(
@@ -94,7 +94,7 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
         color=alt.Color(
             "run:N",
             scale=alt.Scale(domain=titles, range=list(RUN_COLORS[: len(titles)])),
-            legend=alt.Legend(columns=1, symbolType="stroke", **top),
+            legend=alt.Legend(title=None, orient="top", labelLimit=400, columns=1, symbolType="stroke"),
         ),
         detail=["run:N", "split:N"],
         tooltip=[
@@ -107,7 +107,7 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
     dash = alt.StrokeDash(
         "split:N",
         scale=alt.Scale(domain=["Training", "Validation"], range=[[3, 3], [1, 0]]),
-        legend=alt.Legend(symbolType="stroke", **top),
+        legend=alt.Legend(title=None, orient="bottom", symbolType="stroke"),
     )
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash)
     marks = base.transform_filter("datum.split == 'Validation'").mark_point(filled=True, size=50, opacity=1)

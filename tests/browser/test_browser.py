@@ -97,7 +97,7 @@ def test_an_uploaded_archive_is_inspected_mended_and_trained_on_and_the_run_says
 def test_a_cold_deep_link_shows_the_page_with_the_same_links(server, page, no_error_on, name):
     page.goto(f"{server.url}/{name}")
     page.get_by_role("heading", level=1).wait_for()
-    page.wait_for_function("document.querySelectorAll('[data-testid=stPageLink]').length == 7")
+    page.wait_for_function("links => document.querySelectorAll('[data-testid=stPageLink]').length == links", arg=len(LINKS))
     assert [text.split("\n")[-1] for text in page.locator("[data-testid=stPageLink]").all_inner_texts()] == LINKS
     assert page.locator("[data-testid=stSidebarNav]").count() == 0
     no_error_on(page)

@@ -1,5 +1,6 @@
 """The Runs page: the table, what can be done with the selected runs, and the queue; and a run's settings on Train."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,15 @@ def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
     assert all("Last block" in charts[at].spec and "Feature extraction" in charts[at].spec for at in (0, 1))
     again = opened("train", run=first, **{"with": second})
     assert again.multiselect(key="overlay_box").value == [second]
+
+
+def test_the_settings_of_a_run_are_told_as_changes_and_copied_as_command_and_as_json(runs):
+    at = opened("train", run=runs[1])
+    config = store().run(runs[1]).config
+    changes, everything = (at.table[place].value for place in (0, 1))
+    assert set(changes.index) == {"Strategy", "Epochs", "Batch size", "Learning rate", "Image size \\(pixels\\)", "Precision"}
+    assert changes.loc["Strategy"].item().startswith("Feature extraction :gray[")
+    assert set(changes.index) < set(everything.index)
+    command, told = (at.code[place].value for place in (-2, -1))
+    assert command.startswith(f"thaw train {config.data} --as-is --backbone efficientnet_lite0 --strategy feature_extraction ")
+    assert make_config(json.loads(told)) == config

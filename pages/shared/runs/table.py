@@ -111,7 +111,7 @@ def _columns(shown: Sequence[Run]) -> dict[str, Any]:
     tags = sorted({tag for run in shown for tag in run.tags})
     column = st.column_config
     return {
-        "Status": column.MultiselectColumn(options=looks, color=list(looks.values()), width=110, pinned=True),
+        "Status": column.MultiselectColumn(options=looks, color=list(looks.values()), pinned=True),
         "Accuracy": column.NumberColumn(
             format="%.1f %%", help="On test images, where the run has some and has finished; else on validation images, so far."
         ),
