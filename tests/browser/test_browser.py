@@ -18,7 +18,7 @@ def test_try_it_now_leads_to_an_evaluated_model_without_typing(server, page, no_
     page.wait_for_url(re.compile(r"/train\?run="))
     page.get_by_role("button", name="See the evaluation").click(timeout=3 * MINUTE)
     page.wait_for_url(re.compile(r"/evaluate\?run="))
-    page.get_by_text("Mistakes, surest first").wait_for()
+    page.get_by_text("Mistakes, most confident first").wait_for()
     accuracy = page.locator("[data-testid=stMetric]", has_text="Accuracy").locator("[data-testid=stMetricValue]").inner_text()
     assert float(accuracy.split()[0]) > 85
     no_error_on(page)

@@ -28,7 +28,7 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
     start = page.get_by_role("button", name="Start 4 runs")
     start.wait_for()
     page.get_by_role("button", name="Forecast").click()
-    page.get_by_text(re.compile(r"4 runs in all: about \d")).wait_for()
+    page.get_by_text(re.compile(r"4 runs in total: about \d")).wait_for()
     start.click()
     page.get_by_text(re.compile(r"\d of 4 runs done")).wait_for()
     page.wait_for_url(re.compile(r"/compare\?.*runs=.+&runs=.+&runs=.+&runs="))

@@ -163,7 +163,7 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     assert list(at.dataframe[0].value["Forecast"]) == ["not timed yet"] * 2
     button(at, "Forecast").click().run()
     finished(at)
-    assert "4 runs in all: about" in words(at).replace("*", "")
+    assert "4 runs in total: about" in words(at).replace("*", "")
     assert "not timed yet" not in list(at.dataframe[0].value["Forecast"])
     button(at, "Start 4 runs").click()
     at.run()
