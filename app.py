@@ -20,8 +20,7 @@ from pages.shared.runs.labels import run_title
 
 page(
     "app.py",
-    "Thaw fine-tunes pretrained image classifiers on your own pictures, in the browser. "
-    "It shows which layers were worth training, by freezing the others and comparing honestly.",
+    "Thaw fine-tunes pretrained image classifiers on your own images, in the browser. It shows which layers are worth training: freeze the others, and compare.",
 )
 
 

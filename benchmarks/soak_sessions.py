@@ -217,7 +217,7 @@ async def ask_why(session: Session) -> None:
     await session.settled()
     for _ in range(3):
         await session.choose("Why?")
-        await session.see("As the network sees it")
+        await session.see("Network input")
         session.done["Grad-CAM"] += 1
     await session.choose("True class")
     await session.see(re.compile("the highest loss first$"))
@@ -231,7 +231,7 @@ async def judge(session: Session) -> None:
         ("Metrics", "percentile bootstrap"),
         ("Curves", "Precision-recall"),
         ("Calibration", "Selective prediction"),
-        ("Slices", re.compile("Accuracy by|Nothing is known")),
+        ("Slices", re.compile("Accuracy by|There is no metadata")),
     ):
         await session.tab(name)
         await session.see(text)
@@ -256,8 +256,8 @@ async def analyze(session: Session) -> None:
     await session.page.locator(".js-plotly-plot .nsewdrag").first.wait_for()
     await session.tab("Linear probe by layer")
     await session.see(re.compile("Suggested:|too few validation images"))
-    await session.tab("What the network sees")
-    await session.see("What augmentation makes of it")
+    await session.tab("Preprocessing")
+    await session.see("Augmentation")
     await session.tab("Images")
     await session.page.locator("[data-testid=stCheckbox] label").first.click()
     await session.button("Exclude 1 image").click()

@@ -31,7 +31,7 @@ from pages.shared.jobs import begin, jobs, outcome
 
 VERSIONS = 5
 
-page("pages/dataset.py", "Choose the images to learn from, see what is in them, and put it right before you train on them.")
+page("pages/dataset.py", "Choose the images to learn from, inspect them, and correct them before training.")
 
 
 def overview(dataset: Dataset) -> None:
@@ -74,8 +74,7 @@ def analyze(dataset: Dataset, key: str) -> None:
             disabled=going,
         )
     st.caption(
-        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers, splits that differ and "
-        "similar images, draws a map, and fits a linear probe by layer. What is computed is kept, so it goes on where it was stopped."
+        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers, shift between splits and similar images, draws a map, and fits a linear probe by layer. What is computed is kept, so it goes on where it was stopped."
     )
     try:
         report = outcome(begun)
@@ -105,8 +104,8 @@ def findings(dataset: Dataset) -> None:
         by_split = ", ".join(f"{SPLIT_WORDS[split].lower()} {auc:.2f}" for split, auc in report.auc.items())
         if by_split:
             st.caption(
-                f"How well embeddings separate a split from the training images (AUC; 0.5: not at all, 1: always): {by_split}.",
-                help="A linear model is trained to separate the two, and judged on images it has not seen.",
+                f"How well embeddings separate a split from the training images (AUC; 0.5: chance level, 1: perfectly): {by_split}.",
+                help="A linear model is trained to separate the two, and evaluated on images it has not seen.",
             )
 
 
@@ -120,7 +119,7 @@ def images(dataset: Dataset) -> None:
             format_func=lambda index: "All" if index < 0 else dataset.classes[index],
             width=260,
         )
-        part = st.text_input("Name holds", width=220)
+        part = st.text_input("Name contains", width=220)
     rows = dataset.table
     rows = rows if split == "all" else rows[rows["split"] == split]
     rows = rows if label < 0 else rows[rows["label"] == label]
@@ -163,9 +162,7 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
     rename_class(dataset)
     st.subheader("The split", anchor=False)
     if dataset.given_splits:
-        st.markdown(
-            "The data say themselves which images are for training and which for validation. Single images can be moved."
-        )
+        st.markdown("The split is part of the data. Single images can be moved.")
     else:
         st.markdown(
             "Thaw makes the split, class by class. Images that have been split once stay where they are when files are added."
@@ -191,8 +188,8 @@ def map_of_images(dataset: Dataset) -> None:
     by = st.segmented_control("Colour", ["class", "split"], format_func=str.capitalize, default="class", required=True)
     places = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
     st.caption(
-        f"{things(len(places), 'image')}: those that {report.backbone} finds alike lie side by side. Click a point, or draw around some "
-        "(box or lasso, at the top right), to see the images. Distances between far groups mean little."
+        f"{things(len(places), 'image')}: images with similar features of {report.backbone} are close together. Click a point, or draw around some "
+        "(box or lasso, at the top right), to see the images. Distances between distant groups mean little."
     )
     names = SPLIT_WORDS if by == "split" else {name: name for name in dataset.classes}
     event = st.plotly_chart(
@@ -253,20 +250,20 @@ def fed_to_network(dataset: Dataset) -> None:
         return
     picture, words = st.columns([1, 3], vertical_alignment="center")
     with picture:
-        st.image(fed.image, width=224, alt=f"{chosen} as the network sees it")
+        st.image(fed.image, width=224, alt=f"{chosen}, network input")
     with words:
         st.markdown(
             f"Shorter side resized, centre cut out: **{size} × {size} pixels, 3 colours**. Then each colour is shifted and scaled as "
             f"`{backbone}` was trained; the numbers here go from **{fed.low:.2f}** to **{fed.high:.2f}**. "
-            "The picture is those numbers turned back into colours. Backbone and size are set on the Configure page."
+            "The image is those numbers turned back into colours. Backbone and size are set on the Configure page."
         )
-    st.subheader("What augmentation makes of it", anchor=False)
+    st.subheader("Augmentation", anchor=False)
     settings.fill_in()
     with st.container(width=320):
         form.setting_field("augmentation", {})
     kind = st.session_state["form_augmentation"]
     if kind == "none":
-        st.caption("Training images are fed as they are. Choose another augmentation to see it.")
+        st.caption("Training images are not augmented. Choose another augmentation to see it.")
         return
     seed = st.session_state["form_seed"]
     seed = seed if isinstance(seed, int) and 0 <= seed < 2**31 else 0
@@ -283,7 +280,7 @@ def fed_to_network(dataset: Dataset) -> None:
                     st.image(
                         version, width="stretch", alt=f"{sample}, augmented version {number_}", caption=f"version {number_}"
                     )
-    st.caption("These are the very images that a run with this seed trains on: one version per epoch, or in turn.")
+    st.caption("Exactly these images are used by a run with this seed: one version per epoch, or in turn.")
 
 
 choose_source()
@@ -305,7 +302,7 @@ try:
     overview(found)
     changes(found.edits)
     last_change(found.edits)
-    names = ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "What the network sees"]
+    names = ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"]
     tabs = st.tabs(names, on_change="rerun", key="dataset_view")
     bodies = [findings, images, lambda one: classes_and_splits(one, root), map_of_images, linear_probes, fed_to_network]
     for tab, body in zip(tabs, bodies, strict=True):

@@ -29,7 +29,7 @@ MOST_ROWS = 12  # of a table that is shown whole
 NUMBERS = {"images": "Images", "true": "% of true class", "predicted": "% of predicted class"}
 ORDERS = {"name": "By name", "confusion": "By confusion"}
 
-page("pages/evaluate.py", "Judge a run on images it did not learn from, and look at its mistakes.")
+page("pages/evaluate.py", "Evaluate a run on images it was not trained on, and look at its mistakes.")
 
 
 def headline(run: Run, result: Evaluation) -> None:
@@ -38,7 +38,7 @@ def headline(run: Run, result: Evaluation) -> None:
         st.metric(
             "95 % interval",
             f"{percent(result.low)} to {percent(result.high)}",
-            help="The accuracy on all such images lies in here, 19 times out of 20 (Wilson's interval). More images make it narrower.",
+            help="Wilson's interval for the accuracy on all such images. More images make it narrower.",
             border=True,
         )
         st.metric(
@@ -57,9 +57,9 @@ def headline(run: Run, result: Evaluation) -> None:
         return
     optimistic = "The best epoch was chosen on these images, so the numbers are a little optimistic"
     if len(splits) > 1:
-        st.caption(f"{optimistic}. Believe the test images.")
+        st.caption(f"{optimistic}. Rely on the test images.")
     else:
-        st.warning(f"{optimistic}. There are no test images to check them on.", icon=":material/info:")
+        st.warning(f"{optimistic}. There are no test images.", icon=":material/info:")
 
 
 def in_fp32(run: Run) -> None:
@@ -68,7 +68,7 @@ def in_fp32(run: Run) -> None:
     st.button(
         "Evaluate in fp32",
         icon=":material/refresh:",
-        help="Runs the best epoch's network on these images again, and keeps its predictions in the place of these.",
+        help="Runs the best epoch's network on these images again, and replaces these predictions.",
         on_click=begin,
         args=(key, "Evaluating the best epoch in fp32", partial(evaluate_in_fp32, run, readable_roots())),
         kwargs={"kept": False},
@@ -139,8 +139,7 @@ def matrix(result: Evaluation, mark: str) -> None:
             default="images",
             required=True,
             key="shares",
-            help="Row: where do the images of a class go? (The diagonal is recall.) Column: what is predicted as this class? (The "
-            "diagonal is precision.) Colours are always shares; where numbers are images, shares of the row.",
+            help="Normalized by row, the diagonal is recall; by column, it is precision. Colours are always shares; where numbers are images, shares of the row.",
         )
         order = "name"
         if len(result.classes) > 2:
@@ -151,7 +150,7 @@ def matrix(result: Evaluation, mark: str) -> None:
                 default="name",
                 required=True,
                 key="order",
-                help="By confusion: classes that are often confused stand side by side.",
+                help="By confusion: classes that are often confused are adjacent.",
             )
     key = f"confusion-{mark}-{shares}-{order}"
     st.plotly_chart(
@@ -179,7 +178,7 @@ def cell_clicked(key: str, mark: str, classes: int) -> None:
 
 
 def frequent_confusions(result: Evaluation, mark: str) -> None:
-    st.caption("Too many classes for a picture: these are the most frequent confusions.")
+    st.caption("Too many classes for a matrix: these are the most frequent confusions.")
     table = result.confusions(50)
     key = f"confusions-{mark}-{st.session_state.get('rows_forgotten', 0)}"
 

@@ -18,7 +18,7 @@ from pages.shared.runs.table import matching, search_box, selected, table
 REFRESH = 3.0  # seconds
 MOST_NAMED = 10
 
-page("pages/runs.py", "Every run on this machine: find one, put several side by side, or train with the same settings again.")
+page("pages/runs.py", "Every run on this machine: find, compare, or train again with the same settings.")
 
 
 def actions(chosen: list[Run], shown: int) -> None:

@@ -24,7 +24,7 @@ from pages.shared.runs.run_settings import run_settings
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
 
-page("pages/train.py", "Watch a network learn. Close the tab if you like: the run goes on, and this page finds it again.")
+page("pages/train.py", "Watch a run. You can close the tab: the run continues, and this page finds it again.")
 
 
 def about(run: Run) -> None:

@@ -169,7 +169,7 @@ def _small(picture: Picture) -> bytes | str:
         status = picture.path.stat()
         return _thumbnail(picture.path, (status.st_mtime_ns, status.st_size, status.st_ino))
     except FileNotFoundError:
-        return f"{picture.path.name} is not there any more"
+        return f"{picture.path.name} no longer exists"
     except ImageError as error:
         return str(error)
 

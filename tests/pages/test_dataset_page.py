@@ -102,7 +102,7 @@ def test_a_guess_is_acted_on_beyond_a_threshold_only_when_its_border_was_shown(f
     assert "Possibly too dark: 4" in words(at)
     assert not [label for label in labels(at) if label.startswith("Exclude")]
     at.slider(key="several-dark").set_value(2).run()
-    assert "The first ones outside" in words(at)
+    assert "First ones excluded" in words(at)
     press(at, "Exclude these 2")
     assert load_edits(folder)[0].paths == ("red/d.png", "red/c.png")
 
@@ -178,9 +178,7 @@ def test_asking_for_the_manifest_does_not_redraw_the_page_which_would_let_go_of_
     assert [one.proto.ignore_rerun for one in at.get("download_button")] == [True]
 
 
-@pytest.mark.parametrize(
-    "view", ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "What the network sees"]
-)
+@pytest.mark.parametrize("view", ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"])
 def test_every_view_has_one_primary_button(folder, view):
     at = opened(folder, view)
     assert [one.label for one in at.button if one.proto.type == "primary"] == ["Configure the training"]

@@ -95,9 +95,9 @@ def test_the_headline_is_of_the_test_images_and_validation_is_called_optimistic(
     at.session_state["evaluate_split"] = "val"
     at.run()
     assert metrics(at)["Images"] == str(evaluation(run, "val").images)
-    assert "a little optimistic. Believe the test images." in words(at)
+    assert "a little optimistic. Rely on the test images." in words(at)
     untested = opened("untested")
-    assert "There are no test images to check them on." in untested.warning[0].value
+    assert "There are no test images." in untested.warning[0].value
 
 
 def test_classes_stand_with_the_hardest_first_and_absent_ones_have_no_numbers():

@@ -354,11 +354,11 @@ def closer(run_id, what):
 
 def test_train_says_where_the_time_went_and_what_the_cache_did(run):
     def result(run_id):
-        return words(closer(run_id, "Where the time goes")).replace("\\", "")
+        return words(closer(run_id, "Timing")).replace("\\", "")
 
     first, second = run(seed=1), run(seed=2)
     assert "Computing the frozen stages (once)" in result(first)
-    assert "100 % of it was there before" in result(second)
+    assert "100 % of it was cached before" in result(second)
     assert "nothing is frozen" in result(run(strategy="full"))
 
 
@@ -366,7 +366,7 @@ def test_train_shows_stages_flips_and_a_log(run):
     run_id = run(epochs=4)
     stages = closer(run_id, "Stages")
     assert len(stages.get("vega_lite_chart")) == 5
-    assert "class" in words(closer(run_id, "Images that flip"))
+    assert "class" in words(closer(run_id, "Prediction flips"))
     log = closer(run_id, "Log").code[0].value.splitlines()
     assert "Finished after" in log[0]  # the latest first
     assert sum("Epoch" in line for line in log) == 4

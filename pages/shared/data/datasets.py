@@ -57,7 +57,7 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
         seen = wait_for(job, "Scanning images", partial(look_through, root, readable_roots()))
         if seen is None:
             raise DataError(
-                "Looking at these images was stopped; what was seen is kept. Read the folder again to go on (Dataset page)."
+                "The scan of these images was stopped; its results so far are kept. Read the folder again to continue (Dataset page)."
             )
         _keep(_looked_through(), root, seen)
         for key in list(_assembled()):

@@ -70,17 +70,17 @@ def _several(finding: Finding, paths: Sequence[str], picture: Callable[[str], Pi
     """The first so many of a list that has the surest first, with those at its border: what a threshold does is seen before it is used."""
     with st.expander("Several at once"):
         count = st.slider(
-            "How many, the surest first",
+            "How many, most confident first",
             0,
             len(paths),
             key=f"several-{finding.kind}",
-            help="The later, the more of them are right as they are.",
+            help="The further down, the more of them are correct as they are.",
         )
         if not count:
             return
         for words, some in (
-            ("The last ones inside", paths[max(0, count - _BORDER) : count]),
-            ("The first ones outside", paths[count:][:_BORDER]),
+            ("Last ones included", paths[max(0, count - _BORDER) : count]),
+            ("First ones excluded", paths[count:][:_BORDER]),
         ):
             if some:
                 st.caption(words)

@@ -25,7 +25,7 @@ from pages.shared.jobs import begin, forget, outcome, wait_for
 
 _SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public sets"}
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
-FOLDERS = "One subfolder of images for each class; or train/ and val/ (and test/, if you like) with such subfolders."
+FOLDERS = "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such subfolders."
 
 
 def choose_source() -> None:

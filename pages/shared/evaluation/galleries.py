@@ -20,7 +20,7 @@ def mistakes(run: Run, result: Evaluation) -> None:
         default="confidence",
         required=True,
         key="mistakes-by",
-        help="Loss: how little probability the true class was given. It also finds images that are classified correctly, but barely.",
+        help="Loss: how little probability the true class was given. It also ranks images that are classified correctly, but barely.",
     )
     mark = f"{run.run_id}-{result.split}"
     if by == "loss":
@@ -30,7 +30,7 @@ def mistakes(run: Run, result: Evaluation) -> None:
     if wrong.empty:
         st.success("No mistakes on these images.", icon=":material/check_circle:")
         return
-    st.caption(f"{things(len(wrong), 'mistake')}. A confident mistake is often a wrong label.")
+    st.caption(f"{things(len(wrong), 'mistake')}. A confident mistake is often a label error.")
     pictures(run, result, wrong, f"mistakes-{mark}")
 
 
@@ -54,7 +54,7 @@ def pictures(
         row = rows.iloc[index]
         return run_picture(run, row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}")
 
-    st.caption("Click an image to see it large, with its probabilities and what the network looked at (Grad-CAM).")
+    st.caption("Click an image to see it large, with its probabilities and Grad-CAM.")
     opened = gallery(len(rows), picture, key=key, per_page=per_page, can_open=True)
     if opened is not None:
         open_image(run, result, rows.loc[rows["id"] == opened].iloc[0])

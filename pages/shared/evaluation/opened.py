@@ -55,7 +55,7 @@ def _probabilities(result: Evaluation, row: pd.Series) -> None:
         probability_bars([names[one] for one in shown], probabilities[shown]),
         key=f"opened-bars-{row['id']}",
         config={"displayModeBar": False},
-        alt=f"Probabilities of the likeliest classes of {row['id']}",
+        alt=f"Probabilities of the most likely classes of {row['id']}",
     )
 
 
@@ -77,7 +77,7 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
         st.error(plain(str(error)), icon=":material/error:")
         return
     with st.grid(1 + len(classes), min_column_width=_HEAT_WIDTH, gap="small"):
-        st.image(seen.picture, caption="As the network sees it", width="stretch", alt=f"{row['id']} as the network sees it")
+        st.image(seen.picture, caption="Network input", width="stretch", alt=f"{row['id']}, network input")
         for one in classes:
             name = result.classes[one]
             role = "True class" if one == row["label"] else "Predicted" if one == row["predicted"] else "Second"
@@ -85,9 +85,9 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
             st.image(seen.overlays[one], caption=plain(words), width="stretch", alt=f"{row['id']}: what speaks for {name}")
     dark = [result.classes[one] for one in classes if not seen.heat[one].any()]
     if dark:
-        st.caption(plain(f"Nothing in the image speaks for {' or '.join(dark)}."))
+        st.caption(plain(f"No evidence in the image for {' or '.join(dark)}."))
     st.caption(
-        f"Bright: speaks for the class. Computed on a map of {seen.cells} × {seen.cells} cells; anything finer is smoothing."
+        f"Bright: speaks for the class. Computed on a map of {seen.cells} × {seen.cells} cells; finer detail is interpolation."
     )
 
 
@@ -106,10 +106,10 @@ def _layer(run: Run, seen: Explanation) -> str:
         persist_state="session",
         format_func=words,
         width=300,
-        help="The stage whose output is explained, and the size of its map. Later stages know more of classes, earlier ones of places. "
+        help="The stage whose output is explained, and the size of its map. Later stages carry more class information, earlier ones more spatial detail. "
         "Stages whose map is a single cell are left out.",
     )
     if seen.coarse and seen.layer != last:
         side = seen.layers[last]
-        st.caption(f"The last of these maps has {side} × {side} cells: too few to say where, so {seen.layer} is the default.")
+        st.caption(f"The last of these maps has {side} × {side} cells: too few to localize, so {seen.layer} is the default.")
     return chosen

@@ -27,7 +27,7 @@ from pages.shared.jobs import begin, jobs, outcome
 
 _MEANINGS = {
     "accuracy": "Share of images that are classified correctly.",
-    "balanced_accuracy": "Mean of the classes' recalls: every class counts alike, however few images it has.",
+    "balanced_accuracy": "Mean of the classes' recalls: every class counts the same.",
     "precision_macro": "Mean of the classes' precisions. A class that is never predicted counts as 0.",
     "recall_macro": "Mean of the classes' recalls: the same number as balanced accuracy.",
     "f1_macro": "Harmonic mean of precision and recall for each class; then the mean over classes.",
@@ -35,13 +35,13 @@ _MEANINGS = {
     "f1_weighted": "The mean of the classes' F1, each weighted by its number of images.",
     "matthews_corrcoef": "Correlation of true and predicted classes. 1 is perfect, 0 is chance level; robust to unequal class sizes.",
     "cohen_kappa": "Accuracy beyond what chance would give with the same class sizes. 1 is perfect, 0 is chance level.",
-    "top_3_accuracy": "Share of images whose class is among the three likeliest.",
-    "top_5_accuracy": "Share of images whose class is among the five likeliest.",
+    "top_3_accuracy": "Share of images whose class is among the three most likely.",
+    "top_5_accuracy": "Share of images whose class is among the five most likely.",
     "roc_auc": "How often an image of a class gets a higher probability for it than an image of another class; mean over classes. 0.5 is chance level.",
     "average_precision": "Area under the precision-recall curve of a class; mean over classes. Chance level is the prevalence of the class.",
     "log_loss": "Mean cross-entropy of the true class, in nats. 0 is best.",
     "brier": "Squared distance between the probabilities and the truth: 0 is best, 2 worst.",
-    "ece": "How far confidence and accuracy are apart, on average over the bins of the Calibration tab. 0 is best.",
+    "ece": "Mean gap between confidence and accuracy over the bins of the Calibration tab. 0 is best.",
 }
 _SHARES = ("f1", "precision", "recall", "ece")
 _VERDICTS = {"worse": "worse than the rest", "better": "better than the rest"}
@@ -71,7 +71,7 @@ def all_scores(run: Run, result: Evaluation) -> None:
     st.caption(
         f"Intervals: percentile bootstrap; images were drawn from these with replacement, within each class, {number(found.resamples)} times "
         "(that of the ECE is corrected for its bias). They say what other images could have shown, not what another training run could have. "
-        "The interval at the top of the page is Wilson's, which is the better one where images are few."
+        "The interval at the top of the page is Wilson's, which is better for few images."
     )
 
 
@@ -89,7 +89,7 @@ def curves(run: Run, result: Evaluation) -> None:
     """ROC and precision-recall, one class against the others."""
     defined = result.per_class.dropna(subset=["roc_auc", "average_precision"])
     if defined.empty:
-        st.info("These curves set one class against the others: here all images are of one class.", icon=":material/info:")
+        st.info("These curves are one-vs-rest: here all images are of one class.", icon=":material/info:")
         return
     hardest = defined.sort_values("average_precision").index.tolist()
     chosen = st.multiselect(
@@ -98,7 +98,7 @@ def curves(run: Run, result: Evaluation) -> None:
         default=hardest[:_CURVES_AT_FIRST],
         format_func=lambda one: result.classes[one],
         key=f"curves-{_mark(run, result)}",
-        help="Each against all others. The hardest come first.",
+        help="One-vs-rest. The hardest come first.",
         max_selections=_MOST_CURVES,
     )
     if not chosen:
@@ -111,15 +111,14 @@ def curves(run: Run, result: Evaluation) -> None:
     with left:
         st.markdown(
             "**ROC**",
-            help="Every point is one threshold on the probability of the class: the share of its images that exceed it against the share of the "
-            "others that do. The nearer to the top left, the better.",
+            help="Each point is one threshold on the probability of the class: true positive rate against false positive rate. The nearer to the top left, the better.",
         )
         st.plotly_chart(roc_curves(_by_name(result, drawn)), key="roc", alt="ROC curves of the chosen classes")
     with right:
         st.markdown(
             "**Precision-recall**",
-            help="More telling than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
-            "of the images), which is the precision of a classifier that knows nothing.",
+            help="More informative than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
+            "of the images), which is the precision at chance level.",
         )
         st.plotly_chart(
             recall_precision_curves(_by_name(result, drawn)),
@@ -154,7 +153,7 @@ def by_slice(run: Run, result: Evaluation) -> None:
     facts, table = sliced(run, result.split)
     if table.empty:
         st.info(
-            "Nothing is known that tells these images apart. Open the data on the Dataset page once, or add columns to the manifest.",
+            "There is no metadata to slice these images by. Open the data on the Dataset page once, or add columns to the manifest.",
             icon=":material/info:",
         )
         return
@@ -164,25 +163,25 @@ def by_slice(run: Run, result: Evaluation) -> None:
             f"- {plain(row.by)} **{plain(row.slice)}**: accuracy {percent(row.accuracy)}, {_VERDICTS[row.verdict]} ({things(row.images, 'image')})"
         )
     if clear.empty:
-        st.markdown("No part of these images is clearly better or worse than the rest.")
+        st.markdown("No slice is clearly better or worse than the rest.")
     by = st.selectbox(
         "Accuracy by",
         list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
         key=f"by-{_mark(run, result)}",
-        help="What is known of each image since the data were indexed, and the columns of a manifest. Numbers are cut into quarters.",
+        help="Metadata of each image, and the columns of a manifest. Numbers are binned by quartile.",
     )
     shown = table[table["by"] == by]
     st.plotly_chart(slice_dots(shown, result.accuracy), key="slices", alt=f"Accuracy by {by}, with 95 % intervals")
     few = (shown["images"] < FEW).any()
     st.caption(
         "The dotted line is the accuracy on all images; the number behind a name is how many there are. "
-        + (f"Parts with fewer than {FEW} images are shown, but not compared. " if few else "")
-        + "Better and worse are said only where chance is an unlikely reason (Fisher's exact test against the rest, false discovery rate 5 %)."
+        + (f"Slices with fewer than {FEW} images are shown, but not compared. " if few else "")
+        + "Better and worse: significant by Fisher's exact test against the rest (false discovery rate 5 %)."
     )
 
 
 def robustness(run: Run, result: Evaluation) -> None:
-    st.markdown("The same images, made worse step by step: blurred, noisy, compressed, brighter, turned.")
+    st.markdown("The same images, corrupted with increasing severity: blur, noise, JPEG, brightness, rotation.")
     known = known_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
     words = "Measure again" if known else f"Measure on {things(images, 'image')}"
@@ -193,7 +192,7 @@ def robustness(run: Run, result: Evaluation) -> None:
         type="tertiary" if known else "secondary",
         key="measure",
         on_click=begin,
-        args=(key, "Predicting worse and worse images", partial(measure_robustness, run, result.split, roots=readable_roots())),
+        args=(key, "Predicting corrupted images", partial(measure_robustness, run, result.split, roots=readable_roots())),
         kwargs={"kept": False},
         disabled=jobs().find(key) is not None,
     )
@@ -206,7 +205,7 @@ def robustness(run: Run, result: Evaluation) -> None:
     right = known.rows.groupby("corruption")["accuracy"].min()
     worst = right.drop("none").idxmin()
     st.markdown(
-        f"Accuracy on the images as they are: {percent(right['none'])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
+        f"Clean accuracy: {percent(right['none'])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
         f"{percent(right[worst])}."
     )
     st.plotly_chart(
@@ -218,7 +217,7 @@ def robustness(run: Run, result: Evaluation) -> None:
         f"{one.title} {', '.join(f'{amount:g}' for amount in one.severities)} ({one.unit})" for one in CORRUPTIONS.values()
     )
     st.caption(
-        f"{things(known.images, 'image')} of {number(result.images)}, drawn by a fixed seed: the same ones everywhere. Computed in fp32. "
+        f"{things(known.images, 'image')} of {number(result.images)}, drawn with a fixed seed. Computed in fp32. "
         f"Bars: 95 % intervals (Wilson). Mild, middle and strong: {amounts}; in the manner of Hendrycks & Dietterich 2019. The result is kept with the run."
     )
 

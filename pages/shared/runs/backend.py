@@ -39,7 +39,7 @@ def worker() -> Worker:
 def why_not_timed() -> str | None:
     """Why nothing can be timed now, in words; None where nothing else works on this machine."""
     going = ["A run"] if any(run.active for run in store().runs()) else [f"“{job.text}”" for job in jobs().all()]
-    return f"{going[0]} is going on: it would slow the timing down, and the timing it." if going else None
+    return f"{going[0]} is running: each would slow the other down." if going else None
 
 
 def submit(config: RunConfig) -> str:

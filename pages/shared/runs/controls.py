@@ -38,8 +38,8 @@ def controls(run: Run) -> None:
     show_problem()
 
 
-_RESUME = "Goes on from the last checkpoint, and ends as if it had never been interrupted."
-_PAUSE = "Frees the device; it goes on whenever you say."
+_RESUME = "Continues from the last checkpoint, with the same result as an uninterrupted run."
+_PAUSE = "Frees the device; resume at any time."
 _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":material/resume:"}
 
 

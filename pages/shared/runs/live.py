@@ -18,16 +18,16 @@ from pages.shared.images import Picture, gallery, run_picture
 
 _NUMBERS: dict[Kind, str] = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1"}
 _MEANINGS = {
-    "accuracy": "The share of images that are named right.",
-    "balanced_accuracy": "The mean over classes of the share that is named right: each class counts alike.",
-    "macro_f1": "The mean over classes of F1, which is high where a class is both found and not named too often.",
+    "accuracy": "Share of images classified correctly.",
+    "balanced_accuracy": "Mean of the classes' recalls: each class counts the same.",
+    "macro_f1": "Mean of the classes' F1, the harmonic mean of precision and recall.",
 }
 _QUANTITIES: dict[Quantity, str] = {
-    "update": "How far the last step moved a stage's weights, relative to them. Around 0.001 is usual; far more is a rate that is too high.",
-    "gradient_norm": "How strongly the loss pulls at each stage.",
-    "learning_rate": "The size of a step, stage by stage.",
+    "update": "Norm of the last update of a stage, relative to the norm of its weights. Around 0.001 is usual; far more means a learning rate that is too high.",
+    "gradient_norm": "Norm of the loss gradient, by stage.",
+    "learning_rate": "The learning rate, by stage.",
 }
-_STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Images that flip", "Log", "Where the time goes"
+_STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Prediction flips", "Log", "Timing"
 
 
 def bar(run: Run) -> None:
@@ -68,12 +68,9 @@ def numbers(run: Run) -> None:
             st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
             st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
         if run.status == "running" and history.images_per_second:
-            st.metric("Images a second", number(history.images_per_second), help="Training images, lately.", border=True)
+            st.metric("Images per second", number(history.images_per_second), help="Training images, recently.", border=True)
         if run.status == "running" and last:
-            note = (
-                "What this run's own tensors take: the networks, the optimizer, images or activations held in memory, and what a step "
-                "keeps for its backward pass. What else the program holds is not counted."
-            )
+            note = "What this run's own tensors take: the networks, the optimizer, images or activations in memory, and what a step keeps for its backward pass. The rest of the program is not counted."
             st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
 
 
@@ -144,7 +141,7 @@ def details(run: Run) -> None:
     if not run.history.started:
         return
     open_now = st.segmented_control(
-        "Look closer",
+        "Details",
         [_STAGES, _FLIPS, _LOG, _ENGINE],
         default=_STAGES,
         required=True,
@@ -158,7 +155,7 @@ def _stages(run: Run) -> None:
     """How strongly each stage is pulled, and how far it moves."""
     history = run.history
     if not history.measured:
-        st.caption("Nothing measured yet: a few steps of every epoch are.")
+        st.caption("Nothing measured yet: a few steps per epoch are.")
         return
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
         with column:
@@ -178,11 +175,10 @@ def _flips(run: Run) -> None:
         return
     changed, classes = flips(history), run.history.started["classes"]
     if not changed:
-        st.caption(f"None of the {number(len(history.ids))} validation images that are followed has changed its class.")
+        st.caption(f"None of the {number(len(history.ids))} tracked validation images has changed its predicted class.")
         return
     st.caption(
-        f"{things(len(changed), 'image')} of the {number(len(history.ids))} validation images that are followed changed class, "
-        "the latest first. Images that keep flipping are hard, mislabelled, or show two things."
+        f"{things(len(changed), 'image')} of the {number(len(history.ids))} tracked validation images changed their predicted class, the latest first. Images that keep flipping are hard, mislabelled, or show two things."
     )
 
     def picture(index: int) -> Picture:
@@ -196,7 +192,7 @@ def _flips(run: Run) -> None:
 def _flip_in_words(flip: Flip, classes: list[str]) -> str:
     turns = [classes[label] for label in flip.turns]
     shown = turns if len(turns) <= 4 else [turns[0], "…", *turns[-2:]]
-    right = "right now" if flip.predicted[-1] == flip.label else "wrong now"
+    right = "correct now" if flip.predicted[-1] == flip.label else "wrong now"
     return f"{classes[flip.label]}: {' → '.join(shown)} (epoch {flip.last}, {right})"
 
 
@@ -216,7 +212,7 @@ def _engine(run: Run) -> None:
         "validate": "Validating",
         "evaluate": "Final evaluation",
     }
-    st.markdown("**Where the time went** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
+    st.markdown("**Timing** · " + " · ".join(f"{names[part]} {duration(spent)}" for part, spent in shares.items()))
     if cache["where"] == "off":
         st.caption(plain(f"No cache: {cache['reason']}."))
     else:
@@ -224,7 +220,7 @@ def _engine(run: Run) -> None:
         views = f", {things(cache['views'], 'augmented version')} of each training image" if cache["views"] else ""
         saved = history.saved_seconds()
         found = (
-            f"{percent(cache['found'] / cache['rows'], 0)} of it was there before."
+            f"{percent(cache['found'] / cache['rows'], 0)} of it was cached before."
             if cache["found"]
             else "all of it computed for this run."
         )
@@ -235,7 +231,7 @@ def _engine(run: Run) -> None:
         epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
         memory = max(row["memory_bytes"] for row in history.epochs)
         st.caption(
-            f"Forecast and what happened: {duration(expected['seconds'])}, {duration(end['seconds'])} in all; "
-            f"{duration(expected['epoch_seconds'])}, {duration(epoch)} an epoch; "
+            f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in total; "
+            f"{duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
             f"{size(expected['memory_bytes'])}, {size(memory)} of memory; {size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
         )

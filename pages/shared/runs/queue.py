@@ -56,7 +56,7 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     arms = _arms(runs)
     titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
     if any(run.history.epochs for run in runs):
-        st.markdown("**Validation accuracy, epoch by epoch**")
+        st.markdown("**Validation accuracy by epoch**")
         lines = [(titles[arm], run.history.epochs) for arm, some in arms.items() for run in some]
         st.altair_chart(
             compared_curve("accuracy", lines, max(run.config.epochs for run in runs)),

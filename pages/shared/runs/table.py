@@ -115,12 +115,10 @@ def _columns(shown: Sequence[Run]) -> dict[str, Any]:
         "Accuracy": column.NumberColumn(
             format="%.1f %%", help="On test images, where the run has some and has finished; else on validation images, so far."
         ),
-        "95 % interval": column.TextColumn(
-            help="Where the accuracy on other such images would lie, 19 times out of 20 (Wilson)."
-        ),
-        "Images": column.TextColumn(help="Those that the accuracy is about."),
+        "95 % interval": column.TextColumn(help="Wilson's interval for the accuracy on other such images."),
+        "Images": column.TextColumn(help="The images of the accuracy."),
         "By epoch": column.LineChartColumn(
-            y_min=0, y_max=1, width=100, color=VAL_COLOR, help="Validation accuracy, epoch by epoch, from 0 to 100 %."
+            y_min=0, y_max=1, width=100, color=VAL_COLOR, help="Validation accuracy by epoch, from 0 to 100 %."
         ),
         "Time": column.NumberColumn(format="compact", help="Hours, minutes, seconds."),
         "Strategy": column.TextColumn(width=180),
