@@ -71,7 +71,7 @@ def train(
     progress: bool | None = None,
     **settings: Any,
 ) -> Run:
-    """Fine-tune a backbone. An interrupt stops in good order and keeps the best epoch; ``resume`` goes on from there.
+    """Fine-tune a backbone. An interrupt stops cleanly and keeps the best epoch; ``resume`` goes on from there.
 
     Args:
         data: a folder, archive or manifest, ``digits``, or the name of a public set that was fetched; None: that of ``config``.
@@ -134,7 +134,7 @@ def predict(
 
     Args:
         images: files, folders of them, ZIP or TAR archives of them.
-        unlike: also tell what is unlike anything in training: looks through the training images once.
+        unlike: also flag images unlike anything in training: looks through the training images once.
 
     Returns:
         One row an image: ``file, class, probability, unlike, problem``, then ``p(class)`` of each class. ``problem`` says why a
@@ -160,7 +160,7 @@ def compare(
         report: write the comparison to this HTML file.
 
     Raises:
-        FinetuneError: when there is no such measure, or the runs were not judged on the same images.
+        FinetuneError: when there is no such measure, or the runs were not evaluated on the same images.
     """
     with progress_shown(progress):
         comparison = compare_runs([_opened(run) for run in runs], measure)

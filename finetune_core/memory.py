@@ -1,6 +1,6 @@
 """How this process gets its memory from the system. Set once, before torch allocates anything.
 
-A convolutional network allocates and frees hundreds of megabytes a step. By default glibc hands each block back to the
+A convolutional network allocates and frees hundreds of megabytes per step. By default glibc hands each block back to the
 system, which then has to clear every page again at the next step: on two CPU cores that takes more time than the
 arithmetic (``benchmarks/allocator.py``).
 """

@@ -33,7 +33,7 @@ from pages.shared.runs.labels import meant, run_labels
 from pages.shared.runs.queue import REFRESH, expected_seconds, queue_panel
 
 MOST_AT_FIRST = 12  # runs
-MOST_PAIRS = 6  # told in words
+MOST_PAIRS = 6  # described in words
 CLAIM_LOOKS = {"strategies": ("blue", ":material/science:"), "networks": ("violet", ":material/hub:")}
 STANDING_LOOKS = {
     "taken": ("green", ":material/check:"),

@@ -83,7 +83,7 @@ def halfway(home_of_shared_fixtures, data, tmp_path_factory):
 
 
 def asked(*arguments, change=""):
-    """What the command line says; it ends in good order."""
+    """What the command line says; it ends cleanly."""
     with in_time(change):
         done = CliRunner().invoke(app, [str(one) for one in arguments])
     if done.exception is not None and not isinstance(done.exception, SystemExit):

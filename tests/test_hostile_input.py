@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def thaw(*arguments):
-    """What the command line says, in time and in good order."""
+    """What the command line says, in time and cleanly."""
     with in_time(arguments[0]):
         done = CliRunner().invoke(app, [*map(str, arguments)])
     if done.exception is not None and not isinstance(done.exception, SystemExit):

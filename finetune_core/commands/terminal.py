@@ -89,7 +89,7 @@ def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
 
 
 def opened(named: str | Path) -> Run:
-    """A run that a person names by its folder, or by its id; what of it could not be read is told on stderr.
+    """A run that a person names by its folder, or by its id; what of it could not be read is reported on stderr.
 
     Raises:
         RunError: when it is none, or damaged.

@@ -19,7 +19,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     """Validate settings, naming every problem at once.
 
     Raises:
-        ConfigError: with one entry a field that cannot be used.
+        ConfigError: with one entry per field that cannot be used.
     """
     try:
         return RunConfig(**values)

@@ -95,14 +95,14 @@ def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     agreeing = exact[~conflicting]
     yield from _leaks("leakage", agreeing[_differ(agreeing, "content", "split")], "content", table)
     yield from _surplus("exact_duplicates", agreeing, "content")
-    ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])  # what is surest first
+    ordered = ordered.sort_values(["rank", "closeness", "id"], ascending=[True, False, True])  # most confident first
     near = ordered[_differ(ordered, "near", "content")]  # exact copies among them, too: they have to move with the rest
     yield from _leaks("near_leakage", near[_differ(near, "near", "split")], "near", table)
     yield from _surplus("near_duplicates", near[~near["content"].duplicated()], "near")
 
 
 def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Finding]:
-    """What the numbers and names of the classes tell."""
+    """Findings from the numbers and names of the classes."""
     if len(classes) == 1:
         message = f"There is only one class: “{classes[0]}”. A classifier needs at least two."
         yield Finding("single_class", "error", message, 1, classes=tuple(classes))
@@ -187,7 +187,7 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
 def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
     """Sets that lie in more than one split, training first. Of exact copies those go that are trained on (validated on, where
     the other one is for the test): the judged images stay what they were. Near-duplicates that are judged train, too; whether they
-    are any is a guess, so that they are a warning."""
+    are duplicates is uncertain: hence a warning."""
     if rows.empty:
         return
     sets = _sets(rows, [key])

@@ -1,4 +1,4 @@
-"""Whether images that look alike are the same picture: compared as small gray squares, against how close different images of the same
+"""Whether images that look alike are the same image: compared as small gray squares, against how close different images of the same
 set are to each other, and place by place, for what is small."""
 
 from collections.abc import Iterator, Sequence

@@ -16,7 +16,7 @@ _LIKENESS, _CLOSE = 0.985, 0.97
 _LARGEST_SET, _LARGEST_SHARE = 20, 0.01
 _SMALLEST_NATURE, _NATURE = 8, 0.25  # so many that they are that share of a small set look alike by nature, too
 _SAME = 0.003  # distance: equal pixels, but for rounding
-_PLAIN = 2.0  # gray levels: of images with less contrast, the thumbnail tells nothing
+_PLAIN = 2.0  # gray levels: with less contrast, the thumbnail is not informative
 MOST_COMPARED = 200_000  # all pairs of more would take hours
 _ENTRIES = 20_000_000  # of the matrix of products that is held at a time
 _MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
@@ -29,7 +29,7 @@ Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 
 
 def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Work[tuple[np.ndarray, np.ndarray]]:
-    """Sets of images with equal content, or that are the same picture, saved again, scaled, lighter or darker, or a moment later.
+    """Sets of images with equal content, or that are the same image, saved again, scaled, lighter or darker, or a moment later.
 
     Args:
         thumbs: ``[n]`` of bytes (``Look.thumb``).
@@ -56,7 +56,7 @@ def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Work[
 
 
 def _vectors(thumbs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors ``[n, d]``, each channel without its mean (light and tint do not count), and which of them tell something."""
+    """Unit vectors ``[n, d]``, each channel without its mean (light and tint do not count), and which of them are informative."""
     pixels = np.frombuffer(b"".join(thumbs), dtype=np.uint8).reshape(len(thumbs), -1, 3).astype(np.float32)
     pixels -= pixels.mean(axis=1, keepdims=True)
     flat = pixels.reshape(len(thumbs), -1)
@@ -65,7 +65,7 @@ def _vectors(thumbs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -> Work[Found]:
-    """Pairs ``[m, 2]`` of the same picture among candidates (int ``[n]``: the same number for what may be), and how close they are.
+    """Pairs ``[m, 2]`` of the same image among candidates (int ``[n]``: the same number for what may be), and how close they are.
 
     Args:
         positions: ``[n]``, by which ``squares`` knows the images.
@@ -116,7 +116,7 @@ def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
 
 
 def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -> np.ndarray:
-    """Which of the pairs, the closest first, are the same picture in detail; those that others link already are passed over."""
+    """Which of the pairs, the closest first, are the same image in detail; those that others link already are passed over."""
     rows, inverse = np.unique(pairs, return_inverse=True)
     details = dict(enumerate(squares(positions[rows], DETAIL_SIDE)))
     sets = np.arange(len(rows))

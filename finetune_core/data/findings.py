@@ -16,9 +16,9 @@ class Kind:
     """A kind of finding: what it is called, why it matters, and what can be done about it (it can always be ignored).
 
     Attributes:
-        guess: it is inferred from likeness or from statistics, not measured, and may be wrong: each image is confirmed by a person, or
+        guess: it is inferred from similarity or from statistics, not measured, and may be wrong: each image is confirmed by a person, or
             a threshold whose effect is visible; there is no action on all at once.
-        ranked: its list has the surest first, so that a threshold can be chosen.
+        ranked: its list starts with the most confident, so that a threshold can be chosen.
     """
 
     title: str
@@ -183,7 +183,7 @@ class Finding:
 
     @property
     def bulk(self) -> bool:
-        """Whether its action may be taken on all its images in one click: not on a guess, nor on what is the nature of the set."""
+        """Whether its action may be taken on all its images in one click: not on an uncertain finding, nor on what is the nature of the set."""
         kind = KINDS[self.kind]
         return kind.action is not None and not kind.guess and self.severity != "info"
 

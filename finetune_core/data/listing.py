@@ -26,7 +26,7 @@ class Listing:
 
     Attributes:
         root: what ids are relative to.
-        files: one row an image file: ``id`` (path below root, with ``/``), ``class``, ``split`` and ``group`` (empty where not
+        files: one row per image file: ``id`` (path below root, with ``/``), ``class``, ``split`` and ``group`` (empty where not
             given), ``bytes``, ``changed`` (nanoseconds); -1 bytes for a file that is not there.
         notes: what was passed over.
     """

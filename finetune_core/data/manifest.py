@@ -1,4 +1,4 @@
-"""A manifest: a CSV or Parquet table with one row an image: path, label and, if given, split and group."""
+"""A manifest: a CSV or Parquet table with one row per image: path, label and, if given, split and group."""
 
 import csv
 import os

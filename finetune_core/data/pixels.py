@@ -21,7 +21,7 @@ class Pixels:
     """Decoded images by index.
 
     Attributes:
-        paths: one file an index.
+        paths: one file per index.
         side: of the square, pixels.
         kept: the squares that were wanted; None where they fit nowhere: then every read decodes again.
         failed: index -> why it could not be read.

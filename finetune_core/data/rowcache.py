@@ -96,7 +96,7 @@ class Lookup:
         return bool((self.places[positions] >= 0).all())
 
     def batch(self, positions: np.ndarray) -> torch.Tensor:
-        """``[len(positions), *shape]``, one row a position; every one of them must be known."""
+        """``[len(positions), *shape]``, one row per position; every one of them must be known."""
         places = self.places[positions]
         if not self.has(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")

@@ -47,7 +47,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
 def main(run_dir: str, format: str, *roots: str) -> None:
     from finetune_core.exporters.formats import exporting
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # in good order: half an export leaves nothing
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # cleanly: half an export leaves nothing
     try:
         run = RunStore(Path(run_dir).parent).read(Path(run_dir))
         for step in exporting(run, format, roots=[Path(root) for root in roots]):

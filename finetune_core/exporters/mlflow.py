@@ -16,7 +16,7 @@ from finetune_core.runs.store import Run, RunStore, summary
 URI = "MLFLOW_TRACKING_URI"
 _EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
 # Where a person has not decided otherwise. The next run may wait for this one to be reported; stdout is for results; nobody else
-# is told that MLflow is used.
+# is informed that MLflow is used.
 _MANNERS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",

@@ -69,7 +69,7 @@ def compared_curve(kind: Kind, runs: Sequence[tuple[str, Rows]], epochs: int = 1
 
 
 def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerChart:
-    """Loss or accuracy of several runs by epoch: one colour a run, training dashed, validation solid.
+    """Loss or accuracy of several runs by epoch: one colour per run, training dashed, validation solid.
 
     Args:
         runs: (title, EpochEnded rows), at most ``MOST_OVERLAID``.

@@ -1,4 +1,4 @@
-"""What every stage of a pretrained network makes of every image, averaged over the picture: one pass, kept in the activation cache."""
+"""Each image's features at every stage of a pretrained network, averaged over positions: one pass, kept in the activation cache."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -84,7 +84,7 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[F
 
 
 class PooledStages(nn.Module):
-    """A network's stages one after the other; yields each one's output, averaged over the picture, side by side ``[n, sum d]``."""
+    """A network's stages one after the other; yields each one's output, averaged over the image, side by side ``[n, sum d]``."""
 
     def __init__(self, parts: Sequence[nn.Module]) -> None:
         super().__init__()

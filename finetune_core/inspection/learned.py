@@ -61,7 +61,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> t
 
 
 def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Confident learning (Northcutt et al. 2021, as in cleanlab): the images that look like another class, the surest first.
+    """Confident learning (Northcutt et al. 2021, as in cleanlab): the images that look like another class, most confident first.
 
     Returns:
         Their positions, and the label each one looks like.
@@ -81,7 +81,7 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 
 
 def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
-    """Share of the judged images (see ``out_of_fold``) whose likeliest class is their label; NaN where none is judged."""
+    """Share of the judged images (see ``out_of_fold``) whose most likely class is their label; NaN where none is judged."""
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     if not len(rows) or not len(kept):
         return np.nan

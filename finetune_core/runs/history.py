@@ -26,9 +26,9 @@ class History:
             while steps go on.
         steps: StepEnded rows, the older ones thinned out.
         epochs: EpochEnded rows.
-        measured: StepEnded rows that tell of each stage, the older ones thinned out.
+        measured: StepEnded rows with the values of each stage, the older ones thinned out.
         skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
-        notable: what a log would tell, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
+        notable: what a log reports, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
         reopened: whether it was reopened and has not gone on yet.
         end: the RunFinished, RunStopped or RunFailed row; None before the end.
     """
@@ -72,7 +72,7 @@ class History:
 
     @property
     def problem(self) -> str:
-        """Why the run cannot be told from its events; empty where it can."""
+        """Why the run cannot be read from its events; empty where it can."""
         if self._orphans and self.started is None:
             return f"{EVENTS_FILE} does not say how the run began"
         if self.end and self.end["event"] == "RunFinished" and not self.epochs:
@@ -134,7 +134,7 @@ class History:
             self.short = row
         elif kind in _ENDS:
             self.end = row
-            if kind == "RunStopped" and self.epochs:  # stopped again before it went on, a run tells only of the time since
+            if kind == "RunStopped" and self.epochs:  # stopped again before it went on, a run reports only the time since
                 self.end = row | {"seconds": max(row["seconds"], self.epochs[-1]["seconds"])}
         self.reopened = kind == "RunReopened"
         if kind != "Progress":
@@ -209,7 +209,7 @@ class History:
 
     @property
     def images_per_second(self) -> float | None:
-        """Training images a second over the last 50 steps of this epoch; None before its second step."""
+        """Training images per second over the last 50 steps of this epoch; None before its second step."""
         if not self.steps:
             return None
         last = self.steps[-1]

@@ -1,4 +1,4 @@
-"""What happened in a run, in words: one line an event."""
+"""What happened in a run, in words: one line per event."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime

@@ -171,7 +171,7 @@ def _of_files(error: OSError) -> str:
 
 
 def _program_ends(error: Exception) -> bool:
-    """When Python ends in good order it first closes the helper threads of those that still work."""
+    """When Python ends cleanly it first closes the helper threads of those that still work."""
     return isinstance(error, RuntimeError) and str(error).startswith("cannot schedule new futures after")
 
 

@@ -1,4 +1,4 @@
-"""Trains runs inside the app's own process: one thread a device, a queue before it. Knows nothing of Streamlit."""
+"""Trains runs inside the app's own process: one thread per device, a queue before it. Knows nothing of Streamlit."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ class Worker:
 
     Attributes:
         roots: the folders that runs may read; empty where they may read all.
-        after: told of each run that has ended, its folder -> a warning for the log, or an empty string.
+        after: called with each run that has ended, its folder -> a warning for the log, or an empty string.
     """
 
     def __init__(self, runs_dir: Path, roots: Sequence[Path] = (), after: Callable[[Path], str] = lambda _: "") -> None:

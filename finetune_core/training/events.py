@@ -148,7 +148,7 @@ class RunStarted(Event):
 
     Attributes:
         counts: images by split.
-        stages: one object a stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
+        stages: one object per stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
         findings: one object a finding of the data set: ``kind, severity, count, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
@@ -186,7 +186,7 @@ class RunReopened(Event):
 
 @dataclass(frozen=True)
 class RunResumed(Event):
-    """A run goes on after ``step`` steps of ``epoch``; whatever was told of later ones is told again."""
+    """A run goes on after ``step`` steps of ``epoch``; events of later ones are reported again."""
 
     epoch: Epoch
     step: Count
@@ -319,7 +319,7 @@ class RunFailed(Event):
 
     Attributes:
         message: why, in words.
-        traceback: of a bug; empty where the reason is one that a person can mend.
+        traceback: of a bug; empty where the reason is one that the user can fix.
     """
 
     message: Text

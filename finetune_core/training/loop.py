@@ -57,7 +57,7 @@ CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
 
 class StopRequested(Exception):
-    """Thrown into ``fit`` to end a run early and in good order; ``pause`` says that it is meant to go on later."""
+    """Thrown into ``fit`` to end a run early and cleanly; ``pause`` says that it is meant to go on later."""
 
     def __init__(self, *, pause: bool = False) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ class _Trainer:
         return save_training_state(self.job, self.optimizer, self.average, at, self.run_dir)
 
     def judged(self) -> AbstractContextManager[None]:
-        """The network as it is judged and kept."""
+        """The network as it is evaluated and kept."""
         return self.average.in_place(self.job.network.model) if self.average else nullcontext()
 
 
@@ -225,7 +225,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
         found = RunningMetrics.of(len(job.dataset.classes))
         found.add(labels, predicted, loss)
-        # On disk before it is told: whoever stops the run at one of these events finds what they speak of.
+        # On disk before it is reported: whoever stops the run at one of these events finds what they speak of.
         add_predictions(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
         saved = []
         if at.take(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
@@ -246,7 +246,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         stages=at.stages,
     )
     at.next_epoch()
-    yield ended  # before it is saved: a run that is killed between the two tells the epoch again, and none is lost
+    yield ended  # before it is saved: a run that is killed between the two reports the epoch again, and none is lost
     yield from saved
     yield trainer.save(at)
 

@@ -14,7 +14,7 @@ _MOMENTUM = 0.9
 
 
 def make_optimizer(config: RunConfig, strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> torch.optim.Optimizer:
-    """The config's optimizer over what the strategy trains, one group a stage, each with its ``base_lr``."""
+    """The config's optimizer over what the strategy trains, one group per stage, each with its ``base_lr``."""
     groups = parameter_groups(strategy, stages, model, config.learning_rate, config.weight_decay)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)

@@ -1,4 +1,4 @@
-"""The table that every metric, gallery and comparison is computed from: one row an image that the run did not train on."""
+"""The table that every metric, gallery and comparison is computed from: one row per image that the run did not train on."""
 
 import io
 from pathlib import Path, PurePosixPath

@@ -92,7 +92,7 @@ def fetch_weights(missing: Sequence[BackboneInfo]) -> Work[None]:
 
 
 def check_classes(dataset: Dataset) -> None:
-    """Whether there is anything to tell apart.
+    """Whether there is anything to distinguish.
 
     Raises:
         DataError: when fewer than two classes have training images.

@@ -28,9 +28,9 @@ class NamedStrategy:
         summary: what trains, in a few words.
         help: when it pays, in a sentence or two.
         source: the paper that it is known by.
-        rules: (config, stage names) -> one rule a stage, input to head.
+        rules: (config, stage names) -> one rule per stage, input to head.
         settings: names of the settings that only it has, or few others.
-        classic: whether it is one of the usual cuts, told apart by how many stages train.
+        classic: whether it is one of the usual cuts, distinguished by how many stages train.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""A moving average of a network's weights (Polyak & Juditsky 1992): what is judged and kept, where a run asks for it."""
+"""A moving average of a network's weights (Polyak & Juditsky 1992): what is evaluated and kept, where a run asks for it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

@@ -40,7 +40,7 @@ def same(ours, theirs):
 
 
 def hooked(network, images):
-    """What the last module of each stage but the head yields, averaged over the picture by hand."""
+    """What the last module of each stage but the head yields, averaged over the image by hand."""
     seen, hooks = {}, []
     for stage in network.stages[:-1]:
         module = network.model.get_submodule(stage.modules[-1])

@@ -1,4 +1,4 @@
-"""What is told of each stage is what the step did to it."""
+"""What is reported of each stage is what the step did to it."""
 
 import pytest
 import torch

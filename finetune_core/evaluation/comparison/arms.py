@@ -18,7 +18,7 @@ STRATEGY_FIELDS = ("strategy", "cut", "stage_rates")
 
 @dataclass(frozen=True)
 class Member:
-    """One run of an arm; ``score`` is the measure that is judged by, in its own sense."""
+    """One run of an arm; ``score`` is the metric of the comparison, in its own sense."""
 
     run: Run
     accuracy: Interval
@@ -32,7 +32,7 @@ class Arm:
 
     Attributes:
         accuracy: mean over seeds; its interval counts images and, with several seeds, seeds.
-        measure: what is judged by. score: of it, in its own sense, as ``accuracy``; the same where that is judged by.
+        measure: the metric of the comparison. score: of it, in its own sense, as ``accuracy``; the same where that is judged by.
         seed_deviation: standard deviation of the seeds' scores; None with one seed.
         unfinished: how its runs ended, where they did not train to the end: ``stopped after 2 of 10 epochs``. None where they did.
     """
@@ -74,8 +74,8 @@ class ArmVerdict:
     """How an arm, by its place, stands to the one to take, or, where there is too little to choose by, to the best.
 
     Attributes:
-        about: which claim says so: about the strategies, where both can be judged, else about the networks.
-        kind: ``worse`` or ``better`` where the two can be told apart, else ``alike``.
+        about: which claim says so: about the strategies, where both can be compared, else about the networks.
+        kind: ``worse`` or ``better`` where the two can be distinguished, else ``alike``.
     """
 
     arm: int

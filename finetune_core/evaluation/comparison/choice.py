@@ -15,8 +15,8 @@ class Choice:
     """What the verdict on all arms rests on; arms by their places.
 
     Attributes:
-        judged: those whose strategies can be judged; none where that are fewer than two.
-        best: the best of these by what is judged by; of all, where ``judged`` is empty.
+        judged: those whose strategies can be compared; none where that are fewer than two.
+        best: the best of these by the metric; of all, where ``judged`` is empty.
         alike: those of ``judged`` that are not distinguishable from the best.
         unseen: the largest difference to the best that may have gone unseen among these.
         advised: the cheapest that no other strategy beats; None where there is too little to choose by.

@@ -44,12 +44,12 @@ from finetune_core.training.predictions import load_predictions, predictions_cha
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs judged together.
+    """Runs compared together.
 
     Attributes:
-        measure: what is judged by.
+        measure: the metric of the comparison.
         split: ``test`` where all runs have it, else ``val``.
-        best: the place of the arm that did best, of those whose strategies can be judged; of all, where none can.
+        best: the place of the arm that did best, of those whose strategies can be compared; of all, where none can.
         advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
         headline, caveat: about the strategies, whatever the evidence: one sentence, and what else to know.
         networks: about the networks that were trained; empty where there is nothing to compare.
@@ -116,7 +116,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
 
     Raises:
         ConfigError: when there is no such measure.
-        RunError: when one has no predictions, or when they were not judged on the same images.
+        RunError: when one has no predictions, or when they were not evaluated on the same images.
     """
     judged_by = measure_of(measure)
     runs, repeats = _without_repeats(runs)

@@ -19,7 +19,7 @@ class Cost:
 
     Attributes:
         seconds: all of it, decoding included.
-        uncached_seconds: what it would have taken had the frozen stages run in every epoch; None where nobody can tell.
+        uncached_seconds: what it would have taken had the frozen stages run in every epoch; None where it cannot be known.
         trainable_parameters: of the total.
         memory_bytes: what the run's tensors took, or were expected to take, if that is more.
         disk_bytes: the best checkpoint, which holds what trained.

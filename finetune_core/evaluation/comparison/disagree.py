@@ -1,4 +1,4 @@
-"""Two runs on the same images: those that only one of them gets right, the clearest first."""
+"""Two runs on the same images: those that only one of them classifies correctly, the clearest first."""
 
 from dataclasses import dataclass
 
@@ -17,10 +17,10 @@ class Disagreement:
     Attributes:
         split: ``test`` where both have it, else ``val``.
         classes: a label is an index into them.
-        only_a, only_b: one row an image that only the one run gets right: ``id, label``, what each takes it for (``predicted_a``,
-            ``predicted_b``) and how sure of that it is (``confidence_a``, ``confidence_b``, 0…1). The images in which the two give
+        only_a, only_b: one row per image that only the one run classifies correctly: ``id, label``, the class that each predicts (``predicted_a``,
+            ``predicted_b``) and its confidence (``confidence_a``, ``confidence_b``, 0…1). The images in which the two give
             the true class the most different probabilities come first.
-        both, neither: how many images both get right, and neither.
+        both, neither: how many images both classify correctly, and neither.
     """
 
     split: str
@@ -39,7 +39,7 @@ def disagreement(run_a: Run, run_b: Run) -> Disagreement:
     """Lay the predictions of two runs side by side.
 
     Raises:
-        RunError: when one has no predictions, or when they were not judged on the same images.
+        RunError: when one has no predictions, or when they were not evaluated on the same images.
     """
     compare_runs([run_a, run_b])  # refuses runs on different images
     split = TEST if all(TEST in predicted_splits(run) for run in (run_a, run_b)) else VAL

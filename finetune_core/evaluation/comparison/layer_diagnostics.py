@@ -241,7 +241,7 @@ def _features(
 
 
 def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], int, float]]:
-    """Stage -> relative gradient of the mean loss; on how many training images; which share of them is named right."""
+    """Stage -> relative gradient of the mean loss; on how many training images; which share of them is classified correctly."""
     network, device = tuned.network, tuned.device.torch_device
     rows = images.rows[TRAIN]
     rows = np.sort(np.random.default_rng(0).choice(rows, min(_PULLED, len(rows)), replace=False))

@@ -148,7 +148,7 @@ def image_variance(gained: np.ndarray) -> float:
 
 
 def only_one_right(a: Answers, b: Answers) -> tuple[float, float]:
-    """Images that only a network of A gets right, and only one of B: means over all pairs of networks."""
+    """Images that only a network of A classifies correctly, and only one of B: means over all pairs of networks."""
     right_a, right_b = a.correct.mean(0), b.correct.mean(0)
     only_a, only_b = (float((one * (1 - other)).sum()) for one, other in ((right_a, right_b), (right_b, right_a)))
     return only_a, only_b

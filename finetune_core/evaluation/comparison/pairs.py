@@ -48,15 +48,15 @@ class Pair:
     Attributes:
         networks: about the networks that were trained.
         strategies: about the strategies; None where one arm cannot speak for its strategy, see ``compare_pairs``.
-        measure: what is judged by.
+        measure: the metric of the comparison.
         mcnemar_p: exact McNemar tests of each network of the first with each of the second, put together by Rüger's rule, which holds
-            whatever their dependence; it says nothing of other seeds. Of accuracy, whatever is judged by.
+            whatever their dependence; it says nothing of other seeds. Of accuracy, regardless of the metric.
         mcnemar_share: the share of these tests with a p of at most 5 %.
         image_error: standard error from the choice of images.
         seed_error: from the choice of seeds, beyond what images explain; None where ``strategies`` is.
-        seeds_needed: seeds an arm that would most likely show a difference as large as this one; None where it has shown, where
-            nobody can tell, and where seeds alone would not do.
-        only_a, only_b: images that only one of two networks gets right; means over all pairs of networks.
+        seeds_needed: seeds per arm that would most likely show a difference as large as this one; None where it has shown, where
+            it cannot be known, and where seeds alone would not do.
+        only_a, only_b: images that only one of two networks classifies correctly; means over all pairs of networks.
     """
 
     a: int
@@ -79,7 +79,7 @@ class Pair:
 
     @property
     def widest(self) -> Verdict:
-        """About the strategies, where that can be judged, else about the networks."""
+        """About the strategies, where that can be compared, else about the networks."""
         return self.strategies or self.networks
 
 

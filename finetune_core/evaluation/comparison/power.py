@@ -34,7 +34,7 @@ def smallest_seen(
 def seeds_needed(
     difference: float, of_images: float, images: int, sides: Sequence[tuple[SeedVariance, int]], pairs: int = 1
 ) -> int | None:
-    """How many seeds an arm would show ``difference`` four times out of five, were it the true one; None where over ten would not.
+    """How many seeds per arm would show ``difference`` four times out of five, were it the true one; None where over ten would not.
 
     Args:
         of_images: image_variance now. sides: (variance, seeds now) of each arm.

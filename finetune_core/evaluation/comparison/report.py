@@ -154,7 +154,7 @@ def _without_cache(cost: Cost) -> str:
 
 
 def pairs_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
-    """(columns, rows) with one row a pair."""
+    """(columns, rows) with one row per pair."""
     columns = [
         "Pair",
         f"Difference ({comparison.measure.unit})",

@@ -1,6 +1,6 @@
 """What a comparison says, in words. "Not distinguishable" is a verdict, too.
 
-Two claims are told apart everywhere: about the strategies (new images, new seeds) and about the networks that were trained (new images).
+Two claims are distinguished everywhere: about the strategies (new images, new seeds) and about the networks that were trained (new images).
 The headline is always about the strategies. What is known of the networks stands below it, under that name.
 """
 

@@ -1,4 +1,4 @@
-"""Many images named at once: a folder or an archive in, a table out."""
+"""Many images predicted at once: a folder or an archive in, a table out."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ class ImagePrediction:
     """What a network takes one file for.
 
     Attributes:
-        file: its name, as it is told.
+        file: its name, as it is reported.
         probabilities: float64 ``[classes]``; None where it could not be read.
         unlike: whether it is unlike anything in training; None where that is not known.
         problem: why it could not be read; empty where it could.
@@ -61,18 +61,18 @@ def images_below(folder: Path) -> list[tuple[str, Path]]:
 
 
 def unpacking_folder() -> AbstractContextManager[Path]:
-    """A folder to unpack an archive of images to be named into; gone when the block ends."""
+    """A folder to unpack an archive of images into; gone when the block ends."""
     return staging_folder(data_dir(), ".naming-")
 
 
 def predict_images(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: tuple[Encoder, Neighbourhood] | None = None
 ) -> Work[list[ImagePrediction]]:
-    """Name images, in their order; files that cannot be read are told apart, and stop nothing.
+    """Predict images, in their order; files that cannot be read are marked as such.
 
     Args:
-        images: (name to tell it by, file).
-        known: the predictor's encoder and its training images; without them it is not told what is unlike.
+        images: (name to report it by, file).
+        known: the predictor's encoder and its training images; without them nothing is flagged as unlike.
 
     Yields:
         Steps that count images.
@@ -101,7 +101,7 @@ def predict_images(
 
 @dataclass(frozen=True)
 class Answers:
-    """What one of several networks takes the same images for, in the same order."""
+    """The predictions of one of several networks for the same images, in the same order."""
 
     title: str
     classes: Sequence[str]
@@ -109,7 +109,7 @@ class Answers:
 
     @property
     def top(self) -> list[str]:
-        """The likeliest class of each image; empty where it could not be read."""
+        """The most likely class of each image; empty where it could not be read."""
         return ["" if one.probabilities is None else self.classes[int(one.probabilities.argmax())] for one in self.predictions]
 
 

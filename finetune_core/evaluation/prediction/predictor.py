@@ -27,7 +27,7 @@ class Predictor:
     image_size: int
 
     def probabilities(self, images: Sequence[Path | bytes]) -> np.ndarray:
-        """Float64 ``[n, classes]``, one row an image; preprocessing as in validation.
+        """Float64 ``[n, classes]``, one row per image; preprocessing as in validation.
 
         Raises:
             ImageError: when one of them cannot be read.

@@ -22,7 +22,7 @@ class Calibration:
     """Confidence against accuracy, as the network says it or at a temperature.
 
     Attributes:
-        bins: one row a bin that has images: ``low, high`` (its borders), ``confidence, accuracy`` (means), ``images``, and the accuracy's
+        bins: one row per bin that has images: ``low, high`` (its borders), ``confidence, accuracy`` (means), ``images``, and the accuracy's
             95 % interval ``accuracy_low, accuracy_high`` (Wilson 1927).
         ece: expected calibration error (Naeini et al. 2015): the mean of ``|accuracy - confidence|`` over bins, by images.
         ece_low, ece_high: its 95 % interval, by ``binning.ece_interval``; NaN without resamples.

@@ -53,7 +53,7 @@ class Evaluation:
         return paragraphs(self.in_words()) + table(*self.class_table())
 
     def class_table(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row a class, as a person would say it."""
+        """(columns, rows) with one row per class, formatted for a reader."""
         columns = ["Class", "Precision", "Recall", "Recall, 95 % interval", "F1", "Images", *AREAS.values()]
         rows = []
         for row in self.per_class.itertuples(index=False):
@@ -79,7 +79,7 @@ class Evaluation:
         return self.per_class.sort_values(["recall", "f1", "class"], ignore_index=True)
 
     def cell(self, true: int | None, predicted: int | None) -> pd.DataFrame:
-        """The images of one cell of the confusion matrix, the surest first; of a whole row or column where the other is None, the
+        """The images of one cell of the confusion matrix, most confident first; of a whole row or column where the other is None, the
         highest loss first."""
         rows = self.predictions
         for column, label in (("label", true), ("predicted", predicted)):

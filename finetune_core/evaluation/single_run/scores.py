@@ -41,8 +41,8 @@ class Scores:
     """What a split is worth in numbers. NaN stands for *not defined*, never for nought.
 
     Attributes:
-        table: one row a number: ``name`` (a key of ``NAMES``), ``value, low, high``.
-        classes: one row a class: ``roc_auc, average_precision``, and of each ``_low`` and ``_high``.
+        table: one row per number: ``name`` (a key of ``NAMES``), ``value, low, high``.
+        classes: one row per class: ``roc_auc, average_precision``, and of each ``_low`` and ``_high``.
         absent: labels of the classes that the split has no image of; averages over classes leave them out.
         resamples: how many the intervals come from.
     """
@@ -53,7 +53,7 @@ class Scores:
     resamples: int
 
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
-        """(columns, rows) with one row a number, as a person would say it."""
+        """(columns, rows) with one row per number, formatted for a reader."""
         rows = [
             [NAMES[row.name], share_text(row.value), f"{share_text(row.low)} to {share_text(row.high)}"]
             for row in self.table.itertuples(index=False)
@@ -198,7 +198,7 @@ def _mean_of_defined(values: np.ndarray) -> np.ndarray:
 class _Ranking:
     """One class against the rest, by its probability.
 
-    Between two neighbouring probabilities that images of the class have, the others need not be told apart: their weights are
+    Between two neighbouring probabilities that images of the class have, the others need not be distinguished: their weights are
     added up by one sparse product, and what is left to sum over is the images of the class.
     """
 

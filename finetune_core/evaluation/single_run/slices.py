@@ -1,4 +1,4 @@
-"""Where a run does better or worse: accuracy by what is known of the images, and whether a difference can be told from chance."""
+"""Where a run does better or worse: accuracy by what is known of the images, and whether a difference can be distinguished from chance."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,7 +34,7 @@ class Facts:
     """What is known of images.
 
     Attributes:
-        table: one row an image of the split, in the order of its predictions; numbers or str, missing where nothing is known.
+        table: one row per image of the split, in the order of its predictions; numbers or str, missing where nothing is known.
         own: the columns that are a manifest's own.
     """
 

@@ -130,7 +130,7 @@ def backbone_field(problems: dict[str, str]) -> None:
 
 
 def strategy_settings(problems: dict[str, str]) -> None:
-    """What only the chosen strategy can be told, and what is wrong with it."""
+    """Settings that only the chosen strategy has, and what is wrong with them."""
     with st.container():  # always there, so that nothing below is drawn anew
         chosen = st.session_state[settings.key("strategy")]
         if chosen == "custom":

@@ -84,7 +84,7 @@ def draw_strategy(
     """Draw what a config would train.
 
     Args:
-        rates: whether its learning rate is known, and told.
+        rates: whether its learning rate is known, and drawn.
         on_click: called with the name of a stage that was clicked, and all stages as they were drawn.
 
     Raises:

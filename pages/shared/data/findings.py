@@ -67,7 +67,7 @@ def _pictures(dataset: Dataset, finding: Finding) -> Callable[[str], Picture]:
 
 
 def _several(finding: Finding, paths: Sequence[str], picture: Callable[[str], Picture]) -> None:
-    """The first so many of a list that has the surest first, with those at its border: what a threshold does is seen before it is used."""
+    """The first so many of a list sorted by confidence, with those at its border: what a threshold does is seen before it is used."""
     with st.expander("Several at once"):
         count = st.slider(
             "How many, most confident first",

@@ -13,7 +13,7 @@ from pages.shared.jobs import begin, outcome
 
 
 def export_buttons(run: Run) -> None:
-    """One row for each form of export. Nothing is made before it is asked for; what is there is offered for download."""
+    """One row for each form of export. Exports are made on request; what is there is offered for download."""
     with st.expander("Export", icon=":material/ios_share:"):
         _rows(run)
 

@@ -37,7 +37,7 @@ STRATEGIES = ("feature_extraction", "last_block")
 
 @pytest.fixture(scope="module")
 def trained(image_folder_once, tmp_path_factory):
-    """Strategy -> its run, measured; and what the measuring told."""
+    """Strategy -> its run, measured; and what was measured."""
     folder = image_folder_once(tmp_path_factory.mktemp("images"), {"red": 40, "green": 40, "blue": 40})
     runs_dir = tmp_path_factory.mktemp("runs")
     usual = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "precision": "fp32"}

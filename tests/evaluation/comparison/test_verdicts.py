@@ -41,7 +41,7 @@ def test_each_arm_is_told_beside_the_one_to_take(three_strategies):
 
 
 def test_what_another_arm_beats_is_not_advised_however_cheap(made_run):
-    """The best varies so much by its seed that it cannot be told from the cheap one; the middle one can."""
+    """The best varies so much by its seed that it cannot be distinguished from the cheap one; the middle one can."""
     cheap, middle = right(0.83), right(0.86)
     swinging = [right(share) for share in (0.84, 0.92, 0.87, 0.90, 0.85)]
     runs = [made_run(cheap, seconds=1.0, seed=seed) for seed in range(5)]
