@@ -70,7 +70,7 @@ def machine() -> None:
 def recent_runs() -> None:
     runs, damaged = store().all()
     if runs:
-        st.subheader("Latest runs", anchor=False)
+        st.header("Latest runs", anchor=False)
     for run in runs[:5]:
         with st.container(horizontal=True, vertical_alignment="center", border=True):
             word, color, icon = STATUS_WORDS[run.status]
@@ -90,7 +90,7 @@ def recent_runs() -> None:
 def recent_data_sets() -> None:
     sources = recent_data()
     if sources:
-        st.subheader("Recent data sets", anchor=False)
+        st.header("Recent data sets", anchor=False)
         recent_list(sources, lead_to="pages/dataset.py")
 
 
@@ -101,7 +101,7 @@ with st.container(border=True):
     )
     draw_strategy(make_config(DEMO_RECIPE | {"data": SAMPLE_NAME}), classes=10)
     try_it_now()
-st.subheader("This machine", anchor=False)
+st.header("This machine", anchor=False)
 machine()
 recent_runs()
 recent_data_sets()

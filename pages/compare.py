@@ -141,7 +141,7 @@ def verdict(comparison: Comparison) -> None:
     with st.container(border=True):
         if comparison.pairs and comparison.networks:
             st.markdown(f"{claim_badge('strategies')} :small[new images and new seeds]", help=CLAIM_HELP["strategies"])
-        st.markdown(f"#### {plain(comparison.headline)}")
+        st.markdown(f"## {plain(comparison.headline)}")
         if comparison.caveat:
             st.markdown(plain(comparison.caveat))
         for one in comparison.arm_verdicts:
@@ -179,7 +179,7 @@ def arms(comparison: Comparison) -> None:
         f"{number(comparison.images)} {SPLIT_WORDS[comparison.split].lower()} {'image' if comparison.images == 1 else 'images'}"
     )
     title = comparison.measure.title
-    st.subheader(f"{title} on {kind}", anchor=False)
+    st.header(f"{title} on {kind}", anchor=False)
     st.plotly_chart(
         accuracies(comparison.arms),
         key=f"accuracies-{comparison.measure.name}",
@@ -192,7 +192,7 @@ def arms(comparison: Comparison) -> None:
 def pairs(comparison: Comparison) -> None:
     if not comparison.pairs:
         return
-    st.subheader("Pairwise comparison", anchor=False)
+    st.header("Pairwise comparison", anchor=False)
     drawn = comparison.pairs
     if len(drawn) > MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
@@ -208,7 +208,7 @@ def pairs(comparison: Comparison) -> None:
 
 @st.fragment
 def costs(comparison: Comparison) -> None:
-    st.subheader("Accuracy against cost", anchor=False)
+    st.header("Accuracy against cost", anchor=False)
     measure = st.segmented_control(
         "Cost",
         list(COSTS),
@@ -240,13 +240,13 @@ def shapes(comparison: Comparison) -> None:
     drawn = [one for one in drawn if one[2]]
     for column, (heading, key, figure, alt) in zip(st.columns(len(drawn)) if drawn else [], drawn, strict=True):
         with column:
-            st.subheader(heading, anchor=False)
+            st.header(heading, anchor=False)
             st.plotly_chart(figure, key=key, alt=alt)
 
 
 @st.fragment
 def curves(comparison: Comparison) -> None:
-    st.subheader("Learning curves", anchor=False)
+    st.header("Learning curves", anchor=False)
     axis = st.segmented_control(
         "Axis",
         ["epoch", "seconds"],

@@ -160,7 +160,7 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
         f"half of them at least {int(np.minimum(widths, heights).median())} pixels on the shorter side."
     )
     rename_class(dataset)
-    st.subheader("The split", anchor=False)
+    st.header("The split", anchor=False)
     if dataset.given_splits:
         st.markdown("The split is part of the data. Single images can be moved.")
     else:
@@ -257,7 +257,7 @@ def fed_to_network(dataset: Dataset) -> None:
             f"`{backbone}` was trained; the numbers here go from **{fed.low:.2f}** to **{fed.high:.2f}**. "
             "The image is those numbers turned back into colours. Backbone and size are set on the Configure page."
         )
-    st.subheader("Augmentation", anchor=False)
+    st.header("Augmentation", anchor=False)
     settings.fill_in()
     with st.container(width=320):
         form.setting_field("augmentation", {})

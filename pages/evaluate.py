@@ -83,7 +83,7 @@ def in_fp32(run: Run) -> None:
 def confusion_matrix(run: Run, result: Evaluation) -> None:
     """The confusion matrix, and the images of the cell that is chosen."""
     mark = f"{run.run_id}-{result.split}"
-    st.subheader("Confusion matrix", anchor=False)
+    st.header("Confusion matrix", anchor=False)
     if len(result.classes) > MOST_CLASSES_DRAWN:
         frequent_confusions(result, mark)
     else:
@@ -200,7 +200,7 @@ def frequent_confusions(result: Evaluation, mark: str) -> None:
 
 
 def per_class(result: Evaluation) -> None:
-    st.subheader("Per-class metrics", anchor=False)
+    st.header("Per-class metrics", anchor=False)
     found = result.hardest
     table = found[["class", "recall", "precision", "f1", "images"]]
     table[["recall", "precision", "f1"]] *= 100

@@ -20,9 +20,9 @@ _SIDE = 160
 # The button below an image that can be opened has its name, and takes clicks on the image, too.
 _OPENED_BY_IMAGE = """<style>
 [class*="st-key-opens-"] { position: relative; }
-[class*="st-key-open-"], [class*="st-key-open-"] * { position: static; }
-[class*="st-key-open-"] button::after { content: ""; position: absolute; inset: 0; }
-[class*="st-key-open-"] button p { overflow-wrap: anywhere; white-space: normal; }
+[class*="st-key-opens-"] [class*="st-key-open-"], [class*="st-key-opens-"] [class*="st-key-open-"] * { position: static; }
+[class*="st-key-opens-"] [class*="st-key-open-"] button::after { content: ""; position: absolute; inset: 0; }
+[class*="st-key-opens-"] [class*="st-key-open-"] p { overflow-wrap: anywhere; white-space: normal; }
 </style>"""
 _WIDTH, _PAIR_WIDTH, _SIDE_WIDTH = 120, 300, 40  # pixels, at least: of a cell, of one with two images, of an image in it
 _MOST_COLUMNS, _MOST_PAIRS = 8, 3

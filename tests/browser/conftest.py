@@ -101,6 +101,18 @@ def shared_server(browser, tmp_path_factory):
     running.close()
 
 
+@pytest.fixture(scope="module")
+def filled_server(browser, trained_once, tmp_path_factory):
+    """One with two finished runs, which its pages compare."""
+    home = tmp_path_factory.mktemp("filled")
+    trained_once.copied(home / "runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("THAW_DATA_ROOTS", str(trained_once.data))
+        running = Server(home)
+    yield running
+    running.close()
+
+
 @pytest.fixture
 def page(browser):
     opened = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -53,7 +53,7 @@ def reloaded(name, at):
 
 
 def words(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "subheader")
+    kinds = ("markdown", "caption", "info", "warning", "error", "header")
     return "\n".join(element.value for kind in kinds for element in at.get(kind)).replace("\\", "")
 
 

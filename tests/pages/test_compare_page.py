@@ -55,7 +55,7 @@ def opened(**query):
 
 
 def words(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "subheader")
+    kinds = ("markdown", "caption", "info", "warning", "error", "header")
     return "\n".join(element.value for kind in kinds for element in at.get(kind)).replace("\\", "")
 
 

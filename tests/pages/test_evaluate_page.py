@@ -71,7 +71,7 @@ def opened(run_id="tested", view="Mistakes"):
 
 
 def words(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "subheader")
+    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "header")
     return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
 
 

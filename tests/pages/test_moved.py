@@ -44,7 +44,7 @@ def sections():
 
 
 def words(at):
-    kinds = ("markdown", "caption", "info", "error", "subheader")
+    kinds = ("markdown", "caption", "info", "error", "header")
     return "\n".join(element.value for kind in kinds for element in at.get(kind))
 
 

@@ -56,7 +56,7 @@ def opened(name, **query):
 
 
 def words(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "subheader")
+    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "header")
     return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
 
 
@@ -305,7 +305,7 @@ def test_what_people_call_their_runs_never_becomes_markup(run):
         RunStore(paths.runs_dir()).describe(run_id, nasty, f"note {nasty}")
     for name in ("home", "train", "evaluate", "compare", "predict"):
         at = opened(name, run=first)
-        kinds = ("markdown", "caption", "info", "warning", "error", "success", "subheader", "title")
+        kinds = ("markdown", "caption", "info", "warning", "error", "success", "header", "title")
         texts = [element.value for kind in kinds for element in at.get(kind) if "free money" in str(element.value)]
         assert name not in ("home", "train") or texts
         assert not any("](http" in value or "<b>" in value or ":red[" in value for value in texts), (name, texts)

@@ -88,7 +88,7 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
 
 def rename_class(dataset: Dataset) -> None:
     """A class gets another name; where that is another class's, the two become one."""
-    st.subheader("Rename or merge classes", anchor=False)
+    st.header("Rename or merge classes", anchor=False)
     with st.container(horizontal=True, vertical_alignment="bottom"):
         name = st.selectbox("Class", dataset.classes, key="rename-class", width=240)
         key = f"rename-to-{name}"

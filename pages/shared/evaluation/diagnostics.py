@@ -28,7 +28,7 @@ def what_moved(runs: Sequence[Run]) -> None:
     Args:
         runs: evaluated ones: one per arm, in the order of the arms, whose colours and symbols they get.
     """
-    st.subheader(
+    st.header(
         "Layer diagnostics", anchor=False, help="How training changed each stage of the network, and which stage to thaw next."
     )
     titles = run_titles(runs)
@@ -112,7 +112,7 @@ def disagreements(runs: Sequence[Run]) -> None:
     """
     if len(runs) < 2:
         return
-    st.subheader("Disagreements", anchor=False)
+    st.header("Disagreements", anchor=False)
     titles = dict(zip([run.run_id for run in runs], run_titles(runs), strict=True))
     run_a, run_b = _two_of(runs, titles) if len(runs) > 2 else runs
     if run_a is run_b:

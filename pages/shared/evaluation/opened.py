@@ -61,7 +61,7 @@ def _probabilities(result: Evaluation, row: pd.Series) -> None:
 
 def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
     """What speaks for its class, and for the predicted one; where they are the same, for the runner-up."""
-    st.subheader(
+    st.header(
         "Grad-CAM",
         anchor=False,
         help="The parts of an image that speak for a class (Selvaraju et al. 2017). It shows where, not why, and coarsely.",

@@ -21,7 +21,7 @@ def queue_list(runs: list[Run]) -> None:
         waiting for ids in worker().queues() if (waiting := [by_id[run_id] for run_id in ids if _waits(by_id.get(run_id))])
     ]
     if queues:
-        st.subheader("Queue", anchor=False)
+        st.header("Queue", anchor=False)
     for waiting in queues:
         for place, run in enumerate(waiting, 1):
             _line(run, place, len(waiting))
