@@ -19,9 +19,9 @@ PAGES = (
     ("pages/predict.py", "Predict", ":material/image_search:"),
 )
 
-# Streamlit writes white on the primary colour, which on dark pages has to be lighter than white can be read on: text has it, too.
-_PRIMARY_BUTTONS = """<style>
-button[kind^="primary"]:enabled { background-color: #b53b0a; border-color: #b53b0a; }
+# Streamlit writes white on the primary colour, which on dark pages is so light, to be read as text, that white cannot be read on it.
+_UNDER_WHITE = """<style>
+button[kind^="primary"]:enabled, [data-testid="stMultiSelect"] [data-tag] { background-color: #b53b0a; border-color: #b53b0a; }
 button[kind^="primary"]:enabled:hover { background-color: #963006; border-color: #963006; }
 </style>"""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|$~:&])")
@@ -34,7 +34,7 @@ def page(path: str, sentence: str) -> None:
     """
     _, title, icon = next(entry for entry in PAGES if entry[0] == path)
     st.set_page_config(page_title=f"{title} · Thaw", page_icon="❄️", layout="wide")
-    st.html(_PRIMARY_BUTTONS)
+    st.html(_UNDER_WHITE)
     gate()
     sync()
     with st.container(horizontal=True, gap="small", key="navigation"):
