@@ -155,7 +155,7 @@ def test_an_image_that_is_gone_is_said_and_nothing_else_breaks(trained, run):
     file.rename(file.with_suffix(".away"))
     try:
         at = opened()
-        assert "is not there any more" in words(at)
+        assert "no longer exists" in words(at)
         assert not [button for button in at.button if button.key == f"open-mistakes-tested-test-{sample}"]
         assert [button for button in at.button if str(button.key).startswith("open-mistakes-tested-test-")]
     finally:
