@@ -168,7 +168,7 @@ def called(folder: Path) -> set[frozenset[str]]:
     return {frozenset((one, other)) for ids in near for one in ids for other in ids if one < other}
 
 
-def judge(name: str, write: Callable[[Path, int], None], copies: int, seeds: int) -> None:
+def measure(name: str, write: Callable[[Path, int], None], copies: int, seeds: int) -> None:
     pairs = hits = wrong = planted = 0
     seconds = 0.0
     for seed in range(seeds):
@@ -197,13 +197,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["THAW_HOME"] = home
         for name, line in LINES.items():
-            judge(
+            measure(
                 name,
                 lambda folder, seed, line=line: write_parts(folder, line, options.images, seed),
                 options.copies,
                 options.seeds,
             )
-        judge("digits", lambda folder, seed: write_digits(folder, options.images, seed), options.copies, options.seeds)
+        measure("digits", lambda folder, seed: write_digits(folder, options.images, seed), options.copies, options.seeds)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ async def ask_why(session: Session) -> None:
     session.done["rows of the confusion matrix"] += 1
 
 
-async def judge(session: Session) -> None:
+async def see_tabs(session: Session) -> None:
     """All tabs, and robustness."""
     await session.open("evaluate", run=session.run())
     for name, text in (
@@ -295,7 +295,7 @@ SESSIONS: dict[str, tuple[Visit, ...]] = {
     "Compare, new": (start_comparison,),
     "Compare, layers": (read_comparison,),
     "Evaluate, Grad-CAM": (ask_why,),
-    "Evaluate, all tabs": (judge, ask_why),
+    "Evaluate, all tabs": (see_tabs, ask_why),
     "Dataset": (analyze,),
     "Configure": (queue_run,),
 }

@@ -19,7 +19,7 @@ from finetune_core.commands.compare import (
     train_all,
     write_report,
 )
-from finetune_core.commands.evaluate import evaluation_json, judge, print_evaluation
+from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected, print_inspection
 from finetune_core.commands.options import DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
@@ -198,7 +198,7 @@ def evaluate(
         if fp32 and can_be_evaluated(run):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(run))
-        result = judge(run, split, corrupt=robustness)
+        result = evaluated_run(run, split, corrupt=robustness)
     if as_json:
         print_json(evaluation_json(result))
     else:

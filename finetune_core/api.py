@@ -13,7 +13,7 @@ import pandas as pd
 
 from finetune_core import paths
 from finetune_core.commands.compare import write_report
-from finetune_core.commands.evaluate import judge
+from finetune_core.commands.evaluate import evaluated_run
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected
 from finetune_core.commands.predict import predictions_of
@@ -124,7 +124,7 @@ def evaluate(
         if fp32 and can_be_evaluated(found):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(found))
-        return judge(found, split, corrupt=robustness)
+        return evaluated_run(found, split, corrupt=robustness)
 
 
 def predict(

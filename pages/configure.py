@@ -53,29 +53,29 @@ def data_in_words() -> Dataset | None:
     return dataset
 
 
-def draw(sound: RunConfig, problems: dict[str, str], classes: int | None) -> None:
+def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> None:
     """Draw the strategy, even if other settings of the form are invalid."""
     try:
-        draw_strategy(sound, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
+        draw_strategy(valid, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
     except ConfigError:
         st.caption("The strategy is drawn once its settings below are valid.")
-    if sound.starts_from == RANDOM:
+    if valid.starts_from == RANDOM:
         st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
 
 
-def what(sound: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]) -> str | None:
+def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]) -> str | None:
     """What trains: backbone and strategy; returns why nothing can be started."""
     form.backbone_field(problems)
-    backbone_cards(sound, known)
+    backbone_cards(valid, known)
     with st.container():
-        reason = offer_weights([sound])
+        reason = offer_weights([valid])
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help, width="content")
         timing = measure_button(config, known) if config and known.dataset else None
     with st.container():
         if timing:
             show_outcome(timing)
-    strategy_cards(sound, known)
+    strategy_cards(valid, known)
     form.strategy_settings(problems)
     with st.container():
         if config and known.dataset:
@@ -246,12 +246,12 @@ config, problems = form.checked(found, readable_roots(), dataset)
 if dataset is None:
     problems.pop("data", None)  # that there is none is said above
 draw_presets(dataset)
-sound = settings.sound(found)
-draw(sound, problems, len(dataset.classes) if dataset else None)
+valid = settings.valid_config(found)
+draw(valid, problems, len(dataset.classes) if dataset else None)
 known = known_of(dataset, timed=config is not None)
 left, right = st.columns([3, 2], gap="large")
 with left:
-    reason = what(sound, config, known, problems)
+    reason = what(valid, config, known, problems)
 with right:
     how(config, dataset, problems)
 if dataset is None:

@@ -14,8 +14,8 @@ from finetune_core.evaluation.single_run.scores import AREAS
 from finetune_core.runs.store import Run
 
 
-def judge(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluation:
-    """Judge a split, the one to be believed first when None.
+def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluation:
+    """Evaluate a split; when None, test if there is one, else validation.
 
     Args:
         corrupt: measure robustness if it is not known yet.

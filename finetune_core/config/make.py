@@ -25,10 +25,10 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
         return RunConfig(**values)
     except ValidationError as error:
         problems = problems_in_words(error)
-    # Fields that do not agree with each other are found only once each is sound: ask again without the unsound ones.
-    sound = {"data": "any"} | {name: value for name, value in values.items() if name not in problems}
+    # Fields that do not agree with each other are found only once each is valid: ask again without the invalid ones.
+    valid = {"data": "any"} | {name: value for name, value in values.items() if name not in problems}
     try:
-        RunConfig(**sound)
+        RunConfig(**valid)
     except ConfigError as error:
         problems = error.problems | problems
     raise ConfigError(problems)

@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def unreadable(self) -> list[str]:
-        """Why each file that is no sound image was left out, in words."""
+        """Why each file that is not a readable image was left out, in words."""
         left_out = (
             finding for finding in self.findings if finding.kind in ("damaged", "unreadable", "empty_file", "missing_file")
         )

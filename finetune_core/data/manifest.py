@@ -81,7 +81,7 @@ def _refuse(path: Path, table: pd.DataFrame) -> None:
         "without a label": table["class"] == "",
         "with a split other than train, val or test": table["split"].isna(),
         "that give an image twice, with different labels or splits": _contradicting(table),
-        "with a name that is not valid Unicode or holds a zero byte": ~_each_value(table["id"], _sound).astype(bool),
+        "with a name that is not valid Unicode or holds a zero byte": ~_each_value(table["id"], _is_valid_name).astype(bool),
     }
     problems = []
     for what, rows in wrong.items():
@@ -98,7 +98,7 @@ def _contradicting(table: pd.DataFrame) -> pd.Series:
     return table["id"].isin(said.loc[said["id"].duplicated(keep=False), "id"])
 
 
-def _sound(name: str) -> bool:
+def _is_valid_name(name: str) -> bool:
     return "\0" not in name and not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 

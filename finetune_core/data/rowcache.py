@@ -130,7 +130,7 @@ class RowCache:
         self._lock = RLock()
 
     def table(self, name: str) -> Table:
-        """The table of that name, with whatever sound rows of it are on disk; now the most recently used."""
+        """The table of that name, with its valid rows on disk; now the most recently used."""
         with self._lock:
             if name not in self._tables:
                 self._tables[name] = Table(name)

@@ -77,7 +77,7 @@ def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
         "constants": "\n".join(_constants(source, facts)),
         "loss": _loss(source.run.config, facts),
         "version": _version(source),
-        "judged": "average" if "EMA" in facts else "model",
+        "evaluated": "average" if "EMA" in facts else "model",
         "watched": _WATCHED[source.run.config.early_stopping],
         "score_words": "mean of the classes' " + ("recalls" if "STOP_BALANCED" in facts else "F1"),
         "mixes": ", ".join(

@@ -179,7 +179,7 @@ def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
 def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Work[Finding | None]:
     labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
 
-    def judge() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    def find_suspects() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
         probabilities, kept = out_of_fold(features, labels, sets)
         suspects, alike = label_errors(probabilities, labels, kept)
         shares = probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
@@ -191,7 +191,7 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
             agreement(probabilities, labels, kept),
         )
 
-    suspects, alike, shares, twins, agreed = yield from in_background("labels", judge)
+    suspects, alike, shares, twins, agreed = yield from in_background("labels", find_suspects)
     if not len(suspects):
         return None
     ids = table["id"].to_numpy()

@@ -140,7 +140,7 @@ def _remoteness(features: np.ndarray) -> np.ndarray:
 
 
 def probe(stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> Probe:
-    """Train a linear model on one stage's features of the training images, and judge it on the validation images.
+    """Train a linear model on one stage's features of the training images, and evaluate it on the validation images.
 
     Args:
         train, val: positions.
@@ -166,7 +166,7 @@ def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.nda
 
 
 def _folds(labels: np.ndarray, sets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(positions to fit on, positions to judge), near-duplicates on one side; no fold without two labels to fit on."""
+    """(positions to fit on, positions to evaluate on), near-duplicates on one side; no fold without two labels to fit on."""
     if len(np.unique(sets)) < _FOLDS:
         return
     for fitted, judged in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(labels, labels, sets):

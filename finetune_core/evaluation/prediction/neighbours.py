@@ -186,7 +186,7 @@ def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood
     ids, labels, features, usual = (kept[name] for name in ("ids", "labels", "features", "usual"))
     side = looks.predictor.image_size
     wanted = looks.features(torch.zeros(1, 3, side, side))[0].shape[1:]
-    sound = (
+    valid = (
         ids.dtype.kind == "U"
         and labels.dtype.kind == "i"
         and features.dtype.kind == usual.dtype.kind == "f"
@@ -200,7 +200,7 @@ def _neighbourhood(kept: dict[str, np.ndarray], looks: Encoder) -> Neighbourhood
         and np.isfinite(features).all()
         and np.isfinite(usual).all()
     )
-    if not sound:
+    if not valid:
         raise ValueError("these are no features of training images")
     return Neighbourhood(ids, labels, features.astype(np.float32), np.sort(usual, axis=1), bool(kept["unchanged"]))
 

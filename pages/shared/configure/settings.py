@@ -103,7 +103,7 @@ def stage_names() -> list[str]:
     return [stage.name for stage in network_stages(st.session_state[key("backbone")])]
 
 
-def sound(found: Mapping[str, Any]) -> RunConfig:
+def valid_config(found: Mapping[str, Any]) -> RunConfig:
     """A config of those settings that can be used."""
     left = {name: value for name, value in found.items() if name not in _NOT_KEPT} | {"data": "any"}
     while True:
@@ -121,7 +121,7 @@ def keep() -> str:
     if rates := st.session_state.get("compared_rates"):
         comparison["rates"] = dict(rates)
     touched = any(str(name).startswith(key("")) for name in st.session_state)
-    settings = _kept(sound(_widgets())) if touched else _at_first()
+    settings = _kept(valid_config(_widgets())) if touched else _at_first()
     if settings == _at_first() and not comparison:
         return ""
     return save_settings({"settings": settings, "comparison": comparison})

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune_core.commands.evaluate import evaluation_json, judge, print_evaluation
+from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.training.predictions import predictions_changed
 
@@ -22,7 +22,7 @@ def with_robustness(run):
 
 def test_everything_that_the_page_says_is_in_the_json(made_run):
     run = with_robustness(made_run(RIGHT, classes=("cat", "dog")))
-    result = json.loads(json.dumps(evaluation_json(judge(run, None, corrupt=False)), allow_nan=False))
+    result = json.loads(json.dumps(evaluation_json(evaluated_run(run, None, corrupt=False)), allow_nan=False))
     assert (result["split"], result["images"], result["accuracy"]) == ("test", 120, 0.8)
     assert result["scores"]["accuracy"]["value"] == 0.8
     assert result["per_class"][0]["roc_auc_low"] <= result["per_class"][0]["roc_auc"] <= result["per_class"][0]["roc_auc_high"]
@@ -41,7 +41,7 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
 
 def test_what_is_not_defined_is_null(made_run):
     run = made_run(RIGHT[:10], tested=False, classes=("cat", "dog"))
-    result = evaluation_json(judge(run, None, corrupt=False))
+    result = evaluation_json(evaluated_run(run, None, corrupt=False))
     assert result["split"] == "val"
     assert result["robustness"] is None
     assert result["calibration"]["temperatures"] is None  # too few images to fit on
@@ -50,7 +50,7 @@ def test_what_is_not_defined_is_null(made_run):
 
 def test_people_are_told_the_same_and_that_validation_is_optimistic(made_run, capsys):
     run = with_robustness(made_run(RIGHT))
-    print_evaluation(judge(run, None, corrupt=False))
+    print_evaluation(evaluated_run(run, None, corrupt=False))
     text = capsys.readouterr().out
     assert "Accuracy 80.0 % on 120 test images" in text
     assert "fitted on other images" in text
@@ -58,5 +58,5 @@ def test_people_are_told_the_same_and_that_validation_is_optimistic(made_run, ca
     assert "Matthews correlation (MCC)" in text
     assert "25.0 %" in text
     assert "optimistic" not in text
-    print_evaluation(judge(run, "val", corrupt=False))
+    print_evaluation(evaluated_run(run, "val", corrupt=False))
     assert "a little optimistic" in capsys.readouterr().out
