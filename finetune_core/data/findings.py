@@ -153,6 +153,7 @@ class Finding:
         sets: images that belong together, the one to keep first; for copies.
         to: path -> the class or split that it should get; for what can be relabelled or moved.
         notes: path -> a few words on this one.
+        confidence: path -> how confident the model is that proposes ``to`` (0…1); for what a model proposes.
     """
 
     kind: str
@@ -164,6 +165,7 @@ class Finding:
     sets: tuple[tuple[str, ...], ...] = ()
     to: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    confidence: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         kind = KINDS[self.kind]
@@ -179,6 +181,7 @@ class Finding:
             "classes": list(self.classes),
             "sets": [list(one) for one in self.sets],
             "to": dict(self.to),
+            "confidence": dict(self.confidence),
         }
 
     @property

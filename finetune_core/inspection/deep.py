@@ -20,6 +20,7 @@ from finetune_core.inspection.features import Features, compute_features
 from finetune_core.inspection.learned import (
     Probe,
     agreement,
+    class_predictions,
     far_away,
     label_errors,
     nearest_of_class,
@@ -27,6 +28,7 @@ from finetune_core.inspection.learned import (
     probe,
     two_sample_auc,
 )
+from finetune_core.inspection.similar import Embeddings
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.strategies import STRATEGIES
@@ -64,6 +66,9 @@ class DeepReport:
         probes: one per stage, input to head; empty where a split is too small.
         suggestion: None without probes.
         places: ``id, x, y`` of the map; a sample of the images where there are very many.
+        predictions: by image id, what a linear model that has seen neither it nor its near-duplicates takes it for (see
+            ``class_predictions``): ``predicted`` (class name), ``confidence``, ``label_confidence``.
+        embeddings: of all images, from the stage whose probe is best.
     """
 
     backbone: str
@@ -73,6 +78,8 @@ class DeepReport:
     probes: tuple[Probe, ...]
     suggestion: Suggestion | None
     places: pd.DataFrame
+    predictions: pd.DataFrame
+    embeddings: Embeddings
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -100,7 +107,8 @@ def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE
     table = dataset.table.iloc[features.rows].reset_index(drop=True)
     probes = yield from _probes(features, table)
     telling = features.by_stage[_best(probes)] if probes else features.final
-    findings = [(yield from _label_findings(telling, table, dataset.classes))]
+    labels, predictions = yield from _label_findings(telling, table, dataset.classes)
+    findings = [labels]
     auc, shifted = yield from _shift(features.final, table)
     findings.append(shifted)
     findings.append((yield from _outliers(features, table)))
@@ -114,6 +122,8 @@ def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE
         tuple(probes),
         suggest(probes, backbone) if probes else None,
         pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
+        predictions,
+        Embeddings.of(table["id"].to_numpy(), telling),
     )
 
 
@@ -176,10 +186,12 @@ def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     return probes
 
 
-def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]) -> Work[Finding | None]:
+def _label_findings(
+    features: np.ndarray, table: pd.DataFrame, classes: tuple[str, ...]
+) -> Work[tuple[Finding | None, pd.DataFrame]]:
     labels, sets = table["label"].to_numpy(), table["near"].to_numpy()
 
-    def find_suspects() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float]:
+    def find_suspects() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, float, pd.DataFrame]:
         probabilities, kept = out_of_fold(features, labels, sets)
         suspects, alike = label_errors(probabilities, labels, kept)
         shares = probabilities[suspects, np.searchsorted(kept, alike)] if len(suspects) else np.empty(0)
@@ -189,12 +201,15 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
             shares,
             nearest_of_class(features, labels, suspects, alike),
             agreement(probabilities, labels, kept),
+            class_predictions(probabilities, labels, kept),
         )
 
-    suspects, alike, shares, twins, agreed = yield from in_background("labels", find_suspects)
-    if not len(suspects):
-        return None
+    suspects, alike, shares, twins, agreed, predictions = yield from in_background("labels", find_suspects)
     ids = table["id"].to_numpy()
+    predictions.index = pd.Index(ids[predictions.index], name="id")
+    predictions["predicted"] = np.array(classes, dtype=object)[predictions["predicted"]]
+    if not len(suspects):
+        return None, predictions
     paths = tuple(ids[suspects])
     names = [classes[label] for label in alike]
     notes = {
@@ -204,7 +219,7 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
     looks = "looks" if len(paths) == 1 else "look"
     message = f"{things(len(paths), 'image')} ({percent(len(paths) / len(table))}) {looks} like another class, possibly mislabelled. The linear model agrees with {percent(agreed, 0)} of all labels; the lower that share, the more of these are its own mistakes."
     sets_shown = tuple(zip(paths, ids[twins], strict=True))
-    return Finding(
+    found = Finding(
         "label_errors",
         "warning",
         message,
@@ -213,7 +228,9 @@ def _label_findings(features: np.ndarray, table: pd.DataFrame, classes: tuple[st
         sets=sets_shown,
         to=dict(zip(paths, names, strict=True)),
         notes=notes,
+        confidence=dict(zip(paths, shares.tolist(), strict=True)),
     )
+    return found, predictions
 
 
 def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, float], Finding | None]]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -86,6 +87,22 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -
     if not len(rows) or not len(kept):
         return np.nan
     return float((kept[probabilities[rows].argmax(axis=1)] == labels[rows]).mean())
+
+
+def class_predictions(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> pd.DataFrame:
+    """What each judged image (see ``out_of_fold``) is taken for.
+
+    Returns:
+        By position: ``predicted`` (the likeliest label), ``confidence`` (its probability), ``label_confidence`` (that of the label
+        given: the self-confidence of confident learning).
+    """
+    rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1)) if len(kept) > 1 else np.empty(0, dtype=int)
+    judged = probabilities[rows]
+    given = np.searchsorted(kept, labels[rows])
+    likeliest = judged.argmax(axis=1) if len(rows) else rows
+    every = np.arange(len(rows))
+    columns = {"predicted": kept[likeliest], "confidence": judged[every, likeliest], "label_confidence": judged[every, given]}
+    return pd.DataFrame(columns, index=rows)
 
 
 def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> tuple[float, float]:

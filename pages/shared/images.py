@@ -160,20 +160,20 @@ def _toggle(chosen: set[str], sample: str, box: str) -> None:
 
 
 def _smalls(picture: Picture) -> list[bytes | str]:
-    return [_small(picture), *([_small(picture.beside)] if picture.beside else [])]
+    return [picture_bytes(one.path) for one in (picture, picture.beside) if one]
 
 
-def _small(picture: Picture) -> bytes | str:
-    """A JPEG, or why there is none."""
+def picture_bytes(path: Path, side: int = _SIDE) -> bytes | str:
+    """A file's thumbnail as a JPEG of ``side × side`` pixels, or why there is none."""
     try:
-        status = picture.path.stat()
-        return _thumbnail(picture.path, (status.st_mtime_ns, status.st_size, status.st_ino))
+        status = path.stat()
+        return _thumbnail(path, (status.st_mtime_ns, status.st_size, status.st_ino), side)
     except FileNotFoundError:
-        return f"{picture.path.name} no longer exists"
+        return f"{path.name} no longer exists"
     except ImageError as error:
         return str(error)
 
 
 @lru_cache(maxsize=5000)
-def _thumbnail(path: Path, _version: tuple[int, ...]) -> bytes:
-    return thumbnail(path, _SIDE)
+def _thumbnail(path: Path, _version: tuple[int, ...], side: int) -> bytes:
+    return thumbnail(path, side)

@@ -106,8 +106,27 @@ def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(swapped, 
     assert len(hits) >= 0.7 * len(right)
     assert len(finding.paths) <= 2 * len(right)
     assert len(hits) >= 0.7 * len(finding.paths)
-    # Relabelling them as suggested mends nearly all.
+    # Relabelling them as suggested corrects nearly all.
     assert sum(finding.to[path] == right[path] for path in hits) >= 0.9 * len(hits)
+
+
+def test_wrong_labels_have_little_confidence_and_their_finding_says_how_sure_it_is(swapped):
+    report, right = swapped[0]
+    confidence = report.predictions["label_confidence"]
+    assert len(confidence) == 1797
+    assert confidence[list(right)].median() < 0.1 < 0.8 < confidence.drop(list(right)).median()
+    finding = found_in(report, "label_errors")
+    for path in finding.paths:
+        assert report.predictions.at[path, "predicted"] == finding.to[path]
+        assert report.predictions.at[path, "confidence"] == pytest.approx(finding.confidence[path])
+
+
+def test_most_similar_digits_are_the_same_digit(swapped):
+    embeddings = swapped[None][0].embeddings
+    some = embeddings.ids[::60]
+    same = [sample[0] == other[0] for sample in some for other, _ in embeddings.nearest(sample, 5)]
+    assert len(same) == 5 * len(some)
+    assert np.mean(same) > 0.7
 
 
 def test_clean_labels_make_a_short_list(swapped):

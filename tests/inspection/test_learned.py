@@ -8,6 +8,7 @@ import pytest
 from finetune_core.inspection import learned
 from finetune_core.inspection.learned import (
     agreement,
+    class_predictions,
     far_away,
     label_errors,
     nearest_of_class,
@@ -266,3 +267,18 @@ def test_very_many_images_are_thinned_for_the_fit_and_all_judged(monkeypatch):
     features, labels = blobs([100, 100])
     probabilities, _ = out_of_fold(features, labels, np.arange(200))
     assert (probabilities.argmax(axis=1) == labels).all()
+
+
+def test_each_judged_image_has_a_predicted_class_and_two_confidences():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [np.nan, np.nan], [0.3, 0.7]])
+    found = class_predictions(probabilities, np.array([4, 7, 5, 7]), np.array([4, 7]))
+    assert found.index.tolist() == [0, 1, 3]
+    assert found["predicted"].tolist() == [4, 4, 7]
+    assert found["confidence"].tolist() == [0.9, 0.8, 0.7]
+    assert found["label_confidence"].tolist() == [0.9, 0.2, 0.7]
+
+
+@pytest.mark.parametrize("kept", [[], [3]])
+def test_without_two_classes_nothing_is_predicted(kept):
+    labels = np.array([3, 3, 5])
+    assert class_predictions(np.full((3, len(kept)), np.nan), labels, np.array(kept, dtype=int)).empty

@@ -114,7 +114,7 @@ def test_an_error_is_gone_once_the_work_begins_again(configure, monkeypatch, fin
 
 
 def test_a_deep_look_at_the_data_goes_on_whatever_is_pressed_and_its_report_is_kept(configure, held_back, finished):
-    gate = held_back("finetune_core.inspection.deep.inspect_deeply")
+    gate = held_back("pages.shared.data.analysis.inspect_deeply")
     at = configure()
     at.switch_page("pages/dataset.py").run()
     button(at, "Analyze with embeddings").click().run()

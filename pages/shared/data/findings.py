@@ -20,6 +20,7 @@ _LOOKS = {
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 _VERBS = {"exclude": "Exclude", "move": "Move to the other split", "relabel": "Relabel"}
 _PER_PAGE = 6
+_ORDERS = {"label": "Label confidence, lowest first", "confidence": "Prediction confidence, highest first"}
 _BORDER = 3  # images shown on each side of a threshold
 
 
@@ -45,11 +46,22 @@ def _card(dataset: Dataset, finding: Finding) -> None:
         _spellings(dataset, finding)
         _leave(finding)
     else:
+        pictured = _in_order(finding, pictured)
         picture = _pictures(dataset, finding)
         chosen = chooser(pictured, lambda index: picture(pictured[index]), key=f"finding-{finding.kind}", per_page=_PER_PAGE)
         if kind.ranked and len(pictured) > 1:
             _several(finding, pictured, picture)
         _answers(finding, chosen)
+
+
+def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
+    """As found, the least likely label first; or by how confident the model is of another class."""
+    if len(paths) < 2 or not finding.confidence:
+        return paths
+    by = st.segmented_control(
+        "Sort by", list(_ORDERS), format_func=_ORDERS.get, default="label", required=True, key=f"order-{finding.kind}"
+    )
+    return paths if by == "label" else sorted(paths, key=finding.confidence.get, reverse=True)
 
 
 def _pictures(dataset: Dataset, finding: Finding) -> Callable[[str], Picture]:

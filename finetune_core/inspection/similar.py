@@ -1,0 +1,47 @@
+"""Similar images: nearest neighbours among the embeddings of a data set."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from sklearn.preprocessing import normalize
+
+_AT_ONCE = 8192  # images
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One vector per image.
+
+    Attributes:
+        ids: of the images, ``[n]``.
+        vectors: float16 ``[n, d]``, each of unit length.
+    """
+
+    ids: np.ndarray
+    vectors: np.ndarray
+
+    @classmethod
+    def of(cls, ids: np.ndarray, features: np.ndarray) -> "Embeddings":
+        """Features ``[n, d]``, brought to unit length."""
+        return cls(ids, normalize(features).astype(np.float16))
+
+    @cached_property
+    def _position(self) -> pd.Index:
+        return pd.Index(self.ids)
+
+    def nearest(self, sample: str, count: int) -> list[tuple[str, float]]:
+        """The images nearest to one of them, the nearest first, without itself: id and cosine distance (0…2).
+
+        Returns:
+            At most ``count``; none where the image has no embedding.
+        """
+        if sample not in self._position:
+            return []
+        at = self._position.get_loc(sample)
+        wanted = self.vectors[at].astype(np.float32)
+        blocks = (self.vectors[start : start + _AT_ONCE] for start in range(0, len(self.ids), _AT_ONCE))
+        distances = 1 - np.concatenate([block.astype(np.float32) @ wanted for block in blocks])
+        order = [index for index in np.argsort(distances, kind="stable")[: count + 1] if index != at][:count]
+        return [(str(self.ids[index]), max(0.0, float(distances[index]))) for index in order]

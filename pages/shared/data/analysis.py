@@ -1,0 +1,65 @@
+"""The analysis of a data set with embeddings: its button, its progress, and the backbone and size that Configure has."""
+
+from collections.abc import Callable
+from functools import partial
+
+import streamlit as st
+
+from finetune_core.data.dataset import Dataset
+from finetune_core.errors import FinetuneError
+from finetune_core.inspection.deep import DeepReport, inspect_deeply
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
+from finetune_core.work import Work
+from pages.shared.chrome import plain
+from pages.shared.configure import settings
+from pages.shared.data.datasets import keep_report
+from pages.shared.jobs import begin, jobs, outcome
+
+
+def backbone_and_size() -> tuple[str, int]:
+    """As Configure has them, where they can be used."""
+    backbone = st.session_state.get("form_backbone", default_backbone())
+    size = st.session_state.get("form_image_size", settings.defaults()["image_size"])
+    if backbone not in backbone_names() or not isinstance(size, int) or not 32 <= size <= 1024:
+        return PACKAGED, settings.defaults()["image_size"]
+    return backbone, size
+
+
+def analyze(dataset: Dataset, key: str) -> None:
+    """The button that computes features; a report of a data set that was changed since is not shown any more."""
+    _, image_size = backbone_and_size()
+    ready = [name for name in backbone_names() if backbone_info(name).ready]
+    begun = st.session_state.get(f"embeddings-{dataset.fingerprint}", "")  # the tabs' boxes may say something else since
+    going = jobs().find(begun) is not None
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        place = st.empty()
+        backbone = ready[0]
+        if len(ready) > 1:
+            backbone = st.selectbox("Embeddings of", ready, key=f"embeddings-backbone-{key}", width=260)
+        work = partial(inspect_deeply, dataset, backbone, image_size)
+        place.button(
+            "Analyze with embeddings",
+            icon=":material/troubleshoot:",
+            key=f"embeddings-{key}",
+            on_click=_begin,
+            args=(dataset.fingerprint, f"embeddings:{dataset.fingerprint}:{backbone}:{image_size}", work),
+            disabled=going,
+        )
+    st.caption(
+        f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers, shift between splits "
+        "and similar images, draws a map, and fits a linear probe by layer. What is computed is kept, so it goes on where it was stopped."
+    )
+    try:
+        report = outcome(begun)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    if report:
+        keep_report(dataset, report)
+        st.rerun()
+
+
+def _begin(fingerprint: str, key: str, work: Callable[[], Work[DeepReport]]) -> None:
+    """A callback."""
+    st.session_state[f"embeddings-{fingerprint}"] = key
+    begin(key, "Computing features", work)

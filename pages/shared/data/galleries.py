@@ -1,0 +1,151 @@
+"""The images of a data set as galleries: all of them, those picked on the map, and those similar to a chosen one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.splits import SPLITS
+from finetune_core.figures.data import feature_map
+from finetune_core.formatting import SPLIT_WORDS, percent, things
+from pages.shared.chrome import plain
+from pages.shared.data.analysis import analyze
+from pages.shared.data.changes import tools
+from pages.shared.data.datasets import report_of
+from pages.shared.images import Picture, chooser, gallery
+
+_ORDERS = ("class", "name")
+_BY_CONFIDENCE = ("unsure", "sure")
+_TITLES = {
+    "class": "Class, in turn",
+    "name": "Name",
+    "unsure": "Label confidence, lowest first",
+    "sure": "Label confidence, highest first",
+}
+_HELP = (
+    "Label confidence: the probability of an image's label, predicted by a linear model that has seen neither the image nor its "
+    "near-duplicates. It is known after *Analyze with embeddings* (Findings)."
+)
+_NEAREST = 8
+
+
+def images(dataset: Dataset) -> None:
+    """All images: filtered, sorted, selected, changed."""
+    report = report_of(dataset)
+    in_use = [split for split in SPLITS if (dataset.table["split"] == split).any()]
+    with st.container(horizontal=True):
+        split = st.selectbox("Split", ["all", *in_use], format_func=lambda s: SPLIT_WORDS.get(s, "All"), width=180)
+        label = st.selectbox(
+            "Class",
+            [-1, *range(len(dataset.classes))],
+            format_func=lambda index: "All" if index < 0 else dataset.classes[index],
+            width=260,
+        )
+        part = st.text_input("Name contains", width=220)
+        order = st.selectbox(
+            "Sort by", [*_ORDERS, *(_BY_CONFIDENCE if report else ())], format_func=_TITLES.get, width=260, help=_HELP
+        )
+    rows = dataset.table
+    rows = rows if split == "all" else rows[rows["split"] == split]
+    rows = rows if label < 0 else rows[rows["label"] == label]
+    rows = rows[rows["id"].str.contains(part, regex=False, case=False)] if part else rows
+    predictions = report.predictions if report and order in _BY_CONFIDENCE else None
+    ids = _sorted(rows, order, predictions)
+    st.caption(things(len(rows), "image"))
+    place = st.container()
+    chosen = _selection(dataset, ids, "browse", 24, predictions)
+    with place:
+        tools(dataset, chosen, "browse")
+        _similar(dataset, chosen, "browse")
+
+
+def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> np.ndarray:
+    """The ids in the order asked for; images without a prediction come last."""
+    if predictions is not None:
+        confidence = rows["id"].map(predictions["label_confidence"])
+        rows = rows.loc[confidence.sort_values(ascending=order == "unsure", kind="stable", na_position="last").index]
+    elif order == "class":
+        rows = rows.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
+    return rows["id"].to_numpy()
+
+
+def _selection(
+    dataset: Dataset, ids: Sequence[str], key: str, per_page: int, predictions: pd.DataFrame | None = None
+) -> set[str]:
+    """A gallery to select from; with what each image is taken for, where it is sorted by that."""
+    rows = dataset.by_id
+
+    def picture(index: int) -> Picture:
+        sample = ids[index]
+        name, split = rows.at[sample, "class"], SPLIT_WORDS[rows.at[sample, "split"]].lower()
+        words = f"{name} · {split}"
+        if predictions is not None and sample in predictions.index:
+            one = predictions.loc[sample]
+            other = "" if one["predicted"] == name else f", predicted {one['predicted']} ({percent(one['confidence'], 0)})"
+            words = f"{name} ({percent(one['label_confidence'], 0)}){other} · {split}"
+        return Picture(dataset.root / sample, words, f"{sample}, class {name}", sample)
+
+    return chooser(ids, picture, key=key, per_page=per_page)
+
+
+def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
+    """The images nearest to a selected one; to one of those selected, where there are several."""
+    if not chosen:
+        return
+    report, samples = report_of(dataset), sorted(chosen)
+    if report is None:
+        st.caption("Similar images are shown after *Analyze with embeddings* (Findings).")
+        return
+    sample = samples[0]
+    if len(samples) > 1:
+        sample = st.selectbox(
+            "Similar images to", samples, index=None, key=f"similar-to-{key}", placeholder="Choose a selected image"
+        )
+    if sample is None:
+        return
+    near, rows = report.embeddings.nearest(sample, _NEAREST), dataset.by_id
+
+    def picture(index: int) -> Picture:
+        other, distance = near[index]
+        name, split = rows.at[other, "class"], SPLIT_WORDS[rows.at[other, "split"]].lower()
+        alt = f"Similar image {other}, class {name}, distance {distance:.2f}"
+        return Picture(dataset.root / other, f"{name} · {split} · distance {distance:.2f}", alt, other)
+
+    with st.container(border=True):
+        st.markdown(
+            f"**Similar to {plain(sample)}** ({plain(rows.at[sample, 'class'])})",
+            help=f"Nearest neighbours by cosine distance (0 to 2) between the embeddings of {report.backbone}.",
+        )
+        gallery(len(near), picture, key=f"similar-{key}", per_page=_NEAREST)
+
+
+def map_of_images(dataset: Dataset) -> None:
+    """The embeddings in the plane, and the images of the points that are picked."""
+    report = report_of(dataset)
+    if report is None:
+        analyze(dataset, "map")
+        return
+    by = st.segmented_control("Colour", ["class", "split"], format_func=str.capitalize, default="class", required=True)
+    places = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
+    st.caption(
+        f"{things(len(places), 'image')}: images with similar features of {report.backbone} are close together. Click a point, or draw "
+        "around some (box or lasso, at the top right), to see the images. Distances between distant groups mean little."
+    )
+    names = SPLIT_WORDS if by == "split" else {name: name for name in dataset.classes}
+    event = st.plotly_chart(
+        feature_map(places, by, names),
+        key=f"map-{by}",
+        on_select="rerun",
+        selection_mode=("points", "box", "lasso"),
+        alt=f"Map of the images by their features, coloured by {by}",
+    )
+    picked = np.array([point["customdata"][0] for point in event["selection"]["points"]], dtype=object)
+    if len(picked):
+        place = st.container()
+        chosen = _selection(dataset, picked, "map", 12)
+        with place:
+            st.markdown(f"**{things(len(picked), 'image')}** picked")
+            tools(dataset, chosen, "map")
+            _similar(dataset, chosen, "map")

@@ -1,0 +1,73 @@
+"""Preprocessing: the original of an image beside the network's input, and its augmented versions."""
+
+import streamlit as st
+
+from finetune_core.data.dataset import Dataset
+from finetune_core.errors import FinetuneError
+from finetune_core.training.preview import augmented_versions, network_input
+from pages.shared.chrome import plain
+from pages.shared.configure import form, settings
+from pages.shared.data.analysis import backbone_and_size
+from pages.shared.images import picture_bytes
+
+_VERSIONS = 5
+_SIDE = 280  # pixels of a picture on the screen
+
+
+def fed_to_network(dataset: Dataset) -> None:
+    """An image beside the network's input, and what augmentation makes of it."""
+    backbone, size = backbone_and_size()
+    some = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
+    chosen = st.selectbox("Image", some, help="Three images of each class to choose from.")
+    try:
+        fed = network_input(dataset.root / chosen, backbone, size)
+    except FinetuneError as error:
+        st.error(plain(str(error)))
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        original = picture_bytes(dataset.root / chosen, _SIDE)
+        if isinstance(original, bytes):
+            width, height = dataset.by_id.loc[chosen, ["width", "height"]]
+            st.image(original, caption=f"Original: {width} × {height} pixels", width=_SIDE, alt=f"{chosen}, the whole image")
+        else:
+            st.caption(plain(original), width=_SIDE)
+        st.image(
+            fed.image,
+            caption=f"Network input: {size} × {size} pixels",
+            width=_SIDE,
+            alt=f"{chosen}, network input",
+        )
+        st.markdown(
+            f"Shorter side resized, centre cut out: **{size} × {size} pixels, 3 colours**. Then each colour is shifted and scaled as "
+            f"`{backbone}` was trained; the numbers here go from **{fed.low:.2f}** to **{fed.high:.2f}**. "
+            "The image is those numbers turned back into colours. Backbone and size are set on the Configure page.",
+            width=420,
+        )
+    _augmentations(dataset, chosen, size)
+
+
+def _augmentations(dataset: Dataset, chosen: str, size: int) -> None:
+    st.header("Augmentation", anchor=False)
+    settings.fill_in()
+    with st.container(width=320):
+        form.setting_field("augmentation", {})
+    kind = st.session_state["form_augmentation"]
+    if kind == "none":
+        st.caption("Training images are not augmented. Choose another augmentation to see it.")
+        return
+    seed = st.session_state["form_seed"]
+    seed = seed if isinstance(seed, int) and 0 <= seed < 2**31 else 0
+    others = [sample for sample in dataset.table.groupby("label").head(1)["id"] if sample != chosen][:3]
+    for sample in (chosen, *others):
+        try:
+            versions = augmented_versions(dataset.root / sample, sample, kind, seed, _VERSIONS, size)
+        except FinetuneError as error:
+            st.error(plain(str(error)))
+            continue
+        with st.grid("auto", min_column_width=110, gap="small"):
+            for number_, version in enumerate(versions, start=1):
+                with st.container():
+                    st.image(
+                        version, width="stretch", alt=f"{sample}, augmented version {number_}", caption=f"version {number_}"
+                    )
+    st.caption("Exactly these images are used by a run with this seed: one version per epoch, or in turn.")
