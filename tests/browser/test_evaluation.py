@@ -16,6 +16,7 @@ from finetune_core.runs.store import RunStore
 def run(image_folder, tmp_path, monkeypatch):
     """A run in the server's own folder."""
     monkeypatch.setenv("THAW_HOME", str(tmp_path))
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 60, "green": 60, "blue": 60})
     settings = {
         "data": str(folder),
@@ -30,7 +31,7 @@ def run(image_folder, tmp_path, monkeypatch):
     return RunStore(paths.runs_dir()).read(reservation.run_dir)
 
 
-def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(server, page, run, no_error_on):
+def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(run, server, page, no_error_on):
     result = evaluation(run)
     true, predicted = (int(one) for one in np.argwhere(result.confusion)[-1])
     page.goto(f"{server.url}/evaluate?run={run.run_id}")
@@ -54,4 +55,28 @@ def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(
     measure.click()
     page.get_by_text("Most harmful").wait_for()
     assert kept.is_file()
+    no_error_on(page)
+
+
+def test_a_click_on_a_thumbnail_opens_it_where_a_layer_is_chosen_and_escape_gives_the_focus_back(
+    filled_server, page, no_error_on
+):
+    page.goto(f"{filled_server.url}/evaluate")
+    page.get_by_text("All images, highest loss first").click()
+    thumbnail = page.locator("[class*=st-key-opens-losses]").nth(1)
+    button, image = thumbnail.get_by_role("button", name=re.compile(r"\d+\.png$")), thumbnail.locator("img")
+    image.scroll_into_view_if_needed()
+    name, alt = button.inner_text().split("\n")[-1], image.get_attribute("alt")
+    box = image.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("heading", name=name).wait_for()
+    assert alt.startswith(f"{dialog.get_by_role('img').first.get_attribute('alt')}: ")
+    dialog.get_by_text("map of 4 × 4 cells").wait_for()
+    dialog.get_by_role("combobox", name="Layer").press("ArrowDown")
+    page.get_by_role("option", name="block2, 8 × 8", exact=True).click()
+    dialog.get_by_text("map of 8 × 8 cells").wait_for()
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    assert button.evaluate("element => element === document.activeElement")
     no_error_on(page)
