@@ -34,7 +34,7 @@ def test_each_arm_is_told_beside_the_one_to_take(three_strategies):
         ("Last block", "alike"),
         ("Full fine-tuning", "worse"),
     ]
-    assert compared.arm_verdicts[0].words.endswith(" in 3.0 s a run")
+    assert compared.arm_verdicts[0].words.endswith(" in 3.0 s per run")
     assert "would most likely not have shown" in compared.arm_verdicts[1].words
     lost = pair_of(compared.to_json(), "Feature extraction", "Full fine-tuning")
     assert f"{abs(lost['difference']) * 100:.1f} points worse" in compared.arm_verdicts[2].words
