@@ -1,9 +1,10 @@
 """Small pictures, made once, shown a page at a time."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import streamlit as st
 
@@ -64,21 +65,30 @@ def gallery(
     return _grid([one for one in asked if isinstance(one.path, Path)], per_page, key=key, can_open=can_open)
 
 
-def chooser(ids: Sequence[str], picture: Callable[[int], Picture], key: str, per_page: int = 24) -> set[str]:
+def chooser(
+    ids: Sequence[str],
+    picture: Callable[[int], Picture],
+    key: str,
+    per_page: int = 24,
+    partners: Mapping[str, str] = MappingProxyType({}),
+) -> set[str]:
     """A gallery in which images can be selected: one by one, all that are shown, or none.
 
+    Args:
+        partners: id -> that of the image beside it, where that one can be selected, too.
+
     Returns:
-        The selected ones among ``ids``. Those on other pages of the gallery are shown below it. What is selected, but is not among the
+        The selected ones among ``ids`` and partners. Those on other pages of the gallery are shown below it. What is selected, but is not among the
         ids (a filter has taken it out), is not counted, and the page says so; it is selected again once it is back.
     """
     chosen = _chosen(key)
     shown = [picture(index) for index in _page(len(ids), key, per_page)]
     head = st.container(horizontal=True, vertical_alignment="center")
     _grid(shown, per_page, chosen, key)
-    counted = chosen.intersection(ids) if chosen else set()
-    here = {item.id for item in shown}
+    counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
+    here = {side.id for item in shown for side in _sides(item) if side.id}
     away = counted - here
-    elsewhere = [index for index, sample in enumerate(ids) if sample in away] if away else []
+    elsewhere = [index for index, sample in enumerate(ids) if away & {sample, partners.get(sample)}] if away else []
     with head:
         everything = here <= chosen
         st.button(
@@ -128,17 +138,18 @@ def _grid(
         for item, smalls in in_threads(_smalls, shown):
             with st.container(gap="xxsmall", border=pairs, key=f"opens-{key}-{item.id}" if can_open else None):
                 ticked = chosen is not None
-                sides = [item, item.beside] if item.beside else [item]
+                sides = _sides(item)
                 with st.grid(len(sides), min_column_width=_SIDE_WIDTH, wrap=False, gap="xsmall"):
                     for side, small in zip(sides, smalls, strict=True):
                         with st.container():
-                            _draw(side, small, captioned=side is not item or not ticked)
+                            _draw(side, small, captioned=not (ticked and side.id))
                 if can_open and isinstance(smalls[0], bytes) and _open_button(item, key):
                     opened = item.id
-                if ticked:
-                    box = f"choose-{key}-{item.id}"
-                    st.session_state[box] = item.id in chosen
-                    st.checkbox(plain(item.caption), key=box, on_change=_toggle, args=(chosen, item.id, box))
+                for side in sides if ticked else []:
+                    if side.id:
+                        box = f"choose-{key}-{side.id}"
+                        st.session_state[box] = side.id in chosen
+                        st.checkbox(plain(side.caption), key=box, on_change=_toggle, args=(chosen, side.id, box))
     return opened
 
 
@@ -160,7 +171,11 @@ def _toggle(chosen: set[str], sample: str, box: str) -> None:
 
 
 def _smalls(picture: Picture) -> list[bytes | str]:
-    return [picture_bytes(one.path) for one in (picture, picture.beside) if one]
+    return [picture_bytes(one.path) for one in _sides(picture)]
+
+
+def _sides(picture: Picture) -> list[Picture]:
+    return [picture, picture.beside] if picture.beside else [picture]
 
 
 def picture_bytes(path: Path, side: int = _SIDE) -> bytes | str:

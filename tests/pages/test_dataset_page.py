@@ -225,3 +225,14 @@ def test_a_name_that_no_class_can_have_is_said(folder):
     at = renaming(opened(folder, "Classes and splits"), "red", "x" * 1001)
     assert "cannot be renamed" in words(at)
     assert load_edits(folder) == ()
+
+
+def test_a_pair_of_copies_with_different_labels_is_shown_once_and_either_can_be_selected(folder):
+    shutil.copy(folder / "red/003.png", folder / "blue/copy.png")
+    at = opened(folder)
+    start = "choose-finding-conflicting_labels-"
+    assert [one.key for one in at.checkbox if one.key.startswith(start)] == [f"{start}blue/copy.png", f"{start}red/003.png"]
+    assert len(at.get("image")) == 2
+    tick(at, "blue/copy.png", "finding-conflicting_labels")
+    press(at, "Exclude the 1 selected")
+    assert load_edits(folder)[0].paths == ("blue/copy.png",)

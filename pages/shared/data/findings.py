@@ -1,6 +1,7 @@
 """Findings as cards: what, why it matters, examples, and one action."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import streamlit as st
 
@@ -48,7 +49,10 @@ def _card(dataset: Dataset, finding: Finding) -> None:
     else:
         pictured = _in_order(finding, pictured)
         picture = _pictures(dataset, finding)
-        chosen = chooser(pictured, lambda index: picture(pictured[index]), key=f"finding-{finding.kind}", per_page=_PER_PAGE)
+        partners = {one[0]: one[1] for one in finding.sets if len(one) == 2 and set(one) <= set(pictured)}
+        leads = [path for path in pictured if path not in partners.values()]
+        key = f"finding-{finding.kind}"
+        chosen = chooser(leads, lambda index: picture(leads[index], partners), key, _PER_PAGE, partners)
         if kind.ranked and len(pictured) > 1:
             _several(finding, pictured, picture)
         _answers(finding, chosen)
@@ -64,15 +68,15 @@ def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
     return paths if by == "label" else sorted(paths, key=finding.confidence.get, reverse=True)
 
 
-def _pictures(dataset: Dataset, finding: Finding) -> Callable[[str], Picture]:
-    """Makes the picture of an image of a finding, beside what it is to be compared with."""
+def _pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
+    """Makes the picture of an image of a finding, beside what it is to be compared with, or beside its partner, which can be selected."""
     rows = dataset.by_id
     beside = {path: next(other for other in one if other != path) for one in finding.sets for path in one[1:] + one[:1]}
 
-    def picture(path: str) -> Picture:
+    def picture(path: str, partners: Mapping[str, str] = MappingProxyType({})) -> Picture:
         note = finding.notes.get(path) or rows.at[path, "class"]
         twin = beside.get(path)
-        other = twin and Picture(dataset.root / twin, f"{twin} ({rows.at[twin, 'class']})", twin)
+        other = twin and Picture(dataset.root / twin, f"{twin} ({rows.at[twin, 'class']})", twin, partners.get(path, ""))
         return Picture(dataset.root / path, f"{path}: {note}" if twin else note, f"{path}: {note}", path, other or None)
 
     return picture
