@@ -209,15 +209,18 @@ async def read_comparison(session: Session) -> None:
     session.done["reports"] += 1
 
 
-async def ask_why(session: Session) -> None:
+async def explain_images(session: Session) -> None:
     """Grad-CAM of some images, and the images of a row of the confusion matrix."""
     await session.open("evaluate", run=session.run())
     await session.page.get_by_text("All images, highest loss first").click()
     await session.see(re.compile(r"loss \d"))
     await session.settled()
+    thumbnails, dialog = session.page.locator("[class*=st-key-opens-losses] button"), session.page.get_by_role("dialog")
     for _ in range(3):
-        await session.choose("Why?")
-        await session.see("Network input")
+        await thumbnails.nth(session.random.randrange(await thumbnails.count())).click()
+        await dialog.get_by_text(re.compile("map of")).first.wait_for()
+        await session.page.keyboard.press("Escape")
+        await dialog.wait_for(state="detached")
         session.done["Grad-CAM"] += 1
     await session.choose("True class")
     await session.see(re.compile("the highest loss first$"))
@@ -294,8 +297,8 @@ SESSIONS: dict[str, tuple[Visit, ...]] = {
     "Predict, archives": (name_many, show_images, present),
     "Compare, new": (start_comparison,),
     "Compare, layers": (read_comparison,),
-    "Evaluate, Grad-CAM": (ask_why,),
-    "Evaluate, all tabs": (see_tabs, ask_why),
+    "Evaluate, Grad-CAM": (explain_images,),
+    "Evaluate, all tabs": (see_tabs, explain_images),
     "Dataset": (analyze,),
     "Configure": (queue_run,),
 }
