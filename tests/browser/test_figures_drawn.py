@@ -11,6 +11,7 @@ from finetune_core.config import make_config
 from finetune_core.evaluation.comparison.arms import Arm, Member
 from finetune_core.evaluation.comparison.costs import Cost, Depth
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
+from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.single_run.calibration import calibration
 from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest
@@ -40,8 +41,10 @@ def arms(folder, accuracies=(0.9925, 0.9962, 1.0), epochs=3):
         ]
         spent = Cost(10.0 + at, 30.0, 1_000_000 * (at + 1), 10**8, 10**6)
         interval = Interval(accuracy, accuracy - 0.004, min(1.0, accuracy + 0.002))
-        member = Member(Run(run_dir, config, history, "finished"), interval, spent)
-        made.append(Arm(f"Arm {at}", config, (member,), interval, None, spent, Depth(at + 1, STAGES[-1 - at], True)))
+        member = Member(Run(run_dir, config, history, "finished"), interval, interval, spent)
+        made.append(
+            Arm(f"Arm {at}", config, (member,), interval, ACCURACY, interval, None, spent, Depth(at + 1, STAGES[-1 - at], True))
+        )
     return made
 
 
