@@ -128,7 +128,7 @@ def test_what_is_pressed_while_a_job_works_does_not_end_it(data, server, page, n
     page.get_by_label("Folder, archive or manifest", exact=True).press("Enter")
     page.get_by_role("button", name="Configure the training").click()
     page.get_by_role("button", name="Find a learning rate").click()
-    page.get_by_role("radio", name="Feature extraction", exact=True).check()
+    page.get_by_role("radio", name="Feature extraction", exact=True).wait_for()
     page.get_by_label("Epochs", exact=True).fill("2")
     page.get_by_label("Epochs", exact=True).press("Enter")
     page.locator("[data-testid=stPlotlyChart]").wait_for()
