@@ -124,6 +124,6 @@ def _columns(shown: Sequence[Run]) -> dict[str, Any]:
         "Strategy": column.TextColumn(width=180),
         "When": column.DatetimeColumn(format="D MMM YYYY, HH:mm"),
         "Tags": column.MultiselectColumn(options=tags, color="auto") if tags else None,
-        "Name": column.TextColumn() if any(run.name for run in shown) else None,
+        "Name": column.TextColumn(width=140) if any(run.name for run in shown) else None,
         "Run": None,
     }
