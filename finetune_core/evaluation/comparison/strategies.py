@@ -139,16 +139,19 @@ def total_variance(of_images: float, images: int, sides: Sequence[tuple[SeedVari
 def accuracy_interval(arm: Answers, variance: SeedVariance | None) -> Interval:
     """Accuracy of an arm with an interval for other images and, given several seeds, other seeds.
 
-    Wilson's interval (1927); with several seeds for as many images as would be equally uncertain, with Student's t.
+    Wilson's interval (1927); with several seeds for as many images as would be equally uncertain, with Student's t. Of an arm that is
+    right on all images, or on none, no number of images would be: there Wilson's, widened by what other arms' seeds differ by.
     """
-    share, worth, freedom = arm.mean, float(arm.images), np.inf
+    share, worth, freedom, beyond = arm.mean, float(arm.images), np.inf, 0.0
     if variance is not None and arm.images > 1:
         total, total_freedom = total_variance(image_variance(arm.by_image), arm.images, [(variance, arm.seeds)])
-        if total > 0:
+        if total > 0 and 0 < share < 1:
             worth, freedom = share * (1 - share) / total, total_freedom
+        elif total > 0:
+            beyond = t_quantile(1 - LEVEL / 2, total_freedom) * total**0.5
     quantile = t_quantile(1 - LEVEL / 2, freedom)
     centre = (share + quantile**2 / (2 * worth)) / (1 + quantile**2 / worth)
-    reach = quantile / (1 + quantile**2 / worth) * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5
+    reach = quantile / (1 + quantile**2 / worth) * (share * (1 - share) / worth + quantile**2 / (4 * worth**2)) ** 0.5 + beyond
     return Interval(share, max(0.0, centre - reach), min(1.0, centre + reach))
 
 

@@ -197,6 +197,20 @@ def test_perfect_seeds_are_not_certain():
     assert 0.9 < variances.low < 0.95
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_an_arm_without_any_spread_of_its_own_has_an_interval_from_the_seeds_of_the_others(right):
+    random = np.random.default_rng(0)
+    spread = [answers(np.array([random.random(200) < share for share in (0.3, 0.5, 0.8)])) for _ in range(3)]
+    same = answers(np.full((3, 200), right))
+    variance = seed_variances([*spread, same])[3]
+    assert variance.pooled
+    assert variance.value > 0
+    interval, alone = (accuracy_interval(same, one) for one in (variance, None))
+    assert interval.value == alone.value == float(right)
+    assert interval.high - interval.low > alone.high - alone.low
+    assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
 def test_the_images_error_is_that_of_the_mean_gain():
     gained = np.random.default_rng(0).choice([-1.0, 0.0, 0.5, 1.0], 200)
     assert image_variance(gained) == pytest.approx(stats.sem(gained) ** 2)
