@@ -1,5 +1,6 @@
 """Training into a run folder: ``config.json`` first, then ``events.jsonl`` line by line, under a lock."""
 
+import errno
 import json
 import os
 import secrets
@@ -60,6 +61,7 @@ class Reservation:
 
 
 _LAST_LINES = 2**16  # bytes
+_NAMES_TRIED = 10
 
 
 def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservation:
@@ -77,20 +79,36 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
         raise RunError(
             f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. Choose another folder."
         )
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.backbone}-{config.strategy}-{secrets.token_hex(2)}"
-    run_dir = runs_dir / name
+    try:
+        run_dir = _new_folder(runs_dir, f"{config.backbone}-{config.strategy}")
+    except OSError as error:
+        raise _no_room(runs_dir, error) from None
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
-        run_dir.mkdir(parents=True)
         lock.acquire(timeout=0)
         if owner:  # before the config, without which it is no run: never one that has lost its owner
             write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
     except OSError as error:
         lock.release(force=True)
-        shutil.rmtree(run_dir, ignore_errors=True)  # no run yet, and nobody else's: its name is new
-        raise RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.") from None
+        shutil.rmtree(run_dir, ignore_errors=True)  # no run yet, and nobody else's: this process made the folder
+        raise _no_room(runs_dir, error) from None
     return Reservation(run_dir, lock)
+
+
+def _new_folder(runs_dir: Path, what: str) -> Path:
+    """A folder of a name that nobody else has."""
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    for _ in range(_NAMES_TRIED):
+        run_dir = runs_dir / f"{time.strftime('%Y%m%d-%H%M%S')}-{what}-{secrets.token_hex(4)}"
+        with suppress(FileExistsError):
+            run_dir.mkdir()
+            return run_dir
+    raise FileExistsError(errno.EEXIST, "every name that was tried is taken", str(runs_dir))
+
+
+def _no_room(runs_dir: Path, error: OSError) -> RunError:
+    return RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.")
 
 
 def reopen_run(run_dir: Path) -> Reservation:

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One a process. Runs on one device wait for each other; those on different devices do not.
+    """One per process. Runs on one device wait for each other; those on different devices do not.
 
     Attributes:
         roots: the folders that runs may read; empty where they may read all.
@@ -88,10 +88,11 @@ class Worker:
         Raises:
             RunError: when it does not wait any more, or that cannot be written to its folder.
         """
-        queued = self._leave(run_id)
-        if queued is None:
-            raise RunError(f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it.")
-        request_stop(self.runs_dir / run_id)
+        with self._changed:
+            queued = self._waiting(run_id)
+            if queued is None:
+                raise RunError(f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it.")
+            self._leave(queued, pause=False)
         _drain(queued.reservation, self.roots)
 
     def stop(self, run_id: str, *, pause: bool = False) -> None:
@@ -101,18 +102,23 @@ class Worker:
         Raises:
             RunError: when the request cannot be written to its folder.
         """
-        queued = self._leave(run_id)
-        request_stop(self.runs_dir / run_id, pause=pause)
+        with self._changed:
+            queued = self._waiting(run_id)
+            if queued:
+                self._leave(queued, pause=pause)
         if queued:
             _drain(queued.reservation, self.roots)
+        else:
+            request_stop(self.runs_dir / run_id, pause=pause)
 
-    def _leave(self, run_id: str) -> "_Queued | None":
-        """Take a run out of its queue; None where it does not wait."""
-        with self._changed:
-            queued = next((one for queue in self._queues.values() for one in queue.waiting if one.run_id == run_id), None)
-            for queue in self._queues.values():
-                queue.waiting = [one for one in queue.waiting if one is not queued]
-        return queued
+    def _waiting(self, run_id: str) -> "_Queued | None":
+        return next((one for queue in self._queues.values() for one in queue.waiting if one.run_id == run_id), None)
+
+    def _leave(self, queued: "_Queued", *, pause: bool) -> None:
+        """Take a run out of its queue, once the request to stop it is written: where it cannot be, the run still waits."""
+        request_stop(self.runs_dir / queued.run_id, pause=pause)
+        for queue in self._queues.values():
+            queue.waiting = [one for one in queue.waiting if one is not queued]
 
     def _put(self, reservation: Reservation, config: RunConfig) -> str:
         device = choose_device(config.device).kind

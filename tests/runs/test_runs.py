@@ -73,6 +73,21 @@ def test_a_config_that_cannot_work_leaves_no_folder(config, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_name_that_is_taken_costs_its_run_nothing(config, tmp_path, monkeypatch):
+    names = iter(["one", "one", "two"])
+    monkeypatch.setattr("finetune_core.runs.record.secrets.token_hex", lambda _: next(names))
+    monkeypatch.setattr("finetune_core.runs.record.time.strftime", lambda _: "20260101-000000")
+    first, second = (create_run(config, tmp_path / "runs") for _ in range(2))
+    assert [one.run_dir.name.rpartition("-")[2] for one in (first, second)] == ["one", "two"]
+    assert (first.run_dir / "config.json").is_file()
+    for one in (first, second):
+        one.lock.release()
+    monkeypatch.setattr("finetune_core.runs.record.secrets.token_hex", lambda _: "one")
+    with pytest.raises(RunError, match="every name that was tried is taken"):
+        create_run(config, tmp_path / "runs")
+    assert (first.run_dir / "config.json").is_file()
+
+
 def test_failures_are_written_before_they_are_raised(config, tmp_path, monkeypatch):
     def broken(*_, **__):
         yield events.Progress("index", 1, 1)
@@ -338,6 +353,23 @@ def test_a_run_that_is_stopped_while_it_waits_is_cancelled_and_can_be_resumed(sl
     with pytest.raises(RunError, match="does not wait"):
         worker.cancel(first)
     assert requested_stop(store.runs_dir / first) == ""
+
+
+@pytest.mark.parametrize("end", ["cancel", "stop"])
+def test_a_run_whose_request_cannot_be_written_still_waits(slow_queue, monkeypatch, end):
+    worker, _, config = slow_queue
+    second = worker.submit(config.model_copy(update={"seed": 1}))
+
+    def full(*_, **__):
+        raise RunError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_core.runs.worker.request_stop", full)
+        with pytest.raises(RunError, match="no room"):
+            getattr(worker, end)(second)
+    assert worker.waiting(second) == (1, 1)
+    getattr(worker, end)(second)
+    assert worker.waiting(second) is None
 
 
 def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue):
