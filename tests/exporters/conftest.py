@@ -48,6 +48,19 @@ def train():
     return trained
 
 
+# Isolated mode still finds what is installed, Thaw perhaps included: so its import is blocked by name.
+WITHOUT_THAW = """
+import runpy, sys
+sys.modules["finetune_core"] = None
+sys.argv = sys.argv[1:]
+if sys.argv[0] == "-c":
+    code = sys.argv.pop(1)
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory):
     """Runs Python code or a script in isolated mode, in another folder, where Thaw cannot be imported; returns its output."""
@@ -55,11 +68,12 @@ def elsewhere(tmp_path_factory):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
     def python(*arguments):
-        command = [sys.executable, "-I", *map(str, arguments)]
+        command = [sys.executable, "-I", "-c", WITHOUT_THAW, *map(str, arguments)]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    unknown = "import importlib.util; print(importlib.util.find_spec('finetune_core'))"
-    assert python("-c", unknown).strip() == "None"
+    attempts = "import finetune_core", "import finetune_core.config", "from finetune_core import api"
+    for attempt in attempts:
+        assert python("-c", f"try:\n    {attempt}\nexcept ModuleNotFoundError:\n    print('absent')") == "absent\n"
     return python

@@ -27,7 +27,7 @@ try:
     runpy.run_path(script, run_name="__main__")
 except SystemExit as end:
     assert end.code == 0
-print([name for name in ("torch", "timm", "finetune_core", "onnxruntime") if name in sys.modules])
+print([name for name in ("torch", "timm", "finetune_core", "onnxruntime") if sys.modules.get(name)])
 """
 
 
