@@ -46,6 +46,18 @@ def test_a_fifo_among_images_is_skipped_and_the_rest_is_named(trained, tmp_path)
     assert "FIFO" in done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("command", ["inspect", "train"])
+@pytest.mark.parametrize("link", [False, True])
+def test_a_fifo_for_a_manifest_is_said_to_be_one(tmp_path, command, link):
+    os.mkfifo(tmp_path / "fifo.csv")
+    (tmp_path / "link.csv").symlink_to("fifo.csv")
+    done = thaw(command, tmp_path / ("link.csv" if link else "fifo.csv"))
+    assert done.exit_code == 2
+    assert "is a FIFO, no regular file" in " ".join(done.stderr.split())
+    assert "no folder" not in done.stderr
+
+
 def shell(line, **more):
     """A line of the shell in which $thaw is the command line, with its output where the line sends it."""
     environment = os.environ | {"thaw": f"{sys.executable} -m finetune_core"}

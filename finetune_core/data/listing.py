@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.manifest import is_manifest, read_manifest
 from finetune_core.data.names import is_noise
 from finetune_core.errors import ConfigError, DataError
+from finetune_core.files import NotRegular, check_regular
 from finetune_core.formatting import things
 
 EXPECTED = "Thaw expects one subfolder of images per class, or train/ and val/ with such subfolders."
@@ -57,7 +59,7 @@ def check_data(data: str | Path) -> None:
         ConfigError: when there is not.
     """
     if not is_data(Path(data)):
-        raise ConfigError({"data": f"there is no folder {data}"})
+        raise ConfigError({"data": _irregular(Path(data)) or f"there is no folder {data}"})
 
 
 def list_data(data: str | Path, roots: Sequence[Path] = ()) -> Listing:
@@ -143,6 +145,16 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def _irregular(path: Path) -> str:
+    """What there is of that name, where it is neither a folder nor a file; else empty."""
+    with suppress(OSError, RuntimeError, ValueError):  # a name that no system takes
+        try:
+            check_regular(path.resolve())
+        except NotRegular as error:
+            return "" if path.is_dir() else f"{path} is {error.strerror}, no regular file"
+    return ""
+
+
 def _existing(data: str | Path) -> Path:
     try:
         path = Path(data).expanduser().resolve()
@@ -155,6 +167,8 @@ def _existing(data: str | Path) -> Path:
         raise DataError(f"The folder {data} cannot be read: {error}.") from None
     if path.is_file():
         raise DataError(f"{path} is neither a folder of images, nor an archive, nor a manifest (.csv or .parquet).")
+    if irregular := _irregular(path):
+        raise DataError(f"{irregular}. Give a folder with one subfolder of images per class, an archive, or a manifest.")
     raise DataError(f"There is no folder {path}. Give a folder with one subfolder of images per class.")
 
 

@@ -3,6 +3,7 @@
 import csv
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ _NAMES = {
 }
 _SHOWN = 5
 _MOST_COLUMNS = 20
+_LONGEST = 32_767  # characters; no system takes a longer path
 
 
 def is_manifest(path: Path) -> bool:
@@ -50,6 +52,7 @@ def read_manifest(path: Path) -> pd.DataFrame:
         raise DataError(f"{path.name} needs columns path and label; there is none for {' and '.join(missing)} among: {found}.")
     if raw.empty:
         raise DataError(f"{path.name} has no rows.")
+    _refuse_nested(path, raw[[name for name in chosen.values() if name is not None]])
     table = pd.DataFrame({ours: _text(raw[name]) if name is not None else "" for ours, name in chosen.items()}, index=raw.index)
     table["split"] = _each_value(table["split"], str.lower).map(splits.FOLDER_NAMES | {"": ""})
     table["id"] = _each_value(table["id"], lambda name: _relative(name, path.parent))
@@ -82,6 +85,8 @@ def _refuse(path: Path, table: pd.DataFrame) -> None:
         "with a split other than train, val or test": table["split"].isna(),
         "that give an image twice, with different labels or splits": _contradicting(table),
         "with a name that is not valid Unicode or holds a zero byte": ~_each_value(table["id"], _is_valid_name).astype(bool),
+        f"with a path, label or group of more than {_LONGEST:,} characters": _longest(table[["id", "class", "group"]])
+        > _LONGEST,
     }
     problems = []
     for what, rows in wrong.items():
@@ -91,6 +96,24 @@ def _refuse(path: Path, table: pd.DataFrame) -> None:
             problems.append(f"rows {what}: {some}")
     if problems:
         raise DataError(f"{path.name} cannot be used; {'; '.join(problems)} (the heading is row 1).")
+
+
+def _refuse_nested(path: Path, chosen: pd.DataFrame) -> None:
+    nested = [str(name) for name in chosen.columns if _is_nested(chosen[name])]
+    if nested:
+        raise DataError(
+            f"{path.name} holds lists or records in {' and '.join(map(printable_name, nested))}; Thaw needs one name per row there. "
+            "Write their file names to a column path, their classes to a column label."
+        )
+
+
+def _is_nested(column: pd.Series) -> bool:
+    """Whether there are lists, structs or maps in a column of Parquet."""
+    return column.dtype == object and any(issubclass(kind, np.ndarray | list | dict) for kind in set(map(type, column)))
+
+
+def _longest(names: pd.DataFrame) -> pd.Series:
+    return pd.concat([names[name].str.len() for name in names.columns], axis=1).max(axis=1)
 
 
 def _contradicting(table: pd.DataFrame) -> pd.Series:
@@ -126,7 +149,11 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _separator(path: Path) -> str:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return csv.Sniffer().sniff(file.readline()).delimiter
+        heading = file.readline()
+    for separators in (",;\t|", " "):  # names of columns may hold spaces where something else separates them
+        with suppress(csv.Error):
+            return csv.Sniffer().sniff(heading, separators).delimiter
+    return ","  # of one column
 
 
 def _text(column: pd.Series) -> pd.Series:
@@ -138,6 +165,8 @@ def _text(column: pd.Series) -> pd.Series:
 
 def _each_value(column: pd.Series, change: Callable[[Any], Any]) -> pd.Series:
     """The column with each of its different values changed once: a manifest may name the same files a million times."""
+    if _is_nested(column):  # such values have no hash
+        return column.map(change).astype(object)
     codes, values = pd.factorize(column)
     changed = np.fromiter(map(change, values), dtype=object, count=len(values))
     return pd.Series(changed[codes], index=column.index, dtype=object)

@@ -53,10 +53,18 @@ def test_splits_and_groups_may_be_left_out(write):
     assert rows(write("label,path\ncat,a.png\n")) == [("a.png", "cat", "", "")]
 
 
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", " "])
 def test_what_parts_the_columns_of_a_csv_is_found(write, separator):
     text = "path,label,split\na.png,cat,train\n".replace(",", separator)
     assert rows(write(text)) == [("a.png", "cat", "train", "")]
+
+
+def test_spaces_in_a_heading_part_no_columns_where_something_else_does(write):
+    assert rows(write("path|label|image quality\na.png|cat|good\n")) == [("a.png", "cat", "", "")]
+
+
+def test_a_heading_of_one_column_is_named_whole(write):
+    assert "none for label among: path." in refused(write("path\na.png\n"))
 
 
 def test_tabs_part_the_columns_of_a_tsv_whatever_else_is_in_it(write):
@@ -127,6 +135,41 @@ def test_labels_of_any_type_in_parquet(write, labels):
 @pytest.mark.parametrize("label", [0.5, 1e300, float("inf"), True])
 def test_odd_labels_in_parquet_are_words(write, label):
     assert rows(write(pd.DataFrame({"path": ["a.png"], "label": [label]}), "images.parquet"))[0][1] == str(label)
+
+
+NESTED = {
+    "lists": pyarrow.array([["a", "b"], None]),
+    "records": pyarrow.array([{"path": "a.png", "bytes": b"x"}] * 2),
+    "maps": pyarrow.array([[("k", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int32())),
+}
+
+
+@pytest.mark.parametrize("what", NESTED)
+def test_lists_and_records_beside_paths_and_labels_are_text(tmp_path, what):
+    file = tmp_path / "images.parquet"
+    table = {"path": pyarrow.array(["a.png", "b.png"]), "label": pyarrow.array(["cat", "dog"]), "boxes": NESTED[what]}
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    assert [row[:2] for row in rows(file)] == [("a.png", "cat"), ("b.png", "dog")]
+    assert other_columns(file).index.tolist() == ["a.png", "b.png"]
+    assert other_columns(file)["boxes"].map(type).eq(str).all()
+
+
+@pytest.mark.parametrize("what", NESTED)
+@pytest.mark.parametrize("column", ["image", "label", "split"])
+def test_lists_and_records_for_a_path_label_or_split_are_refused(tmp_path, what, column):
+    file = tmp_path / "images.parquet"
+    texts = {name: pyarrow.array(["train", "val"]) for name in ("image", "label", "split")}
+    pyarrow.parquet.write_table(pyarrow.table(texts | {column: NESTED[what]}), file)
+    assert f"images.parquet holds lists or records in {column};" in refused(file)
+
+
+@pytest.mark.parametrize("column", ["path", "label", "group"])
+def test_a_name_of_fifty_megabytes_is_refused_in_a_line(write, column):
+    table = pd.DataFrame({"path": ["a.png", "b.png"], "label": "cat", "group": "one"})
+    table.loc[1, column] = "x" * 50_000_000
+    message = refused(write(table, "images.parquet"))
+    assert "more than 32,767 characters: 3" in message
+    assert len(message) < 300
 
 
 def test_numbers_of_groups_with_gaps_in_parquet(write):
