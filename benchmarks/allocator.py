@@ -1,8 +1,9 @@
 """What finetune_core/memory.py is worth: ResNet-18 steps in a worker thread, with and without it, alternating.
 
-python benchmarks/allocator.py
+python -m benchmarks.allocator
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -48,6 +49,7 @@ def measure(side: str) -> dict[str, float]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rounds = [(measure("default"), measure("tuned")) for _ in range(ROUNDS)]
     for name in ("forward", "step"):
         default, tuned = ([pair[side][name] for pair in rounds] for side in (0, 1))

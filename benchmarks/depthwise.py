@@ -1,8 +1,9 @@
 """Depthwise convolutions in bf16 and in fp32 within a bf16 training step of EfficientNet-Lite0 at 96 pixels, alternating.
 
-python benchmarks/depthwise.py
+python -m benchmarks.depthwise
 """
 
+import argparse
 import statistics
 import time
 
@@ -38,6 +39,7 @@ def stepper(exact: bool):
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     plain, exact = stepper(False), stepper(True)
     plain(), exact()
     times = [(plain(), exact()) for _ in range(ROUNDS)]

@@ -1,8 +1,9 @@
 """How a cached run's cost grows with the data: the same job on 1, 4 and 16 times as many images.
 
-python benchmarks/growth.py
+python -m benchmarks.growth
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from speed import write_images
+from benchmarks.speed import write_images
 
 BASE, EPOCHS = 400, 3
 CHILD = """
@@ -29,6 +30,7 @@ print(json.dumps({"epoch": last["EpochEnded"].train_seconds, "trunk": cache.trun
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for factor in (1, 4, 16):
         with tempfile.TemporaryDirectory() as base:
             data, run_dir = Path(base, "data"), Path(base, "run")

@@ -1,6 +1,6 @@
 """How long it takes to know a data set: 10,000 JPEGs indexed, opened again, looked into deeply; a million rows split and browsed.
 
-python benchmarks/inspection.py [--images 10000] [--side 320] [--rows 1000000] [--no-deep]
+python -m benchmarks.inspection [--images 10000] [--side 320] [--rows 1000000] [--no-deep]
 """
 
 import argparse
@@ -78,7 +78,7 @@ def deep(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--side", type=int, default=320)
     parser.add_argument("--rows", type=int, default=1_000_000)

@@ -1,8 +1,9 @@
 """What an open Train page costs: the same run in the app with its page open in a browser on this machine, and closed.
 
-python benchmarks/live_page.py        (needs Chromium)
+python -m benchmarks.live_page        (needs Chromium)
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -80,6 +81,7 @@ def epoch_seconds(home: str, run: str) -> float:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     times: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright, app_running(home) as (url, _):
         for number in range(2 * ROUNDS):

@@ -1,7 +1,7 @@
 """How many near-duplicates are found, and how many that are called so are any: parts of a machine before one camera, and digits, each
 with and without planted copies.
 
-python benchmarks/near_duplicates.py [--images 300] [--copies 24] [--seeds 3]
+python -m benchmarks.near_duplicates [--images 300] [--copies 24] [--seeds 3]
 """
 
 import argparse
@@ -189,7 +189,7 @@ def measure(name: str, write: Callable[[Path, int], None], copies: int, seeds: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--copies", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=3)

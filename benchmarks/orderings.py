@@ -6,7 +6,7 @@ Surgical: for images that differ in their pixels only, training the first block 
 Each strategy's learning rate is the one of four with the lowest validation loss (seed 100, not counted). Then both train with
 the same seeds; the interval is of the mean difference over seeds (Student's t, paired).
 
-python benchmarks/orderings.py [shifted] [noisy] [--seeds N]
+python -m benchmarks.orderings [shifted] [noisy] [--seeds N]
 """
 
 import argparse
@@ -136,7 +136,7 @@ def main(names: list[str], seeds: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", default=list(EXPERIMENTS), help=f"of {', '.join(EXPERIMENTS)}")
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
 """The tail's training step against the machine's measured matrix peak in the same precision.
 
-python benchmarks/peak.py
+python -m benchmarks.peak
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -56,6 +57,7 @@ def tail_step(strategy_name: str) -> Callable[[], object]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     precision = choose_device().precision
     peak = matrix_peak(torch.bfloat16 if precision == "bf16" else torch.float32)
     print(f"matrix peak in {precision}: {peak / 1e9:.0f} GFLOP/s")

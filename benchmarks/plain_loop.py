@@ -1,8 +1,9 @@
 """The classic tutorial's loop, written plainly: the side that Thaw is measured against. Nothing here is Thaw's.
 
-python benchmarks/plain_loop.py FOLDER STRATEGY EPOCHS   (FOLDER holds train/ and val/)
+python -m benchmarks.plain_loop FOLDER STRATEGY EPOCHS
 """
 
+import argparse
 import json
 import sys
 import time
@@ -65,4 +66,9 @@ def main(folder: str, strategy: str, epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", help="holds train/ and val/, each with one subfolder per class")
+    parser.add_argument("strategy", choices=STRATEGIES)
+    parser.add_argument("epochs", type=int)
+    options = parser.parse_args()
+    main(options.folder, options.strategy, options.epochs)

@@ -1,12 +1,13 @@
 """Eight browser sessions that look on while three queued runs train: what they cost, what they see, and what they leave behind.
 
 Each round queues three runs; every second round eight sessions of a browser on this machine, at the lowest priority, watch them,
-each the run that it has chosen. Told are the time of an epoch with and without them, the server's memory, whether every run is
-whole, and whether any session has ever shown another run than its own.
+each the run that it has chosen. It prints the time of an epoch with and without them, the server's memory, whether every
+run is whole, and whether any session has ever shown another run than its own.
 
-python benchmarks/soak.py        (needs Chromium)
+python -m benchmarks.soak        (needs Chromium)
 """
 
+import argparse
 import shutil
 import statistics
 import tempfile
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import psutil
 from filelock import FileLock
-from live_page import ARGUMENTS, app_running, epoch_seconds
 from playwright.sync_api import BrowserContext, Page, sync_playwright
 
+from benchmarks.live_page import ARGUMENTS, app_running, epoch_seconds
 from finetune_core.runs.store import RunStore
 from finetune_core.training.device import choose_device
 from finetune_core.training.predictions import load_predictions
@@ -83,6 +84,7 @@ def lower_its_group() -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright, app_running(home) as (url, server):
         process = psutil.Process(server.pid)
         device = FileLock(Path(home, "locks", f"{choose_device('auto').kind}.lock"))

@@ -4,7 +4,7 @@ Told are what each session has done, every traceback in the server's log, every 
 every run that failed, and every visit that did not come to its end. Any of them makes the exit status 1, and so does a session that
 has done nothing.
 
-python benchmarks/soak_pages.py --minutes 10        (needs Chromium)
+python -m benchmarks.soak_pages --minutes 10        (needs Chromium)
 """
 
 import argparse
@@ -19,11 +19,11 @@ from itertools import cycle
 from pathlib import Path
 from random import Random
 
-from live_page import ARGUMENTS, app_running
 from playwright.async_api import Browser, BrowserContext, async_playwright
 from playwright.async_api import Error as BrowserError
-from soak_sessions import BACKBONES, MINUTE, SESSIONS, SIZE, Session, new_data
 
+from benchmarks.live_page import ARGUMENTS, app_running
+from benchmarks.soak_sessions import BACKBONES, MINUTE, SESSIONS, SIZE, Session, new_data
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.data.recent import remember
@@ -114,7 +114,7 @@ def summary(sessions: list[Session], log: str) -> list[str]:
 
 
 async def main() -> int:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=Path, help="a folder, for what windows showed when a visit was given up")

@@ -1,7 +1,7 @@
 """Thaw against the tutorial's plain loop (plain_loop.py): the same images, epochs, network and batch, alternating.
 
-    python benchmarks/speed.py                          # 2,000 + 650 images, 10 epochs: more than an hour on two cores
-    python benchmarks/speed.py --plain-epochs 2         # the plain loop's epochs all cost the same: run 2, count 10
+    python -m benchmarks.speed                          # 2,000 + 650 images, 10 epochs: more than an hour on two cores
+    python -m benchmarks.speed --plain-epochs 2         # the plain loop's epochs all cost the same: run 2, count 10
 
 Each job runs in a process of its own. Both sides' seconds leave imports out; Thaw's hold everything else: indexing,
 decoding, the trunk, the epochs, validation, checkpoints and the test of the best epoch.
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("feature_extraction", "last_block", "last_two_blocks", "full")
 TARGETS = {"last_block": 5.5, "feature_extraction": 28.0, "full": 2.5}
 
@@ -58,7 +58,7 @@ def write_images(folder: Path, train: int, val: int) -> None:
 
 
 def run(command: list[str]) -> dict:
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
             [part.replace("{work}", home) for part in command],
@@ -74,7 +74,7 @@ def run(command: list[str]) -> dict:
 
 
 def plain(folder: Path, strategy: str, epochs: int, measured: int) -> float:
-    result = run([sys.executable, str(HERE / "plain_loop.py"), str(folder), strategy, str(measured)])
+    result = run([sys.executable, "-m", "benchmarks.plain_loop", str(folder), strategy, str(measured)])
     return result["seconds"] * epochs / measured
 
 

@@ -5,7 +5,7 @@ Images: most are easy, a few hard. Each strategy finds other images hard, each s
 over all pairs; 5 % is promised), with the seeds' variance pooled over all arms, as it ships, and with each arm's own. Second: how often
 a strategy that is better by ``--gain`` logits is told from at least one other.
 
-python benchmarks/verdicts.py [--trials N] [--gain X] [--measure NAME]
+python -m benchmarks.verdicts [--trials N] [--gain X] [--measure NAME]
 """
 
 import argparse
@@ -166,7 +166,7 @@ def main(trials: int, gain: float, measure: Measure) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--gain", type=float, default=0.8)
     parser.add_argument("--measure", choices=MEASURES, default=ACCURACY.name)

@@ -1,0 +1,1 @@
+"""Measurements of speed, memory and statistics. In the checkout: ``python -m benchmarks.NAME``."""
