@@ -1,6 +1,6 @@
 """The backbones that Thaw offers, by name: torchvision's classification catalogue and the packaged EfficientNet-Lite0."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -89,7 +89,8 @@ def create(name: str) -> nn.Module:
         import timm
 
         return timm.create_model(recipe["name"])
-    return torchvision.models.get_model(recipe["name"], weights=None, **recipe["options"])
+    network: nn.Module = torchvision.models.get_model(recipe["name"], weights=None, **recipe["options"])
+    return network
 
 
 def build_recipe(name: str) -> dict[str, Any]:
@@ -122,7 +123,9 @@ class _BigTensorsOnMeta(TorchFunctionMode):
     """Parameters go to the meta device, arithmetic stays: the RegNets compute their widths with torch.arange and read
     the result back, which ``torch.device("meta")`` would forbid."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
             kwargs["device"] = "meta"

@@ -91,8 +91,7 @@ def build_network(name: str, weights: str, classes: int, seed: int) -> Network:
         source, weights_hash = _held(name, weights, _identity(name, weights), seed if weights == RANDOM else 0)
         model = copy.deepcopy(source)
     head = head_path(name)
-    replace_head(model, head, classes)
-    _initialise(model.get_submodule(head), seed)
+    _initialise(replace_head(model, head, classes), seed)
     return Network(model.eval(), source, network_stages(name, classes), head, weights_hash, backbone_info(name))
 
 
@@ -113,10 +112,10 @@ def _identity(name: str, weights: str) -> tuple[str, int] | None:
     return (str(file), file.stat().st_mtime_ns) if file is not None and file.is_file() else None
 
 
-def _initialise(layer: nn.Module, seed: int) -> None:
+def _initialise(layer: nn.Linear | nn.Conv2d, seed: int) -> None:
     """torch's own initialisation of Linear and Conv2d (uniform within 1/√inputs), drawn from a generator of its own."""
     generator = torch.Generator().manual_seed(seed)
     bound = 1 / math.sqrt(layer.weight[0].numel())
     with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+        for parameter in layer.parameters():
+            parameter.uniform_(-bound, bound, generator=generator)

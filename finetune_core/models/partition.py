@@ -43,11 +43,13 @@ class Segments:
         """
         first = None if start is None else self._boundary(start)
         last = None if end is None else self._boundary(end)
-        graph, copies = fx.Graph(), {}
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        nodes: list[fx.Node] = list(self.graph.nodes)
         if first is not None:
             copies[first] = graph.placeholder("activation")
         inside = first is None
-        for node in self.graph.nodes:
+        for node in nodes:
             if node.op == "output" and last is None:
                 graph.output(fx.map_arg(node.args[0], copies.__getitem__))
             elif inside and node.op != "output":

@@ -76,8 +76,9 @@ def find_head(model: nn.Module, image_size: int = 224) -> str:
     return weights[-1]
 
 
-def replace_head(model: nn.Module, head: str, classes: int) -> None:
-    """Put a new final layer for ``classes`` classes in the old one's place: same kind, same input, weights not yet set."""
+def replace_head(model: nn.Module, head: str, classes: int) -> nn.Linear | nn.Conv2d:
+    """Put a final layer for ``classes`` classes in the old one's place, and return it: same kind, same input, weights not yet set."""
+    new: nn.Linear | nn.Conv2d
     old = model.get_submodule(head)
     device, dtype = old.weight.device, old.weight.dtype
     if isinstance(old, nn.Linear):
@@ -86,8 +87,9 @@ def replace_head(model: nn.Module, head: str, classes: int) -> None:
         shape = (old.in_channels, classes, old.kernel_size, old.stride, old.padding)
         new = skip_init(nn.Conv2d, *shape, device=device, dtype=dtype)
     model.set_submodule(head, new)
-    if hasattr(model, "num_classes"):
-        model.num_classes = classes
+    if "num_classes" in vars(model):
+        vars(model)["num_classes"] = classes
+    return new
 
 
 def derive_stages(model: nn.Module, head: str, image_size: int = 224) -> tuple[Stage, ...]:

@@ -29,7 +29,7 @@ def trace_graph(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
         Exception: of nearly any kind, where control flow depends on values.
     """
     tracer = _Tracer()
-    graph = tracer.trace(model)
+    graph = tracer.record(model)
     root = copy.copy(model)  # shares its children, parameters and buffers with the network
     vars(root).update(tracer.constants())
     return root, graph
@@ -49,7 +49,7 @@ class _Tracer(fx.Tracer):
     """Modules without children, attention, and what timm keeps out of traces are single nodes."""
 
     def __init__(self) -> None:
-        super().__init__(autowrap_modules=())  # torch would patch ``math``
+        super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # torch would patch ``math``; its annotation asks for one module
         self.parameter_proxies: dict[str, fx.Proxy] = {}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -58,8 +58,8 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not any(m.children()) or isinstance(m, (nn.MultiheadAttention, *_timm_leaves()))
 
-    def trace(self, root: nn.Module, concrete_args: None = None) -> fx.Graph:
-        """As torch's own, but of a copy with the same tensors."""
+    def record(self, root: nn.Module) -> fx.Graph:
+        """As torch's own ``trace``, but of a copy with the same tensors."""
         self.root = _recording_copy(root, self)
         self._names = set(vars(self.root))
         self.root_module_name = root._get_name()
@@ -84,16 +84,16 @@ class _Tracer(fx.Tracer):
         return {name: value for name, value in vars(self.root).items() if name not in self._names}
 
 
-class _Recording:
+class _Recording(nn.Module):
     """Mixed into the classes of the modules of a copy: they hand calls and parameters to the copy's tracer."""
 
     _tracer: _Tracer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._tracer.call_module(self, super().__call__, args, kwargs)  # type: ignore[misc]
+        return self._tracer.call_module(self, super().__call__, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        return self._tracer.getattr(name, super().__getattr__(name), self._tracer.parameter_proxies)  # type: ignore[misc]
+        return self._tracer.getattr(name, super().__getattr__(name), self._tracer.parameter_proxies)
 
 
 def _recording_copy(model: nn.Module, tracer: _Tracer) -> nn.Module:
@@ -109,7 +109,7 @@ def _recording_copy(model: nn.Module, tracer: _Tracer) -> nn.Module:
 
 
 def _timm_leaves() -> tuple[type[nn.Module], ...]:
-    from timm.layers import Conv2dSame
+    from timm.layers.conv2d_same import Conv2dSame
     from timm.models._features_fx import get_notrace_modules
 
     return (Conv2dSame, *get_notrace_modules())

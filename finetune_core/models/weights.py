@@ -107,7 +107,7 @@ def state_hash(state: dict[str, torch.Tensor], head: str) -> str:
         if name.startswith(f"{head}."):
             continue
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
