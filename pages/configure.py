@@ -240,14 +240,17 @@ def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], 
         go("pages/train.py", run)
 
 
-dataset = data_in_words()
+# Each part in a container of its own: whatever appears in it, the fields below keep their places, and what is typed into them.
+with st.container():
+    dataset = data_in_words()
 found = settings.values((data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ())
 config, problems = form.checked(found, readable_roots(), dataset)
 if dataset is None:
     problems.pop("data", None)  # that there is none is said above
 draw_presets(dataset)
 valid = settings.valid_config(found)
-draw(valid, problems, len(dataset.classes) if dataset else None)
+with st.container():
+    draw(valid, problems, len(dataset.classes) if dataset else None)
 known = known_of(dataset, timed=config is not None)
 left, right = st.columns([3, 2], gap="large")
 with left:

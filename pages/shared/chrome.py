@@ -46,8 +46,9 @@ def page(path: str, sentence: str) -> None:
             st.button("Sign out", type="tertiary", icon=":material/logout:", key="sign-out", help=help_, on_click=st.logout)
     st.title("Thaw" if path == "app.py" else title, icon=None if path == "app.py" else icon, anchor=False)
     st.markdown(sentence)
-    if problem := settings_problem():
-        st.warning(plain(problem), icon=":material/link_off:")
+    with st.container():  # always there, so that nothing below is drawn anew
+        if problem := settings_problem():
+            st.warning(plain(problem), icon=":material/link_off:")
 
 
 def next_step(path: str, label: str, *, primary: bool = True, run: str | None = None) -> None:

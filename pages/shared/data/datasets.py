@@ -50,11 +50,13 @@ def current_dataset(settings: dict[str, Any] | None = None, *, again: bool = Fal
     settings = settings or load_split(root)
     edits = load_edits(root)
     seen = None if again else _looked_through().get(root)
+    place = st.container()  # always there, so that nothing below is drawn anew once there is nothing to wait for
     if seen is None:
         job = f"look:{root}"
         if again:
             forget(job)
-        seen = wait_for(job, "Scanning images", partial(look_through, root, readable_roots()))
+        with place:
+            seen = wait_for(job, "Scanning images", partial(look_through, root, readable_roots()))
         if seen is None:
             raise DataError(
                 "The scan of these images was stopped; its results so far are kept. Read the folder again to continue (Dataset page)."
