@@ -43,7 +43,7 @@ class Trained:
     """What became of the runs of a comparison.
 
     Attributes:
-        failed: one object per run that broke: ``arm, seed, problem``.
+        failed: one object per run that broke: ``run_dir, seed, problem``.
         stopped: whether somebody stopped it before all had trained.
     """
 
