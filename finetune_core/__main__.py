@@ -1,4 +1,7 @@
-"""The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr."""
+"""The command line: the same capabilities without a browser. Results go to stdout, progress and problems to stderr.
+
+Commands import what they run when they run: torch alone takes seconds, and ``--help`` needs none of it.
+"""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -10,41 +13,14 @@ from rich.table import Column, Table
 
 from finetune_core import paths
 from finetune_core.commands.app import start_app
-from finetune_core.commands.compare import (
-    COMPARED,
-    designed,
-    found_rates,
-    print_comparison,
-    said_of_training,
-    train_all,
-    write_report,
-)
-from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
-from finetune_core.commands.input import settings_in_file
-from finetune_core.commands.inspect import inspected, print_inspection
-from finetune_core.commands.options import DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
-from finetune_core.commands.predict import prediction_json, predictions_of, print_predictions, write_table
-from finetune_core.commands.terminal import (
-    err,
-    opened,
-    out,
-    print_json,
-    progress_bar,
-    show_work,
-)
-from finetune_core.commands.train import asked_for, begun, train_to_the_end
+from finetune_core.commands.options import COMPARED, DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
+from finetune_core.commands.terminal import err, out, print_json, progress_bar, show_work
 from finetune_core.config import names_in
 from finetune_core.config.metadata import SECTIONS, SPLIT
-from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
 from finetune_core.errors import ConfigError, DataError
-from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
-from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
-from finetune_core.exporters.formats import FORMATS, exporting
-from finetune_core.formatting import size
-from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
-from finetune_core.runs.record import reopen_run
-from finetune_core.runs.store import is_run_folder
+from finetune_core.exporters.catalogue import FORMATS
+from finetune_core.formatting import percent, size
 from finetune_core.standard_streams import with_safe_streams
 
 app = typer.Typer(
@@ -68,6 +44,8 @@ def dashboard(
 @app.command()
 def backbones(as_json: AsJson = False) -> None:
     """List the pretrained networks, where their weights are, and whether they are ready."""
+    from finetune_core.models.catalogue import backbone_info, backbone_names
+
     infos = [backbone_info(name) for name in backbone_names()]
     rows = [
         {
@@ -85,7 +63,7 @@ def backbones(as_json: AsJson = False) -> None:
         return
     table = Table("Name", "Parameters", "ImageNet top-1", "Ready", Column("Weights", overflow="fold"), box=None)
     for row in rows:
-        top1 = f"{row['imagenet_top1']:.1f} %" if row["imagenet_top1"] else "–"
+        top1 = percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "–"
         ready = "yes" if row["ready"] else "downloads"
         table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", top1, ready, escape(row["weights"] or "package missing"))
     out.print(table)
@@ -100,13 +78,20 @@ def inspect(
         bool,
         typer.Option(help="Also analyze with embeddings: label errors, outliers, shift between splits, linear probe by layer."),
     ] = False,
-    backbone: Annotated[str, typer.Option(metavar="NAME", help="The backbone whose embeddings --deep uses.")] = PACKAGED,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The backbone whose embeddings --deep uses; by default the packaged EfficientNet-Lite0."
+        ),
+    ] = None,
     as_is: AsIs = False,
     as_json: AsJson = False,
 ) -> None:
     """Inspect a data set: classes, splits, sizes, and possible problems."""
+    from finetune_core.commands.inspect import inspected, print_inspection
+
     with refused_in_words():
-        found = inspected(data, settings, backbone if deep else None, as_is=as_is)
+        found = inspected(data, settings, deep=deep, backbone=backbone, as_is=as_is)
     if as_json:
         print_json(found.to_json())
     else:
@@ -119,6 +104,8 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Download a well-known public data set, or list them with sizes and licences."""
+    from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched
+
     if name is None:
         rows = [{**asdict(one), "fetched": is_fetched(one.name)} for one in PUBLIC_SETS.values()]
         if as_json:
@@ -162,6 +149,9 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
+    from finetune_core.commands.input import settings_in_file
+    from finetune_core.commands.train import asked_for, begun, train_to_the_end
+
     with refused_in_words():
         earlier = settings_in_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
@@ -172,6 +162,10 @@ def train(
 @app.command()
 def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
     """Resume a run that was stopped, failed, or was interrupted, from its last checkpoint."""
+    from finetune_core.commands.runs import opened
+    from finetune_core.commands.train import train_to_the_end
+    from finetune_core.runs.record import reopen_run
+
     with refused_in_words():
         reservation = reopen_run(opened(run_dir).run_dir)
     train_to_the_end(reservation, as_json)
@@ -193,6 +187,10 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run on images it did not train on."""
+    from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
+    from finetune_core.commands.runs import opened
+    from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
+
     with refused_in_words():
         run = opened(run_dir)
         if fp32 and can_be_evaluated(run):
@@ -208,7 +206,7 @@ def evaluate(
 @app.command()
 @takes_settings(names_in(*SECTIONS), {name: help for name, (_, help) in COMPARED.items()})
 def compare(
-    targets: Annotated[list[str], typer.Argument(help=f"Folders of runs to compare; or data to train on. {DATA_HELP}")],
+    targets: Annotated[list[str], typer.Argument(help=f"Folders or ids of runs to compare; or data to train on. {DATA_HELP}")],
     settings: dict[str, str],
     find_rates: Annotated[
         bool,
@@ -230,14 +228,26 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Compare strategies on the same images: train them, or use finished runs, and say which one to take."""
+    from finetune_core.commands.compare import (
+        designed,
+        found_rates,
+        print_comparison,
+        said_of_training,
+        train_all,
+        write_report,
+    )
+    from finetune_core.commands.runs import opened
+    from finetune_core.evaluation.comparison.compare import compare_runs
+    from finetune_core.runs.store import is_run_folder, run_folder
+
     trained = None
     with refused_in_words():
         measure_of(measure)  # refused before anything trains
-        if is_run_folder(Path(targets[0])):
-            runs = [opened(Path(target)) for target in targets]
+        if is_run_folder(run_folder(targets[0])):
+            runs = [opened(target) for target in targets]
         else:
             if len(targets) > 1:
-                raise ConfigError({"data": f"one data set at a time; {targets[0]} is not the folder of a run"})
+                raise ConfigError({"data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"})
             configs = designed(settings, targets[0], config, as_is=as_is)
             trained = train_all(
                 found_rates(configs) if find_rates else configs, (runs_dir or paths.runs_dir()).resolve(), reuse=reuse
@@ -273,6 +283,8 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images with a trained run. Files that cannot be read are reported; the others are still classified."""
+    from finetune_core.commands.predict import prediction_json, predictions_of, print_predictions, write_table
+
     with refused_in_words():
         classes, predictions = predictions_of(run_dir, images, look_at_training=unlike)
         if csv:
@@ -299,6 +311,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a run for use without Thaw: weights, ONNX, a training script, a model card, curves for TensorBoard."""
+    from finetune_core.commands.runs import opened
+    from finetune_core.exporters.formats import exporting
+
     with refused_in_words(), progress_bar() as bar:
         made = show_work(bar, exporting(opened(run_dir), format, output))
     if as_json:

@@ -17,7 +17,8 @@ from finetune_core.commands.evaluate import evaluated_run
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected
 from finetune_core.commands.predict import predictions_of
-from finetune_core.commands.terminal import opened, progress_bar, progress_shown, show_work
+from finetune_core.commands.runs import opened
+from finetune_core.commands.terminal import progress_bar, progress_shown, show_work
 from finetune_core.commands.train import asked_for, begun, trained
 from finetune_core.config import RunConfig, names_in, setting_of
 from finetune_core.config.metadata import SECTIONS, SPLIT
@@ -109,11 +110,11 @@ def evaluate(
     fp32: bool = False,
     progress: bool | None = None,
 ) -> RunEvaluation:
-    """Judge a run on images it did not train on.
+    """Evaluate a run on images it did not train on.
 
     Args:
         split: ``test`` or ``val``; the test images where there are some.
-        robustness: also name the images blurred, noisy, compressed, brighter and turned.
+        robustness: also classify the images blurred, noisy, compressed, brighter and rotated.
         fp32: of a run that was stopped in bf16, first have its best epoch evaluated in fp32, and keep that.
 
     Raises:
@@ -130,14 +131,14 @@ def evaluate(
 def predict(
     run: AnyRun, images: AnyPath | Iterable[AnyPath], *, unlike: bool = False, progress: bool | None = None
 ) -> pd.DataFrame:
-    """Name images with a trained run, or with the folder of one that was exported as safetensors.
+    """Classify images with a trained run, or with the folder of one that was exported as safetensors.
 
     Args:
         images: files, folders of them, ZIP or TAR archives of them.
-        unlike: also flag images unlike anything in training: looks through the training images once.
+        unlike: also flag images unlike anything in training: embeds the training images once.
 
     Returns:
-        One row an image: ``file, class, probability, unlike, problem``, then ``p(class)`` of each class. ``problem`` says why a
+        One row per image: ``file, class, probability, unlike, problem``, then ``p(class)`` of each class. ``problem`` says why a
         file could not be read; its other columns are empty.
 
     Raises:
@@ -153,7 +154,7 @@ def predict(
 def compare(
     runs: Iterable[AnyRun], *, measure: str = ACCURACY.name, report: AnyPath | None = None, progress: bool | None = None
 ) -> Comparison:
-    """Judge runs together on the same images, and say which strategy to use.
+    """Compare runs on the same images, and say which strategy to use.
 
     Args:
         measure: what the verdict is about: ``accuracy``, ``macro_f1``, ``log_loss``.
@@ -207,7 +208,7 @@ def inspect(
     with progress_shown(progress):
         if others := settings.keys() - names_in(SPLIT):
             raise ConfigError(dict.fromkeys(sorted(others), "says nothing about how a data set is split"))
-        return inspected(os.fspath(data), settings, backbone if deep else None, as_is=as_is)
+        return inspected(os.fspath(data), settings, deep=deep, backbone=backbone, as_is=as_is)
 
 
 def _opened(run: AnyRun) -> Run:

@@ -7,6 +7,9 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
+from finetune_core.commands.compare import designed, train_all
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.disagree import disagreement
 from finetune_core.runs.store import RunStore
 
@@ -75,6 +78,47 @@ def test_runs_that_are_there_are_judged_without_training(compared):
     assert pair["about"] == "networks"
     assert pair["holm_p"] == pair["p"] == pytest.approx(pair["mcnemar_p"])
     assert sorted(runs.iterdir()) == before
+
+
+def test_runs_are_named_by_their_ids_too(compared, monkeypatch):
+    _, runs, _, result = compared
+    monkeypatch.setenv("THAW_HOME", str(runs.parent))
+    some = [run["run_id"] for run in result["runs"] if run["seed"] == 0]
+    done = thaw("compare", *some, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert [run["run_id"] for run in json.loads(done.stdout)["runs"]] == some
+
+
+@pytest.mark.parametrize("given", [{"cut": "block6"}, {"stage_rates": "block7=0.1,head=1"}])
+def test_a_cut_or_rates_for_stages_add_the_strategy_that_they_describe(image_folder, tmp_path, given):
+    data = str(image_folder(tmp_path, {"red": 4, "blue": 4}))
+    fixed = given | {"seed": "0", "backbone": "efficientnet_lite0"}
+    configs = {config.strategy: config for config in designed(fixed, data, None, as_is=True)}
+    assert set(configs) == {"feature_extraction", "last_block", "full", "custom"}
+    assert (configs["custom"].cut, configs["custom"].stage_rates) == (
+        given.get("cut"),
+        {"block7": 0.1, "head": 1} if "stage_rates" in given else None,
+    )
+    assert [config.strategy for config in designed(fixed | {"strategy": "custom"}, data, None, as_is=True)] == ["custom"]
+    with pytest.raises(ConfigError, match="name that among the strategies"):
+        designed(fixed | {"strategy": "full,last_block"}, data, None, as_is=True)
+
+
+def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(image_folder, tmp_path, monkeypatch):
+    reported = []
+    monkeypatch.setattr("finetune_core.commands.train.report_to_mlflow", lambda run_dir: reported.append(run_dir) or "")
+    data = str(image_folder(tmp_path / "images", {"red": 8, "blue": 8}))
+    usual = {
+        "data": data,
+        "epochs": 1,
+        "image_size": 32,
+        "batch_size": 8,
+        "strategy": "feature_extraction",
+        "precision": "fp32",
+    }
+    done = train_all([make_config(usual | {"seed": seed}) for seed in (0, 1)], tmp_path / "runs", reuse=False)
+    assert reported == [run.run_dir for run in done.runs]
+    assert len(reported) == 2
 
 
 def test_two_runs_of_one_strategy_are_compared_with_each_other(compared):

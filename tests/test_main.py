@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -274,7 +275,7 @@ def test_the_cache_can_be_switched_off(trained, tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Deep inspections at 32 pixels."""
-    monkeypatch.setattr("finetune_core.commands.inspect.inspect_deeply", lambda *given: inspect_deeply(*given, image_size=32))
+    monkeypatch.setattr("finetune_core.inspection.deep.inspect_deeply", partial(inspect_deeply, image_size=32))
 
 
 def zipped(folder, file, inside=""):
@@ -304,8 +305,13 @@ def test_a_deep_inspection_is_one_json_object(image_folder, tmp_path):
 
 def test_without_deep_nothing_is_computed(trained, monkeypatch):
     data, *_ = trained
-    monkeypatch.setattr("finetune_core.commands.inspect.inspect_deeply", None)
+    monkeypatch.setattr("finetune_core.inspection.deep.inspect_deeply", None)
     assert "deep" not in json.loads(thaw("inspect", data, "--json").stdout)
+
+
+def test_a_deep_inspection_computes_no_map_that_nothing_shows(trained, small, monkeypatch):
+    monkeypatch.setattr("finetune_core.inspection.deep.lay_out", None)
+    assert thaw("inspect", trained[0], "--deep").returncode == 0
 
 
 def test_a_deep_inspection_where_nothing_can_be_probed(trained, small):

@@ -64,6 +64,16 @@ def test_a_table_is_written_with_what_is_unlike_the_training_images(run, new):
     assert {row["unlike"] for row in again["predictions"]} <= {True, False}, "known from the first time on"
 
 
+def test_no_encoder_is_built_where_nothing_is_compared(trained_once, new, tmp_path, monkeypatch):
+    def built(_):
+        raise AssertionError("an encoder")
+
+    monkeypatch.setattr("finetune_core.commands.predict.encoder", built)
+    (fresh,) = trained_once.copied(tmp_path / "fresh", "last_block")
+    done = predict(fresh, new / "new")
+    assert (done.exit_code, done.exception) == (0, None)
+
+
 def test_lines_for_people(run, new):
     done = predict(run.run_dir, new / "new")
     assert done.exit_code == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What the ``compare`` command does: trains the runs of a comparison one after the other, judges them, prints what came of it."""
+"""What the ``compare`` command does: trains the runs of a comparison one after the other, evaluates them together, prints the result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,14 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from finetune_core.commands.input import kept_split, names, numbers, rates, resolved, settings_in_file, with_weights
-from finetune_core.commands.terminal import err, interrupts_stop, out, progress_bar, show_training, show_work
+from finetune_core.commands.input import kept_split, names, numbers, rates, resolved, settings_in_file
+from finetune_core.commands.options import COMPARED
+from finetune_core.commands.runs import with_weights
+from finetune_core.commands.terminal import err, out, progress_bar, show_work
+from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.edits import effective, load_edits
-from finetune_core.errors import FinetuneError, RunError
+from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.report import arms_table
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
@@ -21,21 +24,10 @@ from finetune_core.files import write_bytes
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.design import by_arm, design, with_rates
-from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.record import create_run
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.prepare import check_config
-
-# Settings that a comparison has several values of: those where none are given, and what the help says.
-COMPARED = {
-    "strategy": (
-        "feature_extraction,last_block,full",
-        "Strategies to train; from:STAGE trains everything from that stage on (default feature_extraction,last_block,full).",
-    ),
-    "seed": ("0,1,2", "Each strategy is trained once with each (default 0,1,2)."),
-    "backbone": ("", "Networks to start from."),
-    "train_fraction": ("", "Fractions of the training images to train on."),
-}
 
 
 @dataclass(frozen=True)
@@ -63,17 +55,22 @@ def designed(given: Mapping[str, str], data: str, config: Path | None, *, as_is:
         FinetuneError: when they cannot be used, or data or weights cannot be had.
     """
     compared = {name: given.get(name, usual) for name, (usual, _) in COMPARED.items()}
+    strategies = names(compared["strategy"])
     settings: dict[str, Any] = {name: text for name, text in given.items() if name not in COMPARED}
     if "stage_rates" in settings:
         settings["stage_rates"] = rates(settings["stage_rates"])
-    if settings.keys() & {"cut", "stage_rates"}:
-        settings["strategy"] = "custom"  # the one strategy that they belong to
+    if customs := settings.keys() & {"cut", "stage_rates"}:  # of one strategy only
+        settings["strategy"] = "custom"
+        if "strategy" not in given:
+            strategies.append("custom")
+        elif "custom" not in strategies:
+            raise ConfigError(dict.fromkeys(customs, "describes the strategy custom: name that among the strategies, too"))
     settings["data"] = resolved(data)
     settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
     usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
     configs = design(
         make_config((settings_in_file(config) if config else usual) | settings),
-        names(compared["strategy"]),
+        strategies,
         numbers("seed", compared["seed"]),
         names(compared["backbone"]),
         numbers("train_fraction", compared["train_fraction"]),
@@ -116,13 +113,11 @@ def train_all(configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool) -> T
             continue
         reservation = create_run(config, runs_dir)
         try:
-            with interrupts_stop(reservation.run_dir), progress_bar() as bar:
-                show_training(bar, execute(reservation))
+            run = trained(reservation)
         except FinetuneError as error:
             err.print(escape(str(error)))
             failed.append({"run_dir": str(reservation.run_dir), "seed": config.seed, "problem": str(error)})
             continue
-        run = store.read(reservation.run_dir)
         if run.status != "finished":
             return Trained(runs, failed, stopped=True)
         runs.append(run)
@@ -161,9 +156,9 @@ def write_report(comparison: Comparison, file: Path) -> None:
     err.print(escape(f"The report is in {file}."))
 
 
-def said_of_training(trained: Trained, wanted: int) -> None:
+def said_of_training(done: Trained, wanted: int) -> None:
     """On stderr: what did not train."""
-    if trained.stopped:
-        err.print(f"Stopped: {things(len(trained.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there.")
-    if trained.failed:
-        err.print(f"{things(len(trained.failed), 'run')} of {wanted} failed; the others are compared.")
+    if done.stopped:
+        err.print(f"Stopped: {things(len(done.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there.")
+    if done.failed:
+        err.print(f"{things(len(done.failed), 'run')} of {wanted} failed; the others are compared.")

@@ -1,7 +1,6 @@
-"""What somebody names at the command line, as the commands need it: data, settings in files, lists, and the weights they need."""
+"""What somebody names at the command line, as the commands need it: data, settings in files, lists."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,11 @@ from rich.markup import escape
 
 from finetune_core.commands.options import option_of
 from finetune_core.commands.terminal import err, progress_bar, show_work
-from finetune_core.config import RunConfig, read_config, setting_of
+from finetune_core.config import read_config, setting_of
 from finetune_core.config.metadata import as_number
 from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError
-from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
 from finetune_core.work import in_phase
 
 
@@ -80,18 +78,3 @@ def numbers(field: str, text: str) -> list[int | float]:
 def names(text: str) -> list[str]:
     """``a,b`` -> names."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def with_weights(configs: Sequence[RunConfig]) -> None:
-    """Download the pretrained weights that runs begin with, before any of them is made.
-
-    Raises:
-        ConfigError: when one cannot work at all.
-        WeightsError: when they cannot be had.
-    """
-    for config in configs:
-        check_config(config)
-    if missing := missing_weights(configs):
-        err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
-        with progress_bar() as bar:
-            show_work(bar, fetch_weights(missing))

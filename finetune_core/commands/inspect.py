@@ -1,23 +1,28 @@
 """What the ``inspect`` command does: looks at a data set, and says what is in it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from finetune_core.commands.input import kept_split, resolved
 from finetune_core.commands.terminal import out, plain_table, progress_bar, show_work
 from finetune_core.config import make_config
-from finetune_core.data.dataset import index_dataset
+from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.edits import load_edits
 from finetune_core.data.findings import unanswered
-from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.inspection.report import Inspection
-from finetune_core.work import in_phase
+from finetune_core.work import Work, in_phase
+
+if TYPE_CHECKING:
+    from finetune_core.inspection.deep import DeepReport
 
 
-def inspected(data: str, split: Mapping[str, Any], backbone: str | None, *, as_is: bool) -> Inspection:
-    """The data set, what is to be said of it, and what the features of a backbone show, where one is named.
+def inspected(data: str, split: Mapping[str, Any], *, deep: bool, backbone: str | None, as_is: bool) -> Inspection:
+    """The data set, the findings in it, and, where ``deep``, what the features of a backbone show.
+
+    Args:
+        backbone: whose features; None: the packaged one's.
 
     Raises:
         FinetuneError: when it cannot be read or split so.
@@ -28,9 +33,16 @@ def inspected(data: str, split: Mapping[str, Any], backbone: str | None, *, as_i
     with progress_bar() as bar:
         indexing = index_dataset(folder, **config.split_settings, edits=edits)
         dataset = show_work(bar, in_phase("index", indexing))
-        report = show_work(bar, inspect_deeply(dataset, backbone)) if backbone else None
+        report = show_work(bar, _deep(dataset, backbone)) if deep else None
     findings = unanswered([*dataset.findings, *(report.findings if report else ())], edits)
     return Inspection(dataset, tuple(findings), report)
+
+
+def _deep(dataset: Dataset, backbone: str | None) -> "Work[DeepReport]":
+    from finetune_core.inspection.deep import inspect_deeply  # here: no other inspection needs torch
+    from finetune_core.models.catalogue import PACKAGED
+
+    return inspect_deeply(dataset, backbone or PACKAGED, map_too=False)
 
 
 def print_inspection(inspection: Inspection) -> None:

@@ -31,6 +31,18 @@ AsIs = Annotated[
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
+# Settings that a comparison has several values of: those where none are given, and what the help says.
+COMPARED = {
+    "strategy": (
+        "feature_extraction,last_block,full",
+        "Strategies to train; from:STAGE trains everything from that stage on (default feature_extraction,last_block,full, and "
+        "custom where --cut or --stage-rates describe it).",
+    ),
+    "seed": ("0,1,2", "Each strategy is trained once with each (default 0,1,2)."),
+    "backbone": ("", "Networks to start from."),
+    "train_fraction": ("", "Fractions of the training images to train on."),
+}
+
 _LAST = ("runs_dir", "as_json")  # options of a command that its help shows after the settings
 
 

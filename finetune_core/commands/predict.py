@@ -1,4 +1,4 @@
-"""What the ``predict`` command does: names files, folders and archives of images, and prints or writes what came of it."""
+"""What the ``predict`` command does: classifies files, folders and archives of images, and prints or writes the results."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.markup import escape
 
-from finetune_core.commands.terminal import err, opened, out, progress_bar, show_work
+from finetune_core.commands.runs import opened
+from finetune_core.commands.terminal import err, out, progress_bar, show_work
 from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, predict_images, to_csv, unpacking_folder
@@ -18,11 +19,12 @@ from finetune_core.evaluation.prediction.neighbours import (
     compute_neighbourhood,
     encoder,
     known_neighbourhood,
+    neighbours_changed,
 )
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.exporters.tensors import is_export, load_export
 from finetune_core.files import write_bytes
-from finetune_core.formatting import things
+from finetune_core.formatting import percent, things
 from finetune_core.work import in_phase
 
 Known = tuple[Encoder, Neighbourhood]
@@ -31,7 +33,7 @@ Known = tuple[Encoder, Neighbourhood]
 def predictions_of(
     folder: Path, targets: Sequence[Path], *, look_at_training: bool
 ) -> tuple[tuple[str, ...], list[ImagePrediction]]:
-    """Name images with a run, or with one that was exported.
+    """Classify images with a run, or with one that was exported.
 
     Args:
         folder: of the run, or of the export.
@@ -74,7 +76,7 @@ def print_predictions(result: dict[str, Any]) -> None:
     """One line for each of the ``predictions``."""
     for row in result["predictions"]:
         unlike = ", unlike anything in training" if row["unlike"] else ""
-        out.print(escape(f"{row['image']}: {row['class']} ({row['probability']:.1%}){unlike}"))
+        out.print(escape(f"{row['image']}: {row['class']} ({percent(row['probability'])}){unlike}"))
 
 
 def prediction_json(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> dict[str, Any]:
@@ -98,6 +100,8 @@ def prediction_json(predictions: Sequence[ImagePrediction], classes: Sequence[st
 def _run(folder: Path, look_at_training: bool) -> tuple[Predictor, Known | None]:
     run = opened(folder)
     predictor = load_predictor(run)
+    if not look_at_training and not neighbours_changed(run):
+        return predictor, None
     try:
         looks = encoder(predictor)
     except RunError:

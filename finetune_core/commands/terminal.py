@@ -18,10 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
-from finetune_core.formatting import PHASE_WORDS, duration, things
+from finetune_core.formatting import PHASE_WORDS, duration, percent, things
 from finetune_core.runs.log import live_numbers, log_line
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.runs.store import Run, read_run, run_folder
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
 
@@ -88,18 +87,6 @@ def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     return made
 
 
-def opened(named: str | Path) -> Run:
-    """A run that a person names by its folder, or by its id; what of it could not be read is reported on stderr.
-
-    Raises:
-        RunError: when it is none, or damaged.
-    """
-    run = read_run(run_folder(named))
-    for notice in run.notices:
-        err.print(escape(notice))
-    return run
-
-
 def progress_bar() -> Progress:
     """For any number of tasks; drawn on a terminal and in a notebook only, and gone at the end."""
     columns = (
@@ -163,12 +150,12 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 err.print(f"Resuming after {things(step, 'step')} of epoch {epoch}.")
             case events.StepEnded() if started:
                 done = (event.epoch - 1) * started.steps_per_epoch + event.step
-                note = f"loss {event.epoch_loss:.3f}  accuracy {event.epoch_accuracy:.1%}"
+                note = f"loss {event.epoch_loss:.3f}  accuracy {percent(event.epoch_accuracy)}"
                 bar.update(task("Training", started.epochs * started.steps_per_epoch), completed=done, note=note)
             case events.EpochEnded() if started:
                 err.print(
-                    f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {event.train_accuracy:.1%}; "
-                    f"validation loss {event.val_loss:.4f}, accuracy {event.val_accuracy:.1%}"
+                    f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {percent(event.train_accuracy)}; "
+                    f"validation loss {event.val_loss:.4f}, accuracy {percent(event.val_accuracy)}"
                 )
 
 
@@ -195,9 +182,9 @@ def result_in_words(result: dict[str, Any]) -> str:
     """What came of a run, from its ``summary``."""
     if not result["best_epoch"]:
         return f"Stopped before the first epoch ended. {escape(result['run_dir'])}"
-    test = f", test accuracy {result['test_accuracy']:.1%}" if result["test_accuracy"] is not None else ""
+    test = f", test accuracy {percent(result['test_accuracy'])}" if result["test_accuracy"] is not None else ""
     took = f" in {duration(result['seconds'])}"
     return (
         f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
-        f"{result['val_accuracy']:.1%}{test} (in {result['evaluation_precision']})\n{escape(result['run_dir'])}"
+        f"{percent(result['val_accuracy'])}{test} (in {result['evaluation_precision']})\n{escape(result['run_dir'])}"
     )

@@ -7,8 +7,9 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from finetune_core.commands.input import kept_split, rates, resolved, with_weights
+from finetune_core.commands.input import kept_split, rates, resolved
 from finetune_core.commands.options import refused_in_words
+from finetune_core.commands.runs import with_weights
 from finetune_core.commands.terminal import (
     err,
     interrupts_stop,

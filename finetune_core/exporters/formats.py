@@ -1,4 +1,4 @@
-"""The forms in which a run can leave Thaw, and how one is made: whole or not at all."""
+"""How a run is exported: whole or not at all."""
 
 import io
 import os
@@ -12,6 +12,7 @@ from typing import Any
 from finetune_core.errors import ExportError
 from finetune_core.exporters.apart import export_apart
 from finetune_core.exporters.card import write_card
+from finetune_core.exporters.catalogue import FORMATS, Format
 from finetune_core.exporters.graphs import write_onnx, write_program
 from finetune_core.exporters.measure import Measured
 from finetune_core.exporters.script import write_script
@@ -28,65 +29,15 @@ from finetune_core.work import Work, finish
 _EXAMPLE = Path(__file__).with_name("standalone") / "predict.py"
 
 
-@dataclass(frozen=True)
-class Format:
-    """A form of export.
-
-    Attributes:
-        help: what it is for, in one or two sentences.
-        write: puts its files into a folder, and returns what was checked. Takes a ``Source``.
-        events: whether it is made of the run's events instead: ``write`` takes the ``Run``, which may be going on.
-        network: whether it holds the network, so that a card and an example go with it. Then ``write`` is ``Work`` that
-            returns what was checked and what the file was measured to be worth.
-        apart: whether it is made in a process of its own when the app asks: tracing changes torch's global state.
-    """
-
-    title: str
-    help: str
-    write: Callable[[Any, Path], Any]
-    events: bool = False
-    network: bool = True
-    apart: bool = False
-
-
-FORMATS: dict[str, Format] = {
-    "safetensors": Format(
-        "Weights",
-        "All weights as safetensors, which cannot run code, with classes and preprocessing beside them. Thaw reads it back.",
-        write_safetensors,
-    ),
-    "onnx": Format(
-        "ONNX",
-        "The network as a program that runs nearly everywhere without PyTorch; checked against the original in onnxruntime.",
-        write_onnx,
-        apart=True,
-    ),
-    "torch_export": Format(
-        "torch.export",
-        "The network as a PyTorch program that needs no model code; checked against the original.",
-        write_program,
-        apart=True,
-    ),
-    "script": Format(
-        "Training script",
-        "One plain PyTorch file that repeats this run without Thaw, with the split beside it. Good to read, to learn from, and to "
-        "change.",
-        write_script,
-        network=False,
-    ),
-    "card": Format(
-        "Model card",
-        "What a reader has to know: data, recipe, results with intervals, limits, licences. In Hugging Face's format.",
-        write_card,
-        network=False,
-    ),
-    "tensorboard": Format(
-        "TensorBoard",
-        "This run's curves by step, epoch and stage, as event files. To look at them: tensorboard --logdir FOLDER.",
-        write_events,
-        events=True,
-        network=False,
-    ),
+# Each puts its files into a folder, and returns what was checked. It takes a ``Source``, or, of a format made of events, the ``Run``.
+# Of one that holds the network it is ``Work`` that returns what was checked and what the file was measured to be worth.
+_WRITERS: dict[str, Callable[[Any, Path], Any]] = {
+    "safetensors": write_safetensors,
+    "onnx": write_onnx,
+    "torch_export": write_program,
+    "script": write_script,
+    "card": write_card,
+    "tensorboard": write_events,
 }
 
 
@@ -151,7 +102,7 @@ def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Pa
         with staging_folder(target.parent, ".export-") as staging:
             made = staging / "new"
             made.mkdir()
-            checked = chosen.write(source, made)
+            checked = _WRITERS[format](source, made)
             if chosen.network:
                 checked, measured = yield from checked
                 write_card(source, made, format, measured)

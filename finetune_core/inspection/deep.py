@@ -65,7 +65,7 @@ class DeepReport:
         auc: split -> how well a linear model separates it from the training images (0.5: not at all).
         probes: one per stage, input to head; empty where a split is too small.
         suggestion: None without probes.
-        places: ``id, x, y`` of the map; a sample of the images where there are very many.
+        places: ``id, x, y`` of the map; a sample of the images where there are very many, none where no map was asked for.
         predictions: by image id, what a linear model that has seen neither it nor its near-duplicates takes it for (see
             ``class_predictions``): ``predicted`` (class name), ``confidence``, ``label_confidence``.
         embeddings: of all images, from the stage whose probe is best.
@@ -91,8 +91,11 @@ class DeepReport:
         }
 
 
-def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE) -> Work[DeepReport]:
+def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE, *, map_too: bool = True) -> Work[DeepReport]:
     """Compute every stage's features once, and analyze them.
+
+    Args:
+        map_too: compute the map, which takes long and only a page shows.
 
     Yields:
         Steps of the phases ``decode``, ``features``, ``probe``, ``labels``, ``shift``, ``outliers`` and ``map``.
@@ -112,8 +115,8 @@ def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE
     auc, shifted = yield from _shift(features.final, table)
     findings.append(shifted)
     findings.append((yield from _outliers(features, table)))
-    mapped = _mapped(len(table))
-    places = yield from lay_out(telling[mapped])
+    mapped = _mapped(len(table)) if map_too else np.arange(0)
+    places = (yield from lay_out(telling[mapped])) if map_too else np.empty((0, 2), np.float32)
     return DeepReport(
         backbone,
         image_size,

@@ -1,23 +1,25 @@
 """What is known of a data set before training, in one result that prints itself."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words
 from finetune_core.data.findings import KINDS, Finding
 from finetune_core.formatting import SPLIT_WORDS, percent, things
-from finetune_core.inspection.deep import DeepReport
 from finetune_core.markup import paragraphs, table
+
+if TYPE_CHECKING:  # an inspection without features needs no torch
+    from finetune_core.inspection.deep import DeepReport
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A data set, what is to be said of it, and what the features of a backbone show; ``deep`` is None where nobody asked."""
+    """A data set, the findings in it, and what the features of a backbone show; ``deep`` is None where nobody asked."""
 
     dataset: Dataset
     findings: tuple[Finding, ...]
-    deep: DeepReport | None
+    deep: "DeepReport | None"
 
     def in_words(self) -> str:
         """How many images, of which sizes, and who decides on the split."""

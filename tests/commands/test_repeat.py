@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as some
 from typer.testing import CliRunner
 
-import finetune_core.__main__ as main
+from finetune_core.__main__ import app
 from finetune_core.commands.repeat import train_command
 from finetune_core.config import Edit, all_settings, make_config
 from finetune_core.config.changes import changed_settings, value_in_words
@@ -57,9 +57,9 @@ def trained_with(line):
         raise TrainingError("that is enough")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main, "begun", begun)
+        patch.setattr("finetune_core.commands.train.begun", begun)
         program, *arguments = shlex.split(line)
-        done = CliRunner().invoke(main.app, arguments)
+        done = CliRunner().invoke(app, arguments)
     assert program == "thaw"
     assert done.stderr.strip() == "that is enough", done.output
     return found[0]

@@ -9,7 +9,6 @@ Intervals of networks come from a paired bootstrap of the statistic itself.
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import percent
@@ -105,6 +104,8 @@ def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.
     Args:
         weights: ``[n, resamples]``, of every class as many as it has images.
     """
+    from scipy import sparse
+
     present, true = np.unique(labels, return_inverse=True)
     place = np.searchsorted(present, predicted)
     place[np.take(present, place, mode="clip") != predicted] = len(present)  # a class that has no image here

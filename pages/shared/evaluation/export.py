@@ -5,7 +5,8 @@ from functools import partial
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
-from finetune_core.exporters.formats import FORMATS, export_from_app, finished_export, zipped
+from finetune_core.exporters.catalogue import FORMATS
+from finetune_core.exporters.formats import export_from_app, finished_export, zipped
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots

@@ -1,0 +1,38 @@
+"""Runs as the commands need them: one that somebody names, and the weights that others begin with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+
+from finetune_core.commands.terminal import err, progress_bar, show_work
+from finetune_core.config import RunConfig
+from finetune_core.runs.store import Run, read_run, run_folder
+from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
+
+
+def opened(named: str | Path) -> Run:
+    """A run that a person names by its folder, or by its id; what of it could not be read is reported on stderr.
+
+    Raises:
+        RunError: when it is none, or damaged.
+    """
+    run = read_run(run_folder(named))
+    for notice in run.notices:
+        err.print(escape(notice))
+    return run
+
+
+def with_weights(configs: Sequence[RunConfig]) -> None:
+    """Download the pretrained weights that runs begin with, before any of them is made.
+
+    Raises:
+        ConfigError: when one cannot work at all.
+        WeightsError: when they cannot be had.
+    """
+    for config in configs:
+        check_config(config)
+    if missing := missing_weights(configs):
+        err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
+        with progress_bar() as bar:
+            show_work(bar, fetch_weights(missing))
