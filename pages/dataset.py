@@ -122,9 +122,30 @@ def linear_probes(dataset: Dataset) -> None:
     )
 
 
+def views(dataset: Dataset, data: str) -> None:
+    """Numbers, changes, and the tabs, of which only the open one is drawn."""
+    overview(dataset)
+    with st.container():  # always there, so that the tabs are not drawn anew with the first change
+        changes(dataset.edits)
+    last_change(dataset.edits)
+    bodies = {
+        "Findings": findings,
+        "Images": images,
+        "Classes and splits": lambda one: classes_and_splits(one, data),
+        "Map": map_of_images,
+        "Linear probe by layer": linear_probes,
+        "Preprocessing": fed_to_network,
+    }
+    for tab, body in zip(st.tabs(list(bodies), on_change="rerun", key="dataset_view"), bodies.values(), strict=True):
+        if tab.open:
+            with tab:
+                body(dataset)
+
+
 choose_source()
-if problem := st.session_state.pop("change_problem", None):
-    st.error(plain(problem), icon=":material/error:")
+with st.container():
+    if problem := st.session_state.pop("change_problem", None):
+        st.error(plain(problem), icon=":material/error:")
 try:
     root = chosen_data()
 except FinetuneError as error:
@@ -138,19 +159,14 @@ with st.container(horizontal=True, vertical_alignment="center"):
     again = st.button("Read the folder again", icon=":material/refresh:", type="tertiary")
 try:
     found = current_dataset(again=again)
-    overview(found)
-    changes(found.edits)
-    last_change(found.edits)
-    names = ["Findings", "Images", "Classes and splits", "Map", "Linear probe by layer", "Preprocessing"]
-    tabs = st.tabs(names, on_change="rerun", key="dataset_view")
-    bodies = [findings, images, lambda one: classes_and_splits(one, root), map_of_images, linear_probes, fed_to_network]
-    for tab, body in zip(tabs, bodies, strict=True):
-        if tab.open:
-            with tab:
-                body(found)
 except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     with suppress(FinetuneError):  # changes may be what is wrong: they can be undone
         changes(load_edits(root))
+    st.stop()
+try:
+    views(found, root)
+except FinetuneError as error:
+    st.error(plain(str(error)), icon=":material/error:")
     st.stop()
 next_step("pages/configure.py", "Configure the training")

@@ -49,13 +49,18 @@ class FolderView:
     subfolders: tuple[Subfolder, ...]
 
 
-def view_folder(folder: Path, roots: Sequence[Path]) -> FolderView:
+def view_folder(folder: Path, roots: Sequence[Path], hidden: Sequence[Path] = ()) -> FolderView:
     """Look into a folder. Counting ends early where folders are large; the names are complete.
+
+    Args:
+        hidden: folders that are neither opened nor listed, with all that is in them.
 
     Raises:
         DataError: when it lies in none of the readable folders, links followed, or cannot be read.
     """
     check_roots(folder, roots)
+    if is_within(folder, hidden):
+        raise DataError(f"The folder {folder} is not shown to people who sign in. Choose another one.")
     real = Path(os.path.realpath(folder))
     try:
         with os.scandir(real) as found:
@@ -63,15 +68,15 @@ def view_folder(folder: Path, roots: Sequence[Path]) -> FolderView:
     except OSError as error:
         raise DataError(f"The folder {folder} cannot be read: {error.strerror}.") from None
     up = real.parent if real.parent != real and is_within(real.parent, roots) else None
-    return FolderView(real, up, sum(map(_is_image, entries)), tuple(_subfolders(entries, roots)))
+    return FolderView(real, up, sum(map(_is_image, entries)), tuple(_subfolders(entries, roots, hidden)))
 
 
-def _subfolders(entries: Sequence[os.DirEntry], roots: Sequence[Path]) -> Iterator[Subfolder]:
+def _subfolders(entries: Sequence[os.DirEntry], roots: Sequence[Path], hidden: Sequence[Path]) -> Iterator[Subfolder]:
     left = _MOST_IN_ALL
     for entry in entries:
         if is_noise(entry.name) or printable(entry.name) != entry.name or not _is_folder(entry):
             continue
-        if entry.is_symlink() and not is_within(entry.path, roots):
+        if is_within(entry.path, hidden) or (entry.is_symlink() and not is_within(entry.path, roots)):
             continue
         most = min(left, _MOST_LOOKED_AT)
         images, looked_at = _count(entry.path, most)

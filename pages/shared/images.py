@@ -15,7 +15,7 @@ from finetune_core.evaluation.run_images import run_image
 from finetune_core.formatting import number
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
-from pages.shared.data.chosen import readable_roots
+from pages.shared.data.chosen import key_for_data, readable_roots
 
 _SIDE = 160
 # The button below an image that can be opened has its name, and takes clicks on the image, too.
@@ -112,7 +112,7 @@ def unselect(key: str, ids: Iterable[str]) -> None:
 
 
 def _chosen(key: str) -> set[str]:
-    return st.session_state.setdefault(f"chosen-{key}", set())
+    return st.session_state.setdefault(key_for_data(f"chosen-{key}"), set())
 
 
 def _page(count: int, key: str, per_page: int) -> range:

@@ -43,6 +43,13 @@ def opened(name, user=None, **query):
     return at
 
 
+def name_folder(at, folder, now=""):
+    """Type a folder into the box of data sources, which is closed once a data set, ``now``, is chosen."""
+    at.session_state[f"source-{now}"] = True
+    at.run()
+    at.text_input(key="data_folder").set_value(str(folder)).run()
+
+
 def address(at):
     return {name: value if isinstance(value, str) else value[-1] for name, value in at.query_params.items()}
 
@@ -224,8 +231,8 @@ def test_settings_for_a_comparison_that_no_form_could_hold_are_passed_over(folde
 
 def test_recent_data_sets_are_listed_and_opened_in_one_click(folder, other):
     at = opened("dataset")
-    for one in (folder, other):
-        at.text_input(key="data_folder").set_value(str(one)).run()
+    for one, now in ((folder, ""), (other, folder)):
+        name_folder(at, one, now)
         assert not at.exception
         assert {metric.label for metric in at.metric} >= {"Images", "Classes"}
     for name in ("home", "dataset", "configure", "compare"):
@@ -244,7 +251,7 @@ def test_recent_data_sets_are_listed_and_opened_in_one_click(folder, other):
 
 def test_a_wrong_name_changes_nothing_that_was_chosen(folder, known, tmp_path):
     at = opened("dataset", data=known(folder))
-    at.text_input(key="data_folder").set_value(str(tmp_path / "nowhere")).run()
+    name_folder(at, tmp_path / "nowhere", folder)
     assert "There is no folder" in words(at)
     assert address(at)["data"] == known(folder)
     assert {metric.label: metric.value for metric in at.metric}["Images"] == "24"
@@ -275,7 +282,7 @@ def test_a_split_is_kept_with_its_data_set_and_others_have_their_own(folder, oth
     again.run()
     assert again.text_input(key="form_val_fraction").value == "0.4"
     assert again.number_input(key="form_split_seed").value == 5
-    at.text_input(key="data_folder").set_value(str(other)).run()
+    name_folder(at, other, folder)
     at.session_state["dataset_view"] = "Classes and splits"
     at.run()
     assert at.text_input(key="form_val_fraction").value == "0.15"

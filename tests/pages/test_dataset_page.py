@@ -236,3 +236,58 @@ def test_a_pair_of_copies_with_different_labels_is_shown_once_and_either_can_be_
     tick(at, "blue/copy.png", "finding-conflicting_labels")
     press(at, "Exclude the 1 selected")
     assert load_edits(folder)[0].paths == ("blue/copy.png",)
+
+
+def test_what_is_selected_in_one_data_set_is_not_selected_in_another(folder, image_folder, tmp_path):
+    other = image_folder(tmp_path / "others", {"red": 14, "blue": 14})
+    at = opened(folder, "Images")
+    tick(at, "red/000.png")
+    at.session_state["data_id"] = remember(str(other))
+    at.run()
+    assert not at.checkbox(key="choose-browse-red/000.png").value
+    at.session_state["data_id"] = remember(str(folder))
+    at.run()
+    assert at.checkbox(key="choose-browse-red/000.png").value
+
+
+def test_filters_stay_while_another_tab_is_looked_at(folder):
+    at = opened(folder, "Images")
+    next(box for box in at.selectbox if box.label == "Class").select("red").run()
+    at.session_state["dataset_view"] = "Classes and splits"
+    at.run()
+    at.session_state["dataset_view"] = "Images"
+    at.run()
+    assert next(box for box in at.selectbox if box.label == "Class").value == "red"
+
+
+def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
+    edits = [Edit(action="exclude", paths=(f"red/00{number}.png",)) for number in range(3)]
+    save_edits(folder, edits)
+    at = opened(folder)
+    assert not [button for button in at.button if button.label == "Undo"]  # nothing is drawn in a box that is closed
+    at.session_state["changes_box"] = True
+    at.run()
+    first, second, third = (button for button in at.button if button.label == "Undo")
+    first.click().run()
+    assert [button.key for button in at.button if button.label == "Undo"] == [second.key, third.key]
+    at.button(key=third.key).click().run()
+    assert load_edits(folder) == (edits[1],)
+
+
+def test_acting_on_all_and_on_the_selected_are_two_buttons(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
+    for number in range(2):
+        shutil.copy(folder / f"train/red/00{number}.png", folder / f"val/red/copy{number}.png")
+    at = opened(folder)
+    assert at.button(key="act-all-leakage").label == "Exclude all 2"
+    tick(at, "train/red/001.png", "finding-leakage")
+    assert at.button(key="act-selected-leakage").label == "Exclude the 1 selected"
+    assert "act-all-leakage" not in [button.key for button in at.button]
+
+
+def test_folders_are_not_walked_behind_a_closed_box(folder):
+    at = opened(folder)
+    assert not [box for box in at.selectbox if box.label == "Open a subfolder"]
+    at.session_state[f"source-{folder}"] = True
+    at.run()
+    assert [box for box in at.selectbox if box.label == "Open a subfolder"]

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from finetune_core import paths
+
 ROOT = Path(__file__).resolve().parent.parent.parent
+SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
 
 
 @pytest.fixture
@@ -18,8 +21,11 @@ def folder(image_folder, tmp_path, monkeypatch):
     return tmp_path / "pictures" / "deep" / "my pets"
 
 
-def opened():
+def opened(user=None):
     at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    if user:
+        at.secrets["auth"] = SECRETS
+        at.user = {"is_logged_in": True, "email": user}
     at.switch_page("pages/dataset.py").run()
     assert not at.exception
     return at
@@ -73,6 +79,20 @@ def test_a_folder_that_may_not_be_read_any_more_is_said_and_left(folder, tmp_pat
     assert "outside the folders that Thaw may read" in words(at)
     at.run()
     assert offered(at) == ["deep · 28 images"]
+
+
+@pytest.mark.parametrize(("user", "names"), [(None, ["pets"]), ("ann@example.org", [])])
+def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(image_folder, monkeypatch, user, names):
+    image_folder(paths.data_dir() / "pets", {"red": 2, "blue": 2})
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(paths.home()))  # which holds the uploads
+    at = opened(user)
+    assert f"browse-root-{paths.data_dir()}" not in [one.key for one in at.button] or user is None
+    folders = [option.split(" · ")[0] for option in offered(at)]
+    assert (paths.data_dir().name in folders) == (user is None)
+    at.session_state["browse_at"] = str(paths.data_dir())
+    at.run()
+    assert [option.split(" · ")[0] for option in offered(at)] == names
+    assert ("not shown to people who sign in" in words(at)) == (user is not None)
 
 
 @pytest.mark.parametrize("written", ["'{}'", '"{}"', "file://{}"])

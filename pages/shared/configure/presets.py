@@ -94,6 +94,7 @@ def _button(preset: Preset) -> None:
     note = f" **Its weights are not on this machine: about {size(lacking)} to download.**" if lacking else ""
     pressed = st.button(
         preset.title,
+        key=f"preset-{preset.title}",
         icon=preset.icon,
         help=preset.help + note,
         on_click=None if lacking else _apply,

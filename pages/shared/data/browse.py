@@ -5,9 +5,12 @@ from pathlib import Path
 
 import streamlit as st
 
+from finetune_core import paths
 from finetune_core.data.browse import FolderView, Subfolder, view_folder
+from finetune_core.data.listing import is_within
 from finetune_core.errors import DataError
 from finetune_core.formatting import number, things
+from pages.shared.account import sign_in_asked
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
 
@@ -15,7 +18,8 @@ _KEPT = 20  # seconds: each click draws the page anew
 
 
 def choose_folder(take: Callable[[Path], None]) -> None:
-    """Draw the folder that is open, the way up, and the way down.
+    """Draw the folder that is open, the way up, and the way down. Where people sign in, the app's own folder is left out: it holds
+    what all of them have uploaded.
 
     Args:
         take: is given the folder that a person decides on.
@@ -23,13 +27,14 @@ def choose_folder(take: Callable[[Path], None]) -> None:
     Raises:
         DataError: when the open folder cannot be read any more.
     """
-    roots = tuple(root for root in readable_roots() if root.is_dir())
+    hidden = (paths.data_dir(),) if sign_in_asked() else ()
+    roots = tuple(root for root in readable_roots() if root.is_dir() and not is_within(root, hidden))
     if not roots:
         return
     with st.container(border=True, key="folder-browser"):
         st.session_state.setdefault("browse_at", str(roots[-1]))  # the app's own folder is the first
         try:
-            here = _viewed(st.session_state["browse_at"], roots)
+            here = _viewed(st.session_state["browse_at"], roots, hidden)
         except DataError:
             st.session_state["browse_at"] = str(roots[-1])
             raise
@@ -87,5 +92,5 @@ def _go(folder: str) -> None:
 
 
 @st.cache_data(ttl=_KEPT, max_entries=100, show_spinner=False)
-def _viewed(folder: str, roots: tuple[Path, ...]) -> FolderView:
-    return view_folder(Path(folder), roots)
+def _viewed(folder: str, roots: tuple[Path, ...], hidden: tuple[Path, ...]) -> FolderView:
+    return view_folder(Path(folder), roots, hidden)

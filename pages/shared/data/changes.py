@@ -1,5 +1,6 @@
 """Changes to the data set: made on selected images or on whole classes, listed, and undone."""
 
+import hashlib
 from collections.abc import Sequence
 
 import streamlit as st
@@ -45,15 +46,19 @@ def changes(edits: Sequence[Edit]) -> None:
     if not edits:
         return
     summary = edits_in_words(edits)
-    with st.expander(
-        f"Changes to this data set: {summary}" if summary else f"{things(len(edits), 'finding')} left as they are",
-        icon=":material/edit_note:",
-    ):
+    words = f"Changes to this data set: {summary}" if summary else f"{things(len(edits), 'finding')} left as they are"
+    st.markdown(f":material/edit_note: {plain(words)}")
+    # The numbers stand above: a label that changes with each change that is undone would close the box.
+    box = st.expander("All changes", key="changes_box", on_change="rerun")
+    if not box.open:
+        return
+    with box:
         st.caption("The files stay as they are. Every run records the changes it was trained with.")
-        for number_, edit in enumerate(edits):
+        for edit in dict.fromkeys(edits):
+            mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {_some(edit.paths)}"), width="stretch")
-                st.button("Undo", key=f"undo-{number_}", icon=":material/undo:", on_click=undo, args=((edit,),))
+                st.button("Undo", key=f"undo-{mark}", icon=":material/undo:", on_click=undo, args=((edit,),))
         st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
 
 

@@ -60,6 +60,11 @@ def choose_id(wanted: str) -> None:
     st.session_state["data_id"] = wanted
 
 
+def key_for_data(name: str) -> str:
+    """The key of something that this session has for each data set apart: what is chosen in one says nothing of another."""
+    return f"{name}-{st.session_state.get('data_id', '')}"
+
+
 def data_name(data: str) -> str:
     """A data set as a person would call it."""
     return "the sample of handwritten digits" if data_id(data) == SAMPLE_NAME else data

@@ -63,7 +63,13 @@ def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
     if len(paths) < 2 or not finding.confidence:
         return paths
     by = st.segmented_control(
-        "Sort by", list(_ORDERS), format_func=_ORDERS.get, default="label", required=True, key=f"order-{finding.kind}"
+        "Sort by",
+        list(_ORDERS),
+        format_func=_ORDERS.get,
+        default="label",
+        required=True,
+        key=f"order-{finding.kind}",
+        persist_state="session",
     )
     return paths if by == "label" else sorted(paths, key=finding.confidence.get, reverse=True)
 
@@ -115,16 +121,17 @@ def _spellings(dataset: Dataset, finding: Finding) -> None:
     for path in finding.paths:
         pairs.setdefault((finding.notes[path], finding.to[path]), []).append(path)
     table = dataset.table
-    for at, ((name, target), paths) in enumerate(pairs.items()):
+    for (name, target), paths in pairs.items():
         examples = [*paths[:_BORDER], *table.loc[table["class"] == target, "id"].head(_BORDER)]
 
         def picture(index: int, examples: Sequence[str] = examples) -> Picture:
             path = examples[index]
             return Picture(dataset.root / path, dataset.by_id.at[path, "class"], path)
 
-        gallery(len(examples), picture, key=f"spelling-{at}")
+        gallery(len(examples), picture, key=f"spelling-{name}-{target}")
         words = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
-        st.button(plain(words), key=f"act-spelling-{at}", on_click=change_undoably, args=finding.edits(paths))
+        key = f"act-spelling-{name}-{target}"
+        st.button(plain(words), key=key, on_click=change_undoably, args=finding.edits(paths))
 
 
 def _as_text(finding: Finding) -> None:
@@ -144,7 +151,9 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
         if action and paths:
             targets = {finding.to[path] for path in paths} if action == "relabel" else set()
             words = f"{_VERBS[action]} {_which(paths, chosen)}" + (f" as {min(targets)}" if len(targets) == 1 else "")
-            st.button(plain(words), key=f"act-{finding.kind}", on_click=change_undoably, args=finding.edits(paths))
+            # A click that was on its way to all of them must not act on those that were selected meanwhile, nor the other way round.
+            key = f"act-{'selected' if chosen else 'all'}-{finding.kind}"
+            st.button(plain(words), key=key, on_click=change_undoably, args=finding.edits(paths))
         elif action:
             st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
         _leave(finding)

@@ -13,6 +13,7 @@ from finetune_core.formatting import SPLIT_WORDS, percent, things
 from pages.shared.chrome import plain
 from pages.shared.data.analysis import analyze
 from pages.shared.data.changes import tools
+from pages.shared.data.chosen import key_for_data
 from pages.shared.data.datasets import report_of
 from pages.shared.images import Picture, chooser, gallery
 
@@ -35,21 +36,17 @@ def images(dataset: Dataset) -> None:
     """All images: filtered, sorted, selected, changed."""
     report = report_of(dataset)
     in_use = [split for split in SPLITS if (dataset.table["split"] == split).any()]
+    orders = [*_ORDERS, *(_BY_CONFIDENCE if report else ())]
     with st.container(horizontal=True):
-        split = st.selectbox("Split", ["all", *in_use], format_func=lambda s: SPLIT_WORDS.get(s, "All"), width=180)
-        label = st.selectbox(
-            "Class",
-            [-1, *range(len(dataset.classes))],
-            format_func=lambda index: "All" if index < 0 else dataset.classes[index],
-            width=260,
+        split = st.selectbox(
+            "Split", ["", *in_use], format_func=lambda s: SPLIT_WORDS.get(s, "All"), width=180, **_kept("split")
         )
-        part = st.text_input("Name contains", width=220)
-        order = st.selectbox(
-            "Sort by", [*_ORDERS, *(_BY_CONFIDENCE if report else ())], format_func=_TITLES.get, width=260, help=_HELP
-        )
+        name = st.selectbox("Class", ["", *dataset.classes], format_func=lambda s: s or "All", width=260, **_kept("class"))
+        part = st.text_input("Name contains", width=220, **_kept("name"))
+        order = st.selectbox("Sort by", orders, format_func=_TITLES.get, width=260, help=_HELP, **_kept("order"))
     rows = dataset.table
-    rows = rows if split == "all" else rows[rows["split"] == split]
-    rows = rows if label < 0 else rows[rows["label"] == label]
+    rows = rows[rows["split"] == split] if split else rows
+    rows = rows[rows["class"] == name] if name else rows
     rows = rows[rows["id"].str.contains(part, regex=False, case=False)] if part else rows
     predictions = report.predictions if report and order in _BY_CONFIDENCE else None
     ids = _sorted(rows, order, predictions)
@@ -58,7 +55,12 @@ def images(dataset: Dataset) -> None:
     chosen = _selection(dataset, ids, "browse", 24, predictions)
     with place:
         tools(dataset, chosen, "browse")
-        _similar(dataset, chosen, "browse")
+    _similar(dataset, chosen, "browse")
+
+
+def _kept(filtered_by: str) -> dict[str, str]:
+    """Of a filter: each data set has its own, which stays while other tabs and pages are looked at."""
+    return {"key": key_for_data(f"filter-{filtered_by}"), "persist_state": "session"}
 
 
 def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> np.ndarray:
@@ -127,7 +129,15 @@ def map_of_images(dataset: Dataset) -> None:
     if report is None:
         analyze(dataset, "map")
         return
-    by = st.segmented_control("Colour", ["class", "split"], format_func=str.capitalize, default="class", required=True)
+    by = st.segmented_control(
+        "Colour",
+        ["class", "split"],
+        format_func=str.capitalize,
+        default="class",
+        required=True,
+        key="map-colour",
+        persist_state="session",
+    )
     places = report.places.merge(dataset.table[["id", "class", "split"]], on="id")
     st.caption(
         f"{things(len(places), 'image')}: images with similar features of {report.backbone} are close together. Click a point, or draw "
@@ -148,4 +158,4 @@ def map_of_images(dataset: Dataset) -> None:
         with place:
             st.markdown(f"**{things(len(picked), 'image')}** picked")
             tools(dataset, chosen, "map")
-            _similar(dataset, chosen, "map")
+        _similar(dataset, chosen, "map")

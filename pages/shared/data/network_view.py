@@ -8,6 +8,7 @@ from finetune_core.training.preview import augmented_versions, network_input
 from pages.shared.chrome import plain
 from pages.shared.configure import form, settings
 from pages.shared.data.analysis import backbone_and_size
+from pages.shared.data.chosen import key_for_data
 from pages.shared.images import picture_bytes
 
 _VERSIONS = 5
@@ -18,7 +19,13 @@ def fed_to_network(dataset: Dataset) -> None:
     """An image beside the network's input, and what augmentation makes of it."""
     backbone, size = backbone_and_size()
     some = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
-    chosen = st.selectbox("Image", some, help="Three images of each class to choose from.")
+    chosen = st.selectbox(
+        "Image",
+        some,
+        key=key_for_data("preprocessed"),
+        persist_state="session",
+        help="Three images of each class to choose from.",
+    )
     try:
         fed = network_input(dataset.root / chosen, backbone, size)
     except FinetuneError as error:

@@ -32,12 +32,16 @@ def choose_source() -> None:
     """Draw the ways to choose a data set (``chosen.data_folder``)."""
     chosen = data_folder()
     # A box of its own for each data set: it is closed once one is chosen.
-    with st.expander(
+    box = st.expander(
         "Choose other images" if chosen else "Choose images",
         expanded=not chosen,
         icon=":material/add_photo_alternate:",
         key=f"source-{chosen}",
-    ):
+        on_change="rerun",
+    )
+    if not box.open:  # folders are not walked, nor uploads taken, behind a closed one
+        return
+    with box:
         offer_data()
         try:
             _ways()
@@ -96,7 +100,15 @@ def _folder() -> None:
 
 
 def _upload() -> None:
-    kind = st.segmented_control("What to upload", list(_KINDS), format_func=_KINDS.get, default="archive", required=True)
+    kind = st.segmented_control(
+        "What to upload",
+        list(_KINDS),
+        format_func=_KINDS.get,
+        default="archive",
+        required=True,
+        key="upload_kind",
+        persist_state="session",
+    )
     if kind == "archive":
         given = st.file_uploader("A ZIP or TAR with your images", type=list(ARCHIVE_SUFFIXES), help=FOLDERS)
         if given is not None:
