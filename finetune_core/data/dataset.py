@@ -66,13 +66,18 @@ class Dataset:
         return [self.root / sample for sample in rows["id"]]
 
     def counts(self) -> pd.DataFrame:
-        """Images a class (rows) and split (columns, those in use)."""
+        """Images per class (rows) and split (columns, those in use)."""
         counts = pd.crosstab(self.table["label"], self.table["split"])
         counts = counts.reindex(index=range(len(self.classes)), fill_value=0)
         counts = counts[[split for split in splits.SPLITS if split in counts.columns]]
         counts.index = pd.Index(self.classes, name="class")
         counts.columns.name = None
         return counts
+
+    @cached_property
+    def split_counts(self) -> dict[str, int]:
+        """Images per split, of those in use."""
+        return {str(split): int(count) for split, count in self.table["split"].value_counts().items()}
 
     def manifest(self) -> pd.DataFrame:
         """``path, label, split, group``: the data set as it stands, in the form of a manifest that Thaw reads."""

@@ -16,6 +16,7 @@ from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.image_stats import Look, look_at
 from finetune_core.data.listing import Listing
 from finetune_core.data.threads import in_threads
+from finetune_core.files import Stamp, stamp
 from finetune_core.work import Step, Work
 
 _FILE = "index.parquet"
@@ -67,6 +68,11 @@ def known_images(data: str | Path) -> pd.DataFrame:
     """What was seen of each image of a data set when it was last looked at (the fields of a ``Look``), by id; empty if never."""
     known = _known(entry_folder(data) / _FILE)
     return known[known["problem"] == ""].drop_duplicates("id").set_index("id")[["bytes", *_SEEN]]
+
+
+def index_changed(data: str | Path) -> Stamp | None:
+    """Changes when ``known_images`` does."""
+    return stamp(entry_folder(data) / _FILE)
 
 
 def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:

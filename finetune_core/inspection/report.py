@@ -80,7 +80,7 @@ class Inspection:
             "images": len(dataset.table),
             "classes": list(dataset.classes),
             "counts": {name: row.to_dict() for name, row in dataset.counts().iterrows()},
-            "splits": dataset.table["split"].value_counts().to_dict(),
+            "splits": dataset.split_counts,
             "given_splits": dataset.given_splits,
             "width": [int(widths.min()), int(widths.max())],
             "height": [int(heights.min()), int(heights.max())],

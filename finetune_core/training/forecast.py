@@ -38,8 +38,7 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     """
     stages = network_stages(config.backbone, len(dataset.classes))
     strategy = plan(config, stages)
-    counts = dataset.table["split"].value_counts()
-    train, val, test = (int(counts.get(split, 0)) for split in (TRAIN, VAL, TEST))
+    train, val, test = (dataset.split_counts.get(split, 0) for split in (TRAIN, VAL, TEST))
     train = max(1, round(train * config.train_fraction))
     cached = not why_uncached(config, cut_index(strategy)) and speed.activation_bytes > 0
     again = 0.0 if cached else speed.trunk

@@ -4,6 +4,7 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from finetune_core import paths
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
-from finetune_core.files import write_bytes
+from finetune_core.files import Stamp, stamp, write_bytes
 from finetune_core.training.device import choose_device
 
 _KNOWN_SPEEDS = 200
@@ -23,7 +24,7 @@ _PATIENCE = 10  # seconds, for others that write to the book
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds an image, for one way to cut one network on this machine.
+    """Seconds per image, for one way to cut one network on this machine.
 
     Attributes:
         trunk: from pixels to the cut, without gradients.
@@ -49,15 +50,17 @@ class SpeedBook:
         self._file = file or paths.home() / "speeds.json"
 
     def speed(self, config: RunConfig) -> Speed | None:
-        found = self._read()["speeds"].get(_key(config))
+        found = _read(self._file)["speeds"].get(_key(config))
         try:
             speed = Speed(**found) if found else None
-            return speed if speed is None or all(math.isfinite(value) for value in asdict(speed).values()) else None
         except TypeError:  # written by another version
             return None
+        return speed if speed and all(map(_is_measured, asdict(speed).values())) else None
 
     def decode_seconds(self, dataset: Dataset, image_size: int) -> float | None:
-        return self._read()["decode"].get(f"{dataset.fingerprint}-{image_size}")
+        """To read one of the data set's images; None where that was not measured."""
+        found = _read(self._file)["decode"].get(f"{dataset.fingerprint}-{image_size}")
+        return found if _is_measured(found) else None
 
     def knows(self, config: RunConfig, dataset: Dataset) -> bool:
         """Whether all of a forecast's numbers were measured."""
@@ -70,21 +73,35 @@ class SpeedBook:
     def learn_decoding(self, fingerprint: str, image_size: int, seconds: float) -> None:
         self._add("decode", f"{fingerprint}-{image_size}", seconds)
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        try:
-            known = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or damaged: speeds can be measured again
-            known = None
-        known = known if isinstance(known, dict) else {}
-        return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode")}
-
     def _add(self, kind: str, key: str, value: Any) -> None:
         with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):  # a run is worth more than what it teaches
-            known = self._read()
-            known[kind].pop(key, None)
-            known[kind][key] = value
-            known[kind] = dict(list(known[kind].items())[-_KNOWN_SPEEDS:])
+            known = _read(self._file)
+            others = [(name, one) for name, one in known[kind].items() if name != key]
+            known = known | {kind: dict([*others, (key, value)][-_KNOWN_SPEEDS:])}
             write_bytes(self._file, json.dumps(known, indent=1).encode())
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """``speeds`` and ``decode``, each by its key; not to be changed."""
+    return _parsed(file, stamp(file))
+
+
+@lru_cache(maxsize=4)
+def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or damaged: speeds can be measured again
+        known = None
+    known = known if isinstance(known, dict) else {}
+    return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode")}
+
+
+def _is_measured(value: Any) -> bool:
+    """Whether a value of the book is a number that a forecast can be computed from."""
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 def learn_from_run(

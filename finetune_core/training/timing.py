@@ -80,19 +80,26 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     exact = 0.0
     if device.precision != "fp32":
         exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact), batch)
-    cut = cut_index(strategy)
-    try:
-        trunk = split_network(network).part(None, cut) if cut else None
-    except CannotSplit:
-        trunk = None
-    if trunk is None:
+    parts = _parts(network, cut_index(strategy))
+    if parts is None:
         return replace(_measure_tail(config, network, strategy, network.model, images, device, 0.0, 0), exact=exact)
+    trunk, tail = parts
     forward = _without_gradients(trunk.eval(), images, device)
     activation = forward()
     seconds = _seconds_an_image(forward, batch)
-    tail = split_network(network).part(cut, None)
     size = activation[0].numel() * activation.element_size()
     return replace(_measure_tail(config, network, strategy, tail, activation, device, seconds, size), exact=exact)
+
+
+def _parts(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
+    """Trunk and tail; None where nothing is frozen before what trains, or the network cannot be cut there."""
+    if not cut:
+        return None
+    try:
+        segments = split_network(network)
+        return segments.part(None, cut), segments.part(cut, None)
+    except CannotSplit:
+        return None
 
 
 def _measure_tail(

@@ -2,6 +2,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import TrainingError
 from finetune_core.models.network import network_stages
 from finetune_core.runs.record import create_run, execute
-from finetune_core.training import events
+from finetune_core.training import events, timing
 from finetune_core.training.forecast import comparable, expected, forecast
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
@@ -166,6 +167,48 @@ def test_a_damaged_book_is_begun_again(config, home, content):
     assert SpeedBook().speed(config()) is None
     SpeedBook().learn(config(), SPEED)
     assert SpeedBook().speed(config()) == SPEED
+
+
+def test_a_book_is_parsed_once_until_it_changes(config, folder, monkeypatch):
+    dataset, book, parsed = load_dataset(folder), SpeedBook(), []
+    book.learn(config(), SPEED)
+    book.learn_decoding(dataset.fingerprint, 32, 0.001)
+    really = json.loads
+    monkeypatch.setattr("finetune_core.training.speed_book.json.loads", lambda text: parsed.append(text) or really(text))
+    assert [expected(one, dataset, SpeedBook()) is None for one in [config(), config(batch_size=4)] * 10] == [False, True] * 10
+    assert len(parsed) == 1
+    book.learn(config(), replace(SPEED, step=9.0))
+    assert SpeedBook().speed(config()).step == 9.0
+    assert len(parsed) == 2
+
+
+@pytest.mark.parametrize("seconds", ["NaN", "Infinity", "1" + "0" * 400, '"fast"', "[1]"])
+def test_a_decoding_time_that_is_no_number_counts_as_not_measured(config, folder, home, seconds):
+    dataset, book = load_dataset(folder), SpeedBook()
+    book.learn(config(), SPEED)
+    book.learn_decoding(dataset.fingerprint, 32, 0.125)
+    (home / "speeds.json").write_text((home / "speeds.json").read_text().replace("0.125", seconds))
+    assert book.decode_seconds(dataset, 32) is None
+    assert expected(config(), dataset, book) is None
+
+
+def test_the_images_of_each_split_are_counted_once(config, folder, monkeypatch):
+    dataset, counted = load_dataset(folder), []
+    really = pd.Series.value_counts
+    monkeypatch.setattr(
+        pd.Series, "value_counts", lambda self, *more, **named: counted.append(self) or really(self, *more, **named)
+    )
+    for _ in range(3):
+        forecast(config(), dataset, SPEED, 0.001)
+    assert len(counted) == 1
+
+
+def test_a_network_is_traced_once_to_time_its_trunk_and_tail(config, folder, monkeypatch):
+    traced = []
+    really = timing.split_network
+    monkeypatch.setattr(timing, "split_network", lambda network: traced.append(network) or really(network))
+    list(calibrate([config()], load_dataset(folder), SpeedBook()))
+    assert len(traced) == 1
 
 
 def test_what_several_learn_at_once_is_all_kept(home):

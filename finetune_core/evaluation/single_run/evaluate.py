@@ -12,7 +12,8 @@ from finetune_core.evaluation.single_run.calibration import Calibration, Scaling
 from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate, evaluated_splits, judged_arrays, logits_of
 from finetune_core.evaluation.single_run.scores import RESAMPLES, Scores, score
-from finetune_core.evaluation.single_run.slices import Facts, image_facts, slices
+from finetune_core.evaluation.single_run.slices import Facts, facts_changed, image_facts, slices
+from finetune_core.files import Stamp
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import load_predictions, predictions_changed, predictions_precision
 
@@ -102,9 +103,8 @@ def sliced(run: Run, split: str) -> tuple[Facts, pd.DataFrame]:
     Raises:
         RunError: when the run has no predictions for it.
     """
-    result = evaluation(run, split)
-    facts = image_facts(run.config.data, result.predictions["id"])
-    return facts, slices(result, facts.table)
+    changed = predictions_changed(run.run_dir), *facts_changed(run.config.data)
+    return _sliced(run.run_dir, changed, _classes(run), split, run.config.data)
 
 
 def _classes(run: Run) -> tuple[str, ...]:
@@ -138,6 +138,15 @@ def _scored(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -
 
 def _resamples(probabilities: int) -> int:
     return RESAMPLES if probabilities <= _MANY else _FEWER_RESAMPLES
+
+
+@lru_cache(maxsize=16)
+def _sliced(
+    run_dir: Path, changed: tuple[int, Stamp | None, Stamp | None], classes: tuple[str, ...], split: str, data: str
+) -> tuple[Facts, pd.DataFrame]:
+    result = _evaluated(run_dir, changed[0], classes, split)
+    facts = image_facts(data, result.predictions["id"])
+    return facts, slices(result, facts.table)
 
 
 @lru_cache(maxsize=64)

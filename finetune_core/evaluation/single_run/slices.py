@@ -1,5 +1,6 @@
 """Where a run does better or worse: accuracy by what is known of the images, and whether a difference can be distinguished from chance."""
 
+import os
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from finetune_core.data.index import known_images
+from finetune_core.data.index import index_changed, known_images
 from finetune_core.data.manifest import is_manifest, other_columns
 from finetune_core.errors import DataError
 from finetune_core.evaluation.intervals import accuracy_interval
 from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.files import Stamp, stamp
 
 FEW = 20  # images: below, an interval is wider than anything that it could tell
 _ALPHA = 0.05
@@ -50,13 +52,18 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
     if path.is_file() and is_manifest(path):
         try:
             extra = other_columns(path).reindex(ids)
-        except DataError:  # it was changed or taken away since: the run is judged without it
+        except DataError:  # it was changed or taken away since: the run is evaluated without it
             extra = pd.DataFrame(index=pd.Index(ids))
         own = tuple(name for name in extra.columns if extra[name].nunique() > 1)
         columns = columns | {name: _as_numbers(extra[name]) for name in own}
     table = pd.DataFrame(columns)
     varied = [name for name in table.columns if table[name].nunique() > 1]
     return Facts(table[varied].reset_index(drop=True), tuple(name for name in own if name in varied))
+
+
+def facts_changed(data: str | Path) -> tuple[Stamp | None, Stamp | None]:
+    """Changes when the index or the manifest does that ``image_facts`` reads."""
+    return index_changed(data), stamp(Path(os.path.realpath(data)))
 
 
 def slices(result: Evaluation, facts: pd.DataFrame) -> pd.DataFrame:

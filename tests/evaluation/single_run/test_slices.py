@@ -2,11 +2,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from finetune_core.config import make_config
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.manifest import other_columns
 from finetune_core.errors import DataError
+from finetune_core.evaluation.single_run import evaluate as evaluate_module
+from finetune_core.evaluation.single_run.evaluate import sliced
 from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.evaluation.single_run.slices import image_facts, slices
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import read_run
 
 
 def judged(correct, ids=None):
@@ -93,6 +98,30 @@ def test_data_that_are_gone_leave_nothing_to_slice_by(manifest):
     assert image_facts(str(manifest), pd.Series(["red/001.png"])).table.columns.empty
     manifest.write_text("nothing,of,use\n1,2,3\n")
     assert image_facts(str(manifest), pd.Series(["red/001.png"])).own == ()
+
+
+def test_a_run_is_sliced_once_until_its_manifest_changes(image_folder, tmp_path, monkeypatch):
+    image_folder(tmp_path, {"red": 16, "blue": 16})
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    manifest = tmp_path / "set.csv"
+
+    def written(column):
+        rows = [{"path": name, "label": name.split("/")[0], column: "AB"[n % 2]} for n, name in enumerate(files)]
+        pd.DataFrame(rows).to_csv(manifest, index=False)
+
+    written("camera")
+    settings = {"data": str(manifest), "epochs": 1, "image_size": 32, "batch_size": 8, "strategy": "feature_extraction"}
+    reservation = create_run(make_config(settings), tmp_path / "runs")
+    list(execute(reservation))
+    run, read = read_run(reservation.run_dir), []
+    really = evaluate_module.image_facts
+    monkeypatch.setattr(evaluate_module, "image_facts", lambda *given: read.append(given) or really(*given))
+    assert "camera" in sliced(run, "val")[0].own
+    sliced(run, "val")
+    assert len(read) == 1
+    written("place")
+    assert sliced(run, "val")[0].own == ("place",)
+    assert len(read) == 2
 
 
 def test_a_manifests_other_columns(manifest):
