@@ -20,6 +20,7 @@ from finetune_core.errors import DataError
 from finetune_core.formatting import size
 
 _XZ_MEMORY = 256 << 20  # bytes; four times what `xz -9` asks for
+_MOST_SILENT = 16_000_000  # packed bytes that nothing comes out of
 _XZ_PIECE = 1 << 16  # bytes that go into the decompressor at a time
 _KINDS = {
     tarfile.REGTYPE: "",
@@ -40,7 +41,7 @@ _LONGEST_EXTENSION = PIECE
 
 def images(file: BinaryIO, names: Names, budget: Budget) -> Iterator[Image | None]:
     """The images of an archive, to be taken one after the other; None stands for anything else that was gone through."""
-    stream = _Stream(budget.spend(all_of(_unpacked(file))))
+    stream = _Stream(budget.spend(_unpacked(file)))
     for header in _headers(stream):
         yield None
         if header is None:
@@ -93,10 +94,30 @@ class _Stream:
             self._held = memoryview(piece)
 
 
+class _Packed:
+    """A compressed file as its decompressor reads it.
+
+    Attributes:
+        silent: bytes that were read since anything came out of them. Padding and empty streams are skipped within one call of the
+            decompressor, which nobody can cancel meanwhile.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.silent = 0
+
+    def read(self, count: int = -1) -> bytes:
+        piece = self._file.read(count)
+        self.silent += len(piece)
+        if self.silent > _MOST_SILENT:
+            raise DataError(f"more than {size(_MOST_SILENT)} of padding or empty streams lie in it. Pack it again.")
+        return piece
+
+
 class _Xz:
     """As ``lzma.open``, with a limit of memory: a few bytes may ask for 4 GiB."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: _Packed) -> None:
         self._file = file
         self._xz = lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY)
 
@@ -123,14 +144,21 @@ class _Xz:
         return packed
 
 
-_COMPRESSIONS: dict[bytes, Callable[[BinaryIO], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": _Xz}
+_COMPRESSIONS: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": _Xz}
 
 
-def _unpacked(file: BinaryIO) -> BinaryIO:
+def _unpacked(file: BinaryIO) -> Pieces:
     file.seek(0)
     head = file.read(max(map(len, _COMPRESSIONS)))
     file.seek(0)
-    return next((unpack(file) for magic, unpack in _COMPRESSIONS.items() if head.startswith(magic)), file)
+    unpack = next((unpack for magic, unpack in _COMPRESSIONS.items() if head.startswith(magic)), None)
+    if unpack is None:
+        yield from all_of(file)
+        return
+    packed = _Packed(file)
+    for piece in all_of(unpack(packed)):
+        packed.silent = 0
+        yield piece
 
 
 def _headers(stream: _Stream) -> Iterator[tarfile.TarInfo | None]:

@@ -827,6 +827,17 @@ def test_a_tar_in_several_compressed_streams_with_padding():
         assert files_in(finish(import_archive(io.BytesIO(b"".join(parts)), "a.tar"))) == TWO
 
 
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [(".gz", "padding"), (".xz", "padding"), (".gz", "empty streams"), (".bz2", "empty streams"), (".xz", "empty streams")],
+)
+def test_an_archive_that_goes_on_without_content_is_refused_after_a_bounded_part_of_it(tmp_path, kind, what):
+    more = bytes(4096) if what == "padding" else KINDS[kind](b"")
+    archive = io.BytesIO(KINDS[kind](ordinary_tar()) + more * (20_000_000 // len(more)))
+    assert_refused(lambda: import_archive(archive, f"a.tar{kind}"), tmp_path, r"more than 16\.0 MB of padding or empty streams")
+    assert archive.tell() < 17_000_000
+
+
 def test_padding_may_begin_where_a_piece_ends():
     content = ordinary_tar({"1.jpg": random.Random(1).randbytes(100_000)})
     first = gzip.compress(content[: (1 << 16) - 23], 0)  # stored, with headers of 23 bytes
