@@ -82,7 +82,7 @@ def listed_by_hand(source):
 
 @pytest.mark.parametrize(
     "file",
-    [*ROOT.glob("pages/**/*.py"), *ROOT.glob("finetune_core/*_command.py"), ROOT / "finetune_core" / "__main__.py"],
+    [*ROOT.glob("pages/**/*.py"), *ROOT.glob("finetune_core/commands/*.py"), ROOT / "finetune_core" / "__main__.py"],
     ids=lambda file: file.name,
 )
 def test_no_page_and_no_command_lists_settings_by_hand(file):

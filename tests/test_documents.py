@@ -1,10 +1,14 @@
 """Documents keep to what they promise: their length, links that lead somewhere, names that exist."""
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from finetune_core.__main__ import app
 from finetune_core.data.findings import KINDS
 from finetune_core.evaluation.single_run.scores import NAMES
 from finetune_core.training.strategies import STRATEGIES
@@ -13,6 +17,44 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 CODE = re.compile(r"`([\w./-]+/[\w./-]+|[\w-]+\.(?:py|md|txt|toml))`")
+
+LABEL = re.compile(r"(?<![*\w])\*([A-Z][^*\n]*(?:\n[^*\n]+)?)\*(?!\*)")  # italics with a capital
+INLINE = re.compile(r"`([^`]+)`")
+COMMAND = re.compile(r"^    (thaw .*?)(?:  |$)", re.M)
+OF_OTHERS = {"group_matcher"}  # timm's
+
+
+@cache
+def sources():
+    """The code and the tests, with their files' names, as one text."""
+    files = [file for room in ("finetune_core", "pages", "benchmarks", "tests") for file in (ROOT / room).rglob("*.py")]
+    return "\n".join(f"{file}\n{file.read_text()}" for file in files)
+
+
+@cache
+def visible_texts():
+    """Every string in the app's code, without its icon."""
+    files = [ROOT / "app.py", *(ROOT / "pages").rglob("*.py"), *(ROOT / "finetune_core").rglob("*.py")]
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    return {
+        re.sub(r"^:material/\w+: ", "", node.value)
+        for node in nodes
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+@cache
+def commands():
+    """The command line: command -> its options."""
+    return {
+        name: {"--help", *(option for one in made.params for option in one.opts)}
+        for name, made in get_command(app).commands.items()
+    }
+
+
+def in_backticks(document):
+    """What stands in backticks, outside code blocks."""
+    return INLINE.findall(re.sub(r"^    .*$", "", document.read_text(), flags=re.M))
 
 
 def anchors(document):
@@ -53,3 +95,26 @@ def test_files_that_are_named_exist(name):
 def test_lists_are_complete(document, names):
     text = (ROOT / "docs" / document).read_text()
     assert not [name for name in names if not re.search(rf"\b{name}\b", text)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_labels_that_are_named_are_shown_somewhere(document):
+    named = {" ".join(label.split()) for label in LABEL.findall(document.read_text())}
+    assert not named - visible_texts()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_that_look_like_code_are_in_the_code(document):
+    words = {word for code in in_backticks(document) for word in re.findall(r"[A-Za-z_]\w*", code)}
+    names = {word for word in words if "_" in word or re.search("[a-z][A-Z]", word)} - OF_OTHERS
+    assert not [name for name in names if not re.search(rf"\b{name}\b", sources(), re.I)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_and_options_that_are_named_exist(document):
+    known = {option for options in commands().values() for option in options}
+    for line in [*in_backticks(document), *COMMAND.findall(document.read_text())]:
+        command = re.match(r"thaw ([a-z]+)", line)
+        assert not command or command[1] in commands(), line
+        wanted = set(re.findall(r"(?<![\w-])--[a-z][\w-]*(?![\w.-])", line))
+        assert wanted <= (commands()[command[1]] if command else known), line
