@@ -18,6 +18,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.exporters import formats, graphs
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
+from tests.exporters.network_formats import NETWORK_FORMATS
 
 # Runs predict.py as a program, and says which libraries it took.
 ALONE = """
@@ -106,9 +107,7 @@ def test_onnx_takes_any_batch_and_carries_what_it_needs(exported):
     assert "logits" in metadata["output"]
 
 
-@pytest.mark.parametrize(
-    "format", ["safetensors", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "torch_export"))]
-)
+@pytest.mark.parametrize("format", NETWORK_FORMATS)
 def test_the_sidecar_names_no_place_on_this_machine(exported, colours, format):
     folder = exported(format).folder
     result = json.loads((folder / "model.json").read_text())

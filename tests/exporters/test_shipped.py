@@ -1,4 +1,4 @@
-"""What is judged is what is shipped: a run that trained in bf16 has the same labels and accuracy in its table of predictions, in
+"""What is evaluated is what is shipped: a run that trained in bf16 has the same labels and accuracy in its table of predictions, in
 *Predict*, and in every exported file, and the card and ``model.json`` say what the file itself is worth."""
 
 import functools
@@ -24,8 +24,8 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.preview import network_input
+from tests.exporters.network_formats import NETWORK_FORMATS
 
-FORMATS = ["safetensors", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onnx", "torch_export"))]
 SIZE = 32
 
 
@@ -83,7 +83,7 @@ def test_the_table_of_predictions_holds_what_predict_answers(bf16_run, digits, i
     assert (answered.argmax(1) == logits.argmax(1)).all()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", NETWORK_FORMATS)
 def test_every_exported_file_gives_the_labels_of_the_table(exported, inputs, format):
     table, images = inputs
     logits, found = np.stack(table["logits"]), logits_of(exported(format), images)
@@ -91,7 +91,7 @@ def test_every_exported_file_gives_the_labels_of_the_table(exported, inputs, for
     assert (found.argmax(1) == logits.argmax(1)).all()
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", NETWORK_FORMATS)
 def test_card_and_sidecar_state_the_accuracy_of_the_file(bf16_run, exported, inputs, format):
     table, images = inputs
     tested = (table["split"] == "test").to_numpy()
