@@ -1,6 +1,7 @@
 """What waits for ever fails its test, instead of holding up all others."""
 
 import signal
+import time
 from contextlib import contextmanager
 
 SECONDS = 300  # far more than anything here takes, on a busy machine too: only what waits for ever is longer
@@ -20,3 +21,11 @@ def in_time(what):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def wait_until(condition, what="it did not come about"):
+    """Until a condition holds; a test that waits for ever fails."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)

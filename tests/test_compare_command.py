@@ -1,4 +1,4 @@
-"""The ``compare`` command: trains and judges, or judges what is there."""
+"""The ``compare`` command: trains and compares, or compares existing runs."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def compared(image_folder_once, tmp_path_factory):
     return arguments, base / "runs", base / "report.html", json.loads(done.stdout)
 
 
-def test_strategies_by_seeds_are_trained_and_judged(compared):
+def test_strategies_by_seeds_are_trained_and_compared(compared):
     _, runs, _, result = compared
     assert {(run["strategy"], run["seed"]) for run in result["runs"]} == {
         (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
@@ -68,7 +68,7 @@ def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they
     assert page.count("<h2>Disagreements</h2>") == bool(apart)
 
 
-def test_runs_that_are_there_are_judged_without_training(compared):
+def test_existing_runs_are_compared_without_training(compared):
     _, runs, _, result = compared
     before = sorted(runs.iterdir())
     some = [run["run_dir"] for run in result["runs"] if run["seed"] == 0]
@@ -177,14 +177,14 @@ def test_what_cannot_be_trained_is_refused_before_anything_trains(compared, tmp_
     assert not list((tmp_path / "runs").glob("2*"))
 
 
-def test_a_report_that_cannot_be_written_is_told(compared):
+def test_a_report_that_cannot_be_written_is_an_error(compared):
     *_, result = compared
     done = thaw("compare", *(run["run_dir"] for run in result["runs"]), "--report", result["runs"][0]["run_dir"], "--json")
     assert done.exit_code != 0
     assert "The report cannot be written" in done.stderr
 
 
-def test_the_measure_that_is_judged_by_can_be_chosen(compared):
+def test_the_metric_can_be_chosen(compared):
     *_, result = compared
     runs = [run["run_dir"] for run in result["runs"]]
     other = json.loads(thaw("compare", *runs, "--measure", "log_loss", "--json").stdout)

@@ -73,6 +73,11 @@ def test_custom_strategy_needs_a_cut_or_rates_and_not_both():
     assert make_config({"data": "x", "strategy": "custom", "stage_rates": {"head": 1.0}}).stage_rates == {"head": 1.0}
 
 
+def test_a_run_has_1_to_1000_epochs():
+    assert [problems(epochs=epochs).keys() for epochs in (0, 1001)] == [{"epochs"}] * 2
+    assert [make_config({"data": "x", "epochs": epochs}).epochs for epochs in (1, 1000)] == [1, 1000]
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1001, math.nan, math.inf])
 def test_a_stage_rate_out_of_range_is_refused_by_the_stages_name(rate):
     found = problems(strategy="custom", stage_rates={"layer4": rate, "head": 1.0})

@@ -186,8 +186,9 @@ def test_the_pages_name_what_is_damaged(whole, data, monkeypatch):
     everything = "; ".join(done.values())
     found, damaged = RunStore(runs).all()
     assert damaged
-    for page in ("app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict"))):
-        at = opened(page, everything, **({} if page in ("app.py", "pages/compare.py") else {"run": GOOD}))
+    for page in ("app.py", *(f"pages/{name}.py" for name in ("train", "runs", "evaluate", "compare", "predict"))):
+        named = {"run": GOOD} if page in ("pages/train.py", "pages/evaluate.py", "pages/predict.py") else {}
+        at = opened(page, everything, **named)
         text = " ".join(element.value for element in at.get("markdown")).replace("\\", "")
         assert all(one.run_id in text for one in damaged), page
     for number, run in enumerate(run for run in found if run.run_id != GOOD):

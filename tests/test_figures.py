@@ -70,7 +70,7 @@ def test_confusion_heatmap_keeps_the_counts_and_escapes_names():
     assert figure.layout.xaxis.ticktext[1] == 'say "x"'
 
 
-def test_every_cell_of_the_heatmap_can_be_told_from_its_point():
+def test_every_cell_of_the_heatmap_follows_from_its_point():
     confusion = np.array([[5, 1, 0], [2, 6, 0], [0, 3, 7]])
     order = [2, 0, 1]
     figure = confusion_heatmap(confusion, ["a", "b", "c"], "predicted", order)
@@ -90,7 +90,7 @@ def test_a_heatmap_of_very_many_classes_has_neither_labels_nor_numbers():
     assert figure.layout.xaxis.showticklabels is False
 
 
-def judged(count=200):
+def evaluated(count=200):
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, count)
     logits = random.normal(size=(count, 3)) + np.eye(3)[labels]
@@ -99,7 +99,7 @@ def judged(count=200):
 
 
 def test_curves_have_a_line_and_a_band_a_class_in_one_colour():
-    result, _, _ = judged()
+    result, _, _ = evaluated()
     curves = {name: one_vs_rest(result, number, resamples=20) for number, name in enumerate(result.classes)}
     for figure, step in ((roc_curves(curves), 2), (recall_precision_curves(curves), 3)):
         bands, lines = figure.data[1::step], figure.data[step::step]
@@ -115,7 +115,7 @@ def test_curves_have_a_line_and_a_band_a_class_in_one_colour():
 
 
 def test_a_reliability_diagram_shows_both_and_the_intervals_of_the_first():
-    result, logits, labels = judged()
+    result, logits, labels = evaluated()
     bins = {"as it is": calibration(logits, labels).bins, "scaled": calibration(logits / 3, labels).bins}
     figure = reliability_diagram(bins)
     lines = {trace.name: trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines+markers"}
@@ -208,7 +208,7 @@ def test_a_probe_curve_without_probes_is_drawn():
 
 @pytest.mark.parametrize("binning", ["width", "mass"])
 def test_bars_of_a_reliability_diagram_sit_over_their_bins(binning):
-    _, logits, labels = judged()
+    _, logits, labels = evaluated()
     bins = calibration(logits, labels, binning).bins
     figure = reliability_diagram({"as it is": bins, "scaled": calibration(logits / 3, labels, binning).bins})
     bar = next(trace for trace in figure.data if trace.type == "bar")

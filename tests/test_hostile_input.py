@@ -87,7 +87,7 @@ def test_results_for_a_closed_stdout_are_an_error_in_one_line(command):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
-def test_whoever_has_read_enough_is_told_of_nothing():
+def test_a_reader_that_stops_early_gets_no_error():
     done = shell("{ $thaw backbones; echo $? >&2; } | true")
     assert done.stderr.strip() == "1"
 

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from finetune_core.data.entry import load_split, save_split
 from finetune_core.inspection.deep import inspect_deeply
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
+from tests.deadline import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = ["--epochs", "2", "--image-size", "32", "--batch-size", "8", "--lr", "0.001", "--precision", "fp32"]
@@ -76,14 +76,14 @@ def test_the_config_of_a_run_repeats_it(trained, tmp_path):
 
 def test_evaluate_and_predict_json(trained):
     data, _, result, _ = trained
-    judged = json.loads(thaw("evaluate", result["run_dir"], "--json").stdout)
-    assert judged["split"] == "test"
-    assert judged["accuracy_low"] <= judged["accuracy"] <= judged["accuracy_high"]
-    assert [row["class"] for row in judged["per_class"]] == ["blue <b>", "red"]
-    numbers = judged["scores"]
-    assert numbers["accuracy"]["value"] == judged["accuracy"]
+    evaluated = json.loads(thaw("evaluate", result["run_dir"], "--json").stdout)
+    assert evaluated["split"] == "test"
+    assert evaluated["accuracy_low"] <= evaluated["accuracy"] <= evaluated["accuracy_high"]
+    assert [row["class"] for row in evaluated["per_class"]] == ["blue <b>", "red"]
+    numbers = evaluated["scores"]
+    assert numbers["accuracy"]["value"] == evaluated["accuracy"]
     assert all(row["low"] <= row["value"] <= row["high"] for row in numbers.values())
-    assert (judged["resamples"], judged["absent_classes"]) == (1000, [])
+    assert (evaluated["resamples"], evaluated["absent_classes"]) == (1000, [])
     files = sorted(Path(data, "red").iterdir())[:2]
     named = json.loads(thaw("predict", result["run_dir"], *files, "--json").stdout)
     assert [row["image"] for row in named["predictions"]] == [str(file) for file in files]
@@ -195,11 +195,8 @@ def test_interrupt_stops_in_good_order(trained, tmp_path):
         "--json",
     ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 300
-    while not list(tmp_path.glob("*/best.safetensors")):
-        assert process.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: process.poll() is not None or list(tmp_path.glob("*/best.safetensors")))
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1

@@ -67,12 +67,11 @@ def test_the_app_command_starts_the_dashboard_with_streamlits_own_options(instal
     with open(tmp_path / "log", "wb") as log:
         server = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"THAW_HOME": str(tmp_path)}, stdout=log, stderr=log)
     try:
-        answer = None
-        for _ in range(300):
+        answer, end = None, time.monotonic() + 300
+        while answer is None and time.monotonic() < end:
             assert server.poll() is None, (tmp_path / "log").read_text()
             try:
-                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/cold/_stcore/health", timeout=10).read()
-                break
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/cold/_stcore/health", timeout=300).read()
             except OSError:
                 time.sleep(0.1)
         assert answer == b"ok"
@@ -80,7 +79,7 @@ def test_the_app_command_starts_the_dashboard_with_streamlits_own_options(instal
         server.terminate()
         server.wait()
     with pytest.raises(OSError, match="refused"):  # the command was the server, not its parent
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/cold/_stcore/health", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/cold/_stcore/health", timeout=300)
 
 
 def test_without_a_checkout_the_app_command_says_what_to_do(tmp_path):

@@ -65,7 +65,7 @@ def archive(image_folder, tmp_path):
     return shutil.make_archive(str(tmp_path / "pets"), "zip", tmp_path / "packed")
 
 
-def test_an_uploaded_archive_is_inspected_mended_and_trained_on_and_the_run_says_so(server, page, archive, no_error_on):
+def test_an_uploaded_archive_is_inspected_corrected_and_trained_on_and_the_run_says_so(server, page, archive, no_error_on):
     page.goto(f"{server.url}/dataset")
     page.get_by_text("Upload", exact=True).click()
     page.locator("input[type=file]").set_input_files(archive)

@@ -1,7 +1,5 @@
 """The Train page's buttons in a real browser: a press is a click, whatever is redrawn meanwhile, and an open page follows the run."""
 
-import time
-
 import pytest
 
 from finetune_core import paths
@@ -10,6 +8,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded
+from tests.deadline import wait_until
 
 
 @pytest.fixture
@@ -27,10 +26,7 @@ def stopped(image_folder, tmp_path, monkeypatch):
 
 
 def wait_for_status(run_id, status):
-    end = time.monotonic() + 300
-    while RunStore(paths.runs_dir()).run(run_id).status != status:
-        assert time.monotonic() < end, f"not {status}: the click was lost"
-        time.sleep(0.1)
+    wait_until(lambda: RunStore(paths.runs_dir()).run(run_id).status == status, f"not {status}: the click was lost")
 
 
 def named(page, name):

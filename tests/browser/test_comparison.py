@@ -56,7 +56,7 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
     report.context.close()
 
 
-def test_stop_all_ends_the_queue_and_what_trained_is_judged(server, page, quick_settings, no_error_on):
+def test_stop_all_ends_the_queue_and_what_trained_is_compared(server, page, quick_settings, no_error_on):
     page.get_by_role("button", name="Start 9 runs").click()
     page.get_by_text(re.compile(r"[1-8] of 9 runs done")).wait_for(timeout=3 * MINUTE)
     page.get_by_role("button", name="Stop all").click()

@@ -1,6 +1,7 @@
 """The Runs page and the run pickers in a real browser: rows are chosen by their run, whatever is sorted, searched or changed meanwhile."""
 
 import re
+import time
 
 import pytest
 
@@ -131,7 +132,9 @@ def test_a_run_is_chosen_by_a_label_that_no_longer_holds(runs, trained_once, ser
     store().describe(runs[0], "renamed", "")
     request_stop(waiting.run_dir)
     list(execute(waiting))  # it is cancelled: the live panel redraws the page, and with it every label
+    end = time.monotonic() + 300
     while not any(b"renamed" in message for message in messages if isinstance(message, bytes)):
+        assert time.monotonic() < end
         page.wait_for_timeout(100)
     old.click()
     held.clear()

@@ -89,7 +89,7 @@ def test_settings_with_changes_to_images_are_repeated_from_their_file(tmp_path):
     assert trained_with(train_command(config, file)) == config
 
 
-def test_changes_are_told_as_the_form_shows_them():
+def test_changes_are_written_as_the_form_shows_them():
     assert changed_settings(make_config({"data": "x"})) == []
     values = {
         "data": "x",

@@ -558,13 +558,13 @@ def test_a_class_whose_images_are_all_excluded_is_no_class(image_folder, tmp_pat
 
 def test_excluding_everything_or_all_that_trains_is_refused(image_folder, tmp_path):
     image_folder(tmp_path, {"train/red": 2, "val/red": 2})
-    trained, judged = (tuple(f"{split}/red/00{n}.png" for n in range(2)) for split in ("train", "val"))
+    trained, validated = (tuple(f"{split}/red/00{n}.png" for n in range(2)) for split in ("train", "val"))
     with pytest.raises(DataError, match="Every image of this data set is excluded"):
-        load_dataset(tmp_path, edits=[Edit(action="exclude", paths=trained + judged)])
+        load_dataset(tmp_path, edits=[Edit(action="exclude", paths=trained + validated)])
     with pytest.raises(DataError, match="no training image"):
         load_dataset(tmp_path, edits=[Edit(action="exclude", paths=trained)])
     with pytest.raises(DataError, match="validation"):
-        load_dataset(tmp_path, edits=[Edit(action="exclude", paths=judged)])
+        load_dataset(tmp_path, edits=[Edit(action="exclude", paths=validated)])
 
 
 def test_a_data_set_as_a_manifest_names_groups_only_where_there_are_some(image_folder, tmp_path):

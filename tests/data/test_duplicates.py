@@ -136,7 +136,7 @@ def test_equal_content_is_one_set_whatever_the_looks(tmp_path):
     assert sets_of_vectors(plain, [5, 6, 5]).tolist() == [0, 1, 0]
 
 
-def test_content_is_told_apart_to_the_last_bit():
+def test_content_is_distinguished_to_the_last_bit():
     plain = np.full((3, 432), 80)
     assert sets_of_vectors(plain, [2**63 + 1, 2**63, 2**63 + 1]).tolist() == [0, 1, 0]
 

@@ -245,7 +245,7 @@ def assert_every_image_is_of_its_class(folder, classes):
 def assert_nothing_is_left(home):
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("fetch ")]
     for thread in threads:
-        thread.join(10)
+        thread.join(300)
         assert not thread.is_alive()
     assert os.listdir(home / "data") == []
 

@@ -1,4 +1,4 @@
-"""What a tracking server is told of a run. MLflow is not among the requirements: without it, only its absence is tested."""
+"""What a tracking server gets of a run. MLflow is not among the requirements: without it, only its absence is tested."""
 
 import sys
 
@@ -27,7 +27,7 @@ def curve(server, result, metric):
     return [(point.step, point.value) for point in server.get_metric_history(result.info.run_id, metric)]
 
 
-def test_a_run_is_told_once_with_settings_curves_and_card(server, run, colours, tmp_path, capfd):
+def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, colours, tmp_path, capfd):
     assert report_to_mlflow(run.run_dir) == report_to_mlflow(run.run_dir) == ""
     assert capfd.readouterr().out == ""
     (result,) = reported(server)

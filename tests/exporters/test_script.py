@@ -39,7 +39,7 @@ MANY_SETTINGS = {
 }
 
 
-def judged(text):
+def metrics_in(text):
     """(training loss, validation loss, accuracy) of each epoch that a script printed, and its test accuracy."""
     epochs = re.findall(r"epoch \d+: loss ([\d.]+), validation loss ([\d.]+), accuracy ([\d.]+)", text)
     return [tuple(map(float, row)) for row in epochs], float(re.search(r"test accuracy ([\d.]+)", text)[1])
@@ -58,7 +58,7 @@ def same(result, run):
 @pytest.mark.slow
 def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, colours, elsewhere, tmp_path):
     folder = export_run(run, "script", tmp_path / "script").folder
-    result, tested = judged(elsewhere(folder / "train.py", colours, "--out", tmp_path / "model.pt"))
+    result, tested = metrics_in(elsewhere(folder / "train.py", colours, "--out", tmp_path / "model.pt"))
     same(result, run)
     assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
 
@@ -70,7 +70,7 @@ def test_it_repeats_every_setting(settings, train, colours, tmp_path, monkeypatc
     file = export_run(run, "script").folder / "train.py"
     monkeypatch.setattr(sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")])
     runpy.run_path(str(file), run_name="__main__")
-    output, tested = judged(capsys.readouterr().out)
+    output, tested = metrics_in(capsys.readouterr().out)
     same(output, run)
     assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
     linted = ["check", "--select", "E4,E7,E9,F,B,RUF100"], ["format", "--check", "--line-length", "128"]

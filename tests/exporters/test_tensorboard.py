@@ -34,7 +34,7 @@ def near(points):
 
 
 @pytest.mark.parametrize(("part", "split"), [("train", "train"), ("validation", "val")])
-def test_epochs_are_told_for_both_splits(folder, run, part, split):
+def test_epochs_are_written_for_both_splits(folder, run, part, split):
     found, epochs = read(folder / part), run.history.epochs
     assert set(found.Tags()["scalars"]) == {"epoch/loss", "epoch/accuracy", "epoch/balanced_accuracy", "epoch/macro_f1"}
     for name in ("loss", "accuracy"):
@@ -44,7 +44,7 @@ def test_epochs_are_told_for_both_splits(folder, run, part, split):
     assert [event.wall_time for event in found.Scalars("epoch/loss")] == pytest.approx([row["at"] for row in epochs])
 
 
-def test_steps_are_counted_over_the_run_and_stages_told(folder, run):
+def test_steps_are_counted_over_the_run_and_stages_written(folder, run):
     found, history = read(folder), run.history
     numbers = range(1, len(history.epochs) * history.started["steps_per_epoch"] + 1)
     for name in ("loss", "learning_rate", "gradient_norm"):

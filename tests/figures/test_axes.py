@@ -39,5 +39,5 @@ def test_counts_have_few_whole_ticks(most, step):
         ([np.nan], ["nan%"]),
     ],
 )
-def test_what_is_told_of_a_point_has_the_digits_that_matter(values, written):
+def test_the_label_of_a_point_has_the_digits_that_matter(values, written):
     assert [format(value, hover_percent(values)) for value in values] == written

@@ -1,5 +1,4 @@
 import threading
-import time
 
 import pytest
 
@@ -33,12 +32,17 @@ def test_the_call_runs_in_a_thread_of_that_name():
 
 
 def test_what_the_call_raises_is_raised_where_it_is_waited_for():
+    go_on = threading.Event()
+
     def call():
-        time.sleep(0.03)
+        assert go_on.wait(300)
         raise ZeroDivisionError("broken")
 
+    work = in_background("map", call)
+    next(work)
+    go_on.set()
     with pytest.raises(ZeroDivisionError, match="broken"):
-        list(in_background("map", call))
+        list(work)
 
 
 def test_nothing_begins_before_the_first_step():

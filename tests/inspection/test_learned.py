@@ -33,7 +33,7 @@ def suspects_of(features, labels, sets=None):
     return found.tolist(), alike.tolist()
 
 
-def test_every_image_is_judged_and_rightly_where_classes_are_far_apart():
+def test_every_image_is_predicted_correctly_where_classes_are_far_apart():
     features, labels = blobs([30, 20, 10])
     probabilities, kept = out_of_fold(features, labels, np.arange(60))
     assert kept.tolist() == [0, 1, 2]
@@ -76,7 +76,7 @@ def test_near_duplicates_with_the_same_wrong_label_do_not_vouch_for_each_other(s
     assert not copied & set(suspects_of(features, labels)[0])  # taken for eight images, they do
 
 
-def test_classes_with_fewer_than_five_images_are_not_judged():
+def test_classes_with_fewer_than_five_images_get_no_predictions():
     features, labels = blobs([30, 4, 30])
     labels[0] = 2
     probabilities, kept = out_of_fold(features, labels, np.arange(64))
@@ -100,12 +100,12 @@ def test_classes_with_fewer_than_five_images_are_not_judged():
     ],
     ids=["one class", "one of two", "none large enough", "one image", "one set", "two sets", "three sets", "a class of copies"],
 )
-def test_where_nothing_can_be_judged_nothing_is_found(counts, sets):
+def test_where_nothing_can_be_predicted_nothing_is_found(counts, sets):
     assert suspects_of(*blobs(counts), [*sets]) == ([], [])
 
 
 @pytest.mark.filterwarnings("ignore:May not flag all label issues")
-def test_a_class_of_near_duplicates_alone_is_not_judged_and_the_others_are():
+def test_a_class_of_near_duplicates_alone_gets_no_predictions_and_the_others_do():
     features, labels = blobs([30, 30, 8])
     labels[0] = 1
     assert suspects_of(features, labels, [*range(60), *[60] * 8]) == ([0], [0])
@@ -118,7 +118,7 @@ def test_features_that_tell_nothing_are_no_problem():
         assert suspects_of(np.ones((40, 6), np.float32), labels) == ([], [])
 
 
-def test_agreement_is_the_share_of_judged_labels_that_are_likeliest():
+def test_agreement_is_the_share_of_predicted_labels_that_are_likeliest():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [np.nan, np.nan]])
     assert agreement(probabilities, np.array([4, 7, 7, 4]), np.array([4, 7])) == pytest.approx(2 / 3)
     assert np.isnan(agreement(np.empty((3, 0)), np.array([0, 1, 2]), np.array([], dtype=int)))
@@ -136,7 +136,7 @@ def test_the_surest_suspects_come_first():
     assert alike.tolist() == [3, 7, 9]
 
 
-def test_alike_samples_are_not_told_apart():
+def test_alike_samples_are_not_separated():
     random = np.random.default_rng(0)
     for _ in range(10):
         auc, error = two_sample_auc(random.normal(size=(150, 16)), random.normal(size=(50, 16)), np.arange(200))
@@ -144,7 +144,7 @@ def test_alike_samples_are_not_told_apart():
         assert error == pytest.approx(np.sqrt(201 / (12 * 150 * 50)))
 
 
-def test_samples_that_differ_are_told_apart():
+def test_samples_that_differ_are_separated():
     random = np.random.default_rng(0)
     auc, _ = two_sample_auc(random.normal(size=(150, 16)), random.normal(size=(50, 16)) + 1.5, np.arange(200))
     assert auc > 0.95
@@ -228,7 +228,7 @@ def test_equal_features_have_no_outliers():
         assert len(far_away([np.zeros((40, 8))], np.arange(40))[0]) == 0
 
 
-def test_a_probe_learns_from_training_images_and_is_judged_on_validation_images():
+def test_a_probe_learns_from_training_images_and_is_evaluated_on_validation_images():
     features, labels = blobs([30, 30])
     train, val = np.arange(0, 60, 2), np.arange(1, 60, 2)
     perfect = probe("layer1", features, labels, train, val)
@@ -262,14 +262,14 @@ def test_suspects_are_shown_beside_another_suspect_where_a_class_has_no_others()
     assert nearest_of_class(features, labels, np.array([0, 4, 5]), [1, 0, 0]).tolist()[0] in (4, 5)
 
 
-def test_very_many_images_are_thinned_for_the_fit_and_all_judged(monkeypatch):
+def test_very_many_images_are_thinned_for_the_fit_and_all_predicted(monkeypatch):
     monkeypatch.setattr(learned, "_MOST_FITTED", 40)
     features, labels = blobs([100, 100])
     probabilities, _ = out_of_fold(features, labels, np.arange(200))
     assert (probabilities.argmax(axis=1) == labels).all()
 
 
-def test_each_judged_image_has_a_predicted_class_and_two_confidences():
+def test_each_image_has_a_predicted_class_and_two_confidences():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [np.nan, np.nan], [0.3, 0.7]])
     found = class_predictions(probabilities, np.array([4, 7, 5, 7]), np.array([4, 7]))
     assert found.index.tolist() == [0, 1, 3]

@@ -1,7 +1,6 @@
 """Compare, run by Streamlit's own test harness against real runs."""
 
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.verdicts import of_pair
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from tests.deadline import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = {"image_size": 32, "epochs": 1, "batch_size": 16, "precision": "fp32"}
@@ -83,7 +83,7 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     assert "Layer diagnostics" in text
 
 
-def test_the_measure_that_is_judged_by_stands_in_the_address(four_runs):
+def test_the_metric_is_in_the_address(four_runs):
     at = opened(judged_by="log_loss")
     assert at.segmented_control(key="judged_by").value == "log_loss"
     comparison = compare_runs(four_runs, "log_loss")
@@ -100,7 +100,7 @@ def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
     at = opened(runs=[*some, "20200101-000000-gone"])
     assert at.multiselect(key="runs_box").value == some
     assert at.query_params["runs"] == some
-    assert "There is no run 20200101-000000-gone here any more" in words(at)
+    assert any("20200101-000000-gone" in one.value.replace("\\", "") for one in at.warning)
     assert "Three seeds or more" in words(at)
 
 
@@ -122,9 +122,11 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
     (run_dir / "events.jsonl").write_text(
         "".join(line for line in lines if "EpochEnded" not in line and "RunFinished" not in line)
     )
-    text = words(opened(runs=[run.run_id for run in four_runs]))
-    assert f"have not finished an epoch: Last block · interrupted after 0 of 1 epoch ({four_runs[0].run_id})" in text
-    assert "Accuracy on" in text
+    at = opened(runs=[run.run_id for run in four_runs])
+    [warning] = [one.value.replace("\\", "") for one in at.warning if four_runs[0].run_id in one.value.replace("\\", "")]
+    assert "interrupted after 0 of 1 epoch" in warning
+    assert not any(run.run_id in warning for run in four_runs[1:])
+    assert "Accuracy on" in words(at)
 
 
 def test_one_seed_each_is_a_verdict_on_networks_and_none_on_strategies(four_runs):
@@ -168,16 +170,14 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     button(at, "Start 4 runs").click()
     at.run()
     assert not at.exception
-    store, end = RunStore(paths.runs_dir()), time.monotonic() + 300
+    store = RunStore(paths.runs_dir())
     assert len(store.runs()) == 4
     assert sorted((run.config.strategy, run.config.seed) for run in store.runs()) == [
         (strategy, seed) for strategy in ("feature_extraction", "last_block") for seed in (0, 1)
     ]
     assert len({run.config.model_dump_json(exclude={"strategy", "seed"}) for run in store.runs()}) == 1
     assert sorted(at.query_params["runs"]) == sorted(run.run_id for run in store.runs())
-    while any(run.active for run in store.runs()):
-        assert time.monotonic() < end
-        time.sleep(0.2)
+    wait_until(lambda: not any(run.active for run in store.runs()))
     at.run()
     assert not at.exception
     assert compare_runs(store.runs()).headline in words(at)

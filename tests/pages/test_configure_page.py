@@ -29,7 +29,7 @@ def folder(image_folder, tmp_path, monkeypatch):
 @pytest.fixture
 def configure(folder, known):
     def opened(**form):
-        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
         at.query_params["data"] = known(folder)
         for name, value in (QUICK | form).items():
             at.session_state[f"form_{name}"] = value

@@ -58,7 +58,7 @@ def test_beside_a_good_run_an_address_that_names_it_says_why_another_one_is_show
         assert good.name in at.query_params["run"]
 
 
-def test_lines_that_were_left_out_are_told_beside_the_run(trained_once):
+def test_lines_that_were_left_out_are_reported_beside_the_run(trained_once):
     [run_dir] = trained_once.copied(paths.runs_dir(), "last_block")
     with (run_dir / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": "EpochEnded"}) + "\n")

@@ -114,7 +114,6 @@ def test_a_selection_that_a_filter_hides_is_not_changed(folder):
     assert "Exclude 2 images" in labels(at)
     next(box for box in at.selectbox if box.label == "Class").select_index(1).run()
     assert "Exclude 1 image" in labels(at)
-    assert "1 selected. 1 more, hidden by the filter, left out." in words(at)
     press(at, "Exclude 1 image")
     assert load_edits(folder)[0].paths == ("blue/000.png",)
     next(box for box in at.selectbox if box.label == "Class").select_index(0).run()
@@ -136,7 +135,7 @@ def test_all_that_are_shown_can_be_selected_and_cleared(folder):
     at = press(opened(folder, "Images"), "Select all shown")
     assert "Exclude 24 images" in labels(at)  # of 28: those on the first page
     press(at, "Clear selection")
-    assert "Select images to exclude, move or relabel them." in words(at)
+    assert not [label for label in labels(at) if label.startswith("Exclude")]
 
 
 def test_every_change_can_be_undone_right_after_it(folder):
@@ -145,7 +144,7 @@ def test_every_change_can_be_undone_right_after_it(folder):
     assert "undo-last" not in [button.key for button in at.button]
     tick(at, "red/000.png")
     press(at, "Exclude 1 image")
-    assert "1 image excluded. *Undo* is at the foot of the window." in [toast.value for toast in at.toast]
+    assert [toast.value.startswith("1 image excluded") for toast in at.toast] == [True]
     at.button(key="undo-last").click().run()
     assert [edit.paths for edit in load_edits(folder)] == [("red/005.png",)]
     assert "undo-last" not in [button.key for button in at.button]

@@ -38,9 +38,9 @@ def sections():
     from pages.shared.evaluation.diagnostics import disagreements, what_moved
     from pages.shared.runs.backend import store
 
-    judged = sorted(store().runs(), key=lambda run: run.config.epochs)
-    what_moved(judged)
-    disagreements(judged)
+    compared = sorted(store().runs(), key=lambda run: run.config.epochs)
+    what_moved(compared)
+    disagreements(compared)
 
 
 def words(at):

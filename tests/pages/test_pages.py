@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from finetune_core.runs.store import RunStore
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import _UNDER_WHITE
 from pages.shared.images import _OPENED_BY_IMAGE
+from tests.deadline import wait_until
 from tests.trained import NASTY, QUICK
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -205,9 +205,7 @@ def test_an_error_inside_more_settings_opens_it_and_all_errors_are_listed_beside
     assert at.session_state["more_settings"] is True
     text = words(at).replace("\\", "")
     assert "1 setting cannot be used" in text
-    assert (
-        text.count("Warm-up (epochs) the warm-up must end before training does") == 2
-    )  # beside its field, and beside the button
+    assert text.count("the warm-up must end") == 2  # beside its field, and beside the button
     at.session_state["more_settings"] = False
     at.run()
     assert at.session_state["more_settings"] is False, "it was closed on purpose"
@@ -268,10 +266,7 @@ def test_a_stopped_run_is_resumed_from_its_page(run):
     assert "Resume" in labels(at)
     next(button for button in at.button if button.label == "Resume").click().run()
     assert not at.exception
-    end = time.monotonic() + 300
-    while "RunFinished" not in (reservation.run_dir / "events.jsonl").read_text():
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    wait_until(lambda: "RunFinished" in (reservation.run_dir / "events.jsonl").read_text())
     assert "Resume" not in labels(opened("train", run=reservation.run_dir.name))
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def opened(name, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=120)
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     for key, value in query.items():
         at.query_params[key] = value
     at.switch_page(f"pages/{name}.py").run()
@@ -184,13 +184,14 @@ def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
     assert again.multiselect(key="overlay_box").value == [second]
 
 
-def test_the_settings_of_a_run_are_told_as_changes_and_copied_as_command_and_as_json(runs):
+def test_the_settings_of_a_run_are_shown_as_changes_and_copied_as_command_and_as_json(runs):
     at = opened("train", run=runs[1])
     config = store().run(runs[1]).config
     changes, everything = (at.table[place].value for place in (0, 1))
     assert set(changes.index) == {"Strategy", "Epochs", "Batch size", "Learning rate", "Image size \\(pixels\\)", "Precision"}
     assert changes.loc["Strategy"].item().startswith("Feature extraction :gray[")
     assert set(changes.index) < set(everything.index)
-    command, told = (at.code[place].value for place in (-2, -1))
-    assert command.startswith(f"thaw train {config.data} --as-is --backbone efficientnet_lite0 --strategy feature_extraction ")
-    assert make_config(json.loads(told)) == config
+    command, as_json = (at.code[place].value for place in (-2, -1))
+    assert command.split()[:4] == ["thaw", "train", config.data, "--as-is"]
+    assert "--strategy feature_extraction " in command
+    assert make_config(json.loads(as_json)) == config

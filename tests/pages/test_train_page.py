@@ -1,6 +1,5 @@
 """The Train page of runs that wait: what for, and that they can be paused and stopped there."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -9,10 +8,12 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.formatting import PHASE_WORDS
 from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
+from tests.deadline import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -34,10 +35,7 @@ def bars(at):
 
 
 def wait_for_status(run_id, *statuses):
-    end = time.monotonic() + 300
-    while RunStore(paths.runs_dir()).run(run_id).status not in statuses:
-        assert time.monotonic() < end, statuses
-        time.sleep(0.02)
+    wait_until(lambda: RunStore(paths.runs_dir()).run(run_id).status in statuses, statuses)
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two
     at = opened(two_runs[0])
     assert "Waiting for the device" in texts(at)
     assert "Training" not in texts(at)
-    assert bars(at) == ["Waiting for another program that trains on this device"]
+    assert bars(at) == [PHASE_WORDS["device"]]
     at = opened(two_runs[1])
     assert "Queued" in texts(at)
     assert "place 1 of 1" in texts(at)

@@ -8,6 +8,8 @@ import time
 import pytest
 
 from finetune_core.config import make_config
+from finetune_core.models.catalogue import PACKAGED
+from finetune_core.models.weights import PRETRAINED
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training import loop
@@ -17,11 +19,11 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX processes")
 
 
 @pytest.fixture
-def config(image_folder, tmp_path):
+def config(image_folder, tmp_path, backbone, weights):
     folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
     settings = {
-        "backbone": "squeezenet1_1",
-        "weights": "none",
+        "backbone": backbone,
+        "weights": weights,
         "image_size": 64,
         "batch_size": 10,
         "epochs": 3,
@@ -64,7 +66,14 @@ def process_for(processes, run_dir):
     return process
 
 
-@pytest.mark.parametrize("enough", [2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("backbone", "weights", "enough"),
+    [
+        ("squeezenet1_1", "none", 2),
+        pytest.param("squeezenet1_1", "none", 30, marks=pytest.mark.slow),
+        pytest.param(PACKAGED, PRETRAINED, 6, marks=pytest.mark.slow),
+    ],
+)
 def test_kills_lose_nothing(config, processes, tmp_path, enough):
     random.seed(0)
     store = RunStore(tmp_path / "runs")

@@ -18,6 +18,7 @@ from finetune_core.runs.stop_request import request_stop, requested_stop
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.runs.worker import Worker
 from finetune_core.training import events, loop
+from tests.deadline import wait_until
 
 
 @pytest.fixture
@@ -33,13 +34,6 @@ def config(image_folder, tmp_path):
             "learning_rate": 1e-3,
         }
     )
-
-
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 def test_the_config_is_there_before_the_first_event(config, tmp_path):
@@ -141,7 +135,7 @@ def test_a_killed_process_leaves_an_interrupted_run_that_can_be_read(config, tmp
     process.start()
     store = RunStore(runs)
     try:
-        wait_for(lambda: runs.is_dir() and store.runs() and store.runs()[0].history.epochs)
+        wait_until(lambda: runs.is_dir() and store.runs() and store.runs()[0].history.epochs)
         assert store.runs()[0].status == "running"
     finally:
         process.kill()
@@ -200,7 +194,7 @@ def test_the_worker_trains_one_run_at_a_time_in_order(config, tmp_path):
         seen.append(pair)
         return pair == ("finished", "finished")
 
-    wait_for(both_done)
+    wait_until(both_done)
     assert all(pair[0] in ("queued", "running") or pair[1] == "finished" for pair in seen)
     assert ("running", "running") not in seen
 
@@ -220,7 +214,7 @@ def test_a_failing_run_does_not_end_the_queue(config, tmp_path):
     )
     first, second = worker.submit(broken), worker.submit(config)
     store = RunStore(tmp_path / "runs")
-    wait_for(lambda: not store.run(second).active)
+    wait_until(lambda: not store.run(second).active)
     assert (store.run(first).status, store.run(second).status) == ("failed", "finished")
 
 
@@ -230,7 +224,7 @@ def test_a_queued_run_can_be_cancelled(config, tmp_path):
     request_stop(tmp_path / "runs" / second)
     request_stop(tmp_path / "runs" / first)
     store = RunStore(tmp_path / "runs")
-    wait_for(lambda: not store.run(second).active)
+    wait_until(lambda: not store.run(second).active)
     assert store.run(second).status == "cancelled"
     assert not store.run(second).judged
 
@@ -305,10 +299,10 @@ def slow_queue(config, tmp_path):
     worker = Worker(tmp_path / "runs")
     first = worker.submit(config.model_copy(update={"epochs": 1000}))
     store = RunStore(tmp_path / "runs")
-    wait_for(lambda: store.run(first).history.steps)
+    wait_until(lambda: store.run(first).history.steps)
     yield worker, store, config
     request_stop(store.runs_dir / first)
-    wait_for(lambda: not store.run(first).active)
+    wait_until(lambda: not store.run(first).active)
 
 
 def test_a_second_click_starts_no_second_run(slow_queue):
@@ -379,7 +373,7 @@ def test_one_stop_ends_a_run_that_is_queued_and_one_that_has_begun(slow_queue):
     worker.stop(second, pause=True)
     assert store.run(second).status == "paused"
     worker.stop(first)
-    wait_for(lambda: not store.run(first).active)
+    wait_until(lambda: not store.run(first).active)
     assert store.run(first).status == "stopped"
 
 
@@ -435,7 +429,7 @@ def test_the_worker_resumes_what_was_stopped(config, tmp_path):
     worker, store = Worker(tmp_path / "runs"), RunStore(tmp_path / "runs")
     run_dir = stopped_run(config, store.runs_dir)
     worker.resume(run_dir.name)
-    wait_for(lambda: store.run(run_dir.name).status == "finished")
+    wait_until(lambda: store.run(run_dir.name).status == "finished")
 
 
 def test_a_run_has_tags_that_are_checked_and_an_earlier_about_has_none(config, tmp_path):
@@ -510,10 +504,10 @@ def test_what_comes_after_a_run_may_warn_and_the_queue_goes_on(config, tmp_path,
 
     worker, store = Worker(tmp_path / "runs", after=after), RunStore(tmp_path / "runs")
     runs = [worker.submit(config.model_copy(update={"seed": seed})) for seed in range(2)]
-    wait_for(lambda: len(result) == 2)
+    wait_until(lambda: len(result) == 2)
     assert result == runs
     assert [store.run(run).status for run in runs] == ["finished", "finished"]
-    wait_for(lambda: caplog.text.count("no server answers") == 2)
+    wait_until(lambda: caplog.text.count("no server answers") == 2)
 
 
 def test_a_name_does_not_lose_the_owner_and_only_the_owner_deletes(config, tmp_path):
@@ -576,6 +570,6 @@ def test_a_run_of_the_app_reads_no_image_outside_its_folders(config, image_folde
     for roots in ((), (tmp_path / "images",)):
         worker = Worker(store.runs_dir, roots)
         run = worker.submit(config.model_copy(update={"seed": len(roots)}))
-        wait_for(lambda run=run: store.run(run).status == "finished")
+        wait_until(lambda run=run: store.run(run).status == "finished")
         counted[len(roots)] = sum(store.run(run).history.started["counts"].values())
     assert counted == {0: 23, 1: 20}

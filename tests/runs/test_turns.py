@@ -7,12 +7,14 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.runs import turns
 from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.turns import in_turn
 from finetune_core.training import events
+from tests.deadline import wait_until
 
 
 @pytest.fixture
@@ -54,6 +56,20 @@ def other_program(processes, home):
     process.join(300)
 
 
+@pytest.fixture
+def looks(monkeypatch):
+    """Whether the lock was free, for each look at it, in quick succession."""
+    found, taken = [], turns._taken
+
+    def noted(lock):
+        found.append(taken(lock))
+        return found[-1]
+
+    monkeypatch.setattr(turns, "_POLL", 0.01)
+    monkeypatch.setattr(turns, "_taken", noted)
+    return found
+
+
 def test_it_says_that_it_waits_and_then_trains(config, other_program):
     _, line = other_program
     stream = execute(create_run(config, paths.runs_dir()))
@@ -62,21 +78,13 @@ def test_it_says_that_it_waits_and_then_trains(config, other_program):
     assert isinstance(list(stream)[-1], events.RunFinished)
 
 
-def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(config, other_program, monkeypatch):
-    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.01)
+def test_waiting_is_a_status_and_one_line_of_the_log_however_long_it_takes(config, other_program, looks):
     _, line = other_program
     reservation, store = create_run(config, paths.runs_dir()), RunStore(paths.runs_dir())
-    seen, ended = [], threading.Event()
-
-    def train():
-        seen.extend(execute(reservation))
-        ended.set()
-
-    thread = threading.Thread(target=train)
+    seen = []
+    thread = threading.Thread(target=lambda: seen.extend(execute(reservation)))
     thread.start()
-    while not seen:
-        ended.wait(0.01)
-    ended.wait(0.5)  # fifty looks at the lock
+    wait_until(lambda: looks.count(False) >= 50)
     run = store.run(reservation.run_dir.name)
     assert (run.status, run.active, run.history.waits_for_device) == ("waiting", True, True)
     assert len((reservation.run_dir / "events.jsonl").read_text().splitlines()) == 1
@@ -105,14 +113,13 @@ def test_a_waiting_run_can_be_stopped(config, other_program):
     assert end.paused
 
 
-def test_two_threads_of_a_program_take_turns():
-    order, entered = [], threading.Event()
+def test_two_threads_of_a_program_take_turns(looks):
+    order = []
 
     def work(name):
         def result():
             order.append(name)
-            entered.set()
-            threading.Event().wait(0.3)
+            wait_until(lambda: False in looks)  # the other one is there, and may not begin
             order.append(name)
             yield events.Progress("decode", 1, 1)
 

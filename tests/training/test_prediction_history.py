@@ -16,7 +16,7 @@ def note(folder, epoch, predicted, rows=slice(None)):
     add_predictions(folder, epoch, NAMES[rows], KEYS[rows], LABELS[rows], np.array(predicted)[rows])
 
 
-def test_images_that_change_are_told_the_latest_first(tmp_path):
+def test_images_that_change_are_listed_the_latest_first(tmp_path):
     for epoch, predicted in enumerate([[0, 1, 1, 1, 0, 2], [0, 0, 1, 2, 0, 2], [0, 0, 1, 1, 0, 2]], start=1):
         note(tmp_path, epoch, predicted)
     found = flips(load_prediction_history(tmp_path))
@@ -27,7 +27,7 @@ def test_images_that_change_are_told_the_latest_first(tmp_path):
     assert found[0].predicted == (1, 2, 1)
 
 
-def test_an_epoch_that_is_told_again_replaces_the_first_telling(tmp_path):
+def test_an_epoch_that_is_recorded_again_replaces_the_first_record(tmp_path):
     note(tmp_path, 1, [0] * 6)
     note(tmp_path, 2, [1] * 6)
     note(tmp_path, 2, [2] * 6)

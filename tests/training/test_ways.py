@@ -273,7 +273,7 @@ def test_blending_in_micro_batches_is_blending_the_whole_batch():
     assert torch.allclose(*layers, atol=1e-6)
 
 
-def test_early_stopping_looks_at_what_it_was_told_to(config, tmp_path):
+def test_early_stopping_watches_the_chosen_metric(config, tmp_path):
     settings = config(strategy="feature_extraction", early_stopping="val_macro_f1", patience=2, epochs=30)
     emitted = [event for event in whole(settings, tmp_path / "run") if isinstance(event, events.EpochEnded)]
     scores = [event.val_scores["macro_f1"] for event in emitted]

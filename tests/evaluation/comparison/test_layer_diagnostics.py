@@ -55,7 +55,7 @@ def layers(trained):
     return {strategy: known_layers(run) for strategy, run in trained[0].items()}
 
 
-def test_work_is_told_and_the_beginning_that_runs_share_is_looked_at_once(trained, layers):
+def test_progress_is_reported_and_the_beginning_that_runs_share_is_measured_once(trained, layers):
     phases = [step.phase for step in trained[1]]
     assert set(phases) <= {"index", "decode", "features", "probe"}
     assert all(0 <= step.done <= step.total for step in trained[1])
@@ -94,7 +94,7 @@ def test_changes_are_those_of_the_checkpoint(trained, layers):
     assert head.likeness is None
 
 
-def test_gradient_shares_are_those_that_the_run_told(trained, layers):
+def test_gradient_shares_are_those_that_the_run_recorded(trained, layers):
     rows = trained[0]["last_block"].history.epochs
     squares = [{name: one["gradient_norm"] ** 2 for name, one in row["stages"].items()} for row in rows]
     shares = {stage.name: stage.gradient_share for stage in layers["last_block"].stages if stage.gradient_share is not None}
@@ -225,8 +225,8 @@ def stages_in(sentence):
 def test_the_deepest_frozen_stage_thaws_next_where_an_earlier_one_is_better_by_more_than_a_standard_error():
     advice = thaw_next(made(8, PEAK_AT_BLOCK5))
     assert (advice.stage, advice.what) == ("block7", "thaw block7 next")
-    assert "block7 classifies 88.0 % of the validation images correctly" in advice.reason
-    assert "96.0 % (± 1.0 points), on those of block5: more than one standard error better" in advice.reason
+    assert stages_in(advice.reason) == {"block5", "block7"}
+    assert [number in advice.reason for number in ("88.0 %", "96.0 %", "± 1.0 points")] == [True] * 3
     assert thaw_next(made(7, PEAK_AT_BLOCK5)).stage == "block6"
     assert thaw_next(made(6, PEAK_AT_BLOCK5)).stage is None
 

@@ -25,7 +25,7 @@ def arms_of(random, gains, seeds, images=300, effect=0.3, **more):
     return [answers(side) for side in sides(random, gains, seeds, images, effect, **more)]
 
 
-def told_apart(arms, variances):
+def called_different(arms, variances):
     """Which pairs Student's t and Holm's correction call different."""
     claims = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in combinations(range(len(arms)), 2)]
     return [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
@@ -50,7 +50,7 @@ def test_pooling_is_the_residual_mean_square_of_an_analysis_of_variance_less_wha
         assert one.value == pytest.approx(residual - by_chance)
 
 
-def test_where_only_seeds_matter_two_arms_are_judged_by_students_test():
+def test_where_only_seeds_matter_two_arms_are_compared_by_students_test():
     variances = SeedVariance(2e-3, 0.0, 4, pooled=True)
     variance, freedom = total_variance(0.0, 4000, [(variances, 3), (variances, 3)])
     assert (variance, freedom) == pytest.approx((2 * 2e-3 / 3, 4))
@@ -59,13 +59,13 @@ def test_where_only_seeds_matter_two_arms_are_judged_by_students_test():
     assert total_variance(0.0, 4000, [(one, 3) for one in apart])[1] == pytest.approx(welch)
 
 
-def test_an_arm_whose_seeds_spread_far_more_is_judged_by_its_own_seeds_as_welch_does():
+def test_an_arm_whose_seeds_spread_far_more_is_compared_by_its_own_seeds_as_welch_does():
     random = np.random.default_rng(2)
     arms = arms_of(random, (0, 0, 0, 0), (4, 4, 4, 4), images=1000, effect=(0.05, 0.05, 0.05, 2.0))
     variances = seed_variances(arms)
     assert [one.pooled for one in variances] == [True, True, True, False]
     assert variances[3].value + variances[3].chance == pytest.approx(arms[3].seed_variance)
-    assert variances[0] == seed_variances(arms[:3])[0], "nor are the others judged by it"
+    assert variances[0] == seed_variances(arms[:3])[0], "nor are the others compared by it"
 
 
 def test_one_seed_says_nothing_of_its_strategy():
@@ -107,7 +107,7 @@ def test_a_a_equal_strategies_with_other_seeds_are_rarely_called_different(seeds
     wrong = 0
     for _ in range(trials):
         arms = arms_of(random, (0,) * len(seeds), seeds, effect=effect, **more)
-        wrong += any(told_apart(arms, seed_variances(arms)))
+        wrong += any(called_different(arms, seed_variances(arms)))
     assert wrong <= most_by_chance(trials, LEVEL)
 
 
@@ -117,7 +117,7 @@ def test_a_a_over_the_36_pairs_of_nine_strategies(seeds):
     wrong = 0
     for _ in range(trials):
         arms = arms_of(random, (0,) * 9, seeds, images=200, effect=0.5)
-        wrong += any(told_apart(arms, seed_variances(arms)))
+        wrong += any(called_different(arms, seed_variances(arms)))
     assert wrong <= most_by_chance(trials, LEVEL)
 
 
@@ -126,7 +126,9 @@ def test_pooling_finds_true_differences_that_each_pairs_own_seeds_do_not_show(ar
     random, trials, found = np.random.default_rng(arms), 60, np.zeros(2)
     for _ in range(trials):
         drawn = arms_of(random, (gain, *(0,) * (arms - 1)), (seeds,) * arms, effect=0.15)
-        found += [any(told_apart(drawn, variances)[: arms - 1]) for variances in (seed_variances(drawn), each_alone(drawn))]
+        found += [
+            any(called_different(drawn, variances)[: arms - 1]) for variances in (seed_variances(drawn), each_alone(drawn))
+        ]
     pooled, alone = found
     assert pooled - alone > 0.2 * trials
 
@@ -224,7 +226,7 @@ def test_a_claim_about_strategies_is_never_made_where_the_one_about_their_networ
     assert not pair.strategies.different
 
 
-def test_an_arm_that_was_stopped_is_judged_by_its_networks_only():
+def test_an_arm_that_was_stopped_is_compared_by_its_networks_only():
     arms = arms_of(np.random.default_rng(0), (1.5, 0.0, 0.0), (3, 3, 3))
     finished = [True, True, False]
     variances = known_variances(arms, finished)

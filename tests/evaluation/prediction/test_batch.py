@@ -39,7 +39,7 @@ def strangers(image_folder, tmp_path):
     return folder
 
 
-def test_every_image_is_named_in_order_and_damaged_ones_are_told_apart(predictor, strangers):
+def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predictor, strangers):
     images = images_below(strangers)
     assert [name for name, _ in images] == [f"a/{n:03d}.png" for n in range(20)] + [f"b/red/{n:03d}.png" for n in range(20)]
     steps, predictions = drained(predict_images(predictor, images))

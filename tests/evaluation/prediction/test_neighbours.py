@@ -71,7 +71,7 @@ def test_the_encoder_says_what_the_network_says(run, looks):
         looks.look(b"hello")
 
 
-def test_what_is_like_no_training_image_is_told_apart_from_what_is(run, looks, near):
+def test_images_unlike_any_training_image_are_separated_from_the_others(run, looks, near):
     buffer = io.BytesIO()
     board = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((16, 16)))
     Image.fromarray(np.uint8(255 * board)).save(buffer, "PNG")
@@ -129,7 +129,7 @@ def test_images_outside_the_readable_folders_are_refused(run, looks, tmp_path):
         drained(compute_neighbourhood(run, looks, (tmp_path,)))
 
 
-def test_what_training_has_drawn_towards_a_class_is_still_told_by_the_features_from_before(near):
+def test_what_training_has_drawn_towards_a_class_is_still_recognised_by_the_pretrained_features(near):
     """An image that the trained network takes for a perfect member, and that was far from all before."""
     inside = near.features[0].copy()
     assert not near.unlike(inside[None])[0]

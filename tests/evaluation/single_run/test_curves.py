@@ -8,7 +8,7 @@ from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_re
 from finetune_core.evaluation.single_run.metrics import evaluate
 
 
-def judged(count=3000, classes=3, seed=0):
+def evaluated(count=3000, classes=3, seed=0):
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, count)
     logits = random.normal(size=(count, classes)) + np.eye(classes)[labels]
@@ -17,7 +17,7 @@ def judged(count=3000, classes=3, seed=0):
 
 
 def test_few_points_draw_the_same_areas():
-    result = judged()
+    result = evaluated()
     curve = one_vs_rest(result, 1)
     row = result.per_class.iloc[1]
     assert len(curve.roc) <= 300
@@ -29,13 +29,13 @@ def test_few_points_draw_the_same_areas():
 
 
 def test_a_curve_of_one_class_only_is_not_defined():
-    assert one_vs_rest(judged(5, 1), 0) is None
+    assert one_vs_rest(evaluated(5, 1), 0) is None
     table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": 0, "logits": [np.zeros(2)] * 2})
     assert one_vs_rest(evaluate(table, ("a", "b")), 1) is None
 
 
 def test_bands_are_those_of_curves_that_scikit_learn_draws_of_resamples():
-    result = judged(600)
+    result = evaluated(600)
     labels = result.predictions["label"].to_numpy()
     probability = np.stack(result.predictions["probabilities"])[:, 1].round(1)  # ties, too
     result.predictions["probabilities"] = list(np.repeat(probability[:, None], 3, axis=1))
@@ -68,9 +68,9 @@ def test_95_of_100_bands_hold_the_true_curve():
 
 
 def test_a_band_narrows_with_images_and_holds_its_own_curve():
-    wide, narrow = (one_vs_rest(judged(count), 1, resamples=100).roc_band for count in (100, 3000))
+    wide, narrow = (one_vs_rest(evaluated(count), 1, resamples=100).roc_band for count in (100, 3000))
     assert (narrow["high"] - narrow["low"]).mean() < (wide["high"] - wide["low"]).mean() / 3
-    curve = one_vs_rest(judged(), 1)
+    curve = one_vs_rest(evaluated(), 1)
     band = curve.roc_band[1:]  # at nought, a curve goes straight up
     inside = np.interp(band["false_positives"], curve.roc["false_positives"], curve.roc["true_positives"])
     thinning = 0.003
@@ -79,7 +79,7 @@ def test_a_band_narrows_with_images_and_holds_its_own_curve():
 
 
 def test_who_names_everything_is_as_accurate_as_ever():
-    result = judged()
+    result = evaluated()
     curve = coverage_curve(result)
     assert (curve["coverage"].iloc[-1], curve["accuracy"].iloc[-1]) == (1, pytest.approx(result.accuracy))
     assert curve["threshold"].is_monotonic_decreasing
@@ -104,7 +104,7 @@ def test_images_of_equal_confidence_are_named_together():
 
 
 def test_nothing_named_has_no_accuracy():
-    nothing = selective_prediction(judged(40), 1.1)
+    nothing = selective_prediction(evaluated(40), 1.1)
     assert (nothing.images, nothing.share) == (0, 0)
     assert np.isnan([nothing.accuracy, nothing.low, nothing.high]).all()
 

@@ -48,7 +48,7 @@ def test_what_is_not_defined_is_null(made_run):
     json.dumps(result, allow_nan=False)
 
 
-def test_people_are_told_the_same_and_that_validation_is_optimistic(made_run, capsys):
+def test_people_read_the_same_and_that_validation_is_optimistic(made_run, capsys):
     run = with_robustness(made_run(RIGHT))
     print_evaluation(evaluated_run(run, None, corrupt=False))
     text = capsys.readouterr().out

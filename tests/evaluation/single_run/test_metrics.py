@@ -51,7 +51,7 @@ def test_everything_agrees_with_scikit_learn(table):
 
 @given(st.integers(2, 6), st.integers(1, 50), st.integers(0, 2**32 - 1), st.data())
 @settings(max_examples=60, deadline=None)
-def test_classes_are_judged_as_scikit_learn_judges_them_and_absent_ones_have_no_numbers(width, count, seed, data):
+def test_per_class_metrics_are_scikit_learns_and_absent_classes_have_none(width, count, seed, data):
     random = np.random.default_rng(seed)
     present = random.choice(width, data.draw(st.integers(1, width)), replace=False)
     labels, logits = random.choice(present, count), random.integers(-2, 3, (count, width)).astype(np.float32)
@@ -139,7 +139,7 @@ def test_any_number_of_classes_has_an_order(classes):
     assert sorted(confusion_order(confusion)) == list(range(classes))
 
 
-def test_a_single_class_is_judged_without_a_warning(recwarn):
+def test_a_single_class_is_evaluated_without_a_warning(recwarn):
     table = pd.DataFrame({"id": ["x", "y"], "split": "val", "label": 0, "logits": [np.array([1.0])] * 2})
     result = evaluate(table, ("only",))
     assert (result.accuracy, result.loss) == (1.0, 0.0)

@@ -14,19 +14,19 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import read_run
 
 
-def judged(correct, ids=None):
+def evaluated(correct, ids=None):
     """An evaluation of two classes whose images are right where they are said to be."""
     logits = [np.array([1.0, 0.0] if right else [0.0, 1.0]) for right in correct]
     ids = [f"{n}.png" for n in range(len(correct))] if ids is None else ids
     return evaluate(pd.DataFrame({"id": ids, "split": "test", "label": 0, "logits": logits}), ("a", "b"))
 
 
-def test_a_true_difference_is_told_and_chance_is_not():
+def test_a_true_difference_is_reported_and_chance_is_not():
     random = np.random.default_rng(0)
     dark = np.arange(400) < 100
     right = np.where(dark, random.random(400) < 0.5, random.random(400) < 0.95)
     facts = pd.DataFrame({"light": np.where(dark, "dark", "bright"), "coin": random.choice(["heads", "tails"], 400)})
-    table = slices(judged(right), facts).set_index("slice")
+    table = slices(evaluated(right), facts).set_index("slice")
     assert table.loc[["dark", "bright", "heads", "tails"], "verdict"].tolist() == [
         "worse",
         "better",
@@ -42,27 +42,27 @@ def test_false_alarms_are_rare():
     alarms = 0
     for _ in range(40):
         facts = pd.DataFrame({name: random.normal(size=200) for name in "abc"})
-        alarms += slices(judged(random.random(200) < 0.8), facts)["verdict"].isin(["worse", "better"]).any()
+        alarms += slices(evaluated(random.random(200) < 0.8), facts)["verdict"].isin(["worse", "better"]).any()
     assert alarms <= 6  # of 40 at 5 %: more happens once in 250 times
 
 
 def test_few_images_are_not_compared():
     right = np.array([False] * 5 + [True] * 95)
-    table = slices(judged(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})).set_index("slice")
+    table = slices(evaluated(right), pd.DataFrame({"kind": ["rare"] * 5 + ["usual"] * 95})).set_index("slice")
     assert table["verdict"].tolist() == ["few images", "few images"]  # nor are the others compared with those five
-    assert slices(judged([True]), pd.DataFrame({"kind": ["x"]}))["images"].tolist() == [1]
-    assert slices(judged([True]), pd.DataFrame(index=range(1))).empty
+    assert slices(evaluated([True]), pd.DataFrame({"kind": ["x"]}))["images"].tolist() == [1]
+    assert slices(evaluated([True]), pd.DataFrame(index=range(1))).empty
 
 
 def test_numbers_are_cut_into_quarters_and_every_image_is_in_one():
-    table = slices(judged([True] * 100), pd.DataFrame({"size": np.arange(100.0), "level": np.arange(100) % 2}))
+    table = slices(evaluated([True] * 100), pd.DataFrame({"size": np.arange(100.0), "level": np.arange(100) % 2}))
     assert table.groupby("by")["images"].apply(list).to_dict() == {"level": [50, 50], "size": [25, 25, 25, 25]}
     assert table.loc[table["by"] == "level", "slice"].tolist() == ["0", "1"]
 
 
 def test_many_names_and_missing_ones_are_put_together():
     names = [f"n{n % 15:02d}" for n in range(300)] + [""] * 10 + [None] * 10
-    table = slices(judged([True] * 320), pd.DataFrame({"name": names})).set_index("slice")
+    table = slices(evaluated([True] * 320), pd.DataFrame({"name": names})).set_index("slice")
     assert len(table) == 12
     assert (table.at["all others", "images"], table.at["not known", "images"]) == (100, 20)
 
