@@ -17,6 +17,7 @@ from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
 from finetune_core.training.device import Device, choose_device
+from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.trunk import TrunkTables, split_network
 from finetune_core.work import Work, in_phase
 
@@ -160,9 +161,9 @@ def _table_name(network: Network, device: Device, image_size: int) -> str:
 def _computed(
     pooled: PooledStages, network: Network, device: Device, pixels: Pixels, rows: np.ndarray, image_size: int
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    position = 0
+    position, size = 0, _BATCH
     for batch, images in network_inputs(network, pixels, rows, image_size):
         with torch.no_grad(), device.autocast():
-            output = pooled(images.to(device.torch_device)).float().cpu()
+            output, size = run_in_parts(lambda some: pooled(some.to(device.torch_device)).float().cpu(), images, size)
         yield np.arange(position, position + len(batch)), output
         position += len(batch)

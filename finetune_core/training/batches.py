@@ -15,6 +15,7 @@ from threadpoolctl import ThreadpoolController
 from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
+from finetune_core.training.out_of_memory import explained, is_out_of_memory
 
 Batch = TypeVar("Batch")
 
@@ -83,14 +84,27 @@ def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
 
 
 def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(indices, make(indices)) for each batch; the next one is made while this one is used."""
+    """(indices, make(indices)) for each batch; the next one is made while this one is used, unless memory has no room for both.
+
+    Raises:
+        TrainingError: when memory does not even hold a batch by itself.
+    """
+    together = True
     with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=_compute_alone) as pool:
         ahead = pool.submit(make, batches[0]) if len(batches) else None
         for position, indices in enumerate(batches):
-            batch = ahead.result()
-            if position + 1 < len(batches):
-                ahead = pool.submit(make, batches[position + 1])
+            try:
+                batch = ahead.result() if ahead else None
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                ahead, together = None, False
+            if ahead is None:
+                with explained("for a batch of images. Choose a smaller batch size or image size."):
+                    batch = pool.submit(make, indices).result()
+            ahead = pool.submit(make, batches[position + 1]) if together and position + 1 < len(batches) else None
             yield indices, batch
+            batch = None  # it must not stay while the next one is made
 
 
 def _compute_alone() -> None:

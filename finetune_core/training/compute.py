@@ -14,6 +14,7 @@ from finetune_core.models.network import Network
 from finetune_core.randomness import seeded
 from finetune_core.training.device import Device
 from finetune_core.training.freezing import keep_depthwise_exact
+from finetune_core.training.out_of_memory import explained, halving, parts
 from finetune_core.training.stage_plan import Strategy
 
 
@@ -80,7 +81,8 @@ def train_step(
 ) -> StepResult:
     """One step of gradient descent on the cross-entropy.
 
-    Where memory runs out, half as many images go through at a time, and their gradients add up to the same step.
+    Where memory runs out, half as many images go through at a time, and their gradients add up to the same step. BatchNorm's
+    statistics are then those of the pass that succeeded, only.
 
     Args:
         forward: a network, or its tail.
@@ -89,22 +91,28 @@ def train_step(
 
     Raises:
         NotFinite: when a gradient is no number; the weights are then as they were before.
-        TrainingError: when BatchNorm is left with a single value, or memory does not even hold one image.
+        TrainingError: when BatchNorm is left with a single value, or memory holds not even one image, or not the optimizer's step.
     """
-    size = min(rule.micro_batch or len(inputs), len(inputs))
-    while True:
+
+    def attempt(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
-        try:
-            loss, logits = _accumulated(forward, inputs, labels, device, seed, rule, size)
-            break
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
-                raise
-            if size == 1:
-                raise TrainingError(
-                    "There is not enough memory for a single image. Choose a smaller image size, or freeze more stages."
-                ) from None
-            size = -(-size // 2)
+        with _statistics_kept_if_it_fails(forward):
+            return _accumulated(forward, inputs, labels, device, seed, rule, size)
+
+    (loss, logits), size = halving(attempt, min(rule.micro_batch or len(inputs), len(inputs)))
+    with explained(
+        "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume from the last checkpoint."
+    ):
+        norm = _descend(optimizer, rule)
+    return StepResult(loss, logits, norm, size)
+
+
+def _descend(optimizer: torch.optim.Optimizer, rule: StepRule) -> torch.Tensor:
+    """The optimizer's step along the gradients that are there; their norm before clipping.
+
+    Raises:
+        NotFinite: when it is no number; nothing has changed then.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     strength, pulled = rule.l2_sp
     for parameter, start in pulled:
@@ -116,7 +124,7 @@ def train_step(
     if rule.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, rule.clip_norm, norm)
     optimizer.step()
-    return StepResult(loss, logits, norm, size)
+    return norm
 
 
 def _accumulated(
@@ -135,7 +143,7 @@ def _accumulated(
         if rule.mix:
             inputs, labels = rule.mix(inputs, labels)
         whole = _weight(labels, weights)
-        for some, targets in zip(inputs.split(size), labels.split(size), strict=True):
+        for some, targets in zip(parts(inputs, size), parts(labels, size), strict=True):
             with device.autocast(), _batchnorm_in_words():
                 output = forward(some).float()
             loss = cross_entropy(output, targets, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
@@ -152,8 +160,17 @@ def _weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor 
     return weights[labels].sum() if labels.ndim == 1 else (labels * weights).sum()
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+@contextmanager
+def _statistics_kept_if_it_fails(forward: nn.Module) -> Iterator[None]:
+    """Within: what a pass in training mode changes beside gradients (BatchNorm's statistics) is put back if the pass fails."""
+    changing = [buffer for module in forward.modules() if module.training for buffer in module.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in changing]
+    try:
+        yield
+    except BaseException:
+        for buffer, value in zip(changing, before, strict=True):
+            buffer.copy_(value)
+        raise
 
 
 @contextmanager

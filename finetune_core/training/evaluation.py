@@ -20,6 +20,7 @@ from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
+from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.predictions import (
     load_predictions,
     prediction_table,
@@ -61,8 +62,15 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
 @torch.no_grad()
 def logits_of(model: nn.Module, inputs: torch.Tensor, device: Device) -> np.ndarray:
     """Float32 ``[n, classes]``: what a network in eval mode, or its tail, answers in the device's precision."""
+    return logits_in_parts(model, inputs, device, len(inputs))[0]
+
+
+@torch.no_grad()
+def logits_in_parts(model: nn.Module, inputs: torch.Tensor, device: Device, size: int) -> tuple[np.ndarray, int]:
+    """The same, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
     with device.autocast():
-        return model(inputs.to(device.torch_device)).float().cpu().numpy()
+        logits, size = run_in_parts(lambda images: model(images.to(device.torch_device)).float().cpu(), inputs, size)
+    return logits.numpy(), size
 
 
 def predict_splits(
@@ -74,7 +82,7 @@ def predict_splits(
         TrainingError: when none of a split's images can be read, or too many are lost.
     """
     job.network.model.eval()
-    seen, found, reported = [], [], time.monotonic()
+    seen, found, reported, size = [], [], time.monotonic(), job.evaluation_batch
     total = sum(len(job.rows[split]) for split in splits)
     for split in splits:
         before = len(seen)
@@ -82,7 +90,8 @@ def predict_splits(
             yield from lost.report(job.lost)
             if len(rows):
                 seen.append(rows)
-                found.append(logits_of(job.forward, inputs, job.device))
+                logits, size = logits_in_parts(job.forward, inputs, job.device, size)
+                found.append(logits)
             if time.monotonic() - reported >= EVENT_SECONDS:
                 reported = time.monotonic()
                 yield Progress(phase, sum(map(len, seen)), total)

@@ -134,7 +134,12 @@ class Job:
         def make(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
             return (rows, self.trunk.plain.batch(rows)) if self.trunk else self.images.readable(rows, None)
 
-        return self._on_device(make, in_order(self.rows[split], max(_EVALUATION_BATCH, self.config.batch_size)))
+        return self._on_device(make, in_order(self.rows[split], self.evaluation_batch))
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images that are evaluated at a time."""
+        return self.config.micro_batch or max(_EVALUATION_BATCH, self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:

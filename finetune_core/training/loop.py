@@ -3,7 +3,7 @@
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ from finetune_core.training.job import Job, step_rule
 from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.out_of_memory import explained
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import save_predictions
 from finetune_core.training.prepare import prepare
@@ -114,7 +115,12 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
 
 @dataclass(frozen=True)
 class _Trainer:
-    """What changes while a run goes on, and where it is kept."""
+    """What changes while a run goes on, and where it is kept.
+
+    Attributes:
+        fitting: how many images went through at a time, each time that memory ran out.
+        footprints: bytes in use, at each measurement.
+    """
 
     job: Job
     run_dir: Path
@@ -122,11 +128,16 @@ class _Trainer:
     average: WeightEMA | None
     rule: StepRule
     lost: LostImages
-    told_short: list[int] = field(default_factory=list)
+    fitting: list[int] = field(default_factory=list)
     footprints: list[int] = field(default_factory=list)
 
     def save(self, at: TrainingState) -> CheckpointSaved:
         return save_training_state(self.job, self.optimizer, self.average, at, self.run_dir)
+
+    @property
+    def step_rule(self) -> StepRule:
+        """The rule, with as many images at a time as are known to fit."""
+        return replace(self.rule, micro_batch=self.fitting[-1]) if self.fitting else self.rule
 
     def judged(self) -> AbstractContextManager[None]:
         """The network as it is evaluated and kept."""
@@ -173,19 +184,18 @@ def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
         if not len(rows):
             continue
         labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
-        before = copied(optimizer) if is_measured(step, len(batches)) else None
+        before, rule = copied(optimizer) if is_measured(step, len(batches)) else None, trainer.step_rule
         try:
             # Dropout's randomness depends on the step alone.
             with kept_for_backward(job.forward) if before else nullcontext() as kept:
-                done = train_step(
-                    job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, trainer.rule
-                )
+                done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, rule)
         except NotFinite:
             raise _diverged(f"at step {step} of epoch {epoch}", rate) from None
         if trainer.average:
-            trainer.average.update(job.network.model)
-        if done.micro_batch < min(trainer.rule.micro_batch or len(rows), len(rows), *trainer.told_short):
-            trainer.told_short.append(done.micro_batch)
+            with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
+                trainer.average.update(job.network.model)
+        if done.micro_batch < min(rule.micro_batch or len(rows), len(rows)):
+            trainer.fitting.append(done.micro_batch)
             yield MemoryShort(epoch, step, done.micro_batch)
         if kept is not None:
             trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))

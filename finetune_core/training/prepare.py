@@ -244,7 +244,8 @@ def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job
     wanted = np.sort(np.concatenate(list(prepared.rows({}).values())))
     pixels = yield from _decoded(prepared, wanted)
     seconds = time.monotonic() - began
-    report = CacheReport("off", reason, views=prepared.config.views or 0)
+    views = chosen_views(prepared.config, cut_index(prepared.strategy)) or 0
+    report = CacheReport("off", reason, views=views)
     return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), None, report, seconds, pixels.decoded)
 
 

@@ -15,6 +15,7 @@ from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
 from finetune_core.training.batches import in_order, prefetched
 from finetune_core.training.device import Device
+from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.work import Work
 
 _BATCH = 32
@@ -40,7 +41,8 @@ class CachedTrunk:
 def chosen_views(config: RunConfig, cut: int) -> int | None:
     """How many augmented versions of an image the run goes through; 0 means a fresh one each epoch, None no augmentation.
 
-    Where the trunk cannot be cached, a fresh version costs no more than an old one.
+    The answer follows from the config alone: with or without the cache, and however much memory is free, a run trains on the same
+    images.
     """
     if config.augmentation == "none":
         return None
@@ -48,7 +50,7 @@ def chosen_views(config: RunConfig, cut: int) -> int | None:
         return config.views
     if config.mixup or config.cutmix:
         return 0
-    return 0 if config.cache == "off" or cut == 0 else -(-config.epochs // _EPOCHS_A_VIEW)
+    return 0 if cut == 0 else -(-config.epochs // _EPOCHS_A_VIEW)
 
 
 def why_uncached(config: RunConfig, cut: int) -> str:
@@ -153,9 +155,9 @@ def _computed(
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """(positions in ``rows``, the part's output on the CPU), batch by batch."""
     part.eval()
-    position = 0
+    position, size = 0, _BATCH
     for batch, given in prefetched(inputs, in_order(rows, _BATCH)):
         with torch.no_grad(), device.autocast():
-            output = part(given.to(device.torch_device)).cpu()
+            output, size = run_in_parts(lambda images: part(images.to(device.torch_device)).cpu(), given, size)
         yield np.arange(position, position + len(batch)), output
         position += len(batch)

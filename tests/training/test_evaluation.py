@@ -66,13 +66,13 @@ def test_the_answers_of_a_run_that_is_stopped_say_that_they_are_in_bf16(config, 
 
 
 def test_fp32_answers_are_not_computed_twice(config, tmp_path, monkeypatch):
-    seen, answers = [], evaluation.logits_of
+    seen, answers = [], evaluation.logits_in_parts
 
-    def counted(model, inputs, device):
+    def counted(model, inputs, *rest):
         seen.append(len(inputs))
-        return answers(model, inputs, device)
+        return answers(model, inputs, *rest)
 
-    monkeypatch.setattr(evaluation, "logits_of", counted)
+    monkeypatch.setattr(evaluation, "logits_in_parts", counted)
     list(fit(config(precision="fp32"), tmp_path))
     assert sum(seen) == 2 * 6 + 6  # two epochs' validation images, then the test images
 

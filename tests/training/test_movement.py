@@ -23,10 +23,10 @@ def test_numbers_are_those_of_a_plain_step():
     optimizer = torch.optim.SGD([group, idle])
     layer(torch.ones(4, 3)).square().sum().backward()
     before = copied(optimizer)
+    weights = torch.cat([tensor.flatten() for tensor in before[0]]).norm().item()
     optimizer.step()
     found = measured(optimizer, before)
     gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm().item()
-    weights = torch.cat([tensor.flatten() for tensor in before[0]]).norm().item()
     assert set(found) == {"head"}
     assert found["head"] == pytest.approx(
         {"learning_rate": 0.1, "gradient_norm": gradient, "update": 0.1 * gradient / weights}, rel=1e-4

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from finetune_core.config import make_config
-from finetune_core.errors import TrainingError
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.training import compute, events
 from finetune_core.training.checkpoints import load_tensors
@@ -158,33 +157,6 @@ def test_parts_of_a_batch_add_up_to_the_whole(micro):
     torch.testing.assert_close(parts.weight, whole_model.weight)
     torch.testing.assert_close(after.loss, before.loss)
     torch.testing.assert_close(after.logits, before.logits)
-
-
-class Hungry(nn.Module):
-    """Out of memory for more than so many images."""
-
-    def __init__(self, inner, most):
-        super().__init__()
-        self.inner, self.most = inner, most
-
-    def forward(self, inputs):
-        if len(inputs) > self.most:
-            raise RuntimeError(
-                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"
-            )
-        return self.inner(inputs)
-
-
-def test_out_of_memory_halves_what_goes_through_and_keeps_the_step():
-    wanted, _ = step_on(StepRule())
-    model, done = step_on(StepRule(), lambda inner: Hungry(inner, 3))
-    assert done.micro_batch == 2
-    torch.testing.assert_close(model.weight, wanted.weight)
-
-
-def test_not_even_one_image_fits():
-    with pytest.raises(TrainingError, match="not enough memory for a single image"):
-        step_on(StepRule(), lambda inner: Hungry(inner, 0))
 
 
 def test_a_gradient_that_is_no_number_changes_nothing():

@@ -1,0 +1,72 @@
+"""When memory runs out: the same work, a part of the batch at a time."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from finetune_core.errors import TrainingError
+
+Result = TypeVar("Result")
+
+_MESSAGES = (
+    "can't allocate memory",  # torch on Linux and macOS; Error code 12
+    "not enough memory",  # torch on Windows
+    "out of memory",  # Apple's GPU, and CUDA outside of torch's own allocator
+    "ALLOC_FAILED",  # cuBLAS and cuDNN
+    "bad_alloc",  # C++
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or numpy, on any device, says with this error that memory ran out."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or (isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES))
+
+
+@contextmanager
+def explained(advice: str) -> Iterator[None]:
+    """Within: memory that runs out is a TrainingError that gives this advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(f"There is not enough memory {advice}") from None
+
+
+def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
+    """``work(size)``, or with half the size for as long as memory runs out: its result, and the size that fitted.
+
+    Raises:
+        TrainingError: when not even a size of one fits.
+    """
+    while size > 1:
+        try:
+            return work(size), size
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        size = -(-size // 2)  # after the error is gone, and with it the tensors that its traceback holds
+    with explained("for a single image. Choose a smaller image size, or freeze more stages."):
+        return work(size), size
+
+
+def parts(tensor: torch.Tensor, size: int) -> tuple[torch.Tensor, ...]:
+    """A batch in as few parts of at most ``size`` as can be, as equal as can be: BatchNorm must not be left with a single image."""
+    return tensor.tensor_split(max(1, -(-len(tensor) // size)))
+
+
+def run_in_parts(forward: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor, size: int) -> tuple[torch.Tensor, int]:
+    """``forward(inputs)``, at most ``size`` images at a time, fewer where memory runs out: its output, and the size that fitted.
+
+    Raises:
+        TrainingError: when not even a single image fits.
+    """
+
+    def run(size: int) -> torch.Tensor:
+        outputs = [forward(part) for part in parts(inputs, size)]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    return halving(run, max(1, min(size, len(inputs))))

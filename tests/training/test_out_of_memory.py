@@ -1,0 +1,282 @@
+"""Memory that runs out, for real in a process with a limit, and at chosen moments in this one."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from finetune_core.data.rowcache import CACHE
+from finetune_core.errors import TrainingError
+from finetune_core.training import evaluation, events, job, movement
+from finetune_core.training.batches import in_order, prefetched
+from finetune_core.training.compute import StepRule, train_step
+from finetune_core.training.device import Device
+from finetune_core.training.loop import fit
+from finetune_core.training.out_of_memory import halving, is_out_of_memory, parts, run_in_parts
+from finetune_core.training.prepare import prepare
+from tests.drain import drained
+
+CPU = Device("cpu", "CPU", "fp32")
+LINUX = (
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 205520896 bytes. "
+    "Error code 12 (Cannot allocate memory)"
+)
+
+LIMITED = """
+import json, resource, sys
+import psutil, torch
+from torch import nn
+from finetune_core.training.compute import StepRule, train_step
+from finetune_core.training.device import Device
+from finetune_core.training.evaluation import logits_in_parts
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = nn.Sequential(
+    nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3)
+)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+images, labels = torch.randn(64, 3, 64, 64), torch.arange(64) % 3
+train_step(model, images[:2], labels[:2], optimizer, Device("cpu", "", "fp32"), 0)  # what is allocated once is there
+model[1].reset_running_stats()
+seen = []
+model[0].register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + (50 << 20), resource.RLIM_INFINITY))
+size, tries = None, []
+for step in range(3):
+    size = train_step(model, images, labels, optimizer, Device("cpu", "", "fp32"), step, StepRule(micro_batch=size)).micro_batch
+    tries.append(list(seen))
+    seen.clear()
+tracked = model[1].num_batches_tracked.item()
+model.eval()
+logits, evaluated = logits_in_parts(model, images, Device("cpu", "", "fp32"), 64)
+print(json.dumps({"size": size, "tries": tries, "tracked": tracked, "evaluated": evaluated, "logits": len(logits)}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits a process's memory")
+def test_under_a_limit_of_the_system_smaller_parts_go_through():
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    size = found["size"]
+    assert 1 < size < 64
+    first, *later = found["tries"]
+    assert first[0] == 64
+    assert later == [[size] * (64 // size)] * 2  # what failed is not tried again
+    assert found["tracked"] == 3 * 64 // size  # nor does a failed pass count in BatchNorm's statistics
+    assert size <= found["evaluated"] < 64
+    assert found["logits"] == 64
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(LINUX),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."
+        ),
+        RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, other allocations: 1 GB, max allowed: 9.07 GB)."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("std::bad_alloc"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        np._core._exceptions._ArrayMemoryError((1,), np.dtype(float)),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_it_is_known_by_the_words_of_every_device(error):
+    assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+
+
+@pytest.fixture
+def config(colour_config):
+    return lambda **settings: colour_config(**({"batch_size": 10, "epochs": 2} | settings))
+
+
+class Hungry(nn.Module):
+    """Out of memory for more than so many images, after its BatchNorm has seen them."""
+
+    def __init__(self, most, features=6):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.inner, self.most, self.seen = nn.BatchNorm1d(features), nn.Linear(features, 3), most, []
+
+    def forward(self, inputs):
+        self.seen.append(len(inputs))
+        inputs = self.norm(inputs)
+        if len(inputs) > self.most:
+            raise RuntimeError(LINUX)
+        return self.inner(inputs)
+
+
+def steps_on(model, images, micro=None, steps=1):
+    torch.manual_seed(1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    inputs, labels = torch.randn(images, 6), torch.arange(images) % 3
+    for step in range(steps):
+        done = train_step(model, inputs, labels, optimizer, CPU, step, StepRule(micro_batch=micro))
+    return done
+
+
+def test_the_step_is_that_of_smaller_parts_and_a_failed_pass_leaves_no_trace():
+    limited, wanted = Hungry(3), Hungry(99)
+    done = steps_on(limited, 8)
+    steps_on(wanted, 8, micro=done.micro_batch)
+    assert (done.micro_batch, limited.seen) == (2, [8, 4, 2, 2, 2, 2])
+    for (name, tensor), other in zip(limited.state_dict().items(), wanted.state_dict().values(), strict=True):
+        assert torch.equal(tensor, other), name
+
+
+def test_a_batch_is_cut_evenly_so_that_batchnorm_never_sees_a_single_image():
+    model = Hungry(99)
+    steps_on(model, 33, micro=32)
+    assert model.seen == [17, 16]
+    assert [len(part) for part in parts(torch.zeros(10), 4)] == [4, 3, 3]
+    assert [len(part) for part in parts(torch.zeros(0), 4)] == [0]
+
+
+def test_not_even_one_image_fits():
+    with pytest.raises(TrainingError, match="not enough memory for a single image"):
+        run_in_parts(Hungry(0).eval(), torch.zeros(5, 6), 4)
+
+
+def test_other_errors_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="shapes"):
+        halving(lambda size: (_ for _ in ()).throw(RuntimeError("shapes differ")), 8)
+
+
+def test_outputs_of_parts_are_those_of_the_whole():
+    model = Hungry(4).eval()
+    inputs = torch.randn(10, 6)
+    outputs, size = run_in_parts(model, inputs, 32)
+    assert (size, model.seen) == (3, [10, 5, 3, 3, 2, 2])
+    torch.testing.assert_close(outputs, model.inner(model.norm(inputs)))
+
+
+@pytest.mark.parametrize("failing", [1, 3])
+def test_a_batch_that_cannot_be_made_beside_the_step_is_made_after_it(failing):
+    tries = []
+
+    def make(rows):
+        tries.append(int(rows[0]))
+        if tries.count(failing) == 1 and tries[-1] == failing:
+            raise RuntimeError(LINUX)
+        return int(rows.sum())
+
+    assert [batch for _, batch in prefetched(make, in_order(np.arange(5), 1))] == [0, 1, 2, 3, 4]
+    assert tries == sorted([*range(5), failing])
+
+
+def test_a_batch_that_cannot_be_made_at_all_says_what_to_do():
+    def make(rows):
+        raise RuntimeError(LINUX)
+
+    with pytest.raises(TrainingError, match=r"batch of images.*smaller batch size"):
+        list(prefetched(make, in_order(np.arange(5), 1)))
+
+
+def test_a_run_remembers_what_fits_and_says_it_once(config, tmp_path, monkeypatch):
+    seen = limit_tail(monkeypatch, 4)
+    found = list(fit(config(strategy="feature_extraction"), tmp_path))
+    assert isinstance(found[-1], events.RunFinished)
+    short = [event for event in found if isinstance(event, events.MemoryShort)]
+    assert [event.micro_batch for event in short] == [3]
+    assert {event.micro_batch for event in found if isinstance(event, events.StepEnded)} <= {2, 3}
+    assert seen[:2] == [10, 5]
+    assert seen.count(10) == 1  # no later step tries as many again
+
+
+def test_images_are_evaluated_as_many_at_a_time_as_in_a_step(config, tmp_path, monkeypatch):
+    seen, answered = [], evaluation.logits_in_parts
+
+    def counted(model, inputs, device, size):
+        seen.append((len(inputs), size))
+        return answered(model, inputs, device, size)
+
+    monkeypatch.setattr(evaluation, "logits_in_parts", counted)
+    list(fit(config(micro_batch=2), tmp_path))
+    assert set(seen) == {(2, 2)}
+
+
+class Limited(nn.Module):
+    def __init__(self, inner, most, seen):
+        super().__init__()
+        self.inner, self.most, self.seen = inner, most, seen
+
+    def forward(self, inputs):
+        self.seen.append(len(inputs))
+        if len(inputs) > self.most:
+            raise RuntimeError(LINUX)
+        return self.inner(inputs)
+
+
+def limit_tail(monkeypatch, most):
+    """Let no more than so many images go through a run's network or tail at a time; the numbers that tried."""
+    seen = []
+    forward = job.Job.forward.fget
+    monkeypatch.setattr(job.Job, "forward", property(lambda self: Limited(forward(self), most, seen)))
+    return seen
+
+
+def test_an_optimizer_without_room_ends_the_run_in_words_and_keeps_its_checkpoint(config, tmp_path, monkeypatch):
+    stepped = torch.optim.SGD.step
+    calls = []
+
+    def failing(self, *arguments):
+        calls.append(1)
+        if len(calls) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return stepped(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", failing)
+    with pytest.raises(TrainingError, match=r"optimizer's step.*resume"):
+        list(fit(config(optimizer="sgd", epochs=3), tmp_path))
+    monkeypatch.setattr(torch.optim.SGD, "step", stepped)
+    assert isinstance(list(fit(config(optimizer="sgd", epochs=3), tmp_path, resume=True))[-1], events.RunFinished)
+
+
+def test_a_measurement_without_room_is_left_out(monkeypatch):
+    class Full:
+        def __init__(self, params):
+            self.param_groups = [{"params": params}]
+
+    parameter = nn.Parameter(torch.zeros(2))
+    monkeypatch.setattr(torch.Tensor, "clone", lambda self: (_ for _ in ()).throw(RuntimeError(LINUX)))
+    assert movement.copied(Full([parameter])) is None
+
+
+def test_augmented_versions_are_the_same_with_and_without_room(config, tmp_path, monkeypatch):
+    """What a run trains on follows from its settings, never from what the machine has free."""
+    settings = config(augmentation="flips", epochs=5)  # two versions, chosen by the epochs
+
+    def trained_on():
+        _, made = drained(prepare(settings))
+        return made.report.where, [labelled(made, epoch) for epoch in (1, 2, 3)]
+
+    def labelled(made, epoch):
+        given = made.training_inputs(made.training_batches(1), epoch)
+        return torch.cat([made.forward.eval()(inputs) for _, inputs in given]).detach()
+
+    where, roomy = trained_on()
+    assert where in ("memory", "disk")
+    monkeypatch.setenv("THAW_CACHE_MEMORY_GB", "0")
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", "0")
+    CACHE.clear()
+    where, tight = trained_on()
+    assert where == "off"
+    settings = settings.model_copy(update={"cache": "off"})
+    _, off = trained_on()
+    for one, two, three in zip(roomy, tight, off, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        assert torch.equal(two, three)
+    assert torch.equal(tight[0], tight[2])  # the first version again
+    assert not torch.equal(tight[0], tight[1])
