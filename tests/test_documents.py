@@ -9,9 +9,10 @@ import pytest
 from typer.main import get_command
 
 from finetune_core.__main__ import app
-from finetune_core.data.findings import KINDS
+from finetune_core.data.findings import KINDS, Finding
 from finetune_core.evaluation.single_run.scores import NAMES
 from finetune_core.training.strategies import STRATEGIES
+from tests.documents import missing_in_reference
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
@@ -118,3 +119,7 @@ def test_commands_and_options_that_are_named_exist(document):
         assert not command or command[1] in commands(), line
         wanted = set(re.findall(r"(?<![\w-])--[a-z][\w-]*(?![\w.-])", line))
         assert wanted <= (commands()[command[1]] if command else known), line
+
+
+def test_every_field_of_a_finding_is_in_the_json_reference():
+    assert not missing_in_reference(Finding("dark", "info", "", 0).to_json())

@@ -19,10 +19,10 @@ _STEADY = 0.98  # CKA of a stage that trained without changing its features
 class Advice:
     """What to thaw next.
 
-        Attributes:
-            stage: None where nothing is advised.
-    what: the advice in a few words.
-            reason: in words.
+    Attributes:
+        stage: None where nothing is advised.
+        what: the advice in a few words.
+        reason: in words.
     """
 
     stage: str | None

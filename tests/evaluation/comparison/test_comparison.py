@@ -8,6 +8,7 @@ from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.costs import cost, run_depth, timeline, trunk_rate, usual_cost
 from finetune_core.figures.report import comparison_figures, whole_report
+from tests.documents import missing_in_reference
 from tests.evaluation.simulated import IMAGES, pair_of, right
 
 
@@ -29,6 +30,12 @@ def test_runs_become_arms_pairs_and_advice(three_strategies):
         assert pair["ci_low"] <= pair["difference"] <= pair["ci_high"]
         assert pair["holm_p"] >= pair["p"]
     json.dumps(result, allow_nan=False)
+
+
+def test_every_field_is_in_the_json_reference(three_strategies):
+    result = compare_runs(three_strategies).to_json()
+    [run, *_], [arm, *_], [pair, *_] = result["runs"], result["arms"], result["pairs"]
+    assert not missing_in_reference({*result, *run, *arm, *pair, *pair["networks"]})
 
 
 @pytest.mark.parametrize("other", [{"names": "other"}, {"classes": ("dog", "cat")}, {"data": "/elsewhere"}, {"images": 300}])

@@ -8,6 +8,7 @@ import pytest
 from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.training.predictions import predictions_changed
+from tests.documents import missing_in_reference
 
 RIGHT = np.arange(120) % 5 > 0  # 80 %
 
@@ -37,6 +38,12 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
     assert result["calibration"]["ece_scaled"] == pytest.approx(0, abs=1e-3)
     assert len(result["robustness"]) == 16
     assert result["slices"] == []  # nobody has looked at these images
+
+
+def test_every_field_is_in_the_json_reference(made_run):
+    result = evaluation_json(evaluated_run(with_robustness(made_run(RIGHT)), None, corrupt=False))
+    rows = (result["scores"]["accuracy"], result["calibration"], result["per_class"][0], result["robustness"][0])
+    assert not missing_in_reference({*result, *result["scores"], *(name for row in rows for name in row)})
 
 
 def test_what_is_not_defined_is_null(made_run):
