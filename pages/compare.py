@@ -29,7 +29,7 @@ from pages.shared.evaluation.diagnostics import disagreements, what_moved
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
-from pages.shared.runs.labels import meant, run_labels
+from pages.shared.runs.picker import choose_runs
 from pages.shared.runs.queue import REFRESH, expected_seconds, queue_panel
 
 MOST_AT_FIRST = 12  # runs
@@ -79,23 +79,16 @@ def choose(runs: list[Run]) -> list[Run]:
     by_id = {run.run_id: run for run in runs}
     asked = st.query_params.get_all("runs")
     gone = [run_id for run_id in asked if run_id not in by_id]
-    if gone:
-        st.warning(plain(f"There is no run {', '.join(gone)} here any more."), icon=":material/link_off:")
-    before = asked or st.session_state.get("compared_runs", [])
-    # The address wins, as it does for a single run.
-    st.session_state["runs_box"] = [run_id for run_id in before if run_id in by_id] or latest(runs)
-    with st.expander(f"Which runs ({len(st.session_state['runs_box'])} chosen)", icon=":material/checklist:"):
-        labels = run_labels(runs)
-        chosen = st.multiselect(
-            "Runs",
-            list(labels),
-            format_func=lambda run_id: labels.get(run_id, run_id),
-            key="runs_box",
-            on_change=choice_to_address,
-            label_visibility="collapsed",
-        )
-    remember(chosen)
-    return [by_id[run_id] for run_id in chosen]
+    with st.container():  # always there, so that the box below is not drawn anew
+        if gone:
+            st.warning(plain(f"There is no run {', '.join(gone)} here any more."), icon=":material/link_off:")
+    before = [run_id for run_id in asked or st.session_state.get("compared_runs", []) if run_id in by_id]
+    # The number stands inside: a label that changes with it would close the box.
+    with st.expander("Which runs", icon=":material/checklist:"):
+        chosen = choose_runs("Runs", runs, "runs", chosen=before or latest(runs))
+        st.caption(f"{number(len(chosen))} of {things(len(runs), 'run')} chosen")
+    remember([run.run_id for run in chosen])
+    return chosen
 
 
 def latest(runs: list[Run]) -> list[str]:
@@ -105,30 +98,28 @@ def latest(runs: list[Run]) -> list[str]:
     return [run.run_id for run in same[:MOST_AT_FIRST]]
 
 
-def choice_to_address() -> None:
-    st.query_params["runs"] = meant(st.session_state["runs_box"])
-
-
 def remember(run_ids: list[str]) -> None:
     st.session_state["compared_runs"] = run_ids
     if st.query_params.get_all("runs") != run_ids:
         st.query_params["runs"] = run_ids
 
 
-def start(*, expanded: bool) -> None:
+def start(*, expanded: bool) -> bool:
+    """The form that starts one, in a box; returns whether that is open."""
     # A box of its own for each comparison: the next one is closed.
     started = st.session_state.get("comparisons_started", 0)
     box = st.expander(
         "Start a comparison", expanded=expanded, icon=":material/play_arrow:", key=f"start_box-{started}", on_change="rerun"
     )
     if not box.open:
-        return
+        return False
     with box:
         queued = start_form()
     if queued:
         st.session_state["comparisons_started"] = started + 1
         remember(queued)
         st.rerun()
+    return True
 
 
 def claim_badge(claim: About) -> str:
@@ -332,7 +323,7 @@ if not runs:
     st.stop()
 compared = choose(runs)
 going_on = any(run.active for run in compared)
-start(expanded=not going_on and len(compared) < 2)
+starting = start(expanded=not going_on and len(compared) < 2)
 if going_on:
     st.fragment(queue_panel, run_every=REFRESH)([run.run_id for run in compared], expected_seconds(compared))
 elif compared:
@@ -342,4 +333,4 @@ else:
         f"Choose two runs or more ({things(len(runs), 'run')} to choose from), or start a comparison.", icon=":material/info:"
     )
 damaged_runs(damaged)
-next_step("pages/predict.py", "Try a run on new images")
+next_step("pages/predict.py", "Try a run on new images", primary=not starting)

@@ -139,6 +139,7 @@ def matrix(result: Evaluation, mark: str) -> None:
             default="images",
             required=True,
             key="shares",
+            persist_state="session",
             help="Normalized by row, the diagonal is recall; by column, it is precision. Colours are always shares; where numbers are images, shares of the row.",
         )
         order = "name"
@@ -150,6 +151,7 @@ def matrix(result: Evaluation, mark: str) -> None:
                 default="name",
                 required=True,
                 key="order",
+                persist_state="session",
                 help="By confusion: classes that are often confused are adjacent.",
             )
     key = f"confusion-{mark}-{shares}-{order}"
@@ -262,6 +264,7 @@ try:
             default=split,
             required=True,
             key="evaluate_split",
+            persist_state="session",
         )
     judged = evaluation(chosen, split)
     headline(chosen, judged)

@@ -15,8 +15,8 @@ from pages.shared.evaluation.prediction import Classifier, get_to_know, load_cla
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
-from pages.shared.runs.labels import meant, run_labels, run_title
-from pages.shared.runs.picker import choose_run
+from pages.shared.runs.labels import run_title
+from pages.shared.runs.picker import choose_run, choose_runs
 
 MOST_BESIDE = 2  # runs: three columns are what a screen holds
 MOST_CLASSES = 12
@@ -42,27 +42,9 @@ def loaded(runs: list[Run]) -> list[Classifier]:
 
 def beside(runs: list[Run], chosen: Run) -> list[Run]:
     """Further runs to show the same image to; they are in the address, as ``beside``."""
-    by_id = {run.run_id: run for run in runs if run.run_id != chosen.run_id}
-    if not by_id:
-        return []
-    asked = [run_id for run_id in st.query_params.get_all("beside") if run_id in by_id][:MOST_BESIDE]
-    st.session_state["beside_box"] = asked
-
-    def to_address() -> None:
-        st.query_params["beside"] = meant(st.session_state["beside_box"])
-
-    labels = run_labels(by_id.values())
-    picked = st.multiselect(
-        "Compare with",
-        list(labels),
-        format_func=lambda run_id: labels.get(run_id, run_id),
-        max_selections=MOST_BESIDE,
-        key="beside_box",
-        on_change=to_address,
-        placeholder="Also classify the same images with other runs",
-        label_visibility="collapsed",
-    )
-    return [by_id[run_id] for run_id in picked]
+    others = [run for run in runs if run.run_id != chosen.run_id]
+    placeholder = "Also classify the same images with other runs"
+    return choose_runs("Compare with", others, "beside", most=MOST_BESIDE, placeholder=placeholder) if others else []
 
 
 def presentation_link(run: Run) -> None:

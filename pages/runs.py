@@ -4,16 +4,17 @@ import streamlit as st
 
 from finetune_core.formatting import number, things
 from finetune_core.runs.store import Run
-from pages.shared.account import may_change, owner, sign_in_asked
+from pages.shared.account import may_change
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.runs.again import differs_now, use_again
 from pages.shared.runs.backend import store
-from pages.shared.runs.controls import attempt, show_problem
+from pages.shared.runs.controls import show_problem
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.queue_list import queue_list
 from pages.shared.runs.table import matching, search_box, selected, table
+from pages.shared.runs.trash import TRASH, to_trash
 
 REFRESH = 3.0  # seconds
 MOST_NAMED = 10
@@ -21,7 +22,7 @@ MOST_NAMED = 10
 page("pages/runs.py", "Every run on this machine: find, compare, or train again with the same settings.")
 
 
-def actions(chosen: list[Run], shown: int) -> None:
+def actions(chosen: list[Run], found: int) -> None:
     """What can be done with the selected runs. All buttons are there at all times, so that none moves."""
     judged = [run.run_id for run in chosen if run.judged]
     one = chosen[0] if len(chosen) == 1 else None
@@ -44,7 +45,7 @@ def actions(chosen: list[Run], shown: int) -> None:
         ):
             use_again(one)
         delete(chosen)
-        st.caption(f"{number(len(chosen))} of {things(shown, 'run')} selected")
+        st.caption(f"{number(len(chosen))} of {things(found, 'run')} selected")
     if one and (words := differs_now(one)):
         st.caption(plain(words))
 
@@ -61,21 +62,19 @@ def delete(chosen: list[Run]) -> None:
         st.markdown("\n".join(titles + ([f"- and {len(free) - MOST_NAMED} more"] if len(free) > MOST_NAMED else [])))
         if left:
             st.markdown(f"{things(left, 'selected run')} stay: still active, or somebody else's.")
-        st.caption("The trash is the folder `.trash` among the runs. Move them back from there, or delete them for good.")
+        st.caption(TRASH)
         st.button(
             f"Move {things(len(free), 'run')} to the trash",
             key="confirm-delete",
             icon=":material/delete:",
             disabled=not free,
-            on_click=to_trash,
+            on_click=confirmed,
             args=([run.run_id for run in free],),
         )
 
 
-def to_trash(run_ids: list[str]) -> None:
-    by = owner() if sign_in_asked() else None
-    for run_id in run_ids:
-        attempt(lambda run_id=run_id: store().delete(run_id, by))
+def confirmed(run_ids: list[str]) -> None:
+    to_trash(run_ids)
     st.session_state["deletions"] = st.session_state.get("deletions", 0) + 1
 
 
@@ -84,10 +83,10 @@ def panel(was_active: bool) -> None:
     if not runs or was_active != any(run.active for run in runs):  # it has to stop refreshing itself, or to begin
         st.rerun()
     words = search_box()
-    shown = matching(runs, words)
-    actions(selected(shown), len(shown))
-    if shown:
-        table(shown)
+    found = matching(runs, words)
+    actions(selected(found), len(found))
+    if found:
+        table(found)
     else:
         st.info(plain(f"No run matches “{words}”."), icon=":material/search_off:")
     show_problem()

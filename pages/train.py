@@ -8,7 +8,7 @@ from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.formatting import duration, number, percent
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
-from pages.shared.account import may_change, owner, sign_in_asked
+from pages.shared.account import may_change
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure.stages import draw_stages
 from pages.shared.runs.backend import store
@@ -20,6 +20,7 @@ from pages.shared.runs.live import bar, curves, details, notices, numbers
 from pages.shared.runs.overlay import overlaid, overlaid_charts
 from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import run_settings
+from pages.shared.runs.trash import TRASH, to_trash
 
 REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
@@ -52,21 +53,20 @@ def about(run: Run) -> None:
 
 @st.dialog("Delete this run?")
 def confirm_delete(run: Run) -> None:
-    st.markdown(
-        f"**{plain(run_title(run))}** goes to the trash: the folder `.trash` among the runs. Move it back from there, or delete it for good."
-    )
+    st.markdown(f"**Move {plain(run_title(run))} to the trash?**")
+    st.caption(TRASH)
     if st.button("Move to the trash", type="primary"):
-        attempt(lambda: store().delete(run.run_id, owner() if sign_in_asked() else None))
+        to_trash([run.run_id])
         st.query_params.clear()
         st.rerun()
 
 
 def data_changes(run: Run) -> None:
     """What the data set had been changed by, as this run records it."""
-    told = edits_in_words(run.config.edits)
-    if not told:
+    changes = edits_in_words(run.config.edits)
+    if not changes:
         return
-    with st.expander(f"Trained with changes to the data set: {told}", icon=":material/edit_note:"):
+    with st.expander(f"Trained with changes to the data set: {changes}", icon=":material/edit_note:"):
         for edit in run.config.edits:
             st.markdown(
                 f"**{plain(edit_in_words(edit))}**: {plain(', '.join(edit.paths[:50]))}"
@@ -92,7 +92,7 @@ def ending(run: Run) -> None:
             st.info("It was cancelled before it began. *Resume* queues it again.", icon=":material/info:")
         if run.status in ("stopped", "paused", "interrupted"):
             st.info("No epoch had ended, so there is nothing to evaluate.", icon=":material/info:")
-        next_step("pages/configure.py", "Configure another run")
+        next_step("pages/configure.py", "Configure another run", primary=not run.resumable)
         return
     try:
         result = evaluation(run)
@@ -111,10 +111,15 @@ def ending(run: Run) -> None:
         st.caption(
             f"Checked: the frozen stages are bit for bit what they were before ({number(end['frozen_tensors'])} tensors compared)."
         )
-    next_step("pages/evaluate.py", "See the evaluation", run=run.run_id)
+    next_step("pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id)
 
 
-def live(run_id: str, was_active: bool) -> None:
+def live(run_id: str, was_active: bool, others: list[Run]) -> None:
+    """The panel that refreshes itself.
+
+    Args:
+        others: runs whose curves are drawn over this one's; chosen outside, or the box would be drawn anew at each refresh.
+    """
     try:
         run = store().run(run_id)
     except RunError as error:  # it was deleted, or damaged, since the page was drawn
@@ -129,8 +134,7 @@ def live(run_id: str, was_active: bool) -> None:
     else:
         ending(run)
     numbers(run)
-    others = overlaid(run) if run.history.started else []
-    if others:
+    if others and run.history.epochs:
         overlaid_charts([run, *others])
     else:
         curves(run)
@@ -156,8 +160,9 @@ if not runs:
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, damaged, prefer_active=True)
+others = overlaid(chosen, runs)
 # The panel refreshes itself only while there is something to see.
-st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active)
+st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active, others)
 if chosen.resumable:
     st.fragment(look_again, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
 about(chosen)

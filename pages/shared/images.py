@@ -82,11 +82,11 @@ def chooser(
         ids (a filter has taken it out), is not counted, and the page says so; it is selected again once it is back.
     """
     chosen = _chosen(key)
-    shown = [picture(index) for index in _page(len(ids), key, per_page)]
+    visible = [picture(index) for index in _page(len(ids), key, per_page)]
     head = st.container(horizontal=True, vertical_alignment="center")
-    _grid(shown, per_page, chosen, key)
+    _grid(visible, per_page, chosen, key)
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
-    here = {side.id for item in shown for side in _sides(item) if side.id}
+    here = {side.id for item in visible for side in _sides(item) if side.id}
     away = counted - here
     elsewhere = [index for index, sample in enumerate(ids) if away & {sample, partners.get(sample)}] if away else []
     with head:
@@ -123,7 +123,7 @@ def _page(count: int, key: str, per_page: int) -> range:
 
 
 def _grid(
-    shown: Sequence[Picture], per_page: int, chosen: set[str] | None = None, key: str = "", *, can_open: bool = False
+    visible: Sequence[Picture], per_page: int, chosen: set[str] | None = None, key: str = "", *, can_open: bool = False
 ) -> str | None:
     """The images, in columns that a full page fills to the last row; with boxes to tick where there is a selection.
 
@@ -131,11 +131,11 @@ def _grid(
         The id of the one that was clicked, where they can be opened.
     """
     opened = None
-    pairs = any(item.beside for item in shown)
+    pairs = any(item.beside for item in visible)
     most = _MOST_PAIRS if pairs else _MOST_COLUMNS
     columns = next(count for count in range(most, 0, -1) if per_page % count == 0)
     with st.grid(columns, min_column_width=_PAIR_WIDTH if pairs else _WIDTH, gap="small"):
-        for item, smalls in in_threads(_smalls, shown):
+        for item, smalls in in_threads(_smalls, visible):
             with st.container(gap="xxsmall", border=pairs, key=f"opens-{key}-{item.id}" if can_open else None):
                 ticked = chosen is not None
                 sides = _sides(item)

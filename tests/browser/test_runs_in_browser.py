@@ -89,7 +89,8 @@ def test_two_runs_are_selected_and_compared(runs, server, page, no_error_on):
     page.wait_for_url(
         lambda url: "/compare?" in url and all(f"runs={run_id}" in url for run_id in runs[1:]) and runs[0] not in url
     )
-    page.get_by_text("Which runs (2 chosen)").wait_for()
+    page.get_by_text("Which runs", exact=True).click()
+    page.get_by_text(re.compile("^2 of [0-9]+ runs chosen")).wait_for()
     no_error_on(page)
 
 

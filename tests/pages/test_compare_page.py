@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
@@ -12,7 +13,9 @@ from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.verdicts import of_pair
 from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import RunStore
+from pages.shared.runs.backend import worker
 from tests.deadline import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -227,3 +230,63 @@ def test_no_strategy_starts_nothing(readable):
     at.run()
     assert "name at least one" in words(at)
     assert not [one for one in at.button if one.label.startswith("Start ")]
+
+
+def test_start_is_obeyed_before_anything_is_forecast(readable, monkeypatch):
+    at = form_for(readable)
+    at.button_group(key="compare_strategies").set_value(["feature_extraction"])
+    at.run()
+    forecasts = []
+    monkeypatch.setattr("pages.shared.configure.comparison_form.arm_seconds", lambda *args: forecasts.append(args))
+    at.button(key="compare_start").click().run()
+    assert not at.exception
+    assert forecasts == []
+    assert len(RunStore(paths.runs_dir()).runs()) == 3
+    for run in RunStore(paths.runs_dir()).runs():
+        worker().stop(run.run_id)
+
+
+def test_the_box_of_chosen_runs_has_a_label_that_never_changes(four_runs):
+    at = opened(runs=[run.run_id for run in four_runs[:2]])
+    assert "Which runs" in [box.label for box in at.expander]
+    assert "2 of 4 runs chosen" in [one.value for one in at.caption]
+    at.multiselect(key="runs_box").select(four_runs[2].run_id).run()
+    assert "Which runs" in [box.label for box in at.expander]
+    assert "3 of 4 runs chosen" in [one.value for one in at.caption]
+
+
+def test_there_is_one_primary_button_with_the_form_open_and_closed(four_runs, readable):
+    query = {"data": remember(readable), "runs": [run.run_id for run in four_runs]}
+    at = opened(**query)
+    assert primary(at) == ["Try a run on new images"]
+    at.session_state["start_box-0"] = True
+    at.run()
+    assert primary(at) == ["Start 9 runs"]
+
+
+def primary(at):
+    return [one.label for one in at.button if one.proto.type == "primary"]
+
+
+ANN = "ann@example.org"
+
+
+def test_stop_all_stops_only_runs_that_one_may_change(readable, monkeypatch):
+    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    (paths.home() / "locks").mkdir(parents=True)
+    config = QUICK | {"data": str(readable), "device": "cpu"}
+    with FileLock(paths.home() / "locks" / "cpu.lock"):
+        hers, his = (
+            worker().submit(make_config(config | {"seed": seed}), owner) for seed, owner in enumerate((ANN, "ben@example.org"))
+        )
+        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+        at.secrets["auth"] = {"redirect_uri": "http://localhost/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
+        at.user = {"is_logged_in": True, "email": ANN}
+        at.query_params["runs"] = [hers, his]
+        at.switch_page("pages/compare.py").run()
+        at.button(key="stop_all").click().run()
+        assert not at.exception
+        assert requested_stop(paths.runs_dir() / hers) or RunStore(paths.runs_dir()).run(hers).status == "cancelled"
+        assert RunStore(paths.runs_dir()).run(his).active
+        assert not requested_stop(paths.runs_dir() / his)
+        worker().stop(his)

@@ -9,12 +9,14 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.earlier import best_before, way_to_train
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import STRATEGIES
+from pages.shared.configure.choices import Known
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = {"image_size": 32, "batch_size": 8, "epochs": 2, "precision": "fp32"}
@@ -166,3 +168,20 @@ def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missin
 def test_the_page_has_one_primary_button(configure):
     primary = [one.label for one in configure().button if one.proto.type == "primary"]
     assert primary == ["Start training"]
+
+
+def test_a_forecast_is_computed_once_and_none_where_the_strategy_does_not_fit(monkeypatch):
+    asked = []
+
+    def forecast(config, *_):
+        asked.append(config.backbone)
+        if config.backbone == "resnet18":
+            raise ConfigError({"cut": "there is no stage block5"})
+        return "some time"
+
+    monkeypatch.setattr("pages.shared.configure.choices.expected", forecast)
+    known = Known(dataset=object(), timed=True, best={})
+    config = make_config({"data": "any", "strategy": "custom", "cut": "block5"})
+    for one in (config, config.model_copy(update={"backbone": "resnet18"})) * 2:
+        assert known.expects(one) == (None if one.backbone == "resnet18" else "some time")
+    assert asked == [config.backbone, "resnet18"]

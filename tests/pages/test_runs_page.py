@@ -1,5 +1,6 @@
 """The Runs page: the table, what can be done with the selected runs, and the queue; and a run's settings on Train."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -174,14 +175,14 @@ def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
     first, second, _ = runs
     at = opened("train", run=first)
     before = len(at.get("vega_lite_chart"))
-    at.multiselect(key="overlay_box").select(second).run()
+    at.multiselect(key="with_box").select(second).run()
     assert not at.exception
     assert at.query_params["with"] in (second, [second])
     charts = at.get("vega_lite_chart")
     assert len(charts) == before
     assert all("Last block" in charts[at].spec and "Feature extraction" in charts[at].spec for at in (0, 1))
     again = opened("train", run=first, **{"with": second})
-    assert again.multiselect(key="overlay_box").value == [second]
+    assert again.multiselect(key="with_box").value == [second]
 
 
 def test_the_settings_of_a_run_are_shown_as_changes_and_copied_as_command_and_as_json(runs):
@@ -195,3 +196,25 @@ def test_the_settings_of_a_run_are_shown_as_changes_and_copied_as_command_and_as
     assert command.split()[:4] == ["thaw", "train", config.data, "--as-is"]
     assert "--strategy feature_extraction " in command
     assert make_config(json.loads(as_json)) == config
+
+
+def test_the_runs_to_overlay_are_chosen_outside_the_panel_that_refreshes_itself(runs, monkeypatch):
+    within = []
+
+    def chosen(*_, **__):
+        within.append("live" in [frame.function for frame in inspect.stack()])
+        return []
+
+    monkeypatch.setattr("pages.shared.runs.overlay.choose_runs", chosen)
+    opened("train", run=runs[0])
+    assert within == [False]
+
+
+def test_a_run_that_can_be_resumed_has_one_primary_button(runs):
+    first, _, cancelled = runs
+    assert primary(opened("train", run=first)) == ["See the evaluation"]
+    assert primary(opened("train", run=cancelled)) == ["Resume"]
+
+
+def primary(at):
+    return [one.label for one in at.button if one.proto.type == "primary"]

@@ -1,6 +1,7 @@
 """Backbone and strategy as cards: what trains, what it is expected to take, and what it has reached before."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import streamlit as st
@@ -21,6 +22,7 @@ from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.configure.cards import Card, choose_card
 from pages.shared.configure.stages import look
+from pages.shared.configure.weights import download_size
 from pages.shared.runs.backend import store
 
 _USUAL = (PACKAGED, "resnet18", "resnet50")  # shown beside the other backbones at hand
@@ -41,14 +43,24 @@ class Known:
     timed: bool
     best: Mapping[tuple[str, ...], float]
     book: SpeedBook = field(default_factory=SpeedBook)
+    _forecasts: dict[str, Forecast | None] = field(default_factory=dict)
 
     def expects(self, config: RunConfig) -> Forecast | None:
-        return expected(config, self.dataset, self.book) if self.dataset and self.timed else None
+        """The forecast of a run, computed once; None where nothing was timed, or the config does not fit its backbone."""
+        if not (self.dataset and self.timed):
+            return None
+        key = config.model_dump_json(exclude={"edits"})
+        if key not in self._forecasts:
+            self._forecasts[key] = None
+            with suppress(ConfigError):  # a stage of another backbone is named, say: its card says nothing of the time
+                self._forecasts[key] = expected(config, self.dataset, self.book)
+        return self._forecasts[key]
 
 
 def known_of(dataset: Dataset | None, *, timed: bool) -> Known:
     """What is known where that data set is chosen."""
-    mine = (run for run in store().runs() if run.owner == owner())
+    me = owner()
+    mine = (run for run in store().runs() if run.owner == me)
     return Known(dataset, timed, best_before(mine, dataset.fingerprint) if dataset else {})
 
 
@@ -84,7 +96,7 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
         name,
         line=f"{short_number(info.parameters)} parameters{top1}",
         facts=_costs(known.expects(config.model_copy(update={"backbone": name})))
-        or ("" if info.ready else f"download {size(4 * info.parameters)}"),
+        or ("" if info.ready else f"download {download_size([info])}"),
         before=_before(best),
     )
 

@@ -64,8 +64,18 @@ def start_form() -> list[str] | None:
     found = st.session_state.setdefault("compared_rates", {})
     rates = {arm: found.get(_search_key(some[0])) for arm, some in by_arm(configs).items()}
     configs = with_rates(configs, rates)
-    _table(configs, dataset)
-    return _buttons(configs, dataset)
+    table = st.container()
+    with st.container():
+        lacking = offer_weights(configs)
+    with st.container(horizontal=True):
+        if _start_button(configs, lacking) and (queued := _queued(configs)):
+            return queued  # before anything is computed that the next page does not need
+        timing, search = _preparing_buttons(configs, dataset)
+    with st.container():
+        _show_outcomes(timing, search)
+    with table:
+        _table(configs, dataset)
+    return None
 
 
 def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset) -> None:
@@ -176,51 +186,66 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
     st.markdown(f"**{things(len(configs), 'run')}** in total: {total}.")
 
 
-def _buttons(configs: list[RunConfig], dataset: Dataset) -> list[str] | None:
-    lacking, reason = offer_weights(configs), why_not_timed()
+def _start_button(configs: Sequence[RunConfig], lacking: str | None) -> bool:
+    return st.button(
+        f"Start {things(len(configs), 'run')}",
+        type="primary",
+        icon=":material/local_fire_department:",
+        disabled=lacking is not None,
+        help=lacking,
+        key="compare_start",
+    )
+
+
+def _queued(configs: Sequence[RunConfig]) -> list[str] | None:
+    """The ids of the runs; None where one of them cannot work, and the page says why."""
+    try:
+        with st.spinner("Queueing"):
+            return [submit(config) for config in configs]
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+    return None
+
+
+def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[str, str]:
+    """Forecast, and the search for learning rates; returns the keys of these jobs."""
+    reason = why_not_timed()
     firsts = [some[0] for some in by_arm(configs).values()]
     known = all(SpeedBook().knows(config, dataset) for config in firsts)
     mark = hashlib.sha256("".join(config.model_dump_json() for config in firsts).encode()).hexdigest()[:16]
     timing, search = f"forecast:{mark}-{dataset.fingerprint}", f"rates-each:{mark}"
-    with st.container(horizontal=True):
-        start = st.button(
-            f"Start {things(len(configs), 'run')}",
-            type="primary",
-            icon=":material/local_fire_department:",
-            disabled=lacking is not None,
-            help=lacking,
-        )
-        st.button(
-            "Forecast",
-            icon=":material/timer:",
-            disabled=reason is not None or known,
-            help=reason,
-            key="compare_forecast",
-            on_click=begin,
-            args=(timing, "Timing a few steps of each", partial(calibrate, firsts, dataset, SpeedBook())),
-        )
-        st.button(
-            "Find a learning rate for each",
-            icon=":material/speed:",
-            key="compare_find",
-            help="A learning-rate range test for each strategy: a hundred steps at rising rates. A single rate favours the strategy it happens to suit.",
-            on_click=begin,
-            args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
-        )
-        if st.session_state["compared_rates"]:
-            st.button("One rate for all", on_click=st.session_state["compared_rates"].clear, key="compare_one_rate")
+    st.button(
+        "Forecast",
+        icon=":material/timer:",
+        disabled=reason is not None or known,
+        help=reason,
+        key="compare_forecast",
+        on_click=begin,
+        args=(timing, "Timing a few steps of each", partial(calibrate, firsts, dataset, SpeedBook())),
+    )
+    st.button(
+        "Find a learning rate for each",
+        icon=":material/speed:",
+        key="compare_find",
+        help="A learning-rate range test for each strategy: a hundred steps at rising rates. A single rate favours the strategy it happens to suit.",
+        on_click=begin,
+        args=(search, "Trying learning rates", partial(_search, firsts, readable_roots())),
+    )
+    if st.session_state["compared_rates"]:
+        st.button("One rate for all", on_click=st.session_state["compared_rates"].clear, key="compare_one_rate")
+    return timing, search
+
+
+def _show_outcomes(timing: str, search: str) -> None:
+    """How far these jobs are, and what went wrong; rates that were found go into the form."""
     try:
         outcome(timing)
         if found := outcome(search):
             st.session_state["compared_rates"].update(found)
             forget(search)
             st.rerun()
-        if start:
-            with st.spinner("Queueing"):
-                return [submit(config) for config in configs]
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
-    return None
 
 
 def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str, float]]:

@@ -7,7 +7,8 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.config import RunConfig, all_settings, make_config, names_in, setting_of
-from finetune_core.config.metadata import SPLIT
+from finetune_core.config.changes import value_in_words
+from finetune_core.config.metadata import SPLIT, Setting
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
@@ -187,6 +188,11 @@ def label(name: str) -> str:
     """What the form calls a setting; what is no setting is called as it is."""
     known = all_settings().get(name)
     return known.label if known else name.replace("_", " ").capitalize()
+
+
+def value_text(one: Setting, value: Any) -> str:
+    """A setting's value as the form shows it, for Markdown."""
+    return plain(STRATEGIES[value].title if one.name == "strategy" else value_in_words(one, value))
 
 
 def _problem(name: str, problems: dict[str, str]) -> None:

@@ -8,13 +8,11 @@ import streamlit as st
 
 from finetune_core.config import all_settings
 from finetune_core.data.dataset import Dataset
-from finetune_core.formatting import size
 from finetune_core.models.catalogue import PACKAGED, backbone_info
 from finetune_core.recipes import FEATURE_EXTRACTION_RECIPE, TUTORIAL_RECIPE
 from finetune_core.training.hyperrule import rule_of
-from finetune_core.training.strategies import STRATEGIES
-from pages.shared.chrome import plain
-from pages.shared.configure import settings
+from pages.shared.configure import form, settings
+from pages.shared.configure.weights import download_size
 
 _SAID = "preset_said"
 
@@ -91,7 +89,7 @@ def _by_size(dataset: Dataset) -> Preset:
 
 def _button(preset: Preset) -> None:
     lacking = _lacking(preset)
-    note = f" **Its weights are not on this machine: about {size(lacking)} to download.**" if lacking else ""
+    note = f" **Its weights are not on this machine: about {lacking} to download.**" if lacking else ""
     pressed = st.button(
         preset.title,
         key=f"preset-{preset.title}",
@@ -104,20 +102,20 @@ def _button(preset: Preset) -> None:
         _confirm(preset, lacking)
 
 
-def _lacking(preset: Preset) -> int:
-    """Bytes to download before a preset that switches to another network can be used; 0 where all is there."""
+def _lacking(preset: Preset) -> str:
+    """How much has to be downloaded before a preset that switches to another network can be used; empty where all is there."""
     name = preset.settings.get("backbone", "")
     if not name or name == st.session_state[settings.key("backbone")]:
-        return 0
+        return ""
     info = backbone_info(name)
-    return 0 if info.ready else 4 * info.parameters
+    return "" if info.ready else download_size([info])
 
 
 @st.dialog("Switch to a network without its weights?")
-def _confirm(preset: Preset, lacking: int) -> None:
+def _confirm(preset: Preset, lacking: str) -> None:
     name = preset.settings["backbone"]
     st.markdown(
-        f"*{preset.title}* switches to **{name}**. Its pretrained weights are not on this machine: about {size(lacking)} have to be "
+        f"*{preset.title}* switches to **{name}**. Its pretrained weights are not on this machine: about {lacking} have to be "
         f"downloaded before training can start. *Tutorial, no download* uses {PACKAGED}, which is here."
     )
     with st.container(horizontal=True):
@@ -150,7 +148,7 @@ def _form() -> dict[str, Any]:
 
 def _say(said: _Said) -> None:
     changed = [
-        f"{one.label} {_in_words(name, said.before[key])} → **{_in_words(name, said.after[key])}**"
+        f"{one.label} {form.value_text(one, said.before[key])} → **{form.value_text(one, said.after[key])}**"
         for name, one in all_settings().items()
         if (key := settings.key(name)) in said.after and said.before[key] != said.after[key]
     ]
@@ -161,12 +159,3 @@ def _say(said: _Said) -> None:
         st.markdown(f":material/check: *{said.title}*: {listed}.", width="content" if len(changed) < 4 else "stretch")
         if changed:
             st.button("Undo", type="tertiary", icon=":material/undo:", key="preset-undo", on_click=_take_back, args=(said,))
-
-
-def _in_words(name: str, value: Any) -> str:
-    one = all_settings()[name]
-    if name == "strategy":
-        return STRATEGIES[value].title
-    if value is None or value == "":
-        return one.placeholder or "none"
-    return plain(str(one.choices.get(value, value)))

@@ -1,6 +1,6 @@
 """Pretrained weights that are not on this machine: why nothing can be started, and their download."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import streamlit as st
@@ -8,12 +8,17 @@ import streamlit as st
 from finetune_core.config import RunConfig
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import size
-from finetune_core.models.catalogue import PACKAGED
+from finetune_core.models.catalogue import PACKAGED, BackboneInfo
 from finetune_core.training.prepare import fetch_weights, missing_weights
 from pages.shared.chrome import plain
 from pages.shared.jobs import begin, outcome
 
 _BYTES = 4  # a parameter
+
+
+def download_size(infos: Iterable[BackboneInfo]) -> str:
+    """About how much the weights of some backbones are."""
+    return size(_BYTES * sum(info.parameters for info in infos))
 
 
 def offer_weights(configs: Sequence[RunConfig]) -> str | None:
@@ -29,7 +34,7 @@ def offer_weights(configs: Sequence[RunConfig]) -> str | None:
     )
     key = f"weights:{names}"
     st.button(
-        f"Download the weights (about {size(_BYTES * sum(info.parameters for info in missing))})",
+        f"Download the weights (about {download_size(missing)})",
         icon=":material/download:",
         key="download-weights",
         on_click=begin,

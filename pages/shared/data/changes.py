@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from finetune_core.config import Edit
+from finetune_core.data.checks import some
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edit_in_words, edits_in_words, relabelled_class
 from finetune_core.data.findings import KINDS
@@ -57,17 +58,13 @@ def changes(edits: Sequence[Edit]) -> None:
         for edit in dict.fromkeys(edits):
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
-                st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {_some(edit.paths)}"), width="stretch")
+                st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {some(edit.paths)}"), width="stretch")
                 st.button("Undo", key=f"undo-{mark}", icon=":material/undo:", on_click=undo, args=((edit,),))
         st.button("Undo all", key="undo-all", type="tertiary", on_click=undo, args=(tuple(edits),))
 
 
 def _reason(edit: Edit) -> str:
     return f" ({KINDS[edit.kind].title.lower()})" if edit.kind in KINDS else ""
-
-
-def _some(paths: Sequence[str]) -> str:
-    return ", ".join(paths[:3]) + (f" and {number(len(paths) - 3)} more" if len(paths) > 3 else "")
 
 
 def tools(dataset: Dataset, chosen: set[str], key: str) -> None:

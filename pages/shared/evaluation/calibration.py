@@ -41,6 +41,7 @@ def _reliability(run: Run, result: Evaluation) -> None:
         default="width",
         required=True,
         key="binning",
+        persist_state="session",
         help="Images are binned by the confidence of their prediction.",
     )
     found = calibrated(run, result.split, binning)
@@ -114,6 +115,7 @@ def _coverage(result: Evaluation) -> None:
         80,
         format="%d %%",
         key="threshold",
+        persist_state="session",
         help="Predictions below it are deferred to a person.",
     )
     selected = selective_prediction(result, least / 100)

@@ -162,6 +162,7 @@ def _images(found: Disagreement, runs: tuple[Run, Run], titles: tuple[str, str])
         required=True,
         format_func=lambda title: f"Only {plain(title)} is correct ({len(sides[title]):,})",
         key=f"side-{mark}",
+        persist_state="session",
         label_visibility="collapsed",
     )
     rows = sides[side]

@@ -20,6 +20,7 @@ def mistakes(run: Run, result: Evaluation) -> None:
         default="confidence",
         required=True,
         key="mistakes-by",
+        persist_state="session",
         help="Loss: how little probability the true class was given. It also ranks images that are classified correctly, but barely.",
     )
     mark = f"{run.run_id}-{result.split}"

@@ -50,9 +50,9 @@ def _body(run: Run, result: Evaluation, row: pd.Series) -> None:
 def _probabilities(result: Evaluation, row: pd.Series) -> None:
     names, probabilities, true = result.classes, row["probabilities"], int(row["label"])
     likeliest = list(probabilities.argsort()[::-1][:_BARS])
-    shown = likeliest if true in likeliest else [*likeliest[:-1], true]
+    listed = likeliest if true in likeliest else [*likeliest[:-1], true]
     st.plotly_chart(
-        probability_bars([names[one] for one in shown], probabilities[shown]),
+        probability_bars([names[one] for one in listed], probabilities[listed]),
         key=f"opened-bars-{row['id']}",
         config={"displayModeBar": False},
         alt=f"Probabilities of the most likely classes of {row['id']}",

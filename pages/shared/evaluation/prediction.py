@@ -275,7 +275,6 @@ def _table(classifiers: Sequence[Classifier], stem: str, predictions: Sequence[S
             f"{stem}-predictions.csv",
             "text/csv",
             icon=":material/download:",
-            type="primary",
             on_click="ignore",
             key="predictions-csv",
         )

@@ -98,6 +98,7 @@ def curves(run: Run, result: Evaluation) -> None:
         default=hardest[:_CURVES_AT_FIRST],
         format_func=lambda one: result.classes[one],
         key=f"curves-{_mark(run, result)}",
+        persist_state="session",
         help="One-vs-rest. The hardest come first.",
         max_selections=_MOST_CURVES,
     )
@@ -126,11 +127,11 @@ def curves(run: Run, result: Evaluation) -> None:
             alt="Precision against recall for the chosen classes",
         )
     st.dataframe(_areas(result, areas), hide_index=True, height="content" if len(hardest) <= _MOST_CURVES else 320)
-    told = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
+    text = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
     few = [result.classes[one] for one in drawn if result.per_class.at[one, "images"] < FEW]
     if few:
-        told += f" Few images of {', '.join(few)}: even the intervals are rough."
-    st.caption(plain(told))
+        text += f" Few images of {', '.join(few)}: even the intervals are rough."
+    st.caption(plain(text))
 
 
 def _by_name(result: Evaluation, drawn: dict[int, OneVsRest]) -> dict[str, OneVsRest]:
@@ -140,13 +141,13 @@ def _by_name(result: Evaluation, drawn: dict[int, OneVsRest]) -> dict[str, OneVs
 def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:
     """Areas under both curves by class, the hardest first."""
     rows = found.classes.assign(Class=result.classes, Images=result.per_class["images"]).sort_values("average_precision")
-    shown = rows[["Class", "Images"]].copy()
-    shown["Prevalence"] = [percent(share) for share in shown["Images"] / result.images]
+    table = rows[["Class", "Images"]].copy()
+    table["Prevalence"] = [percent(share) for share in table["Images"] / result.images]
     for name, title in AREAS.items():
-        shown[title] = [_value(name, one) for one in rows[name]]
+        table[title] = [_value(name, one) for one in rows[name]]
         bounds = zip(rows[f"{name}_low"], rows[f"{name}_high"], strict=True)
-        shown[f"{title}, 95 % interval"] = [_range(name, low, high) for low, high in bounds]
-    return shown
+        table[f"{title}, 95 % interval"] = [_range(name, low, high) for low, high in bounds]
+    return table
 
 
 def by_slice(run: Run, result: Evaluation) -> None:
@@ -168,11 +169,12 @@ def by_slice(run: Run, result: Evaluation) -> None:
         "Accuracy by",
         list(dict.fromkeys([*clear["by"], *facts.own, *table["by"]])),
         key=f"by-{_mark(run, result)}",
+        persist_state="session",
         help="Metadata of each image, and the columns of a manifest. Numbers are binned by quartile.",
     )
-    shown = table[table["by"] == by]
-    st.plotly_chart(slice_dots(shown, result.accuracy), key="slices", alt=f"Accuracy by {by}, with 95 % intervals")
-    few = (shown["images"] < FEW).any()
+    visible = table[table["by"] == by]
+    st.plotly_chart(slice_dots(visible, result.accuracy), key="slices", alt=f"Accuracy by {by}, with 95 % intervals")
+    few = (visible["images"] < FEW).any()
     st.caption(
         "The dotted line is the accuracy on all images; the number behind a name is how many there are. "
         + (f"Slices with fewer than {FEW} images are shown, but not compared. " if few else "")

@@ -51,16 +51,16 @@ def run_label(run: Run) -> str:
 def run_labels(runs: Iterable[Run]) -> dict[str, str]:
     """Run id -> label of runs that are to be chosen from."""
     labels = {run.run_id: run_label(run) for run in runs}
-    shown: dict[str, str] = st.session_state.setdefault("run_labels", {})
-    shown.update((label, run_id) for run_id, label in labels.items())
-    for label in list(shown)[: max(0, len(shown) - _MOST_REMEMBERED)]:
-        del shown[label]
+    remembered: dict[str, str] = st.session_state.setdefault("run_labels", {})
+    remembered.update((label, run_id) for run_id, label in labels.items())
+    for label in list(remembered)[: max(0, len(remembered) - _MOST_REMEMBERED)]:
+        del remembered[label]
     return labels
 
 
 def meant(chosen: Sequence[str]) -> list[str]:
     """The ids of what was chosen in a box of ``run_labels``: ids, or labels that have changed since. Others are left out."""
-    shown: dict[str, str] = st.session_state.get("run_labels", {})
-    ids = set(shown.values())
-    found = [one if one in ids else shown.get(one) for one in chosen]
+    remembered: dict[str, str] = st.session_state.get("run_labels", {})
+    ids = set(remembered.values())
+    found = [one if one in ids else remembered.get(one) for one in chosen]
     return [run_id for run_id in found if run_id]

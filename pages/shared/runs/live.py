@@ -111,6 +111,7 @@ def curves(run: Run) -> None:
         default="accuracy",
         required=True,
         key="curve",
+        persist_state="session",
         label_visibility="collapsed",
         help=" ".join(f"{_NUMBERS[kind]}: {meaning}" for kind, meaning in _MEANINGS.items()),
     )
@@ -191,9 +192,9 @@ def _flips(run: Run) -> None:
 
 def _flip_in_words(flip: Flip, classes: list[str]) -> str:
     turns = [classes[label] for label in flip.turns]
-    shown = turns if len(turns) <= 4 else [turns[0], "…", *turns[-2:]]
+    listed = turns if len(turns) <= 4 else [turns[0], "…", *turns[-2:]]
     right = "correct now" if flip.predicted[-1] == flip.label else "wrong now"
-    return f"{classes[flip.label]}: {' → '.join(shown)} (epoch {flip.last}, {right})"
+    return f"{classes[flip.label]}: {' → '.join(listed)} (epoch {flip.last}, {right})"
 
 
 def _log(run: Run) -> None:
@@ -224,8 +225,8 @@ def _engine(run: Run) -> None:
             if cache["found"]
             else "all of it computed for this run."
         )
-        told = f"Cache: {size(cache['bytes'])} {place}{views}; " + found
-        st.caption(plain(told + (f" Saved so far: {duration(saved)}." if saved else "")))
+        text = f"Cache: {size(cache['bytes'])} {place}{views}; {found}"
+        st.caption(plain(text + (f" Saved so far: {duration(saved)}." if saved else "")))
     expected, end = history.started["forecast"], history.end
     if expected and end and end.get("seconds") and history.epochs:
         epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)

@@ -1,6 +1,6 @@
-"""The box that chooses a run; the choice is in the page's address."""
+"""The boxes that choose a run, or several; the choice is in the page's address."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import streamlit as st
 
@@ -43,6 +43,47 @@ def choose_run(runs: list[Run], damaged: Sequence[Damaged] = (), *, prefer_activ
     if asked != chosen:
         st.query_params["run"] = chosen
     return by_id[chosen]
+
+
+def choose_runs(
+    label: str,
+    runs: Iterable[Run],
+    parameter: str,
+    *,
+    chosen: Sequence[str] | None = None,
+    most: int | None = None,
+    placeholder: str | None = None,
+) -> list[Run]:
+    """A box to choose several of ``runs``.
+
+    Args:
+        label: what a screen reader says.
+        parameter: of the page's address, which holds the choice.
+        chosen: ids to begin with, where not those in the address; none that are not among the runs.
+        most: of how many.
+    """
+    by_id, key = {run.run_id: run for run in runs}, f"{parameter}_box"
+    if chosen is None:
+        chosen = [run_id for run_id in st.query_params.get_all(parameter) if run_id in by_id][:most]
+    # The address wins, as it does for a single run.
+    st.session_state[key] = list(chosen)
+
+    def to_address() -> None:
+        st.query_params[parameter] = meant(st.session_state[key])
+
+    labels = run_labels(by_id.values())
+    picked = st.multiselect(
+        label,
+        list(labels),
+        format_func=lambda run_id: labels.get(run_id, run_id),
+        max_selections=most,
+        key=key,
+        on_change=to_address,
+        placeholder=placeholder,
+        label_visibility="collapsed",
+        disabled=not by_id,
+    )
+    return [by_id[run_id] for run_id in picked]
 
 
 def _choice_to_address() -> None:

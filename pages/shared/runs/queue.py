@@ -16,6 +16,7 @@ from finetune_core.runs.design import arm_of, arm_seconds
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.speed_book import SpeedBook
+from pages.shared.account import may_change
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.runs.backend import STATUS_WORDS, store, worker
@@ -35,8 +36,8 @@ def expected_seconds(runs: Sequence[Run]) -> dict[str, float]:
         return {}
     book, found = SpeedBook(), {}
     for some in _arms(runs).values():
-        told = arm_seconds([run.config for run in some], dataset, book)
-        found |= zip([run.run_id for run in some], told, strict=True) if told else {}
+        seconds = arm_seconds([run.config for run in some], dataset, book)
+        found |= zip([run.run_id for run in some], seconds, strict=True) if seconds else {}
     return found
 
 
@@ -50,8 +51,11 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
     words = f"{len(runs) - len(active)} of {things(len(runs), 'run')} done" + (f", about {duration(left)} left" if left else "")
     with st.container(horizontal=True, vertical_alignment="center"):
         st.progress(_share_done(runs, expected), words)
-        stopping = all(requested_stop(run.run_dir) for run in active)
-        st.button("Stop all", icon=":material/stop:", key="stop_all", disabled=stopping, on_click=_stop, args=(active,))
+        mine = [run for run in active if may_change(run)]
+        stopping = all(requested_stop(run.run_dir) for run in mine)
+        st.button("Stop all", icon=":material/stop:", key="stop_all", disabled=stopping, on_click=_stop, args=(mine,))
+        if len(mine) < len(active):
+            st.caption(f"{things(len(active) - len(mine), 'run')} of others")
     show_problem()
     arms = _arms(runs)
     titles = dict(zip(arms, arm_titles([some[0].config for some in arms.values()]), strict=True))
@@ -113,10 +117,10 @@ def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | No
             if not run.active:
                 continue
             forecast = median(usual) if usual else expected.get(run.run_id) or (median(took.values()) if took else None)
-            told = run.history.seconds_left or forecast
-            if told is None:
+            seconds = run.history.seconds_left or forecast
+            if seconds is None:
                 return None
-            left += told
+            left += seconds
     return left
 
 

@@ -1,18 +1,15 @@
 """A run's settings, readable and to be copied."""
 
-from typing import Any
-
 import streamlit as st
 
 from finetune_core.commands.repeat import train_command
 from finetune_core.config import all_settings
-from finetune_core.config.changes import changed_settings, value_in_words
-from finetune_core.config.metadata import Setting
+from finetune_core.config.changes import changed_settings
 from finetune_core.data.edits import edits_in_words
 from finetune_core.runs.record import CONFIG_FILE
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import plain
+from pages.shared.configure import form
 from pages.shared.runs.again import differs_now, use_again
 
 
@@ -24,7 +21,7 @@ def run_settings(run: Run) -> None:
         if changes:
             st.table(
                 {
-                    plain(one.label): f"{_words(one, value)} :gray[(default {_words(one, one.default)})]"
+                    plain(one.label): f"{form.value_text(one, value)} :gray[(default {form.value_text(one, one.default)})]"
                     for one, value in changes
                 },
                 border="horizontal",
@@ -41,13 +38,13 @@ def run_settings(run: Run) -> None:
             st.caption(plain(words))
         st.markdown("**Command line**")
         st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
-        if told := edits_in_words(config.edits):
-            st.caption(plain(f"The command names the run's file, because changes to single images have no option: {told}."))
+        if edits := edits_in_words(config.edits):
+            st.caption(plain(f"The command names the run's file, because changes to single images have no option: {edits}."))
         with st.container(horizontal=True):
             with st.popover("All settings", icon=":material/list:"):
                 st.table(
                     {
-                        plain(one.label): _words(one, getattr(config, name))
+                        plain(one.label): form.value_text(one, getattr(config, name))
                         for name, one in all_settings().items()
                         if one.section
                     },
@@ -59,8 +56,3 @@ def run_settings(run: Run) -> None:
                 if config.edits:
                     st.caption(f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds.")
         st.caption(plain(f"Run folder: {run.run_dir}"))
-
-
-def _words(one: Setting, value: Any) -> str:
-    """A value as the form shows it, for Markdown."""
-    return plain(STRATEGIES[value].title if one.name == "strategy" else value_in_words(one, value))

@@ -38,29 +38,29 @@ def matching(runs: Sequence[Run], words: str) -> list[Run]:
     return [run for run in runs if all(word in _text(run) for word in wanted)]
 
 
-def selected(shown: Sequence[Run]) -> list[Run]:
-    """Those of the shown runs that are selected; what is not shown is selected no more."""
-    by_id = {run.run_id: run for run in shown}
+def selected(visible: Sequence[Run]) -> list[Run]:
+    """Those of the visible runs that are selected; what is not visible is selected no more."""
+    by_id = {run.run_id: run for run in visible}
     st.session_state[_SELECTED] = [run_id for run_id in st.session_state.get(_SELECTED, []) if run_id in by_id]
     return [by_id[run_id] for run_id in st.session_state[_SELECTED]]
 
 
-def table(shown: Sequence[Run]) -> None:
+def table(visible: Sequence[Run]) -> None:
     """Draw the runs, those selected marked."""
-    ids = [run.run_id for run in shown]
+    ids = [run.run_id for run in visible]
     # A browser names rows by their place. So a table of other rows is another one, and a click on the old one does not count.
     key = f"runs-{hashlib.sha256(chr(0).join(ids).encode()).hexdigest()[:16]}"
     st.dataframe(
-        pd.DataFrame([_row(run) for run in shown]),
+        pd.DataFrame([_row(run) for run in visible]),
         key=key,
         hide_index=True,
         placeholder="",
-        height="auto" if len(shown) <= 10 else 560,
+        height="auto" if len(visible) <= 10 else 560,
         on_select=lambda: _take_selection(key, ids),
         selection_mode="multi-row",
         selection_default={"selection": {"rows": [ids.index(run_id) for run_id in st.session_state.get(_SELECTED, [])]}},
-        column_config=_columns(shown),
-        alt=f"Table of {things(len(shown), 'run')}",
+        column_config=_columns(visible),
+        alt=f"Table of {things(len(visible), 'run')}",
     )
 
 
@@ -70,7 +70,7 @@ def _take_selection(key: str, ids: Sequence[str]) -> None:
 
 def _text(run: Run) -> str:
     """All that a run is found by."""
-    told = (
+    parts = (
         run.run_id,
         run.name,
         run.note,
@@ -81,7 +81,7 @@ def _text(run: Run) -> str:
         run.owner,
         *run.tags,
     )
-    return "\n".join(told).casefold()
+    return "\n".join(parts).casefold()
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -106,9 +106,9 @@ def _row(run: Run) -> dict[str, Any]:
     }
 
 
-def _columns(shown: Sequence[Run]) -> dict[str, Any]:
+def _columns(visible: Sequence[Run]) -> dict[str, Any]:
     looks = {word: color for word, color, _ in STATUS_WORDS.values()}
-    tags = sorted({tag for run in shown for tag in run.tags})
+    tags = sorted({tag for run in visible for tag in run.tags})
     column = st.column_config
     return {
         "Status": column.MultiselectColumn(options=looks, color=list(looks.values()), pinned=True),
@@ -124,6 +124,6 @@ def _columns(shown: Sequence[Run]) -> dict[str, Any]:
         "Strategy": column.TextColumn(width=180),
         "When": column.DatetimeColumn(format="D MMM YYYY, HH:mm"),
         "Tags": column.MultiselectColumn(options=tags, color="auto") if tags else None,
-        "Name": column.TextColumn(width=140) if any(run.name for run in shown) else None,
+        "Name": column.TextColumn(width=140) if any(run.name for run in visible) else None,
         "Run": None,
     }

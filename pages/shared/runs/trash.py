@@ -1,0 +1,20 @@
+"""The way of runs to the trash: the same from every page."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from pages.shared.account import owner, sign_in_asked
+from pages.shared.runs.backend import store
+from pages.shared.runs.controls import attempt
+
+TRASH = "The trash is the folder `.trash` among the runs. Move them back from there, or delete them for good."
+
+
+def to_trash(run_ids: Sequence[str]) -> None:
+    """Move runs to the trash (may be a callback); what is wrong is shown by the page that is drawn next."""
+    by = owner() if sign_in_asked() else None
+    for run_id in run_ids:
+        attempt(lambda run_id=run_id: store().delete(run_id, by))
+    if "problem" not in st.session_state:
+        st.toast("Moved to the trash.", icon=":material/delete:")
