@@ -42,6 +42,7 @@ def cli(*arguments):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_import_costs_no_torch_and_the_functions_are_listed():
     code = "import sys, finetune_core as t; print(*dir(t)); print({'torch', 'numpy', 'rich'} & {*sys.modules}); t.train; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

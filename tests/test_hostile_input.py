@@ -64,21 +64,18 @@ def shell(line, **more):
     return subprocess.run(["sh", "-c", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **more)
 
 
-def slow(*cases):
-    """Each starts a process of its own, which takes seconds."""
-    return [pytest.param(case, marks=pytest.mark.slow) for case in cases]
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-@pytest.mark.parametrize("command", ["fetch --json", *slow("backbones", "--help")])  # less than a buffer, more, and not ours
+@pytest.mark.parametrize("command", ["fetch --json", "backbones", "--help"])  # less than a buffer, more, and not ours
 def test_results_that_have_no_room_are_an_error_in_one_line(command):
     done = shell(f"$thaw {command} > /dev/full")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert os.strerror(errno.ENOSPC) in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="a POSIX shell closes streams")
-@pytest.mark.parametrize("command", ["fetch", *slow("fetch --json")])
+@pytest.mark.parametrize("command", ["fetch", "fetch --json"])
 def test_results_for_a_closed_stdout_are_an_error_in_one_line(command):
     done = shell(f"$thaw {command} >&-")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)

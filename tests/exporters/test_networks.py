@@ -74,6 +74,7 @@ def test_the_example_names_images_as_thaw_does_without_thaw(exported, format, li
     np.testing.assert_allclose([row["probability"] for row in result], expected.max(1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_example_leaves_out_what_is_no_image_and_waits_for_nothing(exported, pictures, tmp_path):
     os.mkfifo(tmp_path / "fifo.png")
     (tmp_path / "text.png").write_text("no image")
@@ -117,7 +118,8 @@ def test_the_sidecar_names_no_place_on_this_machine(exported, colours, format):
     assert len(result["hashes"]["backbone_weights"]) == 16
 
 
-@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.slow), "torch_export"])
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "torch_export"])
 def test_an_export_that_answers_otherwise_is_refused_and_leaves_nothing(run, format, tmp_path, monkeypatch):
     answered = torch.nn.Module.__call__
 

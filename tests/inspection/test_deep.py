@@ -97,6 +97,7 @@ def _wrong_labels(right, seed):
     return {right.index[row]: str((int(right.iloc[row]) + random.integers(1, 10)) % 10) for row in chosen}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_most_swapped_labels_are_found_in_a_list_that_is_worth_reading(swapped, seed):
     report, right = swapped[seed]
@@ -188,7 +189,7 @@ def test_a_split_of_other_pictures_is_a_shift(digits, tmp_path, unmapped, change
     assert "validation images" in shifts[0].message
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_random_split_is_no_shift(some_digits, unmapped, seed):
     dataset = load_dataset(some_digits, val_fraction=0.25, test_fraction=0.25, split_seed=seed)
     report = finish(inspect_deeply(dataset, LITE, 64))

@@ -160,6 +160,7 @@ def form_for(data):
     return at
 
 
+@pytest.mark.slow
 def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable, finished):
     at = form_for(readable)
     at.button_group(key="compare_strategies").set_value(["feature_extraction", "last_block"])

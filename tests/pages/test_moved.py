@@ -48,6 +48,7 @@ def words(at):
     return "\n".join(element.value for kind in kinds for element in at.get(kind))
 
 
+@pytest.mark.slow
 def test_what_moved_is_measured_when_asked_for_and_stays_whatever_is_pressed_meanwhile(runs, held_back, finished):
     at = AppTest.from_function(sections, default_timeout=300).run()
     assert not at.exception

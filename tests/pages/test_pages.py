@@ -328,6 +328,7 @@ def test_a_renamed_run_folder_is_listed_like_any_other(run):
     assert "correct" in words(opened("train", run="baseline"))
 
 
+@pytest.mark.slow
 def test_forecast_puts_all_strategies_side_by_side(run, finished, known):
     at = opened("configure", data=known(run.folder))
     at.number_input(key="form_image_size").set_value(32)

@@ -474,6 +474,7 @@ while not RunStore(runs).run(name).history.epochs:
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_is_ended_in_good_order_leaves_interrupted_runs(config, tmp_path):
     settings = tmp_path / "config.json"
     settings.write_text(config.model_copy(update={"epochs": 1000, "cache": "off"}).model_dump_json())

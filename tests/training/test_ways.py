@@ -40,7 +40,7 @@ def changed(config, folder):
 
 def every_strategy():
     """Those that train in ways of their own in every run of the tests, the others among the slow ones."""
-    few = ("last_block", "gradual_unfreezing", "linear_probe_then_full", "bias_only")
+    few = ("last_block", "linear_probe_then_full", "bias_only")
     return [name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in STRATEGIES if name != "custom"]
 
 
@@ -102,7 +102,9 @@ EXTRAS = {
 }
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize(
+    "name", ["average of weights", *(pytest.param(one, marks=pytest.mark.slow) for one in list(EXTRAS)[::2])]
+)
 def test_stopped_and_resumed_is_the_same_to_the_last_bit(config, tmp_path, marks, name):
     settings = config(**{"epochs": 6} | EXTRAS[name])
     end = whole(settings, tmp_path / "whole")[-1]
@@ -217,7 +219,13 @@ def test_an_average_lags_behind_and_is_put_back():
     assert StepRule() == compute.PLAIN
 
 
-@pytest.mark.parametrize("blend", [{"mixup": 0.3}, {"cutmix": 1.0}, {"mixup": 0.3, "cutmix": 1.0, "class_weights": "balanced"}])
+@pytest.mark.parametrize(
+    "blend",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({"mixup": 0.3}, {"cutmix": 1.0})),
+        {"mixup": 0.3, "cutmix": 1.0, "class_weights": "balanced"},
+    ],
+)
 def test_blended_images_are_learned_from(config, tmp_path, blend):
     emitted = whole(config(strategy="last_block", **blend), tmp_path / "run")
     started = next(event for event in emitted if isinstance(event, events.RunStarted))

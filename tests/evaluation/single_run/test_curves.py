@@ -54,6 +54,7 @@ def test_bands_are_those_of_curves_that_scikit_learn_draws_of_resamples():
         np.testing.assert_allclose(row[["low", "high"]].to_numpy(float), np.percentile(outcome, (2.5, 97.5)), atol=0.02)
 
 
+@pytest.mark.slow
 def test_95_of_100_bands_hold_the_true_curve():
     random = np.random.default_rng(3)
     held = []

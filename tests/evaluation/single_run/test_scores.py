@@ -107,6 +107,7 @@ def test_of_equal_classes_the_first_is_the_one_named():
     assert rank_of(np.array([0, 1, 2]), even).tolist() == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_intervals_are_those_of_resampling_within_classes():
     random = np.random.default_rng(2)
     labels = np.repeat([0, 1, 2], [60, 30, 10])
