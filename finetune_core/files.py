@@ -191,7 +191,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A folder in ``parent`` to fill and to ``settle``; gone when the block ends, with whatever was not settled.
+    """A folder in ``parent`` to fill and to ``settle``; gone when the block ends, with all that was not settled.
 
     Folders of that prefix that are older than a day were left by processes that were killed: they go first.
     """

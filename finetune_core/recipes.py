@@ -16,7 +16,7 @@ TUTORIAL_RECIPE: dict[str, Any] = {
     "image_size": 224,
 }
 FEATURE_EXTRACTION_RECIPE: dict[str, Any] = TUTORIAL_RECIPE | {"strategy": "feature_extraction", "learning_rate": 1e-3}
-# Small images and few epochs: a trained, judged model in well under a minute on two processor cores.
+# Small images and few epochs: a trained, evaluated model in well under a minute on two processor cores.
 DEMO_RECIPE: dict[str, Any] = {
     "backbone": "efficientnet_lite0",
     "strategy": "last_block",

@@ -1,4 +1,4 @@
-"""What the ``evaluate`` command does: judges a run by the same numbers as the page, and prints them."""
+"""What the ``evaluate`` command does: evaluates a run by the same numbers as the page, and prints them."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ from finetune_core.config.changes import changed_settings
 
 
 def train_command(config: RunConfig, config_file: Path) -> str:
-    """A line for a POSIX shell that trains with exactly these settings, whatever has been set for the data set since.
+    """A line for a POSIX shell that trains with exactly these settings, also when others were set for the data set since.
 
     Args:
         config_file: a file with the same settings: changes to single images have no option, so with them it is named instead.

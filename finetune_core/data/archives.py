@@ -33,7 +33,7 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".ta
 _STAGING = ".staging-"
 _SILENT_PIECES = 64  # that may come out of few packed bytes before whoever waits hears something
 
-# Whatever the decompressors, struct, zipfile and TarInfo raise on bytes that are not what they should be.
+# What the decompressors, struct, zipfile and TarInfo raise on bytes that are not what they should be.
 _DAMAGE = (
     *(EOFError, OSError, ValueError, NotImplementedError, struct.error),
     *(zlib.error, lzma.LZMAError, tarfile.HeaderError, zipfile.BadZipFile),

@@ -11,7 +11,7 @@ from finetune_core.data.listing import Note
 from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.formatting import SPLIT_WORDS, percent, things
 
-_FEW = 10  # training images a class
+_FEW = 10  # training images per class
 _MANY_TIMES = 10  # the largest class over the smallest
 _WHOLE_SET = 0.25  # what a quarter of the images have is the nature of the set, not a fault of single images
 _TINY, _LONG, _LARGE = 32, 3.0, 25e6  # pixels of the shorter side; longer over shorter side; pixels in all
@@ -186,24 +186,24 @@ def _conflicts(rows: pd.DataFrame) -> Iterator[Finding]:
 
 def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iterator[Finding]:
     """Sets that lie in more than one split, training first. Of exact copies those go that are trained on (validated on, where
-    the other one is for the test): the judged images stay what they were. Near-duplicates that are judged train, too; whether they
+    the other one is for the test): the evaluated images stay what they were. Near-duplicates that are evaluated train, too; whether they
     are duplicates is uncertain: hence a warning."""
     if rows.empty:
         return
     sets = _sets(rows, [key])
     first, last = (rows.groupby(key)["split"].transform(which) for which in ("first", "last"))
-    judged = rows[rows["split"] != first]
+    evaluated = rows[rows["split"] != first]
     exact = kind == "leakage"
     can = "can" if exact else "could"
     inflated = [
         f"{things(count, 'image')} of {SPLIT_WORDS[split].lower()}: its accuracy {can} come out up to "
         f"{percent(count / (table['split'] == split).sum())} too high"
-        for split, count in judged["split"].value_counts().items()
+        for split, count in evaluated["split"].value_counts().items()
     ]
     copied = "copied" if exact else "possibly copied"
     message = f"{things(len(sets), 'image')} {copied} across splits. {'; '.join(inflated)}."
-    gone = rows[rows["split"] != last] if exact else judged.sort_values(["closeness", "id"], ascending=[False, True])
-    to = {} if exact else dict(zip(judged["id"], first[judged.index], strict=True))
+    gone = rows[rows["split"] != last] if exact else evaluated.sort_values(["closeness", "id"], ascending=[False, True])
+    to = {} if exact else dict(zip(evaluated["id"], first[evaluated.index], strict=True))
     notes = dict(zip(rows["id"], rows["split"].map(SPLIT_WORDS), strict=True))
     yield Finding(kind, "error" if exact else "warning", message, len(gone), tuple(gone["id"]), sets=sets, to=to, notes=notes)
 

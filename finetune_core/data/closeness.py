@@ -26,7 +26,7 @@ _EDGE = 3  # pixels at the rim that are not compared
 
 
 def gray_squares(paths: Sequence[Path], side: int) -> Iterator[np.ndarray | None]:
-    """Each image as uint8 ``[side, side]`` of gray levels, whatever its shape; None for one that cannot be read."""
+    """Each image as uint8 ``[side, side]`` of gray levels, for an image of any shape; None for one that cannot be read."""
     for _, square in in_threads(partial(_gray_square, side=side), paths):
         yield square
 

@@ -22,7 +22,7 @@ class Limits:
     Attributes:
         total_bytes: extracted, in all.
         entries: names, and likewise files and folders that they stand for.
-        ratio: extracted bytes over packed bytes; judged once more than ``ratio_from_bytes`` are extracted.
+        ratio: extracted bytes over packed bytes; checked once more than ``ratio_from_bytes`` are extracted.
         file_bytes: of one image.
         depth: folders above a file.
     """
@@ -87,7 +87,7 @@ class Names:
 
 
 class Budget:
-    """Counts what has come out against what may, whatever any header says."""
+    """Counts what has come out against what may; headers are not believed."""
 
     def __init__(self, limits: Limits, packed: int | None = None) -> None:
         self._limits = limits

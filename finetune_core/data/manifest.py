@@ -35,7 +35,7 @@ def is_manifest(path: Path) -> bool:
 def read_manifest(path: Path) -> pd.DataFrame:
     """``id`` (relative to the manifest's folder where it lies in it, else absolute), ``class``, ``split``, ``group``, all str.
 
-    Columns are found by name, whatever their case: path (file, filename, image, …), label (class, target, category), split
+    Columns are found by name, in upper or lower case: path (file, filename, image, …), label (class, target, category), split
     (train, val, test and what people call them), group.
 
     Raises:

@@ -19,7 +19,7 @@ def is_noise(name: str) -> bool:
 
 
 def safe_path(name: str, depth: int) -> tuple[str, ...]:
-    """A stranger's relative path -> its parts, all of them below whatever folder they are put into.
+    """A stranger's relative path -> its parts, all of them below the folder they are put into.
 
     Backslashes part folders, too: on some systems they do, and some archives are packed that way.
 

@@ -222,7 +222,7 @@ def _download(name: str, root: Path) -> dict[str, Any]:
             # Private, because this class alone takes no loader: it can only decode, and to encode again would lose quality.
             return self._images[index], self._labels[index]
 
-    # There is no switch for the bar, and it would be drawn across whatever the caller draws. Without this name a later
+    # There is no switch for the bar, and it would be drawn across what the caller draws. Without this name a later
     # torchvision would show its bar again and end an abandoned download with its file; nothing else would change.
     datasets.utils.tqdm = _NoBar
     if name == "oxford_pets":

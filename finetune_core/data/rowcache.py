@@ -1,4 +1,4 @@
-"""Tables of equally shaped rows, one a key, computed once and shared by every run of the process.
+"""Tables of equally shaped rows, one per key, computed once and shared by every run of the process.
 
 Decoded images and activations live here: in memory while they fit a budget taken from what is free, else in checksummed
 files within a disk budget, else nowhere, and then the caller computes them again each time. Tables that nobody uses make
@@ -82,7 +82,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Lookup:
-    """Rows by position in somebody's list of keys. Keeps its blocks alive, whatever the cache evicts.
+    """Rows by position in somebody's list of keys. Keeps its blocks alive when the cache evicts them.
 
     Attributes:
         places: int64 ``[n, 2]``: block and row; -1 where there is none.

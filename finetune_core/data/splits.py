@@ -77,7 +77,7 @@ def groups_of(ids: pd.Series, pattern: str) -> pd.Series:
 
 
 def _units(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """One row a unit, in hashed order: ``label``, ``size``, ``known`` (the split of most of its known images, or missing)."""
+    """One row per unit, in hashed order: ``label``, ``size``, ``known`` (the split of most of its known images, or missing)."""
     first = table.drop_duplicates("unit").set_index("unit")
     order = first["id"].map(lambda sample: hashlib.blake2b(f"{seed}/{sample}".encode(), digest_size=8).hexdigest())
     units = pd.DataFrame({"order": order, "size": table["unit"].value_counts()})

@@ -1,1 +1,1 @@
-"""Runs evaluated: ``prediction`` asks a trained network, ``single_run`` judges one run, ``comparison`` judges several."""
+"""Runs evaluated: ``prediction`` asks a trained network, ``single_run`` evaluates one run, ``comparison`` compares several."""

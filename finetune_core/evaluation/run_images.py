@@ -35,7 +35,7 @@ class RunImages:
 
 
 def run_image(run: Run, sample: str, roots: Sequence[Path] = ()) -> Path:
-    """The file of one of a run's images. Whatever shows or reads single images of a run gets them here: what a run's folder says is input.
+    """The file of one of a run's images. All that shows or reads single images of a run gets them here: what a run's folder says is input.
 
     Args:
         sample: its id.

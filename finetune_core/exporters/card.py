@@ -56,8 +56,8 @@ def card(source: Source, format: str = "card", measured: Measured | None = None)
         measured: of the exported file that the card goes with: then all its numbers are that file's.
     """
     origin = f"{_measurement(source, measured)} {precision_note(source.run).replace('*', '')}".strip()
-    if measured and measured.judged:
-        source = replace(source, judged=measured.judged)
+    if measured and measured.evaluation:
+        source = replace(source, evaluation=measured.evaluation)
     parts = [_metadata(source), _head(source), _use(source, format), _data(source), _recipe(source), _results(source, origin)]
     return "\n\n".join([*(part for part in parts if part), _limits(source), _licence(source)]) + "\n"
 
@@ -65,15 +65,15 @@ def card(source: Source, format: str = "card", measured: Measured | None = None)
 def _metadata(source: Source) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    judged = source.judged
+    evaluation = source.evaluation
     data = source.data_name.encode("utf-8", "replace").decode()
     result = {
         "task_type": "image-classification",
         "dataset_type": re.sub(r"[^A-Za-z0-9._-]+", "-", data) or "data",
         "dataset_name": data,
-        "dataset_split": SPLIT_WORDS[judged.split].lower(),
+        "dataset_split": SPLIT_WORDS[evaluation.split].lower(),
     }
-    values = {"accuracy": judged.accuracy, "f1": judged.per_class["f1"].mean()}
+    values = {"accuracy": evaluation.accuracy, "f1": evaluation.per_class["f1"].mean()}
     card = ModelCardData(
         model_name=_title(source),
         library_name="timm" if source.run.config.backbone == PACKAGED else "torchvision",
@@ -94,12 +94,12 @@ def _title(source: Source) -> str:
 
 
 def _head(source: Source) -> str:
-    judged = source.judged
+    evaluation = source.evaluation
     return (
         f"# {_plain(_title(source))}\n\n"
-        f"Classifies images into {things(len(source.classes), 'class', 'classes')}: {percent(judged.accuracy)} of "
-        f"{number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images correctly "
-        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}). {_origin(source)}, fine-tuned with Thaw."
+        f"Classifies images into {things(len(source.classes), 'class', 'classes')}: {percent(evaluation.accuracy)} of "
+        f"{number(evaluation.images)} {SPLIT_WORDS[evaluation.split].lower()} images correctly "
+        f"(95 % interval {percent(evaluation.low)} to {percent(evaluation.high)}). {_origin(source)}, fine-tuned with Thaw."
     )
 
 
@@ -190,17 +190,17 @@ def _measurement(source: Source, measured: Measured | None) -> str:
 
 
 def _results(source: Source, origin: str) -> str:
-    judged = source.judged
-    rows = judged.per_class.head(_MOST_CLASSES)
+    evaluation = source.evaluation
+    rows = evaluation.per_class.head(_MOST_CLASSES)
     table = "\n".join(
         f"| {_plain(str(row['class']))} | {_share(row['precision'])} | {_recall(row)} | {_share(row['f1'])} "
         f"| {number(row['images'])} |"
         for row in rows.to_dict(orient="records")
     )
-    left = len(judged.per_class) - len(rows)
+    left = len(evaluation.per_class) - len(rows)
     return (
-        f"## Results\n\nOn {number(judged.images)} {SPLIT_WORDS[judged.split].lower()} images: accuracy {percent(judged.accuracy)} "
-        f"(95 % interval {percent(judged.low)} to {percent(judged.high)}, Wilson). {origin}\n\n"
+        f"## Results\n\nOn {number(evaluation.images)} {SPLIT_WORDS[evaluation.split].lower()} images: accuracy {percent(evaluation.accuracy)} "
+        f"(95 % interval {percent(evaluation.low)} to {percent(evaluation.high)}, Wilson). {origin}\n\n"
         f"{_scores(source)}\n\n"
         f"| Class | Precision | Recall (95 % interval) | F1 | Images |\n|---|---|---|---|---|\n{table}"
         + (f"\n\n{number(left)} more classes are left out of this table." if left else "")
@@ -208,7 +208,7 @@ def _results(source: Source, origin: str) -> str:
 
 
 def _scores(source: Source) -> str:
-    found = scores_of(source.judged)
+    found = scores_of(source.evaluation)
     rows = found.table[found.table["name"].isin(_SCORES)].dropna()
     return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
         f"| {NAMES[row.name]} | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} |" for row in rows.itertuples(index=False)
@@ -216,11 +216,11 @@ def _scores(source: Source) -> str:
 
 
 def _limits(source: Source) -> str:
-    judged = source.judged
-    few = [str(row["class"]) for row in judged.per_class.to_dict(orient="records") if row["images"] < 10]
+    evaluation = source.evaluation
+    few = [str(row["class"]) for row in evaluation.per_class.to_dict(orient="records") if row["images"] < 10]
     points = [
         "These images were used for nothing before: neither to train nor to choose the best epoch."
-        if judged.split == TEST
+        if evaluation.split == TEST
         else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
         "The numbers hold for images like these. For another camera, place or time they have to be measured again.",
         "It predicts one of its classes for every image, even if it shows something else.",

@@ -30,7 +30,7 @@ class Measured:
         file: its name, and what ran it.
         run: how the run did, by its own predictions.
         precision: of those; None where it is not known.
-        judged: how the file did on the same images; None where that could not be found out.
+        evaluation: how the file did on the same images; None where that could not be found out.
         alike: how many of those it gives the same label as the run did.
         reason: why it was not measured, in words.
     """
@@ -38,33 +38,33 @@ class Measured:
     file: str
     run: Evaluation
     precision: str | None
-    judged: Evaluation | None = None
+    evaluation: Evaluation | None = None
     alike: int = 0
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The file's accuracy, or, where it was not measured, the run's and why; plain values."""
-        judged = self.judged or self.run
+        evaluation = self.evaluation or self.run
         metrics = {
-            "split": judged.split,
-            "images": judged.images,
-            "accuracy": judged.accuracy,
-            "accuracy_95_percent_interval": [judged.low, judged.high],
-            "loss": judged.loss,
+            "split": evaluation.split,
+            "images": evaluation.images,
+            "accuracy": evaluation.accuracy,
+            "accuracy_95_percent_interval": [evaluation.low, evaluation.high],
+            "loss": evaluation.loss,
         }
         of_run = {"images": self.run.images, "accuracy": self.run.accuracy, "precision": self.precision}
-        if self.judged:
+        if self.evaluation:
             return metrics | {"measured_on": self.file, "labels_as_in_the_run": self.alike, "run": of_run}
         return metrics | {"measured_on": None, "not_measured_because": self.reason, "run": of_run}
 
     def in_words(self) -> str:
-        if self.judged is None:
+        if self.evaluation is None:
             return f"{self.file} was not evaluated: {self.reason}. The numbers are the run's own{_in(self.precision)}."
-        gone = self.run.images - self.judged.images
+        gone = self.run.images - self.evaluation.images
         left = f" {things(gone, 'image')} could not be read any more." if gone else ""
         return (
-            f"Evaluated with the exported file ({self.file}): accuracy {percent(self.judged.accuracy)} on {number(self.judged.images)} "
-            f"{SPLIT_WORDS[self.judged.split].lower()} images; {number(self.alike)} predictions are the same as in the run "
+            f"Evaluated with the exported file ({self.file}): accuracy {percent(self.evaluation.accuracy)} on {number(self.evaluation.images)} "
+            f"{SPLIT_WORDS[self.evaluation.split].lower()} images; {number(self.alike)} predictions are the same as in the run "
             f"(accuracy {percent(self.run.accuracy)} on {number(self.run.images)}{_in(self.precision)}).{left}"
         )
 
@@ -81,28 +81,28 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
     """
     precision = evaluation_precision(source.run)
     try:
-        images = yield from run_images(source.run, {source.judged.split: sys.maxsize}, source.roots)
+        images = yield from run_images(source.run, {source.evaluation.split: sys.maxsize}, source.roots)
     except FinetuneError:
-        return Measured(file, source.judged, precision, reason=_NOT_THERE)
+        return Measured(file, source.evaluation, precision, reason=_NOT_THERE)
     if not images.unchanged:
-        return Measured(file, source.judged, precision, reason=_CHANGED)
+        return Measured(file, source.evaluation, precision, reason=_CHANGED)
     rows = _evaluated_rows(source, images)
     if not len(rows):
-        return Measured(file, source.judged, precision, reason=_NOT_THERE)
+        return Measured(file, source.evaluation, precision, reason=_NOT_THERE)
     logits = yield from answers(images, rows, source.network.info, source.image_size, answer, "measure")
     table = images.dataset.table.iloc[rows]
-    judged = evaluate(
-        prediction_table(table["id"], source.judged.split, table["label"].to_numpy(), logits),
+    evaluation = evaluate(
+        prediction_table(table["id"], source.evaluation.split, table["label"].to_numpy(), logits),
         source.classes,
-        source.judged.split,
+        source.evaluation.split,
     )
-    before = source.judged.predictions.set_index("id")["predicted"].loc[table["id"]].to_numpy()
-    alike = int((judged.predictions["predicted"].to_numpy() == before).sum())
-    return Measured(file, source.judged, precision, judged, alike)
+    before = source.evaluation.predictions.set_index("id")["predicted"].loc[table["id"]].to_numpy()
+    alike = int((evaluation.predictions["predicted"].to_numpy() == before).sum())
+    return Measured(file, source.evaluation, precision, evaluation, alike)
 
 
 def _evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
     """Rows of the data set that the run was evaluated on, and that can still be read."""
-    rows = images.rows[source.judged.split]
-    known: pd.Series = images.dataset.table["id"].iloc[rows].isin(source.judged.predictions["id"])
+    rows = images.rows[source.evaluation.split]
+    known: pd.Series = images.dataset.table["id"].iloc[rows].isin(source.evaluation.predictions["id"])
     return rows[known.to_numpy()]

@@ -191,7 +191,7 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
 
 
 def _is_random(module: nn.Module) -> bool:
-    """Dropout and stochastic depth, whatever a library calls them."""
+    """Dropout and stochastic depth, under the names of any library."""
     kind = type(module).__name__
     strength = getattr(module, "p", getattr(module, "drop_prob", 0.0))
     if isinstance(module, nn.MultiheadAttention):
@@ -264,14 +264,14 @@ def _version(source: Source) -> str:
 
 
 def _docstring(source: Source) -> str:
-    summary, judged = source.summary, source.judged
+    summary, evaluation = source.summary, source.evaluation
     data, run = _harmless(source.data_name), _harmless(source.run.run_id)
-    where = "test" if judged.split == TEST else "validation"
+    where = "test" if evaluation.split == TEST else "validation"
     return (
         f"Fine-tunes {summary['backbone']} on {data}: repeats the run {run} without Thaw.\n\n"
         f"    python {SCRIPT} DATA\n\n"
-        f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. The run reached {percent(judged.accuracy)} on\n"
-        f"its {judged.images} {where} images. Needs torch, torchvision, numpy, pillow{_also(source)}.\n"
+        f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. The run reached {percent(evaluation.accuracy)} on\n"
+        f"its {evaluation.images} {where} images. Needs torch, torchvision, numpy, pillow{_also(source)}.\n"
     )
 
 

@@ -23,7 +23,7 @@ class Source:
     Attributes:
         network: with the best epoch's weights, float32, on the processor, in eval mode.
         epoch: the best one.
-        judged: its evaluation on test images, else on validation images, by the run's predictions.
+        evaluation: its evaluation on test images, else on validation images, by the run's predictions.
         roots: when not empty, the only folders whose images may be read.
     """
 
@@ -31,7 +31,7 @@ class Source:
     network: Network
     classes: tuple[str, ...]
     epoch: int
-    judged: Evaluation
+    evaluation: Evaluation
     roots: tuple[Path, ...] = ()
 
     @property

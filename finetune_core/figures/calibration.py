@@ -68,14 +68,14 @@ def coverage_figure(curve: pd.DataFrame, share: float, accuracy: float) -> go.Fi
         share, accuracy: of the choice; NaN where nothing is predicted.
     """
     figure = go.Figure()
-    sure = hover_percent(curve["threshold"])
+    confidence = hover_percent(curve["threshold"])
     figure.add_scatter(
         x=curve["coverage"],
         y=curve["accuracy"],
         customdata=curve["threshold"],
         mode="lines+markers" if len(curve) < 30 else "lines",
         line={"color": BEST_COLOR, "width": 2},
-        hovertemplate=f"coverage: %{{x}}<br>selective accuracy: %{{y}}<br>confidence of at least %{{customdata:{sure}}}<extra></extra>",
+        hovertemplate=f"coverage: %{{x}}<br>selective accuracy: %{{y}}<br>confidence of at least %{{customdata:{confidence}}}<extra></extra>",
     )
     figure.add_scatter(
         x=[share], y=[accuracy], mode="markers", marker={"size": 14, "color": WARM, "symbol": "diamond"}, hoverinfo="skip"

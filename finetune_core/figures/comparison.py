@@ -158,7 +158,7 @@ def _round_duration(seconds: int) -> str:
 
 
 def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
-    """Accuracy against how many stages train, a line a backbone and share of the data; None where all are cut alike. What did not train
+    """Accuracy against how many stages train, a line per backbone and share of the data; None where all are cut alike. What did not train
     to the end says nothing of depth."""
     cut = [arm for arm in arms if arm.depth.whole and not arm.unfinished]
     if len({arm.depth.trained_stages for arm in cut}) < 2:
@@ -185,7 +185,7 @@ def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
 
 
 def by_data(arms: Sequence[Arm]) -> go.Figure | None:
-    """Accuracy against the number of training images, a line a strategy and backbone; None where all have as many. What did not train to
+    """Accuracy against the number of training images, a line per strategy and backbone; None where all have as many. What did not train to
     the end says nothing of data."""
     ended = [arm for arm in arms if not arm.unfinished]
     if len({_training_images(arm) for arm in ended}) < 2:

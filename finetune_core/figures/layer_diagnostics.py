@@ -15,7 +15,7 @@ from finetune_core.inspection.learned import Probe
 
 @dataclass(frozen=True)
 class Measure:
-    """One number a stage.
+    """One number per stage.
 
     Attributes:
         field: of ``StageMove``.
@@ -70,7 +70,7 @@ MEASURES = (
 
 
 def by_stage(measure: Measure, runs: Mapping[str, Layers], places: Mapping[str, int]) -> go.Figure:
-    """One line a run.
+    """One line per run.
 
     Args:
         runs: title -> what it moved; all with the same stages.

@@ -22,7 +22,7 @@ TITLES: dict[Quantity, str] = {
 def stage_curve(
     quantity: Quantity, measured: Sequence[Mapping[str, Any]], stages: Sequence[str], steps_per_epoch: int, epochs: int
 ) -> alt.Chart:
-    """One line a stage that trains, over the epochs, on a logarithmic scale: warmer towards the head.
+    """One line per stage that trains, over the epochs, on a logarithmic scale: warmer towards the head.
 
     Args:
         measured: StepEnded rows with ``stages`` (``training/movement.py``); thinned out.

@@ -12,7 +12,7 @@ BEST_COLOR, OTHER_COLOR = "#51677a", "#a9b8c4"
 # Okabe & Ito's colours, which the colour-blind can distinguish, then three more; where there are more lines, they need another sign, too.
 CLASS_COLORS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#b5a800", "#7a5195", "#8c5a3c", "#7c8791")
 SYMBOLS = ("circle", "diamond", "square", "cross", "x", "triangle-up", "star")
-# Opaque: plotly picks black or white labels by the cell, whatever the page behind it. Neither can be read on tones in between.
+# Opaque: plotly picks black or white labels by the cell, not by the page behind it. Neither can be read on tones in between.
 COLD_SCALE = ((0.0, "#edf5fa"), (0.5, "#93c0d8"), (0.5, "#357ca6"), (1.0, "#0d5c8c"))
 COLD_SCALE_DARK = ((0.0, "#18242e"), (1.0, "#1b78b3"))
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}

@@ -36,14 +36,14 @@ from finetune_core.work import Work
 
 IMAGE_SIZE = 224
 _SHIFTED = 0.6  # area under the curve
-_SURE = 3.0  # standard errors
+_CLEAR = 3.0  # standard errors
 _ENOUGH = 0.97  # accuracy from frozen features that leaves little to win
 _FEWEST = 10  # images of a split
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Which stages to train, judged by where a linear probe stops getting better.
+    """Which stages to train, by where a linear probe stops getting better.
 
     Attributes:
         strategy: a name of ``STRATEGIES``, or ``custom`` with ``cut``.
@@ -250,7 +250,7 @@ def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, fl
         if np.isnan(score):
             continue
         auc[split] = score
-        if score >= _SHIFTED and score - 0.5 > _SURE * error:
+        if score >= _SHIFTED and score - 0.5 > _CLEAR * error:
             shifted.extend(table["id"].to_numpy()[rows])
             messages.append(f"{SPLIT_WORDS[split].lower()} images with an AUC of {score:.2f}")
     if not messages:

@@ -52,12 +52,12 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> t
     if len(kept) < 2:
         return probabilities, kept
     reduced = _reduced(features[rows])
-    for fitted, judged in _folds(labels[rows], sets[rows]):
+    for fitted, held_out in _folds(labels[rows], sets[rows]):
         model = _head().fit(reduced[_some(fitted)], labels[rows][_some(fitted)])
         columns = np.searchsorted(kept, model.classes_)
-        judged = judged[np.isin(labels[rows[judged]], model.classes_)]
-        probabilities[rows[judged]] = 0.0
-        probabilities[np.ix_(rows[judged], columns)] = model.predict_proba(reduced[judged])
+        held_out = held_out[np.isin(labels[rows[held_out]], model.classes_)]
+        probabilities[rows[held_out]] = 0.0
+        probabilities[np.ix_(rows[held_out], columns)] = model.predict_proba(reduced[held_out])
     return probabilities, kept
 
 
@@ -82,7 +82,7 @@ def label_errors(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray
 
 
 def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> float:
-    """Share of the judged images (see ``out_of_fold``) whose most likely class is their label; NaN where none is judged."""
+    """Share of the held-out images (see ``out_of_fold``) whose most likely class is their label; NaN where there is none."""
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1))
     if not len(rows) or not len(kept):
         return np.nan
@@ -90,18 +90,18 @@ def agreement(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -
 
 
 def class_predictions(probabilities: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> pd.DataFrame:
-    """What each judged image (see ``out_of_fold``) is taken for.
+    """What each held-out image (see ``out_of_fold``) is taken for.
 
     Returns:
-        By position: ``predicted`` (the likeliest label), ``confidence`` (its probability), ``label_confidence`` (that of the label
+        By position: ``predicted`` (the most likely label), ``confidence`` (its probability), ``label_confidence`` (that of the label
         given: the self-confidence of confident learning).
     """
     rows = np.flatnonzero(~np.isnan(probabilities).any(axis=1)) if len(kept) > 1 else np.empty(0, dtype=int)
-    judged = probabilities[rows]
+    held_out = probabilities[rows]
     given = np.searchsorted(kept, labels[rows])
-    likeliest = judged.argmax(axis=1) if len(rows) else rows
+    best = held_out.argmax(axis=1) if len(rows) else rows
     every = np.arange(len(rows))
-    columns = {"predicted": kept[likeliest], "confidence": judged[every, likeliest], "label_confidence": judged[every, given]}
+    columns = {"predicted": kept[best], "confidence": held_out[every, best], "label_confidence": held_out[every, given]}
     return pd.DataFrame(columns, index=rows)
 
 
@@ -118,9 +118,9 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
     which = np.repeat([0, 1], [len(first), len(second)])
     reduced = _reduced(np.concatenate([first, second]))
     scores = np.full(len(which), np.nan)
-    for fitted, judged in _folds(which, sets):
+    for fitted, held_out in _folds(which, sets):
         model = _head("balanced").fit(reduced[_some(fitted)], which[_some(fitted)])
-        scores[judged] = model.decision_function(reduced[judged])
+        scores[held_out] = model.decision_function(reduced[held_out])
     error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
     judged_rows = ~np.isnan(scores)
     auc = roc_auc_score(which[judged_rows], scores[judged_rows]) if len(np.unique(which[judged_rows])) == 2 else np.nan
@@ -186,9 +186,9 @@ def _folds(labels: np.ndarray, sets: np.ndarray) -> Iterator[tuple[np.ndarray, n
     """(positions to fit on, positions to evaluate on), near-duplicates on one side; no fold without two labels to fit on."""
     if len(np.unique(sets)) < _FOLDS:
         return
-    for fitted, judged in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(labels, labels, sets):
+    for fitted, held_out in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(labels, labels, sets):
         if len(np.unique(labels[fitted])) > 1:
-            yield fitted, judged
+            yield fitted, held_out
 
 
 def _head(class_weight: str | None = None) -> LogisticRegression:

@@ -81,7 +81,7 @@ def load_weights(model: nn.Module, head: str, info: BackboneInfo, weights: str) 
             _verify(hashlib.file_digest(opened, "sha256").hexdigest(), file)
     state = _read(file)
     if weights == PRETRAINED and info.name == PACKAGED:
-        # The same tensors in the same order and shapes, under other names (checked once: it classifies bears and otters correctly).
+        # The same tensors in the same order and shapes, under other names (checked once: it classifies photographs correctly).
         state = dict(zip(model.state_dict(), state.values(), strict=True))
     state = _renamed(state, model)
     wanted = model.state_dict()

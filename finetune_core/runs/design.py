@@ -1,7 +1,7 @@
 """The runs of a comparison: strategies, seeds, backbones and shares of the data, everything else equal.
 
 The data are split by ``split_seed`` alone, and head and order of the images follow from ``seed``: runs of equal seeds start
-from the same head and see the same images in the same order, whatever they freeze.
+from the same head and see the same images in the same order, independent of what they freeze.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ def design(
     backbones: Sequence[str] = (),
     fractions: Sequence[float] = (),
 ) -> list[RunConfig]:
-    """One config a strategy, seed, backbone and share of the training images, in the order in which they cost the least.
+    """One config per strategy, seed, backbone and share of the training images, in the order in which they cost the least.
 
     Args:
         base: all other settings; its backbone and share are taken where none are named.

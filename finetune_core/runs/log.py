@@ -55,13 +55,13 @@ def log_line(row: Row) -> str:
         case "CheckpointSaved":
             return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" else ""
         case "RunFinished":
-            judged = f" Validation accuracy {percent(row['val_accuracy'])}" if row.get("evaluation_precision") else ""
-            judged += f" in {row['evaluation_precision']}." if judged else ""
+            evaluated = f" Validation accuracy {percent(row['val_accuracy'])}" if row.get("evaluation_precision") else ""
+            evaluated += f" in {row['evaluation_precision']}." if evaluated else ""
             tested = f" Test accuracy {percent(row['test_accuracy'])}." if row["test_accuracy"] is not None else ""
             frozen = (
                 f" {number(row['frozen_tensors'])} frozen tensors compared: none has changed." if row["frozen_tensors"] else ""
             )
-            return f"Finished after {duration(row['seconds'])}; epoch {row['best_epoch']} is kept.{judged}{tested}{frozen}"
+            return f"Finished after {duration(row['seconds'])}; epoch {row['best_epoch']} is kept.{evaluated}{tested}{frozen}"
         case "RunStopped":
             return "Paused." if row["paused"] else "Stopped."
         case "RunFailed":

@@ -1,4 +1,4 @@
-"""One run a device at a time, whichever programs of this machine train: a lock that a run waits for."""
+"""One run per device at a time, whichever programs of this machine train: a lock that a run waits for."""
 
 from collections.abc import Generator, Iterator
 from contextlib import suppress

@@ -110,7 +110,7 @@ def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray
 def _compute_alone() -> None:
     """Give this thread no helpers: two teams of threads on the same cores wait for each other more than they compute.
 
-    ``torch.set_num_threads`` would also give one thread to whatever thread of the process uses torch for the first time meanwhile.
+    ``torch.set_num_threads`` would also give one thread to any thread of the process that uses torch for the first time meanwhile.
     """
     torch.get_num_threads()  # a thread's first use of torch would overwrite what is set before it
     ThreadpoolController().limit(limits=1, user_api="openmp")

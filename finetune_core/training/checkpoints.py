@@ -146,7 +146,7 @@ def check_frozen(network: Network, strategy: Strategy, tensors: Mapping[str, tor
 
 @contextmanager
 def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
-    """A checkpoint, open to read; whatever is wrong with it becomes a RunError."""
+    """A checkpoint, open to read; anything wrong with it becomes a RunError."""
     path = checkpoint_path(run_dir, name)
     try:
         os.close(open_regular(path))  # safetensors opens it by its name, and would wait for a FIFO

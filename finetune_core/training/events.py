@@ -149,7 +149,7 @@ class RunStarted(Event):
     Attributes:
         counts: images by split.
         stages: one object per stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
-        findings: one object a finding of the data set: ``kind, severity, count, message``.
+        findings: one object per finding of the data set: ``kind, severity, count, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
         cache: what the activation cache did.

@@ -29,7 +29,7 @@ def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: 
 
 
 def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
-    """Run the depthwise convolutions of the stages that train in fp32, whatever the rest runs in: in bf16 their backward
+    """Run the depthwise convolutions of the stages that train in fp32, also where the rest runs in bf16: in bf16 their backward
     pass on a processor takes longer than all the others together (``benchmarks/depthwise.py``)."""
     for stage, plan in zip(stages, strategy, strict=True):
         for path in () if plan.frozen else stage.modules:

@@ -81,8 +81,8 @@ class Job:
     """Everything the loop needs.
 
     Attributes:
-        keys: uint64 a row of the data set's table, from its sample id.
-        labels: int64 a row.
+        keys: uint64, one per row of the data set's table, from its sample id.
+        labels: int64, one per row.
         rows: split -> row numbers of its readable images.
         images: where they are needed; None when the trunk's cached output takes their place.
         trunk: that output; None when the whole network runs in every step.

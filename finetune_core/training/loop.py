@@ -139,7 +139,7 @@ class _Trainer:
         """The rule, with as many images at a time as are known to fit."""
         return replace(self.rule, micro_batch=self.fitting[-1]) if self.fitting else self.rule
 
-    def judged(self) -> AbstractContextManager[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
         """The network as it is evaluated and kept."""
         return self.average.in_place(self.job.network.model) if self.average else nullcontext()
 
@@ -223,11 +223,11 @@ def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
 
 
 def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, None]:
-    """Judge an epoch that is trained, keep what is worth keeping, and go on to the next one."""
+    """Evaluate an epoch that is trained, keep what is worth keeping, and go on to the next one."""
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
     if not at.metrics.seen:
         raise TrainingError("None of the training images can be read any more. Put them back and resume the run.")
-    with trainer.judged():
+    with trainer.evaluating():
         rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
         if not np.isfinite(logits).all():
             raise _diverged(f"after epoch {epoch}", job.config.learning_rate)

@@ -28,7 +28,7 @@ class RateCurve:
     """What a range test saw.
 
     Attributes:
-        rates, losses: one a step; losses are smoothed.
+        rates, losses: one per step; losses are smoothed.
         suggestion: a tenth of the rate where the loss was lowest before it rose, or where it fell the fastest, whichever is
             the lower of the two (as in fastai's ``minimum`` and ``steep``); None where the loss never fell.
     """

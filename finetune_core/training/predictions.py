@@ -135,7 +135,7 @@ def _texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
 
 def _check_values(found: pd.DataFrame, logits: np.ndarray) -> None:
     if not set(found["split"]) <= {VAL, TEST}:
-        raise ValueError("it names splits that are not judged")
+        raise ValueError("it names splits that are not evaluated")
     if found.duplicated(["split", "id"]).any():
         raise ValueError("an image is in it twice")
     if any("\0" in name or not name or ".." in PurePosixPath(name).parts for name in found["id"]):

@@ -1,8 +1,10 @@
 """Running metrics of an epoch: how often each class occurred, was predicted, and was predicted correctly, and what follows."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import numpy as np
+from pydantic import AliasChoices, Field
 
 from finetune_core.training.events import Count, Number
 
@@ -12,12 +14,12 @@ class RunningMetrics:
     """Counts over the images of an epoch so far.
 
     Attributes:
-        images, named, hits: one number per class: images that have it, that are predicted to, and both.
+        images, predicted, hits: one number per class: images that have it, that are predicted to, and both.
         loss_sum: of the images' losses.
     """
 
     images: list[Count]
-    named: list[Count]
+    predicted: Annotated[list[Count], Field(validation_alias=AliasChoices("predicted", "named"))]  # of earlier versions
     hits: list[Count]
     loss_sum: Number = field(default=0.0)
 
@@ -28,7 +30,7 @@ class RunningMetrics:
 
     def add(self, labels: np.ndarray, predicted: np.ndarray, loss: float) -> None:
         """Count a batch: int ``[n]`` each, and its mean loss."""
-        for counts, seen in ((self.images, labels), (self.named, predicted), (self.hits, labels[labels == predicted])):
+        for counts, seen in ((self.images, labels), (self.predicted, predicted), (self.hits, labels[labels == predicted])):
             for label, count in zip(*np.unique(seen, return_counts=True), strict=True):
                 counts[label] += int(count)
         self.loss_sum += loss * len(labels)
@@ -52,9 +54,9 @@ class RunningMetrics:
 
     @property
     def macro_f1(self) -> float:
-        """The mean of the classes' F1, of those that are there or were named."""
-        every = zip(self.images, self.named, self.hits, strict=True)
-        return float(np.mean([2 * hits / (images + named) for images, named, hits in every if images + named]))
+        """The mean of the classes' F1, of those that are there or were predicted."""
+        every = zip(self.images, self.predicted, self.hits, strict=True)
+        return float(np.mean([2 * hits / (images + predicted) for images, predicted, hits in every if images + predicted]))
 
     def scores(self) -> dict[str, float]:
         """``balanced_accuracy`` and ``macro_f1``."""

@@ -103,7 +103,7 @@ def _trained_count(plan: StagePlan, stage: Stage) -> int:
 
 
 def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[dict[str, Any]]:
-    """One plain row a stage, input to head: ``name, parameters, trains, trained, rate, thaw_epoch, part``."""
+    """One plain row per stage, input to head: ``name, parameters, trains, trained, rate, thaw_epoch, part``."""
     return [
         {
             "name": stage.name,

@@ -61,7 +61,7 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *
 
 
 def _work(config: RunConfig) -> tuple[Any, ...]:
-    """Equal for configs whose last epoch computes the same, whatever their learning rates."""
+    """Equal for configs whose last epoch computes the same; their learning rates may differ."""
     strategy = plan(config, network_stages(config.backbone))
     return (*conditions(config), tuple((stage.frozen, stage.part, stage.batchnorm) for stage in strategy))
 

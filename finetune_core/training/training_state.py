@@ -74,7 +74,7 @@ class TrainingState:
         return (accuracy, -loss) > (self.best_accuracy, -self.best_loss)
 
     def take(self, epoch: int, accuracy: float, loss: float, watched: float) -> bool:
-        """Note how an epoch did, and how in the eyes of early stopping (more is better); whether it is the best one."""
+        """Note how an epoch did, and the value that early stopping watches (more is better); whether it is the best one."""
         if watched > self.watched:
             self.watched_epoch, self.watched = epoch, watched
         if not self.is_better(accuracy, loss):
@@ -162,7 +162,9 @@ def _position(job: Job, saved: dict[str, Any], path: Path) -> tuple[TrainingStat
         steps, classes, metrics = len(job.training_batches(at.epoch)), len(job.dataset.classes), at.metrics
         if at.epoch > job.config.epochs + 1 or at.step > steps or max(at.best_epoch, at.watched_epoch) >= at.epoch:
             raise ValueError("the run cannot have come that far")
-        if {len(metrics.images), len(metrics.named), len(metrics.hits)} != {classes} or (at.epoch > 1 and not at.best_epoch):
+        if {len(metrics.images), len(metrics.predicted), len(metrics.hits)} != {classes} or (
+            at.epoch > 1 and not at.best_epoch
+        ):
             raise ValueError("what was counted is not of this run")
     except (ValueError, TypeError) as error:
         raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None

@@ -19,7 +19,7 @@ from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.work import Work
 
 _BATCH = 32
-_EPOCHS_A_VIEW = 4
+_EPOCHS_PER_VIEW = 4
 
 LoadImages = Callable[[np.ndarray], torch.Tensor]
 
@@ -30,7 +30,7 @@ class CachedTrunk:
 
     Attributes:
         plain: of every image, unaugmented, by row of the data set.
-        views: of the training images, one lookup a view.
+        views: of the training images, one lookup per view.
     """
 
     tail: nn.Module
@@ -50,7 +50,7 @@ def chosen_views(config: RunConfig, cut: int) -> int | None:
         return config.views
     if config.mixup or config.cutmix:
         return 0
-    return 0 if cut == 0 else -(-config.epochs // _EPOCHS_A_VIEW)
+    return 0 if cut == 0 else -(-config.epochs // _EPOCHS_PER_VIEW)
 
 
 def why_uncached(config: RunConfig, cut: int) -> str:
@@ -139,7 +139,7 @@ def _sources(
     tables: TrunkTables, cut: int, keys: np.ndarray, needed: np.ndarray, view: str
 ) -> list[tuple[int | None, np.ndarray, Lookup | None]]:
     """Where the needed rows come from: (cut, rows, the cache's rows there) for each shallower cut that has some, the nearest first,
-    and (None, rows, None) for those that come from pixels. A lookup keeps what it found, whatever the cache drops meanwhile."""
+    and (None, rows, None) for those that come from pixels. A lookup keeps what it found, also when the cache drops it meanwhile."""
     sources: list[tuple[int | None, np.ndarray, Lookup | None]] = []
     for shallower in range(cut - 1, 0, -1):
         table = CACHE.table(tables.name(shallower, view))

@@ -1,4 +1,4 @@
-from finetune_core.commands.terminal import progress_bar, show_work
+from finetune_core.commands.terminal import progress_bar, result_in_words, show_work
 from finetune_core.formatting import PHASE_WORDS
 from finetune_core.work import Step
 
@@ -18,3 +18,9 @@ def test_every_phase_of_work_has_a_bar_and_its_result_is_handed_on():
         (PHASE_WORDS["export"], 0, None),
         (PHASE_WORDS["probe"], 3, 3),
     ]
+
+
+def test_an_accuracy_is_never_rounded_up_to_perfect():
+    result = {"best_epoch": 2, "test_accuracy": 0.99996, "val_accuracy": 0.5, "seconds": 3.0, "status": "finished"}
+    words = result_in_words(result | {"evaluation_precision": "fp32", "run_dir": "/runs/one"})
+    assert "validation accuracy 50.0 %, test accuracy 99.9 %" in words

@@ -1,11 +1,14 @@
 """Scores from counts are scikit-learn's scores from the images."""
 
+import json
 import warnings
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 
 from finetune_core.training.running_metrics import RunningMetrics
@@ -35,3 +38,11 @@ def test_the_loss_is_a_mean_over_images_not_over_batches():
     tally.add(np.array([0, 1, 1]), np.array([0, 0, 0]), 1.0)
     tally.add(np.array([0]), np.array([0]), 5.0)
     assert tally.loss == pytest.approx(2.0)
+
+
+def test_counts_that_an_earlier_version_saved_are_read():
+    read = TypeAdapter(RunningMetrics).validate_json
+    found = read('{"images": [1, 2], "named": [2, 1], "hits": [1, 1], "loss_sum": 0.5}', strict=True)
+    assert found == RunningMetrics([1, 2], [2, 1], [1, 1], 0.5)
+    assert found.predicted == [2, 1]
+    assert read(json.dumps(asdict(found)), strict=True) == found

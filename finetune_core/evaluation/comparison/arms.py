@@ -32,7 +32,7 @@ class Arm:
 
     Attributes:
         accuracy: mean over seeds; its interval counts images and, with several seeds, seeds.
-        measure: the metric of the comparison. score: of it, in its own sense, as ``accuracy``; the same where that is judged by.
+        measure: the metric of the comparison. score: of it, in its own sense, as ``accuracy``; the same where that is the metric.
         seed_deviation: standard deviation of the seeds' scores; None with one seed.
         unfinished: how its runs ended, where they did not train to the end: ``stopped after 2 of 10 epochs``. None where they did.
     """

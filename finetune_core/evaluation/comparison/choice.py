@@ -15,14 +15,14 @@ class Choice:
     """What the verdict on all arms rests on; arms by their places.
 
     Attributes:
-        judged: those whose strategies can be compared; none where that are fewer than two.
-        best: the best of these by the metric; of all, where ``judged`` is empty.
-        alike: those of ``judged`` that are not distinguishable from the best.
+        comparable: those whose strategies can be compared; none where that are fewer than two.
+        best: the best of these by the metric; of all, where ``comparable`` is empty.
+        alike: those of ``comparable`` that are not distinguishable from the best.
         unseen: the largest difference to the best that may have gone unseen among these.
         advised: the cheapest that no other strategy beats; None where there is too little to choose by.
     """
 
-    judged: tuple[int, ...]
+    comparable: tuple[int, ...]
     best: int
     alike: tuple[int, ...]
     unseen: float
@@ -31,17 +31,17 @@ class Choice:
 
 def choose(arms: Sequence[Arm], pairs: Sequence[Pair]) -> Choice:
     """Choose among the arms; only what is known of strategies counts."""
-    judged = tuple(at for at, arm in enumerate(arms) if arm.speaks)
-    judged = judged if len(judged) > 1 else ()
-    best = max(judged or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
-    if not judged:
+    comparable = tuple(at for at, arm in enumerate(arms) if arm.speaks)
+    comparable = comparable if len(comparable) > 1 else ()
+    best = max(comparable or range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
+    if not comparable:
         return Choice((), best, (), 0.0, None)
     verdicts = {(pair.a, pair.b): pair.strategies for pair in pairs if pair.strategies}
     beaten = {b if verdict.claim.difference > 0 else a for (a, b), verdict in verdicts.items() if verdict.different}
-    alike = [(at, verdict) for at in judged if at != best and not (verdict := _between(verdicts, at, best)).different]
+    alike = [(at, verdict) for at in comparable if at != best and not (verdict := _between(verdicts, at, best)).different]
     unseen = max((verdict.smallest for _, verdict in alike), default=0.0)
-    advised = min((at for at in judged if at not in beaten), key=lambda at: arms[at].cost.seconds)
-    return Choice(judged, best, tuple(at for at, _ in alike), unseen, None if unseen > _BLUNT else advised)
+    advised = min((at for at in comparable if at not in beaten), key=lambda at: arms[at].cost.seconds)
+    return Choice(comparable, best, tuple(at for at, _ in alike), unseen, None if unseen > _BLUNT else advised)
 
 
 def _between(verdicts: dict[tuple[int, int], Verdict], one: int, other: int) -> Verdict:

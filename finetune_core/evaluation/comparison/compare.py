@@ -51,7 +51,7 @@ class Comparison:
         split: ``test`` where all runs have it, else ``val``.
         best: the place of the arm that did best, of those whose strategies can be compared; of all, where none can.
         advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
-        headline, caveat: about the strategies, whatever the evidence: one sentence, and what else to know.
+        headline, caveat: about the strategies in any case: one sentence, and what else to know.
         networks: about the networks that were trained; empty where there is nothing to compare.
         arm_verdicts: of each arm; none where there is one strategy only.
         notes: what has to be known to read it.
@@ -109,7 +109,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Comparison:
-    """Judge runs together.
+    """Compare runs with each other.
 
     Args:
         measure: by what, one of ``MEASURES``.
@@ -118,7 +118,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
         ConfigError: when there is no such measure.
         RunError: when one has no predictions, or when they were not evaluated on the same images.
     """
-    judged_by = measure_of(measure)
+    metric = measure_of(measure)
     runs, repeats = _without_repeats(runs)
     if not runs:
         raise RunError("There is no run to compare.")
@@ -132,16 +132,16 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
     keys = tuple(
         tuple((run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in group) for group in grouped
     )
-    judged = _summed_up(judged_by, keys, split)
+    summaries = _summed_up(metric, keys, split)
     finished = [unfinished(group[0]) is None for group in grouped]
-    variances = known_variances(judged, finished)
+    variances = known_variances(summaries, finished)
     arms = tuple(
         _arm(title, group, answered, variance, runs)
-        for title, group, answered, variance in zip(titles, grouped, judged, variances, strict=True)
+        for title, group, answered, variance in zip(titles, grouped, summaries, variances, strict=True)
     )
-    pairs = compare_pairs(judged, finished, variances)
+    pairs = compare_pairs(summaries, finished, variances)
     choice = choose(arms, pairs)
-    images = judged[0].images
+    images = summaries[0].images
     headline, caveat = (
         verdicts.one_strategy(arms, pairs, images) if one_strategy else verdicts.strategies(arms, pairs, choice, images)
     )
@@ -150,7 +150,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
     differing = tuple(name for name in differing_settings([arm.config for arm in arms]) if name not in STRATEGY_FIELDS)
     notes = verdicts.notes(split, arms, variances, repeats)
     return Comparison(
-        judged_by,
+        metric,
         split,
         images,
         arms,

@@ -71,7 +71,7 @@ class Layers:
         stages: input to head.
         probes: a linear model on the features of each stage before training, by its accuracy on validation images; empty where
             there are too few, or where the network cannot be cut.
-        judged: validation images that likeness and probes were judged on.
+        judged: validation images that likeness and probes were computed on.
         pulled: training images that the pull was computed on; fitted: the share of them that the trained network names right.
     """
 

@@ -1,4 +1,4 @@
-"""What a comparison judges by: accuracy, macro F1 or log loss, each as one number per image that is averaged, higher being better.
+"""The metric of a comparison: accuracy, macro F1 or log loss, each as one number per image that is averaged, higher being better.
 
 Log loss is a mean over images already. Macro F1 is not: its numbers are pseudo-values, macro F1 plus what each image adds to it to first
 order (its influence), as in the analysis of areas under ROC curves over cases and readers (Dorfman, Berbaum & Metz 1992). Their mean is

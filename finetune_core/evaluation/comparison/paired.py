@@ -33,7 +33,7 @@ class Answers:
 
     Attributes:
         correct: bool ``[seeds, images]``.
-        values: float ``[seeds, images]``: what the measure makes of each answer, higher being better; their means are judged.
+        values: float ``[seeds, images]``: what the measure makes of each answer, higher being better; their means are compared.
         by_image: float ``[images]``, the mean of ``values`` over the networks; of accuracy, the share of the networks that is right.
         seed_variance: of the seeds' means (``ddof=1``); None with one seed.
         chance: the part of ``seed_variance`` that which images there are explains: networks of equal accuracy differ by as much on
@@ -129,7 +129,7 @@ def summed(measure: Measure, correct: np.ndarray, values: np.ndarray, drawn: np.
 def networks_claim(a: Answers, b: Answers) -> Claim:
     """Of the networks that were trained, each side by its mean, on new images.
 
-    p: ``sign_flip_p``, which with one network a side is McNemar's test; of other measures, where no two images are alike, of random
+    p: ``sign_flip_p``, which with one network per side is McNemar's test; of other measures, where no two images are alike, of random
     flips. Interval: percentile bootstrap over images, of the measure itself.
     """
     gained = a.by_image - b.by_image
@@ -171,7 +171,7 @@ def mcnemar_p(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def together(p_values: np.ndarray) -> float:
-    """One p-value of several, whatever their dependence (Rüger 1978): the k-th smallest of K, times K / k; here the median."""
+    """One p-value of several, under any dependence (Rüger 1978): the k-th smallest of K, times K / k; here the median."""
     ordered = np.sort(p_values, axis=None)
     middle = -(-len(ordered) // 2)
     return float(min(1.0, ordered[middle - 1] * len(ordered) / middle))

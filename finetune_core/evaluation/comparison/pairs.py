@@ -50,7 +50,7 @@ class Pair:
         strategies: about the strategies; None where one arm cannot speak for its strategy, see ``compare_pairs``.
         measure: the metric of the comparison.
         mcnemar_p: exact McNemar tests of each network of the first with each of the second, put together by Rüger's rule, which holds
-            whatever their dependence; it says nothing of other seeds. Of accuracy, regardless of the metric.
+            under any dependence; it says nothing of other seeds. Of accuracy, regardless of the metric.
         mcnemar_share: the share of these tests with a p of at most 5 %.
         image_error: standard error from the choice of images.
         seed_error: from the choice of seeds, beyond what images explain; None where ``strategies`` is.
@@ -92,7 +92,7 @@ def known_variances(arms: Sequence[Answers], finished: Sequence[bool]) -> list[S
 def compare_pairs(
     arms: Sequence[Answers], finished: Sequence[bool], variances: Sequence[SeedVariance | None]
 ) -> tuple[Pair, ...]:
-    """Judge every pair of arms.
+    """Test every pair of arms.
 
     Args:
         finished: for each arm, whether its runs trained to the end, so that they can speak for their strategy, given several seeds.
@@ -112,8 +112,8 @@ def compare_pairs(
         _pair(
             place,
             arms,
-            _Judged(networks[at], corrected[at], len(places)),
-            _Judged(strategies[at], wider.get(at, 1.0), len(family)),
+            _Tested(networks[at], corrected[at], len(places)),
+            _Tested(strategies[at], wider.get(at, 1.0), len(family)),
             variances,
         )
         for at, place in enumerate(places)
@@ -121,7 +121,7 @@ def compare_pairs(
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Tested:
     """A claim with its corrected p and the size of its family; None where it cannot be made."""
 
     claim: Claim | None
@@ -132,8 +132,8 @@ class _Judged:
 def _pair(
     place: tuple[int, int],
     arms: Sequence[Answers],
-    networks: _Judged,
-    strategies: _Judged,
+    networks: _Tested,
+    strategies: _Tested,
     variances: Sequence[SeedVariance | None],
 ) -> Pair:
     a, b = (arms[at] for at in place)
@@ -156,7 +156,7 @@ def _pair(
     )
 
 
-def _verdict(judged: _Judged, arm: Answers, discordance: float | None = None) -> Verdict:
-    claim = judged.claim
-    smallest = smallest_seen(claim, arm.images, judged.family, discordance, arm.measure)
-    return Verdict(claim, judged.holm_p, is_different(claim, judged.holm_p), smallest, judged.family)
+def _verdict(tested: _Tested, arm: Answers, discordance: float | None = None) -> Verdict:
+    claim = tested.claim
+    smallest = smallest_seen(claim, arm.images, tested.family, discordance, arm.measure)
+    return Verdict(claim, tested.holm_p, is_different(claim, tested.holm_p), smallest, tested.family)

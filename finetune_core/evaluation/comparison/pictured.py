@@ -46,13 +46,13 @@ def pictured(comparison: Comparison, roots: Sequence[Path] = ()) -> tuple[Pictur
             image, predicted = run_image(runs[0], row["id"], roots), [int(row["predicted_a"]), int(row["predicted_b"])]
             seen = [explain(network, image, (name,)) for network, name in zip(networks, predicted, strict=True)]
             said = [
-                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} ({percent(row[sure], 0)})"
-                for arm, name, sure in zip(arms, predicted, ("confidence_a", "confidence_b"), strict=True)
+                f"{'✓' if name == row['label'] else '✗'} {arm.title}: {disagreed.classes[name]} ({percent(row[confidence], 0)})"
+                for arm, name, confidence in zip(arms, predicted, ("confidence_a", "confidence_b"), strict=True)
             ]
             maps = [(one.overlays[name], words) for one, name, words in zip(seen, predicted, said, strict=True)]
             found.append(
                 Pictured(f"{disagreed.classes[row['label']]} · {row['id']}", ((seen[0].picture, "network input"), *maps))
             )
-    except FinetuneError:  # what was judged is worth a report without them
+    except FinetuneError:  # what was compared is worth a report without them
         return ()
     return tuple(found)

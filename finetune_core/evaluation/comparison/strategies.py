@@ -13,8 +13,8 @@ accuracies less ``Answers.chance``. No part can be negative, so V is neither les
 Pooling. Two or three seeds tell their variance badly: Student's t with 2 degrees of freedom needs 4.3 standard errors, and under Holm's
 correction over 36 pairs 27. So ``seed`` is estimated over all arms with several seeds, as the residual mean square of an analysis of
 variance is. An arm whose seeds spread more than those of the others (F test, one-sided, at ``OWN``) keeps its own estimate, and its
-pairs are judged as Welch's (1947). It counts in the others' pool all the same, so that the pool is not made small by leaving out what
-happens to be large, unless it spreads so much more (at ``LEFT_OUT``) that the others would be judged by it alone. An arm that spreads less
+pairs are tested as Welch's (1947). It counts in the others' pool all the same, so that the pool is not made small by leaving out what
+happens to be large, unless it spreads so much more (at ``LEFT_OUT``) that the others would be measured by it alone. An arm that spreads less
 is given the pooled estimate, which only makes its verdicts more careful. Degrees of freedom: Satterthwaite 1946 over the images' part, the
 pooled one, and each of those that stand alone.
 
@@ -172,7 +172,7 @@ def p_of_t(difference: float, error: float, freedom: float) -> float:
     """Two-sided p of Student's t."""
     from scipy.special import ndtr, stdtr
 
-    if error == 0:  # all images agree: how many there are is for the other test to judge
+    if error == 0:  # all images agree: how many there are is a matter of the other test
         return 0.0
     size = -abs(difference) / error
     return float(2 * (ndtr(size) if np.isinf(freedom) else stdtr(freedom, size)))

@@ -22,7 +22,7 @@ class Advice:
     Attributes:
         stage: None where nothing is advised.
         what: the advice in a few words.
-        reason: in words.
+        reason: in one or more sentences.
     """
 
     stage: str | None

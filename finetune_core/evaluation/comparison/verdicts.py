@@ -87,7 +87,7 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
         if silent
         else ""
     )
-    if not choice.judged:
+    if not choice.comparable:
         if len(arms) > 2 and len(silent) == len(arms) and not any(arm.unfinished for arm in arms):
             return (
                 f"The strategies cannot be compared yet {on}: each has one seed only.",
@@ -114,7 +114,7 @@ def strategies(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice, image
 
 
 def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
-    """What is known of the networks that were trained, whatever it says of their strategies."""
+    """What is known of the networks that were trained; their strategies are another claim."""
     if len(pairs) == 1:
         return f"The networks trained here: {of_pair(arms, pairs[0]).networks}"
     best = max(range(len(arms)), key=lambda at: (arms[at].rank, -arms[at].cost.seconds))
@@ -148,7 +148,7 @@ def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> 
     choose by, to the best."""
     first = choice.best if choice.advised is None else choice.advised
     order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
-    about = "strategies" if choice.judged else "networks"
+    about = "strategies" if choice.comparable else "networks"
     found = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", _did(arms[first]))]
     for at in order[1:]:
         pair = pair_of(pairs, first, at)

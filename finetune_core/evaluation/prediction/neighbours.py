@@ -161,7 +161,7 @@ def known_neighbourhood(run: Run, looks: Encoder) -> Neighbourhood | None:
 
 
 def _arrays(content: bytes) -> dict[str, np.ndarray]:
-    """What ``np.savez`` wrote; raises nearly anything when it is something else. ``np.load`` would believe whatever sizes a file claims."""
+    """What ``np.savez`` wrote; raises nearly anything when it is something else. ``np.load`` would believe any size that a file claims."""
     found = {}
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         for name in ("weights", "ids", "labels", "features", "usual", "unchanged"):

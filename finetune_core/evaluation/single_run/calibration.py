@@ -38,11 +38,11 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What temperature scaling (Guo et al. 2017) makes of a split. Which class is named does not change.
+    """What temperature scaling (Guo et al. 2017) makes of a split. The predicted classes do not change.
 
     Attributes:
         source: what the temperature was fitted on: ``val``, or ``halves``: each half of the split at the other's temperature.
-        temperatures: one, or one a half. Above 1 the network was too sure, below 1 not sure enough.
+        temperatures: one, or one per half. Above 1 the network was overconfident, below 1 underconfident.
         images: that each was fitted on.
         logits: float64 ``[n, classes]`` of the split, divided by its temperatures.
     """
@@ -61,7 +61,7 @@ class Scaling:
 def calibration(
     logits: np.ndarray, labels: np.ndarray, binning: Binning = "width", bins: int = BINS, resamples: int = RESAMPLES
 ) -> Calibration:
-    """Compare how sure the network is of what it predicts with how often it is right.
+    """Compare the confidence of predictions with how often they are right.
 
     Args:
         logits: float64 ``[n, classes]``.
@@ -117,7 +117,7 @@ def scale(table: pd.DataFrame, split: str) -> Scaling | None:
 
 
 def _half(ids: pd.Series) -> np.ndarray:
-    """Half of the images, drawn by their ids whatever their order."""
+    """Half of the images, drawn by their ids in any order."""
     order = np.random.default_rng(0).permutation(len(ids))
     return (order < len(ids) // 2)[ids.argsort().argsort()]
 

@@ -81,11 +81,11 @@ def _bands(
 
 
 def coverage_curve(result: Evaluation) -> pd.DataFrame:
-    """Selective accuracy against coverage: what is right among the images that the network is surest of (El-Yaniv & Wiener 2010).
+    """Selective accuracy against coverage: accuracy on the images that the network is most confident of (El-Yaniv & Wiener 2010).
 
     Returns:
-        ``coverage`` (share of images that get a prediction), ``accuracy`` among those, ``threshold`` (the least confidence among them); the surest
-        first. Images of equal confidence go together.
+        ``coverage`` (share of images that get a prediction), ``accuracy`` among those, ``threshold`` (the least confidence among them); the most
+        confident first. Images of equal confidence go together.
     """
     rows = result.predictions.sort_values("confidence", ascending=False)
     confidence, selected = rows["confidence"].to_numpy(), np.arange(1, len(rows) + 1)
@@ -98,7 +98,7 @@ def coverage_curve(result: Evaluation) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class SelectivePrediction:
-    """The images that are named with at least some confidence; accuracy and interval are NaN where there is none."""
+    """The images that are classified with at least some confidence; accuracy and interval are NaN where there is none."""
 
     images: int
     share: float
@@ -108,7 +108,7 @@ class SelectivePrediction:
 
 
 def selective_prediction(result: Evaluation, threshold: float) -> SelectivePrediction:
-    """What becomes of a split when only images are named that the network is at least this sure of."""
+    """What becomes of a split when only images are classified that the network is at least this confident of."""
     kept = result.predictions["correct"][result.predictions["confidence"] >= threshold]
     accuracy, low, high = accuracy_interval(int(kept.sum()), len(kept))
     return SelectivePrediction(len(kept), len(kept) / result.images, accuracy, low, high)

@@ -10,7 +10,7 @@ import pandas as pd
 from finetune_core.evaluation.single_run.binning import Binning
 from finetune_core.evaluation.single_run.calibration import Calibration, Scaling, calibration, scale
 from finetune_core.evaluation.single_run.curves import OneVsRest, one_vs_rest
-from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate, evaluated_splits, judged_arrays, logits_of
+from finetune_core.evaluation.single_run.metrics import Evaluation, arrays_of, evaluate, evaluated_splits, logits_of
 from finetune_core.evaluation.single_run.scores import RESAMPLES, Scores, score
 from finetune_core.evaluation.single_run.slices import Facts, facts_changed, image_facts, slices
 from finetune_core.files import Stamp
@@ -22,7 +22,7 @@ _FEWER_RESAMPLES = 200
 
 
 def evaluation(run: Run, split: str | None = None) -> Evaluation:
-    """How a run did on a split; on the one to be believed first when None.
+    """How a run did on a split; on the least biased one when None.
 
     Raises:
         RunError: when the run has no predictions for it.
@@ -31,7 +31,7 @@ def evaluation(run: Run, split: str | None = None) -> Evaluation:
 
 
 def predicted_splits(run: Run) -> list[str]:
-    """The splits that the run has predictions for, the one to be believed first.
+    """The splits that the run has predictions for, the least biased first.
 
     Raises:
         RunError: when it has none.
@@ -129,7 +129,7 @@ def _evaluated(run_dir: Path, changed: int, classes: tuple[str, ...], split: str
 @lru_cache(maxsize=16)
 def _scores(run_dir: Path, changed: int, classes: int, split: str) -> Scores:
     table = _table(run_dir, changed, classes)
-    return _scored(*judged_arrays(table[table["split"] == split]))
+    return _scored(*arrays_of(table[table["split"] == split]))
 
 
 def _scored(labels: np.ndarray, probabilities: np.ndarray, losses: np.ndarray) -> Scores:
@@ -160,7 +160,7 @@ def _calibrated(run_dir: Path, changed: int, classes: int, split: str, binning: 
     rows, scaled = table[table["split"] == split], scale(table, split)
     labels, logits = rows["label"].to_numpy(), logits_of(rows)
 
-    def judged(some: np.ndarray) -> Calibration:
+    def calibrated_as(some: np.ndarray) -> Calibration:
         return calibration(some, labels, binning, resamples=_resamples(some.size))
 
-    return Calibrated(judged(logits), scaled, judged(scaled.logits) if scaled else None)
+    return Calibrated(calibrated_as(logits), scaled, calibrated_as(scaled.logits) if scaled else None)

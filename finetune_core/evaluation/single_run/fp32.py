@@ -1,4 +1,4 @@
-"""A run's images asked about anew: by an exported file, or by its best checkpoint in fp32, where the run was judged in bf16."""
+"""A run's images classified anew: by an exported file, or by its best checkpoint in fp32, where the run was evaluated in bf16."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def answers(images: RunImages, rows: np.ndarray, info: BackboneInfo, size: int, 
 
 
 def can_be_evaluated(run: Run) -> bool:
-    """Whether ``evaluate_in_fp32`` has something to do: the run has ended, judged in another precision."""
+    """Whether ``evaluate_in_fp32`` has something to do: the run has ended, evaluated in another precision."""
     return run.history.end is not None and run.judged and evaluation_precision(run) not in (None, FINAL_PRECISION)
 
 

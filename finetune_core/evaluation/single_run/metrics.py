@@ -98,18 +98,18 @@ class Evaluation:
 
 
 def evaluated_splits(table: pd.DataFrame) -> list[str]:
-    """The splits that were predicted, the one to be believed first: choosing the best epoch made validation optimistic."""
+    """The splits that were predicted, the least biased first: the best epoch was chosen on the validation images."""
     present = set(table["split"])
     return [split for split in (TEST, VAL) if split in present]
 
 
 def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = None) -> Evaluation:
-    """Judge one split of a table of predictions.
+    """Evaluate one split of a table of predictions.
 
     Args:
         table: as ``load_predictions`` gives it.
         classes: names; a label is an index into it.
-        split: which one; the most trustworthy when None.
+        split: which one; the least biased when None.
 
     Raises:
         RunError: when the split was not predicted.
@@ -121,7 +121,7 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     if split not in evaluated_splits(table):  # asked of names first: a column of text refuses to look for a lone surrogate
         raise RunError(f"The run has no predictions for {split} images; it has {', '.join(evaluated_splits(table))}.")
     rows = table[table["split"] == split].reset_index(drop=True)
-    labels, probabilities, losses = judged_arrays(rows)
+    labels, probabilities, losses = arrays_of(rows)
     predicted = probabilities.argmax(1)
     correct = predicted == labels
     accuracy, low, high = accuracy_interval(int(correct.sum()), len(rows))
@@ -159,7 +159,7 @@ def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = 
     )
 
 
-def judged_arrays(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def arrays_of(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels int ``[n]``, probabilities float64 ``[n, classes]`` and cross-entropies ``[n]`` of rows of a table of predictions."""
     labels = rows["label"].to_numpy()
     logs = log_softmax(logits_of(rows), axis=1)
@@ -189,7 +189,7 @@ def confusion_order(confusion: np.ndarray) -> list[int]:
 
 
 def _percent(value: float) -> str:
-    return NOT_DEFINED if np.isnan(value) else f"{value:.1%}"
+    return NOT_DEFINED if np.isnan(value) else percent(value)
 
 
 def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The numbers that sum up a split, each with a bootstrap interval. Written for many resamples at once: one column a resample."""
+"""The numbers that sum up a split, each with a bootstrap interval. Written for many resamples at once: one column per resample."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,8 +81,8 @@ def score(
         resamples: 0 for no intervals (they are NaN).
     """
     parts = _Parts(labels, probabilities, losses)
-    value, of_class, gaps = parts.judged(np.ones((len(labels), 1)))
-    drawn = [parts.judged(weights) for weights in resampled(labels, resamples, seed)]
+    value, of_class, gaps = parts.computed(np.ones((len(labels), 1)))
+    drawn = [parts.computed(weights) for weights in resampled(labels, resamples, seed)]
     low, high = _interval([one for one, _, _ in drawn], value)
     class_low, class_high = _interval([one for _, one, _ in drawn], of_class)
     if drawn:
@@ -133,7 +133,7 @@ class _Parts:
         place = rank_of(labels, probabilities)
         tops = [k for k in _TOP if k < self.classes]
         squares = (probabilities**2).sum(1) - 2 * probabilities[images, labels] + 1
-        # One row a number that is a mean over images: accuracy first.
+        # One row per number that is a mean over images: accuracy first.
         self.means = np.stack([place == 0, *(place < k for k in tops), losses, squares]).astype(np.float64)
         self.mean_names = ["accuracy", *(f"top_{k}_accuracy" for k in tops), "log_loss", "brier"]
         right = images[place == 0]
@@ -148,7 +148,7 @@ class _Parts:
     def names(self) -> list[str]:
         return [name for name in NAMES if name in self.mean_names or not name.startswith("top_")]
 
-    def judged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def computed(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """``[numbers, resamples]`` in the order of ``names``; ``[classes, 2, resamples]``: ROC AUC and average precision; and
         ``[bins, resamples]``: what each bin adds to the calibration error, with its sign.
 

@@ -290,7 +290,7 @@ LASTS = {
     "a step of another kind": state(step="two"),
     "no number": state(best_accuracy=float("nan")),
     "no count": state(metrics=None),
-    "a count of other classes": state(metrics={"images": [1], "named": [1], "hits": [1], "loss_sum": 1.0}),
+    "a count of other classes": state(metrics={"images": [1], "predicted": [1], "hits": [1], "loss_sum": 1.0}),
     "a best epoch to come": state(best_epoch=2),
 }
 

@@ -9,6 +9,7 @@ from sklearn import metrics as oracle
 
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run.metrics import confusion_order, evaluate, evaluated_splits
+from finetune_core.formatting import percent
 
 CLASSES = ("a", "b", "c", "never seen")
 
@@ -70,6 +71,14 @@ def test_per_class_metrics_are_scikit_learns_and_absent_classes_have_none(width,
     assert (np.diff(share, axis=1) >= 0).all()
     assert result.per_class.loc[images == 0, ["recall_low", "recall_high"]].isna().all(axis=None)
     assert len(result.mistakes) == count - round(oracle.accuracy_score(labels, predicted) * count)
+
+
+def test_shares_in_the_table_of_classes_are_written_as_everywhere_else(table):
+    result = evaluate(table, CLASSES)
+    _, rows = result.class_table()
+    assert rows[0][1:3] == [percent(result.per_class["precision"][0]), percent(result.per_class["recall"][0])]
+    assert rows[0][3] == f"{percent(result.per_class['recall_low'][0])} to {percent(result.per_class['recall_high'][0])}"
+    assert rows[3][2] == "not defined"
 
 
 def test_wilson_interval_of_a_known_case():
