@@ -45,26 +45,31 @@ def machine() -> None:
             border=True,
         )
     with st.expander("Which backbones are ready"):
-        st.markdown(
-            f"`{PACKAGED}` is installed with Thaw and works without a network. "
-            "The weights of the others come from torchvision when they are first used."
-        )
-        infos = [backbone_info(name) for name in backbone_names()]
-        st.dataframe(
-            {
-                "Backbone": [info.name for info in infos],
-                "Million parameters": [info.parameters / 1e6 for info in infos],
-                "ImageNet accuracy": [info.top1 for info in infos],
-                "Ready": [info.ready for info in infos],
-            },
-            column_config={
-                "Million parameters": st.column_config.NumberColumn(format="%.1f"),
-                "ImageNet accuracy": st.column_config.NumberColumn(
-                    format="%.1f %%", help="Published accuracy of these weights on ImageNet's 1,000 classes."
-                ),
-            },
-            hide_index=True,
-        )
+        backbones()
+
+
+def backbones() -> None:
+    """Which are ready, and how large and good all of them are."""
+    st.markdown(
+        f"`{PACKAGED}` is installed with Thaw and works without a network. "
+        "The weights of the others come from torchvision when they are first used."
+    )
+    infos = [backbone_info(name) for name in backbone_names()]
+    st.dataframe(
+        {
+            "Backbone": [info.name for info in infos],
+            "Million parameters": [info.parameters / 1e6 for info in infos],
+            "ImageNet accuracy": [info.top1 for info in infos],
+            "Ready": [info.ready for info in infos],
+        },
+        column_config={
+            "Million parameters": st.column_config.NumberColumn(format="%.1f"),
+            "ImageNet accuracy": st.column_config.NumberColumn(
+                format="%.1f %%", help="Published accuracy of these weights on ImageNet's 1,000 classes."
+            ),
+        },
+        hide_index=True,
+    )
 
 
 def recent_runs() -> None:

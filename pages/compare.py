@@ -191,8 +191,7 @@ def pairs(comparison: Comparison) -> None:
         st.caption(plain(f"Those of {comparison.arms[first].title}; the table holds all {len(comparison.pairs)} pairs."))
     for pair in drawn:
         words = of_pair(comparison.arms, pair)
-        said = "  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS)
-        st.markdown(said)
+        st.markdown("  \n".join(f"{claim_badge(claim)} {plain(getattr(words, claim))}" for claim in CLAIMS))
     with st.expander("Tests and intervals"):
         table(*pairs_table(comparison), key="pairs")
 

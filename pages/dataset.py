@@ -152,7 +152,7 @@ except FinetuneError as error:
     st.error(plain(str(error)), icon=":material/error:")
     st.stop()
 if not root:
-    st.info("Choose images above, or take the sample.", icon=":material/info:")
+    st.info("Choose images above, or use the sample.", icon=":material/info:")
     st.stop()
 with st.container(horizontal=True, vertical_alignment="center"):
     st.markdown(f":material/photo_library: **{plain(data_name(root))}**", width="stretch")

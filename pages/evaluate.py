@@ -130,7 +130,8 @@ def forget_row() -> None:
     st.session_state["rows_forgotten"] = st.session_state.get("rows_forgotten", 0) + 1
 
 
-def matrix(result: Evaluation, mark: str) -> None:
+def matrix_view(result: Evaluation) -> tuple[str, str]:
+    """What the cells say, one of ``NUMBERS``, and how the classes are sorted, one of ``ORDERS``."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shares = st.segmented_control(
             "Numbers",
@@ -154,6 +155,11 @@ def matrix(result: Evaluation, mark: str) -> None:
                 persist_state="session",
                 help="By confusion: classes that are often confused are adjacent.",
             )
+    return shares, order
+
+
+def matrix(result: Evaluation, mark: str) -> None:
+    shares, order = matrix_view(result)
     key = f"confusion-{mark}-{shares}-{order}"
     st.plotly_chart(
         confusion_heatmap(

@@ -11,7 +11,7 @@ from finetune_core.runs.store import Run
 from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.evaluation.export import export_buttons
-from pages.shared.evaluation.prediction import Classifier, get_to_know, load_classifier, many, show_image
+from pages.shared.evaluation.prediction import Classifier, load_classifier, many, offer_neighbours, show_image
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
@@ -21,16 +21,20 @@ from pages.shared.runs.picker import choose_run, choose_runs
 MOST_BESIDE = 2  # runs: three columns are what a screen holds
 MOST_CLASSES = 12
 KINDS = sorted(suffix[1:] for suffix in EXTENSIONS)
-INPUTS = {"files": ":material/upload: Files", "camera": ":material/photo_camera: Camera", "many": ":material/folder_zip: Many"}
+INPUTS = {
+    "files": ":material/upload: Files",
+    "camera": ":material/photo_camera: Camera",
+    "many": ":material/folder_zip: Archive",
+}
 
 
-def knows(one: Classifier) -> str:
+def classes_text(one: Classifier) -> str:
     names = ", ".join(one.classes[:MOST_CLASSES]) + (", …" if len(one.classes) > MOST_CLASSES else "")
     return f"This network distinguishes {things(len(one.classes), 'class', 'classes')}: {names}."
 
 
 def loaded(runs: list[Run]) -> list[Classifier]:
-    """The networks that can be had; why others cannot is said."""
+    """The networks that can be loaded; the page says why others cannot."""
     found = []
     for run in runs:
         try:
@@ -87,12 +91,12 @@ def present(runs: list[Run]) -> None:
     if not classifiers:
         st.stop()
     kind = st.segmented_control(
-        "From", ["files", "camera"], format_func=INPUTS.get, default="files", required=True, label_visibility="collapsed"
+        "Input", ["files", "camera"], format_func=INPUTS.get, default="files", required=True, label_visibility="collapsed"
     )
     given = inputs(kind)
     for key, name, image in reversed(given):
         show_image(key, name, image, classifiers, brief=True, heading=len(given) > 1)
-    st.caption(plain(knows(classifiers[0])))
+    st.caption(plain(classes_text(classifiers[0])))
     st.stop()
 
 
@@ -102,7 +106,7 @@ def try_out(runs: list[Run]) -> None:
     if not classifiers or classifiers[0].run is not chosen:
         return
     kind = st.segmented_control(
-        "From",
+        "Input",
         list(INPUTS),
         format_func=INPUTS.get,
         default="files",
@@ -111,13 +115,13 @@ def try_out(runs: list[Run]) -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    get_to_know(classifiers)
+    offer_neighbours(classifiers)
     if kind == "many":
         many(classifiers)
     else:
         given = inputs(kind)
         if not given:
-            st.info(plain(f"Give it an image. {knows(classifiers[0])}"), icon=":material/upload:")
+            st.info(plain(f"Upload an image. {classes_text(classifiers[0])}"), icon=":material/upload:")
         for key, name, image in given:
             show_image(key, name, image, classifiers)
         if not all(one.near for one in classifiers):

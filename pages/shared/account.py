@@ -21,7 +21,7 @@ def gate() -> None:
     if not sign_in_asked() or st.user.is_logged_in:
         return
     st.title("Thaw", anchor=False)
-    st.markdown("Fine-tune pretrained image classifiers. This server wants to know who you are.")
+    st.markdown("Fine-tune pretrained image classifiers. Sign in to continue.")
     named = [name for name, part in st.secrets["auth"].items() if isinstance(part, Mapping)]
     for name in named or [None]:
         words = f"Sign in with {name.capitalize()}" if name else "Sign in"

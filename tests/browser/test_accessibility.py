@@ -99,7 +99,7 @@ def test_from_home_to_a_verdict_with_the_keyboard_alone(server, page, tab_to, no
 
     page.goto(server.url)
     press("link", "Dataset")
-    press("button", "Take the sample")
+    press("button", "Use the sample")
     press("button", "Configure the training")
     fill("Epochs", "1")
     fill("Image size (pixels)", "32")

@@ -83,7 +83,7 @@ def test_fields_stay_when_data_are_chosen(server, page, marked, no_error_on):
     page.goto(f"{server.url}/configure")
     page.get_by_text("No data set is chosen yet").wait_for()
     unchanged = marked(page)
-    page.get_by_role("button", name="Take the sample").click()
+    page.get_by_role("button", name="Use the sample").click()
     page.get_by_text(re.compile("10 epochs")).wait_for()
     unchanged()
     field(page, "Epochs").fill("7")

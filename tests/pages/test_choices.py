@@ -75,7 +75,7 @@ def labels(at):
 @pytest.mark.parametrize("name", ["dataset", "configure", "compare"])
 def test_with_nothing_chosen_there_is_no_data_and_nothing_can_be_trained(name):
     at = opened(name)
-    assert "Take the sample" in labels(at)
+    assert "Use the sample" in labels(at)
     assert "Start training" not in labels(at)
     assert not [label for label in labels(at) if label.startswith("Start ")]
     assert not at.metric

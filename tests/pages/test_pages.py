@@ -93,7 +93,7 @@ def test_home_tells_the_state_of_the_machine():
 def test_dataset_shows_the_sample_once_it_is_taken():
     at = opened("dataset")
     assert not at.metric
-    next(button for button in at.button if button.label == "Take the sample").click().run()
+    next(button for button in at.button if button.label == "Use the sample").click().run()
     assert at.query_params["data"] == "digits"
     result = {metric.label: metric.value for metric in at.metric}
     assert result == {"Images": "1,797", "Classes": "10", "Training": "1,259", "Validation": "269", "Test": "269"}

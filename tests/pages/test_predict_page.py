@@ -13,8 +13,8 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder, neighbours_changed
-from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.prediction.neighbours import Encoder, compute_neighbourhood, encoder, neighbours_changed
+from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
 from tests.trained import NASTY
@@ -99,6 +99,22 @@ def test_known_training_images_stand_beside_a_new_one_and_strangers_are_flagged(
     give(at, ("board.png", checkerboard()))
     assert "Unlike anything in training" in words(at)
     assert "Nearest training images" in words(opened_again(runs[0])), "it is kept for the next time"
+
+
+def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
+    finish(compute_neighbourhood(runs[0], encoder(load_predictor(runs[0]))))
+    computed = []
+    for kind, name in ((Predictor, "probabilities"), (Encoder, "look")):
+        real = getattr(kind, name)
+        monkeypatch.setattr(kind, name, lambda *args, real=real, name=name: computed.append(name) or real(*args))
+    at = opened(run=runs[0].run_id)
+    give(at, ("000.png", image_of(runs[0], "blue/000.png")))
+    assert sorted(computed) == ["look", "probabilities"]
+    at.run()
+    assert len(computed) == 2
+    give(at, ("another name.png", image_of(runs[0], "blue/000.png")), ("001.png", image_of(runs[0], "blue/001.png")))
+    assert len(computed) == 4, "one image was new"
+    assert len([one for one in at.markdown if one.value.startswith("## ")]) == 2
 
 
 def opened_again(run):
@@ -189,7 +205,7 @@ def test_what_is_pressed_meanwhile_does_not_end_the_naming(runs, held_back, give
 
     def press_on(at):
         at.selectbox(key="run_box").set_value(runs[0].run_id).run()
-        assert at.button(key="name-them").disabled
+        assert at.button(key="classify").disabled
         assert any(button.label == "Stop" for button in at.button)
         gate.set()
 

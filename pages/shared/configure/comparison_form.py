@@ -137,32 +137,38 @@ def _choices(base: RunConfig) -> Wanted:
         help="A seed determines the initial weights of the head and the order of the images. With one, a lucky run looks like a better strategy; three show the variation between seeds.",
     )
     with st.expander("Backbones, training fractions, cuts"):
-        backbones = st.multiselect(
-            "Backbones",
-            backbone_names(),
-            key=settings.comparison_key("backbones"),
-            persist_state="session",
-            placeholder=base.backbone,
-            help="The pretrained networks to start from. Empty: the one of the Configure page.",
-        )
-        fractions = st.multiselect(
-            "Training fractions",
-            settings.FRACTIONS,
-            format_func=lambda share: percent(share, 0),
-            key=settings.comparison_key("fractions"),
-            persist_state="session",
-            placeholder=percent(base.train_fraction, 0),
-            help="Also train on a part of the images, to see what more data is worth. A larger part contains the smaller ones; all are evaluated on the same images.",
-        )
-        cuts = st.multiselect(
-            "First stage that trains",
-            [stage.name for stage in network_stages(base.backbone)][1:-1],
-            key=settings.comparison_key("cuts"),
-            persist_state="session",
-            placeholder="no additional cuts",
-            help=f"Additional strategies: train {base.backbone} from this stage to the head. Shows which cut is best.",
-        )
+        backbones, fractions, cuts = _more_choices(base)
     return Wanted([*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions)
+
+
+def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
+    """Backbones, training fractions, and stages to train from."""
+    backbones = st.multiselect(
+        "Backbones",
+        backbone_names(),
+        key=settings.comparison_key("backbones"),
+        persist_state="session",
+        placeholder=base.backbone,
+        help="The pretrained networks to start from. Empty: the one of the Configure page.",
+    )
+    fractions = st.multiselect(
+        "Training fractions",
+        settings.FRACTIONS,
+        format_func=lambda share: percent(share, 0),
+        key=settings.comparison_key("fractions"),
+        persist_state="session",
+        placeholder=percent(base.train_fraction, 0),
+        help="Also train on a part of the images, to see what more data is worth. A larger part contains the smaller ones; all are evaluated on the same images.",
+    )
+    cuts = st.multiselect(
+        "First stage that trains",
+        [stage.name for stage in network_stages(base.backbone)][1:-1],
+        key=settings.comparison_key("cuts"),
+        persist_state="session",
+        placeholder="no additional cuts",
+        help=f"Additional strategies: train {base.backbone} from this stage to the head. Shows which cut is best.",
+    )
+    return backbones, fractions, cuts
 
 
 def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:

@@ -14,7 +14,7 @@ from finetune_core.training.hyperrule import rule_of
 from pages.shared.configure import form, settings
 from pages.shared.configure.weights import download_size
 
-_SAID = "preset_said"
+_APPLIED = "preset_applied"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Preset:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Applied:
     """What a preset found, and what it left: the form's fields by name."""
 
     title: str
@@ -70,9 +70,9 @@ def draw_presets(dataset: Dataset | None) -> None:
         for preset in (*_RECIPES, *([_by_size(dataset)] if dataset else [])):
             _button(preset)
     with st.container():  # always there, so that nothing below is drawn anew
-        said = st.session_state.get(_SAID)
-        if said and said.after == _form():
-            _say(said)
+        applied = st.session_state.get(_APPLIED)
+        if applied and applied.after == _form():
+            _changes(applied)
 
 
 def _by_size(dataset: Dataset) -> Preset:
@@ -111,7 +111,7 @@ def _lacking(preset: Preset) -> str:
     return "" if info.ready else download_size([info])
 
 
-@st.dialog("Switch to a network without its weights?")
+@st.dialog("Switch to a backbone without its weights?")
 def _confirm(preset: Preset, lacking: str) -> None:
     name = preset.settings["backbone"]
     st.markdown(
@@ -120,8 +120,8 @@ def _confirm(preset: Preset, lacking: str) -> None:
     )
     with st.container(horizontal=True):
         switch = st.button(f"Switch to {name}", on_click=_apply, args=(preset,), key="preset-anyway")
-        stay = st.button("Stay", key="preset-stay")
-    if switch or stay:
+        cancel = st.button("Cancel", key="preset-cancel")
+    if switch or cancel:
         st.rerun()
 
 
@@ -129,13 +129,13 @@ def _apply(preset: Preset) -> None:
     """A callback: before the widgets are drawn."""
     before = _form()
     (settings.apply_recipe if preset.whole else settings.set_fields)(dict(preset.settings))
-    st.session_state[_SAID] = _Said(preset.title, before, _form())
+    st.session_state[_APPLIED] = _Applied(preset.title, before, _form())
 
 
-def _take_back(said: _Said) -> None:
+def _undo(applied: _Applied) -> None:
     """A callback, too."""
-    st.session_state.update(said.before)
-    del st.session_state[_SAID]
+    st.session_state.update(applied.before)
+    del st.session_state[_APPLIED]
 
 
 def _form() -> dict[str, Any]:
@@ -146,16 +146,18 @@ def _form() -> dict[str, Any]:
     }
 
 
-def _say(said: _Said) -> None:
+def _changes(applied: _Applied) -> None:
     changed = [
-        f"{one.label} {form.value_text(one, said.before[key])} → **{form.value_text(one, said.after[key])}**"
+        f"{one.label} {form.value_text(one, applied.before[key])} → **{form.value_text(one, applied.after[key])}**"
         for name, one in all_settings().items()
-        if (key := settings.key(name)) in said.after and said.before[key] != said.after[key]
+        if (key := settings.key(name)) in applied.after and applied.before[key] != applied.after[key]
     ]
-    if said.before["weights_from"] != said.after["weights_from"]:
-        changed.append(f"{all_settings()['weights'].label} {said.before['weights_from']} → **{said.after['weights_from']}**")
-    listed = " · ".join(changed) if changed else "changed nothing, the settings were these already"
+    if applied.before["weights_from"] != applied.after["weights_from"]:
+        changed.append(
+            f"{all_settings()['weights'].label} {applied.before['weights_from']} → **{applied.after['weights_from']}**"
+        )
+    listed = " · ".join(changed) if changed else "no change"
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.markdown(f":material/check: *{said.title}*: {listed}.", width="content" if len(changed) < 4 else "stretch")
+        st.markdown(f":material/check: *{applied.title}*: {listed}.", width="content" if len(changed) < 4 else "stretch")
         if changed:
-            st.button("Undo", type="tertiary", icon=":material/undo:", key="preset-undo", on_click=_take_back, args=(said,))
+            st.button("Undo", type="tertiary", icon=":material/undo:", key="preset-undo", on_click=_undo, args=(applied,))

@@ -35,7 +35,7 @@ def analyze(dataset: Dataset, key: str) -> None:
         place = st.empty()
         backbone = ready[0]
         if len(ready) > 1:
-            backbone = st.selectbox("Embeddings of", ready, key=f"embeddings-backbone-{key}", width=260)
+            backbone = st.selectbox("Backbone", ready, key=f"embeddings-backbone-{key}", width=260)
         work = partial(inspect_deeply, dataset, backbone, image_size)
         place.button(
             "Analyze with embeddings",

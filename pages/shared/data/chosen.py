@@ -80,9 +80,9 @@ def offer_data() -> None:
     recent_list(recent_data())
     with st.container(horizontal=True):
         st.button(
-            "Take the sample",
+            "Use the sample",
             icon=":material/bolt:",
-            key="take-sample",
+            key="use-sample",
             on_click=choose_id,
             args=(SAMPLE_NAME,),
             help="1,797 real handwritten digits in ten classes (UCI, as in scikit-learn).",

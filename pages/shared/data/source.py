@@ -1,4 +1,4 @@
-"""Where the images come from: the sample, a folder of the server, an upload, or a public set."""
+"""Where the images come from: the sample, a folder of the server, an upload, or a public data set."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ from pages.shared.data.chosen import choose_data, data_folder, offer_data, reada
 from pages.shared.data.datasets import answered
 from pages.shared.jobs import begin, forget, outcome, wait_for
 
-_SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public sets"}
+_SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public data sets"}
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
 FOLDERS = "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such subfolders."
 
@@ -50,7 +50,7 @@ def choose_source() -> None:
 
 
 def _ways() -> None:
-    """A folder of the server, an upload, a public set.
+    """A folder of the server, an upload, a public data set.
 
     Raises:
         FinetuneError: when what is to be chosen cannot be had.
@@ -140,7 +140,7 @@ def _uploaded_before() -> None:
             answered(lambda: choose_data(again))
 
     st.selectbox(
-        "Uploaded before",
+        "Previous uploads",
         list(before),
         index=None,
         format_func=before.get,
@@ -153,16 +153,16 @@ def _uploaded_before() -> None:
 def _public() -> None:
     names = list(PUBLIC_SETS)
     name = st.selectbox(
-        "Public set", names, format_func=lambda one: PUBLIC_SETS[one].title, key="public_name", persist_state="session"
+        "Public data set", names, format_func=lambda one: PUBLIC_SETS[one].title, key="public_name", persist_state="session"
     )
     one = PUBLIC_SETS[name]
     st.markdown(
-        f"{plain(one.about)} {number(one.images)} images, {number(one.classes)} classes. [Its page]({one.source}). "
+        f"{plain(one.about)} {number(one.images)} images, {number(one.classes)} classes. [Source]({one.source}). "
         f"**Licence:** {plain(one.licence)}"
     )
     key = f"fetch:{name}"
     if is_fetched(name):
-        if st.button("Take it", icon=":material/check:", key="take-public"):
+        if st.button("Use it", icon=":material/check:", key="use-public"):
             _chosen(public_folder(name))
     else:
         words = f"Download ({size(one.download_bytes)}, {size(one.disk_bytes)} on the disk)"

@@ -14,6 +14,10 @@ from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
 
 _PER_BIN = 20  # images: with fewer, what is called an error is chance for the most part
+_ECE = (
+    "Expected calibration error: mean gap between confidence and accuracy over the bins above, weighted by their number of images. "
+    "It depends on the bins."
+)
 
 
 def calibration(run: Run, result: Evaluation) -> None:
@@ -46,14 +50,25 @@ def _reliability(run: Run, result: Evaluation) -> None:
     )
     found = calibrated(run, result.split, binning)
     before, scaled, after = found.before, found.scaling, found.after
-    what = (
-        "Expected calibration error: mean gap between confidence and accuracy over the bins above, weighted by their number of "
+    _numbers(before, scaled, after)
+    st.plotly_chart(
+        reliability_diagram({"unscaled": before.bins} | ({"scaled": after.bins} if after else {})),
+        key="reliability",
+        alt="Reliability diagram: accuracy against confidence",
     )
-    what += "images. It depends on the bins."
+    caption = "Bars: 95 % intervals (Wilson) of the unscaled points; of the ECE: bootstrap, corrected for its bias. "
+    caption += _scaling_in_words(scaled)
+    if result.images < BINS * _PER_BIN:
+        caption += " With so few images, the calibration error is overestimated: chance alone moves points off the line."
+    st.caption(caption)
+
+
+def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | None) -> None:
+    """Calibration errors before and after temperature scaling, where there could be one, and what that was."""
     with st.container(horizontal=True):
-        _error("ECE", before, what)
+        _error("ECE", before, _ECE)
         if after:
-            _error("ECE, scaled", after, f"{what} After temperature scaling.")
+            _error("ECE, scaled", after, f"{_ECE} After temperature scaling.")
             words = " and ".join(f"{one:.2f}" for one in scaled.temperatures)
             note = "What logits are divided by (Guo et al. 2017). Above 1: the network was overconfident. The predicted classes stay the same."
             st.metric("Temperature", words, help=note, border=True, height="stretch")
@@ -66,16 +81,6 @@ def _reliability(run: Run, result: Evaluation) -> None:
                 border=True,
                 height="stretch",
             )
-    st.plotly_chart(
-        reliability_diagram({"as it is": before.bins} | ({"scaled": after.bins} if after else {})),
-        key="reliability",
-        alt="Reliability diagram: accuracy against confidence",
-    )
-    caption = "Bars: 95 % intervals (Wilson) of the points as they are; those of the ECE: bootstrap, corrected for its bias. "
-    caption += _scaling_in_words(scaled)
-    if result.images < BINS * _PER_BIN:
-        caption += " With so few images, the calibration error is overestimated: chance alone moves points off the line."
-    st.caption(caption)
 
 
 def _error(label: str, found: Calibration, meaning: str) -> None:

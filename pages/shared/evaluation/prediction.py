@@ -54,7 +54,7 @@ class Classifier:
 
     Attributes:
         looks: None where the network cannot be cut before its head.
-        near: None before ``get_to_know``.
+        near: None before ``offer_neighbours``.
     """
 
     run: Run
@@ -89,12 +89,23 @@ def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
     return known_neighbourhood(store().run(run_id), _encoder(run_id, changed))
 
 
+# Every click on the page asks for all images again: what was computed of one is kept, by its content.
+@st.cache_data(max_entries=500, show_spinner=False)
+def _probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
+    return predictor(store().run(run_id)).probabilities([image])[0]
+
+
+@st.cache_data(max_entries=500, show_spinner=False)
+def _features(run_id: str, changed: int, image: bytes) -> np.ndarray:
+    return _encoder(run_id, changed).look(image)[0]
+
+
 @st.cache_data(max_entries=50, show_spinner="Computing Grad-CAM")
 def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]) -> Explanation:
     return explain(predictor(store().run(run_id)), image, classes)
 
 
-def get_to_know(classifiers: list[Classifier]) -> None:
+def offer_neighbours(classifiers: list[Classifier]) -> None:
     """Offer to compute the training images' features for networks that have none yet."""
     unknown = [one for one in classifiers if one.looks and one.near is None]
     if not unknown:
@@ -104,7 +115,7 @@ def get_to_know(classifiers: list[Classifier]) -> None:
         st.button(
             "Show nearest training images",
             icon=":material/grid_view:",
-            key="get-to-know",
+            key="compute-neighbours",
             help="Runs the training images through the network once. After that, each new image is shown with its nearest neighbours, and images unlike anything in training are flagged.",
             on_click=begin,
             args=(key, "Computing the features of the training images", partial(_neighbourhoods, unknown, readable_roots())),
@@ -145,9 +156,10 @@ def show_image(
 
 
 def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) -> None:
+    run_id, changed = one.run.run_id, predictions_changed(one.run.run_dir)
     try:
-        probabilities = predictor(one.run).probabilities([image])[0]
-        features = one.looks.look(image)[0] if one.near else None
+        probabilities = _probabilities(run_id, changed, image)
+        features = _features(run_id, changed, image) if one.near else None
     except ImageError as error:
         st.error(plain(f"{name}: {error}"), icon=":material/broken_image:")
         return
@@ -229,7 +241,7 @@ def many(classifiers: Sequence[Classifier]) -> None:
         words if len(classifiers) == 1 else f"{words} with {things(len(classifiers), 'network')}",
         type="primary",
         icon=":material/play_arrow:",
-        key="name-them",
+        key="classify",
         on_click=begin,
         args=(key, "Classifying images", partial(_predictions, classifiers, networks, upload)),
         kwargs={"kept": False},

@@ -108,24 +108,7 @@ def curves(run: Run, result: Evaluation) -> None:
     with st.spinner("Bootstrapping the intervals"):
         drawn = {one: class_curves(run, result.split, one) for one in chosen}
         areas = scores(run, result.split)
-    left, right = st.columns(2)
-    with left:
-        st.markdown(
-            "**ROC**",
-            help="Each point is one threshold on the probability of the class: true positive rate against false positive rate. The nearer to the top left, the better.",
-        )
-        st.plotly_chart(roc_curves(_by_name(result, drawn)), key="roc", alt="ROC curves of the chosen classes")
-    with right:
-        st.markdown(
-            "**Precision-recall**",
-            help="More informative than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
-            "of the images), which is the precision at chance level.",
-        )
-        st.plotly_chart(
-            recall_precision_curves(_by_name(result, drawn)),
-            key="recall-precision",
-            alt="Precision against recall for the chosen classes",
-        )
+    _two_curves({result.classes[one]: curve for one, curve in drawn.items()})
     st.dataframe(_areas(result, areas), hide_index=True, height="content" if len(hardest) <= _MOST_CURVES else 320)
     text = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
     few = [result.classes[one] for one in drawn if result.per_class.at[one, "images"] < FEW]
@@ -134,8 +117,30 @@ def curves(run: Run, result: Evaluation) -> None:
     st.caption(plain(text))
 
 
-def _by_name(result: Evaluation, drawn: dict[int, OneVsRest]) -> dict[str, OneVsRest]:
-    return {result.classes[one]: curve for one, curve in drawn.items()}
+def _two_curves(drawn: dict[str, OneVsRest]) -> None:
+    """Side by side.
+
+    Args:
+        drawn: by name of the class.
+    """
+    left, right = st.columns(2)
+    with left:
+        st.markdown(
+            "**ROC**",
+            help="Each point is one threshold on the probability of the class: true positive rate against false positive rate. The nearer to the top left, the better.",
+        )
+        st.plotly_chart(roc_curves(drawn), key="roc", alt="ROC curves of the chosen classes")
+    with right:
+        st.markdown(
+            "**Precision-recall**",
+            help="More informative than ROC for rare classes. The nearer to the top right, the better. Dotted: the prevalence of the class (its share "
+            "of the images), which is the precision at chance level.",
+        )
+        st.plotly_chart(
+            recall_precision_curves(drawn),
+            key="recall-precision",
+            alt="Precision against recall for the chosen classes",
+        )
 
 
 def _areas(result: Evaluation, found: Scores) -> pd.DataFrame:

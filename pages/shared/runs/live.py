@@ -156,7 +156,7 @@ def _stages(run: Run) -> None:
     """How strongly each stage is pulled, and how far it moves."""
     history = run.history
     if not history.measured:
-        st.caption("Nothing measured yet: a few steps per epoch are.")
+        st.caption("No measurements yet: a few steps of each epoch are measured.")
         return
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
         with column:
@@ -172,7 +172,7 @@ def _flips(run: Run) -> None:
         st.error(plain(str(error)))
         return
     if len(history.predicted) < 2:
-        st.caption("Two epochs have to end first.")
+        st.caption("Available after two epochs.")
         return
     changed, classes = flips(history), run.history.started["classes"]
     if not changed:
@@ -199,7 +199,9 @@ def _flip_in_words(flip: Flip, classes: list[str]) -> str:
 
 def _log(run: Run) -> None:
     lines = log_lines(run.history.notable)
-    st.code("\n".join(reversed(lines)) or "Nothing yet.", language=None, height=min(400, 60 + 24 * len(lines)), wrap_lines=True)
+    st.code(
+        "\n".join(reversed(lines)) or "No events yet.", language=None, height=min(400, 60 + 24 * len(lines)), wrap_lines=True
+    )
 
 
 def _engine(run: Run) -> None:

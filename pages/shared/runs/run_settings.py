@@ -3,7 +3,7 @@
 import streamlit as st
 
 from finetune_core.commands.repeat import train_command
-from finetune_core.config import all_settings
+from finetune_core.config import RunConfig, all_settings
 from finetune_core.config.changes import changed_settings
 from finetune_core.data.edits import edits_in_words
 from finetune_core.runs.record import CONFIG_FILE
@@ -41,18 +41,23 @@ def run_settings(run: Run) -> None:
         if edits := edits_in_words(config.edits):
             st.caption(plain(f"The command names the run's file, because changes to single images have no option: {edits}."))
         with st.container(horizontal=True):
-            with st.popover("All settings", icon=":material/list:"):
-                st.table(
-                    {
-                        plain(one.label): form.value_text(one, getattr(config, name))
-                        for name, one in all_settings().items()
-                        if one.section
-                    },
-                    border="horizontal",
-                    alt="All settings of this run",
-                )
-            with st.popover("JSON", icon=":material/data_object:"):
-                st.code(config.model_dump_json(indent=2, exclude={"edits"}), language="json")
-                if config.edits:
-                    st.caption(f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds.")
+            _everything(config)
         st.caption(plain(f"Run folder: {run.run_dir}"))
+
+
+def _everything(config: RunConfig) -> None:
+    """All settings, as a table and as JSON."""
+    with st.popover("All settings", icon=":material/list:"):
+        st.table(
+            {
+                plain(one.label): form.value_text(one, getattr(config, name))
+                for name, one in all_settings().items()
+                if one.section
+            },
+            border="horizontal",
+            alt="All settings of this run",
+        )
+    with st.popover("JSON", icon=":material/data_object:"):
+        st.code(config.model_dump_json(indent=2, exclude={"edits"}), language="json")
+        if config.edits:
+            st.caption(f"Without the changes to single images, which {CONFIG_FILE} in the run's folder holds.")
