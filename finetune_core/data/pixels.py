@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 
 from finetune_core.data.decode import read_square
@@ -86,7 +87,7 @@ def decode_pixels(paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, s
     Returns:
         The pixels; of the wanted images, those that could not be read are in ``failed``.
     """
-    name = f"pixels-{side}"
+    name = f"pixels-{side}-{PIL.__version__}"  # another version may decode or resize otherwise
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):

@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from finetune_core.errors import ConfigError
+from finetune_core.formatting import things
 
 # By default convolutions in "fp32" on a recent NVIDIA GPU keep 10 bits of each factor (TF32), which no other device does.
 torch.backends.cudnn.allow_tf32 = False
@@ -93,4 +94,4 @@ def _label(kind: str) -> str:
     if kind == "mps":
         return "Apple GPU"
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{name}, {things(torch.get_num_threads(), 'thread')}"

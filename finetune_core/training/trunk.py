@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from finetune_core.work import Work
 
 _BATCH = 32
 _EPOCHS_PER_VIEW = 4
+_VERSIONS = tuple(version(library) for library in ("torch", "torchvision", "timm", "pillow"))  # what computes the activations
 
 LoadImages = Callable[[np.ndarray], torch.Tensor]
 
@@ -77,7 +79,7 @@ class TrunkTables:
     def name(self, cut: int, view: str = "") -> str:
         info = self.network.info
         known = (self.network.weights_hash, info.name, info.mean, info.std, self.image_size, self.device.kind)
-        digest = hashlib.sha256(repr((*known, self.device.precision, view, torch.__version__)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr((*known, self.device.precision, view, _VERSIONS)).encode()).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
     def seconds_per_row(self, cut: int) -> float | None:

@@ -144,6 +144,14 @@ def test_images_that_were_added_are_the_only_ones_computed(config, image_folder,
     assert (emitted["found"], emitted["rows"]) == (36, 41)
 
 
+def test_another_version_of_a_library_is_another_table(config, tmp_path, monkeypatch):
+    run(config(), tmp_path / "before")
+    monkeypatch.setattr(trunk, "_VERSIONS", (*trunk._VERSIONS[:-1], "another"))
+    emitted, _ = run(config(), tmp_path / "after")
+    assert (emitted["found"], emitted["rows"]) == (0, 36)
+    assert len(trunk._VERSIONS) == 4
+
+
 def test_a_changed_image_is_computed_again(config, tmp_path):
     run(config(), tmp_path / "before")
     victim = next((tmp_path / "images" / "red").iterdir())

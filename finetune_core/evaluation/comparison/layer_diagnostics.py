@@ -277,7 +277,7 @@ def _gradient_shares(run: Run) -> dict[str, float]:
 
 
 def _length(tensors: Any) -> float:
-    return float(sum(float(tensor.detach().double().square().sum()) for tensor in tensors) ** 0.5)
+    return float(sum(float(tensor.detach().cpu().double().square().sum()) for tensor in tensors) ** 0.5)
 
 
 def _defined(value: float | None) -> float | None:
