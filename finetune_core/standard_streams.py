@@ -59,7 +59,7 @@ class _Progress(io.TextIOWrapper):
 
 
 def _over(kind: type[io.TextIOWrapper], stream: TextIO) -> io.TextIOWrapper:
-    return kind(stream.buffer, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+    return kind(stream.buffer, stream.encoding, "backslashreplace", line_buffering=bool(stream.line_buffering))
 
 
 def _fill_closed() -> None:

@@ -34,7 +34,8 @@ def finish(work: Work[T], on_step: Callable[[Step], None] | None = None) -> T:
             try:
                 step = next(work)
             except StopIteration as finished:
-                return finished.value
+                result: T = finished.value
+                return result
             if on_step:
                 on_step(step)
     finally:
@@ -53,7 +54,8 @@ def in_phase(phase: str, work: Work[T], before: int = 0, total: int | None = Non
             try:
                 step = next(work)
             except StopIteration as finished:
-                return finished.value
+                result: T = finished.value
+                return result
             if step.phase:
                 yield step
             else:

@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 NETWORK = "Network"
@@ -93,9 +94,9 @@ def setting(
     Args:
         bounds: what pydantic's ``Field`` takes: ``ge``, ``gt``, ``le``, ``lt``, ``max_length``, …
     """
-    described = {
+    described: JsonDict = {
         "section": section,
-        "choices": dict(choices or {}),
+        "choices": {**(choices or {})},
         "option": option,
         "metavar": metavar,
         "placeholder": placeholder,

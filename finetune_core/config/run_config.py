@@ -469,7 +469,7 @@ class RunConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _numbers_as_people_write_them(cls, value: Any, field: ValidationInfo) -> Any:
-        known = settings_of(cls)[field.field_name]
+        known = settings_of(cls)[str(field.field_name)]
         return as_number(value, known.share) if known.kind == "number" and isinstance(value, str) else value
 
     @model_validator(mode="after")

@@ -71,7 +71,7 @@ def view_folder(folder: Path, roots: Sequence[Path], hidden: Sequence[Path] = ()
     return FolderView(real, up, sum(map(_is_image, entries)), tuple(_subfolders(entries, roots, hidden)))
 
 
-def _subfolders(entries: Sequence[os.DirEntry], roots: Sequence[Path], hidden: Sequence[Path]) -> Iterator[Subfolder]:
+def _subfolders(entries: Sequence[os.DirEntry[str]], roots: Sequence[Path], hidden: Sequence[Path]) -> Iterator[Subfolder]:
     left = _MOST_IN_ALL
     for entry in entries:
         if is_noise(entry.name) or printable(entry.name) != entry.name or not _is_folder(entry):
@@ -103,11 +103,11 @@ def _count(folder: str, most: int) -> tuple[int, int]:
     return images, looked_at
 
 
-def _is_image(entry: os.DirEntry) -> bool:
+def _is_image(entry: os.DirEntry[str]) -> bool:
     return not is_noise(entry.name) and os.path.splitext(entry.name)[1].lower() in EXTENSIONS and not _is_folder(entry)
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself

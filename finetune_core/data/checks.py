@@ -80,7 +80,7 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
             continue
         rows = rows.iloc[order[rows.index].argsort(kind="stable")]
         nature = len(rows) > _WHOLE_SET * len(table)
-        severity = "info" if nature or kind in ("wrong_extension", "over_large", "odd_mode") else "warning"
+        severity: Severity = "info" if nature or kind in ("wrong_extension", "over_large", "odd_mode") else "warning"
         notes = dict(zip(rows["id"], rows["format"] if kind == "wrong_extension" else _sizes(rows), strict=True))
         yield _on_images(kind, severity, rows["id"], words, len(table), notes)
 
@@ -106,17 +106,16 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     if len(classes) == 1:
         message = f"There is only one class: “{classes[0]}”. A classifier needs at least two."
         yield Finding("single_class", "error", message, 1, classes=tuple(classes))
-    counts = table.groupby(["split", "label"]).size()
-    training = counts[TRAIN] if TRAIN in counts else pd.Series(dtype=int)
+    counts = {split: table[table["split"] == split].groupby("label").size() for split in SPLITS}
+    training = counts[TRAIN]
     for split, kind, words in (
         (TRAIN, "class_not_trained", "No training images for {}: the network cannot learn it."),
         (VAL, "class_not_validated", "No validation images for {}: it is not evaluated during training."),
         (TEST, "class_not_tested", "No test images for {}: the test metrics do not cover it."),
     ):
-        if split == TEST and split not in counts:  # no test at all is a choice
+        if split == TEST and counts[split].empty:  # no test at all is a choice
             continue
-        there = counts[split].index if split in counts else ()
-        missing = tuple(name for label, name in enumerate(classes) if label not in there)
+        missing = tuple(name for label, name in enumerate(classes) if label not in counts[split].index)
         if missing:
             yield Finding(kind, "warning", words.format(some(missing)), len(missing), classes=missing)
     few = tuple(classes[label] for label in training.index if training[label] < _FEW)
@@ -126,7 +125,7 @@ def class_findings(table: pd.DataFrame, classes: Sequence[str]) -> Iterator[Find
     if len(training) > 1 and training.max() >= _MANY_TIMES * training.min():
         times = training.max() / training.min()
         message = f"The largest class has {times:.0f} times the training images of the smallest: accuracy alone is misleading."
-        extremes = (classes[training.idxmax()], classes[training.idxmin()])
+        extremes = (classes[training.index[int(training.argmax())]], classes[training.index[int(training.argmin())]])
         yield Finding("imbalance", "warning", message, len(extremes), classes=extremes)
     yield from _similar_names(table, classes)
 
@@ -153,7 +152,8 @@ def _on_images(kind: str, severity: Severity, ids: pd.Series, words: str, total:
 
 
 def _log_sharpness(table: pd.DataFrame) -> pd.Series:
-    return np.log(table["sharpness"].clip(lower=1e-9))
+    logs: pd.Series = np.log(table["sharpness"].clip(lower=1e-9))
+    return logs
 
 
 def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
@@ -162,7 +162,9 @@ def _blurred(sharp: pd.Series, contrast: pd.Series) -> pd.Series:
     if len(usual) < _FEW:
         return pd.Series(False, index=sharp.index)
     deviation = 1.4826 * (usual - usual.median()).abs().median()
-    return (sharp < usual.median() - _BLUR_DEVIATIONS * max(deviation, 0.1)) & (sharp < np.log(_BLURRED)) & (contrast >= _PLAIN)
+    limit = min(usual.median() - _BLUR_DEVIATIONS * max(deviation, 0.1), np.log(_BLURRED))
+    blurred: pd.Series = (sharp < limit) & (contrast >= _PLAIN)
+    return blurred
 
 
 def _differ(rows: pd.DataFrame, key: str, column: str) -> pd.Series:
@@ -196,7 +198,7 @@ def _leaks(kind: str, rows: pd.DataFrame, key: str, table: pd.DataFrame) -> Iter
     exact = kind == "leakage"
     can = "can" if exact else "could"
     inflated = [
-        f"{things(count, 'image')} of {SPLIT_WORDS[split].lower()}: its accuracy {can} come out up to "
+        f"{things(count, 'image')} of {SPLIT_WORDS[str(split)].lower()}: its accuracy {can} come out up to "
         f"{percent(count / (table['split'] == split).sum())} too high"
         for split, count in evaluated["split"].value_counts().items()
     ]

@@ -65,7 +65,8 @@ class ChancePairs:
     def expected(self, distances: np.ndarray) -> np.ndarray:
         """Pairs closer than each of these distances, in the whole set."""
         scale = float(np.mean((self.radius / self.radius.mean()) ** -self.dimension))
-        return self.images / 2 * self.neighbours * scale * (distances / self.radius.mean()) ** self.dimension
+        volumes: np.ndarray = (distances / self.radius.mean()) ** self.dimension
+        return self.images / 2 * self.neighbours * scale * volumes
 
     def farthest(self) -> float:
         """The distance within which copies have to be looked for, were each image one."""
@@ -128,8 +129,10 @@ def _adjusted(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         whole[:] = True
     x, y = source[whole], target[whole]
     gain = float(np.mean((x - x.mean()) * (y - y.mean())) / max(float(x.var()), 1e-6))
-    return np.clip(y.mean() + gain * (source - x.mean()), 0, 255)
+    adjusted: np.ndarray = y.mean() + gain * (source - x.mean())
+    return adjusted.clip(0, 255)
 
 
 def _contrast(image: np.ndarray) -> np.ndarray:
-    return maximum_filter(image, _AROUND) - minimum_filter(image, _AROUND)
+    contrast: np.ndarray = maximum_filter(image, _AROUND) - minimum_filter(image, _AROUND)
+    return contrast

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -105,7 +106,7 @@ class Dataset:
         return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
 
 
-def load_dataset(data: str | Path, **settings) -> Dataset:
+def load_dataset(data: str | Path, **settings: Any) -> Dataset:
     """``index_dataset`` without its progress."""
     return finish(index_dataset(data, **settings))
 

@@ -48,7 +48,7 @@ def read_header(source: Path | bytes) -> ImageHeader:
     """
     with _opened(source) as image:
         width, height = image.size
-        if _orientation(image) in (5, 6, 7, 8):
+        if _lies_on_its_side(image):
             width, height = height, width
         return ImageHeader(width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False))
 
@@ -103,19 +103,20 @@ def thumbnail(source: Path | bytes, side: int) -> bytes:
     """
     image = read_scaled(source, side)
     square = Image.new("RGB", (side, side), _BARS)
-    square.paste(image, tuple((side - length) // 2 for length in image.size))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     buffer = io.BytesIO()
     square.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 
-def _orientation(image: Image.Image) -> int:
+def _lies_on_its_side(image: Image.Image) -> bool:
+    """Whether its EXIF data turn it by a quarter."""
     if image.format == "TIFF":  # Pillow gives a TIFF's size as shown
-        return 1
+        return False
     # Pillow decodes a whole PNG in search of EXIF data behind the pixels; a header has to be quick to read.
     if image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys():
-        return 1
-    return image.getexif().get(_ORIENTATION_TAG, 1)
+        return False
+    return image.getexif().get(_ORIENTATION_TAG) in (5, 6, 7, 8)
 
 
 @contextmanager

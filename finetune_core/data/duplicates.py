@@ -1,6 +1,6 @@
 """Which images are copies of each other, or nearly: candidates from small colour thumbnails, then compared as larger gray squares."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ _KEPT_DIRECTIONS = 31
 _COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
 _SIDE, _SMALL_SIDE, _MANY = 64, 32, 20_000  # pixels of a gray square; where more than so many have to be held at once
 
-Squares = Callable[[Sequence[int], int], Iterator[np.ndarray | None]]
+Squares = Callable[[np.ndarray, int], Iterator[np.ndarray | None]]
 Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 
 
@@ -122,9 +122,10 @@ def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -
     sets = np.arange(len(rows))
     kept = np.zeros(len(pairs), dtype=bool)
     for at, (left, right) in enumerate(inverse.reshape(-1, 2)):
-        if sets[left] == sets[right] or details[left] is None or details[right] is None:
+        one, other = details[left], details[right]
+        if sets[left] == sets[right] or one is None or other is None:
             continue
-        kept[at] = same_picture(details[left], details[right])
+        kept[at] = same_picture(one, other)
         if kept[at]:
             sets[sets == sets[right]] = sets[left]
     return kept
@@ -185,7 +186,8 @@ def _shortened(vectors: np.ndarray) -> np.ndarray:
 
 def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
     links = coo_array((np.ones(len(pairs), dtype=bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return connected_components(links, directed=False)[1]
+    sets: np.ndarray = connected_components(links, directed=False)[1]
+    return sets
 
 
 def united(*columns: np.ndarray) -> np.ndarray:

@@ -95,9 +95,9 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
             case "move":
                 if edit.to not in SPLITS:
                     raise DataError(f"Images can move to {', '.join(SPLITS)}, not to {edit.to!r}.")
-                table.iloc[rows, table.columns.get_loc("split")] = edit.to
+                table.loc[table.index[rows], "split"] = edit.to
             case "relabel":
-                table.iloc[rows, table.columns.get_loc("class")] = edit.to
+                table.loc[table.index[rows], "class"] = edit.to
     return table[~table["id"].isin(excluded)] if excluded else table
 
 

@@ -1,7 +1,7 @@
 """The index: what is known of every file of a data set. Kept as Parquet in the app's own folder; only new and changed files are
 looked at again (by size and time of change)."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict, fields
 from functools import partial
@@ -82,7 +82,7 @@ def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]
     if (near[usable] == _UNKNOWN).any():
         images = rows[usable]
 
-        def squares(positions: Sequence[int], side: int) -> Iterator[np.ndarray | None]:
+        def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
             return gray_squares([root / sample for sample in images["id"].iloc[positions]], side)
 
         comparing = near_sets(images["thumb"], images["content"].to_numpy(np.uint64), squares)
@@ -99,7 +99,7 @@ def _known(file: Path) -> pd.DataFrame:
 
 def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
     """For each listed file its row in what is known; -1 where it is new or has changed."""
-    position = pd.Index(known["id"]).get_indexer(files["id"])
+    position: np.ndarray = pd.Index(known["id"]).get_indexer(files["id"])
     if len(known):
         # What could not be opened may be by now, without another time of change.
         opened = ((known["content"] != 0) | (known["problem"] == "empty_file")).to_numpy()

@@ -128,7 +128,7 @@ class _Walk:
             else:
                 self.notes.append(("not_an_image", printable(below)))
 
-    def _image(self, entry: os.DirEntry, sample: str, name: str, split: str) -> None:
+    def _image(self, entry: os.DirEntry[str], sample: str, name: str, split: str) -> None:
         if printable(sample) != sample:
             self.notes.append(("bad_name", printable(sample)))
         elif self.roots and entry.is_symlink() and not is_within(entry.path, self.roots):
@@ -188,7 +188,7 @@ def _listed_manifest(path: Path, roots: Sequence[Path]) -> Listing:
     return Listing(path.parent, files, tuple(notes))
 
 
-def _size_and_time(file: os.DirEntry | Path) -> tuple[int, int]:
+def _size_and_time(file: os.DirEntry[str] | Path) -> tuple[int, int]:
     try:
         status = file.stat()
     except (OSError, ValueError):
@@ -226,7 +226,7 @@ def _same_split_inside(folder: Path) -> Path:
     return inner[0] if twice else folder
 
 
-def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry, str]]:
+def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry[str], str]]:
     """(file, its path below the root) for each file that is no noise; links to folders are not followed."""
     with os.scandir(folder) as entries:
         found = sorted((entry for entry in entries if not is_noise(entry.name)), key=lambda entry: entry.name)
@@ -238,7 +238,7 @@ def _entries_below(folder: Path, prefix: str) -> Iterator[tuple[os.DirEntry, str
             yield entry, below
 
 
-def _leads_to_folder(entry: os.DirEntry) -> bool:
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link to itself

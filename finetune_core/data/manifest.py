@@ -130,7 +130,8 @@ def _read(path: Path) -> pd.DataFrame:
         if path.suffix.lower() == ".parquet":
             table = pyarrow.parquet.read_table(path)
             table.validate(full=True)  # Arrow itself lets text pass that is not UTF-8
-            return table.to_pandas(ignore_metadata=True)
+            read: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+            return read
         table = pd.read_csv(
             path,
             dtype=str,

@@ -39,8 +39,9 @@ class Pixels:
 
     def readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         """Those of the indices that can still be read, and their squares as in ``batch``; the others go to ``lost``."""
-        if self._held(indices):
-            return indices, self.batch(indices)
+        held = self._held(indices)
+        if held is not None:
+            return indices, held.permute(0, 3, 1, 2)
         found = []
         for index, square in in_threads(lambda index: _square(self.paths[index], self.side), indices):
             if isinstance(square, str):
@@ -56,16 +57,15 @@ class Pixels:
         Raises:
             ImageError: when a file that could be read before no longer can.
         """
-        if self._held(indices):
-            squares = self.kept.batch(indices)
-        else:
+        squares = self._held(indices)
+        if squares is None:
             read = in_threads(lambda index: read_square(self.paths[index], self.side), indices)
             squares = torch.from_numpy(np.stack([square for _, square in read]))
         return squares.permute(0, 3, 1, 2)
 
-    def _held(self, indices: np.ndarray) -> bool:
-        """Whether all of them were decoded for this; the others are read when they are asked for."""
-        return self.kept is not None and self.kept.has(indices)
+    def _held(self, indices: np.ndarray) -> torch.Tensor | None:
+        """Their squares, where all of them were decoded for this; the others are read when they are asked for."""
+        return self.kept.batch(indices) if self.kept and self.kept.has(indices) else None
 
 
 def stored_side(image_size: int) -> int:

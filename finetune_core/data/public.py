@@ -217,7 +217,7 @@ def _download(name: str, root: Path) -> dict[str, Any]:
     """
     from torchvision import datasets  # here: it imports torch
 
-    class PetFiles(datasets.OxfordIIITPet):
+    class PetFiles(datasets.OxfordIIITPet):  # type: ignore[misc]  # torchvision has no types
         def __getitem__(self, index: int) -> tuple[Path, int]:
             # Private, because this class alone takes no loader: it can only decode, and to encode again would lose quality.
             return self._images[index], self._labels[index]

@@ -101,14 +101,14 @@ class Lookup:
         if not self.has(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
         used = np.unique(places[:, 0])
-        first = self.blocks[used[0]]
+        first = self.blocks[int(used[0])]
         if len(used) == 1:
             found = first.gather(places[:, 1])
         else:
             found = torch.empty((len(positions), *first.rows.shape[1:]), dtype=first.rows.dtype)
             for number in used:
                 here = np.flatnonzero(places[:, 0] == number)
-                found[torch.from_numpy(here)] = self.blocks[number].gather(places[here, 1])
+                found[torch.from_numpy(here)] = self.blocks[int(number)].gather(places[here, 1])
         return found.permute(0, 3, 1, 2) if first.channels_last else found
 
     @property
@@ -173,7 +173,7 @@ class RowCache:
         Returns:
             Where the rows are; None when there is no place, and then ``batches`` was not, or not wholly, consumed.
         """
-        writer: _Writer | None = None
+        writer: _MemoryWriter | _DiskWriter | None = None
         order, done = [keys[:0]], 0
         try:
             for positions, rows in batches:
@@ -201,7 +201,7 @@ class RowCache:
         self.table(name).add(block)
         return writer.where
 
-    def _writer(self, name: str, count: int, first: torch.Tensor) -> "_Writer | None":
+    def _writer(self, name: str, count: int, first: torch.Tensor) -> "_MemoryWriter | _DiskWriter | None":
         where = self.place_for(count * first[0].numel() * first.element_size(), name)
         if where == "memory":
             return _MemoryWriter(count, first)

@@ -121,9 +121,9 @@ def _fill_empty_splits(
         spare = units[units["known"].isna()]
         spare = spare[[chosen[unit] != name and (chosen[unit] != TRAIN or training > 1) for unit in spare.index]]
         if len(spare):
-            smallest = spare["size"].idxmin()
-            have[chosen[smallest]] -= int(spare.loc[smallest, "size"])
-            have[name] += int(spare.loc[smallest, "size"])
+            smallest, size = spare.index[int(spare["size"].argmin())], int(spare["size"].min())
+            have[chosen[smallest]] -= size
+            have[name] += size
             chosen[smallest] = name
     return chosen
 

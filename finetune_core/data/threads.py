@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,8 +12,8 @@ Result = TypeVar("Result")
 _AHEAD = 4  # results a thread that may wait for whoever takes them
 
 
-def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """(item, function(item)), in order. Closing the iterator drops what has not begun; a slow taker holds the threads up."""
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[tuple[Item, Result], None, None]:
+    """(item, function(item)), in order. Closing the generator drops what has not begun; a slow taker holds the threads up."""
     workers = min(8, (os.cpu_count() or 2) + 2)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     waiting: deque[tuple[Item, Future[Result]]] = deque()

@@ -152,7 +152,7 @@ def _start_of_content(file: BinaryIO, info: zipfile.ZipInfo, raw: bytes) -> int:
     same = method == info.compress_type and file.read(name_length) == raw
     if signature != b"PK\3\4" or flags & _ENCRYPTED or not same:
         raise ValueError("an entry is not what its directory says")
-    return info.header_offset + _LOCAL.size + name_length + extra_length
+    return info.header_offset + _LOCAL.size + int(name_length) + int(extra_length)
 
 
 def _content(file: BinaryIO, start: int, info: zipfile.ZipInfo) -> Iterator[bytes]:

@@ -185,7 +185,7 @@ def _probes(features: Features, table: pd.DataFrame) -> Work[list[Probe]]:
     probes: list[Probe] = []
     for done, (stage, values) in enumerate(zip(features.stages, features.by_stage, strict=True)):
         fit = partial(probe, stage, values, labels, train, val)
-        probes.append((yield from in_background("probe", fit, lambda done=done: done, len(features.stages))))
+        probes.append((yield from in_background("probe", fit, partial(int, done), len(features.stages))))
     return probes
 
 
@@ -238,7 +238,8 @@ def _label_findings(
 
 def _shift(features: np.ndarray, table: pd.DataFrame) -> Work[tuple[dict[str, float], Finding | None]]:
     auc: dict[str, float] = {}
-    shifted, messages = [], []
+    shifted: list[str] = []
+    messages: list[str] = []
     train = np.flatnonzero(table["split"] == TRAIN)
     sets = table["near"].to_numpy()
     for split in (VAL, TEST):

@@ -59,7 +59,7 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[F
     network = build_network(backbone, PRETRAINED, len(dataset.classes), seed=0)
     device = choose_device()
     pooled, stages = pooled_stages(network)
-    pooled.to(device.torch_device, memory_format=torch.channels_last)
+    device.hold(pooled)
     keys = dataset.table["content"].to_numpy(np.uint64)
     name = _table_name(network, device, image_size)
     wanted = np.unique(keys, return_index=True)[1]

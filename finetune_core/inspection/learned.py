@@ -151,9 +151,10 @@ def _remoteness(features: np.ndarray) -> np.ndarray:
     some = unit[_some(np.arange(len(unit)))]
     reduced = PCA(min(_DIMENSIONS, *some.shape), svd_solver="randomized", random_state=0).fit(some).transform(unit)
     nearest = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(reduced)
-    distance = np.log(np.maximum(nearest.kneighbors(reduced)[0][:, 1:].mean(axis=1), 1e-9))
+    distance: np.ndarray = np.log(np.maximum(nearest.kneighbors(reduced)[0][:, 1:].mean(axis=1), 1e-9))
     deviation = 1.4826 * np.median(np.abs(distance - np.median(distance)))
-    return (distance - np.median(distance)) / max(deviation, 1e-6)
+    deviations: np.ndarray = (distance - np.median(distance)) / max(deviation, 1e-6)
+    return deviations
 
 
 def probe(stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarray, val: np.ndarray) -> Probe:
@@ -168,11 +169,10 @@ def probe(stage: str, features: np.ndarray, labels: np.ndarray, train: np.ndarra
     return Probe(stage, accuracy, float(np.sqrt(max(accuracy * (1 - accuracy), 1 / len(val) ** 2) / len(val))))
 
 
-def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """For each position the one of the wanted class that is nearest to it in feature space."""
     reduced = _reduced(features)
     found = np.empty(len(positions), dtype=int)
-    wanted = np.asarray(wanted)
     for label in np.unique(wanted):
         members = np.setdiff1d(np.flatnonzero(labels == label), positions)
         members = members if len(members) else np.flatnonzero(labels == label)
@@ -210,4 +210,5 @@ def _reduced(features: np.ndarray, fitted_on: np.ndarray | None = None) -> np.nd
     directions = min(_DIMENSIONS, *some.shape)
     pipeline = make_pipeline(StandardScaler(), PCA(directions, svd_solver="randomized", random_state=0))
     scale = max(float(pipeline.fit_transform(some)[:, 0].std()), 1e-6)
-    return (pipeline.transform(features) / scale).astype(np.float32)
+    directed: np.ndarray = pipeline.transform(features) / scale
+    return directed.astype(np.float32)

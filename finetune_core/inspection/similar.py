@@ -29,7 +29,8 @@ class Embeddings:
 
     @cached_property
     def _position(self) -> pd.Index:
-        return pd.Index(self.ids)
+        position: pd.Index = pd.Index(self.ids)
+        return position
 
     def nearest(self, sample: str, count: int) -> list[tuple[str, float]]:
         """The images nearest to one of them, the nearest first, without itself: id and cosine distance (0…2).

@@ -16,7 +16,7 @@ def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], 
     """The best validation accuracy (0…1) of finished runs on the data set of that fingerprint, by ``way_to_train``."""
     best: dict[tuple[str, ...], float] = {}
     for run in runs:
-        if run.status == "finished" and run.history.started["fingerprint"] == fingerprint:
+        if run.status == "finished" and run.started["fingerprint"] == fingerprint:
             way = way_to_train(run.config)
             best[way] = max(best.get(way, 0.0), summary(run)["val_accuracy"])
     return best

@@ -93,17 +93,17 @@ class History:
         match kind:
             case "StepEnded":
                 last = self.steps[-1] if self.steps else {"epoch": 0, "step": 0}
-                return (
+                return bool(
                     row["epoch"] <= started["epochs"]
                     and row["step"] <= started["steps_per_epoch"]
                     and (row["epoch"], row["step"]) > (last["epoch"], last["step"])
                 )
             case "EpochEnded":
-                return (self.epochs[-1]["epoch"] if self.epochs else 0) < row["epoch"] <= started["epochs"]
+                return bool((self.epochs[-1]["epoch"] if self.epochs else 0) < row["epoch"] <= started["epochs"])
             case "RunResumed":
-                return row["epoch"] <= started["epochs"] + 1 and row["step"] <= started["steps_per_epoch"]
+                return bool(row["epoch"] <= started["epochs"] + 1 and row["step"] <= started["steps_per_epoch"])
             case "RunFinished":
-                return row["best_epoch"] <= started["epochs"]
+                return bool(row["best_epoch"] <= started["epochs"])
         return True
 
     def _take(self, row: Row) -> None:
@@ -157,7 +157,7 @@ class History:
     @property
     def waits_for_device(self) -> bool:
         """Whether the last that was said is that another program trains on the device."""
-        return bool(self.progress) and self.progress["phase"] == WAITING
+        return self.progress is not None and self.progress["phase"] == WAITING
 
     @property
     def fraction(self) -> float:
@@ -165,8 +165,10 @@ class History:
         if not self.started or not self.steps:
             return 0.0
         last = self.steps[-1]
-        per_epoch = self.started["steps_per_epoch"]
-        return ((last["epoch"] - 1) * per_epoch + last["step"]) / (self.started["epochs"] * per_epoch)
+        per_epoch: int = self.started["steps_per_epoch"]
+        done: int = (last["epoch"] - 1) * per_epoch + last["step"]
+        total: int = self.started["epochs"] * per_epoch
+        return done / total
 
     @property
     def progress_seconds_left(self) -> float | None:
@@ -174,15 +176,15 @@ class History:
         now, first = self.progress, self.progress_began
         if not now or not first or not now["total"] or now["done"] <= first["done"]:
             return None
-        pace = (now["at"] - first["at"]) / (now["done"] - first["done"])
-        return pace * (now["total"] - now["done"])
+        left: float = (now["at"] - first["at"]) / (now["done"] - first["done"]) * (now["total"] - now["done"])
+        return left
 
     @property
     def seconds_left(self) -> float | None:
         """Training and validation still to come, at the pace so far; None before the first step."""
         if not self.fraction:
             return None
-        now = max(self.steps[-1]["seconds"], self.epochs[-1]["seconds"] if self.epochs else 0.0)
+        now: float = max(self.steps[-1]["seconds"], self.epochs[-1]["seconds"] if self.epochs else 0.0)
         return now * (1 - self.fraction) / self.fraction
 
     def time_shares(self) -> dict[str, float]:
@@ -200,12 +202,12 @@ class History:
     def saved_seconds(self) -> float | None:
         """What the cache has saved so far: the trunk's time for all images of all ended epochs, less what was spent on it.
         None without a cache, or where the trunk was never timed."""
-        cache = self.started["cache"] if self.started else {}
-        if not cache.get("seconds_per_row"):
+        if not self.started or not self.started["cache"].get("seconds_per_row"):
             return None
-        counts = self.started["counts"]
+        cache, counts = self.started["cache"], self.started["counts"]
         passed = len(self.epochs) * (counts["train"] + counts["val"])
-        return max(0.0, passed * cache["seconds_per_row"] - cache["trunk_seconds"])
+        saved: float = passed * cache["seconds_per_row"] - cache["trunk_seconds"]
+        return max(0.0, saved)
 
     @property
     def images_per_second(self) -> float | None:
@@ -214,8 +216,9 @@ class History:
             return None
         last = self.steps[-1]
         recent = [row for row in self.steps[-50:] if row["epoch"] == last["epoch"]]
-        seconds = last["seconds"] - recent[0]["seconds"]
-        return (last["images"] - recent[0]["images"]) / seconds if seconds > 0 else None
+        seconds: float = last["seconds"] - recent[0]["seconds"]
+        images: int = last["images"] - recent[0]["images"]
+        return images / seconds if seconds > 0 else None
 
 
 def _thinned(rows: list[Row], most: int) -> list[Row]:

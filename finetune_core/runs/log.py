@@ -11,7 +11,8 @@ Row = Mapping[str, Any]
 
 def log_lines(notable: Sequence[Row]) -> list[str]:
     """A run's notable rows (``History.notable``), the first one first: the time of day, and what happened."""
-    lines, stages = [], []
+    lines: list[str] = []
+    stages: Sequence[Row] = ()
     for row in notable:
         stages = row["stages"] if row["event"] == "RunStarted" else stages
         words = "Cancelled before it began." if _cancelled(row, stages) else log_line(row)

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -193,7 +193,7 @@ def _program_ends(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("cannot schedule new futures after")
 
 
-def _stoppable(events: Iterator[Event | None], run_dir: Path) -> Iterator[Event]:
+def _stoppable(events: Generator[Event | None, None, None], run_dir: Path) -> Iterator[Event]:
     """The events, until a stop is asked for; then those of an orderly end."""
     if asked := requested_stop(run_dir):
         yield RunStopped(0, 0, 0.0, paused=asked == PAUSE)
@@ -206,7 +206,8 @@ def _stoppable(events: Iterator[Event | None], run_dir: Path) -> Iterator[Event]
             return
         if not stopping and requested_stop(run_dir):
             stopping = True
-            stopped = events.throw(StopRequested())  # type: ignore[attr-defined]
+            stopped = events.throw(StopRequested())
+            assert isinstance(stopped, RunStopped)  # what ``fit`` answers to it
             # Read again: while the last checkpoint was written, the pause may have become a stop.
             yield replace(stopped, paused=requested_stop(run_dir) == PAUSE)
 

@@ -1,7 +1,7 @@
 """Asking the process that trains a run to pause or stop it: a file in the run's folder."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from finetune_core.errors import RunError
 from finetune_core.files import (
@@ -9,7 +9,8 @@ from finetune_core.files import (
     write_bytes,
 )
 
-PAUSE, _STOP = "pause", "stop"
+PAUSE: Final = "pause"
+_STOP: Final = "stop"
 STOP_FILE = "stop"
 _LARGEST_STOP = 100
 

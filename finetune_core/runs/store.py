@@ -19,6 +19,7 @@ from finetune_core.runs.display import in_words, run_html
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import CONFIG_FILE, EVENTS_FILE
+from finetune_core.training.events import Row
 from finetune_core.training.strategies import STRATEGIES
 
 _TRASH = ".trash"
@@ -65,6 +66,17 @@ class Run:
         return self.run_dir.name
 
     @property
+    def started(self) -> Row:
+        """Its RunStarted row.
+
+        Raises:
+            RunError: when it has not begun to train.
+        """
+        if self.history.started is None:
+            raise RunError(f"The run {self.run_id} has not begun to train: wait until it has.")
+        return self.history.started
+
+    @property
     def active(self) -> bool:
         return self.status in ("queued", "waiting", "running")
 
@@ -107,11 +119,11 @@ def is_run_folder(folder: Path) -> bool:
     return any(is_there(folder / name) for name in (CONFIG_FILE, EVENTS_FILE))
 
 
-def run_folder(named: str | Path) -> Path:
+def run_folder(named: str | os.PathLike[str]) -> Path:
     """The folder of a run that a person names by that, or by its id where it is among the runs in their usual place."""
     folder = Path(named)
     among = paths.runs_dir() / folder.name
-    return among if str(named) == folder.name and not is_run_folder(folder) and is_run_folder(among) else folder
+    return among if os.fspath(named) == folder.name and not is_run_folder(folder) and is_run_folder(among) else folder
 
 
 def read_run(folder: Path) -> Run:

@@ -1,6 +1,6 @@
 """One run per device at a time, whichever programs of this machine train: a lock that a run waits for."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import suppress
 
 from filelock import FileLock, Timeout
@@ -13,7 +13,7 @@ WAITING = "device"  # the phase of a run that waits here
 _POLL = 1.0  # seconds
 
 
-def in_turn(events: Iterator[Event], device: str) -> Generator[Event | None, None, None]:
+def in_turn(events: Generator[Event, None, None], device: str) -> Generator[Event | None, None, None]:
     """A run's events, once no other program trains on that kind of device.
 
     While it waits it says so once, and then yields None every second: nothing new, but a moment at which it can be stopped. Where

@@ -5,7 +5,7 @@ or resumed sees the same data.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ _SMALLEST_CROP = 0.5  # of the image's area
 _WIDEST_ASPECT = 4 / 3
 
 
-def sample_keys(ids: Sequence[str]) -> np.ndarray:
+def sample_keys(ids: Iterable[str]) -> np.ndarray:
     """One uint64 a sample id, the same on every machine."""
     digests = (hashlib.blake2b(sample.encode("utf-8", "surrogateescape"), digest_size=8).digest() for sample in ids)
     return np.frombuffer(b"".join(digests), dtype="<u8")
@@ -93,18 +93,19 @@ def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray
     with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=_compute_alone) as pool:
         ahead = pool.submit(make, batches[0]) if len(batches) else None
         for position, indices in enumerate(batches):
-            try:
-                batch = ahead.result() if ahead else None
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                ahead, together = None, False
+            if ahead:
+                try:
+                    batch = ahead.result()
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    ahead, together = None, False
             if ahead is None:
                 with explained("for a batch of images. Choose a smaller batch size or image size."):
                     batch = pool.submit(make, indices).result()
             ahead = pool.submit(make, batches[position + 1]) if together and position + 1 < len(batches) else None
             yield indices, batch
-            batch = None  # it must not stay while the next one is made
+            del batch  # it must not stay while the next one is made
 
 
 def _compute_alone() -> None:
@@ -131,12 +132,13 @@ def augmented(images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: 
 
 def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
     """The centre crop that validation, and training without augmentation, sees: ``[n, 3, size, size]``."""
-    return F.center_crop(images, [size, size])
+    cropped: torch.Tensor = F.center_crop(images, [size, size])
+    return cropped
 
 
 def normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 ``[n, 3, s, s]`` -> float32, normalised, channels_last."""
-    pixels = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(mean), list(std))
+    pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(mean), list(std))
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
@@ -148,7 +150,8 @@ def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> list[list
     width = np.clip(np.rint(np.sqrt(area * aspect)), 1, side).astype(int)
     top = np.floor((side - height + 1) * uniform(keys, seed, epoch, 4)).astype(int)
     left = np.floor((side - width + 1) * uniform(keys, seed, epoch, 5)).astype(int)
-    return np.stack([top, left, height, width], axis=1).tolist()
+    boxes: list[list[int]] = np.stack([top, left, height, width], axis=1).tolist()
+    return boxes
 
 
 def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -20,7 +20,7 @@ from finetune_core.training.stage_plan import Strategy
 
 def place(network: Network, strategy: Strategy, device: Device) -> None:
     """Move a network to its device, in the memory layout and with the exceptions from bf16 that are fastest there."""
-    network.model.to(device.torch_device, memory_format=torch.channels_last)
+    device.hold(network.model)
     if device.kind == "cpu" and device.precision == "bf16":
         keep_depthwise_exact(strategy, network.stages, network.model)
 

@@ -25,7 +25,7 @@ class EarlyStopping:
         """The metric of an epoch; more is better."""
         if self.metric in ("off", "val_loss"):
             return -validation.loss
-        return getattr(validation, self.metric.removeprefix("val_"))
+        return float(getattr(validation, self.metric.removeprefix("val_")))
 
     def is_due(self, epochs: int, best_epoch: int) -> bool:
         """Whether a run of so many finished epochs ends here, the best of which, by this metric, was ``best_epoch``."""

@@ -4,6 +4,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from finetune_core.training.predictions import (
 from finetune_core.training.prepare import EVENT_SECONDS, exact_job
 from finetune_core.training.stage_plan import plan
 
-FINAL_PRECISION = "fp32"
+FINAL_PRECISION: Final = "fp32"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ def predict_splits(
         TrainingError: when none of a split's images can be read, or too many are lost.
     """
     job.network.model.eval()
-    seen, found, reported, size = [], [], time.monotonic(), job.evaluation_batch
+    seen: list[np.ndarray] = []
+    found: list[np.ndarray] = []
+    reported, size = time.monotonic(), job.evaluation_batch
     total = sum(len(job.rows[split]) for split in splits)
     for split in splits:
         before = len(seen)
@@ -135,7 +138,7 @@ def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event,
 
 
 def _final(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
-    logits, labels = np.stack(table["logits"].to_numpy()), table["label"].to_numpy()
+    logits, labels = np.stack(table["logits"].tolist()), table["label"].to_numpy()
     right, val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
     loss = cross_entropy(torch.from_numpy(logits[val]).double(), torch.from_numpy(labels[val])).item()
     return FinalEvaluation(float(right[val].mean()), loss, float(right[~val].mean()) if (~val).any() else None, seconds)

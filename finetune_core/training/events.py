@@ -331,12 +331,13 @@ END_EVENTS = (RunFinished, RunStopped, RunFailed)
 
 def _row_type(event: type[Event]) -> type:
     """The event as it is written: with its kind, and when it happened."""
-    added = [("event", Literal[event.__name__]), ("at", Moment, 0.0)]
+    added: list[tuple[str, Any] | tuple[str, Any, Any]] = [("event", Literal[event.__name__]), ("at", Moment, 0.0)]
     return make_dataclass(event.__name__, added, bases=(event,), frozen=True, kw_only=True)
 
 
 EVENTS = tuple(Event.__subclasses__())
-_LINE = TypeAdapter(Annotated[Union[tuple(map(_row_type, EVENTS))], Field(discriminator="event")])  # noqa: UP007  built
+_ROWS: Any = Union[tuple(map(_row_type, EVENTS))]  # noqa: UP007  built
+_LINE: TypeAdapter[Event] = TypeAdapter(Annotated[_ROWS, Field(discriminator="event")])
 
 
 def read_event(line: bytes) -> Row:
@@ -349,4 +350,4 @@ def read_event(line: bytes) -> Row:
 
 
 def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) else value
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -43,8 +43,7 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
         *(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)),
         *(average.tensors.values() if average else ()),
     ]
-    lookups = [job.trunk.plain, *job.trunk.views] if job.trunk else [job.images.pixels.kept]
-    return sum(_storages(held).values()) + sum(map(_in_memory, lookups)) + step_bytes
+    return sum(_storages(held).values()) + sum(map(_in_memory, job.source.lookups)) + step_bytes
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
@@ -52,5 +51,5 @@ def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
     return {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
 
 
-def _in_memory(lookup: Lookup | None) -> int:
-    return lookup.row_bytes * int((lookup.places[:, 0] >= 0).sum()) if lookup and lookup.where == "memory" else 0
+def _in_memory(lookup: Lookup) -> int:
+    return lookup.row_bytes * int((lookup.places[:, 0] >= 0).sum()) if lookup.where == "memory" else 0

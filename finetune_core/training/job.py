@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import CutMix, MixUp, RandomChoice
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.pixels import Pixels
+from finetune_core.data.rowcache import Lookup
 from finetune_core.data.splits import TRAIN
 from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.network import Network
@@ -48,6 +49,11 @@ class TrainingImages:
     info: BackboneInfo
     keys: np.ndarray
 
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The decoded images that are held."""
+        return (self.pixels.kept,) if self.pixels.kept else ()
+
     def plain(self, rows: np.ndarray) -> torch.Tensor:
         """As validation sees them."""
         return self._made(rows, self.pixels.batch(rows), None)
@@ -84,8 +90,7 @@ class Job:
         keys: uint64, one per row of the data set's table, from its sample id.
         labels: int64, one per row.
         rows: split -> row numbers of its readable images.
-        images: where they are needed; None when the trunk's cached output takes their place.
-        trunk: that output; None when the whole network runs in every step.
+        source: the images, where the whole network runs in every step, or the cached output of its trunk in their place.
         report: what the cache did, or why there is none.
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
     """
@@ -98,8 +103,7 @@ class Job:
     keys: np.ndarray
     labels: np.ndarray
     rows: dict[str, np.ndarray]
-    images: TrainingImages | None
-    trunk: CachedTrunk | None
+    source: TrainingImages | CachedTrunk
     report: CacheReport
     decode_seconds: float
     decoded: int
@@ -107,7 +111,7 @@ class Job:
     @property
     def forward(self) -> nn.Module:
         """What a step runs: the network, or its tail."""
-        return self.trunk.tail if self.trunk else self.network.model
+        return self.source.tail if isinstance(self.source, CachedTrunk) else self.network.model
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
         """Row numbers, batch by batch, of an epoch counted from 1."""
@@ -120,21 +124,11 @@ class Job:
         """(row numbers, what ``forward`` takes, on the device) for each batch; without those whose image is lost."""
         views = self.report.views
         version = (epoch - 1) % views if views else epoch - 1
-
-        def make(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-            if self.trunk:
-                return rows, (self.trunk.views[version] if self.trunk.views else self.trunk.plain).batch(rows)
-            return self.images.readable(rows, version)
-
-        return self._on_device(make, batches)
+        return self._on_device(batches, version)
 
     def evaluation_inputs(self, split: str) -> Inputs:
         """The same for a split's images, in the table's order and without augmentation."""
-
-        def make(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-            return (rows, self.trunk.plain.batch(rows)) if self.trunk else self.images.readable(rows, None)
-
-        return self._on_device(make, in_order(self.rows[split], self.evaluation_batch))
+        return self._on_device(in_order(self.rows[split], self.evaluation_batch), None)
 
     @property
     def evaluation_batch(self) -> int:
@@ -144,13 +138,13 @@ class Job:
     @property
     def lost(self) -> dict[int, str]:
         """Row -> why its image can no longer be read."""
-        return dict(self.images.pixels.lost) if self.images else {}
+        return dict(self.source.pixels.lost) if isinstance(self.source, TrainingImages) else {}
 
-    def _on_device(self, make: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]], batches: list[np.ndarray]) -> Inputs:
+    def _on_device(self, batches: list[np.ndarray], version: int | None) -> Inputs:
         cuda = self.device.kind == "cuda"
 
         def pinned(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-            left, inputs = make(rows)
+            left, inputs = self.source.readable(rows, version)
             return left, inputs.pin_memory() if cuda and inputs.device.type == "cpu" else inputs
 
         for _, (left, inputs) in prefetched(pinned, batches):

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_core.config import RunConfig
-from finetune_core.data.splits import TRAIN, VAL
+from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.files import is_there
 from finetune_core.training.checkpoints import (
@@ -27,8 +27,10 @@ from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
     CheckpointSaved,
+    Counts,
     EpochEnded,
     Event,
+    Expected,
     MemoryShort,
     RunFinished,
     RunResumed,
@@ -65,7 +67,7 @@ class StopRequested(Exception):
         self.pause = pause
 
 
-def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequence[Path] = ()) -> Iterator[Event]:
+def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
     """Train, validate, keep the best epoch, evaluate it in fp32; checkpoints and predictions go to ``run_dir``.
 
     The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The predictions are those of the best
@@ -279,7 +281,7 @@ def _started(job: Job) -> RunStarted:
         trainable_parameters=trainable_parameters(job.strategy, stages),
         total_parameters=sum(stage.parameter_count for stage in stages),
         classes=list(dataset.classes),
-        counts={split: len(rows) for split, rows in job.rows.items() if len(rows)},
+        counts=_counts(job),
         fingerprint=dataset.fingerprint,
         findings=[
             {"kind": finding.kind, "severity": finding.severity, "count": finding.count, "message": finding.message}
@@ -297,9 +299,23 @@ def _started(job: Job) -> RunStarted:
     )
 
 
-def _expected(job: Job) -> dict[str, float] | None:
-    forecast = expected(job.config, job.dataset, SpeedBook(), job.report.found)
-    return forecast and {name: getattr(forecast, name) for name in ("seconds", "epoch_seconds", "memory_bytes", "cache_bytes")}
+def _counts(job: Job) -> Counts:
+    counts = Counts(train=len(job.rows[TRAIN]), val=len(job.rows[VAL]))
+    if len(job.rows[TEST]):
+        counts["test"] = len(job.rows[TEST])
+    return counts
+
+
+def _expected(job: Job) -> Expected | None:
+    found = expected(job.config, job.dataset, SpeedBook(), job.report.found)
+    if found is None:
+        return None
+    return Expected(
+        seconds=found.seconds,
+        epoch_seconds=found.epoch_seconds,
+        memory_bytes=found.memory_bytes,
+        cache_bytes=found.cache_bytes,
+    )
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:

@@ -12,7 +12,7 @@ from finetune_core.errors import TrainingError
 from finetune_core.training.compute import NotFinite, train_step
 from finetune_core.training.events import Progress
 from finetune_core.training.freezing import apply
-from finetune_core.training.job import Job, step_rule
+from finetune_core.training.job import Inputs, Job, step_rule
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import prepare
 from finetune_core.work import Step, Work
@@ -101,7 +101,7 @@ def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
     return rates, losses
 
 
-def _inputs(job: Job):
+def _inputs(job: Job) -> Inputs:
     """Batches of as many epochs as it takes."""
     epoch, made = 1, 0
     while made < _STEPS:

@@ -5,11 +5,10 @@ import math
 import torch
 from torch import nn
 
+from finetune_core.training.events import StageMeasure
 from finetune_core.training.out_of_memory import is_out_of_memory
 
 _AN_EPOCH = 5  # measurements: each copies what trains
-
-Stages = dict[str, dict[str, float]]
 
 
 def is_measured(step: int, steps_per_epoch: int) -> bool:
@@ -27,7 +26,7 @@ def copied(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]] | None:
         return None
 
 
-def measured(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]]) -> Stages:
+def measured(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]]) -> dict[str, StageMeasure]:
     """By stage: its ``learning_rate``, its ``gradient_norm`` (after clipping), and its ``update``: the length of the step relative
     to that of the weights. Stages that have not thawed yet are left out. Uses up ``before``."""
     squares: dict[str, list[float]] = {}

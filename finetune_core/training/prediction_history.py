@@ -60,14 +60,13 @@ def add_predictions(
     known = _begun(ids, keys, labels)
     if epoch > 1:
         with suppress(RunError):  # what was noted is no reason not to train: then it begins here
-            noted = load_prediction_history(run_dir)
-            known = noted if noted.ids else known
+            earlier = load_prediction_history(run_dir)
+            known = earlier if earlier.ids else known
     by_id = dict(zip(ids.tolist(), predicted.tolist(), strict=True))
     before = known.predicted[: epoch - 1]
     latest = before[-1] if before else known.labels
     row = tuple(by_id.get(image, last) for image, last in zip(known.ids, latest, strict=True))
-    before = [*before, *[row] * (epoch - 1 - len(before))]
-    noted = {"ids": known.ids, "labels": known.labels, "predicted": [*before, row]}
+    noted = {"ids": known.ids, "labels": known.labels, "predicted": [*before, *[row] * (epoch - len(before))]}
     write_bytes(run_dir / PREDICTION_HISTORY_FILE, json.dumps(noted).encode())
 
 

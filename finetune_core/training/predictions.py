@@ -114,7 +114,7 @@ def _width(metadata: pq.FileMetaData, classes: int | None) -> int:
     if any(column.compression not in _CODECS for column in columns):
         raise ValueError("it is compressed in another way")
     logits = sum(column.num_values for column in columns if column.path_in_schema.partition(".")[0] == "logits")
-    width = logits // rows
+    width: int = logits // rows
     if logits > _MOST_LOGITS or width < 1 or logits != rows * width:
         raise ValueError(f"it has {logits} logits for {rows} images")
     if classes is not None and width != classes:
@@ -130,7 +130,8 @@ def _texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
             raise ValueError("its images or splits have no names")
         if len(chunk) and (pc.max(pc.binary_length(chunk.dictionary)).as_py() or 0) > longest:
             raise ValueError("a name in it is too long")
-    return pa.chunked_array([chunk.dictionary_decode() for chunk in chunks], pa.string()).to_pandas()
+    texts: pd.Series = pa.chunked_array([chunk.dictionary_decode() for chunk in chunks], pa.string()).to_pandas()
+    return texts
 
 
 def _check_values(found: pd.DataFrame, logits: np.ndarray) -> None:

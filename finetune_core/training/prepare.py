@@ -1,14 +1,13 @@
 """A config -> everything the loop needs: data decoded, network built, strategy worked out, device chosen."""
 
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, index_dataset
@@ -52,9 +51,9 @@ def check_config(config: RunConfig) -> None:
     """
     problems: dict[str, str] = {}
 
-    def attempt(field: str, check: object, *arguments: object) -> None:
+    def attempt(field: str, check: Callable[..., object], *arguments: object) -> None:
         try:
-            check(*arguments)  # type: ignore[operator]
+            check(*arguments)
         except ConfigError as error:
             problems.update(error.problems)
         except FinetuneError as error:
@@ -148,12 +147,12 @@ def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Ev
     Raises:
         DataError: when none of a split's images can be read.
     """
-    network.model.to(job.device.torch_device, memory_format=torch.channels_last)
-    if job.images:
-        return replace(job, network=network, device=job.device.exact, images=replace(job.images, device=job.device.exact))
+    job.device.hold(network.model)
+    if isinstance(job.source, TrainingImages):
+        return replace(job, network=network, device=job.device.exact, source=replace(job.source, device=job.device.exact))
     segments, cut = split_network(network), cut_index(job.strategy)
     if job.device.precision == "fp32":  # what the run has cached is exact already
-        return replace(job, network=network, trunk=replace(job.trunk, tail=segments.part(cut, None)))
+        return replace(job, network=network, source=replace(job.source, tail=segments.part(cut, None)))
     used = np.concatenate(list(job.rows.values()))
     unused = frozenset(np.setdiff1d(np.arange(len(job.dataset.table)), used).tolist())
     prepared = _Prepared(job.config, job.dataset, network, job.strategy, job.device.exact, tuple(splits), unused)
@@ -215,8 +214,7 @@ class _Prepared:
     def job(
         self,
         rows: dict[str, np.ndarray],
-        images: TrainingImages | None,
-        trunk: CachedTrunk | None,
+        source: TrainingImages | CachedTrunk,
         report: CacheReport,
         decode_seconds: float,
         decoded: int,
@@ -230,8 +228,7 @@ class _Prepared:
             self.keys,
             self.labels,
             rows,
-            images,
-            trunk,
+            source,
             report,
             decode_seconds,
             decoded,
@@ -246,7 +243,7 @@ def _with_images(prepared: _Prepared, reason: str) -> Generator[Event, None, Job
     seconds = time.monotonic() - began
     views = chosen_views(prepared.config, cut_index(prepared.strategy)) or 0
     report = CacheReport("off", reason, views=views)
-    return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), None, report, seconds, pixels.decoded)
+    return prepared.job(prepared.rows(pixels.failed), prepared.images(pixels), report, seconds, pixels.decoded)
 
 
 def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, None, Job]:
@@ -265,8 +262,7 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
         exact = TrunkTables(prepared.network, prepared.device.exact, config.image_size)
         rows = prepared.rows({})
         needed += [needs_images(exact, cut, prepared.content, rows[name]) for name in (VAL, TEST)]
-    needed = np.unique(np.concatenate(needed))
-    pixels = yield from _decoded(prepared, needed)
+    pixels = yield from _decoded(prepared, np.unique(np.concatenate(needed)))
     decode_seconds = time.monotonic() - began
     rows = prepared.rows(pixels.failed)
     images = prepared.images(pixels)
@@ -291,7 +287,7 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
         trunk_seconds=seconds,
         seconds_per_row=tables.seconds_per_row(cut),
     )
-    return prepared.job(rows, None, CachedTrunk(tail, lookups[0], tuple(lookups[1:])), report, decode_seconds, pixels.decoded)
+    return prepared.job(rows, CachedTrunk(tail, lookups[0], tuple(lookups[1:])), report, decode_seconds, pixels.decoded)
 
 
 @dataclass(frozen=True)
@@ -340,7 +336,8 @@ def _reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
         try:
             done, total, _ = next(work)
         except StopIteration as finished:
-            return finished.value
+            result: Value = finished.value
+            return result
         if done == total or time.monotonic() - spoken >= EVENT_SECONDS:
             spoken = time.monotonic()
             yield Progress(phase, done, total or 0)

@@ -6,7 +6,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import AliasChoices, Field
 
-from finetune_core.training.events import Count, Number
+from finetune_core.training.events import Count, EpochScores, Number
 
 
 @dataclass
@@ -58,6 +58,6 @@ class RunningMetrics:
         every = zip(self.images, self.predicted, self.hits, strict=True)
         return float(np.mean([2 * hits / (images + predicted) for images, predicted, hits in every if images + predicted]))
 
-    def scores(self) -> dict[str, float]:
+    def scores(self) -> EpochScores:
         """``balanced_accuracy`` and ``macro_f1``."""
         return {"balanced_accuracy": self.balanced_accuracy, "macro_f1": self.macro_f1}

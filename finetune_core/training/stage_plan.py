@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.models.stages import Stage
+from finetune_core.training.events import StageRow
 from finetune_core.training.strategies import STRATEGIES, Part, Rule
 
 BatchNormMode = Literal["frozen", "statistics", "train"]
@@ -102,7 +103,7 @@ def _trained_count(plan: StagePlan, stage: Stage) -> int:
     return sum(stage.sizes[name] for name in trained_parameters(plan, stage))
 
 
-def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[dict[str, Any]]:
+def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:
     """One plain row per stage, input to head: ``name, parameters, trains, trained, rate, thaw_epoch, part``."""
     return [
         {

@@ -130,14 +130,16 @@ def _measure_tail(
 def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:
     def forward() -> torch.Tensor:
         with torch.no_grad(), device.autocast():
-            return module(inputs)
+            output: torch.Tensor = module(inputs)
+        return output
 
     return forward
 
 
 def _seconds_an_image(run: Callable[[], object], batch: int) -> float:
     run()
-    times, began = [], time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
     while len(times) < 2 or time.perf_counter() - began < _SECONDS:
         at = time.perf_counter()
         run()

@@ -39,6 +39,16 @@ class CachedTrunk:
     plain: Lookup
     views: tuple[Lookup, ...]
 
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The activations that are held."""
+        return self.plain, *self.views
+
+    def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+        """All of the rows, and their activations; of the unaugmented images where ``version`` is None or there are no views."""
+        lookup = self.plain if version is None or not self.views else self.views[version]
+        return rows, lookup.batch(rows)
+
 
 def chosen_views(config: RunConfig, cut: int) -> int | None:
     """How many augmented versions of an image the run goes through; 0 means a fresh one each epoch, None no augmentation.

@@ -252,14 +252,14 @@ def test_a_class_that_was_not_trained_counts_as_wrong():
 def test_suspects_are_shown_beside_the_nearest_sound_image_of_the_other_class():
     features = np.array([[0, 0], [1, 0], [9, 0], [10, 0], [0.5, 0], [9.5, 5]], np.float32)
     labels = np.array([0, 0, 1, 1, 1, 0])
-    assert nearest_of_class(features, labels, np.array([4, 5]), [0, 1]).tolist()[0] in (0, 1)
-    assert nearest_of_class(features, labels, np.array([5]), [1]).tolist()[0] in (2, 3)
-    assert nearest_of_class(features, labels, np.array([2, 4]), [0, 0]).tolist()[0] in (1, 5)
+    assert nearest_of_class(features, labels, np.array([4, 5]), np.array([0, 1])).tolist()[0] in (0, 1)
+    assert nearest_of_class(features, labels, np.array([5]), np.array([1])).tolist()[0] in (2, 3)
+    assert nearest_of_class(features, labels, np.array([2, 4]), np.array([0, 0])).tolist()[0] in (1, 5)
 
 
 def test_suspects_are_shown_beside_another_suspect_where_a_class_has_no_others():
     features, labels = blobs([4, 2])
-    assert nearest_of_class(features, labels, np.array([0, 4, 5]), [1, 0, 0]).tolist()[0] in (4, 5)
+    assert nearest_of_class(features, labels, np.array([0, 4, 5]), np.array([1, 0, 0])).tolist()[0] in (4, 5)
 
 
 def test_very_many_images_are_thinned_for_the_fit_and_all_predicted(monkeypatch):

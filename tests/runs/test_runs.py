@@ -8,6 +8,7 @@ import time
 import pytest
 from filelock import FileLock
 
+from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, RunError, TrainingError
 from finetune_core.runs.history import History
@@ -15,7 +16,7 @@ from finetune_core.runs.locks import is_locked
 from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop, requested_stop
-from finetune_core.runs.store import RunStore, summary
+from finetune_core.runs.store import RunStore, run_folder, summary
 from finetune_core.runs.worker import Worker
 from finetune_core.training import events, loop
 from tests.deadline import wait_until
@@ -40,6 +41,29 @@ def test_the_config_is_there_before_the_first_event(config, tmp_path):
     reservation = create_run(config, tmp_path / "runs")
     assert json.loads((reservation.run_dir / "config.json").read_text())["strategy"] == "feature_extraction"
     assert RunStore(tmp_path / "runs").run(reservation.run_dir.name).status == "queued"
+    reservation.lock.release()
+
+
+def test_a_run_that_has_not_begun_says_so(config, tmp_path):
+    reservation = create_run(config, tmp_path / "runs")
+    with pytest.raises(RunError, match="has not begun to train"):
+        _ = RunStore(tmp_path / "runs").run(reservation.run_dir.name).started
+    reservation.lock.release()
+
+
+class Named:
+    """A path whose text is not the path: only ``os.fspath`` gives that."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return self.path
+
+
+def test_a_run_is_named_by_anything_that_is_a_path(config):
+    reservation = create_run(config, paths.runs_dir())
+    assert run_folder(Named(reservation.run_dir.name)) == reservation.run_dir
     reservation.lock.release()
 
 
