@@ -69,6 +69,9 @@ class Arm:
         return len(self.members) > 1 and self.unfinished is None
 
 
+Standing = Literal["taken", "best", "alike", "worse", "better"]
+
+
 @dataclass(frozen=True)
 class ArmVerdict:
     """How an arm, by its place, stands to the one to take, or, where there is too little to choose by, to the best.
@@ -80,7 +83,7 @@ class ArmVerdict:
 
     arm: int
     about: About
-    kind: Literal["taken", "best", "alike", "worse", "better"]
+    kind: Standing
     words: str
 
 
@@ -132,7 +135,7 @@ def _strategy_title(config: RunConfig) -> str:
 
 def _in_short(name: str, value: Any) -> str:
     if name == "backbone":
-        return value
+        return str(value)
     if name == "train_fraction":
         return f"{percent(value, 0 if value >= 0.01 else 1)} of the data"
     if name == "edits":

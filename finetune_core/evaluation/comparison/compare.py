@@ -214,7 +214,7 @@ def _summed_up(measure: Measure, arms: tuple[tuple[tuple[Path, int, int], ...], 
 
 def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) -> None:
     def ids_of(run: Run) -> list[tuple[str, str]]:
-        classes, table = run.history.started["classes"], tables[run.run_dir]
+        classes, table = run.started["classes"], tables[run.run_dir]
         return [(name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)]
 
     first = ids_of(runs[0])
@@ -228,7 +228,7 @@ def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) ->
 
 def _same_source(one: Run, other: Run) -> bool:
     """Two data sets may give their files the same names."""
-    return one.config.data == other.config.data or one.history.started["fingerprint"] == other.history.started["fingerprint"]
+    return one.config.data == other.config.data or one.started["fingerprint"] == other.started["fingerprint"]
 
 
 def _arm(title: str, group: Sequence[Run], answered: Answers, variance: SeedVariance | None, runs: Sequence[Run]) -> Arm:
@@ -307,16 +307,13 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
 def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
     """Both claims under their names; the widest that can be made, which ``about`` names, beside them."""
     words = verdicts.of_pair(arms, pair)
-    claims = {
-        "networks": _claim_json(pair.measure, pair.networks, words.networks),
-        "strategies": _claim_json(pair.measure, pair.strategies, words.strategies) if pair.strategies else None,
-    }
-    widest = pair.widest.claim.about
+    networks = _claim_json(pair.measure, pair.networks, words.networks)
+    strategies = _claim_json(pair.measure, pair.strategies, words.strategies) if pair.strategies else None
     return {
         "a": arms[pair.a].title,
         "b": arms[pair.b].title,
-        "about": widest,
-        **claims[widest],
+        "about": pair.widest.claim.about,
+        **(strategies or networks),
         "verdict": words.both,
         "mcnemar_p": pair.mcnemar_p,
         "mcnemar_share": pair.mcnemar_share,
@@ -325,7 +322,8 @@ def _pair_json(pair: Pair, arms: Sequence[Arm]) -> dict[str, Any]:
         "seeds_needed": pair.seeds_needed,
         "only_a": pair.only_a,
         "only_b": pair.only_b,
-        **claims,
+        "networks": networks,
+        "strategies": strategies,
     }
 
 

@@ -53,15 +53,15 @@ def cost(run: Run, rate: float | None = None) -> Cost:
     Args:
         rate: seconds that its frozen stages take for an image, by ``trunk_rate``.
     """
-    history, best = run.history, regular_file(checkpoint_path(run.run_dir, BEST))
+    history, started, best = run.history, run.started, regular_file(checkpoint_path(run.run_dir, BEST))
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
-    counts, cache = history.started["counts"], history.started["cache"]
+    counts, cache = started["counts"], started["cache"]
     passed = len(history.epochs) * (counts["train"] + counts["val"])
     return Cost(
         seconds,
         None if rate is None else seconds + max(0.0, passed * rate - cache["trunk_seconds"]),
-        history.started["trainable_parameters"],
-        max(*(row["memory_bytes"] for row in history.epochs), (history.started.get("forecast") or {}).get("memory_bytes", 0)),
+        started["trainable_parameters"],
+        max(*(row["memory_bytes"] for row in history.epochs), (started.get("forecast") or {}).get("memory_bytes", 0)),
         best.st_size if best else 0,
     )
 
@@ -72,16 +72,16 @@ def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
     What was computed from a shallower cut was never timed from the pixels on: then that of the deepest of the shallower cuts among
     ``runs``, which is a little too short.
     """
-    if all(run.history.started["cache"]["where"] == "off" for run in arm):
+    if all(run.started["cache"]["where"] == "off" for run in arm):
         return 0.0
-    timed = [rate for run in arm if (rate := run.history.started["cache"]["seconds_per_row"])]
+    timed: list[float] = [rate for run in arm if (rate := run.started["cache"]["seconds_per_row"])]
     if timed:
         return median(timed)
     begun = run_depth(arm[0]).trained_stages
     shallower = [
         (-run_depth(run).trained_stages, rate)
         for run in runs
-        if (rate := run.history.started["cache"]["seconds_per_row"])
+        if (rate := run.started["cache"]["seconds_per_row"])
         and (run.config.backbone, run.config.image_size) == (arm[0].config.backbone, arm[0].config.image_size)
         and run_depth(run).trained_stages >= begun
     ]
@@ -102,8 +102,7 @@ def usual_cost(costs: Sequence[Cost]) -> Cost:
 
 def timeline(run: Run) -> list[dict[str, Any]]:
     """The run's epochs, with ``seconds`` since it began: what came before the first step counted in."""
-    started = run.history.started
-    before = started["decode_seconds"] + started["cache"]["trunk_seconds"]
+    before = run.started["decode_seconds"] + run.started["cache"]["trunk_seconds"]
     return [row | {"seconds": row["seconds"] + before} for row in run.history.epochs]
 
 
@@ -124,4 +123,4 @@ def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
 
 def run_depth(run: Run) -> Depth:
     """Of a run that has started."""
-    return depth(run.config, [stage["name"] for stage in run.history.started["stages"]])
+    return depth(run.config, [stage["name"] for stage in run.started["stages"]])

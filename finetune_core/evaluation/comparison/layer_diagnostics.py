@@ -109,7 +109,7 @@ def known_layers(run: Run) -> Layers | None:
         measured, found = _STAMPED.validate_json(content, strict=True), _LAYERS.validate_json(content, strict=True)
     except (OSError, ValueError):  # none, or damaged: it can be measured again
         return None
-    stages = [stage["name"] for stage in run.history.started["stages"]] if run.history.started else []
+    stages = [stage["name"] for stage in run.started["stages"]] if run.history.started else []
     known = [stage.name for stage in found.stages] == stages and {one.stage for one in found.probes} <= set(stages)
     return found if known and measured["predictions"] == predictions_changed(run.run_dir) else None
 
@@ -157,7 +157,7 @@ def linear_cka(one: np.ndarray, other: np.ndarray) -> float:
 def _centred_gram(features: np.ndarray) -> np.ndarray:
     """U-centred (Székely & Rizzo 2014): sums of products of two of these are proportional to the unbiased HSIC of Song et al. 2012."""
     features = features - features.mean(0)  # changes nothing but the rounding
-    gram = features @ features.T
+    gram: np.ndarray = features @ features.T
     np.fill_diagonal(gram, 0.0)
     count = len(gram)
     sums = gram.sum(1)
@@ -188,7 +188,7 @@ def _start(run: Run, begun: Network, tuned: Predictor, roots: Sequence[Path]) ->
     if len(val) >= _FEWEST and len(np.unique(labels[: len(train)])) > 1:
         for done, (stage, values) in enumerate(zip(stages, by_stage, strict=True)):
             fit = partial(probe, stage, values, labels, places[: len(train)], places[len(train) :])
-            probes.append((yield from in_background("probe", fit, lambda done=done: done, len(stages))))
+            probes.append((yield from in_background("probe", fit, partial(int, done), len(stages))))
     return _Start(images, stages, by_stage, tuple(probes))
 
 
@@ -203,7 +203,7 @@ def _moves(run: Run, begun: Network, tuned: Predictor, start: _Start) -> Work[La
     pulls, pulled, fitted = yield from _pulls(tuned, images)
     shares = _gradient_shares(run)
     old, new = (network.model.cpu().state_dict() for network in (begun, tuned.network))
-    trains = {row["name"]: row["trains"] for row in run.history.started["stages"]}
+    trains = {row["name"]: row["trains"] for row in run.started["stages"]}
     moves = [
         StageMove(
             stage.name,
@@ -223,8 +223,8 @@ def _cut(network: Network, tuned: Predictor) -> tuple[PooledStages, tuple[str, .
     """The network's stages, on the device that the run's network is on."""
     network.model.cpu()  # where stages are cut; parts and whole share their modules
     pooled, stages = pooled_stages(network)
-    network.model.to(tuned.device.torch_device, memory_format=torch.channels_last)
-    return pooled.to(tuned.device.torch_device, memory_format=torch.channels_last), stages
+    tuned.device.hold(network.model)
+    return tuned.device.hold(pooled), stages
 
 
 def _features(

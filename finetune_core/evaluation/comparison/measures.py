@@ -112,7 +112,8 @@ def f1_of(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.
     shape, images = (len(present) + 1, len(labels)), np.arange(len(labels))
     per_class = (sparse.csr_array((np.ones(len(labels)), (place, images)), shape=shape) @ weights)[:-1]
     hits = (sparse.csr_array(((predicted == labels).astype(float), (place, images)), shape=shape) @ weights)[:-1]
-    return (2 * hits / (per_class + np.bincount(true)[:, None])).mean(0)
+    f1: np.ndarray = 2 * hits / (per_class + np.bincount(true)[:, None])
+    return np.asarray(f1.mean(0))
 
 
 def _counts(which: np.ndarray, place: np.ndarray, classes: int) -> np.ndarray:

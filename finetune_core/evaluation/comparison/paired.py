@@ -55,7 +55,7 @@ class Answers:
 
     @property
     def images(self) -> int:
-        return self.correct.shape[1]
+        return int(self.correct.shape[1])
 
     @property
     def mean(self) -> float:
@@ -167,7 +167,8 @@ def mcnemar_p(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     a, b = a.astype(np.int64), b.astype(np.int64)
     only_a, only_b = a @ (1 - b).T, (1 - a) @ b.T
-    return np.minimum(1.0, 2 * binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5))
+    p: np.ndarray = np.minimum(1.0, 2 * binom.cdf(np.minimum(only_a, only_b), only_a + only_b, 0.5))
+    return p
 
 
 def together(p_values: np.ndarray) -> float:

@@ -113,7 +113,7 @@ def compare_pairs(
             place,
             arms,
             _Tested(networks[at], corrected[at], len(places)),
-            _Tested(strategies[at], wider.get(at, 1.0), len(family)),
+            _Tested(claim, wider.get(at, 1.0), len(family)) if (claim := strategies[at]) else None,
             variances,
         )
         for at, place in enumerate(places)
@@ -122,9 +122,9 @@ def compare_pairs(
 
 @dataclass(frozen=True)
 class _Tested:
-    """A claim with its corrected p and the size of its family; None where it cannot be made."""
+    """A claim with its corrected p and the size of its family."""
 
-    claim: Claim | None
+    claim: Claim
     holm_p: float
     family: int
 
@@ -133,7 +133,7 @@ def _pair(
     place: tuple[int, int],
     arms: Sequence[Answers],
     networks: _Tested,
-    strategies: _Tested,
+    strategies: _Tested | None,
     variances: Sequence[SeedVariance | None],
 ) -> Pair:
     a, b = (arms[at] for at in place)
@@ -143,10 +143,10 @@ def _pair(
     discordance = (only_a + only_b) / a.images if a.measure is ACCURACY and a.seeds == b.seeds == 1 else None
     narrow = _verdict(networks, a, discordance)
     wide, seed_error, needed = None, None, None
-    if strategies.claim:
+    if strategies:
         wide = _verdict(strategies, a)
         wide = replace(wide, different=wide.different and narrow.different)
-        sides = [(variances[at], arms[at].seeds) for at in place]
+        sides = [(variance, arms[at].seeds) for at in place if (variance := variances[at])]
         seed_error = sum(one.value / seeds for one, seeds in sides) ** 0.5
         if not wide.different:
             needed = seeds_needed(strategies.claim.difference, of_images, a.images, sides, strategies.family)

@@ -98,7 +98,8 @@ def _spread_more(found: np.ndarray, expected: np.ndarray, freedom: np.ndarray) -
     others, rest = relative.sum() - relative, freedom.sum() - freedom
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = (relative / freedom) / (others / rest)
-    return fdtrc(freedom, rest, np.nan_to_num(ratio))
+    p: np.ndarray = fdtrc(freedom, rest, np.nan_to_num(ratio))
+    return p
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> float:

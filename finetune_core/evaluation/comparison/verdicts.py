@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune_core.data.splits import VAL
-from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict
+from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict, Standing
 from finetune_core.evaluation.comparison.choice import Choice
 from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
@@ -148,13 +149,13 @@ def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> 
     choose by, to the best."""
     first = choice.best if choice.advised is None else choice.advised
     order = sorted(range(len(arms)), key=lambda at: (at != first, -arms[at].rank))
-    about = "strategies" if choice.comparable else "networks"
+    about: About = "strategies" if choice.comparable else "networks"
     found = [ArmVerdict(first, about, "best" if choice.advised is None else "taken", _did(arms[first]))]
     for at in order[1:]:
         pair = pair_of(pairs, first, at)
         verdict, measure = pair.widest, pair.measure
         gained = verdict.claim.difference if pair.a == at else -verdict.claim.difference
-        kind = "alike" if not verdict.different else "better" if gained > 0 else "worse"
+        kind: Standing = "alike" if not verdict.different else "better" if gained > 0 else "worse"
         low, high = sorted(abs(value) for value in (verdict.claim.low, verdict.claim.high))
         if verdict.different:
             how = f"{measure.size(abs(gained))} {measure.unit} {kind} (somewhere from {measure.size(low)} to {measure.size(high)})"

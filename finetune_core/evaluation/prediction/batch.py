@@ -119,10 +119,11 @@ def to_frame(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> 
     rows = []
     for one in predictions:
         found = one.probabilities
-        best = None if found is None else int(found.argmax())
-        answer = (None, None) if best is None else (classes[best], found[best])
-        chances = [None] * len(classes) if found is None else found.tolist()
-        rows.append([one.file, *answer, one.unlike, one.problem, *chances])
+        if found is None:
+            rows.append([one.file, None, None, one.unlike, one.problem, *[None] * len(classes)])
+        else:
+            best = int(found.argmax())
+            rows.append([one.file, classes[best], found[best], one.unlike, one.problem, *found.tolist()])
     return pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(["probability", *columns[5:]], "float64"))
 
 

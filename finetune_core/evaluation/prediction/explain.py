@@ -67,7 +67,8 @@ class _Layout:
             return output
         if self.kind == "last":
             return output.permute(0, 3, 1, 2)
-        return output[:, self.extra :].transpose(1, 2).unflatten(2, (self.side, self.side))
+        tokens = output[:, self.extra :].transpose(1, 2)
+        return tokens.reshape(*tokens.shape[:2], self.side, self.side)
 
     def back(self, picture: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The module's output again; a copy, because what follows may work in place."""
@@ -170,7 +171,7 @@ def _class_maps(model: nn.Module, path: str, layout: _Layout, square: torch.Tens
     handle = model.get_submodule(path).register_forward_hook(through_picture)
     try:
         inputs = square.repeat(len(classes), 1, 1, 1)
-        maps = LayerGradCam(model, picture).attribute(inputs, target=list(classes), relu_attributions=False)
+        maps: torch.Tensor = LayerGradCam(model, picture).attribute(inputs, target=list(classes), relu_attributions=False)
     finally:
         handle.remove()
     return maps[:, 0].detach().float().cpu()

@@ -100,7 +100,7 @@ class Neighbourhood:
     def error(self) -> float:
         """The share of images like the validation images that is called unlike in error, at most: 1 %, or more where they are few."""
         parts, count = self.usual.shape
-        return max(_ERROR, parts / (count + 1))
+        return max(_ERROR, int(parts) / (int(count) + 1))
 
     @cached_property
     def limits(self) -> np.ndarray:
@@ -118,7 +118,7 @@ class Neighbourhood:
 
     def unlike(self, features: np.ndarray) -> np.ndarray:
         """Boolean ``[m]``: which images ``[m, parts, d]`` are farther from the training images than nearly all validation images."""
-        return (_distances(features, self.features) > self.limits[:, None]).any(axis=0)
+        return np.asarray((_distances(features, self.features) > self.limits[:, None]).any(axis=0))
 
 
 def encoder(predictor: Predictor) -> Encoder:
@@ -127,14 +127,14 @@ def encoder(predictor: Predictor) -> Encoder:
     Raises:
         RunError: when it cannot be cut there.
     """
-    network, device = predictor.network, predictor.device.torch_device
+    network = predictor.network
     last = len(network.stages) - 1
     try:
         segments = split_network(network)
         body, head = segments.part(None, last).eval(), segments.part(last, None).eval()
         start = None
         if _moved(predictor):
-            before = copy.deepcopy(network.pretrained).eval().to(device, memory_format=torch.channels_last)
+            before = predictor.device.hold(copy.deepcopy(network.pretrained).eval())
             start = trace(before, network.stages).part(None, last).eval()
     except CannotSplit as error:
         raise RunError(f"{network.info.name} has no features to compare images with: {error}.") from None

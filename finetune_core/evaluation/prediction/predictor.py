@@ -37,7 +37,9 @@ class Predictor:
 
     def probabilities_of(self, squares: torch.Tensor) -> np.ndarray:
         """The same of normalised images ``[n, 3, image_size, image_size]``."""
-        return softmax(logits_of(self.network.model, squares, self.device).astype(np.float64), axis=1)
+        logits = logits_of(self.network.model, squares, self.device).astype(np.float64)
+        probabilities: np.ndarray = softmax(logits, axis=1)
+        return probabilities
 
 
 def load_predictor(run: Run) -> Predictor:
@@ -50,7 +52,7 @@ def load_predictor(run: Run) -> Predictor:
     _check_same_run(run, read_info(run.run_dir, BEST))
     network, info = best_network(run.config, run.run_dir)
     device = choose_device("auto", "fp32")
-    network.model.to(device.torch_device, memory_format=torch.channels_last)
+    device.hold(network.model)
     return Predictor(network, info.classes, device, run.config.image_size)
 
 

@@ -45,7 +45,7 @@ def one_vs_rest(result: Evaluation, label: int, resamples: int = BAND_RESAMPLES,
     positive = labels == label
     if positive.all() or not positive.any():
         return None
-    probability = np.stack(result.predictions["probabilities"].to_numpy())[:, label]
+    probability = np.stack(result.predictions["probabilities"].tolist())[:, label]
     false, true, _ = roc_curve(positive, probability)
     precision, recall, _ = precision_recall_curve(positive, probability, drop_intermediate=True)
     return OneVsRest(

@@ -66,7 +66,7 @@ def scores(run: Run, split: str) -> Scores:
 def scores_of(result: Evaluation) -> Scores:
     """The same of an evaluation that is at hand."""
     rows = result.predictions
-    return _scored(rows["label"].to_numpy(), np.stack(rows["probabilities"].to_numpy()), rows["loss"].to_numpy())
+    return _scored(rows["label"].to_numpy(), np.stack(rows["probabilities"].tolist()), rows["loss"].to_numpy())
 
 
 def class_curves(run: Run, split: str, label: int) -> OneVsRest | None:

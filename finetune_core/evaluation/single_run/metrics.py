@@ -56,10 +56,10 @@ class Evaluation:
         """(columns, rows) with one row per class, formatted for a reader."""
         columns = ["Class", "Precision", "Recall", "Recall, 95 % interval", "F1", "Images", *AREAS.values()]
         rows = []
-        for row in self.per_class.itertuples(index=False):
-            interval = f"{_percent(row.recall_low)} to {_percent(row.recall_high)}" if row.images else NOT_DEFINED
-            shares = [_percent(row.precision), _percent(row.recall), interval, _percent(row.f1)]
-            rows.append([row[0], *shares, f"{row.images:,}", *(share_text(getattr(row, area)) for area in AREAS)])
+        for row in self.per_class.to_dict("records"):
+            interval = f"{_percent(row['recall_low'])} to {_percent(row['recall_high'])}" if row["images"] else NOT_DEFINED
+            shares = [_percent(row["precision"]), _percent(row["recall"]), interval, _percent(row["f1"])]
+            rows.append([row["class"], *shares, f"{row['images']:,}", *(share_text(row[area]) for area in AREAS)])
         return columns, rows
 
     @property
@@ -169,7 +169,7 @@ def arrays_of(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def logits_of(rows: pd.DataFrame) -> np.ndarray:
     """Float64 ``[n, classes]``."""
-    return np.stack(rows["logits"].to_numpy()).astype(np.float64)
+    return np.stack(rows["logits"].tolist()).astype(np.float64)
 
 
 def confusion_order(confusion: np.ndarray) -> list[int]:
@@ -185,7 +185,8 @@ def confusion_order(confusion: np.ndarray) -> list[int]:
     shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     far = 1 - (shares + shares.T) / 2
     np.fill_diagonal(far, 0)
-    return leaves_list(linkage(squareform(far, checks=False), "average", optimal_ordering=True)).tolist()
+    order: list[int] = leaves_list(linkage(squareform(far, checks=False), "average", optimal_ordering=True)).tolist()
+    return order
 
 
 def _percent(value: float) -> str:

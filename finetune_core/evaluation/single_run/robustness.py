@@ -218,7 +218,9 @@ def _predicted(predictor: Predictor, squares: np.ndarray) -> np.ndarray:
     info = backbone_info(predictor.network.info.name)
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
-        logits = predictor.network.model(normalised(images, info.mean, info.std).to(predictor.device.torch_device))
+        logits: torch.Tensor = predictor.network.model(
+            normalised(images, info.mean, info.std).to(predictor.device.torch_device)
+        )
     return logits.float().argmax(1).cpu().numpy()
 
 

@@ -52,8 +52,9 @@ class RunEvaluation(Evaluation):
             ece += f"; {_error(confidence.after)} at temperature {temperatures}, fitted on other images"
         clear = self.slices[self.slices["verdict"].isin(["worse", "better"])]
         return [f"{ece}."] + [
-            f"{row.by} {row.slice}: accuracy {percent(row.accuracy)}, {row.verdict} than the rest ({things(row.images, 'image')})."
-            for row in clear.itertuples(index=False)
+            f"{row['by']} {row['slice']}: accuracy {percent(row['accuracy'])}, {row['verdict']} than the rest "
+            f"({things(row['images'], 'image')})."
+            for row in clear.to_dict("records")
         ]
 
     def robustness_rows(self) -> tuple[list[str], list[list[str]]]:

@@ -55,8 +55,8 @@ class Scores:
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per number, formatted for a reader."""
         rows = [
-            [NAMES[row.name], share_text(row.value), f"{share_text(row.low)} to {share_text(row.high)}"]
-            for row in self.table.itertuples(index=False)
+            [NAMES[row["name"]], share_text(row["value"]), f"{share_text(row['low'])} to {share_text(row['high'])}"]
+            for row in self.table.to_dict("records")
         ]
         return ["Metric", "Value", "95 % interval"], rows
 
@@ -235,4 +235,5 @@ def rank_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Int ``[n]``: how many classes come before the true one; of equal ones the first goes before, as in ``argmax``."""
     own = np.take_along_axis(probabilities, labels[:, None], axis=1)
     before = np.arange(probabilities.shape[1]) < labels[:, None]
-    return ((probabilities > own) | ((probabilities == own) & before)).sum(1)
+    earlier: np.ndarray = (probabilities > own) | ((probabilities == own) & before)
+    return np.asarray(earlier.sum(1))

@@ -1,6 +1,7 @@
 """Where a run does better or worse: accuracy by what is known of the images, and whether a difference can be distinguished from chance."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ FEW = 20  # images: below, an interval is wider than anything that it could tell
 _ALPHA = 0.05
 _PARTS = 4  # of what is measured in numbers
 _MOST_VALUES = 10
-_SEEN = {
+_SEEN: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "Shorter side (pixels)": lambda seen: seen[["width", "height"]].min(axis=1),
     "Longer to shorter side": lambda seen: seen[["width", "height"]].max(axis=1) / seen[["width", "height"]].min(axis=1),
     "File size (bytes)": lambda seen: seen["bytes"],
@@ -48,7 +49,8 @@ def image_facts(data: str | Path, ids: pd.Series) -> Facts:
     """What the index saw of the images, and what a manifest says of them; columns with one value only are left out."""
     seen = known_images(data).reindex(ids)
     columns = {name: make(seen) for name, make in _SEEN.items()}
-    path, own = Path(data), ()
+    path = Path(data)
+    own: tuple[str, ...] = ()
     if path.is_file() and is_manifest(path):
         try:
             extra = other_columns(path).reindex(ids)
@@ -91,7 +93,7 @@ def _cut(values: pd.Series) -> list[tuple[str, np.ndarray]]:
     if pd.api.types.is_numeric_dtype(values):
         edges = np.unique(values.quantile(np.linspace(0, 1, _PARTS + 1)).to_numpy())
         if values.nunique() > _PARTS and len(edges) > 2:
-            parts = pd.cut(values, edges, include_lowest=True, labels=False)
+            parts = pd.cut(values, edges.tolist(), include_lowest=True, labels=False)
             words = [f"{_number(low)} to {_number(high)}" for low, high in pairwise(edges)]
             slices_ = [(words[part], (parts == part).to_numpy()) for part in range(len(words))]
         else:
