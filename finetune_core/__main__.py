@@ -5,7 +5,7 @@ Commands import what they run when they run: torch alone takes seconds, and ``--
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -47,7 +47,7 @@ def backbones(as_json: AsJson = False) -> None:
     from finetune_core.models.catalogue import backbone_info, backbone_names
 
     infos = [backbone_info(name) for name in backbone_names()]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": info.name,
             "parameters": info.parameters,

@@ -36,7 +36,7 @@ from finetune_core.runs.store import Run, run_folder
 
 AnyPath = str | os.PathLike[str]
 AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder
-_Function = TypeVar("_Function", bound=Callable)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def _takes_settings(*sections: str) -> Callable[[_Function], _Function]:
@@ -53,7 +53,7 @@ def _takes_settings(*sections: str) -> Callable[[_Function], _Function]:
             )
             for name in names
         ]
-        function.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
+        vars(function)["__signature__"] = signature.replace(parameters=[*own, *settings])
         listed = "\n".join(f"        {name}: {setting_of(name).help}" for name in names)
         function.__doc__ = f"{introspection.cleandoc(function.__doc__ or '')}\n\nSettings:\n{introspection.cleandoc(listed)}"
         return function

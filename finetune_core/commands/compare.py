@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Column, Table
 
-from finetune_core.commands.input import kept_split, names, numbers, rates, resolved, settings_in_file
+from finetune_core.commands.input import integers, kept_split, names, rates, resolved, settings_in_file, shares
 from finetune_core.commands.options import COMPARED
 from finetune_core.commands.runs import with_weights
 from finetune_core.commands.terminal import err, out, progress_bar, show_work
@@ -71,9 +71,9 @@ def designed(given: Mapping[str, str], data: str, config: Path | None, *, as_is:
     configs = design(
         make_config((settings_in_file(config) if config else usual) | settings),
         strategies,
-        numbers("seed", compared["seed"]),
+        integers("seed", compared["seed"]),
         names(compared["backbone"]),
-        numbers("train_fraction", compared["train_fraction"]),
+        shares("train_fraction", compared["train_fraction"]),
     )
     with_weights(configs)
     return configs

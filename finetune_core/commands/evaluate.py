@@ -1,5 +1,6 @@
 """What the ``evaluate`` command does: evaluates a run by the same numbers as the page, and prints them."""
 
+from collections.abc import Hashable
 from typing import Any
 
 import pandas as pd
@@ -87,5 +88,5 @@ def _with_areas(result: RunEvaluation) -> pd.DataFrame:
     return pd.concat([result.per_class, result.scores.classes.drop(columns=[*AREAS])], axis=1)
 
 
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(table: pd.DataFrame) -> list[dict[Hashable, Any]]:
     return table.astype("object").where(table.notna(), None).to_dict(orient="records")

@@ -1,8 +1,9 @@
 """What somebody names at the command line, as the commands need it: data, settings in files, lists."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.markup import escape
 
@@ -14,6 +15,8 @@ from finetune_core.data.entry import load_split
 from finetune_core.data.sources import resolve_data
 from finetune_core.errors import ConfigError
 from finetune_core.work import in_phase
+
+Number = TypeVar("Number", int, float)
 
 
 def resolved(data: str) -> str:
@@ -61,18 +64,25 @@ def rates(text: str) -> dict[str, str]:
     return {name.strip(): rate for name, _, rate in pairs}
 
 
-def numbers(field: str, text: str) -> list[int | float]:
-    """``0,1,2`` -> numbers, of a setting that several values are given for.
+def integers(field: str, text: str) -> list[int]:
+    """``0,1,2`` -> whole numbers, of a setting that several values are given for.
 
     Raises:
         ConfigError: naming the option.
     """
-    one = setting_of(field)
+    return _numbers(field, text, int)
+
+
+def shares(field: str, text: str) -> list[float]:
+    """``0.1,50%`` -> shares, likewise."""
+    return _numbers(field, text, lambda part: float(as_number(part, share=True)))
+
+
+def _numbers(field: str, text: str, read: Callable[[str], Number]) -> list[Number]:
     try:
-        parts = [part for part in text.split(",") if part.strip()]
-        return [int(part) if one.kind == "integer" else float(as_number(part, one.share)) for part in parts]
+        return [read(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise ConfigError({one.several: f"must be numbers with commas between them, not {text!r}"}) from None
+        raise ConfigError({setting_of(field).several: f"must be numbers with commas between them, not {text!r}"}) from None
 
 
 def names(text: str) -> list[str]:

@@ -31,6 +31,8 @@ AsIs = Annotated[
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
+Command = Callable[..., Any]
+
 # Settings that a comparison has several values of: those where none are given, and what the help says.
 COMPARED = {
     "strategy": (
@@ -46,7 +48,7 @@ COMPARED = {
 _LAST = ("runs_dir", "as_json")  # options of a command that its help shows after the settings
 
 
-def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})) -> Callable:
+def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})) -> Callable[[Command], Command]:
     """A command gets an option for each of these settings, and those that were given as ``settings``: name -> text, unchecked.
 
     The config checks them, all of them at once.
@@ -56,7 +58,7 @@ def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingPro
     """
     declared = [setting_of(name) for name in names]
 
-    def decorated(command: Callable) -> Callable:
+    def decorated(command: Command) -> Command:
         own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
 
         @wraps(command)
@@ -68,7 +70,7 @@ def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingPro
         before = [one for one in own if one.name not in _LAST]
         last = [one for one in own if one.name in _LAST]
         signature = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in (*before, *made, *last)])
-        with_settings.__signature__ = signature
+        vars(with_settings)["__signature__"] = signature
         with_settings.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
         return with_settings
 

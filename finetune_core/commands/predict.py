@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.markup import escape
 
 from finetune_core.commands.runs import opened
@@ -81,19 +82,22 @@ def print_predictions(result: dict[str, Any]) -> None:
 
 def prediction_json(predictions: Sequence[ImagePrediction], classes: Sequence[str]) -> dict[str, Any]:
     """``predictions`` (``image, class, probability, probabilities, unlike``) and ``skipped`` (``image, problem``)."""
-    readable = [(one, int(one.probabilities.argmax())) for one in predictions if one.probabilities is not None]
     return {
         "predictions": [
-            {
-                "image": one.file,
-                "class": classes[best],
-                "probability": float(one.probabilities[best]),
-                "probabilities": dict(zip(classes, one.probabilities.tolist(), strict=True)),
-                "unlike": one.unlike,
-            }
-            for one, best in readable
+            {"image": one.file, **_answer(one.probabilities, classes), "unlike": one.unlike}
+            for one in predictions
+            if one.probabilities is not None
         ],
         "skipped": [{"image": one.file, "problem": one.problem} for one in predictions if one.probabilities is None],
+    }
+
+
+def _answer(probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    best = int(probabilities.argmax())
+    return {
+        "class": classes[best],
+        "probability": float(probabilities[best]),
+        "probabilities": dict(zip(classes, probabilities.tolist(), strict=True)),
     }
 
 

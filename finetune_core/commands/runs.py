@@ -1,7 +1,7 @@
 """Runs as the commands need them: one that somebody names, and the weights that others begin with."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.markup import escape
 
@@ -11,7 +11,7 @@ from finetune_core.runs.store import Run, read_run, run_folder
 from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
 
 
-def opened(named: str | Path) -> Run:
+def opened(named: str | os.PathLike[str]) -> Run:
     """A run that a person names by its folder, or by its id; what of it could not be read is reported on stderr.
 
     Raises:

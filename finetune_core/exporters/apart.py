@@ -33,7 +33,7 @@ def export_apart(run: Run, format: str, roots: Sequence[Path] = ()) -> Work[None
         ) as process,
     ):
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 yield Step(*json.loads(line))
         except GeneratorExit:
             process.terminate()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,6 @@ def _metadata(source: Source) -> str:
 
     evaluation = source.evaluation
     data = source.data_name.encode("utf-8", "replace").decode()
-    result = {
-        "task_type": "image-classification",
-        "dataset_type": re.sub(r"[^A-Za-z0-9._-]+", "-", data) or "data",
-        "dataset_name": data,
-        "dataset_split": SPLIT_WORDS[evaluation.split].lower(),
-    }
     values = {"accuracy": evaluation.accuracy, "f1": evaluation.per_class["f1"].mean()}
     card = ModelCardData(
         model_name=_title(source),
@@ -80,7 +75,14 @@ def _metadata(source: Source) -> str:
         pipeline_tag="image-classification",
         tags=["image-classification", "fine-tuning", source.run.config.backbone],
         eval_results=[
-            EvalResult(**result, metric_type=name, metric_value=round(float(value), 4))
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=re.sub(r"[^A-Za-z0-9._-]+", "-", data) or "data",
+                dataset_name=data,
+                dataset_split=SPLIT_WORDS[evaluation.split].lower(),
+                metric_type=name,
+                metric_value=round(float(value), 4),
+            )
             for name, value in values.items()
             if not math.isnan(value)
         ],
@@ -211,7 +213,8 @@ def _scores(source: Source) -> str:
     found = scores_of(source.evaluation)
     rows = found.table[found.table["name"].isin(_SCORES)].dropna()
     return "| | Value | 95 % interval (bootstrap over images) |\n|---|---|---|\n" + "\n".join(
-        f"| {NAMES[row.name]} | {row.value:.3f} | {row.low:.3f} to {row.high:.3f} |" for row in rows.itertuples(index=False)
+        f"| {NAMES[row['name']]} | {row['value']:.3f} | {row['low']:.3f} to {row['high']:.3f} |"
+        for row in rows.to_dict(orient="records")
     )
 
 
@@ -257,7 +260,7 @@ def _licence(source: Source) -> str:
     )
 
 
-def _recall(row: dict[str, Any]) -> str:
+def _recall(row: Mapping[Hashable, Any]) -> str:
     if math.isnan(row["recall"]):
         return "–"
     return f"{percent(row['recall'])} ({percent(row['recall_low'])} to {percent(row['recall_high'])})"

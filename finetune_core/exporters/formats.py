@@ -97,13 +97,14 @@ def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Pa
     """
     chosen = _format(format)
     target = _own_folder(run, format) if out is None else _new_folder(out)
-    source, measured = run if chosen.events else load_source(run, roots), None
+    source = None if chosen.events else load_source(run, roots)
+    measured: Measured | None = None
     try:
         with staging_folder(target.parent, ".export-") as staging:
             made = staging / "new"
             made.mkdir()
-            checked = _WRITERS[format](source, made)
-            if chosen.network:
+            checked = _WRITERS[format](source or run, made)
+            if source and chosen.network:
                 checked, measured = yield from checked
                 write_card(source, made, format, measured)
                 shutil.copyfile(_EXAMPLE, made / _EXAMPLE.name)

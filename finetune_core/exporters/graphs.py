@@ -49,6 +49,7 @@ def write_onnx(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measu
             output_names=["logits"],
             verbose=False,
         )
+        assert program is not None  # with ``dynamo``
         proto = program.model_proto
         onnx.save(proto, folder / ONNX)
         answer = _onnx_answer(source, runtime, folder / ONNX)

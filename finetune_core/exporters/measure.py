@@ -105,4 +105,5 @@ def _evaluated_rows(source: Source, images: RunImages) -> np.ndarray:
     """Rows of the data set that the run was evaluated on, and that can still be read."""
     rows = images.rows[source.evaluation.split]
     known: pd.Series = images.dataset.table["id"].iloc[rows].isin(source.evaluation.predictions["id"])
-    return rows[known.to_numpy()]
+    readable: np.ndarray = rows[known.to_numpy()]
+    return readable

@@ -195,7 +195,7 @@ def _is_random(module: nn.Module) -> bool:
     kind = type(module).__name__
     strength = getattr(module, "p", getattr(module, "drop_prob", 0.0))
     if isinstance(module, nn.MultiheadAttention):
-        return module.dropout > 0
+        return bool(module.dropout > 0)
     return ("Drop" in kind or kind == "StochasticDepth") and isinstance(strength, float) and strength > 0
 
 

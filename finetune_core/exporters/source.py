@@ -14,6 +14,7 @@ from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.models.network import Network
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.checkpoints import BEST, read_info
+from finetune_core.training.device import choose_device
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def load_source(run: Run, roots: Sequence[Path] = ()) -> Source:
         raise ExportError(f"The run {run.run_id} is going on. Wait until it ends, or stop it; then export it.")
     predictor = load_predictor(run)
     info = read_info(run.run_dir, BEST)
-    predictor.network.model.to("cpu", memory_format=torch.contiguous_format)
+    choose_device("cpu", "fp32").hold(predictor.network.model, torch.contiguous_format)
     return Source(run, predictor.network, predictor.classes, info.epoch, evaluation(run), tuple(roots))
 
 

@@ -65,7 +65,8 @@ def by_epoch(history: History, split: str) -> Iterator[Scalar]:
 
 def step_of(history: History, row: dict[str, Any]) -> int:
     """A step counted from 1 over the whole run."""
-    return (row["epoch"] - 1) * history.started["steps_per_epoch"] + row["step"] if history.started else row["step"]
+    before = (row["epoch"] - 1) * history.started["steps_per_epoch"] if history.started else 0
+    return int(before + row["step"])
 
 
 def _describe(writer: Any, run: Run) -> None:

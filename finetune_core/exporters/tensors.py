@@ -98,7 +98,7 @@ def load_export(folder: Path) -> Predictor:
     replace_head(model, head, len(classes))
     _fill(model, folder / WEIGHTS, expected)
     device = choose_device("auto", "fp32")
-    model.eval().to(device.torch_device, memory_format=torch.channels_last)
+    device.hold(model.eval())
     network = Network(model, model, network_stages(name, len(classes)), head, backbone_hash, info)
     return Predictor(network, classes, device, size)
 

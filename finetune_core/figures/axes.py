@@ -1,6 +1,7 @@
 """Axes of numbers: no tick twice, none that cannot be, whole numbers where there are no others; plotly and Altair alike."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ _LEAST_SPAN = 0.01  # of an axis of shares: one point
 _PAD = 0.04  # of the span; less than plotly ever leaves between two ticks
 
 
-def share_axis(values: Iterable[float]) -> dict:
+def share_axis(values: Iterable[float]) -> dict[str, Any]:
     """A plotly axis on which all ``values`` (0…1, NaN passed over) have room; it ends before a tick below 0 or above 100 %. What a hover
     text says of it (``%{y}``) has the digits that tell them apart."""
     finite = _finite(values)
@@ -26,7 +27,7 @@ def share_axis(values: Iterable[float]) -> dict:
     return {"tickformat": PERCENT, "hoverformat": hover, "range": [max(low - pad, -pad), min(high + pad, 1 + pad)]}
 
 
-def whole_axis(most: float) -> dict:
+def whole_axis(most: float) -> dict[str, Any]:
     """Ticks of a plotly axis of counts, of epochs or of images, that reaches from 0 to ``most``."""
     return {"tickmode": "linear", "tick0": 0, "dtick": whole_step(most), "rangemode": "tozero"}
 
@@ -55,5 +56,6 @@ def hover_percent(values: Iterable[float]) -> str:
 
 
 def _finite(values: Iterable[float]) -> np.ndarray:
-    finite = np.asarray(list(values), dtype=float)
-    return finite[np.isfinite(finite)]
+    given = np.asarray(list(values), dtype=float)
+    finite: np.ndarray = given[np.isfinite(given)]
+    return finite

@@ -1,8 +1,8 @@
 """Figures of a comparison: an arm keeps its colour and its symbol in all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from math import ceil, floor, log10
-from typing import Literal
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 
@@ -17,7 +17,7 @@ Axis = Literal["epoch", "seconds"]
 CostName = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes"]
 
 # cost -> (what a button calls it, the axis, what a value of 1 is divided by)
-COSTS: dict[str, tuple[str, str, float]] = {
+COSTS: dict[CostName, tuple[str, str, float]] = {
     "seconds": ("Time", "Training time", 1.0),
     "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
     "memory_bytes": ("Memory", "Memory of a run, MB", 1e6),
@@ -131,20 +131,15 @@ def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
-def _cost_axis(measure: CostName, compared: Sequence[float], figure: go.Figure) -> dict:
+def _cost_axis(measure: CostName, compared: Sequence[float], figure: go.Figure) -> dict[str, Any]:
     """From 0 on; logarithmic where what is compared differs much, with few round values and durations as people say them."""
     values = _drawn(figure, "x")
     low, high = min(values), max(values)
     if low <= 0 or max(compared) / min(compared) <= _WIDE:
         return {"rangemode": "tozero", "ticksuffix": " s" if measure == "seconds" else ""}
     if measure == "seconds":
-        values = [value for value in _ROUND_SECONDS if low / 2 <= value <= high * 2]
-        return {
-            "type": "log",
-            "tickmode": "array",
-            "tickvals": values,
-            "ticktext": [_round_duration(value) for value in values],
-        }
+        ticks = [seconds for seconds in _ROUND_SECONDS if low / 2 <= seconds <= high * 2]
+        return {"type": "log", "tickmode": "array", "tickvals": ticks, "ticktext": [_round_duration(one) for one in ticks]}
     first, last = floor(log10(low)), ceil(log10(high))
     values = [digit * 10.0**power for power in range(first, last + 1) for digit in ((1, 3) if last - first < 4 else (1,))]
     return {"type": "log", "tickmode": "array", "tickvals": values, "ticktext": [f"{value:,g}" for value in values]}
@@ -205,7 +200,9 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[int]:
     return found
 
 
-def _lines(arms: Sequence[Arm], drawn: Sequence[Arm], where, group) -> go.Figure:
+def _lines(
+    arms: Sequence[Arm], drawn: Sequence[Arm], where: Callable[[Arm], float], group: Callable[[Arm], Hashable]
+) -> go.Figure:
     figure = go.Figure()
     for key in dict.fromkeys(group(arm) for arm in drawn):
         line = sorted((arm for arm in drawn if group(arm) == key), key=where)
@@ -245,14 +242,14 @@ def _ends(scores: Sequence[tuple[Interval, Sequence[Interval]]]) -> list[float]:
 
 
 def _training_images(arm: Arm) -> int:
-    return arm.members[0].run.history.started["counts"]["train"]
+    return int(arm.members[0].run.started["counts"]["train"])
 
 
 def _uncached(cost: Cost) -> float | None:
     return cost.uncached_seconds if cost.uncached_seconds and cost.uncached_seconds > cost.seconds else None
 
 
-def _error(interval: Interval) -> dict:
+def _error(interval: Interval) -> dict[str, Any]:
     return {
         "type": "data",
         "array": [interval.high - interval.value],
@@ -269,7 +266,7 @@ def _symbol(at: int) -> str:
     return RUN_SYMBOLS[at % len(RUN_SYMBOLS)]
 
 
-def _marker(at: int) -> dict:
+def _marker(at: int) -> dict[str, Any]:
     return {"color": _color(at), "size": 13, "symbol": _symbol(at)}
 
 

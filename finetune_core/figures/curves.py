@@ -5,7 +5,7 @@ chart, which then flickers, whenever its data change.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import altair as alt
 import numpy as np
@@ -21,6 +21,7 @@ MOST_OVERLAID = len(RUN_COLORS)
 _MAX_POINTS = 600
 
 Rows = Sequence[Mapping[str, Any]]
+Row = TypeVar("Row")
 Kind = Literal["loss", "accuracy", "balanced_accuracy", "macro_f1"]
 _TITLES: dict[Kind, str] = {
     "loss": "Loss",
@@ -111,7 +112,8 @@ def overlaid_curves(kind: Kind, runs: Sequence[tuple[str, Rows]]) -> alt.LayerCh
     )
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dash)
     marks = base.transform_filter("datum.split == 'Validation'").mark_point(filled=True, size=50, opacity=1)
-    return (lines + marks).properties(height=360)
+    chart: alt.LayerChart = (lines + marks).properties(height=360)
+    return chart
 
 
 def rate_curve(rates: Sequence[float], losses: Sequence[float], suggestion: float | None) -> go.Figure:
@@ -171,7 +173,8 @@ def _curves(
     dashes = alt.StrokeDash("series:N", scale=alt.Scale(domain=names, range=[styles[n][1] for n in names]), legend=legend)
     lines = base.mark_line(strokeWidth=2.5, clip=True).encode(strokeDash=dashes)
     marks = base.transform_filter("datum.marked").mark_point(filled=True, size=60, opacity=1)
-    return (lines + marks).properties(height=320)
+    chart: alt.LayerChart = (lines + marks).properties(height=320)
+    return chart
 
 
 def _epoch_axis(epochs: int) -> alt.X:
@@ -181,7 +184,7 @@ def _epoch_axis(epochs: int) -> alt.X:
     )
 
 
-def _thinned(rows: Sequence) -> Sequence:
+def _thinned(rows: Sequence[Row]) -> Sequence[Row]:
     """At most ``_MAX_POINTS`` rows, evenly spaced, the last one among them."""
     if len(rows) <= _MAX_POINTS:
         return rows

@@ -1,7 +1,7 @@
 """Figures of one run's predictions."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -76,7 +76,7 @@ def confusion_heatmap(
     )
     _add_cells(figure, counts, order, classes)
     _outline(figure, order, *chosen)
-    ticks = {"tickmode": "array", "tickvals": at, "ticktext": [label(classes[one]) for one in order]}
+    ticks: dict[str, Any] = {"tickmode": "array", "tickvals": at, "ticktext": [label(classes[one]) for one in order]}
     if len(order) > _MOST_NAMED:
         ticks = {"showticklabels": False}
     # Slanting names end at their column: otherwise the last one would be cut off.
@@ -178,7 +178,7 @@ def recall_precision_curves(curves: Mapping[str, OneVsRest]) -> go.Figure:
     return _two_shares(figure, "Recall", "Precision")
 
 
-def _line(number: int, name: str, shape: str = "linear") -> dict:
+def _line(number: int, name: str, shape: str = "linear") -> dict[str, Any]:
     dash = _DASHES[number // len(CLASS_COLORS) % len(_DASHES)]
     line = {"color": _class_color(number), "width": 2, "dash": dash, "shape": shape}
     legend = {"name": label(name), "legendgroup": str(number)}  # by number: two names may begin alike

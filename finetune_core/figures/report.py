@@ -9,7 +9,7 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
 from finetune_core.evaluation.comparison.pictured import pictured
 from finetune_core.evaluation.comparison.report import report_html
-from finetune_core.figures.comparison import COSTS, accuracies, by_data, by_depth, learning_curves, pareto
+from finetune_core.figures.comparison import COSTS, Axis, accuracies, by_data, by_depth, learning_curves, pareto
 from finetune_core.figures.layer_diagnostics import MEASURES as MOVES
 from finetune_core.figures.layer_diagnostics import by_stage, probe_profile
 
@@ -34,7 +34,8 @@ def comparison_figures(comparison: Comparison) -> Headed:
         )
         if figure
     ]
-    for axis, words in (("epoch", "by epoch"), ("seconds", "by time")):
+    axes: tuple[tuple[Axis, str], ...] = (("epoch", "by epoch"), ("seconds", "by time"))
+    for axis, words in axes:
         found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
     return found
 

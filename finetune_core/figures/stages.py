@@ -28,7 +28,9 @@ def stage_curve(
         measured: StepEnded rows with ``stages`` (``training/movement.py``); thinned out.
         stages: all stages, input to head.
     """
-    chosen = np.unique(np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(int)) if measured else []
+    chosen = np.unique(
+        np.linspace(0, len(measured) - 1, min(len(measured), _MOST_POINTS)).astype(int) if measured else np.empty(0, int)
+    )
     points = [
         (stage, row["epoch"] - 1 + row["step"] / steps_per_epoch, values[quantity])
         for row in (measured[index] for index in chosen)
@@ -38,7 +40,7 @@ def stage_curve(
     data = pd.DataFrame(points, columns=["stage", "epoch", "value"])
     names = [stage for stage in stages if stage in set(data["stage"])]
     legend = alt.Legend(title=None, orient="top", columns=4, symbolType="stroke")
-    return (
+    chart: alt.Chart = (
         alt.Chart(data)
         .mark_line(strokeWidth=2.2, clip=True)
         .encode(
@@ -64,6 +66,7 @@ def stage_curve(
         )
         .properties(height=300)
     )
+    return chart
 
 
 def _warmth(count: int) -> list[str]:
