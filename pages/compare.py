@@ -1,5 +1,7 @@
 """Compare: start strategies against each other, and read which stages were worth training."""
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from finetune_core.errors import RunError
@@ -8,10 +10,13 @@ from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.comparison.paired import About
+from finetune_core.evaluation.comparison.pairs import Pair
 from finetune_core.evaluation.comparison.report import arm_verdict_words, arms_table, pairs_table
 from finetune_core.evaluation.comparison.verdicts import CLAIM_HELP, CLAIMS, of_pair
 from finetune_core.figures.comparison import (
     COSTS,
+    Axis,
+    Kind,
     accuracies,
     by_data,
     by_depth,
@@ -34,6 +39,7 @@ from pages.shared.runs.queue import REFRESH, expected_seconds, queue_panel
 
 MOST_AT_FIRST = 12  # runs
 MOST_PAIRS = 6  # described in words
+AXES: dict[Axis, str] = {"epoch": "By epoch", "seconds": "By time"}  # of the learning curves
 CLAIM_LOOKS = {"strategies": ("blue", ":material/science:"), "networks": ("violet", ":material/hub:")}
 STANDING_LOOKS = {
     "taken": ("green", ":material/check:"),
@@ -94,7 +100,7 @@ def choose(runs: list[Run]) -> list[Run]:
 def latest(runs: list[Run]) -> list[str]:
     """The latest judged run, and those before it on the same data."""
     judged = [run for run in runs if run.judged]
-    same = [run for run in judged if run.history.started["fingerprint"] == judged[0].history.started["fingerprint"]]
+    same = [run for run in judged if run.started["fingerprint"] == judged[0].started["fingerprint"]]
     return [run.run_id for run in same[:MOST_AT_FIRST]]
 
 
@@ -184,7 +190,7 @@ def pairs(comparison: Comparison) -> None:
     if not comparison.pairs:
         return
     st.header("Pairwise comparison", anchor=False)
-    drawn = comparison.pairs
+    drawn: Sequence[Pair] = comparison.pairs
     if len(drawn) > MOST_PAIRS and comparison.arm_verdicts:
         first = comparison.arm_verdicts[0].arm
         drawn = [pair for pair in drawn if first in (pair.a, pair.b)]
@@ -239,15 +245,16 @@ def curves(comparison: Comparison) -> None:
     st.header("Learning curves", anchor=False)
     axis = st.segmented_control(
         "Axis",
-        ["epoch", "seconds"],
+        list(AXES),
         default="epoch",
         required=True,
-        format_func={"epoch": "By epoch", "seconds": "By time"}.get,
+        format_func=AXES.__getitem__,
         key="axis",
         persist_state="session",
         label_visibility="collapsed",
     )
-    for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
+    kinds: tuple[Kind, Kind] = ("loss", "accuracy")
+    for column, kind in zip(st.columns(2), kinds, strict=True):
         figure = learning_curves(kind, axis, comparison.arms)
         column.plotly_chart(figure, key=f"curves-{kind}-{axis}", alt=f"Validation {kind} of every run on shared axes")
 
@@ -269,7 +276,7 @@ def judged_by() -> str:
     asked = st.query_params.get("judged_by")
     if asked in MEASURES:
         st.session_state["judged_by"] = asked
-    measure = st.segmented_control(
+    chosen = st.segmented_control(
         "Metric",
         list(MEASURES),
         default=None if "judged_by" in st.session_state else ACCURACY.name,
@@ -280,6 +287,7 @@ def judged_by() -> str:
         on_change=measure_to_address,
         help="The metric of the verdict, the intervals and the pairs. Accuracy: share of images classified correctly. Macro F1: every class counts the same. Log loss: also measures the quality of the probabilities; lower is better.",
     )
+    measure = chosen or ACCURACY.name
     if measure != (asked or ACCURACY.name):
         st.query_params["judged_by"] = measure
     return measure

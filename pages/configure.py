@@ -71,7 +71,7 @@ def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dic
         reason = offer_weights([valid])
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
         st.markdown(f":small[{form.label('strategy')}]", help=setting_of("strategy").help, width="content")
-        timing = measure_button(config, known) if config and known.dataset else None
+        timing = measure_button(config, known, known.dataset) if config and known.dataset else None
     with st.container():
         if timing:
             show_outcome(timing)
@@ -101,9 +101,9 @@ def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, s
             form.section(section, problems)
 
 
-def measure_button(config: RunConfig, known: Known) -> str:
+def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
     """Offer to time each strategy; returns the key of that job."""
-    compared, dataset = comparable(config), known.dataset
+    compared = comparable(config)
     complete = all(known.expects(one) for one in compared)
     mark = hashlib.sha256("".join(one.model_dump_json() for one in compared).encode()).hexdigest()[:16]
     key = f"forecast:{mark}-{dataset.fingerprint}"
@@ -199,13 +199,13 @@ def about_augmentation(config: RunConfig) -> None:
         )
 
 
-def summary(config: RunConfig, known: Known) -> str:
+def summary(config: RunConfig, known: Known, dataset: Dataset) -> str:
     """The run in one line."""
-    images = max(1, round(int((known.dataset.table["split"] == TRAIN).sum()) * config.train_fraction))
+    training = int((dataset.table["split"] == TRAIN).sum()) * config.train_fraction
     forecast = known.expects(config)
     parts = [
         f"**{STRATEGIES[config.strategy].title}** on **{plain(config.backbone)}**",
-        things(images, "training image"),
+        things(max(1, round(training)), "training image"),
         things(config.epochs, "epoch"),
         *([f"about {duration(forecast.seconds)}", size(forecast.memory_bytes)] if forecast else []),
     ]
@@ -221,8 +221,8 @@ def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], 
                 with st.container(gap=None, height=80 if len(problems) > MOST_LINES else "content", border=False):
                     for name, problem in problems.items():
                         st.markdown(f":small[:red[{plain(form.label(name))} {plain(problem)}]]")
-            elif config:
-                st.markdown(f":orange[:material/download:] {reason}" if reason else summary(config, known))
+            elif config and known.dataset:
+                st.markdown(f":orange[:material/download:] {reason}" if reason else summary(config, known, known.dataset))
         pressed = st.button(
             "Start training",
             type="primary",

@@ -2,7 +2,6 @@
 
 from contextlib import suppress
 
-import numpy as np
 import streamlit as st
 
 from finetune_core.data.dataset import Dataset
@@ -66,9 +65,10 @@ def classes_and_splits(dataset: Dataset, data: str) -> None:
         sizes = dataset.table.groupby(["width", "height"]).size().sort_values(ascending=False).head(50)
         st.dataframe(sizes.rename("images").reset_index(), hide_index=True)
     widths, heights = dataset.table["width"], dataset.table["height"]
+    shorter = dataset.table[["width", "height"]].min(axis=1)
     st.caption(
         f"Image sizes: {widths.min()} × {heights.min()} to {widths.max()} × {heights.max()} pixels, "
-        f"half of them at least {int(np.minimum(widths, heights).median())} pixels on the shorter side."
+        f"half of them at least {int(shorter.median())} pixels on the shorter side."
     )
     rename_class(dataset)
     st.header("The split", anchor=False)
@@ -96,10 +96,10 @@ def linear_probes(dataset: Dataset) -> None:
     if report is None:
         analyze(dataset, "probes")
         return
-    if not report.probes:
+    best = report.suggestion
+    if best is None:
         st.info("There are too few validation images, or too few classes, for a linear probe.", icon=":material/info:")
         return
-    best = report.suggestion
     title = STRATEGIES[best.strategy].title if best.strategy != "custom" else f"Train from {best.cut} on"
     with st.container(border=True):
         st.markdown(f"**Suggested: {title}.** {plain(best.reason)}")

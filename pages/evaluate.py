@@ -9,7 +9,7 @@ from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note, predicted_splits
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 from finetune_core.evaluation.single_run.metrics import Evaluation, confusion_order
-from finetune_core.figures.evaluation import confusion_heatmap
+from finetune_core.figures.evaluation import Shares, confusion_heatmap
 from finetune_core.formatting import SPLIT_WORDS, number, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import next_step, page, plain
@@ -26,7 +26,7 @@ from pages.shared.runs.picker import choose_run
 
 MOST_CLASSES_DRAWN = 100
 MOST_ROWS = 12  # of a table that is shown whole
-NUMBERS = {"images": "Images", "true": "% of true class", "predicted": "% of predicted class"}
+NUMBERS: dict[Shares, str] = {"images": "Images", "true": "% of true class", "predicted": "% of predicted class"}
 ORDERS = {"name": "By name", "confusion": "By confusion"}
 
 page("pages/evaluate.py", "Evaluate a run on images it was not trained on, and look at its mistakes.")
@@ -104,12 +104,11 @@ def confusion_matrix(run: Run, result: Evaluation) -> None:
 
 
 def cell_in_words(result: Evaluation, true: int | None, predicted: int | None) -> str:
-    if true == predicted:
-        return f"{result.classes[true]}, predicted correctly"
-    if predicted is None:
-        return f"All of {result.classes[true]}, the highest loss first"
-    words = f"predicted as {result.classes[predicted]}"
-    return f"All {words}, the highest loss first" if true is None else f"{result.classes[true]}, {words}"
+    if true is not None and predicted is not None:
+        return f"{result.classes[true]}, predicted {'correctly' if true == predicted else f'as {result.classes[predicted]}'}"
+    sides = (("of", true), ("predicted as", predicted))
+    (words,) = (f"{how} {result.classes[label]}" for how, label in sides if label is not None)
+    return f"All {words}, the highest loss first"
 
 
 def cell_box(words: str, key: str, result: Evaluation) -> int | None:
@@ -136,7 +135,7 @@ def matrix_view(result: Evaluation) -> tuple[str, str]:
         shares = st.segmented_control(
             "Numbers",
             list(NUMBERS),
-            format_func=NUMBERS.get,
+            format_func=NUMBERS.__getitem__,
             default="images",
             required=True,
             key="shares",
@@ -148,7 +147,7 @@ def matrix_view(result: Evaluation) -> tuple[str, str]:
             order = st.segmented_control(
                 "Order",
                 list(ORDERS),
-                format_func=ORDERS.get,
+                format_func=ORDERS.__getitem__,
                 default="name",
                 required=True,
                 key="order",
@@ -195,7 +194,7 @@ def frequent_confusions(result: Evaluation, mark: str) -> None:
         if rows:
             names = list(result.classes)
             for column in ("true", "predicted"):
-                st.session_state[f"{column}-{mark}"] = names.index(table.at[rows[0], column])
+                st.session_state[f"{column}-{mark}"] = names.index(str(table.at[rows[0], column]))
 
     st.dataframe(
         table.rename(columns=str.capitalize),
@@ -215,7 +214,7 @@ def per_class(result: Evaluation) -> None:
     table.insert(
         2, "interval", [_interval(low, high) for low, high in zip(found["recall_low"], found["recall_high"], strict=True)]
     )
-    share = {"format": "%.1f %%"}
+    share = "%.1f %%"
     st.dataframe(
         table.rename(columns={"class": "Class", "images": "Images"}),
         hide_index=True,
@@ -227,7 +226,7 @@ def per_class(result: Evaluation) -> None:
                 help="The share of the images of this class that were predicted as this class.",
                 min_value=0,
                 max_value=100,
-                **share,
+                format=share,
             ),
             "interval": st.column_config.TextColumn(
                 "95 % interval",
@@ -235,9 +234,9 @@ def per_class(result: Evaluation) -> None:
                 "are often chance.",
             ),
             "precision": st.column_config.NumberColumn(
-                "Precision", help="The share of the images predicted as this class that are of this class.", **share
+                "Precision", help="The share of the images predicted as this class that are of this class.", format=share
             ),
-            "f1": st.column_config.NumberColumn("F1", help="Precision and recall in one number (harmonic mean).", **share),
+            "f1": st.column_config.NumberColumn("F1", help="Precision and recall in one number (harmonic mean).", format=share),
         },
     )
     words = "The hardest classes come first."

@@ -91,7 +91,12 @@ def present(runs: list[Run]) -> None:
     if not classifiers:
         st.stop()
     kind = st.segmented_control(
-        "Input", ["files", "camera"], format_func=INPUTS.get, default="files", required=True, label_visibility="collapsed"
+        "Input",
+        ["files", "camera"],
+        format_func=INPUTS.__getitem__,
+        default="files",
+        required=True,
+        label_visibility="collapsed",
     )
     given = inputs(kind)
     for key, name, image in reversed(given):
@@ -108,7 +113,7 @@ def try_out(runs: list[Run]) -> None:
     kind = st.segmented_control(
         "Input",
         list(INPUTS),
-        format_func=INPUTS.get,
+        format_func=INPUTS.__getitem__,
         default="files",
         required=True,
         key="input_kind",

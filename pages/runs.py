@@ -35,13 +35,16 @@ def actions(chosen: list[Run], found: int) -> None:
             help="Select two runs or more that have ended an epoch.",
         ):
             go("pages/compare.py", runs=judged)
-        if st.button("Open", icon=":material/open_in_new:", disabled=one is None, help="Select one run."):
+        if st.button("Open", icon=":material/open_in_new:", disabled=one is None, help="Select one run.") and one:
             go("pages/evaluate.py" if one.judged else "pages/train.py", one.run_id)
-        if st.button(
-            "Use these settings again",
-            icon=":material/replay:",
-            disabled=one is None,
-            help="Select one run: its settings and its data set go to Configure.",
+        if (
+            st.button(
+                "Use these settings again",
+                icon=":material/replay:",
+                disabled=one is None,
+                help="Select one run: its settings and its data set go to Configure.",
+            )
+            and one
         ):
             use_again(one)
         delete(chosen)

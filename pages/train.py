@@ -77,7 +77,7 @@ def data_changes(run: Run) -> None:
 def ending(run: Run) -> None:
     """What came of it, in words."""
     end = run.history.end
-    if run.status == "failed":
+    if run.status == "failed" and end:
         st.error(plain(end["message"]), icon=":material/error:")
         if end["traceback"]:
             with st.expander("Details for a bug report"):

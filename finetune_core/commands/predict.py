@@ -15,8 +15,7 @@ from finetune_core.data.archives import is_archive, unpack_archive
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, predict_images, to_csv, unpacking_folder
 from finetune_core.evaluation.prediction.neighbours import (
-    Encoder,
-    Neighbourhood,
+    Known,
     compute_neighbourhood,
     encoder,
     known_neighbourhood,
@@ -27,8 +26,6 @@ from finetune_core.exporters.tensors import is_export, load_export
 from finetune_core.files import write_bytes
 from finetune_core.formatting import percent, things
 from finetune_core.work import in_phase
-
-Known = tuple[Encoder, Neighbourhood]
 
 
 def predictions_of(

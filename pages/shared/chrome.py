@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import streamlit as st
 
 from pages.shared.account import gate, owner
 from pages.shared.address import carried, settings_problem, sync
+
+Color = Literal["red", "orange", "blue", "green", "violet", "gray"]  # of a badge
 
 PAGES = (
     ("app.py", "Home", ":material/home:"),
@@ -60,8 +63,12 @@ def next_step(path: str, label: str, *, primary: bool = True, run: str | None = 
 
 def go(path: str, run: str | None = None, runs: Sequence[str] = ()) -> None:
     """Switch to another page, taking along what is chosen, and a run, or several that are compared."""
-    named = ({"run": run} if run else {}) | ({"runs": list(runs)} if runs else {})
-    st.switch_page(path, query_params=named | carried())
+    named: dict[str, str | list[str]] = {}
+    if run:
+        named["run"] = run
+    if runs:
+        named["runs"] = list(runs)
+    st.switch_page(path, query_params={**named, **carried()})
 
 
 def plain(text: str) -> str:

@@ -112,7 +112,8 @@ def unselect(key: str, ids: Iterable[str]) -> None:
 
 
 def _chosen(key: str) -> set[str]:
-    return st.session_state.setdefault(key_for_data(f"chosen-{key}"), set())
+    chosen: set[str] = st.session_state.setdefault(key_for_data(f"chosen-{key}"), set())
+    return chosen
 
 
 def _page(count: int, key: str, per_page: int) -> range:
@@ -145,8 +146,8 @@ def _grid(
                             _draw(side, small, captioned=not (ticked and side.id))
                 if can_open and isinstance(smalls[0], bytes) and _open_button(item, key):
                     opened = item.id
-                for side in sides if ticked else []:
-                    if side.id:
+                for side in sides:
+                    if chosen is not None and side.id:
                         box = f"choose-{key}-{side.id}"
                         st.session_state[box] = side.id in chosen
                         st.checkbox(plain(side.caption), key=box, on_change=_toggle, args=(chosen, side.id, box))
@@ -171,7 +172,7 @@ def _toggle(chosen: set[str], sample: str, box: str) -> None:
 
 
 def _smalls(picture: Picture) -> list[bytes | str]:
-    return [picture_bytes(one.path) for one in _sides(picture)]
+    return [picture_bytes(one.path) if isinstance(one.path, Path) else str(one.path) for one in _sides(picture)]
 
 
 def _sides(picture: Picture) -> list[Picture]:

@@ -83,7 +83,8 @@ def forget(key: str) -> None:
 
 def _watched() -> dict[str, Job]:
     """What this session has begun or seen going on, by key."""
-    return st.session_state.setdefault("jobs", {})
+    watched: dict[str, Job] = st.session_state.setdefault("jobs", {})
+    return watched
 
 
 def _result(job: Job) -> Any:

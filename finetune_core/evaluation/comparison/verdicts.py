@@ -17,8 +17,8 @@ from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import duration, things
 
-CLAIMS = {"strategies": "Strategies", "networks": "Networks"}
-CLAIM_HELP = {
+CLAIMS: dict[About, str] = {"strategies": "Strategies", "networks": "Networks"}
+CLAIM_HELP: dict[About, str] = {
     "strategies": "Would the same strategies differ on new images, trained again with new seeds?",
     "networks": "Do the networks that were trained here differ on new images? This says nothing of other seeds.",
 }

@@ -16,7 +16,7 @@ from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.names import is_noise, printable_name
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import DataError, ImageError
-from finetune_core.evaluation.prediction.neighbours import Encoder, Neighbourhood
+from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
@@ -66,7 +66,7 @@ def unpacking_folder() -> AbstractContextManager[Path]:
 
 
 def predict_images(
-    predictor: Predictor, images: Sequence[tuple[str, Path]], known: tuple[Encoder, Neighbourhood] | None = None
+    predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None = None
 ) -> Work[list[ImagePrediction]]:
     """Predict images, in their order; files that cannot be read are marked as such.
 
@@ -160,9 +160,7 @@ def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
     return [_cell(classes[best]), chances[best], unlike, "", *chances]
 
 
-def _evaluated(
-    predictor: Predictor, squares: torch.Tensor, known: tuple[Encoder, Neighbourhood] | None
-) -> tuple[np.ndarray, list[bool | None]]:
+def _evaluated(predictor: Predictor, squares: torch.Tensor, known: Known | None) -> tuple[np.ndarray, list[bool | None]]:
     squares = squares.contiguous(memory_format=torch.channels_last)
     if known is None:
         return predictor.probabilities_of(squares), [None] * len(squares)

@@ -121,6 +121,9 @@ class Neighbourhood:
         return np.asarray((_distances(features, self.features) > self.limits[:, None]).any(axis=0))
 
 
+Known = tuple[Encoder, Neighbourhood]  # of one network
+
+
 def encoder(predictor: Predictor) -> Encoder:
     """The predictor's network, cut before its head; the parts are its own.
 

@@ -173,7 +173,8 @@ def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
 
 def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
     """The forecast of each arm, and of all together."""
-    book, rows, whole = SpeedBook(), [], 0.0
+    book, rows = SpeedBook(), []
+    whole: float | None = 0.0
     arms = list(by_arm(configs).values())
     for title, some in zip(arm_titles([some[0] for some in arms]), arms, strict=True):
         timed = arm_seconds(some, dataset, book)

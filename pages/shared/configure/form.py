@@ -110,7 +110,7 @@ def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], N
         st.selectbox(options=list(one.choices), format_func=lambda option: one.choices[option], **usual)
     elif one.kind == "integer":
         # Without limits of the widget's own: the config says what is wrong, in words.
-        empty = {"value": None, "placeholder": one.placeholder} if one.optional else {}
+        empty: dict[str, Any] = {"value": None, "placeholder": one.placeholder} if one.optional else {}
         st.number_input(step=1, **empty, **usual)
     else:  # a number is typed as text, so that 1e-4 and 20 % can be written
         st.text_input(placeholder=one.placeholder or None, **usual)

@@ -82,7 +82,7 @@ def tools(dataset: Dataset, chosen: set[str], key: str) -> None:
 
     with st.container(horizontal=True, vertical_alignment="bottom"):
         st.button(f"Exclude {things(len(paths), 'image')}", key=f"{key}-exclude", on_click=act, args=("exclude",))
-        st.selectbox("Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.get, width=140)
+        st.selectbox("Split", SPLITS, key=f"{key}-split", format_func=SPLIT_WORDS.__getitem__, width=140)
         st.button("Move there", key=f"{key}-move", on_click=act, args=("move", f"{key}-split"))
         st.selectbox("Class", dataset.classes, key=f"{key}-class", accept_new_options=True, width=200)
         st.button("Relabel", key=f"{key}-relabel", on_click=act, args=("relabel", f"{key}-class"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import streamlit as st
 
@@ -17,6 +17,9 @@ from pages.shared.account import owner
 from pages.shared.data.chosen import chosen_data, data_folder, readable_roots
 from pages.shared.jobs import forget, wait_for
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
 _MOST_HELD = 4  # data sets
 
 
@@ -26,7 +29,7 @@ def _looked_through() -> dict[str, Seen]:
 
 
 @st.cache_resource(show_spinner=False)
-def _assembled() -> dict[tuple, Dataset]:
+def _assembled() -> dict[tuple[Any, ...], Dataset]:
     return {}
 
 
@@ -86,7 +89,7 @@ def report_of(dataset: Dataset) -> DeepReport | None:
     return next((report for (mark, *_), report in reversed(list(_reports().items())) if mark == dataset.fingerprint), None)
 
 
-def _keep(held: dict, key: Any, value: Any) -> None:
+def _keep(held: dict[Key, Value], key: Key, value: Value) -> None:
     """Sessions share these: what another one has taken out meanwhile is no loss."""
     while len(held) >= _MOST_HELD:
         held.pop(next(iter(list(held))), None)

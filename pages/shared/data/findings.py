@@ -7,19 +7,19 @@ import streamlit as st
 
 from finetune_core.config import Edit
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.findings import KINDS, Finding
+from finetune_core.data.findings import KINDS, Action, Finding, Severity
 from finetune_core.formatting import number, things
-from pages.shared.chrome import plain
+from pages.shared.chrome import Color, plain
 from pages.shared.data.changes import change_undoably
 from pages.shared.images import Picture, chooser, gallery
 
-_LOOKS = {
+_LOOKS: dict[Severity, tuple[Color, str]] = {
     "error": ("red", ":material/error:"),
     "warning": ("orange", ":material/warning:"),
     "info": ("gray", ":material/info:"),
 }
 _ORDER = {"error": 0, "warning": 1, "info": 2}
-_VERBS = {"exclude": "Exclude", "move": "Move to the other split", "relabel": "Relabel"}
+_VERBS: dict[Action, str] = {"exclude": "Exclude", "move": "Move to the other split", "relabel": "Relabel"}
 _PER_PAGE = 6
 _ORDERS = {"label": "Label confidence, lowest first", "confidence": "Prediction confidence, highest first"}
 _BORDER = 3  # images shown on each side of a threshold
@@ -47,14 +47,14 @@ def _card(dataset: Dataset, finding: Finding) -> None:
         _spellings(dataset, finding)
         _leave(finding)
     else:
-        pictured = _in_order(finding, pictured)
+        pictured = list(_in_order(finding, pictured))
         picture = _pictures(dataset, finding)
         partners = {one[0]: one[1] for one in finding.sets if len(one) == 2 and set(one) <= set(pictured)}
         leads = [path for path in pictured if path not in partners.values()]
         key = f"finding-{finding.kind}"
         chosen = chooser(leads, lambda index: picture(leads[index], partners), key, _PER_PAGE, partners)
-        if kind.ranked and len(pictured) > 1:
-            _several(finding, pictured, picture)
+        if kind.ranked and kind.action and len(pictured) > 1:
+            _several(finding, kind.action, pictured, picture)
         _answers(finding, chosen)
 
 
@@ -65,30 +65,30 @@ def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
     by = st.segmented_control(
         "Sort by",
         list(_ORDERS),
-        format_func=_ORDERS.get,
+        format_func=_ORDERS.__getitem__,
         default="label",
         required=True,
         key=f"order-{finding.kind}",
         persist_state="session",
     )
-    return paths if by == "label" else sorted(paths, key=finding.confidence.get, reverse=True)
+    return paths if by == "label" else sorted(paths, key=finding.confidence.__getitem__, reverse=True)
 
 
 def _pictures(dataset: Dataset, finding: Finding) -> Callable[..., Picture]:
     """Makes the picture of an image of a finding, beside what it is to be compared with, or beside its partner, which can be selected."""
-    rows = dataset.by_id
+    classes = dataset.by_id["class"]
     beside = {path: next(other for other in one if other != path) for one in finding.sets for path in one[1:] + one[:1]}
 
     def picture(path: str, partners: Mapping[str, str] = MappingProxyType({})) -> Picture:
-        note = finding.notes.get(path) or rows.at[path, "class"]
+        note = finding.notes.get(path) or classes.loc[path]
         twin = beside.get(path)
-        other = twin and Picture(dataset.root / twin, f"{twin} ({rows.at[twin, 'class']})", twin, partners.get(path, ""))
-        return Picture(dataset.root / path, f"{path}: {note}" if twin else note, f"{path}: {note}", path, other or None)
+        other = Picture(dataset.root / twin, f"{twin} ({classes.loc[twin]})", twin, partners.get(path, "")) if twin else None
+        return Picture(dataset.root / path, f"{path}: {note}" if twin else note, f"{path}: {note}", path, other)
 
     return picture
 
 
-def _several(finding: Finding, paths: Sequence[str], picture: Callable[[str], Picture]) -> None:
+def _several(finding: Finding, action: Action, paths: Sequence[str], picture: Callable[[str], Picture]) -> None:
     """The first so many of a list sorted by confidence, with those at its border: what a threshold does is seen before it is used."""
     with st.expander("Several at once"):
         count = st.slider(
@@ -106,9 +106,10 @@ def _several(finding: Finding, paths: Sequence[str], picture: Callable[[str], Pi
         ):
             if some:
                 st.caption(words)
-                gallery(len(some), lambda index, some=some: picture(some[index]), key=f"border-{words}-{finding.kind}")
+                pictures = [picture(path) for path in some]
+                gallery(len(pictures), pictures.__getitem__, key=f"border-{words}-{finding.kind}")
         st.button(
-            f"{_VERBS[KINDS[finding.kind].action]} these {number(count)}",
+            f"{_VERBS[action]} these {number(count)}",
             key=f"act-several-{finding.kind}",
             on_click=change_undoably,
             args=finding.edits(paths[:count]),
@@ -126,7 +127,7 @@ def _spellings(dataset: Dataset, finding: Finding) -> None:
 
         def picture(index: int, examples: Sequence[str] = examples) -> Picture:
             path = examples[index]
-            return Picture(dataset.root / path, dataset.by_id.at[path, "class"], path)
+            return Picture(dataset.root / path, str(dataset.by_id.at[path, "class"]), path)
 
         gallery(len(examples), picture, key=f"spelling-{name}-{target}")
         words = f"Relabel {things(len(paths), 'image')} of {name} as {target}"

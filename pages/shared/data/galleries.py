@@ -1,8 +1,8 @@
 """The images of a data set as galleries: all of them, those picked on the map, and those similar to a chosen one."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -43,7 +43,7 @@ def images(dataset: Dataset) -> None:
         )
         name = st.selectbox("Class", ["", *dataset.classes], format_func=lambda s: s or "All", width=260, **_kept("class"))
         part = st.text_input("Name contains", width=220, **_kept("name"))
-        order = st.selectbox("Sort by", orders, format_func=_TITLES.get, width=260, help=_HELP, **_kept("order"))
+        order = st.selectbox("Sort by", orders, format_func=_TITLES.__getitem__, width=260, help=_HELP, **_kept("order"))
     rows = dataset.table
     rows = rows[rows["split"] == split] if split else rows
     rows = rows[rows["class"] == name] if name else rows
@@ -58,35 +58,35 @@ def images(dataset: Dataset) -> None:
     _similar(dataset, chosen, "browse")
 
 
-def _kept(filtered_by: str) -> dict[str, str]:
+def _kept(filtered_by: str) -> dict[str, Any]:
     """Of a filter: each data set has its own, which stays while other tabs and pages are looked at."""
     return {"key": key_for_data(f"filter-{filtered_by}"), "persist_state": "session"}
 
 
-def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> np.ndarray:
+def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> list[str]:
     """The ids in the order asked for; images without a prediction come last."""
     if predictions is not None:
         confidence = rows["id"].map(predictions["label_confidence"])
         rows = rows.loc[confidence.sort_values(ascending=order == "unsure", kind="stable", na_position="last").index]
     elif order == "class":
         rows = rows.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
-    return rows["id"].to_numpy()
+    return rows["id"].tolist()
 
 
 def _selection(
     dataset: Dataset, ids: Sequence[str], key: str, per_page: int, predictions: pd.DataFrame | None = None
 ) -> set[str]:
     """A gallery to select from; with what each image is taken for, where it is sorted by that."""
-    rows = dataset.by_id
+    classes, splits = dataset.by_id["class"], dataset.by_id["split"]
 
     def picture(index: int) -> Picture:
         sample = ids[index]
-        name, split = rows.at[sample, "class"], SPLIT_WORDS[rows.at[sample, "split"]].lower()
+        name, split = classes.loc[sample], SPLIT_WORDS[splits.loc[sample]].lower()
         words = f"{name} · {split}"
         if predictions is not None and sample in predictions.index:
-            one = predictions.loc[sample]
-            other = "" if one["predicted"] == name else f", predicted {one['predicted']} ({percent(one['confidence'], 0)})"
-            words = f"{name} ({percent(one['label_confidence'], 0)}){other} · {split}"
+            likeliest, sure, own = (predictions[one].loc[sample] for one in ("predicted", "confidence", "label_confidence"))
+            other = "" if likeliest == name else f", predicted {likeliest} ({percent(sure, 0)})"
+            words = f"{name} ({percent(own, 0)}){other} · {split}"
         return Picture(dataset.root / sample, words, f"{sample}, class {name}", sample)
 
     return chooser(ids, picture, key=key, per_page=per_page)
@@ -100,24 +100,25 @@ def _similar(dataset: Dataset, chosen: set[str], key: str) -> None:
     if report is None:
         st.caption("Similar images are shown after *Analyze with embeddings* (Findings).")
         return
-    sample = samples[0]
+    sample: str | None = samples[0]
     if len(samples) > 1:
         sample = st.selectbox(
             "Similar images to", samples, index=None, key=f"similar-to-{key}", placeholder="Choose a selected image"
         )
     if sample is None:
         return
-    near, rows = report.embeddings.nearest(sample, _NEAREST), dataset.by_id
+    near = report.embeddings.nearest(sample, _NEAREST)
+    classes, splits = dataset.by_id["class"], dataset.by_id["split"]
 
     def picture(index: int) -> Picture:
         other, distance = near[index]
-        name, split = rows.at[other, "class"], SPLIT_WORDS[rows.at[other, "split"]].lower()
+        name, split = classes.loc[other], SPLIT_WORDS[splits.loc[other]].lower()
         alt = f"Similar image {other}, class {name}, distance {distance:.2f}"
         return Picture(dataset.root / other, f"{name} · {split} · distance {distance:.2f}", alt, other)
 
     with st.container(border=True):
         st.markdown(
-            f"**Similar to {plain(sample)}** ({plain(rows.at[sample, 'class'])})",
+            f"**Similar to {plain(sample)}** ({plain(classes.loc[sample])})",
             help=f"Nearest neighbours by cosine distance (0 to 2) between the embeddings of {report.backbone}.",
         )
         gallery(len(near), picture, key=f"similar-{key}", per_page=_NEAREST)
@@ -151,8 +152,8 @@ def map_of_images(dataset: Dataset) -> None:
         selection_mode=("points", "box", "lasso"),
         alt=f"Map of the images by their features, coloured by {by}",
     )
-    picked = np.array([point["customdata"][0] for point in event["selection"]["points"]], dtype=object)
-    if len(picked):
+    picked = [point["customdata"][0] for point in event["selection"]["points"]]
+    if picked:
         place = st.container()
         chosen = _selection(dataset, picked, "map", 12)
         with place:

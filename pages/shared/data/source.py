@@ -58,7 +58,7 @@ def _ways() -> None:
     st.segmented_control(
         "Images",
         list(_SOURCES),
-        format_func=_SOURCES.get,
+        format_func=_SOURCES.__getitem__,
         default="folder",
         required=True,
         key="data_source",
@@ -103,7 +103,7 @@ def _upload() -> None:
     kind = st.segmented_control(
         "What to upload",
         list(_KINDS),
-        format_func=_KINDS.get,
+        format_func=_KINDS.__getitem__,
         default="archive",
         required=True,
         key="upload_kind",
@@ -143,7 +143,7 @@ def _uploaded_before() -> None:
         "Previous uploads",
         list(before),
         index=None,
-        format_func=before.get,
+        format_func=before.__getitem__,
         placeholder="Choose one",
         key="uploaded_before",
         on_change=chosen,
@@ -187,7 +187,7 @@ def _once(key: str, make: Callable[[], Work[Path]], words: str) -> None:
 
 
 def _awaited(key: str, make: Callable[[], Work[Path]], words: str) -> Path:
-    folder = wait_for(key, words, make, kept=False)
+    folder: Path | None = wait_for(key, words, make, kept=False)
     if folder is None:
         st.button("Try again", icon=":material/replay:", on_click=forget, args=(key,))
         raise DataError(f"{words} was stopped; nothing of it was kept.")

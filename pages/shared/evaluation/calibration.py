@@ -4,7 +4,7 @@ from math import isnan
 
 import streamlit as st
 
-from finetune_core.evaluation.single_run.binning import BINS
+from finetune_core.evaluation.single_run.binning import BINS, Binning
 from finetune_core.evaluation.single_run.calibration import FEWEST, Calibration, Scaling
 from finetune_core.evaluation.single_run.curves import coverage_curve, selective_prediction
 from finetune_core.evaluation.single_run.evaluate import calibrated
@@ -13,6 +13,7 @@ from finetune_core.figures.calibration import coverage_figure, reliability_diagr
 from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
 
+_BINNINGS: dict[Binning, str] = {"width": f"{BINS} of equal width", "mass": f"{BINS} of equally many images"}
 _PER_BIN = 20  # images: with fewer, what is called an error is chance for the most part
 _ECE = (
     "Expected calibration error: mean gap between confidence and accuracy over the bins above, weighted by their number of images. "
@@ -40,8 +41,8 @@ def calibration(run: Run, result: Evaluation) -> None:
 def _reliability(run: Run, result: Evaluation) -> None:
     binning = st.segmented_control(
         "Bins",
-        ["width", "mass"],
-        format_func={"width": f"{BINS} of equal width", "mass": f"{BINS} of equally many images"}.get,
+        list(_BINNINGS),
+        format_func=_BINNINGS.__getitem__,
         default="width",
         required=True,
         key="binning",
@@ -67,7 +68,7 @@ def _numbers(before: Calibration, scaled: Scaling | None, after: Calibration | N
     """Calibration errors before and after temperature scaling, where there could be one, and what that was."""
     with st.container(horizontal=True):
         _error("ECE", before, _ECE)
-        if after:
+        if after and scaled:
             _error("ECE, scaled", after, f"{_ECE} After temperature scaling.")
             words = " and ".join(f"{one:.2f}" for one in scaled.temperatures)
             note = "What logits are divided by (Guo et al. 2017). Above 1: the network was overconfident. The predicted classes stay the same."

@@ -144,7 +144,12 @@ def _two_of(runs: Sequence[Run], titles: dict[str, str]) -> tuple[Run, Run]:
     with st.container(horizontal=True):
         a, b = (
             st.selectbox(
-                words, list(by_id), index=index, format_func=titles.get, key=f"disagree-{words}-{mark}", persist_state="session"
+                words,
+                list(by_id),
+                index=index,
+                format_func=titles.__getitem__,
+                key=f"disagree-{words}-{mark}",
+                persist_state="session",
             )
             for index, words in enumerate(("First run", "Second run"))
         )

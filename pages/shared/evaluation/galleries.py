@@ -16,7 +16,7 @@ def mistakes(run: Run, result: Evaluation) -> None:
     by = st.segmented_control(
         "Order",
         ["confidence", "loss"],
-        format_func={"confidence": "Mistakes, most confident first", "loss": "All images, highest loss first"}.get,
+        format_func={"confidence": "Mistakes, most confident first", "loss": "All images, highest loss first"}.__getitem__,
         default="confidence",
         required=True,
         key="mistakes-by",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ from finetune_core.evaluation.prediction.batch import (
 from finetune_core.evaluation.prediction.explain import Explanation, explain
 from finetune_core.evaluation.prediction.neighbours import (
     Encoder,
+    Known,
     Neighbourhood,
     compute_neighbourhood,
     encoder,
@@ -48,6 +50,13 @@ _SHOWN, _NEAREST = 5, 4  # classes; training images
 _HEADING = 40  # letters
 
 
+class Seen(NamedTuple):
+    """An image's features ``[parts, d]``, and the training images that they are compared with."""
+
+    near: Neighbourhood
+    features: np.ndarray
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A run's network, with what is known of its training images.
@@ -63,6 +72,11 @@ class Classifier:
     looks: Encoder | None
     near: Neighbourhood | None
 
+    @property
+    def known(self) -> Known | None:
+        """What tells which training images are like a new one; None before ``get_to_know``."""
+        return (self.looks, self.near) if self.looks and self.near else None
+
 
 def load_classifier(run: Run, title: str) -> Classifier:
     """Load a run's network.
@@ -73,7 +87,7 @@ def load_classifier(run: Run, title: str) -> Classifier:
     classes = predictor(run).classes
     changed = predictions_changed(run.run_dir)
     looks = _encoder(run.run_id, changed)
-    return Classifier(run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run)) if looks else None)
+    return Classifier(run, title, classes, looks, _near(run.run_id, changed, neighbours_changed(run)))
 
 
 @st.cache_resource(max_entries=4, show_spinner=False)
@@ -86,7 +100,8 @@ def _encoder(run_id: str, changed: int) -> Encoder | None:
 
 @st.cache_resource(max_entries=4, show_spinner="Loading the features of the training images")
 def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
-    return known_neighbourhood(store().run(run_id), _encoder(run_id, changed))
+    looks = _encoder(run_id, changed)
+    return known_neighbourhood(store().run(run_id), looks) if looks else None
 
 
 # Every click on the page asks for all images again: what was computed of one is kept, by its content.
@@ -96,8 +111,8 @@ def _probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
-def _features(run_id: str, changed: int, image: bytes) -> np.ndarray:
-    return _encoder(run_id, changed).look(image)[0]
+def _features(run_id: str, changed: int, image: bytes, _looks: Encoder) -> np.ndarray:
+    return _looks.look(image)[0]
 
 
 @st.cache_data(max_entries=50, show_spinner="Computing Grad-CAM")
@@ -130,7 +145,8 @@ def offer_neighbours(classifiers: list[Classifier]) -> None:
 
 def _neighbourhoods(classifiers: Sequence[Classifier], roots: Sequence[Path]) -> Work[None]:
     for one in classifiers:
-        yield from compute_neighbourhood(one.run, one.looks, roots)
+        if one.looks:
+            yield from compute_neighbourhood(one.run, one.looks, roots)
 
 
 def show_image(
@@ -158,17 +174,19 @@ def show_image(
 def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) -> None:
     run_id, changed = one.run.run_id, predictions_changed(one.run.run_dir)
     try:
-        probabilities = _probabilities(run_id, changed, image)
-        features = _features(run_id, changed, image) if one.near else None
+        probabilities, seen = _probabilities(run_id, changed, image), None
+        if one.known:
+            looks, near = one.known
+            seen = Seen(near, _features(run_id, changed, image, looks))
     except ImageError as error:
         st.error(plain(f"{name}: {error}"), icon=":material/broken_image:")
         return
     order = probabilities.argsort()[::-1][:_SHOWN]
     best = one.classes[order[0]]
     st.markdown(f"## {plain(_short(best))} · {percent(probabilities[order[0]])}")
-    if features is not None and one.near.unlike(features[None])[0]:
+    if seen and seen.near.unlike(seen.features[None])[0]:
         st.warning(
-            f"Unlike anything in training: farther from the training images than {percent(1 - one.near.error, 0)} of the validation images "
+            f"Unlike anything in training: farther from the training images than {percent(1 - seen.near.error, 0)} of the validation images "
             "are. Do not trust the prediction.",
             icon=":material/travel_explore:",
         )
@@ -181,8 +199,8 @@ def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) ->
             key=f"bars-{key}",
             alt=f"Probabilities of the most likely classes of {name}",
         )
-    if features is not None:
-        _neighbours(key, one, features)
+    if seen:
+        _neighbours(key, one, seen)
 
 
 def _grad_cam(name: str, image: bytes, one: Classifier, best: int) -> None:
@@ -197,19 +215,19 @@ def _grad_cam(name: str, image: bytes, one: Classifier, best: int) -> None:
         st.image(seen.overlays[best], caption=words, alt=f"{name}: {words}: {one.classes[best]}")
 
 
-def _neighbours(key: str, one: Classifier, features: np.ndarray) -> None:
-    rows, _ = one.near.nearest(features, _NEAREST)
+def _neighbours(key: str, one: Classifier, seen: Seen) -> None:
+    rows, _ = seen.near.nearest(seen.features, _NEAREST)
     st.markdown(
         "**Nearest training images**",
         help="By cosine distance between features, just before the head.",
     )
 
     def picture(index: int) -> Picture:
-        sample, kind = str(one.near.ids[rows[index]]), one.classes[one.near.labels[rows[index]]]
+        sample, kind = str(seen.near.ids[rows[index]]), one.classes[seen.near.labels[rows[index]]]
         return run_picture(one.run, sample, kind, f"Training image {sample}, class {kind}")
 
     gallery(len(rows), picture, key=f"near-{key}", per_page=_NEAREST)
-    if not one.near.unchanged:
+    if not seen.near.unchanged:
         st.caption("The data set has changed since the run, so these may not all have been trained on.")
 
 
@@ -270,7 +288,7 @@ def _with_each(
 ) -> Work[list[list[ImagePrediction]]]:
     answers: list[list[ImagePrediction]] = []
     for one, network in zip(classifiers, networks, strict=True):
-        work = predict_images(network, images, (one.looks, one.near) if one.near else None)
+        work = predict_images(network, images, one.known)
         work = in_phase("name", work, len(answers) * len(images), len(classifiers) * len(images))
         answers.append((yield from work))
     return answers

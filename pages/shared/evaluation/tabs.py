@@ -53,12 +53,12 @@ def all_scores(run: Run, result: Evaluation) -> None:
         found = scores(run, result.split)
     rows = [
         {
-            "Metric": NAMES[row.name],
-            "Value": _value(row.name, row.value),
-            "95 % interval": _range(row.name, row.low, row.high),
-            "Meaning": _MEANINGS[row.name],
+            "Metric": NAMES[row["name"]],
+            "Value": _value(row["name"], row["value"]),
+            "95 % interval": _range(row["name"], row["low"], row["high"]),
+            "Meaning": _MEANINGS[row["name"]],
         }
-        for row in found.table.itertuples(index=False)
+        for row in found.table.to_dict("records")
     ]
     st.dataframe(rows, hide_index=True, height="content")
     if found.absent:
@@ -106,12 +106,12 @@ def curves(run: Run, result: Evaluation) -> None:
         st.caption("Choose a class.")
         return
     with st.spinner("Bootstrapping the intervals"):
-        drawn = {one: class_curves(run, result.split, one) for one in chosen}
+        drawn = {one: curve for one in chosen if (curve := class_curves(run, result.split, one))}
         areas = scores(run, result.split)
     _two_curves({result.classes[one]: curve for one, curve in drawn.items()})
     st.dataframe(_areas(result, areas), hide_index=True, height="content" if len(hardest) <= _MOST_CURVES else 320)
     text = f"Shaded: pointwise 95 % intervals (percentile bootstrap within classes, {number(BAND_RESAMPLES)} resamples)."
-    few = [result.classes[one] for one in drawn if result.per_class.at[one, "images"] < FEW]
+    few = [result.classes[one] for one in drawn if result.per_class["images"].loc[one] < FEW]
     if few:
         text += f" Few images of {', '.join(few)}: even the intervals are rough."
     st.caption(plain(text))
@@ -164,9 +164,10 @@ def by_slice(run: Run, result: Evaluation) -> None:
         )
         return
     clear = table[table["verdict"].isin(_VERDICTS)]
-    for row in clear.itertuples(index=False):
+    for row in clear.to_dict("records"):
         st.markdown(
-            f"- {plain(row.by)} **{plain(row.slice)}**: accuracy {percent(row.accuracy)}, {_VERDICTS[row.verdict]} ({things(row.images, 'image')})"
+            f"- {plain(row['by'])} **{plain(row['slice'])}**: accuracy {percent(row['accuracy'])}, {_VERDICTS[row['verdict']]} "
+            f"({things(row['images'], 'image')})"
         )
     if clear.empty:
         st.markdown("No slice is clearly better or worse than the rest.")
@@ -210,7 +211,7 @@ def robustness(run: Run, result: Evaluation) -> None:
     if known is None:
         return
     right = known.rows.groupby("corruption")["accuracy"].min()
-    worst = right.drop("none").idxmin()
+    worst = str(right.drop("none").idxmin())
     st.markdown(
         f"Clean accuracy: {percent(right['none'])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
         f"{percent(right[worst])}."

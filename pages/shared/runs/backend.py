@@ -5,13 +5,14 @@ import streamlit as st
 from finetune_core import paths
 from finetune_core.config import RunConfig
 from finetune_core.exporters.mlflow import report_to_mlflow
-from finetune_core.runs.store import RunStore
+from finetune_core.runs.store import RunStore, Status
 from finetune_core.runs.worker import Worker
 from pages.shared.account import owner
+from pages.shared.chrome import Color
 from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import jobs
 
-STATUS_WORDS = {
+STATUS_WORDS: dict[Status, tuple[str, Color, str]] = {
     "queued": ("Queued", "gray", ":material/hourglass_empty:"),
     "waiting": ("Waiting for the device", "gray", ":material/hourglass_empty:"),
     "running": ("Training", "orange", ":material/local_fire_department:"),

@@ -6,6 +6,7 @@ nothing that appears, grows or vanishes beside them moves them, and messages sta
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import streamlit as st
 
@@ -64,8 +65,25 @@ def _stop_buttons(run: Run) -> None:
     )
 
 
-def _button(label: str, key: str, kind: str, act: Callable[[], object], **options: object) -> None:
-    st.button(label, key=key, type=kind, icon=_ICONS[key], width=_WIDTH, on_click=attempt, args=(act,), **options)
+def _button(
+    label: str,
+    key: str,
+    kind: Literal["primary", "secondary"],
+    act: Callable[[], object],
+    help: str | None = None,
+    disabled: bool = False,
+) -> None:
+    st.button(
+        label,
+        key=key,
+        type=kind,
+        icon=_ICONS[key],
+        width=_WIDTH,
+        on_click=attempt,
+        args=(act,),
+        help=help,
+        disabled=disabled,
+    )
 
 
 def _place(run: Run) -> None:

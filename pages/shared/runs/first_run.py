@@ -1,5 +1,7 @@
 """What an empty page offers: a first run on the bundled sample."""
 
+from typing import Literal
+
 import streamlit as st
 
 from finetune_core.config import make_config
@@ -16,7 +18,7 @@ def nothing_yet(what: str) -> None:
     try_it_now("secondary")
 
 
-def try_it_now(kind: str = "primary") -> None:
+def try_it_now(kind: Literal["primary", "secondary"] = "primary") -> None:
     """The button that trains on the bundled sample, without a question."""
     if st.button("Try it now", type=kind, icon=":material/bolt:", key="try"):
         try:

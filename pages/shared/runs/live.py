@@ -8,16 +8,16 @@ from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
 from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things
-from finetune_core.runs.history import History
 from finetune_core.runs.log import live_numbers, log_line, log_lines
 from finetune_core.runs.smoothing import smoothed
 from finetune_core.runs.store import Run
+from finetune_core.runs.turns import WAITING
 from finetune_core.training.prediction_history import Flip, flips, load_prediction_history
 from pages.shared.chrome import plain
 from pages.shared.images import Picture, gallery, run_picture
 
 _NUMBERS: dict[Kind, str] = {"accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1"}
-_MEANINGS = {
+_MEANINGS: dict[Kind, str] = {
     "accuracy": "Share of images classified correctly.",
     "balanced_accuracy": "Mean of the classes' recalls: each class counts the same.",
     "macro_f1": "Mean of the classes' F1, the harmonic mean of precision and recall.",
@@ -36,7 +36,7 @@ def bar(run: Run) -> None:
     if run.status == "queued":
         st.progress(history.fraction, "Waiting for the run before it")
     elif run.status == "waiting":
-        st.progress(history.fraction, PHASE_WORDS[progress["phase"]])
+        st.progress(history.fraction, PHASE_WORDS[WAITING])
     elif progress and (not steps or progress["phase"] != "validate"):
         done, total = progress["done"], progress["total"]
         count = size if progress["phase"] == "download" else number
@@ -52,7 +52,7 @@ def bar(run: Run) -> None:
         st.progress(1.0, PHASE_WORDS[progress["phase"]])
     else:
         left = history.seconds_left
-        epoch = f"Epoch {steps[-1]['epoch']} of {history.started['epochs']}"
+        epoch = f"Epoch {steps[-1]['epoch']} of {run.started['epochs']}"
         st.progress(history.fraction, epoch + (f", about {duration(left)} left" if left is not None else ""))
 
 
@@ -62,8 +62,8 @@ def numbers(run: Run) -> None:
     with st.container(horizontal=True):
         if history.steps:
             note = "Of the latest batches: a moving average, as in the curve."
-            st.metric("Training loss", f"{_latest(history, 'loss'):.3f}", help=note, border=True)
-            st.metric("Training accuracy", percent(_latest(history, "accuracy")), help=note, border=True)
+            st.metric("Training loss", f"{_latest(run, 'loss'):.3f}", help=note, border=True)
+            st.metric("Training accuracy", percent(_latest(run, "accuracy")), help=note, border=True)
         if last:
             st.metric("Validation loss", f"{last['val_loss']:.3f}", help=f"After epoch {last['epoch']}.", border=True)
             st.metric("Validation accuracy", percent(last["val_accuracy"]), help=f"After epoch {last['epoch']}.", border=True)
@@ -74,10 +74,10 @@ def numbers(run: Run) -> None:
             st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
 
 
-def _latest(history: History, kind: Literal["loss", "accuracy"]) -> float:
-    started = history.started
+def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
+    started = run.started
     images, steps_per_epoch, epochs = started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
-    return smoothed(history.steps, kind, images, steps_per_epoch, epochs)[-1]
+    return smoothed(run.history.steps, kind, images, steps_per_epoch, epochs)[-1]
 
 
 def notices(run: Run) -> None:
@@ -103,11 +103,11 @@ def curves(run: Run) -> None:
     kinds: tuple[Kind, ...] = ("loss", asked if asked in get_args(Kind) else "accuracy")
     for column, kind in zip(st.columns(2), kinds, strict=True):
         with column:
-            _training_curve(kind, run.run_id, run.status, history)
+            _training_curve(kind, run.run_id, run.status, run)
     st.segmented_control(
         "Second curve",
         list(_NUMBERS),
-        format_func=_NUMBERS.get,
+        format_func=_NUMBERS.__getitem__,
         default="accuracy",
         required=True,
         key="curve",
@@ -115,25 +115,25 @@ def curves(run: Run) -> None:
         label_visibility="collapsed",
         help=" ".join(f"{_NUMBERS[kind]}: {meaning}" for kind, meaning in _MEANINGS.items()),
     )
-    if note := live_numbers(history.started):
+    if note := live_numbers(run.started):
         st.caption(note)
 
 
 # Drawing takes time from the training in this process: whoever looks on within a few seconds gets the same drawing.
 @st.cache_data(ttl=3, max_entries=200, show_spinner=False)
-def _training_curve(kind: Kind, run_id: str, status: str, _history: History) -> None:
-    started = _history.started
+def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
+    started, history = _run.started, _run.history
     figure = training_curve(
-        kind, _history.steps, _history.epochs, started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
+        kind, history.steps, history.epochs, started["counts"]["train"], started["steps_per_epoch"], started["epochs"]
     )
     st.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
 
 
 @st.cache_data(ttl=6, max_entries=200, show_spinner=False)
-def _stage_curve(quantity: Quantity, run_id: str, status: str, _history: History) -> None:
-    started = _history.started
+def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
+    started = _run.started
     names = [stage["name"] for stage in started["stages"]]
-    figure = stage_curve(quantity, _history.measured, names, started["steps_per_epoch"], started["epochs"])
+    figure = stage_curve(quantity, _run.history.measured, names, started["steps_per_epoch"], started["epochs"])
     st.altair_chart(figure, alt=f"{quantity.replace('_', ' ')} of each stage by epoch")
 
 
@@ -160,21 +160,21 @@ def _stages(run: Run) -> None:
         return
     for column, (quantity, meaning) in zip(st.columns(3), _QUANTITIES.items(), strict=True):
         with column:
-            _stage_curve(quantity, run.run_id, run.status, history)
+            _stage_curve(quantity, run.run_id, run.status, run)
             st.caption(meaning)
 
 
 def _flips(run: Run) -> None:
     """Validation images that the network changes its mind about."""
     try:
-        history = load_prediction_history(run.run_dir, len(run.history.started["classes"]))
+        history = load_prediction_history(run.run_dir, len(run.started["classes"]))
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
     if len(history.predicted) < 2:
         st.caption("Available after two epochs.")
         return
-    changed, classes = flips(history), run.history.started["classes"]
+    changed, classes = flips(history), run.started["classes"]
     if not changed:
         st.caption(f"None of the {number(len(history.ids))} tracked validation images has changed its predicted class.")
         return
@@ -207,7 +207,7 @@ def _log(run: Run) -> None:
 def _engine(run: Run) -> None:
     """Where the time went, and what the cache did."""
     history = run.history
-    cache, shares = history.started["cache"], history.time_shares()
+    cache, shares = run.started["cache"], history.time_shares()
     names = {
         "decode": "Decoding",
         "trunk": "Computing the frozen stages (once)",
@@ -229,7 +229,7 @@ def _engine(run: Run) -> None:
         )
         text = f"Cache: {size(cache['bytes'])} {place}{views}; {found}"
         st.caption(plain(text + (f" Saved so far: {duration(saved)}." if saved else "")))
-    expected, end = history.started["forecast"], history.end
+    expected, end = run.started["forecast"], history.end
     if expected and end and end.get("seconds") and history.epochs:
         epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
         memory = max(row["memory_bytes"] for row in history.epochs)

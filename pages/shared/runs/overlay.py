@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from finetune_core.evaluation.comparison.arms import run_titles
-from finetune_core.figures.curves import MOST_OVERLAID, overlaid_curves
+from finetune_core.figures.curves import MOST_OVERLAID, Kind, overlaid_curves
 from finetune_core.runs.store import Run
 from pages.shared.runs.picker import choose_runs
 
@@ -21,7 +21,8 @@ def overlaid_charts(runs: list[Run]) -> None:
     """Loss and accuracy of each run by epoch, side by side."""
     titles = run_titles(runs)
     lines = [(title, run.history.epochs) for title, run in zip(titles, runs, strict=True)]
-    for column, kind in zip(st.columns(2), ("loss", "accuracy"), strict=True):
+    kinds: tuple[Kind, Kind] = ("loss", "accuracy")
+    for column, kind in zip(st.columns(2), kinds, strict=True):
         with column:
             st.altair_chart(
                 overlaid_curves(kind, lines), alt=f"{kind} by epoch of {', '.join(titles)}, for training and validation images"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -34,7 +35,8 @@ def expected_seconds(runs: Sequence[Run]) -> dict[str, float]:
         dataset = current_dataset(first.split_settings)
     except FinetuneError:  # the run that meets it says so
         return {}
-    book, found = SpeedBook(), {}
+    book = SpeedBook()
+    found: dict[str, float] = {}
     for some in _arms(runs).values():
         seconds = arm_seconds([run.config for run in some], dataset, book)
         found |= zip([run.run_id for run in some], seconds, strict=True) if seconds else {}
@@ -109,7 +111,7 @@ def _share_done(runs: Sequence[Run], expected: dict[str, float]) -> float:
 def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | None:
     """Of all active runs; one that waits takes as long as others of its arm did, or as was forecast, or as all did. None where
     nothing tells."""
-    took = {run.run_id: run.history.end["seconds"] for run in runs if run.status == "finished"}
+    took = {run.run_id: run.history.end["seconds"] for run in runs if run.status == "finished" and run.history.end}
     left = 0.0
     for arm in _arms(runs).values():
         usual = [took[run.run_id] for run in arm if run.run_id in took]
@@ -127,4 +129,4 @@ def _seconds_left(runs: Sequence[Run], expected: dict[str, float]) -> float | No
 def _stop(active: Sequence[Run]) -> None:
     """Those that wait first, so that none begins when the one that trains stops."""
     for run in sorted(active, key=lambda run: worker().waiting(run.run_id) is None):
-        attempt(lambda run=run: worker().stop(run.run_id))
+        attempt(partial(worker().stop, run.run_id))
