@@ -45,7 +45,8 @@ def measure(side: str) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-c", CHILD, side], cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True
     )
-    return json.loads(done.stdout)
+    speeds: dict[str, float] = json.loads(done.stdout)
+    return speeds
 
 
 def main() -> None:

@@ -6,22 +6,24 @@ python -m benchmarks.depthwise
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
+from finetune_core.training.device import choose_device
 from finetune_core.training.freezing import apply, keep_depthwise_exact
 from finetune_core.training.stage_plan import plan
 
 BATCH, ROUNDS = 32, 7
 
 
-def stepper(exact: bool):
+def stepper(exact: bool) -> Callable[[], float]:
     network = build_network("efficientnet_lite0", "none", 10, 0)
     strategy = plan(make_config({"data": "none", "strategy": "full"}), network.stages)
-    model = network.model.to(memory_format=torch.channels_last)
+    model = choose_device("cpu").hold(network.model)
     if exact:
         keep_depthwise_exact(strategy, network.stages, model)
     apply(strategy, network.stages, model, 1)

@@ -7,6 +7,7 @@ import argparse
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,7 @@ def write_photos(folder: Path, count: int, side: int) -> None:
         photo = photos[number % 2]
         scale = random.uniform(0.2, 0.5)
         width, height = int(photo.width * scale), int(photo.height * scale)
-        x, y = random.integers(0, photo.width - width), random.integers(0, photo.height - height)
+        x, y = (int(random.integers(0, room)) for room in (photo.width - width, photo.height - height))
         crop = photo.crop((x, y, x + width, y + height)).rotate(random.uniform(-20, 20))
         crop.resize((side, side * 3 // 4)).save(target / f"{number:06d}.jpg", quality=88)
 
@@ -55,7 +56,7 @@ def simulated(count: int) -> Seen:
 
 
 @contextmanager
-def timed(what: str):
+def timed(what: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     print(f"{what}: {time.perf_counter() - began:.2f} s")

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -29,7 +29,7 @@ ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking",
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def wait_until_up(url: str) -> None:
@@ -43,7 +43,7 @@ def wait_until_up(url: str) -> None:
 
 
 @contextmanager
-def app_running(home: str | Path, log: int | IO = subprocess.DEVNULL) -> Iterator[tuple[str, subprocess.Popen]]:
+def app_running(home: str | Path, log: int | IO[Any] = subprocess.DEVNULL) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The app on a port of its own, with a folder of its own: its address, and its process."""
     port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={port}"]
@@ -77,7 +77,8 @@ def epoch_seconds(home: str, run: str) -> float:
     while '"RunFinished"' not in events.read_text():
         time.sleep(1)
     rows = [json.loads(line) for line in events.read_text().splitlines()]
-    return statistics.median([row["train_seconds"] for row in rows if row["event"] == "EpochEnded"][1:])
+    seconds: list[float] = [row["train_seconds"] for row in rows if row["event"] == "EpochEnded"]
+    return statistics.median(seconds[1:])
 
 
 def main() -> None:

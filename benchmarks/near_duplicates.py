@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance
@@ -44,9 +45,9 @@ LINES = {
 }
 
 
-def encoded(image: Image.Image, **options) -> bytes:
+def encoded(image: Image.Image, format: str = "JPEG", quality: int = 92, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, **{"format": "JPEG", "quality": 92} | options)
+    image.save(buffer, format, quality=quality, **options)
     return buffer.getvalue()
 
 
@@ -197,12 +198,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as home:
         os.environ["THAW_HOME"] = home
         for name, line in LINES.items():
-            measure(
-                name,
-                lambda folder, seed, line=line: write_parts(folder, line, options.images, seed),
-                options.copies,
-                options.seeds,
-            )
+
+            def write(folder: Path, seed: int, line: Line = line) -> None:
+                write_parts(folder, line, options.images, seed)
+
+            measure(name, write, options.copies, options.seeds)
         measure("digits", lambda folder, seed: write_digits(folder, options.images, seed), options.copies, options.seeds)
 
 

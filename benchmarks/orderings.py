@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import Run, RunStore
+from finetune_core.runs.store import Run, RunStore, summary
 
 SIDE, CHOOSING = 64, 100
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -68,29 +69,29 @@ def write(folder: Path, numbers: dict[str, np.ndarray], changes: dict[str, Chang
             image.save(file)
 
 
-def trained(runs: Path, settings: dict) -> Run:
+def trained(runs: Path, settings: dict[str, Any]) -> Run:
     reservation = create_run(make_config(SETTINGS | settings), runs)
     for _ in execute(reservation):
         pass
     return RunStore(runs).run(reservation.run_dir.name)
 
 
-def best_rate(runs: Path, settings: dict) -> float:
+def best_rate(runs: Path, settings: dict[str, Any]) -> float:
     def loss(rate: float) -> float:
         run = trained(runs, settings | {"learning_rate": rate, "seed": CHOOSING})
-        return min(epoch["val_loss"] for epoch in run.history.epochs)
+        return min(float(epoch["val_loss"]) for epoch in run.history.epochs)
 
     return min(RATES, key=loss)
 
 
-def ordering(title: str, runs: Path, settings: dict, first: str, second: str, seeds: int) -> None:
+def ordering(title: str, runs: Path, settings: dict[str, Any], first: str, second: str, seeds: int) -> None:
     """Both strategies on the same seeds; prints every accuracy and the interval of their difference."""
     accuracies = {}
     for strategy in (first, second):
         chosen = settings | {"strategy": strategy}
         rate = best_rate(runs, chosen)
-        tested = [trained(runs, chosen | {"learning_rate": rate, "seed": seed}).history.end for seed in range(seeds)]
-        accuracies[strategy] = np.array([end["test_accuracy"] for end in tested])
+        tested = [trained(runs, chosen | {"learning_rate": rate, "seed": seed}) for seed in range(seeds)]
+        accuracies[strategy] = np.array([summary(run)["test_accuracy"] for run in tested])
         each = " ".join(f"{100 * accuracy:.1f}" for accuracy in accuracies[strategy])
         print(f"{title}: {strategy}, rate {rate:g}: {each}; mean {100 * accuracies[strategy].mean():.1f} %", flush=True)
     difference = accuracies[first] - accuracies[second]

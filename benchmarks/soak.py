@@ -12,12 +12,13 @@ import shutil
 import statistics
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 from filelock import FileLock
-from playwright.sync_api import BrowserContext, Page, sync_playwright
+from playwright.sync_api import BrowserContext, Page, WebSocket, sync_playwright
 
 from benchmarks.live_page import ARGUMENTS, app_running, epoch_seconds
 from finetune_core.runs.store import RunStore
@@ -49,10 +50,14 @@ def watch(context: BrowserContext, url: str, runs: list[str], asked: list[str]) 
     pages = []
     for session in range(SESSIONS):
         page, run = context.new_page(), runs[session % len(runs)]
-        page.on("websocket", lambda socket, run=run: socket.on("framesent", lambda _: asked.append(run)))
+        page.on("websocket", partial(note_frames, run=run, asked=asked))
         page.goto(f"{url}/train?run={run}")
         pages.append((page, run))
     return pages
+
+
+def note_frames(socket: WebSocket, run: str, asked: list[str]) -> None:
+    socket.on("framesent", lambda _: asked.append(run))
 
 
 def strays(pages: list[tuple[Page, str]], runs: list[str]) -> int:
@@ -90,7 +95,11 @@ def main() -> None:
         device = FileLock(Path(home, "locks", f"{choose_device('auto').kind}.lock"))
         Path(home, "locks").mkdir()
         times: dict[bool, list[float]] = {True: [], False: []}
-        memory, wrong, every, asked, rates = [], 0, [], [], []
+        wrong = 0
+        every: list[str] = []
+        asked: list[str] = []
+        memory: list[int] = []
+        rates: list[float] = []
         for round_number in range(2 * ROUNDS):
             watched = round_number % 2 == 1
             browser = playwright.chromium.launch(executable_path=humble_browser(Path(home)), args=ARGUMENTS)
@@ -118,10 +127,10 @@ def main() -> None:
             every += runs
         store = RunStore(Path(home, "runs"))
         whole = sum(store.run(run).status == "finished" and len(load_predictions(store.run(run).run_dir)) > 0 for run in every)
-    watched, alone = statistics.median(times[True]), statistics.median(times[False])
+    together, alone = statistics.median(times[True]), statistics.median(times[False])
     growth = " ".join(f"{after / before - 1:+.1%}" for before, after in pairwise(memory))
     print(
-        f"an epoch takes {watched:.2f} s with {SESSIONS} sessions looking on, {alone:.2f} s alone: {watched / alone - 1:+.1%}"
+        f"an epoch takes {together:.2f} s with {SESSIONS} sessions looking on, {alone:.2f} s alone: {together / alone - 1:+.1%}"
     )
     print(f"the server's memory from round to round: {growth}, {memory[-1] / 1e9:.2f} GB at the end")
     print(f"the sessions asked the server {statistics.mean(rates):.1f} times a second, those of runs that had ended no more")

@@ -109,7 +109,8 @@ def summary(sessions: list[Session], log: str) -> list[str]:
             wrong.append(f"{session.name}: nothing was done")
     runs, damaged = RunStore(paths.runs_dir()).all()
     print(f"runs: {len(runs)}, of which {sum(run.status == 'finished' for run in runs)} have finished")
-    wrong += [f"run {run.run_id} failed: {run.history.end['message']}" for run in runs if run.status == "failed"]
+    ends = [(run, run.history.end) for run in runs if run.status == "failed"]
+    wrong += [f"run {run.run_id} failed: {end['message']}" for run, end in ends if end]
     return wrong + [f"run {one.run_id} is damaged: {one.reason}" for one in damaged]
 
 

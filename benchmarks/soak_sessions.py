@@ -187,11 +187,11 @@ async def read_comparison(session: Session) -> None:
     """Two runs on the same images: by each measure, where they disagree, what moved, and the report."""
     same: dict[str, list[str]] = {}
     for run in session.judged():
-        same.setdefault(run.history.started["fingerprint"], []).append(run.run_id)
+        same.setdefault(run.started["fingerprint"], []).append(run.run_id)
     await session.open("compare", runs=session.random.sample(max(same.values(), key=len), 2))
     await session.page.get_by_role("heading", level=4).wait_for()
-    for measure in ("Macro F1", "Log loss"):
-        await session.page.get_by_role("radio", name=measure).or_(session.button(measure)).first.click()
+    for metric in ("Macro F1", "Log loss"):
+        await session.page.get_by_role("radio", name=metric).or_(session.button(metric)).first.click()
         await session.settled()
     session.done["comparisons read"] += 1
     measure, measured = session.button(re.compile(r"Measure \d+ runs?")), session.page.get_by_text("Which stage to thaw next")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -57,7 +58,7 @@ def write_images(folder: Path, train: int, val: int) -> None:
             Image.fromarray(np.uint8(np.clip(image + grain, 0, 255))).save(target / f"{number:05d}.jpg", quality=90)
 
 
-def run(command: list[str]) -> dict:
+def run(command: list[str]) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
@@ -70,15 +71,16 @@ def run(command: list[str]) -> dict:
         )
     if done.returncode:
         raise SystemExit(done.stderr)
-    return json.loads(done.stdout)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 def plain(folder: Path, strategy: str, epochs: int, measured: int) -> float:
     result = run([sys.executable, "-m", "benchmarks.plain_loop", str(folder), strategy, str(measured)])
-    return result["seconds"] * epochs / measured
+    return float(result["seconds"]) * epochs / measured
 
 
-def thaw(folder: Path, strategies: str, epochs: int) -> dict:
+def thaw(folder: Path, strategies: str, epochs: int) -> dict[str, Any]:
     return run([sys.executable, "-c", THAW, str(folder), strategies, str(epochs), "{work}"])
 
 

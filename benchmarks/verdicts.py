@@ -76,7 +76,7 @@ def _of_classes(ahead: Sequence[np.ndarray], random: np.random.Generator) -> tup
 def told_apart(arms: Sequence[Answers], variances: Sequence[SeedVariance | None]) -> list[bool]:
     """Which pairs of strategies are called different, as ``compare_pairs`` has it; what it also works out would take too long here."""
     places = list(combinations(range(len(arms)), 2))
-    claims = [strategies_claim(arms[a], arms[b], (variances[a], variances[b])) for a, b in places]
+    claims = [claim for a, b in places if (claim := strategies_claim(arms[a], arms[b], (variances[a], variances[b])))]
     apart = [is_different(claim, p) for claim, p in zip(claims, holm([claim.p for claim in claims]), strict=True)]
     if not any(apart):
         return apart
