@@ -65,6 +65,26 @@ def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two
     assert bars(at) == ["Waiting for the run before it"]
 
 
+def bar_while_waiting(run_id):
+    from dataclasses import replace
+
+    from finetune_core import paths
+    from finetune_core.runs.store import RunStore
+    from pages.shared.runs.live import bar
+
+    bar(replace(RunStore(paths.runs_dir()).run(run_id), status="waiting"))
+
+
+def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(image_folder, tmp_path):
+    """Another session may have read its later events meanwhile."""
+    settings = {"data": str(image_folder(tmp_path / "images", {"red": 9, "blue": 9})), "image_size": 32}
+    reservation = create_run(make_config(settings), paths.runs_dir())
+    at = AppTest.from_function(bar_while_waiting, args=(reservation.run_dir.name,), default_timeout=300).run()
+    assert not at.exception
+    assert bars(at) == [PHASE_WORDS["device"]]
+    reservation.lock.release()
+
+
 @pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "cancelled")])
 def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(two_runs, key, status):
     for run_id in reversed(two_runs):
