@@ -1,6 +1,7 @@
 """The way of runs to the trash: the same from every page."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 
@@ -15,6 +16,6 @@ def to_trash(run_ids: Sequence[str]) -> None:
     """Move runs to the trash (may be a callback); what is wrong is shown by the page that is drawn next."""
     by = owner() if sign_in_asked() else None
     for run_id in run_ids:
-        attempt(lambda run_id=run_id: store().delete(run_id, by))
+        attempt(partial(store().delete, run_id, by))
     if "problem" not in st.session_state:
         st.toast("Moved to the trash.", icon=":material/delete:")
