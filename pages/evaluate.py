@@ -129,7 +129,7 @@ def forget_row() -> None:
     st.session_state["rows_forgotten"] = st.session_state.get("rows_forgotten", 0) + 1
 
 
-def matrix_view(result: Evaluation) -> tuple[str, str]:
+def matrix_view(result: Evaluation) -> tuple[Shares, str]:
     """What the cells say, one of ``NUMBERS``, and how the classes are sorted, one of ``ORDERS``."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         shares = st.segmented_control(

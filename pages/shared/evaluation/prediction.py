@@ -107,7 +107,8 @@ def _near(run_id: str, changed: int, written: int) -> Neighbourhood | None:
 # Every click on the page asks for all images again: what was computed of one is kept, by its content.
 @st.cache_data(max_entries=500, show_spinner=False)
 def _probabilities(run_id: str, changed: int, image: bytes) -> np.ndarray:
-    return predictor(store().run(run_id)).probabilities([image])[0]
+    probabilities: np.ndarray = predictor(store().run(run_id)).probabilities([image])[0]
+    return probabilities
 
 
 @st.cache_data(max_entries=500, show_spinner=False)
@@ -195,7 +196,7 @@ def _answer(key: str, name: str, image: bytes, one: Classifier, narrow: bool) ->
         _grad_cam(name, image, one, int(order[0]))
     with bars:
         st.plotly_chart(
-            probability_bars([one.classes[i] for i in order], probabilities[order]),
+            probability_bars([one.classes[i] for i in order], probabilities[order].tolist()),
             key=f"bars-{key}",
             alt=f"Probabilities of the most likely classes of {name}",
         )
