@@ -256,3 +256,20 @@ def test_images_outside_the_folders_that_may_be_read_are_not_shown(run, tmp_path
     at.button(key="measure").click().run(timeout=300)
     finished(at)
     assert "lies outside the folders" in at.error[0].value
+
+
+def test_how_results_are_looked_at_stays_while_other_tabs_and_pages_are(run):
+    at = opened(view="Calibration")
+    at.segmented_control(key="shares").set_value("true")
+    at.segmented_control(key="order").set_value("confusion")
+    at.segmented_control(key="binning").set_value("mass")
+    at.slider(key="threshold").set_value(55).run()
+    at.session_state["evaluate_view"] = "Mistakes"
+    at.run()
+    at.switch_page("pages/runs.py").run()
+    at.switch_page("pages/evaluate.py")
+    at.session_state["evaluate_view"] = "Calibration"
+    at.run()
+    assert not at.exception
+    assert [at.segmented_control(key=key).value for key in ("shares", "order", "binning")] == ["true", "confusion", "mass"]
+    assert at.slider(key="threshold").value == 55
