@@ -17,6 +17,7 @@ _MESSAGES = (
     "ALLOC_FAILED",  # cuBLAS and cuDNN
     "bad_alloc",  # C++
 )
+_POSSIBLY = "could not create a primitive"  # oneDNN, where memory runs out, but not only there
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -46,7 +47,7 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
         try:
             return work(size), size
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if not (is_out_of_memory(error) or _POSSIBLY in str(error)):
                 raise
         size = -(-size // 2)  # after the error is gone, and with it the tensors that its traceback holds
     with explained("for a single image. Choose a smaller image size, or freeze more stages."):
