@@ -116,7 +116,7 @@ def filled_server(browser, trained_once, tmp_path_factory):
 @pytest.fixture
 def page(browser):
     opened = browser.new_page(viewport={"width": 1280, "height": 900})
-    opened.set_default_timeout(5 * MINUTE)  # two servers may be training beside each other
+    opened.set_default_timeout(10 * MINUTE)  # a core may be slow, old, and shared
     yield opened
     opened.close()
 

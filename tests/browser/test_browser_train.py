@@ -79,6 +79,7 @@ def test_an_open_page_of_a_paused_run_follows_when_another_resumes_it(stopped, s
     page.goto(f"{server.url}/train?run={stopped}")
     named(page, "Resume").wait_for()
     other = browser.new_page()
+    other.set_default_timeout(600_000)
     other.goto(page.url)
     named(other, "Resume").click()
     named(page, "Stop").click()

@@ -45,7 +45,7 @@ def test_data_and_settings_survive_a_reload_the_back_button_and_a_second_tab(dat
     page.wait_for_url(three)
     has_epochs(page, 3)
     tab = browser.new_page()
-    tab.set_default_timeout(300_000)
+    tab.set_default_timeout(600_000)
     tab.goto(page.url)
     tab.get_by_text(f"Training on {data}").wait_for()
     has_epochs(tab, 3)
@@ -76,7 +76,7 @@ def test_a_stage_that_is_toggled_by_keyboard_keeps_the_focus(server, page, no_er
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
 def test_start_is_in_sight_wherever_the_page_is_scrolled_to(shared_server, browser, no_error_on, width, height):
     page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(300_000)
+    page.set_default_timeout(600_000)
     page.goto(f"{shared_server.url}/configure?data=digits")
     start = page.get_by_role("button", name="Start training")
     page.get_by_role("button", name="Forecast all strategies").wait_for()

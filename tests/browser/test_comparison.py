@@ -4,8 +4,6 @@ import re
 
 import pytest
 
-MINUTE = 60_000
-
 
 @pytest.fixture
 def quick_settings(server, page):
@@ -33,7 +31,7 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
     page.get_by_text(re.compile(r"\d of 4 runs done")).wait_for()
     page.wait_for_url(re.compile(r"/compare\?.*runs=.+&runs=.+&runs=.+&runs="))
     heading = page.get_by_role("heading", name=re.compile("on these 269 images"))
-    heading.wait_for(timeout=4 * MINUTE)
+    heading.wait_for()
     verdict = heading.inner_text().strip()
     page.get_by_text("on these 269 images").nth(2).wait_for()  # about the strategies, about the networks, and of the pair
     assert page.get_by_text(re.compile("Take this one|Best so far")).count() == 1
@@ -49,8 +47,9 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
     report.locator(".figure .main-svg").first.wait_for()
 
     guest = browser.new_context().new_page()
+    guest.set_default_timeout(600_000)
     guest.goto(page.url)
-    guest.get_by_text(verdict).wait_for(timeout=MINUTE)
+    guest.get_by_text(verdict).wait_for()
     no_error_on(guest)
     guest.context.close()
     report.context.close()
@@ -58,7 +57,7 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
 
 def test_stop_all_ends_the_queue_and_what_trained_is_compared(server, page, quick_settings, no_error_on):
     page.get_by_role("button", name="Start 9 runs").click()
-    page.get_by_text(re.compile(r"[1-8] of 9 runs done")).wait_for(timeout=3 * MINUTE)
+    page.get_by_text(re.compile(r"[1-8] of 9 runs done")).wait_for()
     page.get_by_role("button", name="Stop all").click()
     page.get_by_text("Left out, because they have not finished an epoch").wait_for()
     page.get_by_text("Accuracy on").wait_for()
