@@ -24,11 +24,6 @@ from finetune_core.data.rowcache import CACHE
 HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 
 
-def pytest_xdist_auto_num_workers(config):
-    """One process more than cores: tests also wait, for browsers, for the disk, for processes that they start."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
     """What needs a browser is slow; files with slow tests come first, so that at the end no worker is left alone with one."""
