@@ -4,10 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_core.models.catalogue import create_on_meta
+from finetune_core.models.catalogue import backbone_names, create_on_meta
 from finetune_core.models.network import network_stages
+from finetune_core.models.partition import trace
 from finetune_core.models.stages import derive_stages, find_head, replace_head
-from tests.models.backbones import EVERY_BACKBONE
+
+FEW = {"efficientnet_lite0", "resnet18", "googlenet", "regnet_y_400mf", "vit_b_16", "swin_t", "maxvit_t", "vgg11"}
+# Some of different kinds in every run of the tests, all others among the slow ones.
+EVERY_BACKBONE = [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in backbone_names()]
 
 
 class Walk:
@@ -20,16 +24,28 @@ class Walk:
         replace_head(self.model, self.head, 7)
         self.stages = derive_stages(self.model, self.head)
         self.executions = []  # paths of modules that hold tensors themselves, each time they run
-        for path, module in self.model.named_modules():
-            if any(True for _ in module.parameters(recurse=False)):
-                module.register_forward_pre_hook(lambda _module, _inputs, path=path: self.executions.append(path))
+        hooks = [
+            module.register_forward_pre_hook(lambda _module, _inputs, path=path: self.executions.append(path))
+            for path, module in self.model.named_modules()
+            if any(True for _ in module.parameters(recurse=False))
+        ]
         with torch.no_grad():
             self.output = self.model(torch.empty(2, 3, 224, 224, device="meta"))
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.fixture(scope="module", params=EVERY_BACKBONE)
 def walk(request):
     return Walk(request.param)
+
+
+def test_every_backbone_can_be_cut_between_any_two_stages(walk):
+    segments = trace(walk.model, walk.stages)
+    assert None not in segments.boundaries
+    cut = len(walk.stages) // 2
+    activation = segments.part(None, cut)(torch.empty(2, 3, 224, 224, device="meta"))
+    assert segments.part(cut, None)(activation).shape == walk.output.shape
 
 
 def test_every_parameter_and_buffer_is_in_exactly_one_stage(walk):
