@@ -158,6 +158,7 @@ def test_a_comparison_is_that_of_the_command_and_is_written(runs, tmp_path):
         thaw.compare(runs, measure="beauty")
 
 
+@pytest.mark.slow
 def test_an_inspection_is_that_of_the_command_and_escapes_names(base):
     found = thaw.inspect(base / "images", deep=True, val_fraction=0.2)
     assert found.to_json() == cli("inspect", base / "images", "--deep", "--val-fraction", "0.2")

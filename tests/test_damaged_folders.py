@@ -127,6 +127,7 @@ def test_the_command_line_names_what_is_damaged_a_thousand_times(whole, data, be
     damaged_one_is_named(whole, data, beside, chance)
 
 
+@pytest.mark.slow
 @settings(fuzzed, max_examples=CASES // 25)
 @given(chance=st.randoms(use_true_random=True))
 def test_the_command_line_names_what_is_damaged(whole, data, beside, chance):
@@ -174,6 +175,7 @@ def opened(page, change, **query):
     return at
 
 
+@pytest.mark.slow
 def test_the_pages_name_what_is_damaged(whole, data, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(data.parent))
     chance, runs, done = random.Random(0), paths.runs_dir(), {}

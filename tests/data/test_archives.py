@@ -771,6 +771,7 @@ def test_names_in_a_zip_in_either_encoding(raw, flags, name):
     assert list(files_in(finish(import_archive(io.BytesIO(zipped(entry(raw, flags=flags))), "a.zip")))) == [name]
 
 
+@pytest.mark.slow
 def test_more_entries_than_a_short_directory_can_count():
     """Programs that know no 64-bit fields lose the upper digits."""
     entries = [entry(f"{number}.txt", b"", method=0) for number in range(0x10000)]
@@ -827,6 +828,7 @@ def test_a_tar_in_several_compressed_streams_with_padding():
         assert files_in(finish(import_archive(io.BytesIO(b"".join(parts)), "a.tar"))) == TWO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "what"),
     [(".gz", "padding"), (".xz", "padding"), (".gz", "empty streams"), (".bz2", "empty streams"), (".xz", "empty streams")],

@@ -314,6 +314,7 @@ def test_copies_with_other_labels_are_a_conflict_and_nothing_else():
 CELLS = st.tuples(st.sampled_from("xy"), st.sampled_from(["train", "val", "test"]), st.integers(0, 5))
 
 
+@pytest.mark.slow
 @quick
 @given(st.lists(CELLS, min_size=1, max_size=12), st.lists(st.integers(0, 3), min_size=6, max_size=6))
 def test_the_actions_on_all_copies_leave_no_leak_and_no_conflict(cells, near_of):

@@ -63,7 +63,13 @@ def test_it_gets_the_same_accuracy_where_thaw_cannot_be_imported(run, colours, e
     assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
 
 
-@pytest.mark.parametrize("settings", MANY_SETTINGS.values(), ids=MANY_SETTINGS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(settings, id=name, marks=[pytest.mark.slow] * (name.startswith(("norms", "frozen", "stop by"))))
+        for name, settings in MANY_SETTINGS.items()
+    ],
+)
 def test_it_repeats_every_setting(settings, train, colours, tmp_path, monkeypatch, capsys):
     run = train(colours, tmp_path / "runs", **settings)
     assert (len(run.history.epochs) < run.config.epochs) == ("early_stopping" in settings)

@@ -317,6 +317,7 @@ def test_a_map_that_is_broken_off_stops_its_thread(monkeypatch):
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 def test_of_very_many_images_a_sample_is_mapped(some_digits, monkeypatch):
     monkeypatch.setattr(deep, "MOST_MAPPED", 30)
     dataset = load_dataset(some_digits)

@@ -351,6 +351,7 @@ def closer(run_id, what):
     return at
 
 
+@pytest.mark.slow
 def test_train_says_where_the_time_went_and_what_the_cache_did(run):
     def result(run_id):
         return words(closer(run_id, "Timing")).replace("\\", "")

@@ -127,6 +127,7 @@ def test_early_stopping_ends_the_run_after_its_patience(config, tmp_path):
     assert end.epochs == end.best_epoch + 2
 
 
+@pytest.mark.slow
 def test_a_strong_pull_keeps_weights_near_their_start(config, tmp_path):
     far, near = config(epochs=3), config(epochs=3, l2_sp=50, optimizer="sgd", learning_rate=1e-2)
     assert _moved(near, tmp_path / "near") < 0.3 * _moved(

@@ -133,6 +133,7 @@ def test_intervals_are_those_of_resampling_within_classes():
         assert table.at[name, "low"] <= table.at[name, "value"] <= table.at[name, "high"]
 
 
+@pytest.mark.slow
 def test_95_of_100_intervals_hold_the_truth():
     random = np.random.default_rng(3)
     held = 0
