@@ -1,6 +1,6 @@
 """Eight browser sessions that work at once, on Predict, Compare, Evaluate, Dataset and Configure, while runs train.
 
-Told are what each session has done, every traceback in the server's log, every exception and every error that a page has shown,
+It reports what each session has done, every traceback in the server's log, every exception and every error that a page has shown,
 every run that failed, and every visit that did not come to its end. Any of them makes the exit status 1, and so does a session that
 has done nothing.
 

@@ -27,6 +27,7 @@ BACKBONES = ("efficientnet_lite0", "resnet18", "mobilenet_v3_small", "shufflenet
 LATEST = 12  # runs to choose from
 QUEUED = 2  # runs, at most: the one that trains, and the next
 MINUTE = 60_000  # ms
+VERDICT = re.compile(r"on these \d+ images")  # how its heading ends
 
 
 @dataclass
@@ -91,12 +92,12 @@ class Session:
         uploader = self.page.locator("[data-testid=stFileUploader]", has_text=label)
         await uploader.locator("input[type=file]").set_input_files(files)
 
-    def judged(self) -> list[Run]:
+    def evaluated(self) -> list[Run]:
         """The latest runs that can be looked at."""
         return [run for run in self.store.runs() if run.judged][:LATEST]
 
     def run(self) -> str:
-        return self.random.choice(self.judged()).run_id
+        return self.random.choice(self.evaluated()).run_id
 
 
 Visit = Callable[[Session], Awaitable[None]]
@@ -144,7 +145,7 @@ async def show_images(session: Session) -> None:
 async def name_many(session: Session) -> None:
     """An archive of images, classified by one run or two."""
     await session.open("predict", run=session.run(), beside=[session.run()])
-    await session.page.get_by_text("Many", exact=True).click()
+    await session.page.get_by_text("Archive", exact=True).click()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for one in pictures(session.random, 60):
@@ -167,7 +168,7 @@ async def present(session: Session) -> None:
 
 
 async def start_comparison(session: Session) -> None:
-    """Strategies of a pretrained network, or networks from random weights, until they are judged."""
+    """Strategies of a pretrained network, or networks from random weights, until their verdict."""
     networks = session.random.random() < 0.5
     backbones = session.random.sample(BACKBONES, 2) if networks else []
     strategies = ["full"] if networks else ["feature_extraction", "last_block"]
@@ -179,17 +180,17 @@ async def start_comparison(session: Session) -> None:
         await session.page.get_by_text("Start a comparison", exact=True).click()
     await start.click()
     await session.see(re.compile(r"\d of \d+ runs? done"))
-    await session.page.get_by_role("heading", level=4).wait_for(timeout=8 * MINUTE)
-    session.done["comparisons trained and judged"] += 1
+    await session.page.get_by_role("heading", name=VERDICT).wait_for(timeout=8 * MINUTE)
+    session.done["comparisons trained and read"] += 1
 
 
 async def read_comparison(session: Session) -> None:
     """Two runs on the same images: by each measure, where they disagree, what moved, and the report."""
     same: dict[str, list[str]] = {}
-    for run in session.judged():
+    for run in session.evaluated():
         same.setdefault(run.started["fingerprint"], []).append(run.run_id)
     await session.open("compare", runs=session.random.sample(max(same.values(), key=len), 2))
-    await session.page.get_by_role("heading", level=4).wait_for()
+    await session.page.get_by_role("heading", name=VERDICT).wait_for()
     for metric in ("Macro F1", "Log loss"):
         await session.page.get_by_role("radio", name=metric).or_(session.button(metric)).first.click()
         await session.settled()
@@ -215,7 +216,7 @@ async def explain_images(session: Session) -> None:
     await session.page.get_by_text("All images, highest loss first").click()
     await session.see(re.compile(r"loss \d"))
     await session.settled()
-    thumbnails, dialog = session.page.locator("[class*=st-key-opens-losses] button"), session.page.get_by_role("dialog")
+    thumbnails, dialog = session.page.locator("[class*=st-key-open-losses] button"), session.page.get_by_role("dialog")
     for _ in range(3):
         await thumbnails.nth(session.random.randrange(await thumbnails.count())).click()
         await dialog.get_by_text(re.compile("map of")).first.wait_for()
