@@ -192,10 +192,10 @@ def about_augmentation(config: RunConfig) -> None:
     views = chosen_views(config, cut)
     if views == 0:
         st.caption("Augmentation: a new version of each image every epoch, so the frozen stages' output cannot be cached.")
-    elif views and not why_uncached(config, cut):
+    elif views:
+        how = "computed again each time" if why_uncached(config, cut) else "run through the frozen stages once"
         st.caption(
-            f"Augmentation: {things(views, 'version')} of each image, run through the frozen stages once and used in turn "
-            "(More settings changes the number)."
+            f"Augmentation: {things(views, 'version')} of each image, {how} and used in turn (More settings changes the number)."
         )
 
 
