@@ -234,13 +234,14 @@ def _owner(tensor: str, paths: tuple[str, ...]) -> bool:
 def _with_loose_tensors(stages: list[Stage], model: nn.Module) -> tuple[Stage, ...]:
     """Tensors that a container holds itself (class token, position embedding) act on the input side: the first stage's."""
     owned = {name for stage in stages for name in (*stage.parameters, *stage.buffers)}
-    parameters = {n: p for n, p in model.named_parameters() if n not in owned}
+    sizes = {n: p.numel() for n, p in model.named_parameters() if n not in owned}
     buffers = [n for n, _ in model.named_buffers() if n not in owned]
     first = stages[0]
     stages[0] = replace(
         first,
-        parameters=(*parameters, *first.parameters),
+        parameters=(*sizes, *first.parameters),
         buffers=(*buffers, *first.buffers),
-        parameter_count=first.parameter_count + sum(p.numel() for p in parameters.values()),
+        parameter_count=first.parameter_count + sum(sizes.values()),
+        sizes={**sizes, **first.sizes},
     )
     return tuple(stages)

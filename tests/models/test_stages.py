@@ -91,7 +91,8 @@ def test_names_are_unique_and_counts_are_right(walk):
     assert len({stage.name for stage in walk.stages}) == len(walk.stages) >= 4
     sizes = {name: parameter.numel() for name, parameter in walk.model.named_parameters()}
     for stage in walk.stages:
-        assert stage.parameter_count == sum(sizes[name] for name in stage.parameters) > 0
+        assert stage.sizes == {name: sizes[name] for name in stage.parameters}
+        assert stage.parameter_count == sum(stage.sizes.values()) > 0
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
