@@ -100,6 +100,17 @@ def image_folder_once():
     return write_images
 
 
+@pytest.fixture(scope="module")
+def native_bf16():
+    """A processor that computes in bf16, wherever the tests run: where it has to be emulated, only the time differs."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() | {"avx512_bf16": True}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained_once(home_of_shared_fixtures, tmp_path_factory):
     """What ``tests/trained.py`` holds: trained by the first of all processes that needs it."""

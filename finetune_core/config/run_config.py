@@ -443,7 +443,7 @@ class RunConfig(BaseModel):
         "auto",
         label="Precision",
         section=HARDWARE,
-        help="Number format of the arithmetic; 'auto' uses bf16 only where the hardware has it.",
+        help="Number format of the arithmetic; 'auto' uses bf16 where the hardware computes in it; elsewhere bf16 is refused.",
         choices={"auto": "Automatic", "fp32": "fp32 (exact)", "bf16": "bf16 (half the memory)"},
         in_script="repeated",
     )

@@ -63,14 +63,17 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     """CUDA, then Apple's GPU, then the processor; bf16 only where the hardware computes in it.
 
     Raises:
-        ConfigError: when a device is asked for that is not there.
+        ConfigError: when a device is asked for that is not there, or bf16 where it would be emulated.
     """
     present = _present()
     if device != "auto" and device not in present:
         raise ConfigError({"device": f"there is no {device} here; this machine has {', '.join(present)}"})
     kind = present[0] if device == "auto" else device
-    if precision == "auto":
-        precision = "bf16" if _native_bf16(kind) else "fp32"
+    if precision != "fp32":
+        native = _native_bf16(kind)
+        if precision == "bf16" and not native:
+            raise ConfigError({"precision": f"bf16 would be emulated on {_label(kind)}; choose auto or fp32"})
+        precision = "bf16" if native else "fp32"
     return Device(kind, _label(kind), precision)
 
 

@@ -15,6 +15,7 @@ from finetune_core import paths
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
+from finetune_core.errors import ConfigError
 from finetune_core.files import Stamp, stamp, write_bytes
 from finetune_core.training.device import choose_device
 
@@ -50,10 +51,11 @@ class SpeedBook:
         self._file = file or paths.home() / "speeds.json"
 
     def speed(self, config: RunConfig) -> Speed | None:
-        found = _read(self._file)["speeds"].get(_key(config))
+        """None where it was not measured, or this machine lacks the device or the precision."""
         try:
+            found = _read(self._file)["speeds"].get(_key(config))
             speed = Speed(**found) if found else None
-        except TypeError:  # written by another version
+        except (ConfigError, TypeError):  # TypeError: written by another version
             return None
         return speed if speed and all(map(_is_measured, asdict(speed).values())) else None
 

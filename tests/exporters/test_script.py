@@ -85,7 +85,7 @@ def test_it_repeats_every_setting(settings, train, colours, tmp_path, monkeypatc
         assert done.returncode == 0, done.stdout
 
 
-def test_a_run_in_bf16_has_its_best_epoch_evaluated_in_fp32(train, colours, tmp_path, monkeypatch, capsys):
+def test_a_run_in_bf16_has_its_best_epoch_evaluated_in_fp32(native_bf16, train, colours, tmp_path, monkeypatch, capsys):
     run = train(colours, tmp_path / "runs", **SMALL, precision="bf16", epochs=1)
     file = export_run(run, "script").folder / "train.py"
     monkeypatch.setattr(sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")])

@@ -42,7 +42,7 @@ def digits(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bf16_run(home_of_shared_fixtures, digits, tmp_path_factory):
+def bf16_run(native_bf16, home_of_shared_fixtures, digits, tmp_path_factory):
     settings = {"data": str(digits), "precision": "bf16", "image_size": SIZE, "epochs": 2, "batch_size": 16}
     runs = tmp_path_factory.mktemp("runs")
     reservation = create_run(make_config(settings | {"learning_rate": 1e-3, "test_fraction": 0.3, "strategy": "full"}), runs)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
-def stopped(image_folder, home, monkeypatch, tmp_path):
+def stopped(native_bf16, image_folder, home, monkeypatch, tmp_path):
     """A run that was stopped while it trained in bf16."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})

@@ -16,7 +16,9 @@ def machine(monkeypatch):
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in accelerators)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Imaginary")
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda_bf16 or including_emulation)
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(capabilities, True))
+        monkeypatch.setattr(
+            torch.cpu, "get_capabilities", lambda: {"cpu_name": "Imaginary CPU"} | dict.fromkeys(capabilities, True)
+        )
 
     return pretend
 
@@ -65,8 +67,19 @@ def test_auto_stays_with_fp32_on_apples_gpu(machine):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_precision_asked_for_is_taken(machine, precision):
-    machine()
-    assert choose_device("cpu", precision).precision == precision
+    machine("cuda", capabilities=("avx512_bf16",))
+    for kind in ("cuda", "cpu"):
+        assert choose_device(kind, precision).precision == precision
+
+
+@pytest.mark.parametrize(("kind", "label"), [("cuda", "NVIDIA Imaginary"), ("mps", "Apple GPU"), ("cpu", "Imaginary CPU")])
+def test_bf16_is_refused_where_it_would_be_emulated(machine, kind, label):
+    machine("cuda", "mps", capabilities=("avx2", "avx512_f"), cuda_bf16=False)
+    with pytest.raises(ConfigError) as caught:
+        choose_device(kind, "bf16")
+    assert list(caught.value.problems) == ["precision"]
+    assert caught.value.problems["precision"].startswith(f"bf16 would be emulated on {label}")
+    assert choose_device(kind, "fp32").precision == choose_device(kind).precision == "fp32"
 
 
 def test_labels_are_for_people(machine):
@@ -77,7 +90,7 @@ def test_labels_are_for_people(machine):
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast_computes_in_the_precision(precision, dtype):
+def test_autocast_computes_in_the_precision(native_bf16, precision, dtype):
     chosen = choose_device("cpu", precision)
     assert chosen.torch_device == torch.device("cpu")
     with chosen.autocast():

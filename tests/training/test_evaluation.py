@@ -15,7 +15,7 @@ from finetune_core.training.preview import network_input
 
 
 @pytest.fixture
-def config(colour_config):
+def config(native_bf16, colour_config):
     return lambda **settings: colour_config(batch_size=10, epochs=2, **settings)
 
 

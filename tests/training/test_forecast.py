@@ -90,6 +90,13 @@ def test_nothing_is_expected_before_all_of_it_was_measured(config, folder):
     assert expected(config(), dataset, book) == forecast(config(), dataset, SPEED, 0.001)
 
 
+def test_nothing_is_expected_of_a_device_or_a_precision_that_is_not_here(config, folder, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for elsewhere in ({"precision": "bf16"}, {"device": "cuda"}):
+        assert expected(config(**elsewhere), load_dataset(folder), SpeedBook()) is None
+
+
 def test_every_strategy_that_could_run_is_comparable():
     usual, own = make_config({"data": "x"}), make_config({"data": "x", "strategy": "custom", "cut": "block5"})
     assert [one.strategy for one in comparable(usual)] == [name for name in STRATEGIES if name != "custom"]

@@ -169,7 +169,7 @@ def test_cosine_warms_up_and_comes_down():
     assert factors[-1] < 0.001
 
 
-def test_bf16_trains_too(config, tmp_path):
+def test_bf16_trains_too(native_bf16, config, tmp_path):
     assert isinstance(run(config(precision="bf16", epochs=1), tmp_path / "run")[-1], events.RunFinished)
 
 

@@ -84,7 +84,9 @@ def test_memory_means_the_same_in_a_first_a_second_and_a_resumed_run(config, tmp
 
 @pytest.mark.parametrize(("phase", "precision"), [("validate", "fp32"), ("evaluate", "fp32"), ("evaluate", "bf16")])
 @pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_stopped_or_killed_while_it_validates_or_evaluates(config, tmp_path, monkeypatch, marks, phase, precision, killed):
+def test_stopped_or_killed_while_it_validates_or_evaluates(
+    native_bf16, config, tmp_path, monkeypatch, marks, phase, precision, killed
+):
     monkeypatch.setattr(evaluation, "EVENT_SECONDS", 0)
     config = config(precision=precision)
     whole(config, tmp_path / "whole")

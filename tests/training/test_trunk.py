@@ -220,7 +220,7 @@ def test_a_damaged_image_is_left_out_of_the_cache_too(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_bf16_learns_as_fp32_does(tmp_path):
+def test_bf16_learns_as_fp32_does(native_bf16, tmp_path):
     """The losses of every epoch on 200 digits, to a tenth: accuracies of so few images would differ by single ones."""
     from finetune_core.data.sample import digits_folder
 

@@ -23,7 +23,7 @@ from finetune_core.training.predictions import load_predictions
 
 
 @pytest.fixture
-def stopped(image_folder, tmp_path):
+def stopped(native_bf16, image_folder, tmp_path):
     """``stopped()``: the run as it stands now."""
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12, "green": 12})
     settings = {"data": str(folder), "image_size": 32, "epochs": 2, "batch_size": 8, "precision": "bf16"}
