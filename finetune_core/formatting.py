@@ -2,7 +2,7 @@
 
 SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
 PHASE_WORDS = {
-    "device": "Waiting for another program that trains on this device",
+    "device": "Waiting for the device, which is in use",
     "prepare": "Preparing the network",
     "index": "Scanning images",
     "download": "Downloading the pretrained weights",

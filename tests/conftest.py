@@ -4,6 +4,7 @@ import functools
 import gc
 import hashlib
 import http.server
+import multiprocessing
 import os
 import sys
 import threading
@@ -141,3 +142,35 @@ def served(tmp_path_factory):
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Processes that start with torch loaded, where that can be, but with no thread of its own yet."""
+    if os.name != "posix":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["finetune_core.runs.record", "timm"])
+    return context
+
+
+@pytest.fixture
+def device_held(processes, home):
+    """``device_held("cpu")``: a process that uses that kind of device until it hears a word, and the line to it."""
+    from tests.other_program import use_device  # and torch with it, which many tests do without
+
+    started = []
+
+    def hold(kind):
+        line, far_end = processes.Pipe()
+        process = processes.Process(target=use_device, args=(far_end, str(home), kind))
+        process.start()
+        started.append(process)
+        assert line.poll(300)
+        assert line.recv() == "taken"
+        return process, line
+
+    yield hold
+    for process in started:
+        process.kill()
+        process.join(300)

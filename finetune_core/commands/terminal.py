@@ -112,7 +112,9 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
 
     def draw(step: Step) -> None:
         if step.phase not in tasks:
-            tasks[step.phase] = bar.add_task(PHASE_WORDS[step.phase], total=step.total, note="")
+            if step.phase == "device":  # said once, with or without bars
+                err.print(f"{PHASE_WORDS['device']}.")
+            tasks[step.phase] = bar.add_task(PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device")
         bar.update(tasks[step.phase], completed=step.done, total=step.total)
 
     return finish(work, draw)

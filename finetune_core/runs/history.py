@@ -6,7 +6,7 @@ from threading import Lock
 
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE
-from finetune_core.runs.turns import WAITING
+from finetune_core.training.device_turn import WAITING
 from finetune_core.training.events import END_EVENTS, Row
 
 _ENDS = {event.__name__ for event in END_EVENTS}

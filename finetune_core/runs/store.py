@@ -32,7 +32,7 @@ class Run:
     """One run as it stands now.
 
     Attributes:
-        status: ``queued``: the program that has it trains another run first; ``waiting``: another program trains on its device;
+        status: ``queued``: the program that has it trains another run first; ``waiting``: something else uses its device;
             ``cancelled``: stopped before it began; ``interrupted``: its process went away in the middle.
         about: the name, note and tags that a person gave it, and whose it is.
         notices: what of its folder could not be read, in words; the rest of the run is intact.

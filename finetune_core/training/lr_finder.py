@@ -10,11 +10,13 @@ import torch
 from finetune_core.config import RunConfig
 from finetune_core.errors import TrainingError
 from finetune_core.training.compute import NotFinite, train_step
+from finetune_core.training.device import choose_device
+from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.events import Progress
 from finetune_core.training.freezing import apply
 from finetune_core.training.job import Inputs, Job, step_rule
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.prepare import prepare
+from finetune_core.training.prepare import check_config, prepare
 from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
@@ -39,17 +41,23 @@ class RateCurve:
 
 
 def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
-    """Prepare what a run would train, and train a copy of it at rising rates; nothing is kept.
+    """Prepare what a run would train, and train a copy of it at rising rates; nothing is kept. It waits for its turn on the device.
 
     Args:
         roots: when given, images that lie elsewhere are left out.
 
     Yields:
-        Steps of every phase of ``prepare``, then of ``rates``.
+        Steps of the phase ``device`` while it waits, of every phase of ``prepare``, then of ``rates``.
 
     Raises:
         FinetuneError: when the run could not start, or no step at all could be made.
     """
+    check_config(config)  # at once, not when it is its turn
+    device = choose_device(config.device, config.precision)
+    return (yield from work_in_turn(_found_rate(config, roots), device.kind))
+
+
+def _found_rate(config: RunConfig, roots: Sequence[Path]) -> Work[RateCurve]:
     preparing = prepare(config, roots)
     while True:
         try:

@@ -21,6 +21,7 @@ from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
+from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.footprint import kept_for_backward
 from finetune_core.training.freezing import apply
 from finetune_core.training.optimizers import make_optimizer
@@ -35,19 +36,20 @@ _LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
 
 
 def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *, again: bool = False) -> Work[None]:
-    """Time what is not in the book yet: a few steps of each config, a few images of the data set.
+    """Time what is not in the book yet: a few steps of each config, a few images of the data set. Each waits for its turn on the device.
 
     Args:
         again: time what is in the book, too.
 
     Yields:
-        Steps that count configs.
+        Steps that count configs; of the phase ``device`` while one waits.
     """
     configs = list(configs)
     read: set[int] = set()
     alike: dict[tuple[Any, ...], Speed] = {}
     for done, config in enumerate(configs):
-        yield Step(done, len(configs))
+        step = Step(done, len(configs))
+        yield step
         side = config.image_size
         if side not in read and (again or book.decode_seconds(dataset, side) is None):
             book.learn_decoding(dataset.fingerprint, side, _time_decoding(dataset, side))
@@ -55,7 +57,8 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *
         if again or not book.knows(config, dataset):
             work = _work(config)
             if work not in alike:
-                alike[work] = _measure(config, len(dataset.classes))
+                kind = choose_device(config.device, config.precision).kind
+                alike[work] = yield from work_in_turn(_measured(config, len(dataset.classes), step), kind)
             book.learn(config, alike[work])
     yield Step(len(configs), len(configs))
 
@@ -64,6 +67,11 @@ def _work(config: RunConfig) -> tuple[Any, ...]:
     """Equal for configs whose last epoch computes the same; their learning rates may differ."""
     strategy = plan(config, network_stages(config.backbone))
     return (*conditions(config), tuple((stage.frozen, stage.part, stage.batchnorm) for stage in strategy))
+
+
+def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
+    yield step  # it does not wait any more
+    return _measure(config, classes)
 
 
 def _measure(config: RunConfig, classes: int) -> Speed:

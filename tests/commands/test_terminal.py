@@ -20,6 +20,17 @@ def test_every_phase_of_work_has_a_bar_and_its_result_is_handed_on():
     ]
 
 
+def test_work_that_waits_for_the_device_says_so_once(capsys):
+    def work():
+        yield from [Step(0, None, "device")] * 3
+        yield Step(1, 2, "rates")
+
+    bar = progress_bar()
+    show_work(bar, work())
+    assert capsys.readouterr().err.splitlines() == [f"{PHASE_WORDS['device']}."]
+    assert [task.description for task in bar.tasks if task.visible] == [PHASE_WORDS["rates"]]
+
+
 def test_an_accuracy_is_never_rounded_up_to_perfect():
     result = {"best_epoch": 2, "test_accuracy": 0.99996, "val_accuracy": 0.5, "seconds": 3.0, "status": "finished"}
     words = result_in_words(result | {"evaluation_precision": "fp32", "run_dir": "/runs/one"})

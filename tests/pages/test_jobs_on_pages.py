@@ -7,9 +7,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import WeightsError
+from finetune_core.formatting import PHASE_WORDS
 from finetune_core.training import lr_finder
 from finetune_core.work import Step
 from pages.shared.jobs import jobs
+from tests.deadline import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -70,6 +72,24 @@ def test_forecast_waits_while_the_rate_finder_works_and_says_why_and_nothing_pre
     finished(at)
     assert len(at.get("plotly_chart")) == 1
     assert not button(at, "Forecast all strategies").disabled
+
+
+def test_what_is_asked_for_while_another_program_trains_says_that_it_waits_and_can_be_stopped(configure, device_held, finished):
+    _, line = device_held("cpu")
+    at = configure()
+    button(at, "Forecast all strategies").click().run()
+    (job,) = jobs().all()
+    wait_until(lambda: job.progress.phase == "device")
+    at.run()
+    assert any(bar.proto.text.startswith(PHASE_WORDS["device"]) for bar in at.get("progress"))
+    button(at, "Stop").click().run()
+    assert job.wait(300)
+    button(at, "Find a learning rate").click().run()
+    (job,) = jobs().all()
+    wait_until(lambda: job.progress.phase == "device")
+    line.send("let go")
+    finished(at)
+    assert len(at.get("plotly_chart")) == 1
 
 
 def test_two_sessions_share_the_work_and_stop_ends_it_for_both(configure, held, finished):

@@ -42,7 +42,7 @@ def wait_for_status(run_id, *statuses):
 def two_runs(image_folder, tmp_path, monkeypatch):
     """Ids of a run that waits for another program's turn, and of one that is queued behind it."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
     settings = {"data": str(image_folder(tmp_path / "images", {"red": 9, "blue": 9})), "image_size": 32, "device": "cpu"}
     (paths.home() / "locks").mkdir(parents=True)
     with FileLock(paths.home() / "locks" / "cpu.lock"):

@@ -1,8 +1,6 @@
 """Events of a small run, as they would be written."""
 
 import json
-import multiprocessing
-import os
 
 import pytest
 
@@ -59,13 +57,3 @@ def step():
 def lines():
     """Events -> what ``events.jsonl`` holds."""
     return _lines
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """Processes that start with torch loaded, where that can be, but with no thread of its own yet."""
-    if os.name != "posix":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetune_core.runs.record", "timm"])
-    return context

@@ -1,19 +1,18 @@
-"""A run waits while another program trains on its device, says so, and can be stopped meanwhile."""
+"""A run waits while another program uses its device, says so, and can be stopped meanwhile."""
 
-import os
 import threading
 
 import pytest
 
 from finetune_core import paths
 from finetune_core.config import make_config
-from finetune_core.runs import turns
 from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.turns import in_turn
-from finetune_core.training import events
+from finetune_core.training import device_turn, events
+from finetune_core.training.device_turn import Turn
 from tests.deadline import wait_until
 
 
@@ -32,41 +31,23 @@ def config(image_folder, tmp_path):
     )
 
 
-def hold(line, home):
-    os.environ["THAW_HOME"] = home  # where the lock is
-
-    def waits():
-        line.send("taken")
-        line.poll(300)
-        yield events.Progress("decode", 1, 1)
-
-    list(in_turn(waits(), "cpu"))
-
-
 @pytest.fixture
-def other_program(processes, home):
-    """A process that trains until it hears a word; both of them."""
-    line, far_end = processes.Pipe()
-    process = processes.Process(target=hold, args=(far_end, str(home)))
-    process.start()
-    assert line.poll(300)
-    assert line.recv() == "taken"
-    yield process, line
-    process.kill()
-    process.join(300)
+def other_program(device_held):
+    """A process that uses the processor until it hears a word; both of them."""
+    return device_held("cpu")
 
 
 @pytest.fixture
 def looks(monkeypatch):
-    """Whether the lock was free, for each look at it, in quick succession."""
-    found, taken = [], turns._taken
+    """Whether the turn had come, for each look at it, in quick succession."""
+    found, come = [], Turn.come
 
-    def noted(lock):
-        found.append(taken(lock))
+    def noted(turn):
+        found.append(come(turn))
         return found[-1]
 
-    monkeypatch.setattr(turns, "_POLL", 0.01)
-    monkeypatch.setattr(turns, "_taken", noted)
+    monkeypatch.setattr(device_turn, "_POLL", 0.01)
+    monkeypatch.setattr(Turn, "come", noted)
     return found
 
 

@@ -38,9 +38,9 @@ def worker() -> Worker:
 
 
 def why_not_timed() -> str | None:
-    """Why nothing can be timed now, in words; None where nothing else works on this machine."""
-    going = ["A run"] if any(run.active for run in store().runs()) else [f"“{job.text}”" for job in jobs().all()]
-    return f"{going[0]} is running: each would slow the other down." if going else None
+    """Why nothing can be timed now, in words; None where no page has anything computed. Of runs it waits for the end."""
+    going = jobs().all()
+    return f"“{going[0].text}” is running: each would slow the other down." if going else None
 
 
 def submit(config: RunConfig) -> str:

@@ -11,7 +11,7 @@ from finetune_core.formatting import PHASE_WORDS, duration, number, percent, siz
 from finetune_core.runs.log import live_numbers, log_line, log_lines
 from finetune_core.runs.smoothing import smoothed
 from finetune_core.runs.store import Run
-from finetune_core.runs.turns import WAITING
+from finetune_core.training.device_turn import WAITING
 from finetune_core.training.prediction_history import Flip, flips, load_prediction_history
 from pages.shared.chrome import plain
 from pages.shared.images import Picture, gallery, run_picture

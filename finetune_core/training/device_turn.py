@@ -1,0 +1,87 @@
+"""One piece of work per device at a time, whichever programs of this machine do it: a lock, and a place in the line for it."""
+
+import traceback
+from types import TracebackType
+from typing import Self, TypeVar
+
+from filelock import FileLock, Timeout
+
+from finetune_core import paths
+from finetune_core.training.device_memory import release_memory
+from finetune_core.work import Step, Work
+
+WAITING = "device"  # the phase of work that waits here
+
+T = TypeVar("T")
+
+_POLL, _LOOK = 1.0, 0.1  # seconds
+
+
+class Turn:
+    """A place in the line for a kind of device; in a ``with`` block, which gives it up.
+
+    Whoever holds the first lock is next, whoever holds the second has the device. By one lock alone, a program that starts one
+    run after the other would always be faster than those that look at it now and then.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._folder, self._kind, self._has_device = paths.home() / "locks", kind, False
+        self._next = FileLock(self._folder / f"{kind}-next.lock", thread_local=False)
+        self._device = FileLock(self._folder / f"{kind}.lock", thread_local=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
+        _clear_frames(error)
+        self.leave()
+
+    def come(self, *, at_once: bool = False) -> bool:
+        """Whether it has come, within a second or so; until it has, the place in the line is kept.
+
+        Where no lock can be written it has: no other program can have locked the device there.
+
+        Args:
+            at_once: without waiting.
+        """
+        patience = 0.0 if at_once else _POLL
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._next.is_locked:
+                self._next.acquire(timeout=patience, poll_interval=_LOOK)
+            self._device.acquire(timeout=patience, poll_interval=_LOOK)
+        except Timeout:
+            return False
+        except OSError:  # a home that may only be read, say
+            pass
+        self._has_device = True
+        self._next.release(force=True)
+        return True
+
+    def leave(self) -> None:
+        """Give up the device, its memory first, or the place in the line."""
+        if self._has_device:
+            release_memory(self._kind)
+        self._has_device = False
+        for lock in (self._device, self._next):
+            lock.release(force=True)
+
+
+def work_in_turn(work: Work[T], kind: str) -> Work[T]:
+    """The same work, once nothing else uses that kind of device; until then a step of the phase ``device`` every second."""
+    with Turn(kind) as turn:
+        try:
+            while not turn.come():
+                yield Step(0, None, WAITING)
+            return (yield from work)
+        finally:
+            work.close()
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Empty the functions that an error ended: as long as it is known, their variables hold networks and optimizers."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        traceback.clear_frames(error.__traceback__)
+        seen.append(error)
+        error = error.__cause__ or error.__context__
