@@ -15,6 +15,8 @@ from threadpoolctl import ThreadpoolController
 from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
+from finetune_core.training.crops import crops
+from finetune_core.training.device import sent
 from finetune_core.training.out_of_memory import explained, is_out_of_memory
 
 Batch = TypeVar("Batch")
@@ -121,12 +123,12 @@ def augmented(images: torch.Tensor, kind: Augmentation, keys: np.ndarray, seed: 
     """Training images as this epoch sees them: uint8 ``[n, 3, side, side]`` -> uint8 ``[n, 3, size, size]``."""
     if kind == "none":
         return evaluated(images, size)
-    flip = torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5).to(images.device)
+    flip = sent(torch.from_numpy(uniform(keys, seed, epoch, 1) < 0.5), images.device)
     if kind == "flips":
         images = evaluated(images, size)
     else:
         boxes = _crop_boxes(images.shape[-1], keys, seed, epoch)
-        images = torch.stack([F.resized_crop(image, *box, [size, size]) for image, box in zip(images, boxes, strict=True)])
+        images = _cropped(images, boxes, size)
     return torch.where(flip[:, None, None, None], F.horizontal_flip(images), images)
 
 
@@ -138,20 +140,27 @@ def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
 
 def normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 ``[n, 3, s, s]`` -> float32, normalised, channels_last."""
-    pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), list(mean), list(std))
+    values = sent(torch.tensor([list(mean), list(std)]), images.device)  # of a list, torch makes tensors that a GPU waits for
+    pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), *values)
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> list[list[int]]:
-    """[top, left, height, width] a sample: area and aspect as in Szegedy et al. 2015, milder (half the area at least)."""
+def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:
+    """Each image's box, resized: one by one on a processor, where that is ten times faster, at once elsewhere, to the same pixels."""
+    if images.device.type != "cpu":
+        return crops(images, sent(torch.from_numpy(boxes), images.device), size)
+    return torch.stack([F.resized_crop(image, *box, [size, size]) for image, box in zip(images, boxes.tolist(), strict=True)])
+
+
+def _crop_boxes(side: int, keys: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """int64 ``[n, 4]``, top, left, height, width: area and aspect as in Szegedy et al. 2015, milder (half the area at least)."""
     area = side * side * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * uniform(keys, seed, epoch, 2))
     aspect = np.exp(np.log(_WIDEST_ASPECT) * (2 * uniform(keys, seed, epoch, 3) - 1))
     height = np.clip(np.rint(np.sqrt(area / aspect)), 1, side).astype(int)
     width = np.clip(np.rint(np.sqrt(area * aspect)), 1, side).astype(int)
     top = np.floor((side - height + 1) * uniform(keys, seed, epoch, 4)).astype(int)
     left = np.floor((side - width + 1) * uniform(keys, seed, epoch, 5)).astype(int)
-    boxes: list[list[int]] = np.stack([top, left, height, width], axis=1).tolist()
-    return boxes
+    return np.stack([top, left, height, width], axis=1)
 
 
 def _batches(order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -77,6 +77,13 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
     return Device(kind, _label(kind), precision)
 
 
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the processor's on a device; on its way to an NVIDIA GPU nobody waits for what that still has to do."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 def describe_machine() -> Machine:
     """What the home page says about this machine."""
     memory = psutil.virtual_memory()
