@@ -19,7 +19,7 @@ from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
 from finetune_core.formatting import PHASE_WORDS, duration, percent, things
-from finetune_core.runs.log import live_numbers, log_line
+from finetune_core.runs.log import arithmetic, live_numbers, log_line
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
@@ -144,7 +144,7 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     err.print("The backbone starts from random weights.")
                 err.print(
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
-                    f"train on {escape(event.device_label)} in {event.precision}"
+                    f"train on {escape(event.device_label)} in {arithmetic(event.to_json())}"
                 )
                 if note := live_numbers(event.to_json()):
                     err.print(note)

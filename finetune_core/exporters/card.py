@@ -17,6 +17,7 @@ from finetune_core.files import write_bytes
 from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
 from finetune_core.models.catalogue import PACKAGED
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.runs.log import arithmetic
 from finetune_core.training.strategies import STRATEGIES
 
 CARD = "README.md"
@@ -150,7 +151,7 @@ def _recipe(source: Source) -> str:
         "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
         "Length": f"{summary['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
         "Image size": f"{config.image_size} pixels",
-        "Arithmetic": f"trained in {summary['precision']} on {started.get('device_label', summary['device'])}",
+        "Arithmetic": f"trained in {arithmetic(started)} on {started['device_label']}" if started else "unknown",
         "Time": duration(summary["seconds"]) if summary["seconds"] is not None else "unknown",
     }
     hidden = {

@@ -76,9 +76,18 @@ def _started(row: Row) -> str:
     trained = [stage["name"] for stage in row["stages"] if stage["trains"]]
     rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
     return (
-        f"{row['backbone']} on {row['device_label']} in {row['precision']}: {', '.join(trained)} train{rates}; {kept}. "
+        f"{row['backbone']} on {row['device_label']} in {arithmetic(row)}: {', '.join(trained)} train{rates}; {kept}. "
         f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
     )
+
+
+def arithmetic(started: Row) -> str:
+    """The precision that a run trains in, and on an NVIDIA GPU what else decides how it computes, from its RunStarted row."""
+    found = started.get("numerics")
+    if started["device"] != "cuda" or not found:
+        return str(started["precision"])
+    tf32, benchmark = ("on" if found[name] else "off" for name in ("tf32", "cudnn_benchmark"))
+    return f"{started['precision']} (TF32 {tf32}, cuDNN benchmark {benchmark})"
 
 
 def live_numbers(started: Row) -> str:

@@ -11,9 +11,14 @@ from torch import nn
 
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import things
+from finetune_core.training.events import Numerics
 
-# By default convolutions in "fp32" on a recent NVIDIA GPU keep 10 bits of each factor (TF32), which no other device does.
+# TF32 keeps 10 bits of each factor in "fp32", on recent NVIDIA GPUs only, and for convolutions by default. cuDNN has the older
+# setting: torch.export raises where only the newer ones are set.
 torch.backends.cudnn.allow_tf32 = False
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+# The algorithm that is fastest when timed may be another one when a run is resumed, and every new batch size is timed again.
+torch.backends.cudnn.benchmark = False
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -82,6 +87,15 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def numerics() -> Numerics:
+    """How this process computes on an NVIDIA GPU; a program that uses Thaw may have chosen otherwise than Thaw does."""
+    operations = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)  # type: ignore[attr-defined]  # torch's stub lacks conv
+    return Numerics(
+        tf32=any(one.fp32_precision == "tf32" for one in operations),
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+    )
 
 
 def describe_machine() -> Machine:

@@ -83,6 +83,13 @@ class Expected(TypedDict):
     cache_bytes: Length
 
 
+class Numerics(TypedDict):
+    """What decides beside the precision how an NVIDIA GPU computes: whether fp32 may be TF32, and whether cuDNN times its algorithms."""
+
+    tf32: bool
+    cudnn_benchmark: bool
+
+
 class StageMeasure(TypedDict):
     """What was measured of a stage in a step (``movement.py``)."""
 
@@ -155,6 +162,7 @@ class RunStarted(Event):
         cache: what the activation cache did.
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
         forecast: the ``seconds, epoch_seconds, memory_bytes, cache_bytes`` that were expected; None where nothing was known.
+        numerics: ``tf32, cudnn_benchmark``; None in runs of earlier versions.
     """
 
     backbone: Name
@@ -177,6 +185,7 @@ class RunStarted(Event):
     decode_seconds: Seconds = 0.0
     decoded: Count = 0
     forecast: Expected | None = None
+    numerics: Numerics | None = None
 
 
 @dataclass(frozen=True)

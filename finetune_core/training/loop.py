@@ -23,6 +23,7 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.compute import NotFinite, StepRule, train_step
+from finetune_core.training.device import numerics
 from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
@@ -296,6 +297,7 @@ def _started(job: Job) -> RunStarted:
         decode_seconds=job.decode_seconds,
         decoded=job.decoded,
         forecast=_expected(job),
+        numerics=numerics(),
     )
 
 

@@ -116,6 +116,7 @@ def test_the_split_is_the_runs_with_the_changes_made_to_the_data(run, tmp_path):
 def test_a_default_run_gives_a_short_file(run, tmp_path):
     text = (export_run(run, "script", tmp_path / "script").folder / "train.py").read_text()
     assert len(text.splitlines()) <= 200
+    assert "torch.backends.cudnn.allow_tf32 = False" in text
     assert not re.search("EMA|L2_SP|MICRO|BATCHNORM|augment|schedule|#:", text)
 
 

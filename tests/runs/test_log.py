@@ -6,7 +6,7 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.runs.history import History
-from finetune_core.runs.log import log_line, log_lines
+from finetune_core.runs.log import arithmetic, log_line, log_lines
 from finetune_core.runs.record import create_run, execute
 from finetune_core.training.events import ImagesLost, ImagesSkipped, MemoryShort, RunFailed, RunStopped
 
@@ -43,6 +43,13 @@ def test_words_for_what_goes_wrong():
     assert "8 at a time" in log_line(MemoryShort(2, 5, 8).to_json())
     assert log_line(RunStopped(1, 1, 2.0, True).to_json()) == "Paused."
     assert log_line(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
+
+
+def test_a_run_on_an_nvidia_gpu_says_how_it_computed(started):
+    found = {"tf32": False, "cudnn_benchmark": True}
+    row = started(device="cuda", precision="bf16", numerics=found).to_json()
+    assert "on Processor in bf16 (TF32 off, cuDNN benchmark on): " in log_line(row)
+    assert arithmetic(started(numerics=found).to_json()) == arithmetic(started(device="cuda").to_json()) == "fp32"
 
 
 def test_tens_of_thousands_of_steps_stay_few(tmp_path, started, step, lines):

@@ -4,7 +4,7 @@ import torch
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import things
 from finetune_core.training import device as device_module
-from finetune_core.training.device import choose_device, describe_machine
+from finetune_core.training.device import choose_device, describe_machine, numerics
 
 
 @pytest.fixture
@@ -96,6 +96,22 @@ def test_autocast_computes_in_the_precision(native_bf16, precision, dtype):
     with chosen.autocast():
         assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
     assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == torch.float32
+
+
+def test_fp32_on_an_nvidia_gpu_is_fp32_and_algorithms_are_not_timed():
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision in ("ieee", "none")
+    assert numerics() == {"tf32": False, "cudnn_benchmark": False}
+
+
+@pytest.mark.parametrize("operations", [torch.backends.cuda.matmul, torch.backends.cudnn.conv])
+def test_numerics_are_those_that_hold(monkeypatch, operations):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    before = operations.fp32_precision
+    operations.fp32_precision = "tf32"
+    found = numerics()
+    operations.fp32_precision = before
+    assert found == {"tf32": True, "cudnn_benchmark": True}
 
 
 def test_the_machine_is_described():

@@ -107,6 +107,7 @@ def test_events_tell_the_story_in_order(config, tmp_path):
     started, finished = found[[type(e).__name__ for e in found].index("RunStarted")], found[-1]
     assert len(of(events.StepEnded, found)) == 2 * started.steps_per_epoch
     assert started.counts == {"train": 30, "val": 6, "test": 6}
+    assert started.numerics == {"tf32": False, "cudnn_benchmark": False}
     assert finished.best_epoch in (1, 2)
     assert of(events.EpochEnded, found)[finished.best_epoch - 1].val_accuracy == finished.val_accuracy
 

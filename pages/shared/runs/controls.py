@@ -11,6 +11,7 @@ from typing import Literal
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
+from finetune_core.runs.log import arithmetic
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run
 from pages.shared.account import may_change
@@ -33,7 +34,7 @@ def controls(run: Run) -> None:
         if mine and run.active:
             _place(run)
         if started:
-            st.caption(plain(f"{started['device_label']} · {started['precision']} · {run.run_id}"), width="stretch")
+            st.caption(plain(f"{started['device_label']} · {arithmetic(started)} · {run.run_id}"), width="stretch")
         if not mine:
             st.caption(plain(f"started by {run.owner}" if run.owner else "started without signing in"))
     show_problem()
