@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from finetune_core.errors import TrainingError
 from finetune_core.models.network import Network
-from finetune_core.randomness import seeded
+from finetune_core.randomness import drawing_from, stream
 from finetune_core.training.device import Device
 from finetune_core.training.freezing import keep_depthwise_exact
 from finetune_core.training.out_of_memory import explained, halving, parts
@@ -139,17 +139,18 @@ def _accumulated(
     """Gradients of the whole batch, ``size`` images at a time; its loss and logits."""
     weights = rule.class_weights
     losses, logits = [], []
-    with seeded(seed):
-        if rule.mix:
+    chance = stream(seed, device.kind)
+    if rule.mix:
+        with drawing_from(chance if device.kind == "cpu" else stream(seed)):  # how images are mixed is drawn on the processor
             inputs, labels = rule.mix(inputs, labels)
-        whole = _weight(labels, weights)
-        for some, targets in zip(parts(inputs, size), parts(labels, size), strict=True):
-            with device.autocast(), _batchnorm_in_words():
-                output = forward(some).float()
-            loss = cross_entropy(output, targets, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
-            loss.backward()
-            losses.append(loss.detach())
-            logits.append(output.detach())
+    whole = _weight(labels, weights)
+    for some, targets in zip(parts(inputs, size), parts(labels, size), strict=True):
+        with drawing_from(chance), device.autocast(), _batchnorm_in_words():
+            output = forward(some).float()
+        loss = cross_entropy(output, targets, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
+        loss.backward()
+        losses.append(loss.detach())
+        logits.append(output.detach())
     return torch.stack(losses).sum(), torch.cat(logits)
 
 
