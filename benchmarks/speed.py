@@ -1,47 +1,85 @@
-"""Thaw against the tutorial's plain loop (plain_loop.py): the same images, epochs, network and batch, alternating.
+"""Thaw against the tutorial's plain loop (plain_loop.py): the same images, epochs, network and batch, the sides alternating.
 
-    python -m benchmarks.speed                          # 2,000 + 650 images, 10 epochs: more than an hour on two cores
+    python -m benchmarks.speed                          # 2,000 + 650 images, 10 epochs, three rounds: many hours on two cores
     python -m benchmarks.speed --plain-epochs 2         # the plain loop's epochs all cost the same: run 2, count 10
+    python -m benchmarks.speed --train 10000 --val 1500 --networks resnet18 --jobs feature_extraction --plain-epochs 1
+    python -m benchmarks.speed --networks resnet18 --peers --plain-epochs 2        # Lightning, HF Trainer and fastai, too (peers.py)
 
-Each job runs in a process of its own. Both sides' seconds leave imports out; Thaw's hold everything else: indexing,
-decoding, the trunk, the epochs, validation, checkpoints and the test of the best epoch.
+Each job runs in a process of its own and with empty caches. All sides' seconds leave imports out; Thaw's hold everything else: indexing,
+decoding, the trunk, the epochs, validation, checkpoints and the fp32 evaluation of the best epoch. Ratios are of one round, where the
+sides ran one after the other; their median and their range over the rounds are what counts.
 """
 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.peers import PEERS, missing
+
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("feature_extraction", "last_block", "last_two_blocks", "full")
-TARGETS = {"last_block": 5.5, "feature_extraction": 28.0, "full": 2.5}
+PLAIN = "plain loop"
+NETWORKS = ("resnet18", "efficientnet_lite0")
+JOBS = ("feature_extraction", "last_block", "comparison", "full")
+BASELINES = {"comparison": "last_block"}  # job -> what the others train, where it is not the job itself
+TARGETS = {"last_block": 7.0, "full": 3.0, "comparison": 1.0}  # times the plain loop's speed, ResNet-18
+TARGETS_BY_SIZE = {(2000, 650): 32.0, (10000, 1500): 45.0}  # of feature extraction, by images
 
 THAW = """
-import json, resource, sys, time
+import json, resource, statistics, sys, time
 from pathlib import Path
 from finetune_core.config import make_config
 from finetune_core.training.loop import fit
-folder, strategies, epochs, work = sys.argv[1], sys.argv[2].split(","), int(sys.argv[3]), Path(sys.argv[4])
-parts = {}
+settings, strategies, work = json.loads(sys.argv[1]), sys.argv[2].split(","), Path(sys.argv[3])
+parts, trained, epoch = {}, 0, 0.0
 began = time.perf_counter()
 for strategy in strategies:
     at = time.perf_counter()
-    config = make_config({"data": folder, "backbone": "resnet18", "weights": "none", "strategy": strategy, "epochs": epochs})
     run_dir = work / strategy
     run_dir.mkdir()
-    for event in fit(config, run_dir):
-        pass
+    seconds = []
+    for event in fit(make_config(settings | {"weights": "none", "strategy": strategy}), run_dir):
+        if type(event).__name__ == "RunStarted":
+            trained = event.trainable_parameters
+        if type(event).__name__ == "EpochEnded":
+            seconds.append(event.train_seconds)
+    epoch = statistics.median(seconds[1:] or seconds)
     parts[strategy] = time.perf_counter() - at
+ends = [time.perf_counter() - began]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": time.perf_counter() - began, "parts": parts, "peak_bytes": peak}))
+print(json.dumps({"ends": ends, "trained": trained, "parts": parts, "epoch": epoch, "peak_bytes": peak}))
 """
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every side does.
+
+    Attributes:
+        folder: holds train/ and val/.
+        measured: how many of the epochs the others run; their seconds are counted up to all of them.
+        options: of plain_loop.py, further ones.
+        settings: of Thaw's config, further ones.
+    """
+
+    folder: Path
+    network: str
+    epochs: int
+    measured: int
+    options: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def write_images(folder: Path, train: int, val: int) -> None:
@@ -58,13 +96,13 @@ def write_images(folder: Path, train: int, val: int) -> None:
             Image.fromarray(np.uint8(np.clip(image + grain, 0, 255))).save(target / f"{number:05d}.jpg", quality=90)
 
 
-def run(command: list[str]) -> dict[str, Any]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def run(command: Sequence[str]) -> dict[str, Any]:
+    """What a Python process prints as JSON, run in an empty folder that is also the home of its caches."""
     with tempfile.TemporaryDirectory() as home:
         done = subprocess.run(
-            [part.replace("{work}", home) for part in command],
+            [sys.executable, *(part.replace("{work}", home) for part in command)],
             cwd=home,
-            env=environment | {"THAW_HOME": home},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "THAW_HOME": home, "TORCHINDUCTOR_CACHE_DIR": f"{home}/inductor"},
             capture_output=True,
             text=True,
             check=False,
@@ -75,43 +113,126 @@ def run(command: list[str]) -> dict[str, Any]:
     return result
 
 
-def plain(folder: Path, strategy: str, epochs: int, measured: int) -> float:
-    result = run([sys.executable, "-m", "benchmarks.plain_loop", str(folder), strategy, str(measured)])
-    return float(result["seconds"]) * epochs / measured
+def all_epochs(ends: Sequence[float], epochs: int) -> float:
+    """Seconds of ``epochs`` epochs, from those at which the measured ones ended: the first also holds what starts a side."""
+    if len(ends) < 2:
+        return ends[0] * epochs
+    return ends[0] + (ends[-1] - ends[0]) / (len(ends) - 1) * (epochs - 1)
 
 
-def thaw(folder: Path, strategies: str, epochs: int) -> dict[str, Any]:
-    return run([sys.executable, "-c", THAW, str(folder), strategies, str(epochs), "{work}"])
+def other(side: str, work: Work, strategy: str) -> dict[str, Any]:
+    """The plain loop, or a peer: its ``seconds``, and how many numbers it ``trained``."""
+    arguments = [str(work.folder), strategy, str(work.measured)]
+    if side == PLAIN:
+        found = run(["-m", "benchmarks.plain_loop", *arguments, "--network", work.network, *work.options])
+    else:
+        found = run(["-m", "benchmarks.peers", side, *arguments])
+    return found | {"seconds": all_epochs(found["ends"], work.epochs)}
+
+
+def thaw(work: Work, strategies: Sequence[str]) -> dict[str, Any]:
+    """Thaw: its ``seconds`` in all and as ``parts`` by strategy; of the last strategy, how many numbers it ``trained`` and an ``epoch``'s
+    seconds; ``peak_bytes`` of the process."""
+    settings = {"data": str(work.folder), "backbone": work.network, "epochs": work.epochs, **work.settings}
+    found = run(["-c", THAW, json.dumps(settings), ",".join(strategies), "{work}"])
+    return found | {"seconds": found["ends"][-1]}
+
+
+Seconds = tuple[float, float]  # of another side, and of Thaw right after it
+
+
+def measure(work: Work, jobs: Sequence[str], sides: Sequence[str]) -> dict[tuple[str, str], Seconds]:
+    """One round: the seconds of each (job, side). Prints them.
+
+    Raises:
+        SystemExit: where a side trains something else than Thaw does.
+    """
+    measured = {}
+    others: dict[str, dict[str, dict[str, Any]]] = {}
+    for job in jobs:
+        strategy = BASELINES.get(job, job)
+        if strategy not in others:
+            others[strategy] = {side: other(side, work, strategy) for side in sides}
+        result = thaw(work, STRATEGIES if job == "comparison" else (job,))
+        trained = {side: found["trained"] for side, found in others[strategy].items()}
+        if job == strategy and set(trained.values()) != {result["trained"]}:
+            raise SystemExit(f"{work.network}, {job}: Thaw trains {result['trained']:,} parameters, the others {trained}")
+        for side, found in others[strategy].items():
+            measured[job, side] = found["seconds"], result["seconds"]
+        print(described(work, job, measured, result), flush=True)
+    return measured
+
+
+def described(work: Work, job: str, measured: Mapping[tuple[str, str], Seconds], result: Mapping[str, Any]) -> str:
+    """A job of one round in a line."""
+    times = ", ".join(f"{side} {seconds:.1f} s" for (other_job, side), (seconds, _) in measured.items() if other_job == job)
+    parts = ", ".join(f"{name} {part:.1f} s" for name, part in result["parts"].items())
+    trained = f"{result['trained']:,} parameters train" if job not in BASELINES else f"of it {parts}"
+    return (
+        f"  {work.network}, {job}: {times}, Thaw {result['seconds']:.1f} s; {trained}; peak {result['peak_bytes'] / 1e9:.2f} GB"
+    )
+
+
+def summary(network: str, job: str, side: str, rounds: Sequence[Seconds], size: tuple[int, int]) -> str:
+    """The rounds of one job against one side in a line; the issue's target where it is about the plain loop.
+
+    Args:
+        size: training and validation images.
+    """
+    wanted = TARGETS_BY_SIZE.get(size) if job == "feature_extraction" else TARGETS[job]
+    backwards = job == "comparison"
+    ratios = [now / before if backwards else before / now for before, now in rounds]
+    relation = f"the time of one {BASELINES[job]} of" if backwards else "as fast as"
+    target = (
+        f"; {'at most ' if backwards else ''}{wanted:g} wanted" if wanted and (network, side) == ("resnet18", PLAIN) else ""
+    )
+    before, now = (statistics.median(pair[index] for pair in rounds) for index in (0, 1))
+    return (
+        f"{network}, {job}: {statistics.median(ratios):.2f} times {relation} {side}: {now:.1f} s against {before:.1f} s "
+        f"({min(ratios):.2f} to {max(ratios):.2f} in {len(rounds)} rounds{target})"
+    )
+
+
+def present_peers() -> list[str]:
+    """The peers that are installed; says which are not."""
+    for library in PEERS:
+        if lacking := missing(library):
+            print(f"{library} is left out: not installed ({', '.join(lacking)})", flush=True)
+    return [library for library in PEERS if not missing(library)]
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=int, default=2000, help="training images")
+    parser.add_argument("--val", type=int, default=650, help="validation images")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--plain-epochs", type=int, help="how many of them the others run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--jobs", default=",".join(JOBS))
+    parser.add_argument("--peers", action="store_true", help="Lightning, HF Trainer and fastai on ResNet-18, where installed")
+    options = parser.parse_args()
+    options.plain_epochs = options.plain_epochs or options.epochs
+    if options.peers and options.plain_epochs < min(2, options.epochs):
+        parser.error("--peers needs --plain-epochs 2 or more: a peer's first epoch also holds what starts it")
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=int, default=2000)
-    parser.add_argument("--val", type=int, default=650)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--plain-epochs", type=int, default=None)
-    parser.add_argument("--jobs", default="feature_extraction,last_block,full,comparison")
-    options = parser.parse_args()
-    measured = options.plain_epochs or options.epochs
+    options = read_options()
+    peers = present_peers() if options.peers else []
     with tempfile.TemporaryDirectory() as base:
-        folder = Path(base)
-        write_images(folder, options.train, options.val)
-        plain_seconds = {}
-        for job in options.jobs.split(","):
-            against = "last_block" if job == "comparison" else job
-            if against not in plain_seconds:
-                plain_seconds[against] = plain(folder, against, options.epochs, measured)
-            result = thaw(folder, ",".join(STRATEGIES) if job == "comparison" else job, options.epochs)
-            before, now = plain_seconds[against], result["seconds"]
-            if job == "comparison":
-                words = f"{now / before:.2f} times the plain last_block (at most 1.3 wanted)"
-            else:
-                words = f"{before / now:.1f} times faster ({TARGETS[job]} wanted)"
-            parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["parts"].items())
-            print(
-                f"{job}: plain {before:.1f} s, Thaw {now:.1f} s, {words}; {parts}; peak {result['peak_bytes'] / 1e9:.2f} GB",
-                flush=True,
-            )
+        write_images(Path(base), options.train, options.val)
+        for network in options.networks.split(","):
+            work = Work(Path(base), network, options.epochs, options.plain_epochs)
+            rounds: dict[tuple[str, str], list[Seconds]] = defaultdict(list)
+            for number in range(options.rounds):
+                print(f"round {number + 1}", flush=True)
+                sides = [PLAIN, *peers] if network == "resnet18" else [PLAIN]
+                for key, seconds in measure(work, options.jobs.split(","), sides).items():
+                    rounds[key].append(seconds)
+            for (job, side), pairs in rounds.items():
+                print(summary(network, job, side, pairs, (options.train, options.val)), flush=True)
 
 
 if __name__ == "__main__":
