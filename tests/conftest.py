@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -174,3 +175,24 @@ def device_held(processes, home):
     for process in started:
         process.kill()
         process.join(300)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """The processor in a GPU's place: (kind of device, weak reference to what was moved there), in order."""
+    import torch
+
+    from finetune_core.training import device
+
+    moved, hold = [], device.Device.hold
+
+    def noted(self, module, *layout):
+        moved.append((self.kind, weakref.ref(module)))
+        return hold(self, module, *layout)
+
+    monkeypatch.setattr(device, "_present", lambda: ["cuda", "cpu"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA Imaginary")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
+    monkeypatch.setattr(device.Device, "torch_device", torch.device("cpu"))
+    monkeypatch.setattr(device.Device, "hold", noted)
+    return moved

@@ -97,7 +97,7 @@ def load_export(folder: Path) -> Predictor:
     head = head_path(name)
     replace_head(model, head, len(classes))
     _fill(model, folder / WEIGHTS, expected)
-    device = choose_device("auto", "fp32")
+    device = choose_device("cpu", "fp32")
     device.hold(model.eval())
     network = Network(model, model, network_stages(name, len(classes)), head, backbone_hash, info)
     return Predictor(network, classes, device, size)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from finetune_core.models.network import Network, build_network, check_image_siz
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
-from finetune_core.training.device import Device, choose_device
+from finetune_core.training.device import Device
+from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.trunk import TrunkTables, split_network
 from finetune_core.work import Work, in_phase
@@ -47,7 +49,8 @@ class Features:
 
 
 def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[Features]:
-    """Run every image once through a pretrained backbone; images that were seen before come from the cache.
+    """Run every image once through a pretrained backbone, on the GPU where nothing uses it; images that were seen before come from the
+    cache.
 
     Yields:
         Steps of the phases ``decode`` and ``features`` that count images.
@@ -56,8 +59,11 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[F
         FinetuneError: when the weights are not at hand, the size does not fit, or there is no room for the features.
     """
     check_image_size(backbone, image_size)
+    return (yield from on_idle_device(partial(_features, dataset, backbone, image_size)))
+
+
+def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) -> Work[Features]:
     network = build_network(backbone, PRETRAINED, len(dataset.classes), seed=0)
-    device = choose_device()
     pooled, stages = pooled_stages(network)
     device.hold(pooled)
     keys = dataset.table["content"].to_numpy(np.uint64)

@@ -1,12 +1,14 @@
 """One piece of work per device at a time, whichever programs of this machine do it: a lock, and a place in the line for it."""
 
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar
 
 from filelock import FileLock, Timeout
 
 from finetune_core import paths
+from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_memory import release_memory
 from finetune_core.work import Step, Work
 
@@ -76,6 +78,22 @@ def work_in_turn(work: Work[T], kind: str) -> Work[T]:
             return (yield from work)
         finally:
             work.close()
+
+
+def on_idle_device(make: Callable[[Device], Work[T]], precision: str = "auto") -> Work[T]:
+    """The work that is made for a device: for the GPU where nothing uses it, which it then has until its end; else for the processor,
+    which others may use meanwhile.
+
+    Args:
+        make: what it holds on the device is its own, and gone when it ends.
+        precision: ``auto`` or ``fp32``.
+    """
+    device = choose_device("auto", precision)
+    with Turn(device.kind) as turn:
+        if device.kind == "cpu" or not turn.come(at_once=True):
+            turn.leave()
+            device = choose_device("cpu", precision)
+        return (yield from make(device))
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -9,6 +9,7 @@ from finetune_core.inspection import features
 from finetune_core.inspection.features import compute_features
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import CannotSplit
+from finetune_core.training import device_turn
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
@@ -20,7 +21,7 @@ LITE = "efficientnet_lite0"
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    monkeypatch.setattr(features, "choose_device", lambda: choose_device("cpu", "fp32"))
+    monkeypatch.setattr(device_turn, "choose_device", lambda *_: choose_device("cpu", "fp32"))
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_whole_blocks_are_kept_when_it_is_broken_off(folder, monkeypatch):
     assert [step for step in steps if step.phase == "features"] == [Step(5, 7, "features"), Step(7, 7, "features")]
     CACHE.clear()
     monkeypatch.undo()
-    monkeypatch.setattr(features, "choose_device", lambda: choose_device("cpu", "fp32"))
+    monkeypatch.setattr(device_turn, "choose_device", lambda *_: choose_device("cpu", "fp32"))
     _, at_once = computed(folder)
     assert whole.final == pytest.approx(at_once.final, rel=1e-4, abs=1e-4)
 

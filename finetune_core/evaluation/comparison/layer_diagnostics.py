@@ -10,7 +10,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +32,8 @@ from finetune_core.inspection.learned import Probe, probe
 from finetune_core.models.network import Network, build_network
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
-from finetune_core.training.device import choose_device
+from finetune_core.training.device import Device
+from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
 from finetune_core.training.predictions import Moment, predictions_changed
 from finetune_core.work import Step, Work
@@ -120,7 +121,8 @@ def measured_run(runs: Sequence[Run]) -> Run:
 
 
 def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None]:
-    """Measure what each of the runs moved, and keep it in its folder. Runs with the same beginning share its features.
+    """Measure what each of the runs moved, on the GPU where nothing uses it, and keep it in its folder. Runs with the same beginning share
+    its features.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
@@ -131,10 +133,14 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
     Raises:
         FinetuneError: when a run's images or weights are not there any more, or its folder cannot be written to.
     """
+    yield from on_idle_device(partial(_measured, runs, roots))
+
+
+def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
     starts: dict[str, _Start] = {}
     for run in runs:
         changed = predictions_changed(run.run_dir)
-        tuned = replace(load_predictor(run), device=choose_device())
+        tuned = load_predictor(run, device)
         begun = build_network(run.config.backbone, run.config.starts_from, len(tuned.classes), run.config.seed)
         beginning = _beginning(run, begun)
         if beginning not in starts:

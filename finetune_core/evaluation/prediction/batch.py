@@ -20,6 +20,9 @@ from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
+from finetune_core.training.device import Device
+from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.evaluation import FINAL_PRECISION
 from finetune_core.training.preview import network_input
 from finetune_core.work import Step, Work
 
@@ -68,7 +71,7 @@ def unpacking_folder() -> AbstractContextManager[Path]:
 def predict_images(
     predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None = None
 ) -> Work[list[ImagePrediction]]:
-    """Predict images, in their order; files that cannot be read are marked as such.
+    """Predict images, in their order, on the GPU where nothing uses it; files that cannot be read are marked as such.
 
     Args:
         images: (name to report it by, file).
@@ -77,6 +80,14 @@ def predict_images(
     Yields:
         Steps that count images.
     """
+
+    def on(device: Device) -> Work[list[ImagePrediction]]:
+        return _predicted(predictor.on(device), images, known and (known[0].on(device), known[1]))
+
+    return (yield from on_idle_device(on, FINAL_PRECISION))
+
+
+def _predicted(predictor: Predictor, images: Sequence[tuple[str, Path]], known: Known | None) -> Work[list[ImagePrediction]]:
     predictions: list[ImagePrediction] = []
 
     def read(image: tuple[str, Path]) -> torch.Tensor | str:

@@ -29,6 +29,9 @@ from finetune_core.inspection.features import network_inputs
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
+from finetune_core.training.device import Device
+from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.evaluation import FINAL_PRECISION
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
@@ -53,6 +56,11 @@ class Encoder:
     body: fx.GraphModule
     head: fx.GraphModule
     start: fx.GraphModule | None
+
+    def on(self, device: Device) -> "Encoder":
+        """The same on another device."""
+        predictor = self.predictor.on(device)
+        return self if predictor is self.predictor else encoder(predictor)
 
     def features(self, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Features, float32 ``[n, parts, d]``, each part of unit length, of normalised images, and probabilities, float64 ``[n, classes]``.
@@ -215,7 +223,8 @@ def neighbours_changed(run: Run) -> int:
 
 
 def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) -> Work[Neighbourhood]:
-    """Run the training and validation images through the network once, and keep what comes out in the run's folder.
+    """Run the training and validation images through the network once, on the GPU where nothing uses it, and keep what comes out in the
+    run's folder.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
@@ -228,7 +237,8 @@ def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) 
     """
     images = yield from run_images(run, _MOST, roots)
     train, val = images.rows[TRAIN], images.rows[VAL]
-    features = yield from _features(looks, images, np.concatenate([train, val]))
+    rows = np.concatenate([train, val])
+    features = yield from on_idle_device(lambda device: _features(looks.on(device), images, rows), FINAL_PRECISION)
     table = images.dataset.table.iloc[train]
     ids, labels = table["id"].to_numpy(str), table["label"].to_numpy(np.int64)
     near = features[: len(train)]

@@ -1,7 +1,8 @@
 """A run's best checkpoint -> a network that names new images."""
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +42,19 @@ class Predictor:
         probabilities: np.ndarray = softmax(logits, axis=1)
         return probabilities
 
+    def on(self, device: Device) -> "Predictor":
+        """The same on another device: a copy, because others may be using this one."""
+        if (device.kind, device.precision) == (self.device.kind, self.device.precision):
+            return self
+        network = replace(self.network, model=device.hold(copy.deepcopy(self.network.model)))
+        return replace(self, network=network, device=device)
 
-def load_predictor(run: Run) -> Predictor:
+
+def load_predictor(run: Run, device: Device | None = None) -> Predictor:
     """Put a run's best network together again.
+
+    Args:
+        device: the processor when None: a run may need all of a GPU.
 
     Raises:
         RunError: when the run has no checkpoint, it is damaged, or its backbone's weights have changed since.
@@ -51,7 +62,7 @@ def load_predictor(run: Run) -> Predictor:
     """
     _check_same_run(run, read_info(run.run_dir, BEST))
     network, info = best_network(run.config, run.run_dir)
-    device = choose_device("auto", "fp32")
+    device = device or choose_device("cpu", "fp32")
     device.hold(network.model)
     return Predictor(network, info.classes, device, run.config.image_size)
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.runs.locks import locked
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.device import Device
+from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import FINAL_PRECISION, logits_of
 from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
 from finetune_core.work import Step, Work
@@ -45,7 +48,8 @@ def can_be_evaluated(run: Run) -> bool:
 
 
 def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
-    """Replace the predictions of a run that has ended by those that its best checkpoint makes in fp32, of the same images.
+    """Replace the predictions of a run that has ended by those that its best checkpoint makes in fp32, of the same images, on the GPU where
+    nothing uses it.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
@@ -54,22 +58,24 @@ def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
         FinetuneError: when the run goes on, its images have changed or cannot be read, or its checkpoint is damaged.
     """
     with locked(run.run_dir):
-        predictor = load_predictor(run)
-        images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
-        if not images.unchanged:
-            raise RunError(
-                f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back."
-            )
-        before = load_predictions(run.run_dir, len(predictor.classes))
-        rows = np.concatenate(list(images.rows.values()))
-        rows = rows[images.dataset.table["id"].iloc[rows].isin(before["id"]).to_numpy()]
-        if gone := len(before) - len(rows):
-            raise RunError(f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back.")
+        yield from on_idle_device(partial(_evaluated, run, roots), FINAL_PRECISION)
 
-        def answer(inputs: torch.Tensor) -> np.ndarray:
-            return logits_of(predictor.network.model, inputs, predictor.device)
 
-        logits = yield from answers(images, rows, predictor.network.info, predictor.image_size, answer, "evaluate")
-        table: pd.DataFrame = images.dataset.table.iloc[rows]
-        new = prediction_table(table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits)
-        save_predictions(run.run_dir, new, FINAL_PRECISION)
+def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
+    predictor = load_predictor(run, device)
+    images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
+    if not images.unchanged:
+        raise RunError(f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back.")
+    before = load_predictions(run.run_dir, len(predictor.classes))
+    rows = np.concatenate(list(images.rows.values()))
+    rows = rows[images.dataset.table["id"].iloc[rows].isin(before["id"]).to_numpy()]
+    if gone := len(before) - len(rows):
+        raise RunError(f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back.")
+
+    def answer(inputs: torch.Tensor) -> np.ndarray:
+        return logits_of(predictor.network.model, inputs, predictor.device)
+
+    logits = yield from answers(images, rows, predictor.network.info, predictor.image_size, answer, "evaluate")
+    table: pd.DataFrame = images.dataset.table.iloc[rows]
+    new = prediction_table(table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits)
+    save_predictions(run.run_dir, new, FINAL_PRECISION)

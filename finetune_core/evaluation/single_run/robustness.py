@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,9 @@ from finetune_core.files import read_regular, write_bytes
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, normalised
+from finetune_core.training.device import Device
+from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.evaluation import FINAL_PRECISION
 from finetune_core.training.events import Count, Name, Share
 from finetune_core.training.predictions import Moment, predictions_changed
 from finetune_core.work import Step, Work
@@ -126,7 +130,8 @@ class Robustness:
 
 
 def measure_robustness(run: Run, split: str, seed: int = 0, roots: Sequence[Path] = ()) -> Work[Robustness]:
-    """Ask a run's best network about images of a split that get worse and worse, and keep the answer in the run's folder.
+    """Ask a run's best network about images of a split that get worse and worse, on the GPU where nothing uses it, and keep the answer in
+    the run's folder.
 
     Args:
         roots: when given, images that lie elsewhere are refused.
@@ -137,8 +142,12 @@ def measure_robustness(run: Run, split: str, seed: int = 0, roots: Sequence[Path
     Raises:
         FinetuneError: when there is no network, no predictions, or none of the images can be read any more.
     """
+    return (yield from on_idle_device(partial(_measured, run, split, seed, roots), FINAL_PRECISION))
+
+
+def _measured(run: Run, split: str, seed: int, roots: Sequence[Path], device: Device) -> Work[Robustness]:
     changed = predictions_changed(run.run_dir)
-    predictor = load_predictor(run)
+    predictor = load_predictor(run, device)
     squares, labels = _sample(run, predictor, split, seed, roots)
     ways = list(_ways())
     right = np.zeros(len(ways), dtype=int)

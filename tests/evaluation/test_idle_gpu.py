@@ -1,0 +1,82 @@
+"""What computes with a trained network takes the GPU only where nothing uses it, and leaves nothing there; exports never need it."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from finetune_core.data.dataset import load_dataset
+from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
+from finetune_core.evaluation.prediction.batch import images_below, predict_images
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.fp32 import evaluate_in_fp32
+from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.exporters.formats import export_run
+from finetune_core.inspection.features import compute_features
+from finetune_core.runs.store import read_run
+from finetune_core.training.device_turn import Turn
+from finetune_core.work import finish
+
+
+@pytest.fixture
+def run(trained_once, tmp_path):
+    return read_run(*trained_once.copied(tmp_path / "runs", "last_block"))
+
+
+def _batch(run):
+    predictor = load_predictor(run)
+    return partial(predict_images, predictor, images_below(run.config.data)[:4])
+
+
+def _unlike(run):
+    looks = encoder(load_predictor(run))
+    near = finish(compute_neighbourhood(run, looks))
+    return partial(predict_images, looks.predictor, images_below(run.config.data)[:4], (looks, near))
+
+
+WORK = {
+    "batch": _batch,
+    "batch with neighbours": _unlike,
+    "neighbours": lambda run: partial(compute_neighbourhood, run, encoder(load_predictor(run))),
+    "robustness": lambda run: partial(measure_robustness, run, "val"),
+    "fp32": lambda run: partial(evaluate_in_fp32, run),
+    "layers": lambda run: partial(measure_layers, [run]),
+    "features": lambda run: partial(compute_features, load_dataset(run.config.data), run.config.backbone, 32),
+}
+
+
+def is_free():
+    with Turn("cuda") as turn:
+        return turn.come(at_once=True)
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_it_has_the_gpu_until_it_ends_and_leaves_nothing_there(name, run, gpu, monkeypatch):
+    make = WORK[name](run)
+    gpu.clear()
+    left = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([module() for kind, module in gpu if kind == "cuda"]))
+    free = []
+    finish(make(), lambda _: free.append(is_free()))
+    assert {kind for kind, _ in gpu} == {"cuda"}
+    assert False in free
+    assert [module for modules in left for module in modules if module is not None] == []
+    assert left
+    assert is_free()
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_it_takes_the_processor_while_another_program_has_the_gpu(name, run, gpu, device_held):
+    make = WORK[name](run)
+    gpu.clear()
+    device_held("cuda")
+    finish(make())
+    assert {kind for kind, _ in gpu} <= {"cpu"}
+
+
+def test_what_the_pages_hold_and_what_is_exported_is_never_on_the_gpu(run, gpu):
+    assert load_predictor(run).device.kind == "cpu"
+    for form in ("safetensors", "onnx", "script"):
+        export_run(run, form)
+    assert {kind for kind, _ in gpu} == {"cpu"}
