@@ -25,6 +25,7 @@ import torch
 
 from finetune_core import paths
 from finetune_core.errors import ConfigError
+from finetune_core.transfers import sent
 from finetune_core.work import Step, Work
 
 Where = Literal["memory", "disk"]
@@ -32,6 +33,7 @@ Where = Literal["memory", "disk"]
 _MEMORY_SHARE = 0.5  # of free memory, what the cache holds counted as free
 _DISK_SHARE = 0.25  # of the free disk, likewise
 _LEFTOVER_SECONDS = 3600
+_SENT_AT_ONCE = 2**26  # bytes
 _MEMORY_VARIABLE, _DISK_VARIABLE = "THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"
 
 
@@ -40,7 +42,7 @@ class Block:
     """Rows computed together.
 
     Attributes:
-        rows: contiguous ``[n, *shape]``, in memory or mapped from ``file``.
+        rows: contiguous ``[n, *shape]``, in memory, mapped from ``file``, or on a device.
         channels_last: they are ``[n, h, w, c]`` here, and ``[n, c, h, w]`` to whoever reads them.
     """
 
@@ -50,7 +52,7 @@ class Block:
     channels_last: bool
 
     def gather(self, numbers: np.ndarray) -> torch.Tensor:
-        return self.rows.index_select(0, torch.from_numpy(numbers))
+        return self.rows.index_select(0, sent(torch.from_numpy(numbers), self.rows.device))
 
     @property
     def bytes(self) -> int:
@@ -97,19 +99,39 @@ class Lookup:
 
     def batch(self, positions: np.ndarray) -> torch.Tensor:
         """``[len(positions), *shape]``, one row per position; every one of them must be known."""
-        places = self.places[positions]
         if not self.has(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
+        found = self._stored(self.places[positions])
+        return found.permute(0, 3, 1, 2) if self.blocks[0].channels_last else found
+
+    def bytes_of(self, positions: np.ndarray) -> int:
+        """What the rows of these positions take, each counted once; every one of them must be known."""
+        return len(np.unique(self.places[positions], axis=0)) * self.row_bytes
+
+    def on(self, device: torch.device, positions: np.ndarray) -> "Lookup":
+        """A copy of the rows of these positions on a device, as one block; the others have none there. Every one of them must be known."""
+        used, numbers = np.unique(self.places[positions], axis=0, return_inverse=True)
+        first, at_once = self.blocks[0], max(1, _SENT_AT_ONCE // self.row_bytes)
+        rows = torch.empty((len(used), *first.rows.shape[1:]), dtype=first.rows.dtype, device=device)
+        for start in range(0, len(used), at_once):
+            some = used[start : start + at_once]
+            rows[start : start + len(some)] = sent(self._stored(some), device)
+        keys = np.array([self.blocks[block].keys[row] for block, row in used], dtype=np.uint64)
+        places = np.full_like(self.places, -1)
+        places[positions, 0], places[positions, 1] = 0, numbers.reshape(-1)
+        return Lookup((Block(keys, rows, None, first.channels_last),), places)
+
+    def _stored(self, places: np.ndarray) -> torch.Tensor:
+        """The rows at ``places``, in the blocks' layout."""
         used = np.unique(places[:, 0])
         first = self.blocks[int(used[0])]
         if len(used) == 1:
-            found = first.gather(places[:, 1])
-        else:
-            found = torch.empty((len(positions), *first.rows.shape[1:]), dtype=first.rows.dtype)
-            for number in used:
-                here = np.flatnonzero(places[:, 0] == number)
-                found[torch.from_numpy(here)] = self.blocks[int(number)].gather(places[here, 1])
-        return found.permute(0, 3, 1, 2) if first.channels_last else found
+            return first.gather(places[:, 1])
+        found = torch.empty((len(places), *first.rows.shape[1:]), dtype=first.rows.dtype)
+        for number in used:
+            here = np.flatnonzero(places[:, 0] == number)
+            found[torch.from_numpy(here)] = self.blocks[int(number)].gather(places[here, 1])
+        return found
 
     @property
     def row_bytes(self) -> int:

@@ -5,6 +5,7 @@ or resumed sees the same data.
 """
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -16,10 +17,12 @@ from torchvision.transforms.v2 import functional as F
 
 from finetune_core.config import Augmentation
 from finetune_core.training.crops import crops
-from finetune_core.training.device import sent
 from finetune_core.training.out_of_memory import explained, is_out_of_memory
+from finetune_core.transfers import sent
 
 Batch = TypeVar("Batch")
+
+TOO_LARGE_A_BATCH = "for a batch of images. Choose a smaller batch size or image size."  # what to do about it
 
 _SMALLEST_CROP = 0.5  # of the image's area
 _WIDEST_ASPECT = 4 / 3
@@ -85,27 +88,33 @@ def in_order(indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
 
 
-def prefetched(make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(indices, make(indices)) for each batch; the next one is made while this one is used, unless memory has no room for both.
+def prefetched(
+    make: Callable[[np.ndarray], Batch], batches: Sequence[np.ndarray], ahead: int = 1
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(indices, make(indices)) for each batch; the next ones are made while this one is used, unless memory has no room for them.
+
+    Args:
+        ahead: how many of them.
 
     Raises:
         TrainingError: when memory does not even hold a batch by itself.
     """
-    together = True
     with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=_compute_alone) as pool:
-        ahead = pool.submit(make, batches[0]) if len(batches) else None
+        begun = deque(pool.submit(make, indices) for indices in batches[:ahead])
         for position, indices in enumerate(batches):
             if ahead:
                 try:
-                    batch = ahead.result()
+                    batch = begun.popleft().result()
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    ahead, together = None, False
-            if ahead is None:
-                with explained("for a batch of images. Choose a smaller batch size or image size."):
+                    ahead = 0
+                    begun.clear()  # what is made already takes memory, too
+            if not ahead:
+                with explained(TOO_LARGE_A_BATCH):
                     batch = pool.submit(make, indices).result()
-            ahead = pool.submit(make, batches[position + 1]) if together and position + 1 < len(batches) else None
+            elif position + ahead < len(batches):
+                begun.append(pool.submit(make, batches[position + ahead]))
             yield indices, batch
             del batch  # it must not stay while the next one is made
 

@@ -42,6 +42,11 @@ class Device:
         return torch.device(self.kind)
 
     @property
+    def is_gpu(self) -> bool:
+        """Whether it computes beside the processor."""
+        return self.kind != "cpu"
+
+    @property
     def exact(self) -> "Device":
         """The same device in fp32."""
         return replace(self, precision="fp32")
@@ -80,13 +85,6 @@ def choose_device(device: str = "auto", precision: str = "auto") -> Device:
             raise ConfigError({"precision": f"bf16 would be emulated on {_label(kind)}; choose auto or fp32"})
         precision = "bf16" if native else "fp32"
     return Device(kind, _label(kind), precision)
-
-
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the processor's on a device; on its way to an NVIDIA GPU nobody waits for what that still has to do."""
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def numerics() -> Numerics:

@@ -10,76 +10,21 @@ from torchvision.transforms.v2 import CutMix, MixUp, RandomChoice
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.pixels import Pixels
-from finetune_core.data.rowcache import Lookup
 from finetune_core.data.splits import TRAIN
-from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.network import Network
-from finetune_core.training.batches import (
-    augmented,
-    balanced_batches,
-    epoch_batches,
-    evaluated,
-    in_order,
-    normalised,
-    prefetched,
-)
+from finetune_core.training.batches import TOO_LARGE_A_BATCH, balanced_batches, epoch_batches, in_order
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport
+from finetune_core.training.feeding import arriving
+from finetune_core.training.out_of_memory import explained
 from finetune_core.training.stage_plan import Strategy, trained_parameters
+from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
 
 _EVALUATION_BATCH = 32
 
 Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class TrainingImages:
-    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, channels_last.
-
-    They travel as uint8 and are cut out, augmented and normalised on the device; for Apple's GPU, which lacks some of these
-    operations, on the processor.
-    """
-
-    pixels: Pixels
-    device: Device
-    config: RunConfig
-    info: BackboneInfo
-    keys: np.ndarray
-
-    @property
-    def lookups(self) -> tuple[Lookup, ...]:
-        """The decoded images that are held."""
-        return (self.pixels.kept,) if self.pixels.kept else ()
-
-    def plain(self, rows: np.ndarray) -> torch.Tensor:
-        """As validation sees them."""
-        return self._made(rows, self.pixels.batch(rows), None)
-
-    def version(self, rows: np.ndarray, version: int) -> torch.Tensor:
-        """As training sees them, augmented; the same version is always the same."""
-        return self._made(rows, self.pixels.batch(rows), version)
-
-    def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
-        """Those of the rows whose file can still be read, and their images; none where BatchNorm would be left with one of several."""
-        left, squares = self.pixels.readable(rows)
-        if len(left) < min(2, len(rows)):
-            return left[:0], torch.empty(0)
-        return left, self._made(left, squares, version)
-
-    def _made(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
-        config = self.config
-        squares = squares.pin_memory().to("cuda", non_blocking=True) if self.device.kind == "cuda" else squares
-        if version is None:
-            return self._normalised(evaluated(squares, config.image_size))
-        return self._normalised(
-            augmented(squares, config.augmentation, self.keys[rows], config.seed, version, config.image_size)
-        )
-
-    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
-        return normalised(images, self.info.mean, self.info.std)
 
 
 @dataclass(frozen=True)
@@ -141,14 +86,10 @@ class Job:
         return dict(self.source.pixels.lost) if isinstance(self.source, TrainingImages) else {}
 
     def _on_device(self, batches: list[np.ndarray], version: int | None) -> Inputs:
-        cuda = self.device.kind == "cuda"
-
-        def pinned(rows: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
-            left, inputs = self.source.readable(rows, version)
-            return left, inputs.pin_memory() if cuda and inputs.device.type == "cpu" else inputs
-
-        for _, (left, inputs) in prefetched(pinned, batches):
-            yield left, inputs.to(self.device.torch_device, non_blocking=cuda)
+        for rows, loaded in arriving(lambda rows: self.source.readable(rows, version), batches, self.device):
+            with explained(TOO_LARGE_A_BATCH):
+                inputs = self.source.finished(loaded, rows, version)
+            yield rows, inputs
 
 
 def step_rule(job: Job) -> StepRule:

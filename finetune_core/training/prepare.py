@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,8 +24,10 @@ from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Progress
-from finetune_core.training.job import Job, TrainingImages
+from finetune_core.training.job import Job
+from finetune_core.training.placement import placed, room_for_rows
 from finetune_core.training.stage_plan import Strategy, cut_index, plan
+from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
     CachedTrunk,
     TrunkTables,
@@ -219,6 +221,8 @@ class _Prepared:
         decode_seconds: float,
         decoded: int,
     ) -> Job:
+        used, device = np.unique(np.concatenate(list(rows.values()))), self.device
+        source = source.held_in(placed(source.lookups, used, device.torch_device, room_for_rows(device)))
         return Job(
             self.config,
             self.dataset,
@@ -269,8 +273,7 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     lookups, found, seconds = [], 0, 0.0
     passes = _passes(prepared, rows)
     for one in passes:
-        make = images.plain if one.version is None else partial(images.version, version=one.version)
-        filling = fill_trunk(tables, segments, cut, one.keys, one.rows, make, one.view)
+        filling = fill_trunk(tables, segments, cut, one.keys, one.rows, images.feed(one.version), one.view)
         lookup, before, spent = yield from _reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
         if lookup is None:
             reason = "the output of the frozen stages fits neither into memory nor onto the disk"

@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import numpy as np
@@ -14,16 +13,12 @@ from finetune_core.config import RunConfig
 from finetune_core.data.rowcache import CACHE, Lookup, Where
 from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
-from finetune_core.training.batches import in_order, prefetched
 from finetune_core.training.device import Device
-from finetune_core.training.out_of_memory import run_in_parts
+from finetune_core.training.feeding import Feed, outputs
 from finetune_core.work import Work
 
-_BATCH = 32
 _EPOCHS_PER_VIEW = 4
 _VERSIONS = tuple(version(library) for library in ("torch", "torchvision", "timm", "pillow"))  # what computes the activations
-
-LoadImages = Callable[[np.ndarray], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,14 @@ class CachedTrunk:
         """All of the rows, and their activations; of the unaugmented images where ``version`` is None or there are no views."""
         lookup = self.plain if version is None or not self.views else self.views[version]
         return rows, lookup.batch(rows)
+
+    def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
+        """What the tail takes, of what was loaded and is on the device now: just that."""
+        return loaded
+
+    def held_in(self, lookups: list[Lookup]) -> "CachedTrunk":
+        """The same, held elsewhere: ``lookups`` take the place of its own."""
+        return replace(self, plain=lookups[0], views=tuple(lookups[1:]))
 
 
 def chosen_views(config: RunConfig, cut: int) -> int | None:
@@ -107,14 +110,14 @@ def split_network(network: Network) -> Segments:
 
 
 def fill_trunk(
-    tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: LoadImages, view: str = ""
+    tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: Feed, view: str = ""
 ) -> Work[tuple[Lookup | None, int, float]]:
     """Have the trunk's output for the wanted images, each from the nearest shallower cut that has it, else from pixels.
 
     Args:
         keys: uint64 ``[n]``, from the images' contents.
         wanted: indices into ``keys``.
-        images: indices -> normalised images.
+        images: the network's input, by index.
         view: which augmented version; empty without augmentation.
 
     Yields:
@@ -127,7 +130,8 @@ def fill_trunk(
     needed = wanted[CACHE.table(name).missing(keys[wanted])]
     for start, rows, shallower in _sources(tables, cut, keys, needed, view):
         began = time.monotonic()
-        batches = _computed(segments.part(start, cut), tables.device, rows, shallower.batch if shallower else images)
+        part = segments.part(start, cut).eval()
+        batches = outputs(part, tables.device, rows, Feed(shallower.batch) if shallower else images)
         where: Where | None = yield from CACHE.fill(name, keys[rows], batches)
         seconds = time.monotonic() - began
         spent += seconds
@@ -160,16 +164,3 @@ def _sources(
             sources.append((shallower, needed[~lacking], table.lookup(keys)))
             needed = needed[lacking]
     return [*sources, (None, needed, None)] if len(needed) else sources
-
-
-def _computed(
-    part: nn.Module, device: Device, rows: np.ndarray, inputs: LoadImages
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(positions in ``rows``, the part's output on the CPU), batch by batch."""
-    part.eval()
-    position, size = 0, _BATCH
-    for batch, given in prefetched(inputs, in_order(rows, _BATCH)):
-        with torch.no_grad(), device.autocast():
-            output, size = run_in_parts(lambda images: part(images.to(device.torch_device)).cpu(), given, size)
-        yield np.arange(position, position + len(batch)), output
-        position += len(batch)

@@ -123,7 +123,8 @@ def test_in_order_keeps_the_order():
     assert [batch.tolist() for batch in in_order(np.array([5, 3, 4]), 2)] == [[5, 3], [4]]
 
 
-def test_prefetched_makes_every_batch_once_and_in_order():
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_prefetched_makes_every_batch_once_and_in_order(ahead):
     made = []
 
     def make(indices):
@@ -131,23 +132,26 @@ def test_prefetched_makes_every_batch_once_and_in_order():
         return int(indices.sum())
 
     batches = in_order(np.arange(7), 3)
-    got = [(indices.tolist(), batch) for indices, batch in prefetched(make, batches)]
+    got = [(indices.tolist(), batch) for indices, batch in prefetched(make, batches, ahead)]
     assert got == [([0, 1, 2], 3), ([3, 4, 5], 12), ([6], 6)]
     assert made == [[0, 1, 2], [3, 4, 5], [6]]
     assert list(prefetched(make, [])) == []
 
 
-def test_prefetched_makes_the_next_batch_while_this_one_is_used():
-    second_begun = threading.Event()
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_prefetched_makes_the_next_batches_while_this_one_is_used_and_no_others(ahead):
+    begun, last = [], threading.Event()
 
     def make(indices):
-        if indices[0] == 1:
-            second_begun.set()
+        begun.append(int(indices[0]))
+        if indices[0] == ahead:
+            last.set()
 
-    using = prefetched(make, in_order(np.arange(3), 1))
+    using = prefetched(make, in_order(np.arange(5), 1), ahead)
     next(using)
-    assert second_begun.wait(300)
+    assert last.wait(300)
     using.close()
+    assert begun == list(range(ahead + 1))
 
 
 def test_prefetched_passes_errors_on():

@@ -1,0 +1,94 @@
+"""Rows on their way through a network: loaded ahead of time, sent to the device, computed, and brought back."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from finetune_core.training.batches import in_order, prefetched
+from finetune_core.training.device import Device
+from finetune_core.training.out_of_memory import run_in_parts
+from finetune_core.transfers import Arrival, Transfers
+
+_BATCH = 32  # images: with more of them a processor gains nothing
+_BATCH_ON_CUDA = 256  # with fewer, much of a large GPU has nothing to do
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What goes into a network, by row.
+
+    Attributes:
+        load: rows -> what is sent to the device; in another thread, ahead of time.
+        finish: (what was loaded, on the device; its rows) -> what the network takes.
+    """
+
+    load: Callable[[np.ndarray], torch.Tensor]
+    finish: Callable[[torch.Tensor, np.ndarray], torch.Tensor] = lambda loaded, rows: loaded
+
+
+def forward_batch(device: Device) -> int:
+    """Images that go through a network at a time where nothing trains."""
+    return _BATCH_ON_CUDA if device.kind == "cuda" else _BATCH
+
+
+def arriving(
+    load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]], batches: Sequence[np.ndarray], device: Device
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """What ``load`` gives for each batch, its tensor on the device; made, and sent, while the batches before are used.
+
+    Raises:
+        TrainingError: when memory does not even hold a batch by itself.
+    """
+    transfers = Transfers(device.torch_device)
+
+    def begun(rows: np.ndarray) -> tuple[np.ndarray, Arrival]:
+        left, loaded = load(rows)
+        return left, transfers.to_device(loaded)
+
+    # On a processor, making a second batch takes memory and gains nothing: both use the same cores.
+    for _, (left, arrival) in prefetched(begun, batches, ahead=2 if device.is_gpu else 1):
+        yield left, arrival()
+
+
+def outputs(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """(positions in ``rows``, the network's output for them in the processor's memory), batch by batch."""
+    return _brought_back(_computed(forward, device, rows, feed), device)
+
+
+def _computed(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    position, size = 0, forward_batch(device)
+    for batch, loaded in arriving(lambda some: (some, feed.load(some)), in_order(rows, size), device):
+
+        def part(numbers: torch.Tensor, batch: np.ndarray = batch, loaded: torch.Tensor = loaded) -> torch.Tensor:
+            first, last = int(numbers[0]), int(numbers[-1]) + 1
+            inputs = feed.finish(loaded[first:last], batch[first:last])
+            with device.autocast():
+                return forward(inputs)
+
+        with torch.no_grad():
+            output, size = run_in_parts(part, torch.arange(len(batch)), size)
+        yield np.arange(position, position + len(batch)), output
+        del output  # it must not stay while the next one is computed
+        position += len(batch)
+
+
+def _brought_back(
+    computed: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
+) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """The same in the processor's memory; from a GPU, each output is copied while the next one is computed."""
+    if not device.is_gpu:
+        yield from computed
+        return
+    transfers, before = Transfers(device.torch_device), None
+    for positions, output in computed:
+        copying = positions, transfers.to_processor(output)
+        del output
+        if before:
+            yield before[0], before[1]()
+        before = copying
+    if before:
+        yield before[0], before[1]()

@@ -1,0 +1,51 @@
+"""Where a run's rows, decoded images or activations, live: on its device where there is room, else where they are, and each batch is sent."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from finetune_core.data.rowcache import Lookup
+from finetune_core.training.device import Device
+from finetune_core.training.out_of_memory import is_out_of_memory
+
+# What a step takes is known after the first one only, and on a full device it would have to be cut into parts. Half leaves each step as
+# much as the rows have; a batch of those that do not fit is sent in less time than most networks take for it.
+_SHARE = 0.5
+
+
+def room_for_rows(device: Device) -> int:
+    """Bytes of a device's own memory that rows may take: none on a processor or Apple's GPU, for which they are in the right memory
+    already."""
+    if device.kind != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info()
+    return int(_SHARE * (free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()))
+
+
+def placed(lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int) -> list[Lookup]:
+    """The lookups, on the device as long as there is room, one after the other; the others as they are.
+
+    Args:
+        used: positions whose rows are needed; where a lookup has none, it needs none.
+        room: bytes.
+    """
+    if not room:
+        return list(lookups)
+    found = []
+    for lookup in lookups:
+        known = used[lookup.places[used, 0] >= 0]
+        needed = lookup.bytes_of(known)
+        if 0 < needed <= room:
+            lookup, room = _on(lookup, device, known), room - needed
+        found.append(lookup)
+    return found
+
+
+def _on(lookup: Lookup, device: torch.device, known: np.ndarray) -> Lookup:
+    try:
+        return lookup.on(device, known)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    return lookup

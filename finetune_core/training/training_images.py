@@ -1,0 +1,71 @@
+"""Decoded images as a network takes them, augmented or not."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from finetune_core.config import RunConfig
+from finetune_core.data.pixels import Pixels
+from finetune_core.data.rowcache import Lookup
+from finetune_core.models.catalogue import BackboneInfo
+from finetune_core.training.batches import augmented, evaluated, normalised
+from finetune_core.training.device import Device
+from finetune_core.training.feeding import Feed
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, channels_last.
+
+    To a GPU they travel as uint8, a quarter of the bytes, to be cut out, augmented and normalised there. On a processor that is done
+    as they are loaded, in a thread beside the one that computes.
+    """
+
+    pixels: Pixels
+    device: Device
+    config: RunConfig
+    info: BackboneInfo
+    keys: np.ndarray
+
+    @property
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The decoded images that are held."""
+        return (self.pixels.kept,) if self.pixels.kept else ()
+
+    def held_in(self, lookups: list[Lookup]) -> "TrainingImages":
+        """The same, held elsewhere: ``lookups`` take the place of its own."""
+        return replace(self, pixels=replace(self.pixels, kept=lookups[0] if lookups else None))
+
+    def feed(self, version: int | None) -> Feed:
+        """The images as validation sees them, or a version of them as training does; the same version is always the same.
+
+        Loading raises an ImageError for one that can no longer be read.
+        """
+        return Feed(
+            lambda rows: self._loaded(rows, self.pixels.batch(rows), version),
+            lambda squares, rows: self.finished(squares, rows, version),
+        )
+
+    def readable(self, rows: np.ndarray, version: int | None) -> tuple[np.ndarray, torch.Tensor]:
+        """Those of the rows whose file can still be read, and what is sent to the device; none where BatchNorm would be left with one
+        of several."""
+        left, squares = self.pixels.readable(rows)
+        if len(left) < min(2, len(rows)):
+            return left[:0], torch.empty(0)
+        return left, self._loaded(left, squares, version)
+
+    def finished(self, loaded: torch.Tensor, rows: np.ndarray, version: int | None) -> torch.Tensor:
+        """What the network takes, of what was loaded and is on the device now."""
+        return self._made(rows, loaded, version) if self.device.is_gpu and len(rows) else loaded
+
+    def _loaded(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
+        return squares if self.device.is_gpu else self._made(rows, squares, version)
+
+    def _made(self, rows: np.ndarray, squares: torch.Tensor, version: int | None) -> torch.Tensor:
+        config, size = self.config, self.config.image_size
+        if version is None:
+            images = evaluated(squares, size)
+        else:
+            images = augmented(squares, config.augmentation, self.keys[rows], config.seed, version, size)
+        return normalised(images, self.info.mean, self.info.std)
