@@ -142,7 +142,9 @@ def learn_from_run(
 def conditions(config: RunConfig) -> tuple[Any, ...]:
     """What speeds depend on beside the strategy."""
     device = choose_device(config.device, config.precision)
-    return device.label, device.precision, config.backbone, config.image_size, config.batch_size, config.optimizer
+    micro = config.micro_batch if config.micro_batch and config.micro_batch < config.batch_size else None
+    batch = f"{config.batch_size} by {micro}" if micro else config.batch_size
+    return device.label, device.precision, config.backbone, config.image_size, batch, config.optimizer
 
 
 def _key(config: RunConfig) -> str:
