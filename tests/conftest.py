@@ -113,6 +113,40 @@ def native_bf16():
         yield
 
 
+@pytest.fixture
+def compiling(monkeypatch):
+    """Forward passes are compiled whatever it takes, by a process that does nothing and is ready once ``result`` is set.
+
+    Attributes of what is given: ``started`` and ``closed`` processes; ``used``, how often a compiled pass ran; ``module``, what was to
+    be compiled, which runs in its place and whose output is multiplied by ``factor``.
+    """
+    from finetune_core.training import compiled
+    from finetune_core.training.speed_book import Compilation, SpeedBook
+
+    class Process:
+        result, elapsed, started, closed, used, module, factor = None, 1e-9, 0, 0, 0, None, 1
+
+        def __init__(self, module, example, device):
+            Process.started += 1
+            Process.module = module
+
+        def ended(self):
+            return Process.result
+
+        def close(self):
+            Process.closed += 1
+
+    def run(inputs):
+        Process.used += 1
+        return Process.module(inputs) * Process.factor
+
+    monkeypatch.setattr(compiled, "CompilerProcess", Process)
+    monkeypatch.setattr(compiled, "load_package", lambda content: run)
+    monkeypatch.setattr(compiled, "compiler", lambda: "/usr/bin/g++")
+    SpeedBook().learn_compilation("another part", Compilation(seconds=1e-9, saved=0.5))
+    return Process
+
+
 @pytest.fixture(scope="session")
 def trained_once(home_of_shared_fixtures, tmp_path_factory):
     """What ``tests/trained.py`` holds: trained by the first of all processes that needs it."""

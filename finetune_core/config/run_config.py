@@ -26,6 +26,7 @@ Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle", "step"]
 Augmentation = Literal["none", "flips", "random_resized_crop"]
 Cache = Literal["auto", "off"]
+Compile = Literal["auto", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 StrategyName = Literal[
@@ -365,6 +366,15 @@ class RunConfig(BaseModel):
         help="Whether the frozen stages' output for each image is computed once and kept ('auto'), or again every epoch ('off').",
         choices={"auto": "Automatic", "off": "Off"},
         in_script="irrelevant",  # it decides how fast a run is, not what comes of it
+    )
+    compile: Compile = setting(
+        "auto",
+        label="Compile frozen stages",
+        section=HARDWARE,
+        help="Whether the frozen stages are compiled for this processor where that saves more time than it takes ('auto'), or never "
+        "('off'). In fp32 they never are.",
+        choices={"auto": "Automatic", "off": "Off"},
+        in_script="irrelevant",  # as for the cache
     )
     image_size: int = setting(
         224,

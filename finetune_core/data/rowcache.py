@@ -2,7 +2,7 @@
 
 Decoded images and activations live here: in memory while they fit a budget taken from what is free, else in checksummed
 files within a disk budget, else nowhere, and then the caller computes them again each time. Tables that nobody uses make
-room for new ones, the least recently used first.
+room for new ones, the least recently used first. Other files that take long to make lie beside them, within the same budget.
 """
 
 import json
@@ -25,6 +25,7 @@ import torch
 
 from finetune_core import paths
 from finetune_core.errors import ConfigError
+from finetune_core.files import read_regular, write_bytes
 from finetune_core.transfers import sent
 from finetune_core.work import Step, Work
 
@@ -34,6 +35,7 @@ _MEMORY_SHARE = 0.5  # of free memory, what the cache holds counted as free
 _DISK_SHARE = 0.25  # of the free disk, likewise
 _LEFTOVER_SECONDS = 3600
 _SENT_AT_ONCE = 2**26  # bytes
+_LARGEST_FILE = 2**31  # bytes
 _MEMORY_VARIABLE, _DISK_VARIABLE = "THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"
 
 
@@ -223,6 +225,24 @@ class RowCache:
         self.table(name).add(block)
         return writer.where
 
+    @property
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self._folder()
+
+    def store(self, name: str, content: bytes) -> None:
+        """Keep a file, unless there is no room for it on the disk."""
+        with suppress(OSError):
+            if len(content) <= self._disk_budget():
+                self._evict_files(self._disk_budget() - len(content))
+                write_bytes(self._folder() / f"{name}.kept", content)
+
+    def stored(self, name: str) -> bytes | None:
+        """What was kept under that name, by anybody who may write to the folder; None where there is nothing."""
+        with suppress(OSError):
+            return read_regular(self._folder() / f"{name}.kept", _LARGEST_FILE)
+        return None
+
     def _writer(self, name: str, count: int, first: torch.Tensor) -> "_MemoryWriter | _DiskWriter | None":
         where = self.place_for(count * first[0].numel() * first.element_size(), name)
         if where == "memory":
@@ -385,9 +405,9 @@ def _limit(variable: str) -> int | None:
 
 
 def _files(folder: Path) -> list[tuple[Path, int]]:
-    """The files of rows, the oldest first, with their bytes. Others may delete some meanwhile."""
+    """The files of rows and the others, the oldest first, with their bytes. Others may delete some meanwhile."""
     found = []
-    for file in folder.glob("*.rows"):
+    for file in (*folder.glob("*.rows"), *folder.glob("*.kept")):
         with suppress(FileNotFoundError):
             status = file.stat()
             found.append((status.st_mtime, file, status.st_size))

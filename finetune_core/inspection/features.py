@@ -17,8 +17,10 @@ from finetune_core.models.network import Network, build_network, check_image_siz
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.feeding import Forward
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.trunk import TrunkTables, split_network
 from finetune_core.work import Work, in_phase
@@ -73,11 +75,13 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
     decoding = decode_pixels(dataset.paths(dataset.table), keys, needed, stored_side(image_size))
     pixels = yield from in_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
-    for start in range(0, len(needed), _KEPT_AT_ONCE):
-        some = needed[start : start + _KEPT_AT_ONCE]
-        filling = CACHE.fill(name, keys[some], _computed(pooled, network, device, pixels, some, image_size))
-        if (yield from in_phase("features", filling, start, len(needed))) is None:
-            break
+    with Compiler(device, len(needed), _BATCH) as compiler:
+        forward = compiler.forward(Part(pooled, f"{backbone} pooled", lambda: network.weights_hash))
+        for start in range(0, len(needed), _KEPT_AT_ONCE):
+            some = needed[start : start + _KEPT_AT_ONCE]
+            filling = CACHE.fill(name, keys[some], _computed(forward, network, device, pixels, some, image_size))
+            if (yield from in_phase("features", filling, start, len(needed))) is None:
+                break
     table = CACHE.table(name)
     if table.missing(keys[np.setdiff1d(wanted, list(pixels.failed))]).any():  # or later blocks have driven out earlier ones
         raise DataError(
@@ -165,11 +169,11 @@ def _table_name(network: Network, device: Device, image_size: int) -> str:
 
 
 def _computed(
-    pooled: PooledStages, network: Network, device: Device, pixels: Pixels, rows: np.ndarray, image_size: int
+    forward: Forward, network: Network, device: Device, pixels: Pixels, rows: np.ndarray, image_size: int
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     position, size = 0, _BATCH
     for batch, images in network_inputs(network, pixels, rows, image_size):
         with torch.no_grad(), device.autocast():
-            output, size = run_in_parts(lambda some: pooled(some.to(device.torch_device)).float().cpu(), images, size)
+            output, size = run_in_parts(lambda some: forward(some.to(device.torch_device)).float().cpu(), images, size)
         yield np.arange(position, position + len(batch)), output
         position += len(batch)

@@ -72,7 +72,12 @@ def log_line(row: Row) -> str:
 
 def _started(row: Row) -> str:
     cache = row["cache"]
-    kept = f"no cache: {cache['reason']}" if cache["where"] == "off" else f"frozen stages cached ({size(cache['bytes'])})"
+    compilation = f", {cache['compilation']}" if cache["compilation"] else ""
+    kept = (
+        f"no cache: {cache['reason']}"
+        if cache["where"] == "off"
+        else f"frozen stages cached ({size(cache['bytes'])}{compilation})"
+    )
     trained = [stage["name"] for stage in row["stages"] if stage["trains"]]
     rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
     return (

@@ -9,7 +9,6 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
 from torch.nn.functional import cross_entropy
 
 from finetune_core.config import RunConfig
@@ -19,6 +18,7 @@ from finetune_core.models.network import Network, build_network
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, read_info, restore_network
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
+from finetune_core.training.feeding import Forward
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.out_of_memory import run_in_parts
@@ -61,13 +61,13 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
 
 
 @torch.no_grad()
-def logits_of(model: nn.Module, inputs: torch.Tensor, device: Device) -> np.ndarray:
+def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarray:
     """Float32 ``[n, classes]``: what a network in eval mode, or its tail, answers in the device's precision."""
     return logits_in_parts(model, inputs, device, len(inputs))[0]
 
 
 @torch.no_grad()
-def logits_in_parts(model: nn.Module, inputs: torch.Tensor, device: Device, size: int) -> tuple[np.ndarray, int]:
+def logits_in_parts(model: Forward, inputs: torch.Tensor, device: Device, size: int) -> tuple[np.ndarray, int]:
     """The same, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
     with device.autocast():
         logits, size = run_in_parts(lambda images: model(images.to(device.torch_device)).float().cpu(), inputs, size)

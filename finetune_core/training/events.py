@@ -119,6 +119,7 @@ class CacheReport:
         found: how many of them were there before.
         trunk_seconds: spent on the others.
         seconds_per_row: what one takes; None where it was never measured.
+        compilation: whether the frozen stages were compiled, or why not, in words; empty where nothing was computed.
     """
 
     where: Literal["memory", "disk", "off"]
@@ -129,6 +130,7 @@ class CacheReport:
     found: Count = 0
     trunk_seconds: Seconds = 0.0
     seconds_per_row: Seconds | None = None
+    compilation: Text = ""
 
 
 @dataclass(frozen=True)

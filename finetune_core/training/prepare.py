@@ -13,6 +13,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.listing import check_data
 from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
+from finetune_core.data.rowcache import Lookup
 from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.files import is_file
@@ -33,8 +34,11 @@ from finetune_core.training.trunk import (
     TrunkTables,
     chosen_views,
     fill_trunk,
+    lacking,
     needs_images,
     split_network,
+    trunk_compiler,
+    why_eager,
     why_uncached,
 )
 from finetune_core.work import Work, in_phase
@@ -270,27 +274,50 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     decode_seconds = time.monotonic() - began
     rows = prepared.rows(pixels.failed)
     images = prepared.images(pixels)
-    lookups, found, seconds = [], 0, 0.0
     passes = _passes(prepared, rows)
-    for one in passes:
-        filling = fill_trunk(tables, segments, cut, one.keys, one.rows, images.feed(one.version), one.view)
-        lookup, before, spent = yield from _reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
-        if lookup is None:
-            reason = "the output of the frozen stages fits neither into memory nor onto the disk"
-            return (yield from _with_images(prepared, reason))
-        lookups.append(lookup)
-        found, seconds = found + before, seconds + spent
-    total = sum(len(one.rows) for one in passes)
+    filled = yield from _filled(prepared, tables, segments, passes, images)
+    if filled is None:
+        reason = "the output of the frozen stages fits neither into memory nor onto the disk"
+        return (yield from _with_images(prepared, reason))
+    lookups = filled.lookups
     report = CacheReport(
         "disk" if any(lookup.where == "disk" for lookup in lookups) else "memory",
         views=len(lookups) - 1,
-        rows=total,
+        rows=sum(len(one.rows) for one in passes),
         bytes=sum(len(one.rows) * lookup.row_bytes for one, lookup in zip(passes, lookups, strict=True)),
-        found=found,
-        trunk_seconds=seconds,
+        found=filled.found,
+        trunk_seconds=filled.seconds,
         seconds_per_row=tables.seconds_per_row(cut),
+        compilation=filled.compilation,
     )
     return prepared.job(rows, CachedTrunk(tail, lookups[0], tuple(lookups[1:])), report, decode_seconds, pixels.decoded)
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """The trunk's output for every pass: how much of it was there before, what the rest took, and whether that was compiled."""
+
+    lookups: list[Lookup]
+    found: int
+    seconds: float
+    compilation: str
+
+
+def _filled(
+    prepared: _Prepared, tables: TrunkTables, segments: Segments, passes: "list[_Pass]", images: TrainingImages
+) -> Generator[Event, None, _Filled | None]:
+    """None where there is no room."""
+    cut, lookups, found, seconds = cut_index(prepared.strategy), [], 0, 0.0
+    left = sum(len(lacking(tables, cut, one.keys, one.rows, one.view)) for one in passes)
+    with trunk_compiler(prepared.device, left, why_eager(prepared.config, prepared.device)) as compiler:
+        for one in passes:
+            filling = fill_trunk(tables, segments, cut, one.keys, one.rows, images.feed(one.version), compiler, one.view)
+            lookup, before, spent = yield from _reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
+            if lookup is None:
+                return None
+            lookups.append(lookup)
+            found, seconds = found + before, seconds + spent
+    return _Filled(lookups, found, seconds, compiler.report)
 
 
 @dataclass(frozen=True)
@@ -335,12 +362,15 @@ def _skipped(reasons: Sequence[str]) -> ImagesSkipped:
 def _reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
     """Turn the steps of work into events, not too many of them, and hand its result on."""
     spoken = 0.0
-    while True:
-        try:
-            done, total, _ = next(work)
-        except StopIteration as finished:
-            result: Value = finished.value
-            return result
-        if done == total or time.monotonic() - spoken >= EVENT_SECONDS:
-            spoken = time.monotonic()
-            yield Progress(phase, done, total or 0)
+    try:
+        while True:
+            try:
+                done, total, _ = next(work)
+            except StopIteration as finished:
+                result: Value = finished.value
+                return result
+            if done == total or time.monotonic() - spoken >= EVENT_SECONDS:
+                spoken = time.monotonic()
+                yield Progress(phase, done, total or 0)
+    finally:
+        work.close()

@@ -44,6 +44,22 @@ class Speed:
     exact: float
 
 
+@dataclass(frozen=True)
+class Compilation:
+    """What it takes to compile one part of a network on this machine, and what it is worth.
+
+    Attributes:
+        seconds: until the package was there, beside the work that it was made for.
+        saved: share of the eager pass's time; 0 where it could not be compiled.
+    """
+
+    seconds: float
+    saved: float
+
+
+_USUAL = Compilation(seconds=30.0, saved=0.3)  # benchmarks/compiled.py, on two cores
+
+
 class SpeedBook:
     """The speeds known on this machine, in one file that every process reads and writes."""
 
@@ -75,6 +91,18 @@ class SpeedBook:
     def learn_decoding(self, fingerprint: str, image_size: int, seconds: float) -> None:
         self._add("decode", f"{fingerprint}-{image_size}", seconds)
 
+    def compilation(self, key: str) -> Compilation:
+        """Of this part; where it was never compiled, what is usual on this machine."""
+        found = _read(self._file)["compilations"]
+        known = {name: one for name, value in found.items() if (one := _compilation(value))}
+        if key in known:
+            return known[key]
+        worth = [one for one in known.values() if one.saved > 0] or [_USUAL]
+        return Compilation(*(float(np.median([getattr(one, name) for one in worth])) for name in ("seconds", "saved")))
+
+    def learn_compilation(self, key: str, measured: Compilation) -> None:
+        self._add("compilations", key, asdict(measured))
+
     def _add(self, kind: str, key: str, value: Any) -> None:
         with suppress(OSError), FileLock(f"{self._file}.lock", timeout=_PATIENCE):  # a run is worth more than what it teaches
             known = _read(self._file)
@@ -84,7 +112,7 @@ class SpeedBook:
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """``speeds`` and ``decode``, each by its key; not to be changed."""
+    """``speeds``, ``decode`` and ``compilations``, each by its key; not to be changed."""
     return _parsed(file, stamp(file))
 
 
@@ -95,7 +123,15 @@ def _parsed(file: Path, _changed: Stamp | None) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError):  # none yet, or damaged: speeds can be measured again
         known = None
     known = known if isinstance(known, dict) else {}
-    return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode")}
+    return {kind: known[kind] if isinstance(known.get(kind), dict) else {} for kind in ("speeds", "decode", "compilations")}
+
+
+def _compilation(value: Any) -> Compilation | None:
+    try:
+        found = Compilation(**value)
+    except TypeError:
+        return None
+    return found if all(map(_is_measured, asdict(found).values())) else None
 
 
 def _is_measured(value: Any) -> bool:
@@ -142,9 +178,7 @@ def learn_from_run(
 def conditions(config: RunConfig) -> tuple[Any, ...]:
     """What speeds depend on beside the strategy."""
     device = choose_device(config.device, config.precision)
-    micro = config.micro_batch if config.micro_batch and config.micro_batch < config.batch_size else None
-    batch = f"{config.batch_size} by {micro}" if micro else config.batch_size
-    return device.label, device.precision, config.backbone, config.image_size, batch, config.optimizer
+    return device.label, device.precision, config.backbone, config.image_size, config.batch_size, config.optimizer
 
 
 def _key(config: RunConfig) -> str:

@@ -19,14 +19,12 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network, network_stages
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.training.compute import StepRule, place, train_step
+from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_turn import work_in_turn
-from finetune_core.training.feeding import forward_batch
 from finetune_core.training.footprint import kept_for_backward
 from finetune_core.training.freezing import apply
 from finetune_core.training.optimizers import make_optimizer
-from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.stage_plan import Strategy, cut_index, plan
 from finetune_core.training.trunk import split_network
@@ -34,7 +32,7 @@ from finetune_core.work import Step, Work
 
 _SECONDS = 0.4  # of timing for each number
 _DECODED = 48  # images
-_LARGEST_BATCH = 32  # on a processor: with more, an image takes as long, and timing takes minutes
+_LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
 
 
 def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *, again: bool = False) -> Work[None]:
@@ -83,23 +81,22 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     network = build_network(config.backbone, weights, classes, config.seed)
     strategy = plan(config, network.stages)
     place(network, strategy, device)
-    batch = config.batch_size if device.is_gpu else min(config.batch_size, _LARGEST_BATCH)
-    count = max(batch, forward_batch(device)) if device.is_gpu else batch
+    batch = min(config.batch_size, _LARGEST_BATCH)
     # A generator of its own: a run in another thread may be using torch's.
-    images = torch.randn(count, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(config.seed))
+    images = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(config.seed))
     images = images.to(device.torch_device, memory_format=torch.channels_last)
     exact = 0.0
     if device.precision != "fp32":
-        exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact, config.micro_batch), count)
+        exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact), batch)
     parts = _parts(network, cut_index(strategy))
     if parts is None:
-        return replace(_measure_tail(config, network, strategy, network.model, images[:batch], device, 0.0, 0), exact=exact)
+        return replace(_measure_tail(config, network, strategy, network.model, images, device, 0.0, 0), exact=exact)
     trunk, tail = parts
     forward = _without_gradients(trunk.eval(), images, device)
     activation = forward()
-    seconds = _seconds_an_image(forward, count)
+    seconds = _seconds_an_image(forward, batch)
     size = activation[0].numel() * activation.element_size()
-    return replace(_measure_tail(config, network, strategy, tail, activation[:batch], device, seconds, size), exact=exact)
+    return replace(_measure_tail(config, network, strategy, tail, activation, device, seconds, size), exact=exact)
 
 
 def _parts(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
@@ -123,33 +120,25 @@ def _measure_tail(
     trunk_seconds: float,
     activation_bytes: int,
 ) -> Speed:
-    batch, micro = len(inputs), config.micro_batch
-    forward = _seconds_an_image(_without_gradients(tail.eval(), inputs, device, micro), batch)
+    batch = len(inputs)
+    forward = _seconds_an_image(_without_gradients(tail.eval(), inputs, device), batch)
     apply(strategy, network.stages, network.model, config.epochs)
     optimizer = make_optimizer(config, strategy, network.stages, network.model)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
     def step() -> None:
-        nonlocal micro  # of a batch that does not fit, no later step tries as much again
-        micro = train_step(tail, inputs, labels, optimizer, device, config.seed, StepRule(micro_batch=micro)).micro_batch
+        train_step(tail, inputs, labels, optimizer, device, config.seed)
 
-    together = min(micro or batch, batch)
     with kept_for_backward(tail) as kept:
-        train_step(tail, inputs[:together], labels[:together], optimizer, device, config.seed)
-    step_bytes = sum(kept.values()) * min(micro or config.batch_size, config.batch_size) // together
+        step()
+    step_bytes = sum(kept.values()) * config.batch_size // batch
     return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, exact=0.0)
 
 
-def _without_gradients(
-    module: torch.nn.Module, inputs: torch.Tensor, device: Device, micro: int | None = None
-) -> Callable[[], torch.Tensor]:
-    """A pass of ``inputs`` through ``module``, at most ``micro`` images at a time."""
-    size = micro or len(inputs)
-
+def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:
     def forward() -> torch.Tensor:
-        nonlocal size
         with torch.no_grad(), device.autocast():
-            output, size = run_in_parts(module, inputs, size)
+            output: torch.Tensor = module(inputs)
         return output
 
     return forward

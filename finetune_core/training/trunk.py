@@ -13,8 +13,9 @@ from finetune_core.config import RunConfig
 from finetune_core.data.rowcache import CACHE, Lookup, Where
 from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
+from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import Feed, outputs
+from finetune_core.training.feeding import Feed, forward_batch, outputs
 from finetune_core.work import Work
 
 _EPOCHS_PER_VIEW = 4
@@ -109,8 +110,37 @@ def split_network(network: Network) -> Segments:
     return trace(network.model.eval(), network.stages)
 
 
+def why_eager(config: RunConfig, device: Device) -> str:
+    """Why a run's trunk is not to be compiled, in words; empty where it may be."""
+    if config.compile == "off":
+        return "switched off for this run"
+    return "in fp32 a run is exact to the bit" if device.precision == "fp32" else ""
+
+
+def trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
+    """What compiles a trunk for ``fill_trunk``.
+
+    Args:
+        images: that will go through it.
+    """
+    return Compiler(device, images, forward_batch(device), why_not)
+
+
+def lacking(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
+    """The wanted images whose output the cache does not hold."""
+    rows: np.ndarray = wanted[CACHE.table(tables.name(cut, view)).missing(keys[wanted])]
+    return rows
+
+
 def fill_trunk(
-    tables: TrunkTables, segments: Segments, cut: int, keys: np.ndarray, wanted: np.ndarray, images: Feed, view: str = ""
+    tables: TrunkTables,
+    segments: Segments,
+    cut: int,
+    keys: np.ndarray,
+    wanted: np.ndarray,
+    images: Feed,
+    compiler: Compiler,
+    view: str = "",
 ) -> Work[tuple[Lookup | None, int, float]]:
     """Have the trunk's output for the wanted images, each from the nearest shallower cut that has it, else from pixels.
 
@@ -118,6 +148,7 @@ def fill_trunk(
         keys: uint64 ``[n]``, from the images' contents.
         wanted: indices into ``keys``.
         images: the network's input, by index.
+        compiler: of the trunk, or of its part from a shallower cut on.
         view: which augmented version; empty without augmentation.
 
     Yields:
@@ -127,11 +158,12 @@ def fill_trunk(
         The rows by index (None where there is no room), how many were there before, and the seconds that the others took.
     """
     name, spent = tables.name(cut, view), 0.0
-    needed = wanted[CACHE.table(name).missing(keys[wanted])]
+    needed = lacking(tables, cut, keys, wanted, view)
     for start, rows, shallower in _sources(tables, cut, keys, needed, view):
         began = time.monotonic()
-        part = segments.part(start, cut).eval()
-        batches = outputs(part, tables.device, rows, Feed(shallower.batch) if shallower else images)
+        label = f"{tables.network.info.name} {start or 0}-{cut}"
+        part = Part(segments.part(start, cut).eval(), label, lambda: tables.network.weights_hash)
+        batches = outputs(compiler.forward(part), tables.device, rows, Feed(shallower.batch) if shallower else images)
         where: Where | None = yield from CACHE.fill(name, keys[rows], batches)
         seconds = time.monotonic() - began
         spent += seconds
@@ -147,7 +179,7 @@ def fill_trunk(
 
 def needs_images(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
     """The wanted images whose pixels are needed: those that neither this cut nor a shallower one has."""
-    needed = wanted[CACHE.table(tables.name(cut, view)).missing(keys[wanted])]
+    needed = lacking(tables, cut, keys, wanted, view)
     return next((rows for start, rows, _ in _sources(tables, cut, keys, needed, view) if start is None), needed[:0])
 
 

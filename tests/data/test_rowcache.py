@@ -206,3 +206,25 @@ def test_tables_are_filled_by_several_threads_at_once(cache, monkeypatch):
     finally:
         sys.setswitchinterval(before)
     assert places == ["memory"] * 400
+
+
+def test_other_files_lie_beside_the_rows_within_the_same_budget(cache, folder, disk_only, monkeypatch):
+    assert cache.stored("one") is None
+    cache.store("one", b"x" * 1000)
+    assert cache.stored("one") == b"x" * 1000
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", str(1500 / 1e9))
+    cache.store("too large", b"x" * 1600)
+    assert cache.stored("too large") is None
+    assert cache.stored("one") is not None, "what can never be kept drives nothing out"
+    os.utime(folder / "one.kept", (1, 1))
+    cache.store("two", b"x" * 1000)
+    assert cache.stored("two") is not None
+    assert cache.stored("one") is None, "the oldest makes room"
+
+
+def test_rows_drive_out_other_files(cache, disk_only, monkeypatch):
+    cache.store("one", b"x" * 1000)
+    size = ROWS.numel() * ROWS.element_size()
+    monkeypatch.setenv("THAW_CACHE_DISK_GB", str((size + 500) / 1e9))
+    assert filled(cache) == "disk"
+    assert cache.stored("one") is None

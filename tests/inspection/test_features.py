@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -256,3 +258,17 @@ def test_stages_are_the_cuts_of_a_cached_trunk(backbone, axes):
             whole = segments.part(None, cut).eval()(images)
             torch.testing.assert_close(ours, averaged(whole, axes), rtol=1e-4, atol=1e-5)
     assert stages == tuple(stage.name for stage in network.stages[:-1])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
+def test_the_pass_is_compiled_where_that_pays(folder, compiling, monkeypatch):
+    _, eager = computed(folder)
+    assert compiling.started == 0
+    CACHE.clear()
+    monkeypatch.setattr(features, "_BATCH", 2)
+    compiling.result = b"package"
+    _, found = computed(folder)
+    assert (compiling.started, compiling.used) == (1, 1)
+    assert isinstance(compiling.module, features.PooledStages)
+    for ours, theirs in zip(found.by_stage, eager.by_stage, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)

@@ -358,7 +358,9 @@ def test_train_says_where_the_time_went_and_what_the_cache_did(run):
 
     first, second = run(seed=1), run(seed=2)
     assert "Computing the frozen stages (once)" in result(first)
+    assert "Frozen stages: not compiled: " in result(first)
     assert "100 % of it was cached before" in result(second)
+    assert "compiled" not in result(second)
     assert "nothing is frozen" in result(run(strategy="full"))
 
 

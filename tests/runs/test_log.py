@@ -36,6 +36,14 @@ def test_a_whole_run_in_words(run_dir):
     assert next(len(row["stages"]) for row in history.measured if row["epoch"] == 3) == 3
 
 
+def test_it_says_whether_the_frozen_stages_were_compiled(run_dir):
+    started = History(run_dir).refresh().started
+    assert "frozen stages cached" not in log_line(started)  # gradual unfreezing trains the first stages, too
+    cache = {"where": "memory", "bytes": 10**6, "compilation": "compiled after 96 images"}
+    assert "frozen stages cached (1.0 MB, compiled after 96 images). " in log_line(started | {"cache": cache})
+    assert "frozen stages cached (1.0 MB). " in log_line(started | {"cache": cache | {"compilation": ""}})
+
+
 def test_words_for_what_goes_wrong():
     skipped = log_line(ImagesSkipped(1, ["a.png is damaged"]).to_json())
     assert ("1 image." in skipped, skipped.endswith("a.png is damaged")) == (True, True)

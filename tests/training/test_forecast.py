@@ -12,17 +12,11 @@ from finetune_core.errors import TrainingError
 from finetune_core.models.network import network_stages
 from finetune_core.runs.record import create_run, execute
 from finetune_core.training import events, timing
-from finetune_core.training.compute import PLAIN, train_step
-from finetune_core.training.device import Device
 from finetune_core.training.forecast import comparable, expected, forecast
-from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Step
-from tests.training.pretended import GPU
-
-CPU = Device("cpu", "a processor", "fp32")
 
 SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
 
@@ -139,38 +133,6 @@ def test_what_computes_the_same_is_timed_once(config, folder):
     list(calibrate([*alike, config(strategy="bias_only")], load_dataset(folder), SpeedBook()))
     assert len({SpeedBook().speed(one) for one in alike}) == 1
     assert SpeedBook().speed(config(strategy="bias_only")) != SpeedBook().speed(alike[0])
-
-
-@pytest.mark.parametrize(
-    ("device", "micro", "trunk", "steps", "whole"),
-    [(CPU, None, {32}, {32}, False), (GPU, None, {40}, {40}, True), (GPU, 8, {40, 8}, {8}, True)],
-)
-def test_a_gpu_is_timed_with_the_batch_that_will_be_used(config, folder, monkeypatch, device, micro, trunk, steps, whole):
-    passes, stepped = set(), set()
-
-    def passed(forward, inputs, size):
-        return run_in_parts(lambda some: passes.add(len(some)) or forward(some), inputs, size)
-
-    def step(forward, inputs, labels, optimizer, device, seed, rule=PLAIN):
-        done = train_step(forward, inputs, labels, optimizer, device, seed, rule)
-        stepped.add((len(inputs), done.micro_batch))
-        return done
-
-    monkeypatch.setattr(timing, "run_in_parts", passed)
-    monkeypatch.setattr(timing, "train_step", step)
-    monkeypatch.setattr(timing, "choose_device", lambda *_: device)
-    asked = config(batch_size=40, micro_batch=micro)
-    list(calibrate([asked], load_dataset(folder), SpeedBook()))
-    assert passes == trunk
-    assert {size for _, size in stepped} == steps
-    assert (40 in {batch for batch, _ in stepped}) == whole
-
-
-def test_speeds_with_fewer_images_at_a_time_are_others(config):
-    book = SpeedBook()
-    book.learn(config(), SPEED)
-    assert book.speed(config(micro_batch=4)) is None
-    assert book.speed(config(micro_batch=8)) == SPEED  # all of them
 
 
 def test_timing_draws_nothing_from_the_randomness_that_a_run_may_be_using(config, folder):

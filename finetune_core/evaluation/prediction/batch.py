@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from finetune_core.evaluation.prediction.neighbours import Known
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.files import staging_folder
 from finetune_core.paths import data_dir
+from finetune_core.training.compiled import Compiler
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import FINAL_PRECISION
@@ -96,17 +97,17 @@ def _predicted(predictor: Predictor, images: Sequence[tuple[str, Path]], known: 
         except ImageError as error:
             return str(error)
 
-    for start in range(0, len(images), _BATCH):
-        some = list(in_threads(read, images[start : start + _BATCH]))
-        squares = [square for _, square in some if not isinstance(square, str)]
-        if squares:
-            probabilities, unlike = _evaluated(predictor, torch.stack(squares), known)
-            found = zip(probabilities, unlike, strict=True)
-        predictions += [
-            ImagePrediction(name, None, problem=square) if isinstance(square, str) else ImagePrediction(name, *next(found))
-            for (name, _), square in some
-        ]
-        yield Step(len(predictions), len(images))
+    with Compiler(predictor.device, len(images), _BATCH) as compiler:
+        evaluated = _evaluating(predictor, known, compiler)
+        for start in range(0, len(images), _BATCH):
+            some = list(in_threads(read, images[start : start + _BATCH]))
+            squares = [square for _, square in some if not isinstance(square, str)]
+            found = iter(evaluated(torch.stack(squares)) if squares else ())
+            predictions += [
+                ImagePrediction(name, None, problem=square) if isinstance(square, str) else ImagePrediction(name, *next(found))
+                for (name, _), square in some
+            ]
+            yield Step(len(predictions), len(images))
     return predictions
 
 
@@ -171,13 +172,23 @@ def _answer(one: ImagePrediction, classes: Sequence[str]) -> list[str]:
     return [_cell(classes[best]), chances[best], unlike, "", *chances]
 
 
-def _evaluated(predictor: Predictor, squares: torch.Tensor, known: Known | None) -> tuple[np.ndarray, list[bool | None]]:
-    squares = squares.contiguous(memory_format=torch.channels_last)
+def _evaluating(
+    predictor: Predictor, known: Known | None, compiler: Compiler
+) -> Callable[[torch.Tensor], list[tuple[np.ndarray, bool | None]]]:
+    """What predicts a batch: the probabilities of each image, and whether it is unlike anything in training."""
     if known is None:
-        return predictor.probabilities_of(squares), [None] * len(squares)
-    looks, near = known
-    features, probabilities = looks.features(squares)
-    return probabilities, near.unlike(features).tolist()
+        forward = compiler.forward(predictor.part)
+    else:
+        looks, near = known[0].compiled(compiler), known[1]
+
+    def evaluated(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
+        squares = squares.contiguous(memory_format=torch.channels_last)
+        if known is None:
+            return [(row, None) for row in predictor.probabilities_of(squares, forward)]
+        features, probabilities = looks.features(squares)
+        return list(zip(probabilities, near.unlike(features).tolist(), strict=True))
+
+    return evaluated
 
 
 def _cell(text: str) -> str:

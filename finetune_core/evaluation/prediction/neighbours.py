@@ -12,7 +12,7 @@ import copy
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -29,9 +29,11 @@ from finetune_core.inspection.features import network_inputs
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
+from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import FINAL_PRECISION
+from finetune_core.training.feeding import Forward
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
@@ -53,9 +55,16 @@ class Encoder:
     """
 
     predictor: Predictor
-    body: fx.GraphModule
-    head: fx.GraphModule
-    start: fx.GraphModule | None
+    body: Forward
+    head: Forward
+    start: Forward | None
+
+    def compiled(self, compiler: Compiler) -> "Encoder":
+        """The same, its network's body compiled where that pays."""
+        if not isinstance(self.body, fx.GraphModule):
+            return self
+        part = Part(self.body, f"{self.predictor.network.info.name} body", lambda: _mark(self))
+        return replace(self, body=compiler.forward(part))
 
     def on(self, device: Device) -> "Encoder":
         """The same on another device."""

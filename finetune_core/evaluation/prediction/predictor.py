@@ -11,10 +11,13 @@ from scipy.special import softmax
 
 from finetune_core.errors import RunError
 from finetune_core.models.network import Network
+from finetune_core.models.weights import state_hash
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info
+from finetune_core.training.compiled import Part
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.evaluation import best_network, logits_of
+from finetune_core.training.feeding import Forward
 from finetune_core.training.preview import network_input
 
 
@@ -36,9 +39,13 @@ class Predictor:
         name = self.network.info.name
         return self.probabilities_of(torch.stack([network_input(image, name, self.image_size).tensor for image in images]))
 
-    def probabilities_of(self, squares: torch.Tensor) -> np.ndarray:
-        """The same of normalised images ``[n, 3, image_size, image_size]``."""
-        logits = logits_of(self.network.model, squares, self.device).astype(np.float64)
+    def probabilities_of(self, squares: torch.Tensor, forward: Forward | None = None) -> np.ndarray:
+        """The same of normalised images ``[n, 3, image_size, image_size]``.
+
+        Args:
+            forward: the network's pass, where it is compiled.
+        """
+        logits = logits_of(forward or self.network.model, squares, self.device).astype(np.float64)
         probabilities: np.ndarray = softmax(logits, axis=1)
         return probabilities
 
@@ -48,6 +55,12 @@ class Predictor:
             return self
         network = replace(self.network, model=device.hold(copy.deepcopy(self.network.model)))
         return replace(self, network=network, device=device)
+
+    @property
+    def part(self) -> Part:
+        """The whole network, to be compiled."""
+        network = self.network
+        return Part(network.model, f"{network.info.name} whole", lambda: state_hash(network.model.state_dict(), head=""))
 
 
 def load_predictor(run: Run, device: Device | None = None) -> Predictor:

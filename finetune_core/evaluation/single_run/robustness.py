@@ -28,10 +28,12 @@ from finetune_core.files import read_regular, write_bytes
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, normalised
+from finetune_core.training.compiled import Compiler
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import FINAL_PRECISION
 from finetune_core.training.events import Count, Name, Share
+from finetune_core.training.feeding import Forward
 from finetune_core.training.predictions import Moment, predictions_changed
 from finetune_core.work import Step, Work
 
@@ -152,12 +154,14 @@ def _measured(run: Run, split: str, seed: int, roots: Sequence[Path], device: De
     ways = list(_ways())
     right = np.zeros(len(ways), dtype=int)
     total = len(ways) * len(squares)
-    for position, (name, severity) in enumerate(ways):
-        for start in range(0, len(squares), _BATCH):
-            batch = squares[start : start + _BATCH]
-            worse = _worse(batch, name, severity, seed + start)
-            right[position] += int((_predicted(predictor, worse) == labels[start : start + _BATCH]).sum())
-            yield Step(position * len(squares) + start + len(batch), total)
+    with Compiler(predictor.device, total, _BATCH) as compiler:
+        forward = compiler.forward(predictor.part)
+        for position, (name, severity) in enumerate(ways):
+            for start in range(0, len(squares), _BATCH):
+                batch = squares[start : start + _BATCH]
+                worse = _worse(batch, name, severity, seed + start)
+                right[position] += int((_predicted(predictor, forward, worse) == labels[start : start + _BATCH]).sum())
+                yield Step(position * len(squares) + start + len(batch), total)
     intervals = [accuracy_interval(int(count), len(squares)) for count in right]
     rows = [(*way, *interval) for way, interval in zip(ways, intervals, strict=True)]
     result = Robustness(split, len(squares), pd.DataFrame(rows, columns=_COLUMNS))
@@ -222,14 +226,12 @@ def _worse(squares: np.ndarray, name: str, severity: int, seed: int) -> np.ndarr
     return np.stack([np.asarray(corruption.apply(Image.fromarray(square), amount, random)) for square in squares])
 
 
-def _predicted(predictor: Predictor, squares: np.ndarray) -> np.ndarray:
+def _predicted(predictor: Predictor, forward: Forward, squares: np.ndarray) -> np.ndarray:
     """The class that the network takes each square for; preprocessing as in validation."""
     info = backbone_info(predictor.network.info.name)
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
-        logits: torch.Tensor = predictor.network.model(
-            normalised(images, info.mean, info.std).to(predictor.device.torch_device)
-        )
+        logits = forward(normalised(images, info.mean, info.std).to(predictor.device.torch_device))
     return logits.float().argmax(1).cpu().numpy()
 
 

@@ -228,6 +228,7 @@ def _engine(run: Run) -> None:
             else "all of it computed for this run."
         )
         text = f"Cache: {size(cache['bytes'])} {place}{views}; {found}"
+        text += f" Frozen stages: {cache['compilation']}." if cache["compilation"] else ""
         st.caption(plain(text + (f" Saved so far: {duration(saved)}." if saved else "")))
     expected, end = run.started["forecast"], history.end
     if expected and end and end.get("seconds") and history.epochs:

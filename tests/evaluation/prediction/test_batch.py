@@ -1,5 +1,6 @@
 import csv
 import io
+import sys
 import zipfile
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from finetune_core.data.archives import unpack_archive
 from finetune_core.errors import DataError
+from finetune_core.evaluation.prediction import batch
 from finetune_core.evaluation.prediction.batch import ImagePrediction, images_below, predict_images, to_csv, unpacking_folder
 from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
 from finetune_core.evaluation.prediction.predictor import load_predictor
@@ -52,6 +54,26 @@ def test_every_image_is_classified_in_order_and_damaged_ones_are_reported(predic
     readable = [one for one in predictions if one.probabilities is not None]
     alone = predictor.probabilities([strangers / one.file for one in readable])
     np.testing.assert_allclose(np.stack([one.probabilities for one in readable]), alone, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
+@pytest.mark.parametrize("known", [False, True])
+def test_the_network_is_compiled_where_that_pays(run, predictor, strangers, compiling, monkeypatch, known):
+    looks = encoder(predictor)
+    given = (looks, drained(compute_neighbourhood(run, looks))[1]) if known else None
+    images = images_below(strangers)
+    _, eager = drained(predict_images(predictor, images, given))
+    assert compiling.started == 0
+    compiling.result = b"package"
+    monkeypatch.setattr(batch, "_BATCH", 4)
+    _, found = drained(predict_images(predictor, images, given))
+    assert compiling.started == 1
+    assert compiling.module is (looks.body if known else predictor.network.model)
+    assert compiling.used == 5  # of ten batches: five were timed
+    for ours, theirs in zip(found, eager, strict=True):
+        assert (ours.file, ours.unlike) == (theirs.file, theirs.unlike)
+        if ours.probabilities is not None:
+            np.testing.assert_allclose(ours.probabilities, theirs.probabilities, rtol=1e-3, atol=1e-5)
 
 
 def test_with_the_training_images_known_each_is_said_to_be_like_them_or_not(run, predictor, strangers):

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from finetune_core.errors import RunError
+from finetune_core.evaluation.single_run import robustness
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, known_robustness, measure_robustness
 from finetune_core.runs.store import read_run
@@ -33,6 +35,18 @@ def test_images_are_named_at_every_severity_and_the_result_stays_in_the_folder(r
     assert known.rows.equals(result.rows)
     assert finish(measure_robustness(run, "test")).rows.equals(result.rows)
     assert known_robustness(run, "val") is None
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
+def test_the_network_is_compiled_where_that_pays(run, compiling, monkeypatch):
+    eager = finish(measure_robustness(run, "test"))
+    started = compiling.started
+    compiling.result = b"package"
+    monkeypatch.setattr(robustness, "_BATCH", 2)
+    found = finish(measure_robustness(run, "test"))
+    assert (started, compiling.started) == (0, 1)
+    assert compiling.used > 0
+    assert found.rows.iloc[0].equals(eager.rows.iloc[0])  # noise is drawn batch by batch, the clean images are the same
 
 
 def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):

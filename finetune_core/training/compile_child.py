@@ -1,0 +1,86 @@
+"""Compiles a network's part in a process of its own: Dynamo is not thread-safe, and compiling holds the interpreter lock.
+
+``python -m finetune_core.training.compile_child FOLDER`` reads ``request.pt`` there, and writes ``package.pt2``. What goes wrong is said
+on stderr. It ends when its stdin does, with all that it has started: so it never outlives the process that asked for it.
+"""
+
+import copy
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+    from torch import nn
+
+    from finetune_core.training.device import Device
+
+_ALLOWED = 1.1  # times as far from fp32 as the eager pass: on one batch two roundings differ by a few percent
+_EXACT = 1e-5  # relative distance between two ways to compute in fp32
+
+
+def main(folder: Path) -> None:
+    """Compile, compare with the eager pass, and only then leave a package."""
+    os.nice(19)  # the training comes first
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # also where memory runs out
+    import torch
+    from torch._inductor import aoti_compile_and_package, aoti_load_package
+
+    from finetune_core.training.folding import scale_convolutions
+
+    torch.set_num_threads(1)
+    request = torch.load(folder / "request.pt", weights_only=False)
+    part, example, device = request["part"].eval(), request["example"], request["device"]
+    folded = copy.deepcopy(part)
+    if device.precision == "bf16":
+        scale_convolutions(folded)
+    with torch.no_grad(), device.autocast():
+        exported = torch.export.export(folded, (example,))
+        file = aoti_compile_and_package(
+            exported,
+            package_path=str(folder / "compiled.pt2"),
+            inductor_configs={"freezing": True, "cpp.threads": request["threads"]},
+        )
+    if problem := difference(part, aoti_load_package(file), example, device):
+        sys.exit(problem)
+    os.replace(file, folder / "package.pt2")
+
+
+def difference(
+    part: "nn.Module", compiled: "Callable[[torch.Tensor], torch.Tensor]", example: "torch.Tensor", device: "Device"
+) -> str:
+    """What is wrong with a compiled pass, in words; empty where it may take the eager one's place."""
+    import torch
+
+    with torch.no_grad():
+        with device.autocast():
+            eager = part(example)
+        exact, fast = part(example).double(), compiled(example)
+    if (fast.shape, fast.dtype, fast.stride()) != (eager.shape, eager.dtype, eager.stride()):
+        return "its output has another shape, type or layout"
+    size = exact.norm()
+    usual, found = (float((one.double() - exact).norm() / size) for one in (eager, fast))
+    if not found <= max(_ALLOWED * usual, _EXACT):  # also when it is no number
+        return f"it is {found:.2g} from fp32, the eager pass {usual:.2g}"
+    return ""
+
+
+def _end_with_stdin() -> None:
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.killpg(0, signal.SIGKILL)
+
+    Thread(target=wait, daemon=True).start()
+
+
+if __name__ == "__main__":
+    _end_with_stdin()
+    main(Path(sys.argv[1]))

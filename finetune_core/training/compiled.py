@@ -1,0 +1,239 @@
+"""Forward passes without gradients, compiled where that pays: eager until the package is there, compiled from then on.
+
+Training steps gain nothing from it (forward and backward are both bound by the same convolutions). Measured on processors only:
+``benchmarks/compiled.py``.
+"""
+
+import hashlib
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+import torch
+from torch import fx, nn
+
+from finetune_core.formatting import things
+from finetune_core.training.compiler_process import KILLED, CompilerProcess
+from finetune_core.training.device import Device
+from finetune_core.training.feeding import Forward
+from finetune_core.training.out_of_memory import is_out_of_memory
+from finetune_core.training.packages import Compiled, keep_package, kept_package, load_package
+from finetune_core.training.speed_book import Compilation, SpeedBook
+
+_TIMED = 3  # batches that are timed before anything is decided; the first of all also allocates
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a network whose forward pass is asked for.
+
+    Attributes:
+        module: in eval mode, from one tensor to one; it must not change meanwhile.
+        label: which part of which backbone: ``resnet18 0-4``.
+        weights: a hash of what it holds; only asked for where it is needed.
+    """
+
+    module: nn.Module
+    label: str
+    weights: Callable[[], str]
+
+
+def pays(images: int, seconds_per_image: float, expected: Compilation) -> bool:
+    """Whether compiling saves more time than it takes.
+
+    Args:
+        images: that are left.
+        seconds_per_image: of the eager pass.
+    """
+    return images * seconds_per_image * expected.saved > expected.seconds
+
+
+def compiler() -> str | None:
+    """The C++ compiler that would be used; None where there is none."""
+    return shutil.which(os.environ.get("CXX") or "g++")
+
+
+class Compiler:
+    """The forward passes of one piece of work: a block at whose end nothing is compiling any more, for one thread.
+
+    Args:
+        images: how many will go through them.
+        batch: how many of them at a time.
+        why_not: why nothing is to be compiled, in words; empty where it may be.
+    """
+
+    def __init__(self, device: Device, images: int, batch: int, why_not: str = "") -> None:
+        self._device, self._left, self._batch = device, images, batch
+        if device.kind != "cpu" or not sys.platform.startswith("linux"):
+            why_not = why_not or "measured on processors under Linux only"
+        self._why_not = why_not
+        self._passes: dict[str, _Pass] = {}
+
+    def forward(self, part: Part) -> Forward:
+        """The part's forward pass: call it without gradients, in the device's precision. The same part gets the same pass."""
+
+        def run(inputs: torch.Tensor) -> torch.Tensor:
+            output = one(inputs, self._left)
+            self._left -= len(inputs)
+            return output
+
+        one = self._passes.setdefault(part.label, _Pass(part, self._device, self._batch, self._why_not))
+        return run
+
+    @property
+    def report(self) -> str:
+        """What became of it, in words: of the pass that the most images went through; empty where none did."""
+        used = max(self._passes.values(), key=lambda one: one.done, default=None)
+        return used.report if used and used.done else ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for one in self._passes.values():
+            one.close()
+
+
+class _Pass:
+    """One part's forward pass. It is decided once whether to compile it, after a few batches that were timed.
+
+    Attributes:
+        done: images so far.
+    """
+
+    def __init__(self, part: Part, device: Device, batch: int, why_not: str) -> None:
+        self._part, self._device, self._batch, self._book = part, device, batch, SpeedBook()
+        self._reason, self.done, self._compiled_after = why_not, 0, 0
+        self._like: torch.Tensor | None = None  # what is compiled for: shape, strides and type
+        self._expected: Compilation | None = None
+        self._child: CompilerProcess | None = None
+        self._compiled: Compiled | None = None
+        self._seconds: list[float] = []  # per image, of the pass that is used now
+
+    @property
+    def report(self) -> str:
+        if self._compiled:
+            return f"compiled after {things(self._compiled_after, 'image')}" if self._compiled_after else "compiled before"
+        return f"not compiled: {self._reason or 'not worth it for ' + things(self.done, 'image')}"
+
+    def __call__(self, inputs: torch.Tensor, left: int) -> torch.Tensor:
+        whole = len(inputs) == self._batch
+        if self._child:
+            self._look()
+        elif whole and self._like is None:
+            self._begin(inputs)
+        elif whole and not self._reason and not self._compiled and self._expected is None and len(self._seconds) > _TIMED:
+            self._decide(inputs, left)
+        began = time.perf_counter()
+        output = self._run(inputs)
+        if whole:
+            self._seconds.append((time.perf_counter() - began) / len(inputs))
+        self.done += len(inputs)
+        return output
+
+    def close(self) -> None:
+        """End what is going on, and remember what was measured."""
+        if self._child and self._expected:
+            elapsed, self._reason = self._child.elapsed, "it was not ready in time"
+            self._child.close()
+            if elapsed > self._expected.seconds:
+                self._learn(replace(self._expected, seconds=elapsed))
+        elif self._compiled and self._expected and len(self._seconds) > _TIMED:
+            saved = 1 - statistics.median(self._seconds[1:]) / self._eager
+            self._learn(replace(self._expected, saved=saved))
+        self._child = self._expected = None
+
+    def _begin(self, inputs: torch.Tensor) -> None:
+        self._like = torch.empty_strided(inputs.shape, inputs.stride(), dtype=inputs.dtype, device="meta")
+        if self._device.kind != "cpu" or self._reason:
+            return
+        if self._book.compilation(self._key).saved > 0 and (kept := kept_package(self._name)) is not None:
+            self._load(kept)
+        elif compiler() is None:
+            self._reason = "there is no C++ compiler"
+
+    def _decide(self, inputs: torch.Tensor, left: int) -> None:
+        self._eager = statistics.median(self._seconds[1:])
+        self._expected = self._book.compilation(self._key)
+        if not pays(left, self._eager, self._expected):
+            return
+        try:
+            self._child = CompilerProcess(self._part.module, inputs, self._device)
+        except Exception as error:  # pickling a module raises nearly anything; the eager pass goes on
+            self._reason = f"it cannot be handed to another process ({type(error).__name__})"
+
+    def _look(self) -> None:
+        """Take the package, once it is there."""
+        if not self._child or not self._expected or (ended := self._child.ended()) is None:
+            return
+        elapsed = self._child.elapsed
+        self._child.close()
+        self._child = None
+        if isinstance(ended, str):
+            self._reason = ended
+            if ended != KILLED:
+                self._learn(Compilation(elapsed, 0.0))
+            return
+        self._expected = replace(self._expected, seconds=elapsed)
+        self._learn(self._expected)
+        keep_package(self._name, ended)
+        self._load(ended)
+
+    def _load(self, content: bytes) -> None:
+        try:
+            self._compiled = load_package(content)
+        except (RuntimeError, OSError) as error:
+            self._reason = f"the package cannot be loaded ({type(error).__name__})"
+        self._compiled_after, self._seconds = self.done, []
+
+    def _run(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self._compiled and self._like is not None and (given := fitted(inputs, self._like)) is not None:
+            try:
+                return self._compiled(given)[: len(inputs)]
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                self._compiled, self._reason = None, "the compiled pass failed"
+        output: torch.Tensor = self._part.module(inputs)
+        return output
+
+    def _learn(self, measured: Compilation) -> None:
+        self._book.learn_compilation(self._key, measured)
+
+    @property
+    def _key(self) -> str:
+        """What the time and the gain depend on."""
+        shape = None if self._like is None else tuple(self._like.shape)
+        device = self._device
+        return " | ".join(map(str, (device.label, device.precision, self._part.label, shape, torch.__version__)))
+
+    @property
+    def _name(self) -> str:
+        """The package's, made of everything that it depends on."""
+        like, device = self._like, self._device
+        shape = None if like is None else (tuple(like.shape), like.stride(), like.dtype)
+        processor = sorted(torch.cpu.get_capabilities().items())
+        code = [one.code for one in self._part.module.modules() if isinstance(one, fx.GraphModule)]
+        known = (self._part.label, self._part.weights(), code, shape, device.kind, device.precision, processor)
+        digest = hashlib.sha256(repr((*known, torch.get_num_threads(), torch.__version__)).encode()).hexdigest()[:16]
+        return f"compiled-{digest}"
+
+
+def fitted(inputs: torch.Tensor, like: torch.Tensor) -> torch.Tensor | None:
+    """A batch as the compiled pass takes it, a smaller one filled up with its last image; None where it does not fit, or less than
+    half of it would be used: fewer images may be all that memory holds."""
+    size = len(like)
+    if inputs.shape[1:] != like.shape[1:] or inputs.dtype != like.dtype or not size < 2 * len(inputs) <= 2 * size:
+        return None
+    if inputs.shape == like.shape and inputs.stride() == like.stride():
+        return inputs
+    filled = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype)
+    filled[: len(inputs)] = inputs
+    filled[len(inputs) :] = inputs[-1]
+    return filled

@@ -1,0 +1,77 @@
+"""The process that compiles, as the one that asked for it sees it; ``compile_child.py`` is what runs there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from finetune_core.data.rowcache import CACHE
+from finetune_core.files import staging_folder
+from finetune_core.training.device import Device
+
+KILLED = "the compiler was killed, perhaps because memory ran out"
+
+_PROJECT = Path(__file__).resolve().parents[2]
+
+
+class CompilerProcess:
+    """A process that compiles a part of a network for one shape of input, as fast as what else computes here lets it.
+
+    Args:
+        module: in eval mode.
+        example: a batch.
+    """
+
+    def __init__(self, module: nn.Module, example: torch.Tensor, device: Device) -> None:
+        self._began, self._open = time.monotonic(), ExitStack()
+        with ExitStack() as stack:
+            self._folder = stack.enter_context(staging_folder(CACHE.folder, ".compiling-"))
+            request = {"part": module, "example": example, "device": device, "threads": torch.get_num_threads()}
+            torch.save(request, self._folder / "request.pt")
+            problems = stack.enter_context((self._folder / "problems").open("wb"))
+            # What the compiler writes and reads lies in this folder: others can write to its usual one.
+            places = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "TMPDIR"), str(self._folder))
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "finetune_core.training.compile_child", str(self._folder)],
+                cwd=_PROJECT,
+                env=os.environ | places | {"TORCHINDUCTOR_COMPILE_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=problems,
+                start_new_session=True,
+            )
+            stack.callback(self._end)
+            self._open = stack.pop_all()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._began
+
+    def ended(self) -> bytes | str | None:
+        """The package, or why there is none; None while it goes on."""
+        if (status := self._process.poll()) is None:
+            return None
+        if status == 0:
+            return (self._folder / "package.pt2").read_bytes()
+        if status < 0:
+            return KILLED
+        lines = (self._folder / "problems").read_text(errors="replace").split("\n")
+        return next((line.strip()[:200] for line in reversed(lines) if line.strip()), f"it ended with status {status}")
+
+    def close(self) -> None:
+        """End the process, and all that it has started."""
+        self._open.close()
+
+    def _end(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        if self._process.stdin:
+            self._process.stdin.close()

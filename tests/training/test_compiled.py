@@ -1,0 +1,512 @@
+"""Compiled forward passes: when they are made, that they are as close to fp32 as eager ones, and that nothing is left behind."""
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.data.rowcache import CACHE
+from finetune_core.models.network import build_network
+from finetune_core.training import compiled, events, feeding
+from finetune_core.training.compile_child import difference
+from finetune_core.training.compiled import Compiler, Part, fitted, pays
+from finetune_core.training.compiler_process import KILLED, CompilerProcess
+from finetune_core.training.device import Device
+from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.out_of_memory import run_in_parts
+from finetune_core.training.packages import keep_package, kept_package, load_package
+from finetune_core.training.speed_book import Compilation, SpeedBook
+from finetune_core.training.trunk import split_network
+from tests.deadline import wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+BF16, FP32 = Device("cpu", "CPU", "bf16"), Device("cpu", "CPU", "fp32")
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled under Linux only")
+NETWORKS = ["efficientnet_lite0", "resnet18", "mobilenet_v3_small"]
+
+
+class Doubling(nn.Module):
+    def forward(self, inputs):
+        return 2 * inputs
+
+
+@pytest.fixture
+def process(compiling):
+    """The package multiplies what is doubled by one and a half."""
+    compiling.factor = 1.5
+    return compiling
+
+
+def factors(compiler, count, batch=4, label="part"):
+    """What a part makes of ones, batch by batch: 2 where it is eager, 3 where it is compiled."""
+    forward = compiler.forward(Part(Doubling(), label, lambda: "weights"))
+    return [int(forward(torch.ones(batch, 2)).unique().item()) for _ in range(count)]
+
+
+def test_it_pays_when_it_saves_more_than_it_takes():
+    expected = Compilation(seconds=10, saved=0.5)
+    assert pays(2100, 0.01, expected)
+    assert not pays(1900, 0.01, expected)
+    assert not pays(10**9, 0.01, Compilation(10, 0.0))
+    assert not pays(10**9, 0.01, Compilation(10, -0.2))
+
+
+def test_the_book_knows_each_part_and_guesses_others_from_them():
+    book = SpeedBook()
+    usual = book.compilation("a")
+    book.learn_compilation("a", Compilation(12, 0.6))
+    book.learn_compilation("b", Compilation(20, 0.4))
+    book.learn_compilation("c", Compilation(50, 0.0))
+    assert usual.seconds > 0
+    assert book.compilation("a") == Compilation(12, 0.6)
+    assert book.compilation("c") == Compilation(50, 0.0)
+    assert book.compilation("unknown") == Compilation(16, 0.5)  # the median of those that could be compiled
+
+
+@LINUX
+def test_it_is_eager_until_the_package_is_there(process):
+    with Compiler(BF16, 1000, 4) as compiler:
+        assert factors(compiler, 20) == [2] * 20
+        assert process.started == 1
+        process.result = b"package"
+        assert factors(compiler, 3) == [3] * 3
+    assert compiler.report == "compiled after 80 images"
+    with Compiler(BF16, 1000, 4) as compiler:
+        assert factors(compiler, 2) == [3, 3]
+    assert (compiler.report, process.started) == ("compiled before", 1)
+
+
+@LINUX
+@pytest.mark.parametrize("changed", ["label", "weights", "batch", "precision", "threads"])
+def test_a_package_is_for_what_it_was_made_for_only(process, changed):
+    process.result = b"package"
+    with Compiler(BF16, 1000, 4) as compiler:
+        assert factors(compiler, 7)[-1] == 3  # too few to measure what it saves
+    threads = torch.get_num_threads()
+    try:
+        if changed == "threads":
+            torch.set_num_threads(threads + 1)
+        batch = 5 if changed == "batch" else 4
+        with Compiler(FP32 if changed == "precision" else BF16, 1000, batch) as compiler:
+            weights = "others" if changed == "weights" else "weights"
+            part = Part(Doubling(), "another" if changed == "label" else "part", lambda: weights)
+            assert int(compiler.forward(part)(torch.ones(batch, 2))[0, 0]) == 2
+    finally:
+        torch.set_num_threads(threads)
+
+
+@LINUX
+def test_a_package_that_saved_nothing_is_not_used_again(process):
+    process.result = b"package"
+    with Compiler(BF16, 1000, 4) as compiler:
+        assert factors(compiler, 9)[-1] == 3
+    (key,) = [key for key in known_compilations() if key != "another part"]
+    SpeedBook().learn_compilation(key, Compilation(seconds=10, saved=-0.1))
+    with Compiler(BF16, 10**9, 4) as compiler:
+        assert factors(compiler, 9) == [2] * 9
+    assert process.started == 1
+
+
+def known_compilations():
+    return json.loads((paths.home() / "speeds.json").read_text())["compilations"]
+
+
+def test_few_images_are_not_worth_it(process):
+    SpeedBook().learn_compilation("another part", Compilation(seconds=10, saved=0.5))
+    with Compiler(BF16, 40, 4) as compiler:
+        assert factors(compiler, 10) == [2] * 10
+    assert process.started == 0
+    assert compiler.report == "not compiled: not worth it for 40 images"
+
+
+@pytest.mark.parametrize("device", [Device("cuda", "GPU", "bf16"), Device("mps", "GPU", "fp32")])
+def test_other_devices_are_left_alone(process, device):
+    with Compiler(device, 1000, 4) as compiler:
+        assert factors(compiler, 10) == [2] * 10
+    assert process.started == 0
+    assert "processors" in compiler.report
+
+
+@LINUX
+@pytest.mark.parametrize("missing", ["path", "CXX"])
+def test_without_a_compiler_it_says_so(monkeypatch, missing):
+    SpeedBook().learn_compilation("another part", Compilation(seconds=1e-9, saved=0.5))
+    monkeypatch.setenv("PATH" if missing == "path" else "CXX", "" if missing == "path" else "no-such-compiler")
+    with Compiler(BF16, 1000, 4) as compiler:
+        assert factors(compiler, 10) == [2] * 10
+    assert compiler.report == "not compiled: there is no C++ compiler"
+
+
+@LINUX
+def test_what_failed_is_said_and_not_tried_again(process):
+    process.result = "SomeError: it does not work"
+    with Compiler(BF16, 1000, 4) as compiler:
+        assert factors(compiler, 10) == [2] * 10
+    assert compiler.report == "not compiled: SomeError: it does not work"
+    with Compiler(BF16, 10**9, 4) as compiler:
+        assert factors(compiler, 10) == [2] * 10
+    assert process.started == 1
+
+
+@LINUX
+def test_a_compiler_that_was_killed_may_be_tried_again(process):
+    process.result = KILLED
+    for tries in (1, 2):
+        with Compiler(BF16, 1000, 4) as compiler:
+            factors(compiler, 10)
+        assert process.started == tries
+    assert "memory" in compiler.report
+
+
+@LINUX
+def test_what_is_not_ready_at_the_end_is_ended(process):
+    with Compiler(BF16, 1000, 4) as compiler:
+        factors(compiler, 10)
+        assert process.closed == 0
+    assert process.closed == 1
+    assert compiler.report == "not compiled: it was not ready in time"
+
+
+@LINUX
+def test_a_compiled_pass_that_fails_gives_way_to_the_eager_one(process, monkeypatch):
+    def failing(inputs):
+        raise RuntimeError("run_func_( container_handle_, ...) API call failed")
+
+    monkeypatch.setattr(compiled, "load_package", lambda content: failing)
+    process.result = b"package"
+    with Compiler(BF16, 1000, 4) as compiler:
+        assert factors(compiler, 10) == [2] * 10
+    assert compiler.report == "not compiled: the compiled pass failed"
+
+
+@LINUX
+def test_where_memory_runs_out_smaller_parts_go_through_the_eager_pass(process, monkeypatch):
+    def hungry(inputs):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(compiled, "load_package", lambda content: hungry)
+    process.result = b"package"
+    with Compiler(BF16, 1000, 4) as compiler:
+        forward = compiler.forward(Part(Doubling(), "part", lambda: "weights"))
+        size = 4
+        for _ in range(10):
+            output, size = run_in_parts(forward, torch.ones(4, 2), size)
+            assert torch.equal(output, torch.full((4, 2), 2.0))
+    assert size == 2
+
+
+def test_a_smaller_batch_is_filled_up_and_others_are_left_alone():
+    like = torch.empty(8, 3, 4, 4, device="meta").contiguous(memory_format=torch.channels_last)
+    images = torch.randn(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    assert fitted(images, like) is images
+    some = fitted(images[:5], like)
+    assert some.stride() == like.stride()
+    assert torch.equal(some, torch.cat([images[:5], images[4:5].expand(3, -1, -1, -1)]))
+    other_strides = fitted(images.contiguous(), like)
+    assert other_strides.stride() == like.stride()
+    assert torch.equal(other_strides, images)
+    for unfit in (images[:4], images[:0], images.repeat(2, 1, 1, 1), images[..., :3], images.double()):
+        assert fitted(unfit, like) is None
+
+
+@LINUX
+class TestPackages:
+    def test_what_was_kept_comes_back(self):
+        keep_package("one", b"code")
+        assert kept_package("one") == b"code"
+        assert kept_package("another") is None
+        assert (CACHE.folder / "packages.key").stat().st_mode & 0o077 == 0
+
+    @pytest.mark.parametrize("at", [0, 31, 32, -1])
+    def test_one_that_was_changed_is_not_loaded(self, at):
+        keep_package("one", b"code" * 10)
+        (file,) = CACHE.folder.glob("*.kept")
+        content = bytearray(file.read_bytes())
+        content[at] ^= 1
+        file.write_bytes(content)
+        assert kept_package("one") is None
+
+    def test_one_of_another_part_is_not_loaded(self):
+        keep_package("one", b"code")
+        (file,) = CACHE.folder.glob("*.kept")
+        file.rename(file.with_stem("another"))
+        assert kept_package("another") is None
+
+    def test_one_of_another_installation_is_not_loaded(self):
+        keep_package("one", b"code")
+        (CACHE.folder / "packages.key").unlink()
+        keep_package("another", b"code")
+        assert kept_package("one") is None
+        assert kept_package("another") == b"code"
+
+    def test_a_key_that_others_can_read_signs_nothing(self):
+        keep_package("one", b"code")
+        key = CACHE.folder / "packages.key"
+        known = key.read_bytes()
+        key.chmod(0o640)
+        assert kept_package("one") is None
+        keep_package("another", b"code")
+        assert key.read_bytes() != known
+        assert kept_package("another") == b"code"
+
+    def test_a_forged_one_is_compiled_again(self, process):
+        process.result = b"package"
+        for tries in (1, 2):
+            with Compiler(BF16, 1000, 4) as compiler:
+                assert factors(compiler, 7)[0] == 2  # too few to measure what it saves
+            assert (process.started, compiler.report[:15]) == (tries, "compiled after ")
+            (file,) = CACHE.folder.glob("*.kept")
+            file.write_bytes(bytes(32) + b"package")
+
+
+def with_statistics(network):
+    """Random BatchNorms that are no identities: folding them away is then something that can go wrong."""
+    generator = torch.Generator().manual_seed(0)
+    for module in network.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            with torch.no_grad():
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.3, generator=generator)
+                module.running_mean.normal_(0, 0.3, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+    return network
+
+
+def photographs(count, size=96, cells=12):
+    """Smooth noise, so many cells of it: neighbouring pixels are alike, as in photographs."""
+    coarse = torch.randn(count, 3, cells, cells, generator=torch.Generator().manual_seed(cells))
+    images = nn.functional.interpolate(coarse, size=(size, size), mode="bicubic")
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def package(module, example, device):
+    process = CompilerProcess(module, example, device)
+    try:
+        wait_until(lambda: process.ended() is not None, "it compiles for ever")
+        ended = process.ended()
+        assert isinstance(ended, bytes), ended
+        return ended
+    finally:
+        process.close()
+
+
+def passes(module, device):
+    @torch.no_grad()
+    def run(images):
+        with device.autocast():
+            return module(images)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Trunk and images of a network, and the trunk compiled for eight of them in bf16; each is compiled once."""
+    made = {}
+
+    def of(name):
+        if name not in made:
+            network = build_network(name, "pretrained" if name == "efficientnet_lite0" else "none", 3, 0)
+            network = network if name == "efficientnet_lite0" else with_statistics(network)
+            network.model.to(memory_format=torch.channels_last)
+            trunk = split_network(network).part(None, len(network.stages) - 1).eval()
+            made[name] = trunk, photographs(8), load_package(package(trunk, photographs(8), BF16))
+        return made[name]
+
+    return of
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_bf16_it_is_no_further_from_fp32_than_the_eager_pass(parts, name):
+    trunk, _, fast = parts(name)
+    distances = []
+    for cells in range(4, 26, 3):  # other images than those that the compiler compared
+        images = photographs(8, cells=cells)
+        exact, eager, found = passes(trunk, FP32)(images), passes(trunk, BF16)(images), fast(images)
+        assert (found.shape, found.dtype, found.stride()) == (eager.shape, eager.dtype, eager.stride())
+        distances.append([((one.float() - exact).norm() / exact.norm()).item() for one in (eager, found)])
+    usual, found = torch.tensor(distances).mean(0)
+    assert 0 < found <= 1.05 * usual, "roundings are never the same"
+    assert usual < 0.2, "bf16 is not compared with noise"
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_filled_up_batch_gives_what_a_whole_one_does(parts):
+    _, images, fast = parts("resnet18")
+    assert torch.equal(fast(fitted(images[:5], images))[:5], fast(images)[:5])
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 3])
+def test_several_threads_may_use_it_at_once(parts, threads):
+    _, images, fast = parts("resnet18")
+    wanted, found, before = fast(images), {}, torch.get_num_threads()
+
+    def run(number):
+        with torch.no_grad():
+            found[number] = [fast(images) for _ in range(5)]
+
+    torch.set_num_threads(threads)
+    try:
+        working = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+        for one in working:
+            one.start()
+        for one in working:
+            one.join()
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 4
+    assert all(torch.equal(one, wanted) for some in found.values() for one in some)
+
+
+@LINUX
+@pytest.mark.slow
+def test_in_fp32_it_gives_the_same_labels(parts):
+    network = with_statistics(build_network("resnet18", "none", 3, 0))
+    model = network.model.to(memory_format=torch.channels_last).eval()
+    fast, images = load_package(package(model, photographs(8), FP32)), photographs(8)
+    torch.testing.assert_close(fast(images), passes(model, FP32)(images), rtol=1e-4, atol=1e-4)
+    assert torch.equal(fast(images).argmax(1), passes(model, FP32)(images).argmax(1))
+
+
+def test_one_that_is_further_from_fp32_is_refused():
+    torch.manual_seed(0)
+    part, images = nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 8, 8)
+    worse = copy.deepcopy(part)
+    with torch.no_grad():
+        worse.weight.mul_(1.05)
+    assert difference(part, passes(part, BF16), images, BF16) == ""
+    assert difference(part, passes(part, FP32), images, FP32) == ""
+    assert "from fp32" in difference(part, passes(worse, BF16), images, BF16)
+    assert "from fp32" in difference(part, passes(worse, FP32), images, FP32)
+    assert "from fp32" in difference(part, lambda images: part(images).bfloat16() * float("nan"), images, BF16)
+    assert "layout" in difference(part, lambda images: part(images).double(), images, BF16)
+
+
+@LINUX
+def test_a_part_that_cannot_be_compiled_says_why():
+    class Refusing(nn.Module):
+        def __reduce__(self):
+            raise TypeError("it stays here")
+
+    SpeedBook().learn_compilation("another part", Compilation(seconds=1e-9, saved=0.5))
+    with Compiler(BF16, 1000, 4) as compiler:
+        module = Refusing()
+        module.forward = lambda inputs: inputs
+        forward = compiler.forward(Part(module, "part", lambda: "weights"))
+        for _ in range(10):
+            forward(torch.ones(4, 2))
+    assert "another process (TypeError)" in compiler.report
+    assert not list(CACHE.folder.glob(".compiling-*"))
+
+
+@pytest.fixture
+def config(image_folder, tmp_path, monkeypatch, native_bf16):
+    """A run in bf16 on images that are few, but more than a batch of the trunk's pass, which is made small."""
+    monkeypatch.setattr(feeding, "_BATCH", 4)
+    folder = image_folder(tmp_path / "images", {"red": 24, "blue": 24})
+
+    def make(**settings):
+        usual = {"data": str(folder), "image_size": 32, "batch_size": 8, "epochs": 1, "precision": "bf16"}
+        return make_config(usual | {"strategy": "feature_extraction"} | settings)
+
+    return make
+
+
+def report(found):
+    return next(event.cache.compilation for event in found if isinstance(event, events.RunStarted))
+
+
+@LINUX
+def test_a_run_says_what_was_done(process, config, tmp_path):
+    process.factor, process.result = 1, b"package"
+    assert report(fit(config(compile="off"), tmp_path / "off")) == "not compiled: switched off for this run"
+    CACHE.clear()
+    assert "fp32" in report(fit(config(precision="fp32"), tmp_path / "fp32"))
+    assert process.started == 0
+    CACHE.clear()
+    (tmp_path / "run").mkdir()
+    found = list(fit(config(), tmp_path / "run"))
+    assert report(found) == "compiled after 20 images"
+    assert isinstance(found[-1], events.RunFinished)
+
+
+@LINUX
+def test_a_run_that_is_stopped_ends_the_process(process, config, tmp_path):
+    (tmp_path / "run").mkdir()
+    running = fit(config(), tmp_path / "run")
+    while not process.started:
+        assert isinstance(next(running), events.Progress | events.ImagesSkipped)
+    assert process.closed == 0
+    stopped = running.throw(StopRequested())
+    assert isinstance(stopped, events.RunStopped)
+    running.close()
+    assert process.closed == 1
+
+
+@LINUX
+@pytest.mark.slow
+def test_stopping_leaves_no_process_and_no_files():
+    module = with_statistics(build_network("efficientnet_lite0", "pretrained", 3, 0)).model
+    process = CompilerProcess(module, photographs(4), BF16)
+    wait_until(lambda: any("cc1plus" in one.name() for one in psutil.process_iter() if started_by(one, process)))
+    process.close()
+    assert not [one for one in psutil.process_iter() if started_by(one, process)]
+    assert not list(CACHE.folder.glob(".compiling-*"))
+
+
+def started_by(one, process):
+    """Whether a process belongs to the group of the one that compiles, and lives."""
+    try:
+        return os.getpgid(one.pid) == process._process.pid and one.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return False
+
+
+KILLED_PARENT = """
+import time, torch
+from torch import nn
+from finetune_core.training.compiler_process import CompilerProcess
+from finetune_core.training.device import Device
+process = CompilerProcess(nn.Conv2d(3, 8, 3).eval(), torch.zeros(2, 3, 16, 16), Device("cpu", "CPU", "bf16"))
+print(process._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@LINUX
+@pytest.mark.slow
+def test_a_parent_that_is_killed_leaves_no_process():
+    parent = subprocess.Popen([sys.executable, "-c", KILLED_PARENT], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    group = int(parent.stdout.readline())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+
+    def gone():
+        members = (one for one in psutil.process_iter(["status"]) if one.info["status"] != psutil.STATUS_ZOMBIE)
+        return not any(in_group(one.pid, group) for one in members)
+
+    wait_until(gone, "it compiles on")
+
+
+def in_group(pid, group):
+    try:
+        return os.getpgid(pid) == group
+    except ProcessLookupError:
+        return False
