@@ -1,8 +1,11 @@
 """Tensors on their way between the processor's memory and a device's, while that device computes."""
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
+
+_IN_FLIGHT = 2  # batches: one is computed, one waits
 
 Arrival = Callable[[], torch.Tensor]
 
@@ -24,6 +27,7 @@ class Transfers:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._given: deque[torch.cuda.Event] = deque()
 
     def to_device(self, tensor: torch.Tensor) -> Arrival:
         """Begin a copy, in any thread. What comes back gives it to whoever computes; it may be called once."""
@@ -40,6 +44,17 @@ class Transfers:
             return copy
 
         return arrived
+
+    def keep_up(self) -> None:
+        """Call it after each batch that the device was given to compute: it waits while more than two are not done.
+
+        Otherwise a processor that is faster would send ever more of them, and what was sent keeps its memory until it is used.
+        """
+        if self._stream is None:
+            return
+        self._given.append(torch.cuda.current_stream(self._device).record_event())
+        if len(self._given) > _IN_FLIGHT:
+            self._given.popleft().synchronize()
 
     def to_processor(self, tensor: torch.Tensor) -> Arrival:
         """Begin a copy of what this thread has given the device to compute. What comes back waits for it, and for nothing after it."""

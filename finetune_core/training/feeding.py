@@ -52,6 +52,7 @@ def arriving(
     # On a processor, making a second batch takes memory and gains nothing: both use the same cores.
     for _, (left, arrival) in prefetched(begun, batches, ahead=2 if device.is_gpu else 1):
         yield left, arrival()
+        transfers.keep_up()
 
 
 def outputs(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) -> Iterator[tuple[np.ndarray, torch.Tensor]]:

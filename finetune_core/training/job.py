@@ -16,13 +16,11 @@ from finetune_core.training.batches import TOO_LARGE_A_BATCH, balanced_batches, 
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport
-from finetune_core.training.feeding import arriving
+from finetune_core.training.feeding import arriving, forward_batch
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.stage_plan import Strategy, trained_parameters
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
-
-_EVALUATION_BATCH = 32
 
 Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
 
@@ -78,7 +76,7 @@ class Job:
     @property
     def evaluation_batch(self) -> int:
         """Images that are evaluated at a time."""
-        return self.config.micro_batch or max(_EVALUATION_BATCH, self.config.batch_size)
+        return self.config.micro_batch or max(forward_batch(self.device), self.config.batch_size)
 
     @property
     def lost(self) -> dict[int, str]:

@@ -1,0 +1,59 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_core.training.device import Device
+from finetune_core.training.feeding import Feed, forward_batch, outputs
+from finetune_core.training.prepare import prepare
+from tests.drain import drained
+from tests.training.pretended import GPU
+
+CPU, CUDA = Device("cpu", "a processor", "fp32"), Device("cuda", "NVIDIA Imaginary", "fp32")
+TABLE = torch.arange(200.0)[:, None] * torch.tensor([1.0, 10.0])
+ROWS = np.random.default_rng(0).permutation(200)[:75]
+
+
+def feed(rows_seen):
+    """Loads rows of a table; finishing adds to each its own number, so that another row's would show."""
+
+    def finish(loaded, rows):
+        rows_seen.append(rows.tolist())
+        return loaded + torch.from_numpy(rows)[:, None]
+
+    return Feed(lambda rows: TABLE[rows], finish)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["processor", "GPU"])
+def test_outputs_are_those_of_their_rows_in_order_and_without_gradients(device):
+    weight = torch.ones(2, requires_grad=True)
+    found = list(outputs(lambda inputs: inputs * weight, device, ROWS, feed([])))
+    assert [len(positions) for positions, _ in found] == [32, 32, 11]
+    assert np.concatenate([positions for positions, _ in found]).tolist() == list(range(75))
+    output = torch.cat([rows for _, rows in found])
+    assert torch.equal(output, TABLE[ROWS] + torch.from_numpy(ROWS)[:, None])
+    assert not output.requires_grad
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=["processor", "GPU"])
+def test_where_memory_runs_out_fewer_are_finished_and_computed_at_a_time(device):
+    seen = []
+
+    def forward(inputs):
+        if len(inputs) > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return inputs
+
+    output = torch.cat([rows for _, rows in outputs(forward, device, ROWS, feed(seen))])
+    assert torch.equal(output, TABLE[ROWS] + torch.from_numpy(ROWS)[:, None])
+    assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [6, 5]  # what failed is not tried again
+
+
+def test_nothing_trains_with_as_many_images_at_a_time_as_the_device_needs(colour_config):
+    assert forward_batch(CPU) == 32
+    assert 128 <= forward_batch(CUDA) <= 256
+    _, job = drained(prepare(colour_config(batch_size=8)))
+    assert (job.evaluation_batch, replace(job, device=CUDA).evaluation_batch) == (32, forward_batch(CUDA))
+    small = replace(job, config=job.config.model_copy(update={"micro_batch": 4}))
+    assert replace(small, device=CUDA).evaluation_batch == 4
