@@ -174,6 +174,6 @@ def _computed(
     position, size = 0, _BATCH
     for batch, images in network_inputs(network, pixels, rows, image_size):
         with torch.no_grad(), device.autocast():
-            output, size = run_in_parts(lambda some: forward(some.to(device.torch_device)).float().cpu(), images, size)
+            output, size = run_in_parts(lambda some: forward(device.take(some)).float().cpu(), images, size)
         yield np.arange(position, position + len(batch)), output
         position += len(batch)

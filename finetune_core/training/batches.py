@@ -147,11 +147,13 @@ def evaluated(images: torch.Tensor, size: int) -> torch.Tensor:
     return cropped
 
 
-def normalised(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
-    """uint8 ``[n, 3, s, s]`` -> float32, normalised, channels_last."""
+def normalised(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], layout: torch.memory_format = torch.channels_last
+) -> torch.Tensor:
+    """uint8 ``[n, 3, s, s]`` -> float32, normalised."""
     values = sent(torch.tensor([list(mean), list(std)]), images.device)  # of a list, torch makes tensors that a GPU waits for
     pixels: torch.Tensor = F.normalize(F.to_dtype(images, torch.float32, scale=True), *values)
-    return pixels.contiguous(memory_format=torch.channels_last)
+    return pixels.contiguous(memory_format=layout)
 
 
 def _cropped(images: torch.Tensor, boxes: np.ndarray, size: int) -> torch.Tensor:

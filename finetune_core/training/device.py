@@ -51,9 +51,21 @@ class Device:
         """The same device in fp32."""
         return replace(self, precision="fp32")
 
-    def hold(self, module: Module, layout: torch.memory_format = torch.channels_last) -> Module:
-        """Move a network here; in the memory layout that is fastest for convolutions, unless another one is asked for."""
-        return module.to(self.torch_device, memory_format=layout)  # type: ignore[call-overload, no-any-return]  # torch does not declare memory_format
+    @property
+    def layout(self) -> torch.memory_format:
+        """The memory layout of images: the fastest one for convolutions, but on Apple's GPU, where in that one BatchNorm has been given
+        wrong gradients (github.com/pytorch/pytorch/issues/175189), the usual one."""
+        return torch.contiguous_format if self.kind == "mps" else torch.channels_last
+
+    def hold(self, module: Module, layout: torch.memory_format | None = None) -> Module:
+        """Move a network here, in the layout of its images, unless another one is asked for."""
+        return module.to(self.torch_device, memory_format=layout or self.layout)  # type: ignore[call-overload, no-any-return]  # torch does not declare memory_format
+
+    def take(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Move here what goes into a network or a part of one: images or activations."""
+        if self.kind == "mps":
+            return inputs.to(self.torch_device, memory_format=torch.contiguous_format)
+        return inputs.to(self.torch_device)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")

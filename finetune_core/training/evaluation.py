@@ -70,7 +70,7 @@ def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarra
 def logits_in_parts(model: Forward, inputs: torch.Tensor, device: Device, size: int) -> tuple[np.ndarray, int]:
     """The same, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
     with device.autocast():
-        logits, size = run_in_parts(lambda images: model(images.to(device.torch_device)).float().cpu(), inputs, size)
+        logits, size = run_in_parts(lambda images: model(device.take(images)).float().cpu(), inputs, size)
     return logits.numpy(), size
 
 

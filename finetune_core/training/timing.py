@@ -84,7 +84,7 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     batch = min(config.batch_size, _LARGEST_BATCH)
     # A generator of its own: a run in another thread may be using torch's.
     images = torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(config.seed))
-    images = images.to(device.torch_device, memory_format=torch.channels_last)
+    images = images.to(device.torch_device, memory_format=device.layout)
     exact = 0.0
     if device.precision != "fp32":
         exact = _seconds_an_image(_without_gradients(network.model.eval(), images, device.exact), batch)

@@ -16,7 +16,7 @@ from finetune_core.training.feeding import Feed
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, channels_last.
+    """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, in the device's layout.
 
     To a GPU they travel as uint8, a quarter of the bytes, to be cut out, augmented and normalised there. On a processor that is done
     as they are loaded, in a thread beside the one that computes.
@@ -68,4 +68,4 @@ class TrainingImages:
             images = evaluated(squares, size)
         else:
             images = augmented(squares, config.augmentation, self.keys[rows], config.seed, version, size)
-        return normalised(images, self.info.mean, self.info.std)
+        return normalised(images, self.info.mean, self.info.std, self.device.layout)

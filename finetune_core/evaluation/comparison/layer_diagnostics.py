@@ -240,7 +240,7 @@ def _features(
     found, done = [], 0
     for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size):
         with torch.no_grad(), tuned.device.autocast():
-            found.append(pooled(inputs.to(tuned.device.torch_device)).float().cpu().numpy())
+            found.append(pooled(tuned.device.take(inputs)).float().cpu().numpy())
         done += len(batch)
         yield Step(done, len(rows), "features")
     return tuple(np.split(np.concatenate(found), np.cumsum(pooled.widths)[:-1], axis=1))
@@ -248,7 +248,7 @@ def _features(
 
 def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], int, float]]:
     """Stage -> relative gradient of the mean loss; on how many training images; which share of them is classified correctly."""
-    network, device = tuned.network, tuned.device.torch_device
+    network, device = tuned.network, tuned.device
     rows = images.rows[TRAIN]
     rows = np.sort(np.random.default_rng(0).choice(rows, min(_PULLED, len(rows)), replace=False))
     labels = torch.from_numpy(images.dataset.table["label"].to_numpy(np.int64).copy())
@@ -256,8 +256,8 @@ def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], 
     model.zero_grad()
     right, done = 0, 0
     for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size):
-        wanted = labels[batch].to(device)
-        logits = model(inputs.to(device))  # in fp32: rounding would show in a gradient of a few images
+        wanted = labels[batch].to(device.torch_device)
+        logits = model(device.take(inputs))  # in fp32: rounding would show in a gradient of a few images
         (nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)).backward()
         right += int((logits.argmax(1) == wanted).sum())
         done += len(batch)

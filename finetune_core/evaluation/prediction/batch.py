@@ -182,7 +182,7 @@ def _evaluating(
         looks, near = known[0].compiled(compiler), known[1]
 
     def evaluated(squares: torch.Tensor) -> list[tuple[np.ndarray, bool | None]]:
-        squares = squares.contiguous(memory_format=torch.channels_last)
+        squares = squares.contiguous(memory_format=predictor.device.layout)
         if known is None:
             return [(row, None) for row in predictor.probabilities_of(squares, forward)]
         features, probabilities = looks.features(squares)

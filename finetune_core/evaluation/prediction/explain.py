@@ -97,7 +97,7 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
     name = predictor.network.info.name
     seen = network_input(image, name, predictor.image_size)
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
-    square = seen.tensor[None].to(predictor.device.torch_device)
+    square = predictor.device.take(seen.tensor[None])
     stages = {stage.name: stage.modules for stage in predictor.network.stages[:-1]}
     layouts, probabilities = _layouts(model, [path for paths in stages.values() for path in paths], square)
     mapped = {stage: kept for stage, paths in stages.items() if (kept := [path for path in paths if path in layouts])}

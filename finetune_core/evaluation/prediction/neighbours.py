@@ -77,7 +77,7 @@ class Encoder:
         The first part is the network's own; the second, where there is one, that from before training.
         """
         device = self.predictor.device
-        images = images.to(device.torch_device)
+        images = device.take(images)
         with torch.no_grad(), device.autocast():
             own = self.body(images)
             logits = self.head(own)

@@ -231,7 +231,7 @@ def _predicted(predictor: Predictor, forward: Forward, squares: np.ndarray) -> n
     info = backbone_info(predictor.network.info.name)
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
-        logits = forward(normalised(images, info.mean, info.std).to(predictor.device.torch_device))
+        logits = forward(predictor.device.take(normalised(images, info.mean, info.std)))
     return logits.float().argmax(1).cpu().numpy()
 
 

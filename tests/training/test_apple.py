@@ -1,0 +1,130 @@
+"""Apple's GPU, by a processor that stands in for it: no BatchNorm there sees channels_last, and nothing there is float64."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from finetune_core import randomness
+from finetune_core.data.dataset import load_dataset
+from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
+from finetune_core.evaluation.prediction.batch import predict_images
+from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood, encoder
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.inspection.features import compute_features
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+from finetune_core.training import compute
+from finetune_core.training.device import Device
+from finetune_core.training.events import RunFinished
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.timing import calibrate
+from finetune_core.work import finish
+
+
+class Looked(TorchDispatchMode):
+    """Within: every operation is one of Apple's GPU, unless the processor computes some, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.batchnorms, self.processor_too = 0, False
+
+    def __torch_dispatch__(self, operation, types, arguments=(), keywords=None):
+        result = operation(*arguments, **(keywords or {}))
+        tensors = [one for one in tree_leaves((arguments, keywords, result)) if isinstance(one, torch.Tensor)]
+        if not self.processor_too:
+            assert not any(one.dtype == torch.float64 for one in tensors), f"{operation} in float64"
+        if "batch_norm" in operation.name():
+            self.batchnorms += 1
+            assert all(one.is_contiguous() for one in tensors), f"{operation} in channels_last"
+        return result
+
+
+@pytest.fixture
+def apple(monkeypatch):
+    """A machine with Apple's GPU, whose forward and backward passes are looked at."""
+    looked = Looked()
+    autocast, accumulated = Device.autocast, compute._accumulated
+
+    @contextmanager
+    def looked_at(device):
+        with looked, autocast(device):
+            yield
+
+    def backward_too(*arguments):
+        with looked:
+            return accumulated(*arguments)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for name in ("empty_cache", "synchronize"):
+        monkeypatch.setattr(torch.mps, name, lambda: None)
+    monkeypatch.setattr(Device, "torch_device", torch.device("cpu"))
+    monkeypatch.setattr(Device, "autocast", looked_at)
+    monkeypatch.setattr(compute, "_accumulated", backward_too)
+    monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": randomness.stream(seed))
+    return looked
+
+
+@pytest.fixture
+def trained(colour_config, tmp_path):
+    def train(**settings):
+        reservation = create_run(colour_config(batch_size=10, epochs=1, **settings), tmp_path / "runs")
+        assert isinstance(list(execute(reservation))[-1], RunFinished)
+        return RunStore(tmp_path / "runs").run(reservation.run_dir.name)
+
+    return train
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": "last_two_blocks"},
+        {"strategy": "last_two_blocks", "augmentation": "random_resized_crop", "cache": "off"},
+        {
+            "strategy": "full",
+            "mixup": 0.2,
+            "cutmix": 1.0,
+            "class_weights": "balanced",
+            "l2_sp": 0.01,
+            "clip_norm": 1.0,
+            "ema": 0.9,
+        },
+    ],
+    ids=["cached", "uncached", "full"],
+)
+def test_a_run(apple, trained, settings):
+    assert trained(**settings).history.started["device"] == "mps"
+    assert apple.batchnorms > 100
+
+
+def test_timing(apple, colour_config):
+    config = colour_config(strategy="last_two_blocks")
+    finish(calibrate([config], load_dataset(config.data), SpeedBook()))
+    assert apple.batchnorms > 100
+
+
+@pytest.mark.parametrize("ask", [lambda run: measure_layers([run]), lambda run: measure_robustness(run, "val")])
+def test_what_is_asked_of_a_run_afterwards(apple, trained, ask):
+    run = trained(strategy="last_two_blocks")
+    apple.batchnorms, apple.processor_too = 0, True
+    with apple:
+        finish(ask(run))
+    assert apple.batchnorms > 100
+
+
+def test_the_images_and_the_features_of_a_data_set(apple, trained):
+    run = trained(strategy="last_two_blocks")
+    apple.batchnorms = 0
+    finish(compute_features(load_dataset(run.config.data), run.config.backbone, 32))
+    assert apple.batchnorms > 49
+    apple.batchnorms = 0
+    looks = encoder(load_predictor(run))
+    images = [(file.name, file) for file in sorted(Path(run.config.data, "red").iterdir())]
+    known = looks, finish(compute_neighbourhood(run, looks))
+    assert len(finish(predict_images(looks.predictor, images, known))) == 14
+    assert apple.batchnorms > 100
