@@ -7,9 +7,10 @@ import secrets
 import shutil
 import time
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -198,18 +199,24 @@ def _stoppable(events: Generator[Event | None, None, None], run_dir: Path) -> It
     if asked := requested_stop(run_dir):
         yield RunStopped(0, 0, 0.0, paused=asked == PAUSE)
         return
-    stopping = False
     for event in events:
         if event is not None:
             yield event
         if isinstance(event, END_EVENTS):
             return
-        if not stopping and requested_stop(run_dir):
-            stopping = True
-            stopped = events.throw(StopRequested())
-            assert isinstance(stopped, RunStopped)  # what ``fit`` answers to it
+        if requested_stop(run_dir):
+            yield from _stopped(chain([events.throw(StopRequested())], events), run_dir)
+            return
+
+
+def _stopped(events: Iterable[Event | None], run_dir: Path) -> Iterator[Event]:
+    """The events of an orderly end: of steps that were done before, and that the run has stopped."""
+    for event in events:
+        if isinstance(event, RunStopped):
             # Read again: while the last checkpoint was written, the pause may have become a stop.
-            yield replace(stopped, paused=requested_stop(run_dir) == PAUSE)
+            yield replace(event, paused=requested_stop(run_dir) == PAUSE)
+        elif event is not None:
+            yield event
 
 
 def _events_file(run_dir: Path) -> BinaryIO:

@@ -1,7 +1,6 @@
 """A network put on its device, and the one training step: forward, loss, backward, step."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from finetune_core.models.network import Network
 from finetune_core.randomness import drawing_from, stream
 from finetune_core.training.device import Device
 from finetune_core.training.freezing import keep_depthwise_exact
+from finetune_core.training.optimizers import take_step
 from finetune_core.training.out_of_memory import explained, halving, parts
 from finetune_core.training.stage_plan import Strategy
 
@@ -23,10 +23,6 @@ def place(network: Network, strategy: Strategy, device: Device) -> None:
     device.hold(network.model)
     if device.kind == "cpu" and device.precision == "bf16":
         keep_depthwise_exact(strategy, network.stages, network.model)
-
-
-class NotFinite(Exception):
-    """A loss or gradient is infinite, or no number."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +48,21 @@ class StepRule:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step; tensors stay on the device.
+    """What came of a step; tensors stay on the device: reading one waits for all that a GPU still has to do.
 
     Attributes:
         loss: mean over the batch.
         logits: ``[n, classes]``.
         gradient_norm: of all that trains, before clipping.
+        skipped: 1 where that is not finite, else 0: then neither weights nor the optimizer's state have changed (on Apple's GPU,
+            whose kernels do not look at it, they have).
         micro_batch: images that went through the network at a time: fewer than asked where memory ran out.
     """
 
     loss: torch.Tensor
     logits: torch.Tensor
     gradient_norm: torch.Tensor
+    skipped: torch.Tensor
     micro_batch: int
 
 
@@ -79,7 +78,7 @@ def train_step(
     seed: int,
     rule: StepRule = PLAIN,
 ) -> StepResult:
-    """One step of gradient descent on the cross-entropy.
+    """One step of gradient descent on the cross-entropy. Nothing in it waits for the device.
 
     Where memory runs out, half as many images go through at a time, and their gradients add up to the same step. BatchNorm's
     statistics are then those of the pass that succeeded, only.
@@ -87,10 +86,10 @@ def train_step(
     Args:
         forward: a network, or its tail.
         inputs, labels: one batch, on the device; ``labels`` int64 ``[n]``.
+        optimizer: a fused one.
         seed: of dropout.
 
     Raises:
-        NotFinite: when a gradient is no number; the weights are then as they were before.
         TrainingError: when BatchNorm is left with a single value, or memory holds not even one image, or not the optimizer's step.
     """
 
@@ -103,28 +102,30 @@ def train_step(
     with explained(
         "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume from the last checkpoint."
     ):
-        norm = _descend(optimizer, rule)
-    return StepResult(loss, logits, norm, size)
+        norm, skipped = _descend(optimizer, rule)
+    return StepResult(loss, logits, norm, skipped, size)
 
 
-def _descend(optimizer: torch.optim.Optimizer, rule: StepRule) -> torch.Tensor:
-    """The optimizer's step along the gradients that are there; their norm before clipping.
-
-    Raises:
-        NotFinite: when it is no number; nothing has changed then.
-    """
+def _descend(optimizer: torch.optim.Optimizer, rule: StepRule) -> tuple[torch.Tensor, torch.Tensor]:
+    """The optimizer's step along the gradients that are there, unless they are not finite; their norm before clipping, and whether
+    it was skipped."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    strength, pulled = rule.l2_sp
-    for parameter, start in pulled:
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach() - start, alpha=strength)
+    _pull_back(*rule.l2_sp)
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-    if not math.isfinite(norm.item()):
-        raise NotFinite
     if rule.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, rule.clip_norm, norm)
-    optimizer.step()
-    return norm
+    skipped = norm.isfinite().logical_not().float()
+    take_step(optimizer, skipped)
+    return norm, skipped
+
+
+@torch.no_grad()
+def _pull_back(strength: float, pulled: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    """L2-SP: add the gradient of half the squared distance from the pretrained weights."""
+    moving = [(parameter, start, parameter.grad) for parameter, start in pulled if parameter.grad is not None]
+    if moving:
+        parameters, starts, gradients = map(list, zip(*moving, strict=True))
+        torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=strength)
 
 
 def _accumulated(

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -67,8 +68,8 @@ class Device:
             return inputs.to(self.torch_device, memory_format=torch.contiguous_format)
         return inputs.to(self.torch_device)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.kind, torch.bfloat16, enabled=self.precision == "bf16")
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.kind, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
 
 @dataclass(frozen=True)

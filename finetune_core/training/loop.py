@@ -1,5 +1,6 @@
 """The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
 
+import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,7 +23,7 @@ from finetune_core.training.checkpoints import (
     checkpoint_path,
     save_checkpoint,
 )
-from finetune_core.training.compute import NotFinite, StepRule, train_step
+from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import numerics
 from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
@@ -47,6 +48,7 @@ from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.out_of_memory import explained
+from finetune_core.training.pending import PendingStep, ReadStep, read_back, seconds_between_reads
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import save_predictions
 from finetune_core.training.prepare import prepare
@@ -56,6 +58,7 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
 from finetune_core.training.training_state import TrainingState, restore_training_state, save_training_state
 from finetune_core.training.weight_ema import WeightEMA
+from finetune_core.transfers import sent
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
@@ -173,56 +176,115 @@ def audit_frozen(job: Job) -> int:
     return len(names)
 
 
+@dataclass
+class _Unread:
+    """What of an epoch has not been read back yet, and times of it.
+
+    Attributes:
+        began: when its first step did, on the clock of ``time.monotonic``.
+        read: of the run's seconds, when steps were last read back.
+        saved: when a checkpoint was last written, on the clock of ``time.monotonic``.
+    """
+
+    began: float
+    read: float
+    saved: float = field(default_factory=time.monotonic)
+    steps: list[PendingStep] = field(default_factory=list)
+
+
 def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
-    """The rest of an epoch's steps; ``at`` moves on with each."""
-    job, optimizer, config, epoch = trainer.job, trainer.optimizer, trainer.job.config, at.epoch
+    """The rest of an epoch's steps; ``at`` moves on with each. Nothing is yielded while a step has not been read back."""
+    job, epoch = trainer.job, at.epoch
     apply(job.strategy, job.network.stages, job.network.model, epoch)
-    batches = job.training_batches(epoch)
-    began, saved = time.monotonic() - at.train_seconds, time.monotonic()
+    batches, between = job.training_batches(epoch), seconds_between_reads(job.device)
+    unread = _Unread(time.monotonic() - at.train_seconds, at.elapsed)
     for step, (rows, inputs) in enumerate(job.training_inputs(batches[at.step :], epoch), start=at.step + 1):
-        yield from trainer.lost.report(job.lost)
-        position = (epoch - 1) * len(batches) + step - 1
-        rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, len(batches)))
+        if job.lost.keys() - trainer.lost.known.keys():
+            yield from _read_back(trainer, at, unread)
+            yield from trainer.lost.report(job.lost)
         at.step = step
         if not len(rows):
             continue
-        labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
-        before, rule = copied(optimizer) if is_measured(step, len(batches)) else None, trainer.step_rule
+        unread.steps.append(_step(trainer, epoch, step, len(batches), rows, inputs))
+        if at.elapsed - unread.read >= between:
+            yield from _read_back(trainer, at, unread)
+    yield from _read_back(trainer, at, unread)
+
+
+def _step(trainer: _Trainer, epoch: int, step: int, steps: int, rows: np.ndarray, inputs: torch.Tensor) -> PendingStep:
+    """Give a step to the device; wait for nothing that comes of it."""
+    job, optimizer, config = trainer.job, trainer.optimizer, trainer.job.config
+    position = (epoch - 1) * steps + step - 1
+    rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, steps))
+    labels = sent(torch.from_numpy(job.labels[rows]), job.device.torch_device)
+    before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
+    # Dropout's randomness depends on the step alone.
+    with kept_for_backward(job.forward) if before else nullcontext() as kept:
+        done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, rule)
+    if trainer.average:
+        with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
+            trainer.average.update(job.network.model)
+    short = done.micro_batch < min(rule.micro_batch or len(rows), len(rows))
+    if short:
+        trainer.fitting.append(done.micro_batch)
+    if kept is not None:
+        trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
+    return PendingStep(step, job.labels[rows], rate, done, short, measured(optimizer, before) if before else None)
+
+
+def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterator[Event]:
+    """Count and report the steps that have not been read back; before that, write a checkpoint where it is time for one.
+
+    Raises:
+        TrainingError: when the run has diverged in one of them.
+    """
+    found: list[Event] = []
+    diverged: TrainingError | None = None
+    for place, (step, numbers) in enumerate(read_back(unread.steps), start=1):
+        if numbers.skipped or not math.isfinite(numbers.loss):
+            diverged = _diverged(f"at step {step.step} of epoch {at.epoch}", step.learning_rate)
+            break
+        at.metrics.add(step.labels, numbers.predicted, numbers.loss)
+        at.stages = numbers.stages or at.stages
+        if step.memory_short:
+            found.append(MemoryShort(at.epoch, step.step, step.result.micro_batch))
+        seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)  # as if all had taken equally long
+        found.append(_step_ended(trainer.job, at, step, numbers, seconds))
+    unread.steps.clear()
+    unread.read, at.train_seconds = at.elapsed, time.monotonic() - unread.began
+    if found and not diverged and time.monotonic() - unread.saved > CHECKPOINT_SECONDS:
+        found.insert(0, trainer.save(at))
+        unread.saved = time.monotonic()
+    request = yield from _all_of(found)
+    if end := diverged or request:
+        raise end
+
+
+def _step_ended(job: Job, at: TrainingState, step: PendingStep, numbers: ReadStep, seconds: float) -> StepEnded:
+    return StepEnded(
+        at.epoch,
+        step.step,
+        numbers.loss,
+        epoch_loss=at.metrics.loss,
+        epoch_accuracy=at.metrics.accuracy,
+        learning_rate=step.learning_rate,
+        images=(at.epoch - 1) * len(job.rows[TRAIN]) + at.metrics.seen,
+        seconds=seconds,
+        gradient_norm=numbers.gradient_norm,
+        micro_batch=step.result.micro_batch,
+        stages=numbers.stages,
+    )
+
+
+def _all_of(events: Sequence[Event]) -> Generator[Event, None, StopRequested | None]:
+    """The events; a request to stop waits until all of them are reported, because their steps are done."""
+    request: StopRequested | None = None
+    for event in events:
         try:
-            # Dropout's randomness depends on the step alone.
-            with kept_for_backward(job.forward) if before else nullcontext() as kept:
-                done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, rule)
-        except NotFinite:
-            raise _diverged(f"at step {step} of epoch {epoch}", rate) from None
-        if trainer.average:
-            with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
-                trainer.average.update(job.network.model)
-        if done.micro_batch < min(rule.micro_batch or len(rows), len(rows)):
-            trainer.fitting.append(done.micro_batch)
-            yield MemoryShort(epoch, step, done.micro_batch)
-        if kept is not None:
-            trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
-        stages = measured(optimizer, before) if before else None
-        at.stages = stages or at.stages
-        value = done.loss.item()
-        at.metrics.add(job.labels[rows], done.logits.argmax(1).cpu().numpy(), value)
-        at.train_seconds = time.monotonic() - began
-        if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            yield trainer.save(at)
-            saved = time.monotonic()
-        yield StepEnded(
-            epoch,
-            step,
-            value,
-            epoch_loss=at.metrics.loss,
-            epoch_accuracy=at.metrics.accuracy,
-            learning_rate=rate,
-            images=(epoch - 1) * len(job.rows[TRAIN]) + at.metrics.seen,
-            seconds=at.elapsed,
-            gradient_norm=done.gradient_norm.item(),
-            micro_batch=done.micro_batch,
-            stages=stages,
-        )
+            yield event
+        except StopRequested as asked:
+            request = asked
+    return request
 
 
 def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, None]:

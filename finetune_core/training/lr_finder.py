@@ -9,7 +9,7 @@ import torch
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import TrainingError
-from finetune_core.training.compute import NotFinite, train_step
+from finetune_core.training.compute import train_step
 from finetune_core.training.device import choose_device
 from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.events import Progress
@@ -17,6 +17,7 @@ from finetune_core.training.freezing import apply
 from finetune_core.training.job import Inputs, Job, step_rule
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
+from finetune_core.transfers import sent
 from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
@@ -94,10 +95,9 @@ def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["base_lr"] / config.learning_rate
-        labels = torch.from_numpy(job.labels[rows]).to(inputs.device)
-        try:
-            done = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule)
-        except NotFinite:
+        labels = sent(torch.from_numpy(job.labels[rows]), job.device.torch_device)
+        done = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule)
+        if done.skipped.item():
             break
         mean = _SMOOTHING * mean + (1 - _SMOOTHING) * done.loss.item()
         smoothed = mean / (1 - _SMOOTHING ** (step + 1))

@@ -1,6 +1,7 @@
 """How strongly each stage is pulled, and how far a step moves it: measured in a few steps of every epoch."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -26,30 +27,47 @@ def copied(optimizer: torch.optim.Optimizer) -> list[list[torch.Tensor]] | None:
         return None
 
 
-def measured(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]]) -> dict[str, StageMeasure]:
-    """By stage: its ``learning_rate``, its ``gradient_norm`` (after clipping), and its ``update``: the length of the step relative
-    to that of the weights. Stages that have not thawed yet are left out. Uses up ``before``."""
-    squares: dict[str, list[float]] = {}
-    rates: dict[str, float] = {}
+@dataclass(frozen=True)
+class Measured:
+    """What was measured in a step, still on the device.
+
+    Attributes:
+        groups: the stage and the learning rate of each of the optimizer's groups that moved.
+        lengths: ``[groups, 3]``: of its gradient, of its step, and of its weights before.
+    """
+
+    groups: list[tuple[str, float]]
+    lengths: torch.Tensor
+
+    def read(self) -> dict[str, StageMeasure]:
+        """By stage: its ``learning_rate``, its ``gradient_norm`` (after clipping), and its ``update``: the length of the step
+        relative to that of the weights. Stages that have not thawed yet are left out."""
+        squares: dict[str, list[float]] = {}
+        for (stage, _), lengths in zip(self.groups, self.lengths.tolist(), strict=True):
+            sums = squares.setdefault(stage, [0.0, 0.0, 0.0])
+            squares[stage] = [before + length**2 for before, length in zip(sums, lengths, strict=True)]
+        rates = dict(self.groups)
+        return {
+            stage: {
+                "learning_rate": rates[stage],
+                "gradient_norm": math.sqrt(gradient),
+                "update": math.sqrt(step / weights) if weights else 0.0,
+            }
+            for stage, (gradient, step, weights) in squares.items()
+        }
+
+
+def measured(optimizer: torch.optim.Optimizer, before: list[list[torch.Tensor]]) -> Measured:
+    """Compare what trains with what it was before the step. Uses up ``before``."""
+    groups, lengths = [], []
     for group, old in zip(optimizer.param_groups, before, strict=True):
         moving = [(now, then) for now, then in zip(group["params"], old, strict=True) if now.grad is not None]
         if not moving:
             continue
-        sums = squares.setdefault(group["stage"], [0.0, 0.0, 0.0])
-        sums[0] += _square([now.grad for now, _ in moving])
-        sums[2] += _square([then for _, then in moving])
-        sums[1] += _square([then.sub_(now.detach()) for now, then in moving])  # in place: there may be no room for another copy
-        rates[group["stage"]] = group["lr"]
-    return {
-        stage: {
-            "learning_rate": rates[stage],
-            "gradient_norm": math.sqrt(gradient),
-            "update": math.sqrt(step / weights) if weights else 0.0,
-        }
-        for stage, (gradient, step, weights) in squares.items()
-    }
-
-
-def _square(tensors: list[torch.Tensor]) -> float:
-    """The square of the length of all of them together."""
-    return nn.utils.get_total_norm(tensors).item() ** 2
+        gradient = nn.utils.get_total_norm([now.grad for now, _ in moving])
+        weights = nn.utils.get_total_norm([then for _, then in moving])
+        # In place: there may be no room for another copy.
+        step = nn.utils.get_total_norm([then.sub_(now.detach()) for now, then in moving])
+        groups.append((group["stage"], group["lr"]))
+        lengths.append(torch.stack([gradient, step, weights]))
+    return Measured(groups, torch.stack(lengths))

@@ -20,3 +20,19 @@ def make_optimizer(config: RunConfig, strategy: Strategy, stages: Sequence[Stage
         return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, fused=True)
+
+
+def take_step(optimizer: torch.optim.Optimizer, skipped: torch.Tensor) -> None:
+    """A fused optimizer's step; where ``skipped`` (float32 ``[]``, on the device) is 1, weights and state stay as they are."""
+    if isinstance(optimizer, torch.optim.SGD):
+        _begin_momentum(optimizer)
+    vars(optimizer)["found_inf"] = skipped  # what fused kernels look at, on the device: nobody waits for its value
+    optimizer.step()
+
+
+def _begin_momentum(optimizer: torch.optim.SGD) -> None:
+    """With zeros: torch leaves the buffers of a first step that is skipped uninitialised."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

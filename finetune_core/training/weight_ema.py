@@ -27,11 +27,11 @@ class WeightEMA:
         self.steps += 1
         decay = min(self._decay, self.steps / (9 + self.steps))
         now = model.state_dict()
-        for name, kept in self.tensors.items():
-            if kept.is_floating_point():
-                kept.lerp_(now[name], 1 - decay)
-            else:
-                kept.copy_(now[name])
+        averaged = [name for name, kept in self.tensors.items() if kept.is_floating_point()]
+        counted = [name for name, kept in self.tensors.items() if not kept.is_floating_point()]
+        torch._foreach_lerp_([self.tensors[name] for name in averaged], [now[name] for name in averaged], 1 - decay)
+        if counted:
+            torch._foreach_copy_([self.tensors[name] for name in counted], [now[name] for name in counted])
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:

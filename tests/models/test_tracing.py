@@ -54,7 +54,7 @@ def training_step():
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(0.5)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
         train_step(model, torch.ones(2, 4), torch.tensor([0, 1]), optimizer, CPU, seed=1)
         return model[2].weight.detach()
 

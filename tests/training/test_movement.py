@@ -25,7 +25,7 @@ def test_numbers_are_those_of_a_plain_step():
     before = copied(optimizer)
     weights = torch.cat([tensor.flatten() for tensor in before[0]]).norm().item()
     optimizer.step()
-    found = measured(optimizer, before)
+    found = measured(optimizer, before).read()
     gradient = torch.cat([layer.weight.grad.flatten(), layer.bias.grad]).norm().item()
     assert set(found) == {"head"}
     assert found["head"] == pytest.approx(

@@ -39,7 +39,7 @@ torch.manual_seed(0)
 model = nn.Sequential(
     nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 3)
 )
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
 images, labels = torch.randn(64, 3, 64, 64), torch.arange(64) % 3
 train_step(model, images[:2], labels[:2], optimizer, Device("cpu", "", "fp32"), 0)  # what is allocated once is there
 model[1].reset_running_stats()
@@ -120,7 +120,7 @@ class Hungry(nn.Module):
 
 def steps_on(model, images, micro=None, steps=1):
     torch.manual_seed(1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     inputs, labels = torch.randn(images, 6), torch.arange(images) % 3
     for step in range(steps):
         done = train_step(model, inputs, labels, optimizer, CPU, step, StepRule(micro_batch=micro))

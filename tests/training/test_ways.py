@@ -1,5 +1,6 @@
 """Every way to thaw trains, keeps what it promises to keep, and can be stopped and resumed; so does every setting."""
 
+import math
 from functools import partial
 
 import pytest
@@ -10,9 +11,10 @@ from finetune_core.config import make_config
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.training import compute, events
 from finetune_core.training.checkpoints import load_tensors
-from finetune_core.training.compute import NotFinite, StepRule, train_step
+from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
 from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.optimizers import take_step
 from finetune_core.training.schedules import learning_rate_factor
 from finetune_core.training.stage_plan import frozen_tensors, plan
 from finetune_core.training.strategies import STRATEGIES
@@ -146,7 +148,7 @@ def _moved(config, folder):
 def step_on(rule, forward=None, images=8):
     torch.manual_seed(0)
     model = nn.Linear(6, 3)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     inputs, labels = torch.randn(images, 6), torch.arange(images) % 3
     done = train_step(forward(model) if forward else model, inputs, labels, optimizer, CPU, 0, rule)
     return model, done
@@ -173,10 +175,27 @@ def test_a_gradient_that_is_no_number_changes_nothing():
 
     torch.manual_seed(0)
     before = nn.Linear(6, 3).weight.detach().clone()
-    seen = []
-    with pytest.raises(NotFinite):
-        step_on(StepRule(), lambda inner: seen.append(inner) or Broken(inner))
-    assert torch.equal(seen[0].weight, before)
+    model, done = step_on(StepRule(), Broken)
+    assert done.skipped.item() == 1
+    assert torch.equal(model.weight, before)
+
+
+@pytest.mark.parametrize("kind", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.optim.AdamW])
+def test_a_skipped_step_is_as_if_it_had_not_been(kind):
+    def trained(gradients):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(5))
+        optimizer = kind([parameter], lr=0.1, fused=True)
+        for gradient in gradients:
+            parameter.grad = torch.full((5,), gradient)
+            take_step(optimizer, torch.tensor(float(not math.isfinite(gradient))))
+        return parameter, optimizer.state[parameter]
+
+    parameter, state = trained([math.inf, 1.0, math.nan, 2.0])
+    wanted, expected = trained([1.0, 2.0])
+    assert torch.equal(parameter, wanted)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
 
 
 def test_long_gradients_are_shortened():
@@ -249,7 +268,7 @@ def test_blending_in_micro_batches_is_blending_the_whole_batch():
         torch.manual_seed(1)
         layer = nn.Linear(5, 3)
         rule = StepRule(class_weights=torch.tensor([1.0, 2.0, 0.5]), micro_batch=micro, mix=mix)
-        train_step(layer, inputs, labels, torch.optim.SGD(layer.parameters(), 0.1), CPU, 7, rule)
+        train_step(layer, inputs, labels, torch.optim.SGD(layer.parameters(), 0.1, fused=True), CPU, 7, rule)
         layers.append(layer.weight)
     assert torch.allclose(*layers, atol=1e-6)
 

@@ -1,0 +1,62 @@
+"""Steps whose numbers are still on the device. They are read back together: each read waits for all that the device has to do."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from finetune_core.training.compute import StepResult
+from finetune_core.training.device import Device
+from finetune_core.training.events import StageMeasures
+from finetune_core.training.movement import Measured
+
+_READ_BACK_SECONDS = 0.25
+
+
+def seconds_between_reads(device: Device) -> float:
+    """How long steps may go unread: on a processor, where nothing runs ahead, not at all."""
+    return 0.0 if device.kind == "cpu" else _READ_BACK_SECONDS
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A step that was given to the device.
+
+    Attributes:
+        step: within its epoch, counted from 1.
+        labels: int64 ``[n]``.
+        learning_rate: of the step.
+        memory_short: whether fewer images than asked went through at a time.
+        measured: of the stages, in the few steps where they are.
+    """
+
+    step: int
+    labels: np.ndarray
+    learning_rate: float
+    result: StepResult
+    memory_short: bool
+    measured: Measured | None
+
+
+@dataclass(frozen=True)
+class ReadStep:
+    """A step's numbers: ``predicted`` int64 ``[n]``; ``skipped`` where the gradient was not finite."""
+
+    loss: float
+    gradient_norm: float
+    skipped: bool
+    predicted: np.ndarray
+    stages: StageMeasures | None
+
+
+def read_back(pending: Sequence[PendingStep]) -> Iterator[tuple[PendingStep, ReadStep]]:
+    """Wait for the device, and read what came of each step."""
+    if not pending:
+        return
+    results = [each.result for each in pending]
+    numbers = torch.stack([torch.stack([one.loss, one.gradient_norm, one.skipped]) for one in results]).tolist()
+    predicted = torch.cat([one.logits.argmax(1) for one in results]).cpu().numpy()
+    ends = np.cumsum([len(one.logits) for one in results])
+    for each, (loss, norm, skipped), mine in zip(pending, numbers, np.split(predicted, ends[:-1]), strict=True):
+        yield each, ReadStep(loss, norm, bool(skipped), mine, each.measured.read() if each.measured else None)

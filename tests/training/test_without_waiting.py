@@ -1,0 +1,246 @@
+"""A training step waits for nothing that a GPU computes: shown without one, on torch's ``meta`` device, which has no values to read, and
+by counting on a processor that is treated like a GPU."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from finetune_core.errors import TrainingError
+from finetune_core.randomness import stream
+from finetune_core.runs.lines import EventLines
+from finetune_core.runs.record import EVENTS_FILE, create_run, execute, reopen_run
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.training import compute, events, loop
+from finetune_core.training.device import Device
+from finetune_core.training.loop import fit
+from finetune_core.training.prepare import prepare
+from finetune_core.training.running_metrics import RunningMetrics
+from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.training_images import TrainingImages
+from finetune_core.training.training_state import TrainingState
+from tests.drain import drained
+
+aten = torch.ops.aten
+EVERYTHING = {
+    "l2_sp": 0.1,
+    "ema": 0.9,
+    "clip_norm": 0.5,
+    "class_weights": "balanced",
+    "label_smoothing": 0.1,
+    "micro_batch": 6,
+    "weight_decay": 0.01,
+}
+
+
+class OnlyThere(TorchDispatchMode):
+    """No operation on the ``meta`` device takes a tensor of the processor's, except to copy it there."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kinds = {one.device.type for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        assert kinds != {"meta", "cpu"}, f"{func} on both"
+        return func(*args, **(kwargs or {}))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what has to wait for a GPU, and what has a result whose size only the GPU knows."""
+
+    waiting = (aten._local_scalar_dense, aten.is_nonzero, aten.equal, aten.nonzero, aten.masked_select, aten._unique2)
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        masked = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
+            one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1]
+        )
+        moved = func.overloadpacket is aten._to_copy and kwargs.get("device") not in (None, args[0].device)
+        if func.overloadpacket in self.waiting or masked or moved:
+            self.seen[func] += 1
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def config(colour_config):
+    return partial(colour_config, batch_size=10, epochs=9)
+
+
+@pytest.fixture
+def meta_trains(monkeypatch):
+    """``meta`` as a device that trains: torch has no generator for it, allows fused optimizers on real devices only, and has no shape
+    function for SGD's."""
+    monkeypatch.setattr(compute, "stream", lambda seed, kind="cpu": stream(seed))
+    monkeypatch.setattr(import_module("torch.optim.optimizer"), "_get_fused_kernels_supported_devices", lambda: ["meta", "cpu"])
+    library = torch.library.Library("aten", "IMPL", "Meta")
+    library.impl("_fused_sgd_", lambda *arguments, **settings: None)
+    yield
+    library._destroy()
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """No step is read back before its epoch ends: the lists of steps that were to be read, then."""
+    read, read_back = [], loop.read_back
+
+    def noted(steps):
+        if steps:
+            read.append(list(steps))
+        return read_back(steps)
+
+    monkeypatch.setattr(loop, "seconds_between_reads", lambda device: math.inf)
+    monkeypatch.setattr(loop, "read_back", noted)
+    return read
+
+
+def last_epoch(job, folder):
+    """The trainer, and the events of the steps of the last epoch: by then, all has thawed."""
+    at = TrainingState(RunningMetrics.of(len(job.dataset.classes)), epoch=job.config.epochs)
+    trainer = loop._trainer(job, folder)
+    return trainer, loop._train(trainer, at)
+
+
+def on_meta(job):
+    device = Device("meta", "no device", "fp32")
+    device.hold(job.network.model)
+    source = replace(job.source, device=device) if isinstance(job.source, TrainingImages) else job.source
+    return replace(job, device=device, source=source)
+
+
+def steps_on_meta(settings, folder, monkeypatch):
+    """An epoch's steps on ``meta``, which are there to be read at its end."""
+    job = on_meta(drained(prepare(settings))[1])
+    waiting = []
+    monkeypatch.setattr(loop, "seconds_between_reads", lambda device: math.inf)
+    monkeypatch.setattr(loop, "read_back", lambda steps: waiting.extend(steps) or iter(()))
+    trainer, training = last_epoch(job, folder)
+    with OnlyThere():
+        assert list(training) == []
+    assert len(waiting) == len(job.training_batches(settings.epochs))
+    assert any(step.measured for step in waiting)
+    assert {kept.device.type for kept in trainer.average.tensors.values()} == {"meta"}
+    return waiting
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_trains_where_nothing_can_be_read(config, tmp_path, monkeypatch, meta_trains, strategy):
+    own = {"stage_rates": {"block2": 1.0, "head": 1.0}} if strategy == "custom" else {}
+    settings = config(strategy=strategy, augmentation="random_resized_crop", mixup=0.2, cutmix=1.0, **own, **EVERYTHING)
+    for step in steps_on_meta(settings, tmp_path, monkeypatch):
+        with pytest.raises(RuntimeError, match="meta"):
+            step.result.loss.item()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_every_optimizer_and_dropout_train_where_nothing_can_be_read(config, tmp_path, monkeypatch, meta_trains, optimizer):
+    network = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64, "strategy": "full"}
+    steps_on_meta(config(optimizer=optimizer, **network, **EVERYTHING), tmp_path, monkeypatch)
+
+
+def test_meta_refuses_what_would_wait_and_what_was_left_on_the_processor():
+    value = torch.ones(3, device="meta")
+    for wait in (lambda: value.sum().item(), lambda: bool(value.sum()), value.cpu, value.tolist, lambda: value[value > 0]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wait()
+    with OnlyThere(), pytest.raises(AssertionError, match="on both"):
+        value.add_(torch.ones(3))  # which torch itself lets pass
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_nothing_is_waited_for_between_two_reads(config, tmp_path, unread, optimizer):
+    settings = config(strategy="last_two_blocks", optimizer=optimizer, **EVERYTHING)
+    waits = Waits()
+    _, training = last_epoch(drained(prepare(settings))[1], tmp_path)
+    with waits:
+        first = next(training)  # the first event comes once all steps of the epoch are done
+    (steps,) = unread
+    assert len(steps) == 3
+    assert isinstance(first, events.StepEnded)
+    assert not waits.seen
+
+
+def test_the_counter_counts():
+    value, waits = torch.ones(3), Waits()
+    with waits:
+        value.sum().item()
+        assert value.sum() > 0
+        value[value > 0]
+        value[torch.tensor([0])] + 1
+        value.nonzero()
+        value.to("meta")
+    assert waits.seen == {
+        aten._local_scalar_dense.default: 2,
+        aten.index.Tensor: 1,
+        aten.nonzero.default: 1,
+        aten._to_copy.default: 1,
+    }
+
+
+TRAINING = (events.StepEnded, events.EpochEnded, events.CheckpointSaved, events.RunFinished)
+
+
+def trained(stream):
+    """What steps and epochs came to, without times, and the message of the error that ended them."""
+    found, end = [], ""
+    try:
+        for event in stream:
+            if isinstance(event, TRAINING):
+                row = event.to_json()
+                found.append({key: row[key] for key in row if "seconds" not in key and key != "memory_bytes"})
+    except TrainingError as error:
+        end = str(error)
+    return found, end
+
+
+def read_one_by_one_and_together(settings, folder, request):
+    each, together = folder / "each", folder / "together"
+    each.mkdir()
+    together.mkdir()
+    first = trained(fit(settings, each))
+    reads = request.getfixturevalue("unread")
+    assert trained(fit(settings, together)) == first
+    return first, reads
+
+
+def test_steps_that_are_read_together_are_those_that_are_read_one_by_one(config, tmp_path, marks, request):
+    (found, _), reads = read_one_by_one_and_together(config(epochs=2, **EVERYTHING), tmp_path, request)
+    assert [len(steps) for steps in reads] == [3, 3]
+    assert found[-1]["event"] == "RunFinished"
+    assert marks(tmp_path / "together") == marks(tmp_path / "each")
+
+
+def test_a_stop_among_steps_that_were_read_together_comes_after_them(config, tmp_path, marks, unread):
+    settings = config(epochs=3)
+    (tmp_path / "whole").mkdir()
+    list(fit(settings, tmp_path / "whole"))
+    reservation = create_run(settings, tmp_path / "runs")
+    for event in execute(reservation):
+        if isinstance(event, events.StepEnded) and (event.epoch, event.step) == (2, 1):
+            request_stop(reservation.run_dir)
+    assert event == events.RunStopped(2, 1, event.seconds)
+    list(execute(reopen_run(reservation.run_dir)))
+    rows = [row for row in EventLines(reservation.run_dir / EVENTS_FILE).new() if row["event"] == "StepEnded"]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(epoch, step) for epoch in (1, 2, 3) for step in (1, 2, 3)]
+    assert marks(reservation.run_dir) == marks(tmp_path / "whole")
+
+
+def test_a_run_that_diverges_unread_ends_at_the_same_step_and_keeps_what_it_had(config, tmp_path, marks, request, monkeypatch):
+    monkeypatch.setattr(loop, "learning_rate_factor", lambda config, position, steps: 1e30 if position == steps + 1 else 1.0)
+    (found, end), reads = read_one_by_one_and_together(config(batch_size=4), tmp_path, request)
+    assert "not finite at step 3 of epoch 2 (learning rate 0.001)" in end
+    assert [row["step"] for row in found if row["event"] == "StepEnded"] == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2]
+    assert [len(steps) for steps in reads] == [8, 8], "no step was made in vain"
+    assert marks(tmp_path / "together") == marks(tmp_path / "each")
+
+
+def test_steps_that_are_read_together_took_equally_long(config, tmp_path, unread):
+    seconds = [event.seconds for event in fit(config(epochs=1), tmp_path) if isinstance(event, events.StepEnded)]
+    assert seconds[1] - seconds[0] == pytest.approx(seconds[2] - seconds[1], abs=0.01)
+    assert 0 < seconds[0] < seconds[1]
