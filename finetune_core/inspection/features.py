@@ -16,12 +16,12 @@ from finetune_core.errors import DataError
 from finetune_core.models.network import Network, build_network, check_image_size
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED
-from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.batches import in_order
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.feeding import Forward
-from finetune_core.training.out_of_memory import run_in_parts
+from finetune_core.training.feeding import arriving, forward_batch, outputs
+from finetune_core.training.training_images import validation_feed
 from finetune_core.training.trunk import TrunkTables, split_network
 from finetune_core.work import Work, in_phase
 
@@ -75,11 +75,13 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
     decoding = decode_pixels(dataset.paths(dataset.table), keys, needed, stored_side(image_size))
     pixels = yield from in_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
-    with Compiler(device, len(needed), _BATCH) as compiler:
+    with Compiler(device, len(needed), forward_batch(device)) as compiler:
+        feed = validation_feed(pixels, network.info, image_size, device)
         forward = compiler.forward(Part(pooled, f"{backbone} pooled", lambda: network.weights_hash))
         for start in range(0, len(needed), _KEPT_AT_ONCE):
             some = needed[start : start + _KEPT_AT_ONCE]
-            filling = CACHE.fill(name, keys[some], _computed(forward, network, device, pixels, some, image_size))
+            batches = outputs(lambda images: forward(images).float(), device, some, feed)
+            filling = CACHE.fill(name, keys[some], batches)
             if (yield from in_phase("features", filling, start, len(needed))) is None:
                 break
     table = CACHE.table(name)
@@ -135,14 +137,13 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
 
 
 def network_inputs(
-    network: Network, pixels: Pixels, rows: np.ndarray, image_size: int
+    network: Network, pixels: Pixels, rows: np.ndarray, image_size: int, device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """(rows, images as validation feeds them to the network ``[n, 3, s, s]``), batch by batch, the next one made meanwhile."""
-
-    def make(some: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(pixels.batch(some), image_size), network.info.mean, network.info.std)
-
-    return prefetched(make, in_order(rows, _BATCH))
+    """(rows, images as validation feeds them to the network ``[n, 3, s, s]``, on the device), batch by batch, the next one made
+    meanwhile."""
+    feed = validation_feed(pixels, network.info, image_size, device)
+    for batch, loaded in arriving(lambda some: (some, feed.load(some)), in_order(rows, _BATCH), device):
+        yield batch, feed.finish(loaded, batch)
 
 
 def _places(output: torch.Tensor) -> tuple[int, ...]:
@@ -166,14 +167,3 @@ def _table_name(network: Network, device: Device, image_size: int) -> str:
     """The cache's table for these weights, this size and this arithmetic."""
     trunk = TrunkTables(network, device, image_size).name(len(network.stages), "pooled")
     return f"features-{hashlib.sha256(trunk.encode()).hexdigest()[:16]}"
-
-
-def _computed(
-    forward: Forward, network: Network, device: Device, pixels: Pixels, rows: np.ndarray, image_size: int
-) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    position, size = 0, _BATCH
-    for batch, images in network_inputs(network, pixels, rows, image_size):
-        with torch.no_grad(), device.autocast():
-            output, size = run_in_parts(lambda some: forward(device.take(some)).float().cpu(), images, size)
-        yield np.arange(position, position + len(batch)), output
-        position += len(batch)

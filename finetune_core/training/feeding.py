@@ -66,7 +66,7 @@ def _computed(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) ->
 
         def part(numbers: torch.Tensor, batch: np.ndarray = batch, loaded: torch.Tensor = loaded) -> torch.Tensor:
             first, last = int(numbers[0]), int(numbers[-1]) + 1
-            inputs = feed.finish(loaded[first:last], batch[first:last])
+            inputs = device.take(feed.finish(loaded[first:last], batch[first:last]))
             with device.autocast():
                 return forward(inputs)
 

@@ -86,7 +86,7 @@ class Job:
     def _on_device(self, batches: list[np.ndarray], version: int | None) -> Inputs:
         for rows, loaded in arriving(lambda rows: self.source.readable(rows, version), batches, self.device):
             with explained(TOO_LARGE_A_BATCH):
-                inputs = self.source.finished(loaded, rows, version)
+                inputs = self.device.take(self.source.finished(loaded, rows, version))
             yield rows, inputs
 
 

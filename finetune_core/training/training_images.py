@@ -14,6 +14,17 @@ from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed
 
 
+def validation_feed(pixels: Pixels, info: BackboneInfo, image_size: int, device: Device) -> Feed:
+    """Decoded images as validation sees them. To a GPU they travel as uint8, a quarter of the bytes, and are normalised there."""
+
+    def made(squares: torch.Tensor) -> torch.Tensor:
+        return normalised(evaluated(squares, image_size), info.mean, info.std, device.layout)
+
+    if device.is_gpu:
+        return Feed(pixels.batch, lambda squares, rows: made(squares))
+    return Feed(lambda rows: made(pixels.batch(rows)))
+
+
 @dataclass(frozen=True)
 class TrainingImages:
     """Decoded images by row, as the network takes them: float32 ``[n, 3, size, size]``, normalised, in the device's layout.

@@ -11,7 +11,7 @@ from finetune_core.inspection import features
 from finetune_core.inspection.features import compute_features
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import CannotSplit
-from finetune_core.training import device_turn
+from finetune_core.training import device_turn, feeding
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
@@ -265,7 +265,7 @@ def test_the_pass_is_compiled_where_that_pays(folder, compiling, monkeypatch):
     _, eager = computed(folder)
     assert compiling.started == 0
     CACHE.clear()
-    monkeypatch.setattr(features, "_BATCH", 2)
+    monkeypatch.setattr(feeding, "_BATCH", 2)
     compiling.result = b"package"
     _, found = computed(folder)
     assert (compiling.started, compiling.used) == (1, 1)

@@ -14,7 +14,7 @@ from finetune_core.training.device import Device
 from finetune_core.training.feeding import arriving
 from finetune_core.training.loop import fit
 from finetune_core.training.placement import placed, room_for_rows
-from finetune_core.training.training_images import TrainingImages
+from finetune_core.training.training_images import TrainingImages, validation_feed
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
 from tests.training.pretended import GPU
@@ -125,6 +125,18 @@ def test_what_does_not_fit_travels_as_bytes_to_be_finished_there(lookup, colour_
             assert source.finished(loaded, rows, 0).shape == (5, 3, SIZE, SIZE)
     square = SIDE * SIDE * 3
     assert [one for one in travelled.bytes if one > 1000] == [5 * square, 5 * square]
+
+
+def test_images_that_are_analyzed_travel_as_bytes_too_and_are_the_same_everywhere(lookup):
+    pixels, info, rows = Pixels([], SIDE, lookup, {}, 0), backbone_info("resnet18"), np.array([3, 17, 4])
+    made = [validation_feed(pixels, info, SIZE, device) for device in (CPU, GPU)]
+    here, there = (feed.finish(feed.load(rows), rows) for feed in made)
+    assert torch.equal(here, there)
+    with Travelled() as travelled:
+        feed = validation_feed(pixels, info, SIZE, META)
+        ((_, loaded),) = arriving(lambda rows: (rows, feed.load(rows)), [rows], META)
+        assert feed.finish(loaded, rows).shape == (3, 3, SIZE, SIZE)
+    assert [one for one in travelled.bytes if one > 1000] == [3 * SIDE * SIDE * 3]
 
 
 def test_activations_on_the_device_are_indexed_there(lookup):

@@ -238,9 +238,9 @@ def _features(
 ) -> Work[tuple[np.ndarray, ...]]:
     """Float32 ``[n, d]`` for each of the stages."""
     found, done = [], 0
-    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size):
+    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, tuned.device):
         with torch.no_grad(), tuned.device.autocast():
-            found.append(pooled(tuned.device.take(inputs)).float().cpu().numpy())
+            found.append(pooled(inputs).float().cpu().numpy())
         done += len(batch)
         yield Step(done, len(rows), "features")
     return tuple(np.split(np.concatenate(found), np.cumsum(pooled.widths)[:-1], axis=1))
@@ -255,9 +255,9 @@ def _pulls(tuned: Predictor, images: RunImages) -> Work[tuple[dict[str, float], 
     model = network.model.eval().requires_grad_(True)
     model.zero_grad()
     right, done = 0, 0
-    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size):
+    for batch, inputs in network_inputs(network, images.pixels, rows, tuned.image_size, device):
         wanted = labels[batch].to(device.torch_device)
-        logits = model(device.take(inputs))  # in fp32: rounding would show in a gradient of a few images
+        logits = model(inputs)  # in fp32: rounding would show in a gradient of a few images
         (nn.functional.cross_entropy(logits.float(), wanted, reduction="sum") / len(rows)).backward()
         right += int((logits.argmax(1) == wanted).sum())
         done += len(batch)

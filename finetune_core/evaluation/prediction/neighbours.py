@@ -273,7 +273,7 @@ def compute_neighbourhood(run: Run, looks: Encoder, roots: Sequence[Path] = ()) 
 def _features(looks: Encoder, images: RunImages, rows: np.ndarray) -> Work[np.ndarray]:
     predictor, found = looks.predictor, []
     done = 0
-    for batch, inputs in network_inputs(predictor.network, images.pixels, rows, predictor.image_size):
+    for batch, inputs in network_inputs(predictor.network, images.pixels, rows, predictor.image_size, predictor.device):
         found.append(looks.features(inputs)[0])
         done += len(batch)
         yield Step(done, len(rows), "features")

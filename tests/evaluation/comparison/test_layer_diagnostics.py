@@ -111,7 +111,7 @@ def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(train
     images = finish(run_images(run, {"train": 500}))
     rows = images.rows["train"]
     assert layers["last_block"].pulled == len(rows)
-    inputs = torch.cat([batch for _, batch in network_inputs(predictor.network, images.pixels, rows, 32)])
+    inputs = torch.cat([batch for _, batch in network_inputs(predictor.network, images.pixels, rows, 32, predictor.device)])
     model = predictor.network.model.eval().requires_grad_(True)
     labels = torch.tensor(images.dataset.table["label"].to_numpy()[rows])
     logits = model(inputs)
