@@ -1,3 +1,4 @@
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from finetune_core.training.device import Device
-from finetune_core.training.feeding import Feed, forward_batch, outputs
+from finetune_core.training.feeding import Feed, arriving, forward_batch, outputs
 from finetune_core.training.prepare import prepare
 from tests.drain import drained
 from tests.training.pretended import GPU
@@ -48,6 +49,33 @@ def test_where_memory_runs_out_fewer_are_finished_and_computed_at_a_time(device)
     output = torch.cat([rows for _, rows in outputs(forward, device, ROWS, feed(seen))])
     assert torch.equal(output, TABLE[ROWS] + torch.from_numpy(ROWS)[:, None])
     assert [len(rows) for rows in seen] == [32, 16] + [8] * 8 + [6, 5]  # what failed is not tried again
+
+
+@pytest.mark.parametrize(("device", "ahead"), [(CPU, 1), (GPU, 2)], ids=["processor", "GPU"])
+def test_a_gpu_has_two_batches_sent_ahead_and_a_processor_one(device, ahead):
+    begun, last = [], threading.Event()
+
+    def load(rows):
+        begun.append(int(rows[0]))
+        if rows[0] == ahead:
+            last.set()
+        return rows, TABLE[rows]
+
+    using = arriving(load, [np.array([row]) for row in range(5)], device)
+    next(using)
+    assert last.wait(300)
+    using.close()
+    assert begun == list(range(ahead + 1))
+
+
+@pytest.mark.parametrize(("device", "computed"), [(CPU, 1), (GPU, 2)], ids=["processor", "GPU"])
+def test_an_output_is_copied_from_a_gpu_while_the_next_one_is_computed(device, computed):
+    given = []
+    coming = outputs(lambda inputs: given.append(len(inputs)) or inputs, device, ROWS, feed([]))
+    positions, _ = next(coming)
+    assert positions.tolist() == list(range(32))
+    assert given == [32] * computed
+    coming.close()
 
 
 def test_nothing_trains_with_as_many_images_at_a_time_as_the_device_needs(colour_config):
