@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from finetune_core.training.out_of_memory import explained
 from finetune_core.training.stage_plan import Strategy, trained_parameters
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
+from finetune_core.transfers import sent
 
 Inputs = Iterator[tuple[np.ndarray, torch.Tensor]]
 
@@ -55,6 +57,14 @@ class Job:
     def forward(self) -> nn.Module:
         """What a step runs: the network, or its tail."""
         return self.source.tail if isinstance(self.source, CachedTrunk) else self.network.model
+
+    def targets(self, rows: np.ndarray) -> torch.Tensor:
+        """The rows' labels, int64 ``[n]``, on the device."""
+        return self._labels_there.index_select(0, sent(torch.from_numpy(rows), self._labels_there.device))
+
+    @cached_property
+    def _labels_there(self) -> torch.Tensor:
+        return torch.tensor(self.labels, device=self.device.torch_device)
 
     def training_batches(self, epoch: int) -> list[np.ndarray]:
         """Row numbers, batch by batch, of an epoch counted from 1."""

@@ -58,7 +58,6 @@ from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
 from finetune_core.training.training_state import TrainingState, restore_training_state, save_training_state
 from finetune_core.training.weight_ema import WeightEMA
-from finetune_core.transfers import sent
 
 CHECKPOINT_SECONDS = 120  # between two checkpoints within an epoch
 
@@ -216,7 +215,7 @@ def _step(trainer: _Trainer, epoch: int, step: int, steps: int, rows: np.ndarray
     job, optimizer, config = trainer.job, trainer.optimizer, trainer.job.config
     position = (epoch - 1) * steps + step - 1
     rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, steps))
-    labels = sent(torch.from_numpy(job.labels[rows]), job.device.torch_device)
+    labels = job.targets(rows)
     before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
     # Dropout's randomness depends on the step alone.
     with kept_for_backward(job.forward) if before else nullcontext() as kept:

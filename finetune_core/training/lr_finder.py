@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import TrainingError
@@ -17,7 +16,6 @@ from finetune_core.training.freezing import apply
 from finetune_core.training.job import Inputs, Job, step_rule
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
-from finetune_core.transfers import sent
 from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
@@ -95,7 +93,7 @@ def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (step / (_STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["base_lr"] / config.learning_rate
-        labels = sent(torch.from_numpy(job.labels[rows]), job.device.torch_device)
+        labels = job.targets(rows)
         done = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule)
         if done.skipped.item():
             break

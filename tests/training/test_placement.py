@@ -1,5 +1,7 @@
 """Where a run's rows live, and what travels to a device that computes: on torch's meta device and on a processor that is treated like a GPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from finetune_core.training.placement import placed, room_for_rows
 from finetune_core.training.training_images import TrainingImages, validation_feed
 from finetune_core.training.trunk import CachedTrunk
 from finetune_core.work import finish
+from tests.drain import drained
 from tests.training.pretended import GPU
 
 CPU, META = Device("cpu", "CPU", "fp32"), Device("meta", "nothing but shapes", "fp32")
@@ -147,6 +150,17 @@ def test_activations_on_the_device_are_indexed_there(lookup):
             rows, loaded = held.readable(np.array([2, 9, 15]), version)
         assert held.finished(loaded, rows, version).device.type == "meta"
         assert travelled.bytes == [3 * 8]
+
+
+def test_labels_on_the_device_are_indexed_there(colour_config):
+    _, job = drained(prepare.prepare(colour_config(batch_size=8)))
+    rows = job.training_batches(1)[0]
+    assert job.targets(rows).tolist() == job.labels[rows].tolist()
+    there = replace(job, device=META)
+    there.targets(rows)
+    with Travelled() as travelled:
+        assert there.targets(rows).shape == rows.shape
+    assert travelled.bytes == [rows.nbytes]
 
 
 @pytest.mark.parametrize("kind", ["none", "flips", "random_resized_crop"])
