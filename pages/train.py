@@ -16,13 +16,12 @@ from pages.shared.runs.controls import attempt, controls
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
-from pages.shared.runs.live import bar, curves, details, notices, numbers
+from pages.shared.runs.live import bar, curves, details, notices, numbers, pace
 from pages.shared.runs.overlay import overlaid, overlaid_charts
 from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import run_settings
 from pages.shared.runs.trash import TRASH, to_trash
 
-REFRESH = 2.0  # seconds; a page that is open takes time from the training on the same cores
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
 
 page("pages/train.py", "Watch a run. You can close the tab: the run continues, and this page finds it again.")
@@ -114,10 +113,11 @@ def ending(run: Run) -> None:
     next_step("pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id)
 
 
-def live(run_id: str, was_active: bool, others: list[Run]) -> None:
+def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     """The panel that refreshes itself.
 
     Args:
+        paced: how often it does so now.
         others: runs whose curves are drawn over this one's; chosen outside, or the box would be drawn anew at each refresh.
     """
     try:
@@ -125,7 +125,7 @@ def live(run_id: str, was_active: bool, others: list[Run]) -> None:
     except RunError as error:  # it was deleted, or damaged, since the page was drawn
         st.error(plain(str(error)), icon=":material/folder_off:")
         return
-    if was_active != run.active:  # it has ended, or was resumed: the panel has to stop refreshing itself, or to begin
+    if paced != pace(run):  # only the page around it can change that, and when it ends more than this panel changes
         st.rerun()
     controls(run)
     notices(run)
@@ -161,8 +161,8 @@ if not runs:
     st.stop()
 chosen = choose_run(runs, damaged, prefer_active=True)
 others = overlaid(chosen, runs)
-# The panel refreshes itself only while there is something to see.
-st.fragment(live, run_every=REFRESH if chosen.active else None)(chosen.run_id, chosen.active, others)
+paced = pace(chosen)
+st.fragment(live, run_every=paced)(chosen.run_id, paced, others)
 if chosen.resumable:
     st.fragment(look_again, run_every=LOOK_AGAIN)(chosen.run_id, chosen.status)
 about(chosen)

@@ -1,6 +1,7 @@
 """The Train page of runs that wait: what for, and that they can be paused and stopped there."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
@@ -13,6 +14,7 @@ from finetune_core.runs.record import create_run
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
+from pages.shared.runs.live import pace
 from tests.deadline import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -107,3 +109,12 @@ def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(image_folder, tmp_p
     assert requested_stop(reservation.run_dir) == "stop"
     assert (at.button(key="stop").label, at.button(key="stop").disabled) == ("Stopping…", True)
     reservation.lock.release()
+
+
+def test_a_long_run_is_watched_less_closely_and_one_that_has_ended_not_at_all():
+    def watched(active, *seconds):
+        return pace(SimpleNamespace(active=active, history=SimpleNamespace(steps=[{"seconds": at} for at in seconds])))
+
+    assert watched(True) == watched(True, 1, 59)
+    assert watched(True, 1, 61) > watched(True, 1)
+    assert watched(False, 61) is None

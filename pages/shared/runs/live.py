@@ -27,7 +27,19 @@ _QUANTITIES: dict[Quantity, str] = {
     "gradient_norm": "Norm of the loss gradient, by stage.",
     "learning_rate": "The learning rate, by stage.",
 }
+# Seconds between two refreshes: a page that is open takes time from the training on the same cores, and a long run changes slowly.
+_REFRESH, _REFRESH_LATER = 2.0, 4.0
+_FIRST = 60.0  # seconds of a run during which it is watched closely
+
 _STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Prediction flips", "Log", "Timing"
+
+
+def pace(run: Run) -> float | None:
+    """Seconds between two refreshes; None once there is nothing new to see."""
+    if not run.active:
+        return None
+    steps = run.history.steps
+    return _REFRESH_LATER if steps and steps[-1]["seconds"] > _FIRST else _REFRESH
 
 
 def bar(run: Run) -> None:
@@ -120,7 +132,7 @@ def curves(run: Run) -> None:
 
 
 # Drawing takes time from the training in this process: whoever looks on within a few seconds gets the same drawing.
-@st.cache_data(ttl=3, max_entries=200, show_spinner=False)
+@st.cache_data(ttl=6, max_entries=200, show_spinner=False)
 def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
     started, history = _run.started, _run.history
     figure = training_curve(
@@ -129,7 +141,7 @@ def _training_curve(kind: Kind, run_id: str, status: str, _run: Run) -> None:
     st.altair_chart(figure, alt=f"{kind.replace('_', ' ')} by epoch, for training and validation images")
 
 
-@st.cache_data(ttl=6, max_entries=200, show_spinner=False)
+@st.cache_data(ttl=12, max_entries=200, show_spinner=False)
 def _stage_curve(quantity: Quantity, run_id: str, status: str, _run: Run) -> None:
     started = _run.started
     names = [stage["name"] for stage in started["stages"]]
