@@ -1,7 +1,7 @@
 """What a network answers for a split, and the final evaluation: a run's best checkpoint, in fp32, as Predict and the exports compute."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from finetune_core.models.network import Network, build_network
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, read_info, restore_network
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
-from finetune_core.training.feeding import Forward
+from finetune_core.training.feeding import Forward, brought_back
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.out_of_memory import run_in_parts
@@ -63,15 +63,14 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
 @torch.no_grad()
 def logits_of(model: Forward, inputs: torch.Tensor, device: Device) -> np.ndarray:
     """Float32 ``[n, classes]``: what a network in eval mode, or its tail, answers in the device's precision."""
-    return logits_in_parts(model, inputs, device, len(inputs))[0]
+    return logits_in_parts(model, inputs, device, len(inputs))[0].cpu().numpy()
 
 
 @torch.no_grad()
-def logits_in_parts(model: Forward, inputs: torch.Tensor, device: Device, size: int) -> tuple[np.ndarray, int]:
-    """The same, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
+def logits_in_parts(model: Forward, inputs: torch.Tensor, device: Device, size: int) -> tuple[torch.Tensor, int]:
+    """The same, still on the device, at most ``size`` images at a time, fewer where memory runs out; and how many fitted."""
     with device.autocast():
-        logits, size = run_in_parts(lambda images: model(device.take(images)).float().cpu(), inputs, size)
-    return logits.numpy(), size
+        return run_in_parts(lambda images: model(device.take(images)).float(), inputs, size)
 
 
 def predict_splits(
@@ -85,22 +84,31 @@ def predict_splits(
     job.network.model.eval()
     seen: list[np.ndarray] = []
     found: list[np.ndarray] = []
-    reported, size = time.monotonic(), job.evaluation_batch
-    total = sum(len(job.rows[split]) for split in splits)
+    reported, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
+    for rows, logits in brought_back(_answers(job, splits), job.device):
+        yield from lost.report(job.lost)
+        if len(rows):
+            seen.append(rows)
+            found.append(logits.numpy())
+        if time.monotonic() - reported >= EVENT_SECONDS:
+            reported = time.monotonic()
+            yield Progress(phase, sum(map(len, seen)), total)
+    answered = np.concatenate(seen) if seen else np.empty(0, int)
     for split in splits:
-        before = len(seen)
-        for rows, inputs in job.evaluation_inputs(split):
-            yield from lost.report(job.lost)
-            if len(rows):
-                seen.append(rows)
-                logits, size = logits_in_parts(job.forward, inputs, job.device, size)
-                found.append(logits)
-            if time.monotonic() - reported >= EVENT_SECONDS:
-                reported = time.monotonic()
-                yield Progress(phase, sum(map(len, seen)), total)
-        if len(seen) == before:
+        if not np.isin(job.rows[split], answered).any():
             raise TrainingError(f"None of the {split} images can be read any more. Put them back and resume the run.")
-    return np.concatenate(seen), np.concatenate(found)
+    return answered, np.concatenate(found)
+
+
+def _answers(job: Job, splits: Sequence[str]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
+    """Rows and their logits, on the device, batch by batch; none of a batch whose images are all lost."""
+    size = job.evaluation_batch
+    for split in splits:
+        for rows, inputs in job.evaluation_inputs(split):
+            logits = torch.empty(0)
+            if len(rows):
+                logits, size = logits_in_parts(job.forward, inputs, job.device, size)
+            yield rows, logits
 
 
 def predicted_table(job: Job, rows: np.ndarray, logits: np.ndarray) -> pd.DataFrame:

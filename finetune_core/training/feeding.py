@@ -57,7 +57,7 @@ def arriving(
 
 def outputs(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """(positions in ``rows``, the network's output for them in the processor's memory), batch by batch."""
-    return _brought_back(_computed(forward, device, rows, feed), device)
+    return brought_back(_computed(forward, device, rows, feed), device)
 
 
 def _computed(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -77,10 +77,10 @@ def _computed(forward: Forward, device: Device, rows: np.ndarray, feed: Feed) ->
         position += len(batch)
 
 
-def _brought_back(
+def brought_back(
     computed: Iterator[tuple[np.ndarray, torch.Tensor]], device: Device
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-    """The same in the processor's memory; from a GPU, each output is copied while the next one is computed."""
+    """The same in the processor's memory: (rows or positions, output). From a GPU, each output is copied while the next one is computed."""
     if not device.is_gpu:
         yield from computed
         return

@@ -229,7 +229,7 @@ def test_stopped_at_the_end_of_an_epoch_its_results_are_there(config, tmp_path):
 def test_validation_that_is_no_number_is_said_in_words(config, tmp_path, monkeypatch):
     from finetune_core.training import evaluation
 
-    nothing = lambda model, inputs, device, size: (np.full((len(inputs), 3), np.nan, np.float32), size)  # noqa: E731
+    nothing = lambda model, inputs, device, size: (torch.full((len(inputs), 3), torch.nan), size)  # noqa: E731
     monkeypatch.setattr(evaluation, "logits_in_parts", nothing)
     with pytest.raises(TrainingError, match="after epoch 1"):
         run(config(), tmp_path / "run")
