@@ -35,6 +35,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{text} %"
 
 
+def memory(host: float, device: float | None) -> str:
+    """``1.2 GB``; where a GPU trains, its memory apart: ``3.1 GB of GPU memory, 400.0 MB of memory``."""
+    return size(host) if device is None else f"{size(device)} of GPU memory, {size(host)} of memory"
+
+
 def number(count: float) -> str:
     """1234 -> ``1,234``; 11689512 -> ``11.7 million``."""
     if count >= 1_000_000:

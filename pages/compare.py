@@ -21,6 +21,7 @@ from finetune_core.figures.comparison import (
     by_data,
     by_depth,
     learning_curves,
+    offered_costs,
     pareto,
 )
 from finetune_core.figures.report import whole_report
@@ -65,7 +66,8 @@ COLUMN_HELP = {
     "Time": "Of the median run. The first of several also computes the activation cache that the others reuse.",
     "Without the cache": "The time of the same run if its frozen stages ran in every epoch. A little too low where the cache was computed from that of another strategy.",
     "Trainable": "Parameters that are trained.",
-    "Memory": "Memory of a run in addition to the program itself: weights, optimizer, decoded images, cache, and activations of a step.",
+    "Memory": "Memory of a run in addition to the program itself: weights, optimizer, decoded images, cache, and activations of a step, as far as they are not on a GPU.",
+    "GPU memory": "The most of a GPU's memory that a run has held.",
     "On disk": "The best checkpoint, which holds only the trained weights.",
     **{
         f"Difference ({one.unit})": f"{one.title} of the first minus that of the second{', in percentage points' if one.share else ''}."
@@ -205,9 +207,12 @@ def pairs(comparison: Comparison) -> None:
 @st.fragment
 def costs(comparison: Comparison) -> None:
     st.header("Accuracy against cost", anchor=False)
+    offered, reason = offered_costs(comparison.arms)
+    if st.session_state.get("measure") not in (None, *offered):
+        del st.session_state["measure"]
     measure = st.segmented_control(
         "Cost",
-        list(COSTS),
+        offered,
         default="seconds",
         required=True,
         format_func=lambda name: COSTS[name][0],
@@ -219,7 +224,7 @@ def costs(comparison: Comparison) -> None:
         pareto(measure, comparison.arms), key=f"pareto-{measure}", alt=f"Accuracy against {COSTS[measure][0].lower()}"
     )
     hollow = " Hollow: the same runs without the cache of the frozen stages' output." if measure == "seconds" else ""
-    st.caption(f"Dotted line: Pareto front. No run is both better and cheaper than one on it.{hollow}")
+    st.caption(f"Dotted line: Pareto front. No run is both better and cheaper than one on it.{hollow} {reason}")
 
 
 def shapes(comparison: Comparison) -> None:

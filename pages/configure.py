@@ -12,7 +12,7 @@ from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.figures.curves import rate_curve
-from finetune_core.formatting import duration, number, size, things
+from finetune_core.formatting import duration, memory, number, size, things
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import RANDOM
 from finetune_core.training.forecast import comparable
@@ -139,6 +139,7 @@ def forecast_table(config: RunConfig, known: Known) -> None:
             "Total": duration(one.seconds),
             "Per epoch": duration(one.epoch_seconds),
             "Memory": size(one.memory_bytes),
+            **({} if one.device_bytes is None else {"GPU memory": size(one.device_bytes)}),
             "Cache": size(one.cache_bytes) if one.cache_bytes else "none",
         }
         for name, one in forecasts.items()
@@ -149,7 +150,8 @@ def forecast_table(config: RunConfig, known: Known) -> None:
     notes = {
         "Total": "The whole run when nothing is cached yet; less after a run with the same frozen stages.",
         "Per epoch": "The mean, if stages thaw during the run.",
-        "Memory": "Weights, optimizer, decoded images, cache, and activations of a step; in addition to the program itself.",
+        "Memory": "Weights, optimizer, decoded images, cache, and activations of a step, as far as they are not on a GPU; in addition to the program itself.",
+        "GPU memory": "Weights, optimizer, and activations of a step.",
         "Cache": "The frozen stages' output for each image, computed once.",
     }
     columns = {name: st.column_config.TextColumn(help=note) for name, note in notes.items()}
@@ -207,7 +209,7 @@ def summary(config: RunConfig, known: Known, dataset: Dataset) -> str:
         f"**{STRATEGIES[config.strategy].title}** on **{plain(config.backbone)}**",
         things(max(1, round(training)), "training image"),
         things(config.epochs, "epoch"),
-        *([f"about {duration(forecast.seconds)}", size(forecast.memory_bytes)] if forecast else []),
+        *([f"about {duration(forecast.seconds)}", memory(forecast.memory_bytes, forecast.device_bytes)] if forecast else []),
     ]
     return " · ".join(parts)
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Tests run beside each other: threads of one would wait, spinning, for a core that the other's have. Set before numpy and torch
@@ -216,7 +217,8 @@ def gpu(monkeypatch):
     """The processor in a GPU's place: (kind of device, weak reference to what was moved there), in order."""
     import torch
 
-    from finetune_core.training import device
+    from finetune_core.randomness import stream
+    from finetune_core.training import compute, device
 
     moved, hold = [], device.Device.hold
 
@@ -227,6 +229,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(device, "_present", lambda: ["cuda", "cpu"])
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA Imaginary")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
-    monkeypatch.setattr(device.Device, "torch_device", torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (8 * 10**9, 16 * 10**9))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16 * 10**9))
+    monkeypatch.setattr(device.Device, "torch_device", torch.device("cpu", 0))
     monkeypatch.setattr(device.Device, "hold", noted)
+    monkeypatch.setattr(compute, "stream", lambda seed, *_: stream(seed))
     return moved

@@ -14,13 +14,14 @@ from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS,
 
 Kind = Literal["loss", "accuracy"]
 Axis = Literal["epoch", "seconds"]
-CostName = Literal["seconds", "trainable_parameters", "memory_bytes", "disk_bytes"]
+CostName = Literal["seconds", "trainable_parameters", "memory_bytes", "device_bytes", "disk_bytes"]
 
 # cost -> (what a button calls it, the axis, what a value of 1 is divided by)
 COSTS: dict[CostName, tuple[str, str, float]] = {
     "seconds": ("Time", "Training time", 1.0),
     "trainable_parameters": ("Trainable parameters", "Trainable parameters, millions", 1e6),
     "memory_bytes": ("Memory", "Memory of a run, MB", 1e6),
+    "device_bytes": ("GPU memory", "GPU memory of a run, MB", 1e6),
     "disk_bytes": ("Size on disk", "Size of the best checkpoint, MB", 1e6),
 }
 RUN_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
@@ -84,6 +85,22 @@ def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
     figure.update_yaxes(title_text=f"Validation {kind}", **axis_format)
     figure.update_layout(height=360, margin=MARGIN, legend=LEGEND)
     return figure
+
+
+def offered_costs(arms: Sequence[Arm]) -> tuple[list[CostName], str]:
+    """What accuracy can be drawn against; and, in words, why not against memory, where it cannot.
+
+    Memory is that of the device that trained: one axis would mix a GPU's with a processor's, where all of a run lies.
+    """
+    kinds = sorted({kind for arm in arms for kind in arm.cost.device.split(", ")})
+    measured = all(arm.cost.device_bytes is not None for arm in arms)
+    memory: CostName | None = "memory_bytes" if kinds == ["cpu"] else "device_bytes" if len(kinds) == 1 and measured else None
+    reason = ""
+    if len(kinds) > 1:
+        reason = f"Memory is not compared: these runs were trained on different devices ({', '.join(kinds)})."
+    elif memory is None:
+        reason = "Memory is not compared: the GPU's was not measured for all of these runs."
+    return [name for name in COSTS if name == memory or name not in ("memory_bytes", "device_bytes")], reason
 
 
 def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:

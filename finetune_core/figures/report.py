@@ -9,7 +9,7 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
 from finetune_core.evaluation.comparison.pictured import pictured
 from finetune_core.evaluation.comparison.report import report_html
-from finetune_core.figures.comparison import COSTS, Axis, accuracies, by_data, by_depth, learning_curves, pareto
+from finetune_core.figures.comparison import COSTS, Axis, accuracies, by_data, by_depth, learning_curves, offered_costs, pareto
 from finetune_core.figures.layer_diagnostics import MEASURES as MOVES
 from finetune_core.figures.layer_diagnostics import by_stage, probe_profile
 
@@ -25,7 +25,7 @@ def comparison_figures(comparison: Comparison) -> Headed:
     """The figures of accuracy and its cost, each with its heading."""
     arms = comparison.arms
     found = [(f"{comparison.measure.title}, with intervals and seeds", accuracies(arms))]
-    found += [(f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms)) for measure in COSTS]
+    found += [(f"Accuracy against {COSTS[measure][0].lower()}", pareto(measure, arms)) for measure in offered_costs(arms)[0]]
     found += [
         (heading, figure)
         for heading, figure in (

@@ -75,11 +75,12 @@ class FindingRow(TypedDict):
 
 
 class Expected(TypedDict):
-    """A forecast."""
+    """A forecast; ``device_bytes`` where a GPU trains."""
 
     seconds: Seconds
     epoch_seconds: Seconds
     memory_bytes: Length
+    device_bytes: NotRequired[Length | None]
     cache_bytes: Length
 
 
@@ -163,7 +164,7 @@ class RunStarted(Event):
         weights_hash: of the backbone before training.
         cache: what the activation cache did.
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
-        forecast: the ``seconds, epoch_seconds, memory_bytes, cache_bytes`` that were expected; None where nothing was known.
+        forecast: the ``seconds, epoch_seconds, memory_bytes, device_bytes, cache_bytes`` that were expected; None where nothing was known.
         numerics: ``tf32, cudnn_benchmark``; None in runs of earlier versions.
     """
 
@@ -262,7 +263,9 @@ class EpochEnded(Event):
 
     Attributes:
         seconds: since the first step began.
-        memory_bytes: the most that the run's own tensors have taken (``footprint.py``).
+        memory_bytes: the most that the run's own tensors have taken of the program's memory (``footprint.py``).
+        device_bytes: the most that it has taken of a GPU's, which ``memory_bytes`` leaves out; None where the processor trains, and in
+            runs of earlier versions.
         train_scores, val_scores: ``balanced_accuracy`` and ``macro_f1``.
         stages: as in StepEnded, the last that was measured.
     """
@@ -276,6 +279,7 @@ class EpochEnded(Event):
     val_seconds: Seconds
     seconds: Seconds
     memory_bytes: Count = 0
+    device_bytes: Count | None = None
     train_scores: EpochScores = field(default_factory=EpochScores)
     val_scores: EpochScores = field(default_factory=EpochScores)
     stages: StageMeasures | None = None

@@ -1,20 +1,36 @@
-"""The memory that a run takes, counted from its tensors.
+"""The memory that a run takes: in the program's own, counted from its tensors, and, apart from that, in a GPU's.
 
 What the system says of a process depends on what the process did before: freed memory stays with it, and is used again, so that a
-second or a resumed run would seem to take none. The same tensors count the same in every process, on every device.
+second or a resumed run would seem to take none. The same tensors count the same in every process. A GPU's memory is counted by
+torch, which hands every run's back when it ends.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from finetune_core.data.rowcache import Lookup
+from finetune_core.training.device_memory import bytes_held
 from finetune_core.training.job import Job
 from finetune_core.training.weight_ema import WeightEMA
 
 Storages = dict[int, int]  # address -> bytes
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that a run takes.
+
+    Attributes:
+        host: in the program's own memory.
+        device: in the GPU's; None where the processor trains.
+    """
+
+    host: int
+    device: int | None
 
 
 @contextmanager
@@ -32,9 +48,9 @@ def kept_for_backward(forward: nn.Module) -> Iterator[Storages]:
         yield kept
 
 
-def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, step_bytes: int) -> int:
-    """Bytes: the networks, gradients, the optimizer's state, averaged weights, images and activations that are held in memory, and what a
-    step keeps for its backward pass."""
+def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, step_bytes: int) -> Footprint:
+    """Of the networks, gradients, the optimizer's state, averaged weights, images and activations that are held in memory, and what a step
+    keeps for its backward pass: ``step_bytes``, of one that has just been made."""
     training = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     held = [
         *job.network.model.state_dict().values(),
@@ -43,7 +59,19 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
         *(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)),
         *(average.tensors.values() if average else ()),
     ]
-    return sum(_storages(held).values()) + sum(map(_in_memory, job.source.lookups)) + step_bytes
+    device = bytes_held(job.device, step_bytes)
+    host = sum(_storages(tensor for tensor in held if tensor.device.type == "cpu").values())
+    return Footprint(host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0), device)
+
+
+def most(found: Sequence[Footprint], now: int | None) -> Footprint:
+    """The most of either memory.
+
+    Args:
+        now: ``bytes_held`` at the moment.
+    """
+    host = max((one.host for one in found), default=0)
+    return Footprint(host, None if now is None else max([now, *(one.device or 0 for one in found)]))
 
 
 def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
@@ -52,4 +80,6 @@ def _storages(tensors: Iterable[torch.Tensor]) -> Storages:
 
 
 def _in_memory(lookup: Lookup) -> int:
-    return lookup.row_bytes * int((lookup.places[:, 0] >= 0).sum()) if lookup.where == "memory" else 0
+    if lookup.where == "disk" or lookup.blocks[0].rows.device.type != "cpu":
+        return 0
+    return lookup.row_bytes * int((lookup.places[:, 0] >= 0).sum())

@@ -9,6 +9,8 @@ from finetune_core.data.pixels import stored_side
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import network_stages
+from finetune_core.training.device import choose_device
+from finetune_core.training.placement import room_when_idle
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, trainable_parameters
 from finetune_core.training.strategies import STRATEGIES
@@ -19,13 +21,19 @@ _FIXED_SECONDS = 0.8  # building the network, opening the data, the last checkpo
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run is expected to take: seconds and bytes."""
+    """What a run is expected to take: seconds and bytes.
+
+    Attributes:
+        memory_bytes: of the program's memory.
+        device_bytes: of a GPU's, which ``memory_bytes`` leaves out; None where the processor trains.
+    """
 
     strategy: str
     trainable_parameters: int
     seconds: float
     epoch_seconds: float  # the mean, where stages thaw on the way
     memory_bytes: int
+    device_bytes: int | None
     cache_bytes: int
 
 
@@ -54,13 +62,17 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * stored_side(config.image_size) ** 2
     moments = 4 if config.optimizer == "sgd" else 8
-    weights = 4 * sum(stage.parameter_count for stage in stages) + (4 + moments) * trainable
+    weights = 4 * sum(stage.parameter_count for stage in stages)
+    training, held = weights + (4 + moments) * trainable + speed.step_bytes, pixels + cache_bytes
+    device, on_gpu = choose_device(config.device, config.precision), cache_bytes if cached else pixels
+    on_gpu = on_gpu if on_gpu <= room_when_idle(device) else 0
     return Forecast(
         config.strategy,
         trainable,
         _FIXED_SECONDS + once + config.epochs * epoch,
         epoch,
-        weights + speed.step_bytes + pixels + cache_bytes,
+        (weights if device.is_gpu else training) + held - on_gpu,  # beside a GPU: the network as published
+        training + on_gpu if device.is_gpu else None,
         cache_bytes,
     )
 

@@ -25,6 +25,7 @@ from finetune_core.training.checkpoints import (
 )
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import numerics
+from finetune_core.training.device_memory import bytes_held
 from finetune_core.training.early_stopping import EarlyStopping
 from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
@@ -40,7 +41,7 @@ from finetune_core.training.events import (
     RunStopped,
     StepEnded,
 )
-from finetune_core.training.footprint import footprint, kept_for_backward
+from finetune_core.training.footprint import Footprint, footprint, kept_for_backward, most
 from finetune_core.training.forecast import expected
 from finetune_core.training.freezing import apply
 from finetune_core.training.job import Job, step_rule
@@ -124,7 +125,7 @@ class _Trainer:
 
     Attributes:
         fitting: how many images went through at a time, each time that memory ran out.
-        footprints: bytes in use, at each measurement.
+        footprints: memory in use, at each measurement.
     """
 
     job: Job
@@ -134,7 +135,7 @@ class _Trainer:
     rule: StepRule
     lost: LostImages
     fitting: list[int] = field(default_factory=list)
-    footprints: list[int] = field(default_factory=list)
+    footprints: list[Footprint] = field(default_factory=list)
 
     def save(self, at: TrainingState) -> CheckpointSaved:
         return save_training_state(self.job, self.optimizer, self.average, at, self.run_dir)
@@ -305,6 +306,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         if at.take(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
             save_predictions(run_dir, predicted_table(job, rows, logits), job.device.precision)
             saved.append(_save_best(job, run_dir, epoch))
+    memory = most(trainer.footprints, bytes_held(job.device, step_bytes=0))
     ended = EpochEnded(
         epoch,
         at.metrics.loss,
@@ -314,7 +316,8 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         train_seconds=at.train_seconds,
         val_seconds=time.monotonic() - began,
         seconds=at.elapsed,
-        memory_bytes=max(trainer.footprints, default=0),
+        memory_bytes=memory.host,
+        device_bytes=memory.device,
         train_scores=at.metrics.scores(),
         val_scores=found.scores(),
         stages=at.stages,
@@ -377,6 +380,7 @@ def _expected(job: Job) -> Expected | None:
         seconds=found.seconds,
         epoch_seconds=found.epoch_seconds,
         memory_bytes=found.memory_bytes,
+        device_bytes=found.device_bytes,
         cache_bytes=found.cache_bytes,
     )
 

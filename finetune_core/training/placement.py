@@ -23,6 +23,13 @@ def room_for_rows(device: Device) -> int:
     return int(_SHARE * (free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()))
 
 
+def room_when_idle(device: Device) -> int:
+    """The same of a device that nothing uses yet."""
+    if device.kind != "cuda":
+        return 0
+    return int(_SHARE * torch.cuda.get_device_properties(device.torch_device).total_memory)
+
+
 def placed(lookups: Sequence[Lookup], used: np.ndarray, device: torch.device, room: int) -> list[Lookup]:
     """The lookups, on the device as long as there is room, one after the other; the others as they are.
 

@@ -24,6 +24,7 @@ from finetune_core.models.weights import PRETRAINED, download
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
+from finetune_core.training.device_memory import count_anew
 from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.placement import placed, room_for_rows
@@ -134,6 +135,7 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
     network = build_network(config.backbone, config.starts_from, len(dataset.classes), config.seed)
     prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
     place(network, prepared.strategy, device)
+    count_anew(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
     if not reason:
         try:

@@ -39,7 +39,7 @@ def arms(folder, accuracies=(0.9925, 0.9962, 1.0), epochs=3):
         history.epochs = [
             {"epoch": n, "val_accuracy": accuracy - 0.002 / n, "val_loss": 0.1 / n, "seconds": n} for n in range(1, epochs + 1)
         ]
-        spent = Cost(10.0 + at, 30.0, 1_000_000 * (at + 1), 10**8, 10**6)
+        spent = Cost(10.0 + at, 30.0, 1_000_000 * (at + 1), 10**8, None, "cpu", 10**6)
         interval = Interval(accuracy, accuracy - 0.004, min(1.0, accuracy + 0.002))
         member = Member(Run(run_dir, config, history, "finished"), interval, interval, spent)
         made.append(
@@ -72,7 +72,7 @@ def figures(folder):
         "curves-loss": comparison.learning_curves("loss", "epoch", compare),
         "curves-accuracy": comparison.learning_curves("accuracy", "epoch", compare),
         "curves-seconds": comparison.learning_curves("accuracy", "seconds", compare),
-        **{f"pareto-{measure}": comparison.pareto(measure, compare) for measure in comparison.COSTS},
+        **{f"pareto-{measure}": comparison.pareto(measure, compare) for measure in comparison.offered_costs(compare)[0]},
         "depth": comparison.by_depth(compare),
         "data": comparison.by_data(compare),
         "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),

@@ -30,6 +30,8 @@ def made_run(tmp_path):
         trunk_rate=None,
         forecast=None,
         precision="fp32",
+        device="cpu",
+        device_bytes=None,
         **settings,
     ):
         correct = np.asarray(correct, bool)
@@ -59,10 +61,10 @@ def made_run(tmp_path):
             },
             "decode_seconds": 1.0,
             "forecast": forecast,
+            "device": device,
         }
-        history.epochs = [
-            {"epoch": n, "val_accuracy": n / 4, "val_loss": 1 / n, "seconds": 2.0 * n, "memory_bytes": 7} for n in (1, 2)
-        ]
+        memory = {"memory_bytes": 7, "device_bytes": device_bytes}
+        history.epochs = [{"epoch": n, "val_accuracy": n / 4, "val_loss": 1 / n, "seconds": 2.0 * n} | memory for n in (1, 2)]
         history.end = {"seconds": seconds, "test_accuracy": float(correct.mean())}
         return Run(run_dir, config, history, status)
 

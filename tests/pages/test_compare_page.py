@@ -1,9 +1,11 @@
 """Compare, run by Streamlit's own test harness against real runs."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from filelock import FileLock
 from streamlit.testing.v1 import AppTest
 
@@ -274,7 +276,7 @@ ANN = "ann@example.org"
 
 
 def test_stop_all_stops_only_runs_that_one_may_change(readable, monkeypatch):
-    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
     (paths.home() / "locks").mkdir(parents=True)
     config = QUICK | {"data": str(readable), "device": "cpu"}
     with FileLock(paths.home() / "locks" / "cpu.lock"):
@@ -292,3 +294,40 @@ def test_stop_all_stops_only_runs_that_one_may_change(readable, monkeypatch):
         assert RunStore(paths.runs_dir()).run(his).active
         assert not requested_stop(paths.runs_dir() / his)
         worker().stop(his)
+
+
+def trained_on_a_gpu(run_dir, device_bytes):
+    """Rewrite a run as if it had been trained on an NVIDIA GPU."""
+    file = run_dir / "events.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        if row["event"] == "RunStarted":
+            row["device"] = "cuda"
+        if row["event"] == "EpochEnded":
+            row["device_bytes"] = device_bytes
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
+    at = opened()
+    assert "Memory" in at.segmented_control(key="measure").options
+    at.segmented_control(key="measure").set_value("memory_bytes").run()
+    by_strategy = sorted(four_runs, key=lambda run: run.config.strategy)
+    for run in by_strategy[:2]:
+        trained_on_a_gpu(run.run_dir, 3 * 10**9)
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    at.run()
+    assert not at.exception
+    assert at.segmented_control(key="measure").options == ["Time", "Trainable parameters", "Size on disk"]
+    assert at.segmented_control(key="measure").value == "seconds"
+    assert "different devices (cpu, cuda)" in words(at)
+    assert set(at.dataframe[0].value["GPU memory"]) == {"3.0 GB", "none"}
+    for run in by_strategy[2:]:
+        trained_on_a_gpu(run.run_dir, 4 * 10**9)
+    st.cache_data.clear()
+    st.cache_resource.clear()
+    at.run()
+    assert at.segmented_control(key="measure").options == ["Time", "Trainable parameters", "GPU memory", "Size on disk"]
+    at.segmented_control(key="measure").set_value("device_bytes").run()
+    assert not at.exception

@@ -43,7 +43,7 @@ def select(at, *run_ids):
 def runs(trained_once, monkeypatch):
     """Ids of two finished runs, and of one that was cancelled."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data.parent))
-    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
     first, second = (run_dir.name for run_dir in trained_once.copied(paths.runs_dir()))
     reservation = create_run(make_config({"data": str(trained_once.data)}), paths.runs_dir())
     request_stop(reservation.run_dir)
@@ -123,7 +123,7 @@ def test_a_split_that_is_another_one_now_is_said_before_the_settings_are_used_ag
 
 def test_waiting_runs_go_earlier_and_later_and_are_cancelled(trained_once, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data.parent))
-    monkeypatch.setattr("finetune_core.runs.turns._POLL", 0.05)
+    monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
     (paths.home() / "locks").mkdir(parents=True)
     settings = {"data": str(trained_once.data), "image_size": 32, "device": "cpu"}
     with FileLock(paths.home() / "locks" / "cpu.lock"):

@@ -87,6 +87,35 @@ def test_a_run_whose_turn_comes_while_its_page_is_drawn_has_a_bar(image_folder, 
     reservation.lock.release()
 
 
+def live_memory(run_id):
+    from dataclasses import replace
+
+    from finetune_core import paths
+    from finetune_core.runs.store import RunStore
+    from pages.shared.runs.live import _engine, numbers
+
+    run = RunStore(paths.runs_dir()).run(run_id)
+    expected = {"seconds": 9.0, "epoch_seconds": 1.0, "memory_bytes": 4e8, "device_bytes": 3e9, "cache_bytes": 0.0}
+    run.history.started["forecast"] = expected
+    run.history.epochs[-1] |= {"memory_bytes": 5 * 10**8, "device_bytes": 6 * 10**9}
+    numbers(replace(run, status="running"))
+    _engine(run)
+    run.history.epochs[-1]["device_bytes"] = None
+    numbers(replace(run, status="running"))
+    _engine(run)
+
+
+def test_a_gpus_memory_is_shown_apart_from_the_programs(trained_once):
+    trained_once.copied(paths.runs_dir(), "last_block")
+    at = AppTest.from_function(live_memory, args=(trained_once.last_block.name,), default_timeout=300).run()
+    assert not at.exception
+    shown = [(metric.label, metric.value) for metric in at.metric if "emory" in metric.label]
+    assert shown == [("Memory", "500.0 MB"), ("GPU memory", "6.0 GB"), ("Memory", "500.0 MB")]
+    on_gpu, here = (one.value for one in at.caption if one.value.startswith("Forecast and actual"))
+    assert "400.0 MB, 500.0 MB of memory; 3.0 GB, 6.0 GB of GPU memory;" in on_gpu
+    assert "GPU" not in here
+
+
 @pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "cancelled")])
 def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(two_runs, key, status):
     for run_id in reversed(two_runs):

@@ -198,7 +198,7 @@ def test_what_an_older_run_lacks_is_filled_in(runs, started, lines):
     old = [json.loads(one) for one in lines(started(), ENDED, events.RunFinished(1, 1, 0.5, 1.0, None, 3.0, 9)).splitlines()]
     for name in ("cache", "decode_seconds", "decoded", "forecast"):
         del old[0][name]
-    for name in ("memory_bytes", "train_scores", "val_scores", "stages"):
+    for name in ("memory_bytes", "device_bytes", "train_scores", "val_scores", "stages"):
         del old[1][name]
     for name in ("evaluation_seconds", "evaluation_precision"):
         del old[2][name]
@@ -206,7 +206,7 @@ def test_what_an_older_run_lacks_is_filled_in(runs, started, lines):
     assert (run.status, run.notices) == ("finished", ())
     assert summary(run)["evaluation_precision"] == old[0]["precision"]  # it was evaluated as it trained
     assert run.history.time_shares()["trunk"] == 0
-    assert run.history.epochs[0]["memory_bytes"] == 0
+    assert (run.history.epochs[0]["memory_bytes"], run.history.epochs[0]["device_bytes"]) == (0, None)
 
 
 def test_events_that_were_replaced_or_cut_short_are_read_anew(runs, started, step, lines):

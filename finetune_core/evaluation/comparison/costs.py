@@ -21,7 +21,9 @@ class Cost:
         seconds: all of it, decoding included.
         uncached_seconds: what it would have taken had the frozen stages run in every epoch; None where it cannot be known.
         trainable_parameters: of the total.
-        memory_bytes: what the run's tensors took, or were expected to take, if that is more.
+        memory_bytes: of the program's memory: what the run's tensors took, or were expected to take, if that is more.
+        device_bytes: of a GPU's memory, which ``memory_bytes`` leaves out; None where the processor trained, or it was not measured.
+        device: the kind of device that trained; all of them, with commas, where several runs used different ones.
         disk_bytes: the best checkpoint, which holds what trained.
     """
 
@@ -29,6 +31,8 @@ class Cost:
     uncached_seconds: float | None
     trainable_parameters: int
     memory_bytes: int
+    device_bytes: int | None
+    device: str
     disk_bytes: int
 
 
@@ -62,6 +66,8 @@ def cost(run: Run, rate: float | None = None) -> Cost:
         None if rate is None else seconds + max(0.0, passed * rate - cache["trunk_seconds"]),
         started["trainable_parameters"],
         max(*(row["memory_bytes"] for row in history.epochs), (started.get("forecast") or {}).get("memory_bytes", 0)),
+        _most([row["device_bytes"] for row in history.epochs]),
+        started["device"],
         best.st_size if best else 0,
     )
 
@@ -91,13 +97,22 @@ def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:
 def usual_cost(costs: Sequence[Cost]) -> Cost:
     """The median time, because the first run of several pays for decoding and trunk alone; the most memory."""
     uncached = [one.uncached_seconds for one in costs if one.uncached_seconds is not None]
+    devices = sorted({one.device for one in costs})
     return Cost(
         median(one.seconds for one in costs),
         median(uncached) if uncached else None,
         costs[0].trainable_parameters,
         max(one.memory_bytes for one in costs),
+        _most([one.device_bytes for one in costs]) if len(devices) == 1 else None,
+        ", ".join(devices),
         round(median(one.disk_bytes for one in costs)),
     )
+
+
+def _most(measured: Sequence[int | None]) -> int | None:
+    """None where one of them is not known."""
+    known = [one for one in measured if one is not None]
+    return max(known) if known and len(known) == len(measured) else None
 
 
 def timeline(run: Run) -> list[dict[str, Any]]:

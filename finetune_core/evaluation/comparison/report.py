@@ -107,6 +107,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) with one row per arm, formatted for a reader."""
     measure = comparison.measure
     accuracy = [] if measure is ACCURACY else ["Accuracy"]
+    on_gpu = any(arm.cost.device != "cpu" for arm in comparison.arms)
     columns = [
         "Strategy",
         measure.title,
@@ -118,6 +119,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         "Without the cache",
         "Trainable",
         "Memory",
+        *(["GPU memory"] if on_gpu else []),
         "On disk",
     ]
     rows = []
@@ -141,10 +143,19 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 _without_cache(cost),
                 number(cost.trainable_parameters),
                 size(cost.memory_bytes),
+                *([_gpu_memory(cost)] if on_gpu else []),
                 size(cost.disk_bytes),
             ]
         )
     return columns, rows
+
+
+def _gpu_memory(cost: Cost) -> str:
+    if cost.device == "cpu":
+        return "none"
+    if "," in cost.device:
+        return f"trained on {cost.device}"
+    return "not measured" if cost.device_bytes is None else size(cost.device_bytes)
 
 
 def _without_cache(cost: Cost) -> str:

@@ -9,7 +9,7 @@ import streamlit as st
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import duration, percent, short_number, size
+from finetune_core.formatting import duration, memory, percent, short_number
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
 from finetune_core.models.network import network_stages
 from finetune_core.runs.earlier import best_before, way_to_train
@@ -129,7 +129,7 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
 
 
 def _costs(forecast: Forecast | None) -> str:
-    return f"{duration(forecast.seconds)} · {size(forecast.memory_bytes)}" if forecast else ""
+    return f"{duration(forecast.seconds)} · {memory(forecast.memory_bytes, forecast.device_bytes)}" if forecast else ""
 
 
 def _before(share: float | None) -> str:

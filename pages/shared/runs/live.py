@@ -1,6 +1,6 @@
 """What the Train page shows of a run while it goes on. All of it comes from the run's folder."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import streamlit as st
 
@@ -82,8 +82,11 @@ def numbers(run: Run) -> None:
         if run.status == "running" and history.images_per_second:
             st.metric("Images per second", number(history.images_per_second), help="Training images, recently.", border=True)
         if run.status == "running" and last:
-            note = "What this run's own tensors take: the networks, the optimizer, images or activations in memory, and what a step keeps for its backward pass. The rest of the program is not counted."
+            note = "What this run's own tensors take: the networks, the optimizer, images or activations in memory, and what a step keeps for its backward pass. The rest of the program is not counted, nor what is on a GPU."
             st.metric("Memory", size(last["memory_bytes"]), help=note, border=True)
+            if last["device_bytes"] is not None:
+                note = "The most of the GPU's memory that this run has held so far."
+                st.metric("GPU memory", size(last["device_bytes"]), help=note, border=True)
 
 
 def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
@@ -245,9 +248,16 @@ def _engine(run: Run) -> None:
     expected, end = run.started["forecast"], history.end
     if expected and end and end.get("seconds") and history.epochs:
         epoch = sum(row["train_seconds"] + row["val_seconds"] for row in history.epochs) / len(history.epochs)
-        memory = max(row["memory_bytes"] for row in history.epochs)
         st.caption(
             f"Forecast and actual: {duration(expected['seconds'])}, {duration(end['seconds'])} in total; "
             f"{duration(expected['epoch_seconds'])}, {duration(epoch)} per epoch; "
-            f"{size(expected['memory_bytes'])}, {size(memory)} of memory; {size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
+            f"{_compared('memory_bytes', expected, history.epochs)} of memory; "
+            + (f"{on_gpu} of GPU memory; " if (on_gpu := _compared("device_bytes", expected, history.epochs)) else "")
+            + f"{size(expected['cache_bytes'])}, {size(cache['bytes'])} of cache."
         )
+
+
+def _compared(name: str, expected: dict[str, Any], epochs: list[dict[str, Any]]) -> str:
+    """The expected and the greatest number of bytes; empty where one of them is not known."""
+    taken = [row[name] for row in epochs if row[name] is not None]
+    return f"{size(expected[name])}, {size(max(taken))}" if taken and expected.get(name) is not None else ""

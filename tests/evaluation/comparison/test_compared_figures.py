@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.figures.comparison import accuracies, by_data, by_depth, frontier, learning_curves, pareto
+from finetune_core.figures.comparison import accuracies, by_data, by_depth, frontier, learning_curves, offered_costs, pareto
 
 
 def right(share, images=200):
@@ -99,3 +99,34 @@ def test_what_was_stopped_is_no_point_of_depth_or_of_data(made_run):
     assert by_data(compared.arms) is None
     names = [trace.name for trace in learning_curves("loss", "epoch", compared.arms).data]
     assert sum("stopped after 2 of 10 epochs" in name for name in names) == 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "offered", "reason"),
+    [
+        ([("cpu", None)] * 2, "memory_bytes", ""),
+        ([("cuda", 5), ("cuda", 9)], "device_bytes", ""),
+        ([("cuda", 5), ("cpu", None)], None, "different devices (cpu, cuda)"),
+        ([("cuda", 5), ("mps", 5)], None, "different devices (cuda, mps)"),
+        ([("cuda", 5), ("cuda", None)], None, "not measured"),  # by an earlier version
+    ],
+)
+def test_memory_is_an_axis_only_where_one_kind_of_device_trained_all_of_them(made_run, devices, offered, reason):
+    runs = [
+        made_run(right(0.9), strategy=strategy, device=kind, device_bytes=size)
+        for strategy, (kind, size) in zip(("last_block", "full"), devices, strict=True)
+    ]
+    arms = compare_runs(runs).arms
+    names, why = offered_costs(arms)
+    assert [name for name in names if name in ("memory_bytes", "device_bytes")] == ([offered] if offered else [])
+    assert reason in why
+    assert bool(reason) == bool(why)
+    for name in names:
+        assert pareto(name, arms).data
+
+
+def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(made_run):
+    runs = [made_run(right(0.9), seed=seed, device=kind, device_bytes=5) for seed, kind in enumerate(("cuda", "mps"))]
+    [arm, _] = compare_runs([*runs, made_run(right(0.8), strategy="full", device="cuda", device_bytes=7)]).arms
+    assert (arm.cost.device, arm.cost.device_bytes) == ("cuda, mps", None)
+    assert "different devices" in offered_costs([arm])[1]

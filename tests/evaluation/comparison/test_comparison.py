@@ -7,6 +7,7 @@ from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.costs import cost, run_depth, timeline, trunk_rate, usual_cost
+from finetune_core.evaluation.comparison.report import arms_table
 from finetune_core.figures.report import comparison_figures, whole_report
 from tests.documents import missing_in_reference
 from tests.evaluation.simulated import IMAGES, pair_of, right
@@ -137,3 +138,12 @@ def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_mark
     assert "<link" not in own
     assert page.count("Plotly.newPlot(") >= len(comparison_figures(compared))
     assert "beats" in page
+
+
+def test_a_gpus_memory_has_a_column_of_its_own(made_run):
+    on_gpu = made_run(right(0.9), device="cuda", device_bytes=3 * 10**9)
+    here = made_run(right(0.8), strategy="full")
+    columns, rows = arms_table(compare_runs([on_gpu, here]))
+    found = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [(row["Memory"], row["GPU memory"]) for row in found] == [("7 B", "3.0 GB"), ("7 B", "none")]
+    assert "GPU memory" not in arms_table(compare_runs([here, made_run(right(0.9))]))[0]
