@@ -14,7 +14,8 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import make_config
 from finetune_core.models.network import build_network
 from finetune_core.training.device import choose_device
-from finetune_core.training.freezing import apply, keep_depthwise_exact
+from finetune_core.training.exact_layers import keep_depthwise_exact
+from finetune_core.training.freezing import apply
 from finetune_core.training.stage_plan import plan
 
 BATCH, ROUNDS = 32, 7

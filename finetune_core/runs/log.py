@@ -99,4 +99,4 @@ def live_numbers(started: Row) -> str:
     """What to know of a run's losses and accuracies while it trains, from its RunStarted row; empty where that is nothing."""
     if started["precision"] == "fp32":
         return ""
-    return f"The metrics of each epoch are computed in {started['precision']}, as in training, and decide which epoch is the best; that one is evaluated in fp32 at the end."
+    return f"The metrics of each epoch are computed in {started['precision']}, as in training, but the head in fp32, and decide which epoch is the best; that one is evaluated in fp32 at the end."

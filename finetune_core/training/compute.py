@@ -12,7 +12,7 @@ from finetune_core.errors import TrainingError
 from finetune_core.models.network import Network
 from finetune_core.randomness import drawing_from, stream
 from finetune_core.training.device import Device
-from finetune_core.training.freezing import keep_depthwise_exact
+from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.optimizers import take_step
 from finetune_core.training.out_of_memory import explained, halving, parts
 from finetune_core.training.stage_plan import Strategy

@@ -18,6 +18,7 @@ from finetune_core.models.network import Network, build_network
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, read_info, restore_network
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
+from finetune_core.training.exact_layers import exact_head
 from finetune_core.training.feeding import Forward, brought_back
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
@@ -76,7 +77,8 @@ def logits_in_parts(model: Forward, inputs: torch.Tensor, device: Device, size: 
 def predict_splits(
     job: Job, splits: Sequence[str], phase: str, lost: LostImages
 ) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
-    """Rows int ``[n]`` and logits float32 ``[n, classes]`` of the splits' readable images, in the table's order within each.
+    """Rows int ``[n]`` and logits float32 ``[n, classes]`` of the splits' readable images, in the table's order within each; in the
+    run's precision, but the head in fp32.
 
     Raises:
         TrainingError: when none of a split's images can be read, or too many are lost.
@@ -107,7 +109,8 @@ def _answers(job: Job, splits: Sequence[str]) -> Iterator[tuple[np.ndarray, torc
         for rows, inputs in job.evaluation_inputs(split):
             logits = torch.empty(0)
             if len(rows):
-                logits, size = logits_in_parts(job.forward, inputs, job.device, size)
+                with exact_head(job.network):
+                    logits, size = logits_in_parts(job.forward, inputs, job.device, size)
             yield rows, logits
 
 

@@ -6,7 +6,8 @@ from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import network_stages
 from finetune_core.models.stages import Stage
-from finetune_core.training.freezing import apply, keep_depthwise_exact
+from finetune_core.training.exact_layers import keep_depthwise_exact
+from finetune_core.training.freezing import apply
 from finetune_core.training.parameter_groups import parameter_groups
 from finetune_core.training.stage_plan import StagePlan, cut_index, describe, plan, trainable_parameters
 

@@ -1,0 +1,55 @@
+"""Live validation in bf16: the head is in fp32, so logits do not tie as numbers of 8 bits do."""
+
+import pytest
+import torch
+
+from finetune_core.training.device import Device
+from finetune_core.training.evaluation import predict_splits
+from finetune_core.training.exact_layers import exact_head
+from finetune_core.training.freezing import apply
+from finetune_core.training.lost import LostImages
+from finetune_core.training.prepare import prepare
+from finetune_core.work import finish
+
+BF16 = Device("cpu", "a processor", "bf16")
+
+
+def prepared(config):
+    """A run that is ready to start, whose logits lie between 8 and 16."""
+    job = finish(prepare(config))
+    head = job.network.model.get_submodule(job.network.head)
+    with torch.no_grad():
+        head.bias.fill_(12)
+    return job, head
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"strategy": "feature_extraction"},
+        {"strategy": "last_block"},
+        {"strategy": "full"},
+        {"strategy": "last_block", "backbone": "alexnet", "weights": "none", "image_size": 64},
+        {"strategy": "last_block", "backbone": "squeezenet1_1", "weights": "none", "image_size": 64},
+    ],
+    ids=["only the head", "a tail", "a network", "a tail with dropout", "a convolution"],
+)
+def test_logits_between_8_and_16_are_no_multiples_of_a_sixteenth(native_bf16, colour_config, settings):
+    job, head = prepared(colour_config(precision="bf16", **settings))
+    rows, logits = finish(predict_splits(job, ["val"], "validate", LostImages(job)))
+    assert len(rows) == 6
+    assert ((logits > 8) & (logits < 16)).all()
+    assert ((logits * 16) % 1 != 0).mean() > 0.9
+    assert "forward" not in vars(head)
+
+
+def test_a_head_trains_in_bf16_as_before(native_bf16, colour_config):
+    job, _ = prepared(colour_config(precision="bf16", strategy="feature_extraction"))
+    inputs = next(iter(job.training_inputs(job.training_batches(1), 1)))[1]
+    apply(job.strategy, job.network.stages, job.network.model, 1)
+    with BF16.autocast():
+        before = job.forward(inputs)
+        with exact_head(job.network):
+            exact = job.forward(inputs)
+        after = job.forward(inputs)
+    assert (before.dtype, exact.dtype, after.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
