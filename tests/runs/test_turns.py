@@ -3,9 +3,12 @@
 import threading
 
 import pytest
+import torch
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.data.dataset import load_dataset
+from finetune_core.errors import TrainingError
 from finetune_core.runs.log import log_lines
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
@@ -13,6 +16,10 @@ from finetune_core.runs.store import RunStore
 from finetune_core.runs.turns import in_turn
 from finetune_core.training import device_turn, events
 from finetune_core.training.device_turn import Turn
+from finetune_core.training.lr_finder import find_rate
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.timing import calibrate
+from finetune_core.work import finish
 from tests.deadline import wait_until
 
 
@@ -118,3 +125,48 @@ def test_where_no_lock_can_be_written_a_run_does_not_wait(home):
     home.rmdir()
     home.write_text("a file in the folder's place")
     assert list(in_turn(iter([events.RunReopened()]), "cpu")) == [events.RunReopened()]
+
+
+@pytest.fixture
+def on_gpu(gpu, monkeypatch):
+    """What still lay on the GPU, each time that its memory was handed back."""
+    left = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1)
+    monkeypatch.setattr(
+        torch.cuda, "empty_cache", lambda: left.append([one() for kind, one in gpu if kind == "cuda" and one()])
+    )
+    return left
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+@pytest.mark.parametrize("end", ["finished", "stopped", "failed"])
+def test_a_run_leaves_nothing_on_the_gpu_however_it_ends(config, gpu, on_gpu, monkeypatch, end, cache):
+    def fail(*_):
+        try:
+            raise ValueError("a number")
+        except ValueError:
+            raise TrainingError("The predictions cannot be kept.") from None
+
+    reservation = create_run(config.model_copy(update={"device": "auto", "cache": cache}), paths.runs_dir())
+    caught = None
+    if end == "failed":
+        monkeypatch.setattr("finetune_core.training.loop.add_predictions", fail)
+    try:
+        for event in execute(reservation):
+            if end == "stopped" and isinstance(event, events.StepEnded):
+                request_stop(reservation.run_dir)
+    except TrainingError as error:
+        caught = error  # still known: whoever shows it holds it
+    assert RunStore(paths.runs_dir()).run(reservation.run_dir.name).status == end
+    assert (caught is not None) == (end == "failed")
+    assert [kind for kind, _ in gpu].count("cuda")
+    assert on_gpu == [[]]
+
+
+@pytest.mark.parametrize("work", ["rate", "calibration"])
+def test_trials_leave_nothing_on_the_gpu(config, gpu, on_gpu, work):
+    config = config.model_copy(update={"device": "auto"})
+    finish(find_rate(config) if work == "rate" else calibrate([config], load_dataset(config.data), SpeedBook()))
+    assert [kind for kind, _ in gpu].count("cuda")
+    assert on_gpu == [[]]
