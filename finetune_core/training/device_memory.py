@@ -1,6 +1,7 @@
 """The memory of a GPU that this process holds: counted for each run, handed back after it."""
 
 import gc
+from collections.abc import Callable
 
 import torch
 
@@ -22,6 +23,17 @@ def bytes_held(device: Device, step_bytes: int) -> int | None:
     if device.kind == "cuda":
         return torch.cuda.max_memory_allocated(device.torch_device)
     return torch.mps.current_allocated_memory() + step_bytes if device.kind == "mps" else None
+
+
+def bytes_taken(device: Device, work: Callable[[], object]) -> int:
+    """What work takes of a GPU's memory while it goes on, at most; 0 where torch does not count it. Nobody else may be counting."""
+    if device.kind != "cuda":
+        work()
+        return 0
+    count_anew(device)
+    before = torch.cuda.memory_allocated(device.torch_device)
+    work()
+    return torch.cuda.max_memory_allocated(device.torch_device) - before
 
 
 def release_memory(kind: str) -> None:

@@ -10,6 +10,7 @@ from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import network_stages
 from finetune_core.training.device import choose_device
+from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import room_when_idle
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, trainable_parameters
@@ -61,20 +62,31 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * stored_side(config.image_size) ** 2
-    moments = 4 if config.optimizer == "sgd" else 8
     weights = 4 * sum(stage.parameter_count for stage in stages)
-    training, held = weights + (4 + moments) * trainable + speed.step_bytes, pixels + cache_bytes
-    device, on_gpu = choose_device(config.device, config.precision), cache_bytes if cached else pixels
-    on_gpu = on_gpu if on_gpu <= room_when_idle(device) else 0
+    memory_bytes, device_bytes = _memory(config, speed, weights, trainable, pixels, cache_bytes)
     return Forecast(
         config.strategy,
         trainable,
         _FIXED_SECONDS + once + config.epochs * epoch,
         epoch,
-        (weights if device.is_gpu else training) + held - on_gpu,  # beside a GPU: the network as published
-        training + on_gpu if device.is_gpu else None,
+        memory_bytes,
+        device_bytes,
         cache_bytes,
     )
+
+
+def _memory(
+    config: RunConfig, speed: Speed, weights: int, trainable: int, pixels: int, cache_bytes: int
+) -> tuple[int, int | None]:
+    """Bytes of the program's memory, and of a GPU's: None where the processor trains."""
+    device = choose_device(config.device, config.precision)
+    network = weights + (8 if config.optimizer == "sgd" else 12) * trainable  # with gradients and moments
+    if not device.is_gpu:
+        return network + speed.step_bytes + pixels + cache_bytes, None
+    rows = cache_bytes or pixels
+    rows = rows if rows <= room_when_idle(device) else 0
+    passing = max(speed.step_bytes, forward_batch(device) * speed.forward_bytes)
+    return weights + pixels + cache_bytes - rows, network + passing + rows  # the program's: the network as published
 
 
 def _thawed_share(strategy: Strategy, epochs: int) -> float:

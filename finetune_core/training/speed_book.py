@@ -34,6 +34,7 @@ class Speed:
         activation_bytes: of one image at the cut; 0 without a trunk.
         step_bytes: what a step keeps for its backward pass, a whole batch.
         exact: from pixels to the logits in fp32, for the final evaluation; 0 where the run itself is in fp32.
+        forward_bytes: of a GPU's memory, what an image takes in a pass without gradients; 0 where that is not counted.
     """
 
     trunk: float
@@ -42,6 +43,7 @@ class Speed:
     activation_bytes: int
     step_bytes: int
     exact: float
+    forward_bytes: int = 0
 
 
 @dataclass(frozen=True)

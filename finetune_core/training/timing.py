@@ -21,6 +21,7 @@ from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import place, train_step
 from finetune_core.training.device import Device, choose_device
+from finetune_core.training.device_memory import bytes_taken
 from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.footprint import kept_for_backward
 from finetune_core.training.freezing import apply
@@ -93,10 +94,12 @@ def _measure(config: RunConfig, classes: int) -> Speed:
         return replace(_measure_tail(config, network, strategy, network.model, images, device, 0.0, 0), exact=exact)
     trunk, tail = parts
     forward = _without_gradients(trunk.eval(), images, device)
+    forward_bytes = bytes_taken(device, forward) // batch
     activation = forward()
     seconds = _seconds_an_image(forward, batch)
     size = activation[0].numel() * activation.element_size()
-    return replace(_measure_tail(config, network, strategy, tail, activation, device, seconds, size), exact=exact)
+    speed = _measure_tail(config, network, strategy, tail, activation, device, seconds, size)
+    return replace(speed, exact=exact, forward_bytes=max(forward_bytes, speed.forward_bytes))
 
 
 def _parts(network: Network, cut: int) -> tuple[torch.nn.Module, torch.nn.Module] | None:
@@ -121,7 +124,8 @@ def _measure_tail(
     activation_bytes: int,
 ) -> Speed:
     batch = len(inputs)
-    forward = _seconds_an_image(_without_gradients(tail.eval(), inputs, device), batch)
+    passed = _without_gradients(tail.eval(), inputs, device)
+    forward, forward_bytes = _seconds_an_image(passed, batch), bytes_taken(device, passed) // batch
     apply(strategy, network.stages, network.model, config.epochs)
     optimizer = make_optimizer(config, strategy, network.stages, network.model)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
@@ -132,7 +136,7 @@ def _measure_tail(
     with kept_for_backward(tail) as kept:
         step()
     step_bytes = sum(kept.values()) * config.batch_size // batch
-    return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, exact=0.0)
+    return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, 0.0, forward_bytes)
 
 
 def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:

@@ -15,6 +15,8 @@ from finetune_core.training.loop import fit
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import prepare
 from finetune_core.training.speed_book import Speed, SpeedBook
+from finetune_core.training.timing import calibrate
+from finetune_core.work import finish
 
 SPEED = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
 
@@ -107,7 +109,19 @@ def test_a_forecast_keeps_the_two_memories_apart(config, gpu):
     pixels = here.memory_bytes - training - here.cache_bytes
     assert here.device_bytes is None
     assert (there.device_bytes, there.memory_bytes) == (training + there.cache_bytes, weights + pixels)
+    passing = forecast(config(), dataset, replace(SPEED, forward_bytes=1_000_000), 0.001)
+    assert passing.device_bytes == there.device_bytes - SPEED.step_bytes + 256 * 1_000_000
     assert (large.device_bytes, large.memory_bytes) == (training, weights + pixels + large.cache_bytes), "they are sent"
+
+
+def test_calibration_counts_what_a_pass_without_gradients_takes_of_the_gpu(config, counter, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: -320_000 + 1000)
+    book = SpeedBook()
+    finish(calibrate([config()], load_dataset(config().data), book))
+    assert book.speed(config()).forward_bytes == 32_000
+    assert set(counter["asked"]) == {torch.device("cpu", 0)}
+    finish(calibrate([config(device="cpu")], load_dataset(config().data), book))
+    assert book.speed(config(device="cpu")).forward_bytes == 0
 
 
 def test_a_run_on_a_gpu_carries_the_forecast_of_both(config, counter, tmp_path):
