@@ -55,6 +55,11 @@ def test_size(count, said):
     assert formatting.size(count) == said
 
 
+def test_a_gpus_memory_is_never_added_to_the_programs():
+    assert formatting.memory(4e8, None) == "400.0 MB"
+    assert formatting.memory(4e8, 3e9) == "3.0 GB of GPU memory, 400.0 MB of memory"
+
+
 @pytest.mark.parametrize(("value", "said"), [(0.0001, "0.0001"), (0.000012, "1.2e-05"), (1, "1")])
 def test_rate(value, said):
     assert formatting.learning_rate_text(value) == said

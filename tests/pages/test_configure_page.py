@@ -9,12 +9,13 @@ from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.earlier import best_before, way_to_train
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, summary
-from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.configure.choices import Known
 
@@ -108,6 +109,18 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(configure, fini
     button(at, "Measure again").click().run()
     finished(at)
     assert SpeedBook().speed(config) != before
+
+
+def test_a_forecast_for_a_gpu_says_which_memory(configure, folder, gpu):
+    config = make_config({"data": "any"} | QUICK)
+    speed = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
+    for strategy in STRATEGIES.keys() - {"custom"}:
+        SpeedBook().learn(config.model_copy(update={"strategy": strategy}), speed)
+    SpeedBook().learn_decoding(load_dataset(folder).fingerprint, config.image_size, 0.001)
+    at = configure()
+    assert "MB of GPU memory" in cards(at)["last_block"]["facts"]
+    assert "MB of GPU memory" in words(at)
+    assert {"Memory", "GPU memory"} <= set(at.dataframe[0].value.columns)
 
 
 def test_what_was_reached_before_is_on_the_cards(configure, trained):
