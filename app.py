@@ -34,7 +34,7 @@ def machine() -> None:
             "Precision",
             found.device.precision,
             help="Number format of the arithmetic. bf16 takes half the memory of fp32 and is faster where the hardware has it; "
-            "Thaw uses it only there.",
+            "Thaw uses it only there, and fp16, with a loss scale, on NVIDIA GPUs with tensor cores but without bf16.",
             border=True,
         )
         st.metric("Free memory", size(found.free_memory), help=f"of {size(found.memory)}", border=True)

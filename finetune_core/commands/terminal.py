@@ -19,7 +19,7 @@ from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
 from finetune_core.formatting import PHASE_WORDS, duration, percent, things
-from finetune_core.runs.log import arithmetic, live_numbers, log_line
+from finetune_core.runs.log import arithmetic, live_numbers, log_line, overflow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
@@ -159,6 +159,8 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     f"epoch {event.epoch}/{started.epochs}: loss {event.train_loss:.4f}, accuracy {percent(event.train_accuracy)}; "
                     f"validation loss {event.val_loss:.4f}, accuracy {percent(event.val_accuracy)}"
                 )
+                if note := overflow(event.to_json()):
+                    err.print(note)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ Schedule = Literal["constant", "cosine", "one_cycle", "step"]
 Augmentation = Literal["none", "flips", "random_resized_crop"]
 Cache = Literal["auto", "off"]
 Compile = Literal["auto", "off"]
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 StrategyName = Literal[
     "feature_extraction",
@@ -453,8 +453,14 @@ class RunConfig(BaseModel):
         "auto",
         label="Precision",
         section=HARDWARE,
-        help="Number format of the arithmetic; 'auto' uses bf16 where the hardware computes in it; elsewhere bf16 is refused.",
-        choices={"auto": "Automatic", "fp32": "fp32 (exact)", "bf16": "bf16 (half the memory)"},
+        help="Number format of the arithmetic; 'auto' uses bf16 where the hardware computes in it, else fp16 on NVIDIA GPUs with tensor "
+        "cores, else fp32. bf16 is refused where it would be emulated, fp16 elsewhere than on NVIDIA GPUs.",
+        choices={
+            "auto": "Automatic",
+            "fp32": "fp32 (exact)",
+            "bf16": "bf16 (half the memory)",
+            "fp16": "fp16 (NVIDIA GPUs without bf16)",
+        },
         in_script="repeated",
     )
     device: DeviceChoice = setting(

@@ -30,6 +30,7 @@ _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"
 _WIDE_MODES = ("I", "F")
 _NO_ALPHA = {"JPEG", "BMP", "PPM"}
 
+_DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16"}
 _WATCHED = {  # by early stopping: the more the better
     "off": "",
     "val_accuracy": "accuracy",
@@ -76,6 +77,7 @@ def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
     texts = {
         "constants": "\n".join(_constants(source, facts)),
         "loss": _loss(source.run.config, facts),
+        "dtype": _DTYPES.get((source.run.history.started or {}).get("precision", ""), ""),
         "version": _version(source),
         "evaluated": "average" if "EMA" in facts else "model",
         "watched": _WATCHED[source.run.config.early_stopping],
@@ -175,7 +177,8 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
         "DROPOUT": mixes or any(_is_random(module) for module in model.modules()),
         # With shares for labels and weights for classes, torch's own mean is another one.
         "MICRO": config.micro_batch is not None or (mixes and config.class_weights == "balanced"),
-        "BF16": started.get("precision") == "bf16",
+        "AUTOCAST": started.get("precision") in _DTYPES,
+        "FP16": started.get("precision") == "fp16",
         "STOPS": config.early_stopping != "off",
         "STOP_SCORE": config.early_stopping in ("val_balanced_accuracy", "val_macro_f1"),
         "STOP_BALANCED": config.early_stopping == "val_balanced_accuracy",

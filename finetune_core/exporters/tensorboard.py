@@ -47,7 +47,7 @@ def by_step(history: History) -> Iterator[Scalar]:
     """Loss, learning rate and gradient norm of single steps, counted over the whole run; the same and the update by stage."""
     for row in history.steps:
         for name in ("loss", "learning_rate", "gradient_norm"):
-            if name in row:
+            if name in row and not (name == "gradient_norm" and row["skipped"]):
                 yield f"step/{name}", row[name], step_of(history, row), row["at"]
     for row in history.measured:
         for stage, values in row["stages"].items():

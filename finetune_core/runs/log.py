@@ -51,7 +51,7 @@ def log_line(row: Row) -> str:
         case "EpochEnded":
             return (
                 f"Epoch {row['epoch']} took {duration(row['train_seconds'] + row['val_seconds'])}: loss {row['train_loss']:.3f}, accuracy "
-                f"{percent(row['train_accuracy'])}; on validation images {row['val_loss']:.3f}, {percent(row['val_accuracy'])}."
+                f"{percent(row['train_accuracy'])}; on validation images {row['val_loss']:.3f}, {percent(row['val_accuracy'])}. {overflow(row)}".rstrip()
             )
         case "CheckpointSaved":
             return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" else ""
@@ -68,6 +68,12 @@ def log_line(row: Row) -> str:
         case "RunFailed":
             return f"Failed: {row['message']}"
     return ""
+
+
+def overflow(row: Row) -> str:
+    """What to add about the steps that an epoch has skipped, from its EpochEnded row; empty where there are none."""
+    skipped = row.get("skipped_steps", 0)
+    return f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
 
 
 def _started(row: Row) -> str:

@@ -13,6 +13,7 @@ from finetune_core.models.network import Network
 from finetune_core.randomness import drawing_from, stream
 from finetune_core.training.device import Device
 from finetune_core.training.exact_layers import keep_depthwise_exact
+from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
 from finetune_core.training.out_of_memory import explained, halving, parts
 from finetune_core.training.stage_plan import Strategy
@@ -56,6 +57,7 @@ class StepResult:
         gradient_norm: of all that trains, before clipping.
         skipped: 1 where that is not finite, else 0: then neither weights nor the optimizer's state have changed (on Apple's GPU,
             whose kernels do not look at it, they have).
+        loss_scale: after the step; 0 where the loss is not scaled.
         micro_batch: images that went through the network at a time: fewer than asked where memory ran out.
     """
 
@@ -63,6 +65,7 @@ class StepResult:
     logits: torch.Tensor
     gradient_norm: torch.Tensor
     skipped: torch.Tensor
+    loss_scale: torch.Tensor
     micro_batch: int
 
 
@@ -77,6 +80,7 @@ def train_step(
     device: Device,
     seed: int,
     rule: StepRule = PLAIN,
+    scale: LossScale | None = None,
 ) -> StepResult:
     """One step of gradient descent on the cross-entropy. Nothing in it waits for the device.
 
@@ -88,6 +92,7 @@ def train_step(
         inputs, labels: one batch, on the device; ``labels`` int64 ``[n]``.
         optimizer: a fused one.
         seed: of dropout.
+        scale: of the loss, in fp16; it learns from the step.
 
     Raises:
         TrainingError: when BatchNorm is left with a single value, or memory holds not even one image, or not the optimizer's step.
@@ -96,26 +101,31 @@ def train_step(
     def attempt(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
         with _statistics_kept_if_it_fails(forward):
-            return _accumulated(forward, inputs, labels, device, seed, rule, size)
+            return _accumulated(forward, inputs, labels, device, seed, rule, size, scale)
 
     (loss, logits), size = halving(attempt, min(rule.micro_batch or len(inputs), len(inputs)))
     with explained(
         "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume from the last checkpoint."
     ):
-        norm, skipped = _descend(optimizer, rule)
-    return StepResult(loss, logits, norm, skipped, size)
+        norm, skipped = _descend(optimizer, rule, scale)
+    return StepResult(loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size)
 
 
-def _descend(optimizer: torch.optim.Optimizer, rule: StepRule) -> tuple[torch.Tensor, torch.Tensor]:
+def _descend(optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The optimizer's step along the gradients that are there, unless they are not finite; their norm before clipping, and whether
     it was skipped."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    gradients = [parameter.grad for parameter in parameters]
+    if scale:
+        scale.unscale(gradients)
     _pull_back(*rule.l2_sp)
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    norm = nn.utils.get_total_norm(gradients)
     if rule.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, rule.clip_norm, norm)
     skipped = norm.isfinite().logical_not().float()
     take_step(optimizer, skipped)
+    if scale:
+        scale.update(skipped)
     return norm, skipped
 
 
@@ -136,6 +146,7 @@ def _accumulated(
     seed: int,
     rule: StepRule,
     size: int,
+    scale: LossScale | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the whole batch, ``size`` images at a time; its loss and logits."""
     weights = rule.class_weights
@@ -149,7 +160,7 @@ def _accumulated(
         with drawing_from(chance), device.autocast(), _batchnorm_in_words():
             output = forward(some).float()
         loss = cross_entropy(output, targets, weight=weights, label_smoothing=rule.label_smoothing, reduction="sum") / whole
-        loss.backward()
+        (loss * scale.factor if scale else loss).backward()
         losses.append(loss.detach())
         logits.append(output.detach())
     return torch.stack(losses).sum(), torch.cat(logits)

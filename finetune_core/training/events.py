@@ -242,6 +242,8 @@ class StepEnded(Event):
         gradient_norm: length of the gradient of all that trains, before clipping.
         micro_batch: images that went through the network at a time.
         stages: ``learning_rate, gradient_norm, update`` by stage, in the few steps where they are measured (``movement.py``).
+        skipped: whether the gradient overflowed in fp16, so that nothing has changed; its norm is given as 0 then.
+        loss_scale: after the step; 0 where the loss is not scaled.
     """
 
     epoch: Epoch
@@ -255,6 +257,8 @@ class StepEnded(Event):
     gradient_norm: Length = 0.0
     micro_batch: Count = 0
     stages: StageMeasures | None = None
+    skipped: bool = False
+    loss_scale: Length = 0.0
 
 
 @dataclass(frozen=True)
@@ -268,6 +272,7 @@ class EpochEnded(Event):
             runs of earlier versions.
         train_scores, val_scores: ``balanced_accuracy`` and ``macro_f1``.
         stages: as in StepEnded, the last that was measured.
+        skipped_steps: those whose gradient overflowed in fp16.
     """
 
     epoch: Epoch
@@ -283,6 +288,7 @@ class EpochEnded(Event):
     train_scores: EpochScores = field(default_factory=EpochScores)
     val_scores: EpochScores = field(default_factory=EpochScores)
     stages: StageMeasures | None = None
+    skipped_steps: Count = 0
 
 
 @dataclass(frozen=True)
@@ -315,7 +321,7 @@ class RunFinished(Event):
     seconds: Seconds
     frozen_tensors: Count = 0
     evaluation_seconds: Seconds = 0.0
-    evaluation_precision: Literal["fp32", "bf16"] | None = None
+    evaluation_precision: Literal["fp32", "bf16", "fp16"] | None = None
 
 
 @dataclass(frozen=True)

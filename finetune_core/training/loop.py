@@ -1,6 +1,5 @@
 """The one training loop, a generator of events: for epoch, for batch, forward, loss, backward, step; then validate."""
 
-import math
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -45,6 +44,7 @@ from finetune_core.training.footprint import Footprint, footprint, kept_for_back
 from finetune_core.training.forecast import expected
 from finetune_core.training.freezing import apply
 from finetune_core.training.job import Job, step_rule
+from finetune_core.training.loss_scale import LossScale, loss_scale
 from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.optimizers import make_optimizer
@@ -94,7 +94,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         trainer = _trainer(job, run_dir)
         if resume:
             if is_there(checkpoint_path(run_dir, LAST)):
-                at = restore_training_state(job, trainer.optimizer, trainer.average, run_dir)
+                at = restore_training_state(job, trainer.optimizer, trainer.average, trainer.scale, run_dir)
             yield RunResumed(at.epoch, at.step)
         at.since = time.monotonic()
         while at.epoch <= config.epochs and not stopping.is_due(at.epoch - 1, at.watched_epoch):
@@ -132,13 +132,14 @@ class _Trainer:
     run_dir: Path
     optimizer: torch.optim.Optimizer
     average: WeightEMA | None
+    scale: LossScale | None
     rule: StepRule
     lost: LostImages
     fitting: list[int] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
 
     def save(self, at: TrainingState) -> CheckpointSaved:
-        return save_training_state(self.job, self.optimizer, self.average, at, self.run_dir)
+        return save_training_state(self.job, self.optimizer, self.average, self.scale, at, self.run_dir)
 
     @property
     def step_rule(self) -> StepRule:
@@ -155,7 +156,8 @@ def _trainer(job: Job, run_dir: Path) -> _Trainer:
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model)
     changing = changing_tensors(network.model, network.stages, job.strategy)
     average = WeightEMA(changing, config.ema) if config.ema else None
-    return _Trainer(job, run_dir, optimizer, average, step_rule(job), LostImages(job))
+    scale = loss_scale(job.device)
+    return _Trainer(job, run_dir, optimizer, average, scale, step_rule(job), LostImages(job))
 
 
 def audit_frozen(job: Job) -> int:
@@ -220,10 +222,11 @@ def _step(trainer: _Trainer, epoch: int, step: int, steps: int, rows: np.ndarray
     before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
     # Dropout's randomness depends on the step alone.
     with kept_for_backward(job.forward) if before else nullcontext() as kept:
-        done = train_step(job.forward, inputs, labels, optimizer, job.device, (config.seed << 32) + position, rule)
+        seed = (config.seed << 32) + position
+        done = train_step(job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale)
     if trainer.average:
         with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
-            trainer.average.update(job.network.model)
+            trainer.average.update(job.network.model, done.skipped if trainer.scale else None)
     short = done.micro_batch < min(rule.micro_batch or len(rows), len(rows))
     if short:
         trainer.fitting.append(done.micro_batch)
@@ -241,10 +244,11 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
     found: list[Event] = []
     diverged: TrainingError | None = None
     for place, (step, numbers) in enumerate(read_back(unread.steps), start=1):
-        if numbers.skipped or not math.isfinite(numbers.loss):
-            diverged = _diverged(f"at step {step.step} of epoch {at.epoch}", step.learning_rate)
+        if numbers.has_diverged:
+            diverged = _diverged(trainer.job, f"at step {step.step} of epoch {at.epoch}", step.learning_rate)
             break
         at.metrics.add(step.labels, numbers.predicted, numbers.loss)
+        at.skipped += numbers.skipped
         at.stages = numbers.stages or at.stages
         if step.memory_short:
             found.append(MemoryShort(at.epoch, step.step, step.result.micro_batch))
@@ -270,9 +274,11 @@ def _step_ended(job: Job, at: TrainingState, step: PendingStep, numbers: ReadSte
         learning_rate=step.learning_rate,
         images=(at.epoch - 1) * len(job.rows[TRAIN]) + at.metrics.seen,
         seconds=seconds,
-        gradient_norm=numbers.gradient_norm,
+        gradient_norm=0.0 if numbers.skipped else numbers.gradient_norm,
         micro_batch=step.result.micro_batch,
         stages=numbers.stages,
+        skipped=numbers.skipped,
+        loss_scale=numbers.loss_scale,
     )
 
 
@@ -295,7 +301,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
     with trainer.evaluating():
         rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
         if not np.isfinite(logits).all():
-            raise _diverged(f"after epoch {epoch}", job.config.learning_rate)
+            raise _diverged(job, f"after epoch {epoch}", job.config.learning_rate)
         labels, predicted = job.labels[rows], logits.argmax(1)
         loss = cross_entropy(torch.from_numpy(logits).double(), torch.from_numpy(labels)).item()
         found = RunningMetrics.of(len(job.dataset.classes))
@@ -321,6 +327,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         train_scores=at.metrics.scores(),
         val_scores=found.scores(),
         stages=at.stages,
+        skipped_steps=at.skipped,
     )
     at.next_epoch()
     yield ended  # before it is saved: a run that is killed between the two reports the epoch again, and none is lost
@@ -328,10 +335,11 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
     yield trainer.save(at)
 
 
-def _diverged(when: str, learning_rate: float) -> TrainingError:
+def _diverged(job: Job, when: str, learning_rate: float) -> TrainingError:
+    instead = ", or precision fp32" if job.device.precision == "fp16" else ""
     return TrainingError(
         f"The loss or its gradient was not finite {when} (learning rate {learning_rate:g}). "
-        "Try a learning rate ten times lower. The best epoch before this is kept."
+        f"Try a learning rate ten times lower{instead}. The best epoch before this is kept."
     )
 
 

@@ -1,5 +1,6 @@
 """A learning-rate range test (Smith 2017): a few steps at ever higher rates, on a network of its own, from the cached trunk."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.events import Progress
 from finetune_core.training.freezing import apply
 from finetune_core.training.job import Inputs, Job, step_rule
+from finetune_core.training.loss_scale import loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
 from finetune_core.work import Step, Work
@@ -83,7 +85,7 @@ def suggested(rates: list[float], losses: list[float]) -> float | None:
 
 
 def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
-    config, rule = job.config, step_rule(job)
+    config, rule, scale = job.config, step_rule(job), loss_scale(job.device)
     apply(job.strategy, job.network.stages, job.network.model, config.epochs)
     optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model)
     rates: list[float] = []
@@ -94,10 +96,11 @@ def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["base_lr"] / config.learning_rate
         labels = job.targets(rows)
-        done = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule)
-        if done.skipped.item():
+        done = train_step(job.forward, inputs, labels, optimizer, job.device, step, rule, scale)
+        loss = done.loss.item()
+        if not math.isfinite(loss) or (done.skipped.item() and not scale):
             break
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * done.loss.item()
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
         smoothed = mean / (1 - _SMOOTHING ** (step + 1))
         rates.append(rate)
         losses.append(smoothed)

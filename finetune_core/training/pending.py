@@ -1,5 +1,6 @@
 """Steps whose numbers are still on the device. They are read back together: each read waits for all that the device has to do."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from finetune_core.training.events import StageMeasures
 from finetune_core.training.movement import Measured
 
 _READ_BACK_SECONDS = 0.25
+_SMALLEST_SCALE = 1.0  # below it, it is not the scale that makes gradients overflow
 
 
 def seconds_between_reads(device: Device) -> float:
@@ -41,13 +43,25 @@ class PendingStep:
 
 @dataclass(frozen=True)
 class ReadStep:
-    """A step's numbers: ``predicted`` int64 ``[n]``; ``skipped`` where the gradient was not finite."""
+    """A step's numbers.
+
+    Attributes:
+        skipped: whether the gradient was not finite, so that nothing has changed.
+        loss_scale: after the step; 0 where the loss is not scaled.
+        predicted: int64 ``[n]``.
+    """
 
     loss: float
     gradient_norm: float
     skipped: bool
+    loss_scale: float
     predicted: np.ndarray
     stages: StageMeasures | None
+
+    @property
+    def has_diverged(self) -> bool:
+        """Whether loss or gradient are not finite for another reason than a loss scale that is too large."""
+        return not math.isfinite(self.loss) or (self.skipped and self.loss_scale < _SMALLEST_SCALE)
 
 
 def read_back(pending: Sequence[PendingStep]) -> Iterator[tuple[PendingStep, ReadStep]]:
@@ -55,8 +69,9 @@ def read_back(pending: Sequence[PendingStep]) -> Iterator[tuple[PendingStep, Rea
     if not pending:
         return
     results = [each.result for each in pending]
-    numbers = torch.stack([torch.stack([one.loss, one.gradient_norm, one.skipped]) for one in results]).tolist()
+    numbers = torch.stack([torch.stack([one.loss, one.gradient_norm, one.skipped, one.loss_scale]) for one in results]).tolist()
     predicted = torch.cat([one.logits.argmax(1) for one in results]).cpu().numpy()
     ends = np.cumsum([len(one.logits) for one in results])
-    for each, (loss, norm, skipped), mine in zip(pending, numbers, np.split(predicted, ends[:-1]), strict=True):
-        yield each, ReadStep(loss, norm, bool(skipped), mine, each.measured.read() if each.measured else None)
+    for each, (loss, norm, skipped, scale), mine in zip(pending, numbers, np.split(predicted, ends[:-1]), strict=True):
+        stages = each.measured.read() if each.measured and not skipped else None
+        yield each, ReadStep(loss, norm, bool(skipped), scale, mine, stages)

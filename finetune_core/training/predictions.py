@@ -23,7 +23,7 @@ _MOST_LOGITS = 2**29
 _LONGEST_ID = 4096  # bytes
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what it is written with; others can hold next to nothing that becomes enormous
 _PRECISION = b"thaw.precision"  # in the file's metadata
-_PRECISIONS = ("fp32", "bf16")
+_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def prediction_table(ids: pd.Series, split: str | np.ndarray, labels: np.ndarray, logits: np.ndarray) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def prediction_table(ids: pd.Series, split: str | np.ndarray, labels: np.ndarray
 
 
 def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None:
-    """Write the table, and the precision that its logits were computed in (``fp32`` or ``bf16``); all of it or nothing."""
+    """Write the table, and the precision that its logits were computed in (``fp32``, ``bf16`` or ``fp16``); all of it or nothing."""
     stored = pa.Table.from_pandas(table, preserve_index=False)
     stored = stored.replace_schema_metadata({**stored.schema.metadata, _PRECISION: precision.encode()})
     buffer = io.BytesIO()

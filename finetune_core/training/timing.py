@@ -25,6 +25,7 @@ from finetune_core.training.device_memory import bytes_taken
 from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.footprint import kept_for_backward
 from finetune_core.training.freezing import apply
+from finetune_core.training.loss_scale import loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.stage_plan import Strategy, cut_index, plan
@@ -130,8 +131,10 @@ def _measure_tail(
     optimizer = make_optimizer(config, strategy, network.stages, network.model)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
+    scale = loss_scale(device)
+
     def step() -> None:
-        train_step(tail, inputs, labels, optimizer, device, config.seed)
+        train_step(tail, inputs, labels, optimizer, device, config.seed, scale=scale)
 
     with kept_for_backward(tail) as kept:
         step()

@@ -28,10 +28,12 @@ from finetune_core.training.checkpoints import (
 )
 from finetune_core.training.events import CheckpointSaved, Count, Epoch, Seconds, StageMeasures
 from finetune_core.training.job import Job
+from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.weight_ema import WeightEMA
 
-_OPTIMIZER, _AVERAGE = "optimizer/", "average/"
+_OPTIMIZER, _AVERAGE, _SCALE = "optimizer/", "average/", "loss_scale/"
+_SCALE_TENSORS = {f"{_SCALE}factor": torch.empty(()), f"{_SCALE}steps": torch.empty((), dtype=torch.int32)}
 _ADAM = ("step", "exp_avg", "exp_avg_sq")
 _STATE = {torch.optim.Adam: _ADAM, torch.optim.AdamW: _ADAM, torch.optim.SGD: ("momentum_buffer",)}
 
@@ -44,6 +46,7 @@ class TrainingState:
         epoch: the one that goes on, counted from 1; one more than the run has when all are done.
         step: its steps that are done.
         metrics: over those steps.
+        skipped: of those steps, how many were skipped.
         train_seconds: spent on them.
         seconds: of training and validation before ``since``, on the clock of ``time.monotonic``.
         best_epoch, best_accuracy, best_loss: on the validation images; epoch 0 before the first.
@@ -55,6 +58,7 @@ class TrainingState:
 
     epoch: Epoch = 1
     step: Count = 0
+    skipped: Count = 0
     train_seconds: Seconds = 0.0
     seconds: Seconds = 0.0
     best_epoch: Count = 0
@@ -83,7 +87,7 @@ class TrainingState:
         return True
 
     def next_epoch(self) -> None:
-        self.epoch, self.step = self.epoch + 1, 0
+        self.epoch, self.step, self.skipped = self.epoch + 1, 0, 0
         self.metrics, self.train_seconds = RunningMetrics.of(len(self.metrics.images)), 0.0
 
 
@@ -92,14 +96,22 @@ _AVERAGED = TypeAdapter(Count)
 
 
 def save_training_state(
-    job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, at: TrainingState, run_dir: Path
+    job: Job,
+    optimizer: torch.optim.Optimizer,
+    average: WeightEMA | None,
+    scale: LossScale | None,
+    at: TrainingState,
+    run_dir: Path,
 ) -> CheckpointSaved:
-    """Write ``last``: what has changed of the network, its average, the optimizer's state, and the position; all or nothing."""
+    """Write ``last``: what has changed of the network, its average, the optimizer's state, the loss scale, and the position; all or
+    nothing."""
     tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}/{key}": value for key, value in state.items()}
     if average:
         tensors |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
+    if scale:
+        tensors |= {f"{_SCALE}{name}": tensor for name, tensor in scale.tensors.items()}
     state = asdict(at) | {"seconds": at.elapsed, "since": 0.0, "averaged": average.steps if average else 0}
     network, dataset = job.network, job.dataset
     info = CheckpointInfo(at.epoch - 1, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, state)
@@ -108,9 +120,9 @@ def save_training_state(
 
 
 def restore_training_state(
-    job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, run_dir: Path
+    job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | None, scale: LossScale | None, run_dir: Path
 ) -> TrainingState:
-    """Put network, average and optimizer back to where ``last`` was written.
+    """Put network, average, optimizer and loss scale back to where ``last`` was written.
 
     Raises:
         RunError: when it is missing, damaged, or belongs to other data or weights.
@@ -130,13 +142,15 @@ def restore_training_state(
     needed = changing_tensors(job.network.model, job.network.stages, job.strategy)
     if average:
         needed |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
-    tensors, _ = load_tensors(run_dir, LAST, needed, _state_tensors(optimizer))
+    tensors, _ = load_tensors(run_dir, LAST, needed, _state_tensors(optimizer) | _SCALE_TENSORS)
     check_frozen(job.network, job.strategy, tensors, path)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(_OPTIMIZER):
             index, key = name.removeprefix(_OPTIMIZER).split("/")
             state.setdefault(int(index), {})[key] = tensor
+    if tensors.get(f"{_SCALE}factor", 1) <= 0:
+        raise RunError(f"{path} is damaged: its loss scale is not positive.")
     if any(len(kept) < len(_STATE[type(optimizer)]) for kept in state.values()):
         raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
     put_tensors(job.network.model, {name: tensor for name, tensor in tensors.items() if "/" not in name})
@@ -146,6 +160,9 @@ def restore_training_state(
         average.steps = averaged
         for name, tensor in average.tensors.items():
             tensor.copy_(tensors[f"{_AVERAGE}{name}"])
+    if scale and tensors.keys() >= _SCALE_TENSORS.keys():  # else the run began in another precision
+        for name, tensor in scale.tensors.items():
+            tensor.copy_(tensors[f"{_SCALE}{name}"])
     return at
 
 

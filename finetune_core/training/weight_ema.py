@@ -14,7 +14,7 @@ class WeightEMA:
 
     Attributes:
         tensors: by name; those that are no floating-point numbers are the latest.
-        steps: that went into it.
+        steps: that went into it, skipped ones included.
     """
 
     def __init__(self, changing: Mapping[str, torch.Tensor], decay: float) -> None:
@@ -22,14 +22,24 @@ class WeightEMA:
         self.steps = 0
         self._decay = decay
 
-    def update(self, model: nn.Module) -> None:
-        """Take a step's weights in; the first ones count for more, so that the start is soon forgotten."""
+    def update(self, model: nn.Module, skipped: torch.Tensor | None = None) -> None:
+        """Take a step's weights in; the first ones count for more, so that the start is soon forgotten.
+
+        Args:
+            skipped: float32 ``[]``, on the device: where it is 1, the average stays as it is.
+        """
         self.steps += 1
         decay = min(self._decay, self.steps / (9 + self.steps))
         now = model.state_dict()
         averaged = [name for name, kept in self.tensors.items() if kept.is_floating_point()]
         counted = [name for name, kept in self.tensors.items() if not kept.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[name] for name in averaged], [now[name] for name in averaged], 1 - decay)
+        kept, latest = [self.tensors[name] for name in averaged], [now[name] for name in averaged]
+        if skipped is None:
+            torch._foreach_lerp_(kept, latest, 1 - decay)
+        else:
+            moves = torch._foreach_sub(latest, kept)
+            torch._foreach_mul_(moves, (1 - decay) * (1 - skipped))
+            torch._foreach_add_(kept, moves)
         if counted:
             torch._foreach_copy_([self.tensors[name] for name in counted], [now[name] for name in counted])
 

@@ -39,7 +39,9 @@ def filled(cache, name="t", keys=KEYS, rows=ROWS):
     return finish(cache.fill(name, keys, batches(rows)))
 
 
-@pytest.mark.parametrize("rows", [ROWS, ROWS.to(memory_format=torch.channels_last), ROWS.bfloat16(), torch.randn(20, 7)])
+@pytest.mark.parametrize(
+    "rows", [ROWS, ROWS.to(memory_format=torch.channels_last), ROWS.bfloat16(), ROWS.half(), torch.randn(20, 7)]
+)
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_rows_come_back_as_they_were(cache, rows, where, monkeypatch):
     if where == "disk":

@@ -17,6 +17,7 @@ from finetune_core.config import setting_of
 from finetune_core.errors import ExportError
 from finetune_core.exporters import script
 from finetune_core.exporters.formats import export_run
+from finetune_core.training import device
 
 SMALL = {"backbone": "shufflenet_v2_x0_5", "weights": "none"}
 ADAM = {"optimizer": "adam", "learning_rate": 3e-4}
@@ -79,10 +80,7 @@ def test_it_repeats_every_setting(settings, train, colours, tmp_path, monkeypatc
     output, tested = metrics_in(capsys.readouterr().out)
     same(output, run)
     assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
-    linted = ["check", "--select", "E4,E7,E9,F,B,RUF100"], ["format", "--check", "--line-length", "128"]
-    for command in linted:
-        done = subprocess.run([sys.executable, "-m", "ruff", *command, "--isolated", file], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    _is_tidy(file)
 
 
 def test_a_run_in_bf16_has_its_best_epoch_evaluated_in_fp32(native_bf16, train, colours, tmp_path, monkeypatch, capsys):
@@ -101,6 +99,34 @@ def test_a_run_in_bf16_has_its_best_epoch_evaluated_in_fp32(native_bf16, train, 
         with torch.no_grad():
             answers = model.eval()(torch.stack([image for image, _ in images])).argmax(1)
         assert accuracy == f"{(answers.numpy() == images.labels).mean():.4f}"
+
+
+@pytest.mark.parametrize("more", [{"ema": 0.5, "micro_batch": 3, "l2_sp": 0.1, "clip_norm": 0.5, "schedule": "cosine"}, {}])
+def test_a_run_in_fp16_is_repeated_with_its_loss_scale(train, colours, tmp_path, monkeypatch, capsys, more):
+    monkeypatch.setattr(device, "_WITH_FP16", ("cuda", "cpu"))
+    run = train(colours, tmp_path / "runs", **SMALL, **more, precision="fp16", compile="off", epochs=2)
+    file = export_run(run, "script").folder / "train.py"
+    monkeypatch.setattr(sys, "argv", ["train.py", str(colours), "--out", str(tmp_path / "model.pt")])
+    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda scaler, update=torch.amp.GradScaler.update: seen(scaler, update))
+    updates = []
+
+    def seen(scaler, update):
+        update(scaler)
+        updates.append(scaler.get_scale())
+
+    runpy.run_path(str(file), run_name="__main__")
+    output, tested = metrics_in(capsys.readouterr().out)
+    same(output, run)
+    assert updates == [row["loss_scale"] for row in run.history.steps]
+    assert tested == pytest.approx(run.history.end["test_accuracy"], abs=0.01)
+    _is_tidy(file)
+
+
+def _is_tidy(file):
+    linted = ["check", "--select", "E4,E7,E9,F,B,RUF100"], ["format", "--check", "--line-length", "128"]
+    for command in linted:
+        done = subprocess.run([sys.executable, "-m", "ruff", *command, "--isolated", file], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_split_is_the_runs_with_the_changes_made_to_the_data(run, tmp_path):

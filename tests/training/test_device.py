@@ -11,10 +11,11 @@ from finetune_core.training.device import choose_device, describe_machine, numer
 def machine(monkeypatch):
     """Pretend that this machine has the accelerators named, and a processor with the capabilities named."""
 
-    def pretend(*accelerators, capabilities=(), cuda_bf16=True):
+    def pretend(*accelerators, capabilities=(), cuda_bf16=True, cuda_capability=(9, 0)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in accelerators)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in accelerators)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Imaginary")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: cuda_capability)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: cuda_bf16 or including_emulation)
         monkeypatch.setattr(
             torch.cpu, "get_capabilities", lambda: {"cpu_name": "Imaginary CPU"} | dict.fromkeys(capabilities, True)
@@ -54,9 +55,12 @@ def test_auto_takes_bf16_only_where_the_processor_has_it(machine, capabilities, 
     assert choose_device("cpu").precision == precision
 
 
-@pytest.mark.parametrize(("native", "precision"), [(True, "bf16"), (False, "fp32")])
-def test_auto_does_not_take_an_emulated_bf16_on_cuda(machine, native, precision):
-    machine("cuda", cuda_bf16=native)
+@pytest.mark.parametrize(
+    ("native", "capability", "precision"),
+    [(True, (8, 0), "bf16"), (False, (7, 5), "fp16"), (False, (7, 0), "fp16"), (False, (6, 1), "fp32")],
+)
+def test_auto_does_not_take_an_emulated_bf16_on_cuda_but_fp16_where_that_is_fast(machine, native, capability, precision):
+    machine("cuda", cuda_bf16=native, cuda_capability=capability)
     assert choose_device("cuda").precision == precision
 
 
@@ -74,12 +78,22 @@ def test_a_precision_asked_for_is_taken(machine, precision):
 
 @pytest.mark.parametrize(("kind", "label"), [("cuda", "NVIDIA Imaginary"), ("mps", "Apple GPU"), ("cpu", "Imaginary CPU")])
 def test_bf16_is_refused_where_it_would_be_emulated(machine, kind, label):
-    machine("cuda", "mps", capabilities=("avx2", "avx512_f"), cuda_bf16=False)
+    machine("cuda", "mps", capabilities=("avx2", "avx512_f"), cuda_bf16=False, cuda_capability=(6, 1))
     with pytest.raises(ConfigError) as caught:
         choose_device(kind, "bf16")
     assert list(caught.value.problems) == ["precision"]
     assert caught.value.problems["precision"].startswith(f"bf16 would be emulated on {label}")
     assert choose_device(kind, "fp32").precision == choose_device(kind).precision == "fp32"
+
+
+@pytest.mark.parametrize(("kind", "label"), [("mps", "Apple GPU"), ("cpu", "Imaginary CPU")])
+def test_fp16_is_refused_where_there_is_no_nvidia_gpu_for_it(machine, kind, label):
+    machine("cuda", "mps", cuda_bf16=False, cuda_capability=(6, 1))
+    with pytest.raises(ConfigError) as caught:
+        choose_device(kind, "fp16")
+    assert list(caught.value.problems) == ["precision"]
+    assert caught.value.problems["precision"].startswith(f"fp16 is for NVIDIA GPUs, not for {label}")
+    assert choose_device("cuda", "fp16").precision == "fp16"
 
 
 def test_labels_are_for_people(machine):

@@ -3,6 +3,7 @@ by counting on a processor that is treated like a GPU."""
 
 import math
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -107,16 +108,16 @@ def last_epoch(job, folder):
     return trainer, loop._train(trainer, at)
 
 
-def on_meta(job):
-    device = Device("meta", "no device", "fp32")
+def on_meta(job, precision):
+    device = Device("meta", "no device", precision)
     device.hold(job.network.model)
     source = replace(job.source, device=device) if isinstance(job.source, TrainingImages) else job.source
     return replace(job, device=device, source=source)
 
 
-def steps_on_meta(settings, folder, monkeypatch):
+def steps_on_meta(settings, folder, monkeypatch, precision="fp32"):
     """An epoch's steps on ``meta``, which are there to be read at its end."""
-    job = on_meta(drained(prepare(settings))[1])
+    job = on_meta(drained(prepare(settings))[1], precision)
     waiting = []
     monkeypatch.setattr(loop, "seconds_between_reads", lambda device: math.inf)
     monkeypatch.setattr(loop, "read_back", lambda steps: waiting.extend(steps) or iter(()))
@@ -138,10 +139,13 @@ def test_every_strategy_trains_where_nothing_can_be_read(config, tmp_path, monke
             step.result.loss.item()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_every_optimizer_and_dropout_train_where_nothing_can_be_read(config, tmp_path, monkeypatch, meta_trains, optimizer):
+@pytest.mark.parametrize(("optimizer", "precision"), [("adam", "fp32"), ("adamw", "fp16"), ("sgd", "fp16")])
+def test_every_optimizer_dropout_and_the_loss_scale_train_where_nothing_can_be_read(
+    config, tmp_path, monkeypatch, meta_trains, optimizer, precision
+):
+    monkeypatch.setattr(Device, "autocast", lambda self: nullcontext())  # which knows no meta device
     network = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 64, "strategy": "full"}
-    steps_on_meta(config(optimizer=optimizer, **network, **EVERYTHING), tmp_path, monkeypatch)
+    steps_on_meta(config(optimizer=optimizer, **network, **EVERYTHING), tmp_path, monkeypatch, precision)
 
 
 def test_meta_refuses_what_would_wait_and_what_was_left_on_the_processor():
@@ -153,11 +157,15 @@ def test_meta_refuses_what_would_wait_and_what_was_left_on_the_processor():
         value.add_(torch.ones(3))  # which torch itself lets pass
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_nothing_is_waited_for_between_two_reads(config, tmp_path, unread, optimizer):
-    settings = config(strategy="last_two_blocks", optimizer=optimizer, **EVERYTHING)
+@pytest.mark.parametrize(
+    ("optimizer", "precision", "strategy"),
+    [("adam", "fp16", "feature_extraction"), ("adamw", "fp32", "last_two_blocks"), ("sgd", "fp32", "last_block")],
+)
+def test_nothing_is_waited_for_between_two_reads(config, tmp_path, unread, optimizer, precision, strategy):
+    settings = config(strategy=strategy, optimizer=optimizer, **EVERYTHING)
     waits = Waits()
-    _, training = last_epoch(drained(prepare(settings))[1], tmp_path)
+    job = drained(prepare(settings))[1]
+    _, training = last_epoch(replace(job, device=replace(job.device, precision=precision)), tmp_path)
     with waits:
         first = next(training)  # the first event comes once all steps of the epoch are done
     (steps,) = unread

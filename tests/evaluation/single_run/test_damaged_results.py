@@ -309,7 +309,7 @@ def test_a_run_does_not_go_on_from_a_checkpoint_that_is_not_its_own(job, stopped
     damage(tmp_path / "last.safetensors")
     before = {name: tensor.clone() for name, tensor in job[0].network.model.state_dict().items()}
     with pytest.raises(RunError, match=r"last\.safetensors"):
-        restore_training_state(*job, None, tmp_path)
+        restore_training_state(*job, None, None, tmp_path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in job[0].network.model.state_dict().items())
 
 
