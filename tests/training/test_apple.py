@@ -61,8 +61,8 @@ def apple(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    for name in ("empty_cache", "synchronize"):
-        monkeypatch.setattr(torch.mps, name, lambda: None)
+    for name in ("empty_cache", "synchronize", "current_allocated_memory"):
+        monkeypatch.setattr(torch.mps, name, lambda: 0)
     monkeypatch.setattr(Device, "torch_device", torch.device("cpu"))
     monkeypatch.setattr(Device, "autocast", looked_at)
     monkeypatch.setattr(compute, "_accumulated", backward_too)
