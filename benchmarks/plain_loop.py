@@ -61,11 +61,23 @@ def loaders(options: argparse.Namespace) -> tuple[DataLoader[Any], DataLoader[An
     )
 
 
+def step(
+    model: nn.Module, images: torch.Tensor, labels: torch.Tensor, optimizer: torch.optim.Optimizer, autocast: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and outputs of one batch."""
+    optimizer.zero_grad()
+    with torch.autocast(images.device.type, torch.bfloat16) if autocast else nullcontext():
+        outputs = model(images)
+        loss = nn.functional.cross_entropy(outputs, labels)
+    loss.backward()
+    optimizer.step()
+    return loss, outputs
+
+
 def main(options: argparse.Namespace) -> None:
     train_loader, val_loader = loaders(options)
     device = torch.device(options.device)
     model = build(options.network, options.strategy, classes=len(train_loader.dataset.classes)).to(device)  # type: ignore[attr-defined]
-    criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(filter(lambda p: p.requires_grad, model.parameters()), lr=1e-4)
     train_size, val_size = len(train_loader.dataset), len(val_loader.dataset)  # type: ignore[arg-type]
 
@@ -75,12 +87,7 @@ def main(options: argparse.Namespace) -> None:
         loss_sum, correct = 0.0, 0
         for images, labels in train_loader:
             images, labels = images.to(device), labels.to(device)
-            optimizer.zero_grad()
-            with torch.autocast(device.type, torch.bfloat16) if options.autocast else nullcontext():
-                outputs = model(images)
-                loss = criterion(outputs, labels)
-            loss.backward()
-            optimizer.step()
+            loss, outputs = step(model, images, labels, optimizer, options.autocast)
             loss_sum += loss.item() * images.size(0)
             correct += (outputs.argmax(1) == labels).sum().item()
         model.eval()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import plain_loop, speed
+from benchmarks import gpu, peak, plain_loop, speed, step_profile
 from finetune_core.config import make_config
 from finetune_core.models.network import network_stages
+from finetune_core.training.device import choose_device
 from finetune_core.training.stage_plan import plan, trained_parameters
 from tests.test_documents import DOCUMENTS
 
@@ -84,3 +85,81 @@ def test_the_sides_alternate_and_train_the_same(tmp_path):
     assert (first, second) == ("round 1", "round 2")
     assert all("1,022,724 parameters train" in line for line in (one, two))
     assert summed.startswith("efficientnet_lite0, last_block: ")
+
+
+ONEDNN = """\
+onednn_verbose,v1,info,oneDNN v3.12.0
+onednn_verbose,v1,primitive,exec,cpu,reorder,jit:uni,undef,src:bf16 dst:bf16,attr-scratchpad:user,,512x512x3x3,0.5
+onednn_verbose,v1,primitive,exec,cpu,convolution,jit,forward_training,src:bf16,,alg:convolution_direct,mb2_ic4oc8_ih7oh7kh3sh1dh0ph1_iw7ow7kw3sw1dw0pw1,2.5
+onednn_verbose,v1,primitive,exec,cpu,convolution,jit,backward_weights,src:bf16,,alg:convolution_direct,mb2_g4ic4oc4_ih9oh4kh3sh2dh0ph0_iw9ow4kw3sw2dw0pw0,1.5
+onednn_verbose,v1,primitive,exec,cpu,matmul,jit,undef,src:bf16,,,32x512:512x10,4
+"""
+
+
+def test_onednns_report_is_split_into_the_parts_of_a_step():
+    milliseconds, flops = step_profile.by_primitive(ONEDNN.splitlines())
+    forward, backward = (step_profile.CONVOLUTIONS[kind] for kind in ("forward_training", "backward_weights"))
+    assert milliseconds == {step_profile.REORDERS: 0.5, forward: 2.5, backward: 1.5}
+    assert flops == {forward: 2 * 2 * 4 * 8 * 49 * 9, backward: 2 * 2 * 4 * 4 * 16 * 9 // 4}
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_a_profile_has_every_part_of_a_step():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(32, 64, 3), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3)
+    )
+    images = torch.randn(8, 32, 16, 16)
+    lines = step_profile.profiled(lambda: model(images).mean().backward(), 2, 1e12)
+    parts = {line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")}
+    assert {*step_profile.CONVOLUTIONS.values(), "BatchNorm", "ReLU, additions, pooling"} <= parts
+
+
+@pytest.mark.parametrize("strategy", ["feature_extraction", "full"])
+def test_a_tail_is_a_step_on_what_its_trunk_yields(strategy):
+    tail = peak.tail_of("resnet18", strategy, choose_device("cpu", "fp32"), 2, 64)
+    assert tail.inputs.shape == {"feature_extraction": (2, 512), "full": (2, 3, 64, 64)}[strategy]
+    assert tail.parameters == {"feature_extraction": 5130, "full": 11_181_642}[strategy]
+    head = 2 * 2 * 512 * peak.CLASSES
+    assert tail.flops == 2 * head if strategy == "feature_extraction" else tail.flops > 1e8
+    taken = gpu.step_seconds("resnet18", strategy, tail, 2, 64, torch.device("cpu"))
+    assert set(taken) == {gpu.PLAIN, gpu.AUTOCAST, gpu.THAW}
+
+
+def test_the_least_that_a_heads_epoch_moves():
+    tail = peak.Tail(lambda: None, 0, torch.zeros(4, 512, dtype=torch.bfloat16), 1000)
+    assert gpu.least_seconds(tail, 10, 4, 1e6) == pytest.approx((10 * 512 * 2 + 3 * 8 * 4 * 1000) / 1e6)
+
+
+def test_without_a_gpu_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu"])
+    with pytest.raises(SystemExit, match=r"^Nothing was measured: .*no cuda here.*$") as ended:
+        gpu.main()
+    assert "\n" not in str(ended.value)
+
+
+def test_a_network_that_takes_one_size_only_gets_it():
+    assert (gpu.fitting_size("resnet18", 64), gpu.fitting_size("vit_b_16", 64)) == (64, 224)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_works_on_a_processor():
+    small = (
+        "--train 4 --val 4 --batch 2 --epochs 1 --plain-epochs 1 --rounds 1 --image-size 64 --side 128 --copied 8 --workers 0"
+    )
+    command = [sys.executable, "-m", "benchmarks.gpu", *small.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    *_, header, _, resnet, vit = done.stdout.splitlines()
+    assert header.count("|") == resnet.count("|") == vit.count("|") == 7
+    assert resnet.startswith("| ResNet-18, last block | ")
+    assert vit.startswith("| ViT-B/16, last block | ")
+    assert "Tests: not run." in done.stdout
+
+
+@pytest.mark.slow
+def test_the_suite_is_reported():
+    words, passed = gpu.suite(["-n0", "tests/test_formatting.py"])
+    assert passed
+    assert re.fullmatch(r"\d+ passed in .*s", words)
+    assert not gpu.suite(["-n0", "tests/test_formatting.py", "-k", "nothing_has_this_name"])[1]

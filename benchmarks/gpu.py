@@ -1,0 +1,234 @@
+"""What Thaw makes of this machine's GPU: training steps against its measured matrix peak and memory bandwidth, whole jobs against the
+plain loop (plain_loop.py), the sides alternating, and the whole test suite. What it prints last is for the README.
+
+    python -m benchmarks.gpu
+    python -m benchmarks.gpu --device cpu --networks resnet18 --train 64 --val 16 --image-size 64 --batch 8 --no-suite
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import plain_loop
+from benchmarks.peak import CLASSES, ROUNDS, Tail, matrix_peak, seconds, several, tail_of
+from benchmarks.speed import PLAIN, ROOT, Work, other, thaw, write_images
+from finetune_core.errors import ConfigError
+from finetune_core.formatting import things
+from finetune_core.models.network import check_image_size
+from finetune_core.training.device import Device, choose_device
+
+NETWORKS = {"resnet18": "ResNet-18", "vit_b_16": "ViT-B/16"}
+STRATEGIES = {"feature_extraction": "head only", "last_block": "last block", "full": "full"}
+AUTOCAST, THAW = "with autocast", "Thaw"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the device was seen to do.
+
+    Attributes:
+        matrix: FLOP/s by precision; "fp32" without TF32.
+        bandwidth: bytes per second of a copy, those read and those written.
+    """
+
+    matrix: Mapping[str, float]
+    bandwidth: float
+
+    def __str__(self) -> str:
+        rates = ", ".join(f"{rate / 1e12:.3g} TFLOP/s in {precision}" for precision, rate in self.matrix.items())
+        return f"matrix peak {rates}; memory {self.bandwidth / 1e9:,.0f} GB/s"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network under one strategy.
+
+    Attributes:
+        speeds: training images per second of the whole job, by side: the median of the rounds.
+        ratios: how many times as fast as the plain loop Thaw was, by round.
+        share: of the matrix peak that Thaw's step reaches.
+    """
+
+    network: str
+    strategy: str
+    speeds: Mapping[str, float]
+    ratios: Sequence[float]
+    share: float
+
+
+def peaks_of(device: torch.device, side: int, copied: int) -> Peaks:
+    """Measure them, with matrices of that side and copies of so many bytes."""
+    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * copied / min(several(lambda: target.copy_(source), device))
+    return Peaks({name: matrix_peak(dtype, device, side) for name, dtype in DTYPES.items()}, bandwidth)
+
+
+def plain_step(
+    network: str, strategy: str, batch: int, size: int, device: torch.device, autocast: bool
+) -> Callable[[], object]:
+    model = plain_loop.build(network, strategy, CLASSES).to(device).train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    images, labels = torch.randn(batch, 3, size, size, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+    return lambda: plain_loop.step(model, images, labels, optimizer, autocast)[0].item()
+
+
+def step_seconds(network: str, strategy: str, tail: Tail, batch: int, size: int, device: torch.device) -> dict[str, float]:
+    """A training step of each side, the images on the device already: the medians, the sides alternating."""
+    sides = {
+        PLAIN: plain_step(network, strategy, batch, size, device, autocast=False),
+        AUTOCAST: plain_step(network, strategy, batch, size, device, autocast=True),
+        THAW: tail.step,
+    }
+    for step in sides.values():
+        step(), step()
+    rounds = [{side: seconds(step, device) for side, step in sides.items()} for _ in range(ROUNDS)]
+    return {side: statistics.median(one[side] for one in rounds) for side in sides}
+
+
+def job_speeds(work: Work, strategy: str, rounds: int, images: int) -> tuple[list[dict[str, float]], float]:
+    """Training images per second of each side's whole job, by round; the seconds that Thaw trains in one epoch, of the last."""
+    found, epoch = [], 0.0
+    autocast = Work(work.folder, work.network, work.epochs, work.measured, (*work.options, "--autocast"))
+    for _ in range(rounds):
+        taken = {PLAIN: other(PLAIN, work, strategy)["seconds"], AUTOCAST: other(PLAIN, autocast, strategy)["seconds"]}
+        result = thaw(work, (strategy,))
+        taken[THAW], epoch = result["seconds"], result["epoch"]
+        found.append({side: work.epochs * images / spent for side, spent in taken.items()})
+    return found, epoch
+
+
+def least_seconds(tail: Tail, images: int, batch: int, bandwidth: float) -> float:
+    """The least that a head's epoch takes at that bandwidth: each activation is read once; in each step Adam reads and writes weights,
+    gradients and its two moments, in fp32."""
+    activations = images * tail.inputs.numel() * tail.inputs.element_size() / batch
+    return (activations + -(-images // batch) * 8 * 4 * tail.parameters) / bandwidth
+
+
+def fitting_size(network: str, size: int) -> int:
+    """Image size; 224 pixels for a network that takes no other."""
+    try:
+        check_image_size(network, size)
+    except ConfigError:
+        return 224
+    return size
+
+
+def measure(network: str, strategy: str, folder: Path, device: Device, peaks: Peaks, options: argparse.Namespace) -> Row:
+    """Time the steps and the jobs of one row of the table, and print what does not go into it."""
+    size = fitting_size(network, options.image_size)
+    tail = tail_of(network, strategy, device, options.batch, size)
+    taken = step_seconds(network, strategy, tail, options.batch, size, device.torch_device)
+    rate = tail.flops / taken[THAW]
+    share = rate / peaks.matrix[device.precision]
+    print(
+        f"{NETWORKS[network]}, {STRATEGIES[strategy]}: a step of {options.batch} images takes {taken[PLAIN] * 1e3:.2f} ms plainly, "
+        f"{taken[AUTOCAST] * 1e3:.2f} ms with autocast, {taken[THAW] * 1e3:.2f} ms in Thaw: {rate / 1e12:.3g} TFLOP/s in "
+        f"{device.precision}, {share:.1%} of the peak",
+        flush=True,
+    )
+    shared = ("--network", network, "--image-size", str(size), "--batch", str(options.batch))
+    arguments = (*shared, "--workers", str(options.workers), "--device", device.kind)
+    settings: dict[str, Any] = {"image_size": size, "batch_size": options.batch, "device": device.kind}
+    work = Work(folder, network, options.epochs, options.plain_epochs, arguments, settings)
+    rounds, epoch = job_speeds(work, strategy, options.rounds, options.train)
+    if strategy == "feature_extraction":
+        least = least_seconds(tail, options.train, options.batch, peaks.bandwidth)
+        print(
+            f"  an epoch trains for {epoch * 1e3:.1f} ms; at the memory's bandwidth it would be {least * 1e3:.2f} ms",
+            flush=True,
+        )
+    speeds = {side: statistics.median(one[side] for one in rounds) for side in rounds[0]}
+    return Row(network, strategy, speeds, [one[THAW] / one[PLAIN] for one in rounds], share)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """In Markdown."""
+    lines = [
+        "| training images per second | plain loop | with autocast | Thaw | times (range) | step, of peak |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        speeds = " | ".join(f"{row.speeds[side]:,.0f}" for side in (PLAIN, AUTOCAST, THAW))
+        times = f"{statistics.median(row.ratios):.1f} ({min(row.ratios):.1f} to {max(row.ratios):.1f})"
+        lines.append(f"| {NETWORKS[row.network]}, {STRATEGIES[row.strategy]} | {speeds} | {times} | {row.share:.1%} |")
+    return lines
+
+
+def machine(device: Device) -> str:
+    """Device and versions in a line."""
+    if device.kind != "cuda":
+        return f"{device.label}, torch {torch.__version__}"
+    properties = torch.cuda.get_device_properties(0)
+    return (
+        f"{device.label}, {properties.total_memory / 1e9:.0f} GB, compute capability {properties.major}.{properties.minor}, "
+        f"torch {torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    )
+
+
+def suite(arguments: Sequence[str] = ()) -> tuple[str, bool]:
+    """Run pytest: its last line, and whether all went well. What failed is printed."""
+    done = subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).strip().splitlines() or ["pytest printed nothing"]
+    print(*(line for line in lines if line.startswith(("FAILED", "ERROR"))), sep="\n", flush=True)
+    return lines[-1].strip("= "), done.returncode == 0
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"), default="cuda")
+    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--train", type=int, default=2000, help="training images")
+    parser.add_argument("--val", type=int, default=650, help="validation images")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--plain-epochs", type=int, default=2, help="how many of them the plain loop runs")
+    parser.add_argument(
+        "--workers", type=int, default=4, help="processes that decode for the plain loop; torch's tutorial has 4"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--side", type=int, default=8192, help="of the matrices")
+    parser.add_argument("--copied", type=int, default=1024, help="megabytes that are copied")
+    parser.add_argument("--suite", action=argparse.BooleanOptionalAction, default=True, help="run the whole test suite, too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = read_options()
+    try:
+        device = choose_device(options.device)
+    except ConfigError as error:
+        raise SystemExit(f"Nothing was measured: {error}. --device cpu runs the same on the processor.") from None
+    print(machine(device), flush=True)
+    peaks = peaks_of(device.torch_device, options.side, options.copied << 20)
+    print(peaks, flush=True)
+    with tempfile.TemporaryDirectory() as base:
+        write_images(Path(base), options.train, options.val)
+        cases = [(network, name) for network in options.networks.split(",") for name in options.strategies.split(",")]
+        rows = [measure(network, name, Path(base), device, peaks, options) for network, name in cases]
+    words, passed = suite() if options.suite else ("not run", True)
+    print(
+        "",
+        f"{machine(device)}: {peaks}. {options.train:,} + {options.val:,} images of 320 pixels, batch {options.batch}, "
+        f"{options.epochs} epochs, the plain loop with {options.workers} workers; whole jobs, {things(options.rounds, 'round')} "
+        f"(`benchmarks/gpu.py`). Tests: {words}.",
+        "",
+        *table(rows),
+        sep="\n",
+    )
+    sys.exit(not passed)
+
+
+if __name__ == "__main__":
+    main()
