@@ -177,7 +177,9 @@ def _weight(labels: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor 
 def _statistics_kept_if_it_fails(forward: nn.Module) -> Iterator[None]:
     """Within: what a pass in training mode changes beside gradients (BatchNorm's statistics) is put back if the pass fails."""
     changing = [buffer for module in forward.modules() if module.training for buffer in module.buffers(recurse=False)]
-    before = [buffer.clone() for buffer in changing]
+    before = [torch.empty_like(buffer) for buffer in changing]
+    if changing:
+        torch._foreach_copy_(before, changing)
     try:
         yield
     except BaseException:
