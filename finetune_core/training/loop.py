@@ -49,7 +49,7 @@ from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.out_of_memory import explained
-from finetune_core.training.pending import PendingStep, ReadStep, read_back, seconds_between_reads
+from finetune_core.training.pending import PendingStep, ReadStep, pending_step, read_back, seconds_between_reads
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import save_predictions
 from finetune_core.training.prepare import prepare
@@ -232,7 +232,7 @@ def _step(trainer: _Trainer, epoch: int, step: int, steps: int, rows: np.ndarray
         trainer.fitting.append(done.micro_batch)
     if kept is not None:
         trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
-    return PendingStep(step, job.labels[rows], rate, done, short, measured(optimizer, before) if before else None)
+    return pending_step(step, job.labels[rows], rate, done, short, measured(optimizer, before) if before else None)
 
 
 def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterator[Event]:
@@ -251,7 +251,7 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
         at.skipped += numbers.skipped
         at.stages = numbers.stages or at.stages
         if step.memory_short:
-            found.append(MemoryShort(at.epoch, step.step, step.result.micro_batch))
+            found.append(MemoryShort(at.epoch, step.step, step.micro_batch))
         seconds = unread.read + (at.elapsed - unread.read) * place / len(unread.steps)  # as if all had taken equally long
         found.append(_step_ended(trainer.job, at, step, numbers, seconds))
     unread.steps.clear()
@@ -275,7 +275,7 @@ def _step_ended(job: Job, at: TrainingState, step: PendingStep, numbers: ReadSte
         images=(at.epoch - 1) * len(job.rows[TRAIN]) + at.metrics.seen,
         seconds=seconds,
         gradient_norm=0.0 if numbers.skipped else numbers.gradient_norm,
-        micro_batch=step.result.micro_batch,
+        micro_batch=step.micro_batch,
         stages=numbers.stages,
         skipped=numbers.skipped,
         loss_scale=numbers.loss_scale,

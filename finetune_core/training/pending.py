@@ -23,12 +23,15 @@ def seconds_between_reads(device: Device) -> float:
 
 @dataclass(frozen=True)
 class PendingStep:
-    """A step that was given to the device.
+    """A step that was given to the device: what is to be read of it, and no more, because many may wait.
 
     Attributes:
         step: within its epoch, counted from 1.
         labels: int64 ``[n]``.
         learning_rate: of the step.
+        numbers: float32 ``[4]``: its loss, gradient norm, whether it was skipped, and the loss scale.
+        predicted: int64 ``[n]``.
+        micro_batch: images that went through the network at a time.
         memory_short: whether fewer images than asked went through at a time.
         measured: of the stages, in the few steps where they are.
     """
@@ -36,7 +39,9 @@ class PendingStep:
     step: int
     labels: np.ndarray
     learning_rate: float
-    result: StepResult
+    numbers: torch.Tensor
+    predicted: torch.Tensor
+    micro_batch: int
     memory_short: bool
     measured: Measured | None
 
@@ -64,14 +69,21 @@ class ReadStep:
         return not math.isfinite(self.loss) or (self.skipped and self.loss_scale < _SMALLEST_SCALE)
 
 
+def pending_step(
+    step: int, labels: np.ndarray, learning_rate: float, done: StepResult, memory_short: bool, measured: Measured | None
+) -> PendingStep:
+    """A step that is done, or will be."""
+    numbers = torch.stack([done.loss, done.gradient_norm, done.skipped, done.loss_scale])
+    return PendingStep(step, labels, learning_rate, numbers, done.logits.argmax(1), done.micro_batch, memory_short, measured)
+
+
 def read_back(pending: Sequence[PendingStep]) -> Iterator[tuple[PendingStep, ReadStep]]:
     """Wait for the device, and read what came of each step."""
     if not pending:
         return
-    results = [each.result for each in pending]
-    numbers = torch.stack([torch.stack([one.loss, one.gradient_norm, one.skipped, one.loss_scale]) for one in results]).tolist()
-    predicted = torch.cat([one.logits.argmax(1) for one in results]).cpu().numpy()
-    ends = np.cumsum([len(one.logits) for one in results])
+    numbers = torch.stack([each.numbers for each in pending]).tolist()
+    predicted = torch.cat([each.predicted for each in pending]).cpu().numpy()
+    ends = np.cumsum([len(each.labels) for each in pending])
     for each, (loss, norm, skipped, scale), mine in zip(pending, numbers, np.split(predicted, ends[:-1]), strict=True):
         stages = each.measured.read() if each.measured and not skipped else None
         yield each, ReadStep(loss, norm, bool(skipped), scale, mine, stages)

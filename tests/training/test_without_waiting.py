@@ -136,7 +136,7 @@ def test_every_strategy_trains_where_nothing_can_be_read(config, tmp_path, monke
     settings = config(strategy=strategy, augmentation="random_resized_crop", mixup=0.2, cutmix=1.0, **own, **EVERYTHING)
     for step in steps_on_meta(settings, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="meta"):
-            step.result.loss.item()
+            step.numbers.tolist()
 
 
 @pytest.mark.parametrize(("optimizer", "precision"), [("adam", "fp32"), ("adamw", "fp16"), ("sgd", "fp16")])
