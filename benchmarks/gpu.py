@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks import plain_loop
-from benchmarks.peak import CLASSES, ROUNDS, Tail, matrix_peak, seconds, several, tail_of
+from benchmarks.peak import CLASSES, DTYPES, ROUNDS, Tail, matrix_peak, seconds, several, tail_of
 from benchmarks.speed import PLAIN, ROOT, Work, other, thaw, write_images
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import things
@@ -28,7 +28,6 @@ from finetune_core.training.device import Device, choose_device
 NETWORKS = {"resnet18": "ResNet-18", "vit_b_16": "ViT-B/16"}
 STRATEGIES = {"feature_extraction": "head only", "last_block": "last block", "full": "full"}
 AUTOCAST, THAW = "with autocast", "Thaw"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)

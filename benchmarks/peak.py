@@ -25,6 +25,7 @@ from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.trunk import split_network
 
 ROUNDS, CLASSES = 9, 10
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -108,8 +109,7 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="where the step's time goes; on a processor")
     options = parser.parse_args()
     device = choose_device("cpu") if options.profile else choose_device()
-    dtype = torch.bfloat16 if device.precision == "bf16" else torch.float32
-    peak = matrix_peak(dtype, device.torch_device, options.side)
+    peak = matrix_peak(DTYPES[device.precision], device.torch_device, options.side)
     print(f"matrix peak in {device.precision}: {peak / 1e9:.0f} GFLOP/s")
     for name in ("last_block", "last_two_blocks"):
         tail = tail_of("resnet18", name, device, options.batch, options.image_size)

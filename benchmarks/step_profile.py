@@ -26,7 +26,8 @@ PARTS = {
     "ReLU, additions, pooling": ("threshold_backward", "clamp_min", "relu", "add", "mean", "div", "max_pool"),
     "gradient norm": ("linalg_vector_norm", "_foreach_norm"),
     "optimizer": ("_fused_adam", "_fused_sgd", "Optimizer.step"),
-    "head and loss": ("mm", "addmm", "linear", "_log_softmax", "nll_loss", "sum"),
+    "matrix products: wide convolutions' weights, head": ("mm", "addmm", "linear"),
+    "loss": ("_log_softmax", "nll_loss", "sum"),
 }
 _WITHIN_CONVOLUTIONS = ("mkldnn_convolution", "convolution_backward", "mkldnn_convolution_backward")
 _SIZES = re.compile(r"(mb|ic|oc|oh|ow|kh|kw)(\d+)")

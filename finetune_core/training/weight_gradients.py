@@ -1,0 +1,91 @@
+"""The weights' gradient of wide convolutions in bf16 on a processor, as one product of matrices: oneDNN's own kernel takes longer, most of
+all where other programs use the same cores (``benchmarks/weight_gradients.py``)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import conv2d, pad
+
+from finetune_core.models.stages import Stage
+from finetune_core.training.stage_plan import Strategy
+
+_CHANNELS = 512  # of the output, at least: with fewer, copying the patches takes longer than the product saves
+_LARGEST = 1 << 26  # numbers in the patches of a batch, at most
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def use_products(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> None:
+    """Have the wide convolutions of the stages that train compute their weights' gradient as a product, wherever autocast is on."""
+    for stage, plan in zip(stages, strategy, strict=True):
+        for path in () if plan.frozen else stage.modules:
+            for module in model.get_submodule(path).modules():
+                if isinstance(module, nn.Conv2d) and _gains(module):
+                    vars(module)["forward"] = _with_product(module)  # of this one, not of its class
+
+
+def _gains(module: nn.Conv2d) -> bool:
+    return (
+        module.out_channels >= _CHANNELS
+        and module.kernel_size[0] * module.kernel_size[1] > 1
+        and (module.groups, module.dilation, module.bias) == (1, (1, 1), None)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+def _with_product(module: nn.Conv2d) -> Forward:
+    plain: Forward = module.forward
+
+    def forward(inputs: torch.Tensor) -> torch.Tensor:
+        if not (torch.is_autocast_enabled("cpu") and torch.is_grad_enabled() and module.weight.requires_grad):
+            return plain(inputs)
+        lower = torch.get_autocast_dtype("cpu")
+        given = inputs.to(lower), module.weight.to(lower), module.stride, module.padding
+        output: torch.Tensor = _Convolution.apply(*given)  # type: ignore[no-untyped-call]
+        return output
+
+    return forward
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution without groups, dilation and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return conv2d(inputs, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        (gradient,), (inputs, weight) = gradients, ctx.saved_tensors
+        fits = gradient[:, 0].numel() * weight[0].numel() <= _LARGEST
+        asked = [ctx.needs_input_grad[0], not fits, False]
+        of_inputs, of_weight = None, None
+        if any(asked):
+            of_inputs, of_weight, _ = torch.ops.aten.convolution_backward(
+                gradient, inputs, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), 1, asked
+            )
+        if fits:
+            of_weight = _product(gradient, inputs, weight, ctx.stride, ctx.padding)
+        return of_inputs, of_weight, None, None
+
+
+def _product(
+    gradient: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> torch.Tensor:
+    """Gradient ``[n, out, h, w]`` times the patches of the inputs ``[n, in, …]`` that made each of its positions: ``[out, in, k, k]``,
+    in channels_last order as the weights are held."""
+    (count, outputs, height, width), (_, channels, rows, columns) = gradient.shape, weight.shape
+    (down, right), (above, left) = stride, padding
+    padded = pad(inputs.permute(0, 2, 3, 1), (0, 0, left, left, above, above))
+    image, row, column, channel = padded.stride()
+    shape = (count, height, width, rows, columns, channels)
+    patches = padded.as_strided(shape, (image, down * row, right * column, row, column, channel))
+    found = gradient.transpose(0, 1).reshape(outputs, -1) @ patches.reshape(count * height * width, -1)
+    return found.view(outputs, rows, columns, channels).permute(0, 3, 1, 2)
