@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.peers import PEERS, missing
+from finetune_core.formatting import things
 
 ROOT = Path(__file__).resolve().parent.parent
 STRATEGIES = ("feature_extraction", "last_block", "last_two_blocks", "full")
@@ -189,7 +190,7 @@ def summary(network: str, job: str, side: str, rounds: Sequence[Seconds], size: 
     before, now = (statistics.median(pair[index] for pair in rounds) for index in (0, 1))
     return (
         f"{network}, {job}: {statistics.median(ratios):.2f} times {relation} {side}: {now:.1f} s against {before:.1f} s "
-        f"({min(ratios):.2f} to {max(ratios):.2f} in {len(rounds)} rounds{target})"
+        f"({min(ratios):.2f} to {max(ratios):.2f} in {things(len(rounds), 'round')}{target})"
     )
 
 
