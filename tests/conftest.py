@@ -230,7 +230,9 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA Imaginary")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (8 * 10**9, 16 * 10**9))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16 * 10**9))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda *_: SimpleNamespace(total_memory=16 * 10**9, major=6, minor=1)
+    )
     monkeypatch.setattr(device.Device, "torch_device", torch.device("cpu", 0))
     monkeypatch.setattr(device.Device, "hold", noted)
     monkeypatch.setattr(compute, "stream", lambda seed, *_: stream(seed))
