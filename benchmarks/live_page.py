@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -61,6 +62,8 @@ def app_running(home: str | Path, log: int | IO[Any] = subprocess.DEVNULL) -> It
 
 def start_run(page: Page, url: str) -> str:
     page.goto(f"{url}/configure")
+    page.get_by_role("button", name="Use the sample").click()
+    page.get_by_text("Start training").wait_for()
     page.get_by_label("Image size (pixels)", exact=True).fill("96")
     page.get_by_label("Epochs", exact=True).fill(str(EPOCHS))
     page.get_by_label("Epochs", exact=True).press("Enter")
@@ -68,7 +71,7 @@ def start_run(page: Page, url: str) -> str:
     page.wait_for_timeout(1500)
     page.get_by_text("Start training").click()
     page.wait_for_url("**/train?run=*")
-    return page.url.split("run=")[1]
+    return parse_qs(urlsplit(page.url).query)["run"][0]
 
 
 def epoch_seconds(home: str, run: str) -> float:
