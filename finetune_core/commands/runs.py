@@ -1,14 +1,16 @@
 """Runs as the commands need them: one that somebody names, and the weights that others begin with."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.markup import escape
 
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig
+from finetune_core.models.weights import fetch_description
 from finetune_core.runs.store import Run, read_run, run_folder
 from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
+from finetune_core.work import in_phase
 
 
 def opened(named: str | os.PathLike[str]) -> Run:
@@ -36,3 +38,14 @@ def with_weights(configs: Sequence[RunConfig]) -> None:
         err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
         with progress_bar() as bar:
             show_work(bar, fetch_weights(missing))
+
+
+def with_descriptions(backbones: Iterable[str]) -> None:
+    """Have what the Hub says of networks that are named there, from which their structure follows.
+
+    Raises:
+        FinetuneError: when it cannot be had.
+    """
+    for name in backbones:
+        with progress_bar() as bar:
+            show_work(bar, in_phase("download", fetch_description(name)))

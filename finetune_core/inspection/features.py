@@ -65,7 +65,7 @@ def compute_features(dataset: Dataset, backbone: str, image_size: int) -> Work[F
 
 
 def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) -> Work[Features]:
-    network = build_network(backbone, PRETRAINED, len(dataset.classes), seed=0)
+    network = build_network(backbone, PRETRAINED, len(dataset.classes), 0, image_size)
     pooled, stages = pooled_stages(network)
     device.hold(pooled)
     keys = dataset.table["content"].to_numpy(np.uint64)

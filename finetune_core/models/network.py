@@ -13,7 +13,8 @@ from torch import nn
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create, create_on_meta
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
-from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, state_hash
+from finetune_core.models.timm_networks import MISFITS, is_timm_name
+from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, pretrained_timm, state_hash
 from finetune_core.randomness import seeded
 
 _building = Lock()
@@ -27,7 +28,7 @@ class Network:
         model: a copy of its own, free to be changed.
         pretrained: the network as published, shared by everyone: read only.
         stages: input to head.
-        head: path of the final layer.
+        heads: paths of the final layers, in forward order; several where the network adds up what they answer.
         weights_hash: of what the backbone holds.
         info: the backbone's entry in the catalogue.
     """
@@ -35,27 +36,53 @@ class Network:
     model: nn.Module
     pretrained: nn.Module
     stages: tuple[Stage, ...]
-    head: str
+    heads: tuple[str, ...]
     weights_hash: str
     info: BackboneInfo
 
+    @property
+    def head_layers(self) -> list[nn.Linear | nn.Conv2d]:
+        """The final layers themselves."""
+        return [self.model.get_submodule(head) for head in self.heads]  # type: ignore[misc]
+
 
 @lru_cache(maxsize=128)
-def head_path(name: str) -> str:
-    """Path of a backbone's final layer."""
-    return find_head(create_on_meta(name))
-
-
-@lru_cache(maxsize=128)
-def network_stages(name: str, classes: int = 1000) -> tuple[Stage, ...]:
-    """The stages of a backbone with a head for ``classes`` classes, without building its weights.
+def head_paths(name: str) -> tuple[str, ...]:
+    """Paths of a backbone's final layers, in forward order.
 
     Raises:
-        ConfigError: when there is no backbone of that name.
+        ConfigError: when they are no linear layers or convolutions, which alone can be replaced.
     """
-    model = create_on_meta(name)
-    replace_head(model, head_path(name), classes)
-    return derive_stages(model, head_path(name))
+    if not is_timm_name(name):
+        return (find_head(create_on_meta(name)),)
+    first, second = (create_on_meta(name, classes=classes) for classes in (2, 3))
+    one, more = dict(first.named_parameters()), dict(second.named_parameters())
+    differing = [key for key in one if key not in more or one[key].shape != more[key].shape]
+    heads = tuple(dict.fromkeys(key.rpartition(".")[0] for key in differing))
+    if not heads or not all(isinstance(first.get_submodule(head), nn.Linear | nn.Conv2d) for head in heads):
+        raise ConfigError({"backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot replace it"})
+    return heads
+
+
+@lru_cache(maxsize=128)
+def network_stages(name: str, classes: int = 1000, image_size: int | None = None) -> tuple[Stage, ...]:
+    """The stages of a backbone with a head for ``classes`` classes, without building its weights.
+
+    Args:
+        image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
+
+    Raises:
+        ConfigError: when there is no backbone of that name, or it does not take images of that size.
+        WeightsError: when the Hub describes it and that description is not on this machine.
+    """
+    model, heads = create_on_meta(name, image_size), head_paths(name)
+    for head in heads:
+        replace_head(model, head, classes)
+    side = (image_size or backbone_info(name).image_size) if is_timm_name(name) else 224
+    try:
+        return derive_stages(model, heads, side)
+    except MISFITS:
+        raise _cannot_take(name, side) from None
 
 
 @lru_cache(maxsize=128)
@@ -65,17 +92,23 @@ def check_image_size(name: str, image_size: int) -> None:
     Raises:
         ConfigError: when the network cannot take images of that size.
     """
+    if is_timm_name(name):
+        network_stages(name, image_size=image_size)
+        return
     model = create_on_meta(name).eval()
     try:
         with torch.no_grad():
             model(torch.empty(1, 3, image_size, image_size, device="meta"))
-    except (RuntimeError, AssertionError, ValueError):
-        raise ConfigError(
-            {"image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; 224 works"}
-        ) from None
+    except MISFITS:
+        raise _cannot_take(name, image_size) from None
 
 
-def build_network(name: str, weights: str, classes: int, seed: int) -> Network:
+def _cannot_take(name: str, image_size: int) -> ConfigError:
+    own = backbone_info(name).image_size
+    return ConfigError({"image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; {own} works"})
+
+
+def build_network(name: str, weights: str, classes: int, seed: int, image_size: int | None = None) -> Network:
     """A backbone with its weights and a new head for ``classes`` classes.
 
     Args:
@@ -83,25 +116,33 @@ def build_network(name: str, weights: str, classes: int, seed: int) -> Network:
         weights: ``"pretrained"``, a file, or ``"none"`` for random weights.
         classes: outputs of the head.
         seed: of the head's first weights, and of all weights where they are random.
+        image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
 
     Raises:
         ConfigError, WeightsError.
     """
     with _building:  # two sessions that ask at once load it once
-        source, weights_hash = _held(name, weights, _identity(name, weights), seed if weights == RANDOM else 0)
+        first_seed = seed if weights == RANDOM else 0
+        source, weights_hash = _held(name, weights, _identity(name, weights), first_seed, image_size)
         model = copy.deepcopy(source)
-    head = head_path(name)
-    _initialise(replace_head(model, head, classes), seed)
-    return Network(model.eval(), source, network_stages(name, classes), head, weights_hash, backbone_info(name))
+    heads = head_paths(name)
+    for head in heads:
+        _initialise(replace_head(model, head, classes), seed)
+    stages = network_stages(name, classes, image_size)
+    return Network(model.eval(), source, stages, heads, weights_hash, backbone_info(name))
 
 
 @lru_cache(maxsize=4)
-def _held(name: str, weights: str, _file: tuple[str, int] | None, seed: int) -> tuple[nn.Module, str]:
+def _held(name: str, weights: str, _file: tuple[str, int] | None, seed: int, image_size: int | None) -> tuple[nn.Module, str]:
+    heads, info = head_paths(name), backbone_info(name)
     with seeded(seed):
-        model = create(name).eval()
+        if is_timm_name(name) and weights == PRETRAINED:
+            model = pretrained_timm(info, image_size).eval()
+            return model, state_hash(model.state_dict(), heads)
+        model = create(name, image_size).eval()
     if weights == RANDOM:
-        return model, state_hash(model.state_dict(), head_path(name))
-    return model, load_weights(model, head_path(name), backbone_info(name), weights)
+        return model, state_hash(model.state_dict(), heads)
+    return model, load_weights(model, heads, info, weights)
 
 
 def _identity(name: str, weights: str) -> tuple[str, int] | None:

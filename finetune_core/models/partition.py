@@ -46,18 +46,17 @@ class Segments:
         graph = fx.Graph()
         copies: dict[fx.Node, fx.Node] = {}
         nodes: list[fx.Node] = list(self.graph.nodes)
+        begin = 0 if first is None else nodes.index(first) + 1
+        stop = len(nodes) if last is None else nodes.index(last) + 1
         if first is not None:
             copies[first] = graph.placeholder("activation")
-        inside = first is None
-        for node in nodes:
-            if node.op == "output" and last is None:
+        for node in [*_constants_before(nodes, begin, stop), *nodes[begin:stop]]:
+            if node.op == "output":
                 graph.output(fx.map_arg(node.args[0], copies.__getitem__))
-            elif inside and node.op != "output":
+            else:
                 copies[node] = graph.node_copy(node, copies.__getitem__)
-            inside = inside or node is first
-            if node is last:
-                graph.output(copies[node])
-                break
+        if last is not None:
+            graph.output(copies[last])
         graph.lint()
         return fx.GraphModule(self.root, graph)
 
@@ -79,29 +78,61 @@ def trace(model: nn.Module, stages: Sequence[Stage]) -> Segments:
     except Exception as error:  # control flow on values: torch.fx raises nearly anything
         raise CannotSplit(f"its structure cannot be traced ({type(error).__name__})") from None
     nodes = list(graph.nodes)
-    owners = [_stage_of(node, stages) for node in nodes]
-    return Segments(root, graph, tuple(_boundary(nodes, owners, stage) for stage in range(1, len(stages))))
+    owners, depends = _owners(nodes, stages), _dependent(nodes)
+    return Segments(root, graph, tuple(_boundary(nodes, owners, depends, stage) for stage in range(1, len(stages))))
 
 
-def _boundary(nodes: list[fx.Node], owners: list[int | None], stage: int) -> fx.Node | None:
+def _boundary(nodes: list[fx.Node], owners: dict[fx.Node, int], depends: set[fx.Node], stage: int) -> fx.Node | None:
     """The last position between the earlier stages' last module and the later ones' first, at which one tensor is alive:
-    as late as possible, so that what has no weights (pooling before a head) is done once, too."""
-    earlier = max(index for index, owner in enumerate(owners) if owner is not None and owner < stage)
-    later = next((index for index, owner in enumerate(owners) if owner is not None and owner >= stage), None)
-    if later is None or later <= earlier:
-        return None
+    as late as possible, so that what has no weights (pooling before a head) is done once, too.
+
+    What does not depend on the images (position embeddings that all blocks add) is computed on both sides.
+    """
     position = {node: index for index, node in enumerate(nodes)}
+    owned = [node for node in nodes if node in depends and node in owners]
+    earlier = max((position[node] for node in owned if node.op == "call_module" and owners[node] < stage), default=None)
+    later = next((position[node] for node in owned if owners[node] >= stage), None)
+    if earlier is None or later is None or later <= earlier:
+        return None
     for cut in range(later - 1, earlier - 1, -1):
-        alive = [node for node in nodes[: cut + 1] if any(position[user] > cut for user in node.users)]
+        crossing = (node for node in nodes[: cut + 1] if any(position[user] > cut for user in node.users))
+        alive = [node for node in crossing if node in depends]
         if len(alive) == 1 and _is_tensor(alive[0]):
             return alive[0]
     return None
 
 
-def _stage_of(node: fx.Node, stages: Sequence[Stage]) -> int | None:
-    if node.op not in ("call_module", "get_attr"):
-        return None
-    target = str(node.target)
+def _constants_before(nodes: Sequence[fx.Node], begin: int, stop: int) -> list[fx.Node]:
+    """The nodes before a part that do not depend on the images, and that the part needs."""
+    depends, before = _dependent(nodes), set(nodes[:begin])
+    needed: set[fx.Node] = set()
+    for node in reversed(nodes[:stop]):
+        if node in needed or node not in before:
+            needed.update(source for source in node.all_input_nodes if source in before and source not in depends)
+    return [node for node in nodes[:begin] if node in needed]
+
+
+def _dependent(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes whose value depends on the images."""
+    found: set[fx.Node] = set()
+    for node in nodes:
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _owners(nodes: Sequence[fx.Node], stages: Sequence[Stage]) -> dict[fx.Node, int]:
+    """The stage of each module, of each tensor, and of what is computed with tensors of the network itself; the last of several."""
+    depends, owners = _dependent(nodes), dict[fx.Node, int]()
+    for node in nodes:
+        own = _stage_of(str(node.target), stages) if node.op in ("call_module", "get_attr") else None
+        used = [owners[source] for source in node.all_input_nodes if source in owners and source not in depends]
+        if found := [*used, *([] if own is None else [own])]:
+            owners[node] = max(found)
+    return owners
+
+
+def _stage_of(target: str, stages: Sequence[Stage]) -> int | None:
     for index, stage in enumerate(stages):
         inside = any(target == path or target.startswith(f"{path}.") for path in stage.modules)
         if inside or target in stage.parameters or target in stage.buffers:

@@ -1,18 +1,20 @@
 """A network -> its ordered stages, from its own structure: no list of stages by model.
 
-The network is opened from the root down wherever one child holds nearly all of the backbone or goes through several
-resolutions, which leaves a row of *units* in the order in which they run. Units are then grouped: a stack of blocks is a stage of its own; single blocks
+The network is opened from the root down wherever one child holds nearly all of the backbone, goes through several
+resolutions, is the only stack of blocks, or only lists modules that run, which leaves a row of *units* in the order in which they run. Units are then grouped: a stack of blocks is a stage of its own; single blocks
 and loose layers join the stage before them while the resolution stays the same; loose layers before the first block
 are the stem. Where no block changes the resolution (transformers), every block is a stage.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import skip_init
+from torch.overrides import TorchFunctionMode
 
 _OPEN_SHARE = 0.95  # of the backbone's parameters in one child: that child is a container, not a stage
 _OPEN_RESOLUTIONS = 3  # so many resolutions among its children: a container, too
@@ -46,6 +48,21 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class _Trace:
+    """One forward pass.
+
+    Attributes:
+        modules: that run, by path, in the order in which each starts.
+        shapes: of their outputs.
+        first_uses: of each tensor that is used, by name: how many modules had started before.
+    """
+
+    modules: Mapping[str, nn.Module]
+    shapes: Mapping[str, torch.Size]
+    first_uses: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class _Unit:
     path: str
     module: nn.Module
@@ -72,7 +89,7 @@ class _Unit:
 
 def find_head(model: nn.Module, image_size: int = 224) -> str:
     """Path of the final layer: the last Linear or convolution that runs. ``model`` may be on the meta device."""
-    weights = [path for path, module, _ in _trace(model, image_size) if isinstance(module, _WEIGHT_LAYERS)]
+    weights = [path for path, module in _trace(model, image_size).modules.items() if isinstance(module, _WEIGHT_LAYERS)]
     return weights[-1]
 
 
@@ -92,27 +109,68 @@ def replace_head(model: nn.Module, head: str, classes: int) -> nn.Linear | nn.Co
     return new
 
 
-def derive_stages(model: nn.Module, head: str, image_size: int = 224) -> tuple[Stage, ...]:
+def derive_stages(model: nn.Module, heads: Sequence[str], image_size: int = 224) -> tuple[Stage, ...]:
     """The network's stages, input to head; every parameter and buffer belongs to exactly one, the head is the last.
 
     Args:
         model: a network for ``[n, 3, image_size, image_size]`` images, best on the meta device.
-        head: path of its final layer.
+        heads: paths of its final layers; several where it adds up what they answer.
         image_size: side of the square input, pixels.
     """
-    units = _units(model, head, image_size)
-    at = next(index for index, unit in enumerate(units) if unit.path == head)
+    trace = _trace(model, image_size)
+    units = _units(model, heads, trace)
+    at = next(index for index, unit in enumerate(units) if _in_head(unit.path, heads))
     groups = _group(units[:at])
     tail = units[at:]
     while groups and groups[-1] and isinstance(groups[-1][-1].module, _DROPOUTS):
         tail.insert(0, groups[-1].pop())
     stages = [_stage(_name(group, index), group, model) for index, group in enumerate(groups)]
     stages.append(_stage("head", tail, model))
-    return _with_loose_tensors(stages, model)
+    return _with_loose_tensors(_distinct(stages), model, trace)
 
 
-def _trace(model: nn.Module, image_size: int) -> list[tuple[str, nn.Module, torch.Size]]:
-    """Every module that runs, in the order in which each starts, with its output's shape."""
+def _in_head(path: str, heads: Sequence[str]) -> bool:
+    """Several heads share what comes before them, so that all of what they stand in is the head."""
+    if len(heads) == 1:
+        return path == heads[0]
+    return path in heads or any(path.startswith(f"{head.partition('.')[0]}.") for head in heads)
+
+
+def _distinct(stages: list[Stage]) -> list[Stage]:
+    """Names that two stages share get numbers; the head's stays."""
+    names = [stage.name for stage in stages]
+    return [
+        replace(stage, name=f"{stage.name}_{index}") if index < len(stages) - 1 and names.count(stage.name) > 1 else stage
+        for index, stage in enumerate(stages)
+    ]
+
+
+class _FirstUses(TorchFunctionMode):
+    """Notes when each of a network's tensors is first used: how many modules have started by then."""
+
+    def __init__(self, names: Mapping[int, str], started: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.names, self.started = names, started
+        self.found: dict[str, int] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for tensor in _tensors((*args, *(kwargs or {}).values())):
+            if name := self.names.get(id(tensor)):
+                self.found.setdefault(name, len(self.started))
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(values: Sequence[object]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+
+
+def _trace(model: nn.Module, image_size: int) -> _Trace:
     started: dict[str, nn.Module] = {}
     shapes: dict[str, torch.Size] = {}
     handles = []
@@ -128,15 +186,16 @@ def _trace(model: nn.Module, image_size: int) -> list[tuple[str, nn.Module, torc
         handles.append(module.register_forward_hook(partial(on_end, path=path)))
     was_training = model.training
     device = next(model.parameters()).device
+    uses = _FirstUses({id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}, started)
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), uses:
             model(torch.zeros(2, 3, image_size, image_size, device=device))
     finally:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return [(path, module, shapes[path]) for path, module in started.items()]
+    return _Trace(started, shapes, uses.found)
 
 
 def _shape(output: object) -> torch.Size:
@@ -152,28 +211,41 @@ def _positions(shape: torch.Size) -> int:
     return shape[1] if len(shape) == 3 else 1
 
 
-def _units(model: nn.Module, head: str, image_size: int) -> list[_Unit]:
-    trace = _trace(model, image_size)
-    containers = _containers(model, head, trace)
-    return [
-        _Unit(path, module, _positions(shape))
-        for path, module, shape in trace
-        if path not in containers and path.rpartition(".")[0] in containers
-    ]
+def _units(model: nn.Module, heads: Sequence[str], trace: _Trace) -> list[_Unit]:
+    containers = _containers(model, heads, trace)
+    while True:
+        units = [
+            _Unit(path, module, _positions(trace.shapes[path]))
+            for path, module in trace.modules.items()
+            if path not in containers and path.rpartition(".")[0] in containers
+        ]
+        stacks = [unit for unit in units if unit.is_stack]
+        if len(stacks) != 1 or not _is_whole(stacks[0], model):
+            return units
+        containers.add(stacks[0].path)
 
 
-def _containers(model: nn.Module, head: str, trace: list[tuple[str, nn.Module, torch.Size]]) -> set[str]:
+def _is_whole(stack: _Unit, model: nn.Module) -> bool:
+    """The only stack of blocks, and most of the network: its blocks are what there is to tell apart."""
+    own, whole = (sum(p.numel() for p in module.parameters()) for module in (stack.module, model))
+    return isinstance(stack.module, nn.Sequential) and own >= whole / 2
+
+
+def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[str]:
     """Paths of the modules to look into, root first: a module is opened only inside an opened one."""
-    backbone = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(f"{head}."))
+    backbone = sum(p.numel() for n, p in model.named_parameters() if not n.startswith(tuple(f"{head}." for head in heads)))
     resolutions: dict[str, set[int]] = {}
-    for path, _, shape in trace:
-        resolutions.setdefault(path.rpartition(".")[0], set()).add(_positions(shape))
+    for path in trace.modules:
+        resolutions.setdefault(path.rpartition(".")[0], set()).add(_positions(trace.shapes[path]))
     containers = {""}
     for path, module in model.named_modules():  # parents come before their children
-        if path.rpartition(".")[0] not in containers or path == head or not any(module.children()):
+        if path.rpartition(".")[0] not in containers or path in heads or not any(module.children()):
             continue
         share = sum(p.numel() for p in module.parameters()) / backbone
-        if share >= _OPEN_SHARE or len(resolutions.get(path, ())) >= _OPEN_RESOLUTIONS or head.startswith(f"{path}."):
+        plain = not any(True for _ in module.parameters(recurse=False))  # attention that pools has queries of its own
+        several = plain and len(resolutions.get(path, ())) >= _OPEN_RESOLUTIONS
+        # A list of modules that the network calls one by one does not run itself.
+        if share >= _OPEN_SHARE or several or path not in trace.modules or any(h.startswith(f"{path}.") for h in heads):
             containers.add(path)
     return containers
 
@@ -231,17 +303,34 @@ def _owner(tensor: str, paths: tuple[str, ...]) -> bool:
     return any(tensor.startswith(f"{path}.") for path in paths)
 
 
-def _with_loose_tensors(stages: list[Stage], model: nn.Module) -> tuple[Stage, ...]:
-    """Tensors that a container holds itself (class token, position embedding) act on the input side: the first stage's."""
+def _with_loose_tensors(stages: list[Stage], model: nn.Module, trace: _Trace) -> tuple[Stage, ...]:
+    """Tensors that a container holds itself (class token, position embedding) belong where they are first used: to the stage that
+    started last before, and to the first one where that is none."""
     owned = {name for stage in stages for name in (*stage.parameters, *stage.buffers)}
+    owners = [_stage_index(path, stages) for path in trace.modules]
     sizes = {n: p.numel() for n, p in model.named_parameters() if n not in owned}
     buffers = [n for n, _ in model.named_buffers() if n not in owned]
-    first = stages[0]
-    stages[0] = replace(
-        first,
-        parameters=(*sizes, *first.parameters),
-        buffers=(*buffers, *first.buffers),
-        parameter_count=first.parameter_count + sum(sizes.values()),
-        sizes={**sizes, **first.sizes},
-    )
+
+    def home(name: str) -> int:
+        return next((owner for owner in reversed(owners[: trace.first_uses.get(name, 0)]) if owner is not None), 0)
+
+    for name, size in reversed(sizes.items()):
+        old = stages[home(name)]
+        stages[home(name)] = replace(
+            old,
+            parameters=(name, *old.parameters),
+            parameter_count=old.parameter_count + size,
+            sizes={name: size, **old.sizes},
+        )
+    for name in reversed(buffers):
+        stages[home(name)] = replace(stages[home(name)], buffers=(name, *stages[home(name)].buffers))
     return tuple(stages)
+
+
+def _stage_index(path: str, stages: Sequence[Stage]) -> int | None:
+    owners = (
+        index
+        for index, stage in enumerate(stages)
+        if any(path == module or path.startswith(f"{module}.") for module in stage.modules)
+    )
+    return next(owners, None)

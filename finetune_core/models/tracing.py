@@ -6,6 +6,7 @@ module is touched.
 """
 
 import copy
+import inspect
 import math
 from itertools import chain
 from threading import Lock
@@ -71,12 +72,13 @@ class _Tracer(fx.Tracer):
             for name, value in vars(module).items()
             if isinstance(value, torch.Tensor)
         }
-        forward, args = self.create_args_for_root(type(self.root).forward, is_module=True)
+        first = list(inspect.signature(type(self.root).forward).parameters)[1]  # what else timm's networks take has a default
+        images = self.create_proxy("placeholder", first, (), {})
         # Functions that are marked with fx.wrap are patched for everyone, but do the same as ever unless given a proxy. The
         # lock is for other traces alone: the first to end would take the patches away from the rest.
         with _one_at_a_time, _Patcher() as patcher:
             _patch_wrapped_functions(patcher)
-            self.create_node("output", "output", (self.create_arg(forward(*args)),), {})
+            self.create_node("output", "output", (self.create_arg(type(self.root).forward(self.root, images)),), {})
         return self.graph
 
     def constants(self) -> dict[str, Any]:

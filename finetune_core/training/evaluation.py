@@ -53,7 +53,7 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
         WeightsError: when they are not on this machine.
     """
     info = read_info(run_dir, BEST)
-    network = build_network(config.backbone, config.starts_from, len(info.classes), config.seed)
+    network = build_network(config.backbone, config.starts_from, len(info.classes), config.seed, config.image_size)
     if network.weights_hash != info.weights_hash:
         raise RunError(f"The weights of {info.backbone} on this machine are not those that {run_dir.name} was trained from.")
     restore_network(network, plan(config, network.stages), run_dir, BEST)

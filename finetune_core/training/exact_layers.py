@@ -24,12 +24,13 @@ def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.
 @contextmanager
 def exact_head(network: Network) -> Iterator[None]:
     """Within: a network, and each part of it, computes its head in fp32. Logits in bf16 are multiples of 1/16 from 8 to 16, so classes tie."""
-    head = network.model.get_submodule(network.head)
-    vars(head)["forward"] = _without_autocast(head.forward)
+    for head in network.head_layers:
+        vars(head)["forward"] = _without_autocast(head.forward)
     try:
         yield
     finally:
-        del vars(head)["forward"]
+        for head in network.head_layers:
+            del vars(head)["forward"]
 
 
 def _without_autocast(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -132,7 +132,7 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
     for info in missing_weights([config]):
         yield from _reported("download", download(info))
     device = choose_device(config.device, config.precision)
-    network = build_network(config.backbone, config.starts_from, len(dataset.classes), config.seed)
+    network = build_network(config.backbone, config.starts_from, len(dataset.classes), config.seed, config.image_size)
     prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
     place(network, prepared.strategy, device)
     count_anew(device)

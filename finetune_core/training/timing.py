@@ -80,7 +80,7 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     device = choose_device(config.device, config.precision)
     asked = config.starts_from
     weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
-    network = build_network(config.backbone, weights, classes, config.seed)
+    network = build_network(config.backbone, weights, classes, config.seed, config.image_size)
     strategy = plan(config, network.stages)
     place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)

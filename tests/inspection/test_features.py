@@ -93,7 +93,7 @@ def test_features_before_the_head_are_what_the_head_gets():
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         last = pooled(images)[:, -pooled.widths[-1] :]
-        head = network.model.get_submodule(network.head)
+        head = network.head_layers[0]
         torch.testing.assert_close(head(last), network.model(images))
 
 

@@ -5,32 +5,69 @@ import torchvision
 from finetune_core.errors import ConfigError
 from finetune_core.models import catalogue
 from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, create, create_on_meta, default_backbone
+from finetune_core.models.licences import licence_name
+from finetune_core.models.timm_networks import is_timm_name
 
 
 @pytest.fixture(autouse=True)
 def no_downloads_on_this_machine(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
 def test_every_classification_model_of_torchvision_is_offered_and_the_packaged_one_first():
     assert backbone_names()[0] == PACKAGED
-    assert set(backbone_names()[1:]) == set(torchvision.models.list_models(module=torchvision.models))
+    assert set(torchvision.models.list_models(module=torchvision.models)) < set(backbone_names())
     assert {"resnet18", "vit_b_16", "googlenet", "regnet_y_400mf"} <= set(backbone_names())
 
 
-@pytest.mark.parametrize("name", backbone_names())
-def test_every_backbone_has_an_entry(name):
+@pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
+def test_every_network_of_torchvision_has_an_entry(name):
     info = backbone_info(name)
     assert info.name == name
+    assert info.source == "torchvision"
     assert info.parameters > 500_000
     assert len(info.mean) == len(info.std) == 3
-    if info.source == "torchvision":
-        assert info.url.startswith("https://")
-        assert info.file.name == info.url.rsplit("/", 1)[1]
-        assert 50 < info.top1 < 100
+    assert info.url.startswith("https://")
+    assert info.file.name == info.url.rsplit("/", 1)[1]
+    assert 50 < info.top1 < 100
+    assert info.research_only == ("SWAG" in (info.licence or ""))
 
 
-@pytest.mark.parametrize("name", [PACKAGED, "resnet18", "squeezenet1_1", "googlenet"])
+def test_every_network_that_timm_publishes_has_an_entry():
+    names = [name for name in backbone_names() if is_timm_name(name)]
+    assert len(names) > 1500
+    for info in map(backbone_info, names):
+        assert info.source == "timm"
+        assert info.repository
+        assert info.url.endswith("/model.safetensors")
+        assert len(info.mean) == len(info.std) == 3
+        assert 24 <= info.image_size <= 1024
+        assert not info.ready
+
+
+def test_licences_are_those_that_the_source_states():
+    assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").research_only
+    assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").licence == "cc-by-nc-4.0"
+    assert backbone_info("timm/vit_small_patch16_dinov3.lvd1689m").licence == "dinov3-license"
+    assert not backbone_info("timm/resnet18.a1_in1k").research_only
+    assert backbone_info("resnet18").licence is None
+    assert backbone_info("vit_h_14").research_only
+    assert [licence_name(backbone_info(name).licence) for name in ("vit_h_14", "resnet18")] == ["cc-by-nc-4.0", "not stated"]
+
+
+def test_weights_that_are_published_as_pickles_only_are_not_offered():
+    assert "timm/gcvit_tiny.in1k" not in backbone_names()
+    assert backbone_info("timm/gcvit_tiny.in1k").url is None
+
+
+def test_a_name_without_a_tag_has_the_usual_weights():
+    plain, tagged = backbone_info("timm/resnet18"), backbone_info("timm/resnet18.a1_in1k")
+    assert plain.repository == tagged.repository
+    assert backbone_info("timm/resnet18.tv_in1k").repository != plain.repository
+
+
+@pytest.mark.parametrize("name", [PACKAGED, "resnet18", "squeezenet1_1", "googlenet", "timm/test_vit3", "timm/test_convnext"])
 def test_parameters_said_are_those_of_the_network(name):
     assert sum(p.numel() for p in create_on_meta(name).parameters()) == backbone_info(name).parameters
 
@@ -65,7 +102,7 @@ def test_an_unknown_backbone_is_refused_by_name(name):
 
 
 def test_a_missing_package_is_not_ready(monkeypatch):
-    monkeypatch.setattr(catalogue, "_packaged_file", lambda: None)
+    monkeypatch.setattr(catalogue, "_packaged_file", lambda package: None)
     assert not backbone_info(PACKAGED).ready
 
 

@@ -5,7 +5,7 @@ import torch
 
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.models.catalogue import PACKAGED, create
-from finetune_core.models.network import build_network, check_image_size, head_path, network_stages
+from finetune_core.models.network import build_network, check_image_size, head_paths, network_stages
 
 SMALL = "squeezenet1_1"
 
@@ -15,11 +15,11 @@ def same(one, other):
 
 
 def head_of(network):
-    return network.model.get_submodule(network.head).state_dict()
+    return network.head_layers[0].state_dict()
 
 
 def backbone_of(network):
-    return {n: t for n, t in network.model.state_dict().items() if not n.startswith(f"{network.head}.")}
+    return {n: t for n, t in network.model.state_dict().items() if not n.startswith(f"{network.heads[0]}.")}
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "none"])
@@ -53,7 +53,7 @@ def test_the_network_scores_the_classes_asked_for(name):
     assert not network.model.training
     assert all(tensor.dtype == torch.float32 for tensor in network.model.parameters())
     assert network.stages == network_stages(name, 7)
-    assert network.head == head_path(name)
+    assert network.heads == head_paths(name)
     assert network.info.name == name
 
 
@@ -73,7 +73,7 @@ def test_each_network_is_a_copy_of_its_own_and_the_pretrained_one_is_held_once()
 
 def test_the_pretrained_network_keeps_its_own_head():
     network = build_network(PACKAGED, "pretrained", 2, 0)
-    assert network.pretrained.get_submodule(network.head).weight.shape[0] == 1000
+    assert network.pretrained.get_submodule(*network.heads).weight.shape[0] == 1000
 
 
 def test_random_weights_come_from_the_seed():

@@ -77,4 +77,4 @@ def test_what_skips_over_the_cut_says_so():
 
 def test_stages_of_a_traced_copy_are_those_of_the_network():
     model = catalogue.create_on_meta("resnet18")
-    assert [s.name for s in derive_stages(model, "fc")] == [s.name for s in network_stages("resnet18")]
+    assert [s.name for s in derive_stages(model, ("fc",))] == [s.name for s in network_stages("resnet18")]

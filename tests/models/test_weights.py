@@ -19,7 +19,7 @@ from finetune_core.models.catalogue import PACKAGED, backbone_info, create
 from finetune_core.models.weights import PRETRAINED, download, load_weights, put_tensors, state_hash
 from finetune_core.work import Step
 
-SMALL, SMALL_HEAD = "squeezenet1_1", "classifier.1"
+SMALL, SMALL_HEAD = "squeezenet1_1", ("classifier.1",)
 
 
 def test_tensors_go_into_a_network_that_asks_for_the_version_of_its_layers():
@@ -80,7 +80,7 @@ def test_a_real_state_dict_is_downloaded_verified_and_loaded(served, tmp_path):
     assert os.listdir(info.file.parent) == [info.file.name]
     model = create("resnet18")
     head_before = model.fc.weight.clone()
-    assert load_weights(model, "fc", info, PRETRAINED) == state_hash(model.state_dict(), "fc")
+    assert load_weights(model, ("fc",), info, PRETRAINED) == state_hash(model.state_dict(), ("fc",))
     assert equal_but_head(model, published, "fc")
     assert torch.equal(model.fc.weight, head_before)
     assert not torch.equal(model.fc.weight, published["fc.weight"])
@@ -163,7 +163,7 @@ def test_a_missing_package_cannot_be_downloaded():
 def test_weights_that_are_not_there_are_said_with_a_way_out(tmp_path):
     info = dataclasses.replace(backbone_info("resnet18"), file=tmp_path / "none.pth")
     with pytest.raises(WeightsError, match=f"{PACKAGED}.*--weights"):
-        load_weights(create(SMALL), "fc", info, PRETRAINED)
+        load_weights(create(SMALL), ("fc",), info, PRETRAINED)
 
 
 def test_a_damaged_file_of_published_weights_is_refused(tmp_path):
@@ -182,7 +182,7 @@ def test_a_local_file_is_loaded_and_the_head_left_alone(tmp_path, suffix):
     model = create(SMALL)
     head = model.classifier[1].weight.clone()
     load_weights(model, SMALL_HEAD, backbone_info(SMALL), str(file))
-    assert equal_but_head(model, state, SMALL_HEAD)
+    assert equal_but_head(model, state, *SMALL_HEAD)
     assert torch.equal(model.classifier[1].weight, head)
 
 
@@ -194,13 +194,13 @@ def test_usual_wrappings_of_a_state_dict_are_undone(tmp_path, wrapped):
     torch.save(wrapped(state), tmp_path / "mine.pth")
     model = create(SMALL)
     load_weights(model, SMALL_HEAD, backbone_info(SMALL), str(tmp_path / "mine.pth"))
-    assert equal_but_head(model, state, SMALL_HEAD)
+    assert equal_but_head(model, state, *SMALL_HEAD)
 
 
 def test_a_head_for_other_classes_in_the_file_does_not_matter(tmp_path):
     state = small_state(1)
-    state[f"{SMALL_HEAD}.weight"] = torch.zeros(3, 512, 1, 1)
-    del state[f"{SMALL_HEAD}.bias"]
+    state[f"{SMALL_HEAD[0]}.weight"] = torch.zeros(3, 512, 1, 1)
+    del state[f"{SMALL_HEAD[0]}.bias"]
     torch.save(state, tmp_path / "mine.pth")
     load_weights(create(SMALL), SMALL_HEAD, backbone_info(SMALL), str(tmp_path / "mine.pth"))
 
@@ -293,7 +293,7 @@ def test_densenets_published_names_are_understood(tmp_path):
     assert "features.denseblock1.denselayer1.norm.1.weight" in published
     torch.save(published, tmp_path / "dense.pth")
     model = create("densenet121")
-    load_weights(model, "classifier", backbone_info("densenet121"), str(tmp_path / "dense.pth"))
+    load_weights(model, ("classifier",), backbone_info("densenet121"), str(tmp_path / "dense.pth"))
     assert equal_but_head(model, state, "classifier")
 
 
@@ -304,28 +304,28 @@ def test_googlenets_auxiliary_classifiers_in_the_file_are_dropped(tmp_path):
     assert any(name.startswith("aux1.") for name in published)
     torch.save(published, tmp_path / "google.pth")
     model = create("googlenet")
-    load_weights(model, "fc", backbone_info("googlenet"), str(tmp_path / "google.pth"))
+    load_weights(model, ("fc",), backbone_info("googlenet"), str(tmp_path / "google.pth"))
     assert equal_but_head(model, published, "fc")
 
 
 def test_the_hash_depends_on_names_and_numbers():
     state = {"a": torch.arange(4.0), "b": torch.tensor(3)}
-    assert state_hash(state, "head") == state_hash({name: tensor.clone() for name, tensor in state.items()}, "head")
-    assert len(state_hash(state, "head")) == 16
+    assert state_hash(state, ("head",)) == state_hash({name: tensor.clone() for name, tensor in state.items()}, ("head",))
+    assert len(state_hash(state, ("head",))) == 16
     for other in (state | {"a": torch.arange(4.0) + 1e-6}, state | {"b": torch.tensor(4)}, {"c": state["a"], "b": state["b"]}):
-        assert state_hash(other, "head") != state_hash(state, "head")
+        assert state_hash(other, ("head",)) != state_hash(state, ("head",))
 
 
 @pytest.fixture(scope="module")
 def packaged():
     """The packaged network as Thaw loads it, with the 1,000-class head of the same file, which Thaw leaves out."""
-    info, head = backbone_info(PACKAGED), network.head_path(PACKAGED)
+    info, head = backbone_info(PACKAGED), network.head_paths(PACKAGED)
     model = create(PACKAGED).eval()
     load_weights(model, head, info, PRETRAINED)
     *_, weight, bias = torch.load(info.file, map_location="cpu", weights_only=True).values()
     with torch.no_grad():
-        model.get_submodule(head).weight.copy_(weight)
-        model.get_submodule(head).bias.copy_(bias)
+        model.get_submodule(*head).weight.copy_(weight)
+        model.get_submodule(*head).bias.copy_(bias)
     return model
 
 
@@ -333,7 +333,7 @@ def test_the_packaged_weights_hash_the_same_each_time():
     hashes = set()
     for seed in (0, 1):
         torch.manual_seed(seed)
-        model, head = create(PACKAGED), network.head_path(PACKAGED)
+        model, head = create(PACKAGED), network.head_paths(PACKAGED)
         load_weights(model, head, backbone_info(PACKAGED), PRETRAINED)
         hashes.add(state_hash(model.state_dict(), head))
     assert len(hashes) == 1

@@ -17,7 +17,7 @@ BF16 = Device("cpu", "a processor", "bf16")
 def prepared(config):
     """A run that is ready to start, whose logits lie between 8 and 16."""
     job = finish(prepare(config))
-    head = job.network.model.get_submodule(job.network.head)
+    head = job.network.head_layers[0]
     with torch.no_grad():
         head.bias.fill_(12)
     return job, head

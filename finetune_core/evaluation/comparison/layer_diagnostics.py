@@ -141,7 +141,9 @@ def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Wor
     for run in runs:
         changed = predictions_changed(run.run_dir)
         tuned = load_predictor(run, device)
-        begun = build_network(run.config.backbone, run.config.starts_from, len(tuned.classes), run.config.seed)
+        begun = build_network(
+            run.config.backbone, run.config.starts_from, len(tuned.classes), run.config.seed, run.config.image_size
+        )
         beginning = _beginning(run, begun)
         if beginning not in starts:
             starts[beginning] = yield from _start(run, begun, tuned, roots)

@@ -294,4 +294,4 @@ def _distances(features: np.ndarray, near: np.ndarray) -> np.ndarray:
 
 def _mark(looks: Encoder) -> str:
     """Changes with the network's weights."""
-    return state_hash(looks.predictor.network.model.state_dict(), head="")
+    return state_hash(looks.predictor.network.model.state_dict())

@@ -60,7 +60,7 @@ class Predictor:
     def part(self) -> Part:
         """The whole network, to be compiled."""
         network = self.network
-        return Part(network.model, f"{network.info.name} whole", lambda: state_hash(network.model.state_dict(), head=""))
+        return Part(network.model, f"{network.info.name} whole", lambda: state_hash(network.model.state_dict()))
 
 
 def load_predictor(run: Run, device: Device | None = None) -> Predictor:

@@ -80,17 +80,18 @@ def rebuild(network, classes):
     if network["library"] == "timm":
         import timm
 
-        model = timm.create_model(network["name"])
+        model = timm.create_model(network["name"], **network["options"])
     else:
         from torchvision.models import get_model
 
         model = get_model(network["name"], weights=None, **network["options"])
-    old = model.get_submodule(network["head"])
-    if network["head_kind"] == "linear":
-        head = nn.Linear(old.in_features, classes)
-    else:
-        head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
-    model.set_submodule(network["head"], head)
+    for path in network["heads"]:
+        old = model.get_submodule(path)
+        if isinstance(old, nn.Linear):
+            head = nn.Linear(old.in_features, classes)
+        else:
+            head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
+        model.set_submodule(path, head)
     state = model.state_dict()  # with the versions of its layers, which a file of tensors lacks
     state.update(load_file(FOLDER / "model.safetensors"))
     model.load_state_dict(state)

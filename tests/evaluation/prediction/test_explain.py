@@ -23,7 +23,7 @@ SIZE = 64
 def predictor_of(model, size=SIZE):
     """A network that is in no catalogue, seen through ResNet-18's preprocessing."""
     head = find_head(model, size)
-    network = Network(model.eval(), model, derive_stages(model, head, size), head, "", backbone_info("resnet18"))
+    network = Network(model.eval(), model, derive_stages(model, (head,), size), (head,), "", backbone_info("resnet18"))
     return Predictor(network, ("a", "b"), choose_device("cpu", "fp32"), size)
 
 

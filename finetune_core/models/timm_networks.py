@@ -1,0 +1,299 @@
+"""timm's networks by the names that timm reads: ``timm/NAME[.TAG]``, ``hf-hub:USER/MODEL[@REVISION]``, ``local-dir:FOLDER``.
+
+timm is imported when one of them is asked for. What it publishes only as pickles is not offered: pickles can run code.
+"""
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from finetune_core.errors import ConfigError, WeightsError
+from finetune_core.files import problem_with, read_regular, stamp
+from finetune_core.models import hub
+from finetune_core.models.meta import allocating_on_meta
+
+TIMM, HUB, FOLDER = "timm/", "hf-hub:", "local-dir:"
+WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+CLASSES = 1000  # of the head that is put on networks published without one
+
+_LARGEST = 2**22  # bytes of a config.json
+_PARAMETERS = Path(__file__).with_name("timm_parameters.csv")
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_ARGUMENT = (bool, int, float, str, list, type(None))
+# What building, or a forward pass without numbers, raises where arguments or sizes do not fit a network.
+MISFITS = (RuntimeError, AssertionError, ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
+
+
+@dataclass(frozen=True)
+class TimmNetwork:
+    """What timm needs to build a network, and where its weights are.
+
+    Attributes:
+        name: as Thaw calls it.
+        architecture: one of timm's.
+        config: fields of timm's ``PretrainedCfg``.
+        arguments: of the architecture, beside its own.
+        repository: on the Hugging Face Hub; None for a folder, and where there are no weights.
+        file: on this machine, there or not; None where the Hub's cache has none.
+    """
+
+    name: str
+    architecture: str
+    config: Mapping[str, Any] = field(repr=False)
+    arguments: Mapping[str, Any]
+    repository: str | None
+    file: Path | None
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        return tuple(map(float, self.config["mean"]))
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        return tuple(map(float, self.config["std"]))
+
+    @property
+    def image_size(self) -> int:
+        """The shorter side of what it was pretrained on, pixels."""
+        return int(min(self.config["input_size"][1:]))
+
+    @property
+    def classes(self) -> int:
+        """Outputs of the head that it was published with; 0 where it has none."""
+        return int(self.config.get("num_classes") or 0)
+
+    @property
+    def licence(self) -> str | None:
+        found = self.config.get("license")
+        return None if found in (None, "", "unknown") else str(found)
+
+    @property
+    def page(self) -> str | None:
+        return hub.page(self.repository) if self.repository else None
+
+    @property
+    def url(self) -> str | None:
+        return hub.address(self.repository, WEIGHTS) if self.repository else None
+
+
+def is_timm_name(name: str) -> bool:
+    """Whether a name is one of timm's, existing or not."""
+    return name.startswith((TIMM, HUB, FOLDER))
+
+
+@cache
+def published_names() -> tuple[str, ...]:
+    """``timm/NAME.TAG`` of everything that timm publishes as safetensors."""
+    import timm
+
+    names = timm.list_models(pretrained=True)
+    return tuple(f"{TIMM}{name}" for name in names if (found := timm.get_pretrained_cfg(name)) and found.hf_hub_id)
+
+
+def check_name(name: str) -> None:
+    """Whether a name can be a network's, looking at nothing but the name.
+
+    Raises:
+        ConfigError: when timm has no such architecture or tag, or the rest is no repository or folder.
+    """
+    if name.startswith(TIMM):
+        _registered(name)
+    elif name.startswith(HUB) and not _REPOSITORY.fullmatch(name.removeprefix(HUB)):
+        raise _refused(f"{name!r} names no repository of the Hugging Face Hub: hf-hub:USER/MODEL is expected")
+    elif name.startswith(FOLDER) and not name.removeprefix(FOLDER).strip():
+        raise _refused(f"{name!r} names no folder: local-dir:FOLDER is expected")
+
+
+def find(name: str) -> TimmNetwork:
+    """Look a network up, without building it and without a connection.
+
+    Raises:
+        ConfigError: when there is none of that name, or its description cannot be used.
+        WeightsError: when its description is on the Hub only.
+    """
+    check_name(name)
+    if name.startswith(TIMM):
+        architecture, config = _registered(name)
+        repository = config.get("hf_hub_id")
+        file = hub.cached(repository, WEIGHTS) if repository else None
+        return TimmNetwork(name, architecture, config, {}, repository, file)
+    if name.startswith(HUB):
+        repository = name.removeprefix(HUB)
+        description = hub.cached(repository, DESCRIPTION)
+        if description is None:
+            raise WeightsError(
+                f"The description of {name} is not on this machine yet: it is on {hub.page(repository)}, and fetched when a run starts."
+            )
+        return TimmNetwork(name, *_described(description), repository, hub.cached(repository, WEIGHTS))
+    folder = Path(name.removeprefix(FOLDER)).expanduser()
+    return TimmNetwork(name, *_described(folder / DESCRIPTION), None, folder / WEIGHTS)
+
+
+def build(
+    network: TimmNetwork, image_size: int | None = None, classes: int | None = None, file: Path | None = None
+) -> nn.Module:
+    """Build a network; one that is published without a head gets one.
+
+    Args:
+        image_size: for a network that is built for one size; None for the one it was pretrained on.
+        classes: as many as it was published with when None.
+        file: of pretrained weights, which timm translates and fits (position embeddings to the size); random ones when None.
+
+    Raises:
+        ConfigError: when it cannot be built like that.
+        WeightsError: when the weights do not belong to it.
+    """
+    import timm
+
+    source = {"source": None, "url": None, "hf_hub_id": None, "file": str(file) if file else None, "custom_load": False}
+    options = _options(network, image_size)
+    if classes and not file:
+        options["num_classes"] = classes
+    try:
+        model: nn.Module = timm.create_model(
+            network.architecture, pretrained=file is not None, pretrained_cfg=dict(network.config) | source, **options
+        )
+        if not (network.classes or options.get("num_classes")):
+            model.reset_classifier(CLASSES)  # type: ignore[operator]
+    except MISFITS as error:
+        if file:
+            raise WeightsError(f"{file} does not belong to {network.name}: {_short(error)}.") from None
+        raise ConfigError(
+            {
+                "image_size": f"{network.name} cannot be built for images of {image_size or network.image_size} pixels ({_short(error)})"
+            }
+        ) from None
+    return model
+
+
+def recipe(network: TimmNetwork, image_size: int | None = None) -> dict[str, Any]:
+    """What ``timm.create_model`` is called with to build the same structure elsewhere: ``library, name, options``."""
+    tag = network.config.get("tag") if network.name.startswith(TIMM) else None
+    options = _options(network, image_size) | {"num_classes": network.classes or CLASSES}
+    return {"library": "timm", "name": f"{network.architecture}.{tag}" if tag else network.architecture, "options": options}
+
+
+def known_parameters(name: str) -> int | None:
+    """How many parameters a network of timm's own catalogue has, with the head that it was published with, where that was counted."""
+    if not name.startswith(TIMM):
+        return None
+    architecture, config = _registered(name)
+    body, per_class = _counted().get(architecture, (0, 0))
+    return body + per_class * (config["num_classes"] or CLASSES) if body else None
+
+
+@cache
+def _counted() -> dict[str, tuple[int, int]]:
+    """Architecture -> its parameters without those of the head, and those of the head for each class."""
+    with _PARAMETERS.open(encoding="utf-8", newline="") as file:
+        return {row["architecture"]: (int(row["body"]), int(row["per_class"])) for row in csv.DictReader(file)}
+
+
+def _options(network: TimmNetwork, image_size: int | None) -> dict[str, Any]:
+    """Arguments of the architecture. One whose position embeddings are for one size is built for the size that is asked for; one
+    that would fit them in each pass is built so, too, because a run's images are all of one size."""
+    options = dict(network.arguments)
+    if network.config.get("fixed_input_size"):
+        options["img_size"] = image_size or network.image_size
+    if _fits_embeddings(network.architecture, json.dumps(options)):
+        options |= {"img_size": image_size or network.image_size, "dynamic_img_size": False}
+    return options
+
+
+@lru_cache(maxsize=4096)
+def _fits_embeddings(architecture: str, options: str) -> bool:
+    import timm
+
+    try:
+        with allocating_on_meta():
+            return bool(getattr(timm.create_model(architecture, **json.loads(options)), "dynamic_img_size", False))
+    except MISFITS:
+        return False  # it says so when it is built in earnest
+
+
+@lru_cache(maxsize=4096)
+def _registered(name: str) -> tuple[str, dict[str, Any]]:
+    """Architecture and config of a network of timm's own catalogue."""
+    import timm
+
+    architecture = name.removeprefix(TIMM).partition(".")[0]
+    if not timm.is_model(architecture):
+        raise _refused(f"timm has no network {architecture!r}; `python -m finetune_core backbones --find WORD` finds some")
+    try:
+        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+    except RuntimeError:
+        tags = sorted(timm.models.get_arch_pretrained_cfgs(architecture))
+        raise _refused(f"timm has no weights {name!r}; those of {architecture} are called {', '.join(tags)}") from None
+    return architecture, asdict(config or timm.models.PretrainedCfg())
+
+
+def _described(description: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Architecture, config and arguments that a ``config.json`` of timm's names.
+
+    Raises:
+        ConfigError: when it is none, or timm has no such architecture.
+    """
+    found = _read_description(description, stamp(description))
+    if isinstance(found, str):
+        raise _refused(f"{description} does not describe a network of timm: {found}")
+    return found
+
+
+@lru_cache(maxsize=64)
+def _read_description(description: Path, _version: object) -> tuple[str, dict[str, Any], dict[str, Any]] | str:
+    import timm
+
+    try:
+        found = json.loads(read_regular(description.resolve(), _LARGEST))
+    except (OSError, ValueError, RecursionError) as error:
+        return problem_with(description, error)
+    if not isinstance(found, dict):
+        return "a JSON object was expected"
+    config = found.get("pretrained_cfg", found)
+    architecture, arguments = found.get("architecture"), found.get("model_args") or {}
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        return f"timm has no network {architecture!r}"
+    if not isinstance(config, dict) or not isinstance(arguments, dict):
+        return "its pretrained_cfg and model_args have to be JSON objects"
+    if not all(isinstance(value, _ARGUMENT) for value in arguments.values()):
+        return "its model_args hold more than numbers, words and lists of them"
+    known = {one.name for one in fields(timm.models.PretrainedCfg)}
+    usual = asdict(timm.models.PretrainedCfg())
+    config = usual | {key: value for key, value in config.items() if key in known}
+    if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
+        config["fixed_input_size"] = False
+    if found.get("num_classes") is not None:
+        config["num_classes"] = found["num_classes"]
+    return (architecture, config, arguments) if not (problem := _problem(config)) else problem
+
+
+def _problem(config: Mapping[str, Any]) -> str:
+    """What is wrong with the values that Thaw reads; empty where nothing is."""
+    size, classes = config["input_size"], config["num_classes"]
+    if not (_numbers(size) and size[0] == 3 and min(size[1:]) > 0 and max(size) <= 4096):
+        return "its input_size has to be 3, height, width"
+    if not (_numbers(config["mean"]) and _numbers(config["std"]) and min(config["std"]) > 0):
+        return "its mean and std have to be three numbers each"
+    if not isinstance(classes, int) or not 0 <= classes <= 10**6:
+        return "its num_classes has to be a whole number"
+    return ""
+
+
+def _numbers(values: object) -> bool:
+    return isinstance(values, list | tuple) and len(values) == 3 and all(type(one) in (int, float) for one in values)
+
+
+def _refused(problem: str) -> ConfigError:
+    return ConfigError({"backbone": problem})
+
+
+def _short(error: Exception) -> str:
+    """The first line of an error that can be very long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

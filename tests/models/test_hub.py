@@ -1,0 +1,272 @@
+"""timm's networks from the Hugging Face Hub, by its own client, from a server that speaks as much of its protocol as that takes."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from finetune_core.errors import ConfigError, WeightsError
+from finetune_core.models import hub
+from finetune_core.models.catalogue import PACKAGED, backbone_info, build_recipe
+from finetune_core.models.network import build_network, head_paths
+from finetune_core.models.weights import PRETRAINED, download, fetch_description
+from finetune_core.work import finish
+
+NAME, REPOSITORY = "timm/test_vit.r160_in1k", "timm/test_vit.r160_in1k"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+GATED = {"status": 401, "X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}
+MISSING = {"status": 401, "X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """``/REPOSITORY/resolve/REVISION/FILE`` of the files and refusals that the server holds."""
+
+    def do_HEAD(self):
+        self.answer(with_content=False)
+
+    def do_GET(self):
+        self.answer(with_content=True)
+
+    def answer(self, with_content):
+        self.server.asked.append((self.command, self.path))
+        repository, _, rest = self.path.lstrip("/").partition("/resolve/")
+        refusal = self.server.refusals.get(repository)
+        content = self.server.files.get(f"{repository}/{rest.partition('/')[2]}")
+        if refusal is None and content is None:
+            known = any(file.startswith(f"{repository}/") for file in self.server.files)
+            refusal = {"status": 404, "X-Error-Code": "EntryNotFound"} if known else MISSING
+        if refusal:
+            self.send_response(refusal["status"])
+            for name, value in refusal.items():
+                if name != "status":
+                    self.send_header(name, value)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_content:
+            half = len(content) // 2
+            self.wfile.write(content[:half])
+            self.server.gate.wait(60)
+            with contextlib.suppress(ConnectionError):  # nobody waits for it any more
+                self.wfile.write(content[half:])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.files, server.refusals, server.asked, server.gate = {}, {}, [], threading.Event()
+    server.gate.set()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def published():
+    torch.manual_seed(0)
+    return timm.create_model("test_vit.r160_in1k").eval()
+
+
+@pytest.fixture(scope="module")
+def weights(published, tmp_path_factory):
+    file = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(published.state_dict(), file)
+    return file.read_bytes()
+
+
+def description(**changes):
+    config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "license": "cc-by-nc-4.0"}
+    return json.dumps({"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": config} | changes).encode()
+
+
+def same_but_head(model, other):
+    expected = other.state_dict()
+    return all(torch.equal(t, expected[n]) for n, t in model.state_dict().items() if not n.startswith("head."))
+
+
+def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, published, weights):
+    server.files[f"{REPOSITORY}/model.safetensors"] = weights
+    info = backbone_info(NAME)
+    assert not info.ready
+    with pytest.raises(WeightsError, match="not on this machine"):
+        build_network(NAME, PRETRAINED, 3, 0)
+    steps = list(download(info))
+    assert steps == sorted(steps)
+    assert (steps[-1].done, steps[-1].total) == (len(weights), len(weights))
+    network = build_network(NAME, PRETRAINED, 3, 0)
+    assert backbone_info(NAME).ready
+    assert same_but_head(network.model, published)
+    assert network.model(torch.zeros(1, 3, 160, 160)).shape == (1, 3)
+
+
+def test_what_was_downloaded_is_used_without_a_connection(server, published, weights, monkeypatch):
+    server.files[f"{REPOSITORY}/model.safetensors"] = weights
+    finish(download(backbone_info(NAME)))
+    asked = len(server.asked)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert list(download(backbone_info(NAME))) == []
+    assert same_but_head(build_network(NAME, PRETRAINED, 3, 1).model, published)
+    assert len(server.asked) == asked
+
+
+def test_offline_nothing_is_asked_for_and_the_error_says_why(server, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE is set") as caught:
+        finish(download(backbone_info(NAME)))
+    assert "--weights FILE" in str(caught.value)
+    assert PACKAGED in str(caught.value)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_gated_network_names_the_page_where_its_licence_is_accepted(server, status):
+    server.refusals[REPOSITORY] = GATED | {"status": status}
+    with pytest.raises(WeightsError) as caught:
+        finish(download(backbone_info(NAME)))
+    message = str(caught.value)
+    assert f"accept its licence at https://huggingface.co/{REPOSITORY}," in message
+    assert "--weights FILE" in message
+    assert PACKAGED in message
+
+
+def test_a_repository_that_is_not_there_or_private_is_said_to_be(server):
+    with pytest.raises(WeightsError, match="The Hub has no nobody/nothing"):
+        finish(fetch_description("hf-hub:nobody/nothing"))
+
+
+@pytest.mark.slow  # the Hub's client tries again for a while
+def test_an_unreachable_hub_names_page_file_and_packaged_network(server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(WeightsError) as caught:
+        finish(download(backbone_info(NAME)))
+    for way_out in (f"https://huggingface.co/{REPOSITORY}", "--weights FILE", PACKAGED):
+        assert way_out in str(caught.value)
+
+
+def test_a_repository_with_pickles_only_is_refused(server):
+    server.files["somebody/pickled/pytorch_model.bin"] = b"never read"
+    server.files["somebody/pickled/config.json"] = description()
+    name = "hf-hub:somebody/pickled"
+    finish(fetch_description(name))
+    with pytest.raises(WeightsError, match=r"has no model\.safetensors\. Other formats can run code"):
+        finish(download(backbone_info(name)))
+    assert not [path for _, path in server.asked if path.endswith(".bin")]
+
+
+def test_a_network_by_its_repository_is_built_as_its_description_says(server, published, weights):
+    name = "hf-hub:somebody/mine"
+    server.files |= {"somebody/mine/config.json": description(), "somebody/mine/model.safetensors": weights}
+    with pytest.raises(WeightsError, match="not on this machine yet"):
+        backbone_info(name)
+    finish(fetch_description(name))
+    info = backbone_info(name)
+    assert (info.mean, info.image_size, info.licence) == ((0.1, 0.2, 0.3), 160, "cc-by-nc-4.0")
+    assert info.research_only
+    assert info.page == "https://huggingface.co/somebody/mine"
+    finish(download(info))
+    assert same_but_head(build_network(name, PRETRAINED, 3, 0).model, published)
+
+
+def test_a_local_folder_is_read_where_it_lies(tmp_path, published, weights):
+    (tmp_path / "config.json").write_bytes(description(num_classes=0, model_args={"num_classes": 0}))
+    headless = {name: tensor for name, tensor in published.state_dict().items() if not name.startswith("head.")}
+    save_file(headless, tmp_path / "model.safetensors")
+    name = f"local-dir:{tmp_path}"
+    network = build_network(name, PRETRAINED, 3, 0)
+    assert head_paths(name) == ("head",)  # it was published without one
+    assert same_but_head(network.model, published)
+    assert build_recipe(name, 160)["options"]["num_classes"] == 1000
+
+
+def test_position_embeddings_are_fitted_to_another_size(tmp_path, published, weights):
+    (tmp_path / "config.json").write_bytes(description())
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    network = build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0, image_size=96)
+    positions = network.model.state_dict()["pos_embed"]
+    assert positions.shape == (1, 36 + 1, 64)
+    assert positions.shape != published.state_dict()["pos_embed"].shape
+    assert network.model(torch.zeros(1, 3, 96, 96)).shape == (1, 3)
+    again = timm.create_model(
+        "test_vit",
+        img_size=96,
+        dynamic_img_size=False,
+        pretrained=True,
+        pretrained_cfg_overlay={"file": str(tmp_path / "model.safetensors"), "hf_hub_id": None},
+    )
+    assert torch.equal(positions, again.state_dict()["pos_embed"])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no JSON", "config.json"),
+        (b"[]", "a JSON object was expected"),
+        (description(architecture="os.system"), "timm has no network 'os.system'"),
+        (description(model_args={"img_size": {"a": 1}}), "model_args"),
+        (description(pretrained_cfg={"mean": "white"}), "mean and std"),
+        (description(pretrained_cfg={"input_size": [1, 28, 28]}), "input_size"),
+        (description(num_classes=-4), "num_classes"),
+    ],
+)
+def test_a_description_that_cannot_be_used_is_refused_in_words(tmp_path, content, said):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        backbone_info(f"local-dir:{tmp_path}")
+    assert said in caught.value.problems["backbone"]
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(description())
+    save_file({"other.weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(WeightsError, match="does not belong to"):
+        build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0)
+    (tmp_path / "model.safetensors").write_bytes(b"no safetensors")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0)
+    shutil.rmtree(tmp_path)
+    with pytest.raises(ConfigError):
+        build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/no_such_network", "timm/test_vit.no_such_tag", "hf-hub:nothing", "hf-hub:a/../b", "local-dir: "]
+)
+def test_names_that_can_be_nobodys_are_refused(name):
+    with pytest.raises(ConfigError):
+        backbone_info(name)
+
+
+def test_a_download_that_is_given_up_ends_and_is_not_taken_for_whole(server, weights):
+    server.files[f"{REPOSITORY}/model.safetensors"] = weights + bytes(30 << 20)
+    server.gate.clear()  # the second half waits
+    work = hub.fetch(REPOSITORY, "model.safetensors")
+    assert next(work).done < 30 << 20
+    (downloading,) = (thread for thread in threading.enumerate() if thread.name == "hub-download")
+    work.close()
+    server.gate.set()
+    downloading.join(60)
+    assert not downloading.is_alive()
+    assert hub.cached(REPOSITORY, "model.safetensors") is None
