@@ -5,7 +5,7 @@ Commands import what they run when they run: torch alone takes seconds, and ``--
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -20,7 +20,7 @@ from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES, measure_of
 from finetune_core.exporters.catalogue import FORMATS
-from finetune_core.formatting import percent, size
+from finetune_core.formatting import size
 from finetune_core.standard_streams import with_safe_streams
 
 app = typer.Typer(
@@ -42,31 +42,23 @@ def dashboard(
 
 
 @app.command()
-def backbones(as_json: AsJson = False) -> None:
-    """List the pretrained networks, where their weights are, and whether they are ready."""
-    from finetune_core.models.catalogue import backbone_info, backbone_names
+def backbones(
+    word: Annotated[
+        str,
+        typer.Argument(metavar="[WORD]", help="Only those with this in their name; or hf-hub:USER/MODEL, local-dir:FOLDER."),
+    ] = "",
+    ready: Annotated[bool, typer.Option("--ready", help="Only those whose weights are on this machine.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the pretrained networks: size, licence, and whether their weights are on this machine."""
+    from finetune_core.commands.backbones import listed, print_backbones
 
-    infos = [backbone_info(name) for name in backbone_names()]
-    rows: list[dict[str, Any]] = [
-        {
-            "name": info.name,
-            "parameters": info.parameters,
-            "source": info.source,
-            "weights": str(info.file) if info.ready else info.url,
-            "ready": info.ready,
-            "imagenet_top1": info.top1,
-        }
-        for info in infos
-    ]
+    with refused_in_words():
+        rows = listed(word, ready=ready)
     if as_json:
         print_json({"backbones": rows})
-        return
-    table = Table("Name", "Parameters", "ImageNet top-1", "Ready", Column("Weights", overflow="fold"), box=None)
-    for row in rows:
-        top1 = percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "–"
-        ready = "yes" if row["ready"] else "downloads"
-        table.add_row(row["name"], f"{row['parameters'] / 1e6:.1f} M", top1, ready, escape(row["weights"] or "package missing"))
-    out.print(table)
+    else:
+        print_backbones(rows)
 
 
 @app.command()

@@ -114,7 +114,19 @@ def test_backbones_json():
     rows = {row["name"]: row for row in json.loads(thaw("backbones", "--json").stdout)["backbones"]}
     assert rows["efficientnet_lite0"]["ready"] is True
     assert rows["resnet18"]["parameters"] == 11_689_512
-    assert len(rows) > 70
+    assert len(rows) > 1500
+    assert rows["timm/convnextv2_atto.fcmae_ft_in1k"]["research_only"] is True
+    assert rows["timm/convnextv2_atto.fcmae_ft_in1k"]["licence"] == "cc-by-nc-4.0"
+    assert rows["timm/convnextv2_atto.fcmae_ft_in1k"]["image_size"] == 224
+
+
+def test_backbones_can_be_searched():
+    rows = json.loads(thaw("backbones", "ConvNeXtV2_Atto", "--json").stdout)["backbones"]
+    assert {"convnextv2_atto" in row["name"] for row in rows} == {True}
+    assert {row["parameters"] > 3e6 for row in rows} == {True}  # of few they are counted
+    table = thaw("backbones", "convnextv2_atto.fcmae_ft").stdout
+    assert "research only" in table
+    assert json.loads(thaw("backbones", "--ready", "resnet18", "--json").stdout)["backbones"] == []
 
 
 def test_inspect_json(trained, tmp_path):

@@ -25,6 +25,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BUILD_OPTIONS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "transform_input": True, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
+_BYTES = 4  # a parameter
 _SMALLEST, _LARGEST = 32, 1024  # pixels, as the setting takes them
 
 
@@ -85,6 +86,13 @@ class BackboneInfo:
         return _parameters(self.name)
 
     @property
+    def known_parameters(self) -> int | None:
+        """The same where it is known without building the network."""
+        if self.source != "timm":
+            return self.parameters
+        return timm_networks.known_parameters(self.name)
+
+    @property
     def research_only(self) -> bool:
         """Whether the licence of its weights rules commercial use out."""
         return is_research_only(self.licence)
@@ -95,6 +103,16 @@ def backbone_names() -> tuple[str, ...]:
     """Every backbone's name: the packaged ones that are installed, then torchvision's, then timm's, each in alphabetical order."""
     installed = [name for name, package in _PACKAGES.items() if name == PACKAGED or find_spec(package.module)]
     return (*installed, *_torchvision_names(), *timm_networks.published_names())
+
+
+def download_bytes(parameters: int) -> int:
+    """About how much the weights of so many parameters are: they are published in float32."""
+    return _BYTES * parameters
+
+
+def found_backbones(word: str) -> list[str]:
+    """The backbones with a word in their name, whatever its case; all of them without one."""
+    return [name for name in backbone_names() if word.lower() in name.lower()]
 
 
 def packages() -> dict[str, Package]:

@@ -91,7 +91,7 @@ class _Download(threading.Thread):
 
         steps, abandoned = self.steps, self.abandoned
 
-        class Bar(tqdm):  # type: ignore[type-arg]
+        class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
             """Draws nothing; says how many bytes have arrived."""
 
             def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -225,7 +225,7 @@ def _registered(name: str) -> tuple[str, dict[str, Any]]:
 
     architecture = name.removeprefix(TIMM).partition(".")[0]
     if not timm.is_model(architecture):
-        raise _refused(f"timm has no network {architecture!r}; `python -m finetune_core backbones --find WORD` finds some")
+        raise _refused(f"timm has no network {architecture!r}; `python -m finetune_core backbones WORD` finds some")
     try:
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
     except RuntimeError:

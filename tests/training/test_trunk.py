@@ -13,6 +13,7 @@ from finetune_core.models.partition import CannotSplit
 from finetune_core.training import events, trunk
 from finetune_core.training.loop import fit
 from finetune_core.training.predictions import load_predictions
+from tests.timm_kinds import ONE_OF_EACH, SIDE
 
 
 @pytest.fixture
@@ -59,6 +60,17 @@ def same_results(a, b):
 
 LARGE = [("densenet121", 64), ("swin_t", 64), ("convnext_tiny", 64), ("vit_b_16", 224)]
 NETWORKS = [("resnet18", 64), ("efficientnet_lite0", 64), *(pytest.param(*one, marks=pytest.mark.slow) for one in LARGE)]
+
+
+@pytest.mark.parametrize("backbone", ONE_OF_EACH)
+def test_cached_equals_uncached_for_each_kind_of_network_of_timm(image_folder, tmp_path, backbone):
+    folder = image_folder(tmp_path / "images", {"red": 5, "blue": 5})
+    settings = {"data": str(folder), "backbone": backbone, "weights": "none", "image_size": SIDE, "batch_size": 4, "epochs": 2}
+    config = make_config(settings | {"precision": "fp32", "optimizer": "sgd", "learning_rate": 1e-3})
+    cached, _ = run(config, tmp_path / "cached")
+    uncached, _ = run(config.model_copy(update={"cache": "off"}), tmp_path / "uncached")
+    assert (cached["where"], uncached["where"]) == ("memory", "off")
+    same_results(tmp_path / "cached", tmp_path / "uncached")
 
 
 @pytest.mark.parametrize(("backbone", "size"), NETWORKS)

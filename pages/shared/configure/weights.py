@@ -8,17 +8,15 @@ import streamlit as st
 from finetune_core.config import RunConfig
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import size
-from finetune_core.models.catalogue import PACKAGED, BackboneInfo
+from finetune_core.models.catalogue import PACKAGED, BackboneInfo, download_bytes
 from finetune_core.training.prepare import fetch_weights, missing_weights
 from pages.shared.chrome import plain
 from pages.shared.jobs import begin, outcome
 
-_BYTES = 4  # a parameter
-
 
 def download_size(infos: Iterable[BackboneInfo]) -> str:
     """About how much the weights of some backbones are."""
-    return size(_BYTES * sum(info.parameters for info in infos))
+    return size(download_bytes(sum(info.parameters for info in infos)))
 
 
 def offer_weights(configs: Sequence[RunConfig]) -> str | None:

@@ -1,0 +1,146 @@
+"""Walks timm's architectures without their weights: which have stages, a head that can be replaced, and cuts between them.
+
+    python -m benchmarks.walk_timm                  # all of them: a line each, and how many of which kind
+    python -m benchmarks.walk_timm vit_small convnext
+    python -m benchmarks.walk_timm --count          # writes finetune_core/models/timm_parameters.csv instead
+
+A network that cannot be cut between two stages trains without the cache where its strategy would cut it there.
+"""
+
+import argparse
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from finetune_core.errors import FinetuneError
+from finetune_core.models import timm_networks
+from finetune_core.models.catalogue import backbone_info, create_on_meta
+from finetune_core.models.network import head_paths, network_stages
+from finetune_core.models.partition import CannotSplit, trace
+from finetune_core.models.stages import Stage, replace_head
+
+CLASSES = 7
+
+
+@dataclass(frozen=True)
+class Walked:
+    """What a walk over one network found.
+
+    Attributes:
+        stages: their names, input to head.
+        problems: what is wrong with them, in words; empty where nothing is.
+        cuts: whether it can be cut before each stage but the first.
+        reason: why it cannot be cut at all; empty where it can.
+    """
+
+    name: str
+    stages: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    cuts: tuple[bool, ...] = ()
+    reason: str = ""
+
+    @property
+    def kind(self) -> str:
+        """How well it can be cut."""
+        if self.problems:
+            return "cannot be used"
+        return "every cut" if all(self.cuts) and self.cuts else "some cuts" if any(self.cuts) else "no cut"
+
+
+def walk(name: str) -> Walked:
+    """Look at one network, on the meta device."""
+    try:
+        stages, heads, side = network_stages(name, CLASSES), head_paths(name), backbone_info(name).image_size
+    except FinetuneError as error:
+        return Walked(name, problems=(str(error),))
+    model = create_on_meta(name).eval()
+    for head in heads:
+        replace_head(model, head, CLASSES)
+    executions, output = _executed(model, side)
+    found = (*_not_covered(model, stages), *_out_of_order(stages, executions), *_wrong_head(stages, heads, output))
+    try:
+        boundaries, reason = trace(model, stages).boundaries, ""
+    except CannotSplit as error:
+        boundaries, reason = (None,) * (len(stages) - 1), str(error)
+    cuts = tuple(boundary is not None for boundary in boundaries)
+    return Walked(name, tuple(stage.name for stage in stages), found, cuts, reason)
+
+
+def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
+    """Paths of the modules that hold tensors themselves, each time they run, and what the network answers."""
+    executions: list[str] = []
+    for path, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.register_forward_pre_hook(lambda _module, _inputs, path=path: executions.append(path))  # type: ignore[misc]
+    with torch.no_grad():
+        return executions, model(torch.empty(2, 3, side, side, device="meta"))
+
+
+def _not_covered(model: nn.Module, stages: Sequence[Stage]) -> list[str]:
+    problems = []
+    for kind, there in (("parameters", model.named_parameters()), ("buffers", model.named_buffers())):
+        owned = Counter(name for stage in stages for name in getattr(stage, kind))
+        if owned != Counter(name for name, _ in there):
+            problems.append(f"not every one of its {kind} is in exactly one stage")
+    return problems
+
+
+def _out_of_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[str]:
+    stage_of = {name.rpartition(".")[0]: at for at, stage in reversed(list(enumerate(stages))) for name in stage.parameters}
+    order = [stage_of[path] for path in executions if path in stage_of]
+    late = next((stages[here].name for here, after in pairwise(order) if after < here), None)
+    return [f"after {late} an earlier stage runs again"] if late else []
+
+
+def _wrong_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -> list[str]:
+    problems = []
+    if stages[-1].name != "head" or not all(f"{head}.weight" in stages[-1].parameters for head in heads):
+        problems.append("its head is not its last stage")
+    if not isinstance(output, torch.Tensor) or output.shape != (2, CLASSES):
+        problems.append("with a new head it does not give one number per class")
+    return problems
+
+
+def count(architectures: Iterable[str]) -> None:
+    """Write how many parameters each architecture has, and how many of them are of the head, for each class."""
+    with Path(timm_networks.__file__).with_name("timm_parameters.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["architecture", "body", "per_class"])
+        for architecture in architectures:
+            writer.writerow([architecture, *parameters(architecture)])
+
+
+def parameters(architecture: str) -> tuple[int, int]:
+    """(without the head's, the head's for each class)."""
+    name = f"{timm_networks.TIMM}{architecture}"
+    one, two = (sum(p.numel() for p in create_on_meta(name, classes=classes).parameters()) for classes in (1, 2))
+    return 2 * one - two, two - one
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", help="only architectures with one of these in their name")
+    parser.add_argument("--count", action="store_true")
+    options = parser.parse_args()
+    found = [name for name in timm.list_models() if not options.words or any(word in name for word in options.words)]
+    if options.count:
+        count(found)
+        return
+    kinds = Counter[str]()
+    for architecture in found:
+        walked = walk(f"{timm_networks.TIMM}{architecture}")
+        kinds[walked.kind] += 1
+        print(json.dumps(asdict(walked) | {"kind": walked.kind}), flush=True)
+    print(json.dumps(dict(kinds)))
+
+
+if __name__ == "__main__":
+    main()

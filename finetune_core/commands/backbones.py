@@ -1,0 +1,65 @@
+"""What the ``backbones`` command does: lists networks, whose weights are here, how large they are, and under which licence."""
+
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from finetune_core.commands.runs import with_descriptions
+from finetune_core.commands.terminal import out
+from finetune_core.formatting import percent, short_number, size
+from finetune_core.models.catalogue import BackboneInfo, backbone_info, download_bytes, found_backbones
+from finetune_core.models.licences import licence_name
+from finetune_core.models.timm_networks import FOLDER, HUB
+
+_FEW = 20  # whose parameters are counted where they are not known, a fraction of a second each
+
+
+def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
+    """One row per network whose name holds the word; a repository or a folder is looked up.
+
+    Args:
+        ready: only those whose weights are on this machine.
+
+    Raises:
+        FinetuneError: when there is none of that name at the Hub or in that folder.
+    """
+    names = (word,) if word.startswith((HUB, FOLDER)) else found_backbones(word)
+    with_descriptions(name for name in names if name.startswith(HUB))
+    found = [info for info in map(backbone_info, names) if info.ready or not ready]
+    return [_row(info, info.parameters if len(found) <= _FEW else info.known_parameters) for info in found]
+
+
+def print_backbones(rows: list[dict[str, Any]]) -> None:
+    """The rows as a table, and what it does not say."""
+    columns = ("Name", "Parameters", "Pixels", "ImageNet top-1", "Licence", "Download", "Ready")
+    table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
+    for row in rows:
+        table.add_row(
+            escape(row["name"]),
+            short_number(row["parameters"]) if row["parameters"] else "–",
+            str(row["image_size"]),
+            percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "–",
+            licence_name(row["licence"]) + (" (research only)" if row["research_only"] else ""),
+            f"about {size(row['download_bytes'])}" if row["download_bytes"] else "–",
+            "yes" if row["ready"] else "no",
+        )
+    out.print(table)
+    if not rows:
+        out.print("There is none. `python -m finetune_core backbones` lists all.")
+
+
+def _row(info: BackboneInfo, parameters: int | None) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "source": info.source,
+        "parameters": parameters,
+        "image_size": info.image_size,
+        "imagenet_top1": info.top1,
+        "licence": info.licence,
+        "research_only": info.research_only,
+        "download_bytes": download_bytes(parameters) if parameters and not info.ready else None,
+        "ready": info.ready,
+        "weights": str(info.file) if info.ready else info.url,
+        "page": info.page,
+    }

@@ -1,0 +1,94 @@
+"""timm's architectures, without their weights: stages cover each network in forward order, and its head is last and can be replaced."""
+
+import pytest
+import timm
+
+from benchmarks.walk_timm import walk
+from finetune_core.models.catalogue import create_on_meta
+from finetune_core.models.network import head_paths, network_stages
+from finetune_core.models.timm_networks import known_parameters
+
+FAMILIES = [
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
+    "convnextv2_atto",
+    "crossvit_9_240",
+    "deit_tiny_distilled_patch16_224",
+    "efficientformer_l1",
+    "eva02_tiny_patch14_336",
+    "ghostnet_050",
+    "levit_128s",
+    "maxvit_rmlp_pico_rw_256",
+    "mixer_s32_224",
+    "mobilenetv4_conv_small_035",
+    "nfnet_f0",
+    "pvt_v2_b0",
+    "regnetx_002",
+    "repvit_m0_9",
+    "swin_tiny_patch4_window7_224",
+    "vit_base_patch16_siglip_224",
+    "vit_relpos_small_patch16_224",
+    "vit_small_patch16_dinov3",
+    "xcit_nano_12_p8_224",
+]
+# Their blocks share modules, which run again after later blocks have: those stages are trained as they are named, never cut apart.
+SHARED = set(timm.list_models("coat_*"))
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_network_of_each_family_has_stages_in_forward_order_and_a_head_that_can_be_replaced(architecture):
+    walked = walk(f"timm/{architecture}")
+    assert not walked.problems
+    assert len(walked.stages) >= 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", timm.list_modules())
+def test_every_architecture_of_timm_has_them(module):
+    problems = {}
+    for architecture in timm.list_models(module=module):
+        found = walk(f"timm/{architecture}").problems
+        if found and architecture not in SHARED:
+            problems[architecture] = found
+    assert not problems
+
+
+@pytest.mark.parametrize(
+    ("architecture", "heads"),
+    [
+        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),  # which are averaged
+        ("crossvit_9_240", ("head.0", "head.1")),
+        ("volo_d1_224", ("head", "aux_head")),
+        ("vit_small_patch16_dinov3", ("head",)),  # published without one
+        ("levit_128s", ("head.linear", "head_dist.linear")),
+        ("test_vit3", ("head",)),  # behind attention that pools
+        ("resnet18", ("fc",)),
+    ],
+)
+def test_heads_are_the_layers_that_depend_on_the_number_of_classes(architecture, heads):
+    assert set(head_paths(f"timm/{architecture}")) == set(heads)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["vit_small_patch16_dinov3", "eva02_tiny_patch14_336", "vit_relpos_small_patch16_224", "levit_128s"]
+)
+def test_position_embeddings_that_all_blocks_add_do_not_stand_against_a_cut(architecture):
+    assert all(walk(f"timm/{architecture}").cuts)
+
+
+@pytest.mark.parametrize("architecture", ["xcit_nano_12_p8_224", "vit_relpos_small_patch16_224", "mixer_s32_224", "test_vit"])
+def test_blocks_that_are_no_children_of_what_runs_are_stages_of_their_own(architecture):
+    assert sum(stage.name.startswith("block") for stage in network_stages(f"timm/{architecture}")) >= 6
+
+
+def test_a_network_that_cannot_be_followed_says_why_it_is_not_cut():
+    walked = walk("timm/crossvit_9_240")
+    assert not any(walked.cuts)
+    assert "cannot be traced" in walked.reason
+
+
+@pytest.mark.slow
+def test_the_parameters_that_are_listed_are_those_of_the_networks():
+    for name in timm.list_models()[::20]:
+        listed = known_parameters(f"timm/{name}")
+        assert listed == sum(tensor.numel() for tensor in create_on_meta(f"timm/{name}").parameters())
