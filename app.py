@@ -5,7 +5,8 @@ import streamlit as st
 from finetune_core.config import make_config, setting_of
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.formatting import percent, size, things
-from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
+from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, ready_backbones
+from finetune_core.models.timm_networks import is_timm_name
 from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.store import summary
 from finetune_core.training.device import describe_machine
@@ -27,7 +28,7 @@ page(
 def machine() -> None:
     found = describe_machine()
     names = setting_of("device").choices
-    ready = [name for name in backbone_names() if backbone_info(name).ready]
+    ready = ready_backbones()
     with st.container(horizontal=True):
         st.metric("Device", names[found.device.kind], help=f"{found.device.label}; {found.cores} CPU cores", border=True)
         st.metric(
@@ -52,9 +53,11 @@ def backbones() -> None:
     """Which are ready, and how large and good all of them are."""
     st.markdown(
         f"`{PACKAGED}` is installed with Thaw and works without a network. "
-        "The weights of the others come from torchvision when they are first used."
+        "The weights of the others are downloaded when they are first used: torchvision's, and those of all networks of timm, which "
+        "*Find a network* on the Configure page lists."
     )
-    infos = [backbone_info(name) for name in backbone_names()]
+    names = [name for name in backbone_names() if not is_timm_name(name)]
+    infos = [backbone_info(name) for name in dict.fromkeys([*names, *ready_backbones()])]
     st.dataframe(
         {
             "Backbone": [info.name for info in infos],

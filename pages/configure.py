@@ -24,6 +24,7 @@ from finetune_core.training.trunk import chosen_views, why_uncached
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
 from pages.shared.configure.choices import Known, backbone_cards, known_of, strategy_cards
+from pages.shared.configure.networks import network_finder
 from pages.shared.configure.presets import draw_presets
 from pages.shared.configure.stages import draw_strategy
 from pages.shared.configure.weights import offer_weights
@@ -65,8 +66,10 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
 
 def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dict[str, str]) -> str | None:
     """What trains: backbone and strategy; returns why nothing can be started."""
-    form.backbone_field(problems)
+    with st.container():
+        form.backbone_field(problems)
     backbone_cards(valid, known)
+    network_finder()
     with st.container():
         reason = offer_weights([valid])
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):

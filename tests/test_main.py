@@ -120,7 +120,9 @@ def test_backbones_json():
     assert rows["timm/convnextv2_atto.fcmae_ft_in1k"]["image_size"] == 224
 
 
-def test_backbones_can_be_searched():
+def test_backbones_can_be_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     rows = json.loads(thaw("backbones", "ConvNeXtV2_Atto", "--json").stdout)["backbones"]
     assert {"convnextv2_atto" in row["name"] for row in rows} == {True}
     assert {row["parameters"] > 3e6 for row in rows} == {True}  # of few they are counted

@@ -13,7 +13,7 @@ import torchvision
 from torch import nn
 
 from finetune_core.errors import ConfigError
-from finetune_core.models import timm_networks
+from finetune_core.models import hub, timm_networks
 from finetune_core.models.licences import is_research_only
 from finetune_core.models.meta import allocating_on_meta
 
@@ -102,7 +102,7 @@ class BackboneInfo:
 def backbone_names() -> tuple[str, ...]:
     """Every backbone's name: the packaged ones that are installed, then torchvision's, then timm's, each in alphabetical order."""
     installed = [name for name, package in _PACKAGES.items() if name == PACKAGED or find_spec(package.module)]
-    return (*installed, *_torchvision_names(), *timm_networks.published_names())
+    return (*installed, *_torchvision_names(), *timm_networks.published())
 
 
 def download_bytes(parameters: int) -> int:
@@ -113,6 +113,13 @@ def download_bytes(parameters: int) -> int:
 def found_backbones(word: str) -> list[str]:
     """The backbones with a word in their name, whatever its case; all of them without one."""
     return [name for name in backbone_names() if word.lower() in name.lower()]
+
+
+def ready_backbones() -> list[str]:
+    """The backbones whose weights are on this machine."""
+    here = {name for name, repository in timm_networks.published().items() if hub.cached(repository, timm_networks.WEIGHTS)}
+    others = {name for name in backbone_names() if not timm_networks.is_timm_name(name) and backbone_info(name).ready}
+    return [name for name in backbone_names() if name in here or name in others]
 
 
 def packages() -> dict[str, Package]:

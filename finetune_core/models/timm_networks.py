@@ -89,12 +89,17 @@ def is_timm_name(name: str) -> bool:
 
 
 @cache
-def published_names() -> tuple[str, ...]:
-    """``timm/NAME.TAG`` of everything that timm publishes as safetensors."""
+def published() -> dict[str, str]:
+    """Everything that timm publishes as safetensors: ``timm/NAME.TAG`` -> its repository."""
     import timm
 
-    names = timm.list_models(pretrained=True)
-    return tuple(f"{TIMM}{name}" for name in names if (found := timm.get_pretrained_cfg(name)) and found.hf_hub_id)
+    configs = {name: timm.get_pretrained_cfg(name) for name in timm.list_models(pretrained=True)}
+    return {f"{TIMM}{name}": found.hf_hub_id for name, found in configs.items() if found and found.hf_hub_id}
+
+
+def is_described(name: str) -> bool:
+    """Whether what the Hub says of a network's structure is on this machine, or not needed."""
+    return not name.startswith(HUB) or hub.cached(name.removeprefix(HUB), DESCRIPTION) is not None
 
 
 def check_name(name: str) -> None:

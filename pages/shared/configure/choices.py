@@ -10,7 +10,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import duration, memory, percent, short_number
-from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names
+from finetune_core.models.catalogue import PACKAGED, backbone_info, ready_backbones
 from finetune_core.models.network import network_stages
 from finetune_core.runs.earlier import best_before, way_to_train
 from finetune_core.training.forecast import Forecast, expected
@@ -82,8 +82,7 @@ def strategy_cards(config: RunConfig, known: Known) -> None:
 def _at_hand(chosen: str, known: Known) -> list[str]:
     """Those used before, and whose weights are here; few, and the chosen one among them."""
     used = dict.fromkeys(way[0] for way in known.best)
-    ready = [name for name in backbone_names() if backbone_info(name).ready]
-    names = list(dict.fromkeys([*used, *ready, *_USUAL]))[:_MOST_BACKBONES]
+    names = list(dict.fromkeys([*used, *ready_backbones(), *_USUAL]))[:_MOST_BACKBONES]
     return names if chosen in names else [*names[:-1], chosen]
 
 
@@ -91,10 +90,11 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
     info = backbone_info(name)
     best = max((share for way, share in known.best.items() if way[0] == name), default=None)
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
+    research = " · research only" if info.research_only else ""
     return Card(
         name,
         name,
-        line=f"{short_number(info.parameters)} parameters{top1}",
+        line=f"{short_number(info.parameters)} parameters{top1}{research}",
         facts=_costs(known.expects(config.model_copy(update={"backbone": name})))
         or ("" if info.ready else f"download {download_size([info])}"),
         before=_before(best),

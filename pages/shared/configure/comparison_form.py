@@ -16,7 +16,6 @@ from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.formatting import duration, percent, things
-from finetune_core.models.catalogue import backbone_names
 from finetune_core.models.network import network_stages
 from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
@@ -28,6 +27,7 @@ from finetune_core.work import Work
 from pages.shared.address import carried
 from pages.shared.chrome import plain
 from pages.shared.configure import form, settings
+from pages.shared.configure.networks import offered
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
 from pages.shared.jobs import begin, forget, outcome
@@ -145,7 +145,7 @@ def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
     """Backbones, training fractions, and stages to train from."""
     backbones = st.multiselect(
         "Backbones",
-        backbone_names(),
+        offered(base.backbone, *st.session_state.get(settings.comparison_key("backbones"), [])),
         key=settings.comparison_key("backbones"),
         persist_state="session",
         placeholder=base.backbone,

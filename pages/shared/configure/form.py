@@ -13,12 +13,14 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import ConfigError, DataError, FinetuneError
-from finetune_core.models.catalogue import backbone_info, backbone_names
+from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.prepare import check_classes, check_config
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
+from pages.shared.configure.networks import about_network, offered
 from pages.shared.data.chosen import chosen_data, data_folder, offer_data
 from pages.shared.data.datasets import answered, current_dataset
 
@@ -67,12 +69,14 @@ def _split_problems() -> dict[str, str]:
 
 
 def checked(found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | None) -> tuple[RunConfig | None, dict[str, str]]:
-    """The config, where the data set can be trained with it, and the problems by field; a file of weights has to lie in one of the
-    folders."""
+    """The config, where the data set can be trained with it, and the problems by field; a file of weights, and a folder with a
+    network, has to lie in one of the folders."""
     try:
         config = make_config(found)
         if config.starts_from not in (PRETRAINED, RANDOM):
             check_roots(config.weights, roots)
+        if config.backbone.startswith(FOLDER):
+            check_roots(config.backbone.removeprefix(FOLDER), roots)
         check_config(config)
     except ConfigError as error:
         return None, error.problems
@@ -121,13 +125,15 @@ def backbone_field(problems: dict[str, str]) -> None:
     # What a backbone is called does not say whether its weights are here: that changes while it can be chosen.
     st.selectbox(
         label("backbone"),
-        backbone_names(),
+        offered(st.session_state[settings.key("backbone")]),
         format_func=lambda name: f"{name} · {backbone_info(name).parameters / 1e6:.1f} M",
         key=settings.key("backbone"),
         help=setting_of("backbone").help,
         persist_state="session",
     )
     _problem("backbone", problems)
+    if "backbone" not in problems:
+        about_network(st.session_state[settings.key("backbone")])
 
 
 def strategy_settings(problems: dict[str, str]) -> None:

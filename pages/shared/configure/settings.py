@@ -8,8 +8,8 @@ import streamlit as st
 from finetune_core.config import Edit, RunConfig, all_settings, make_config, names_in
 from finetune_core.config.metadata import HARDWARE, SPLIT
 from finetune_core.data.entry import load_split
-from finetune_core.errors import ConfigError
-from finetune_core.models.catalogue import backbone_names, default_backbone
+from finetune_core.errors import ConfigError, FinetuneError, WeightsError
+from finetune_core.models.catalogue import backbone_info, default_backbone, usual_image_size
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
@@ -62,6 +62,19 @@ def set_fields(values: Mapping[str, Any]) -> None:
     """Set some of the form's fields (a callback)."""
     for name, value in values.items():
         st.session_state[key(name)] = _as_widget(value)
+
+
+def is_known(backbone: object) -> bool:
+    """Whether there is a backbone of that name, and its description is on this machine."""
+    try:
+        return bool(backbone_info(str(backbone)))
+    except FinetuneError:
+        return False
+
+
+def use_backbone(name: str) -> None:
+    """Put a network into the form, with the size of image that it was pretrained on (a callback)."""
+    set_fields({"backbone": name, "image_size": usual_image_size(name)})
 
 
 def fill_in() -> None:
@@ -139,11 +152,10 @@ def restore(wanted: str) -> None:
         if not isinstance(settings, dict) or not isinstance(comparison, dict):
             raise ConfigError({"settings": f"what was saved under “{wanted}” are no settings"})
         config = make_config({name: value for name, value in settings.items() if name not in _NOT_KEPT} | {"data": "any"})
-        if config.backbone not in backbone_names():
-            raise ConfigError({"backbone": f"there is no backbone {config.backbone!r} here"})
-    except ConfigError:
+        backbone_info(config.backbone)
+    except (ConfigError, WeightsError) as error:
         _show(make_config({"data": "any"} | _at_first()), {})
-        raise
+        raise error if isinstance(error, ConfigError) else ConfigError({"backbone": str(error)}) from None
     _show(config, comparison)
 
 
@@ -167,7 +179,7 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
         st.session_state[rate_key(name)] = float((config.stage_rates or {"head": 1.0}).get(name, 0.0))
     for name, options in {
         "strategies": list(STRATEGIES),
-        "backbones": backbone_names(),
+        "backbones": [one for one in comparison.get("backbones") or [] if is_known(one)],
         "fractions": FRACTIONS,
         "cuts": names[1:-1],
     }.items():

@@ -8,7 +8,7 @@ import streamlit as st
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
-from finetune_core.models.catalogue import PACKAGED, backbone_info, backbone_names, default_backbone
+from finetune_core.models.catalogue import PACKAGED, default_backbone, ready_backbones
 from finetune_core.work import Work
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
@@ -20,7 +20,7 @@ def backbone_and_size() -> tuple[str, int]:
     """As Configure has them, where they can be used."""
     backbone = st.session_state.get("form_backbone", default_backbone())
     size = st.session_state.get("form_image_size", settings.defaults()["image_size"])
-    if backbone not in backbone_names() or not isinstance(size, int) or not 32 <= size <= 1024:
+    if not settings.is_known(backbone) or not isinstance(size, int) or not 32 <= size <= 1024:
         return PACKAGED, settings.defaults()["image_size"]
     return backbone, size
 
@@ -28,7 +28,7 @@ def backbone_and_size() -> tuple[str, int]:
 def analyze(dataset: Dataset, key: str) -> None:
     """The button that computes features; a report of a data set that was changed since is not shown any more."""
     _, image_size = backbone_and_size()
-    ready = [name for name in backbone_names() if backbone_info(name).ready]
+    ready = ready_backbones()
     begun = st.session_state.get(f"embeddings-{dataset.fingerprint}", "")  # the tabs' boxes may say something else since
     going = jobs().find(begun) is not None
     with st.container(horizontal=True, vertical_alignment="bottom"):

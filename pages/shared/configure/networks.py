@@ -1,0 +1,143 @@
+"""All networks in one table that can be searched and filtered, and others by their repository or folder."""
+
+from functools import partial
+
+import streamlit as st
+
+from finetune_core.config import setting_of
+from finetune_core.data.sources import check_roots
+from finetune_core.errors import FinetuneError
+from finetune_core.models.catalogue import (
+    BackboneInfo,
+    backbone_info,
+    backbone_names,
+    check_backbone_name,
+    found_backbones,
+    ready_backbones,
+)
+from finetune_core.models.licences import licence_name
+from finetune_core.models.timm_networks import FOLDER, HUB, is_described, is_timm_name
+from finetune_core.models.weights import fetch_description
+from pages.shared.chrome import plain
+from pages.shared.configure import settings
+from pages.shared.data.chosen import readable_roots
+from pages.shared.jobs import begin, outcome
+
+_OPEN, _SEARCH, _FILTERS, _NAMED = "networks_open", "networks_search", "networks_filters", "networks_named"
+_READY, _COMMERCIAL = "On this machine", "Not research only"
+_SIZES = {"Any size": None, "Up to 10 M": 1e7, "Up to 30 M": 3e7, "Up to 100 M": 1e8}
+_RESEARCH_ONLY = "Research only: the licence of these weights rules commercial use out."
+
+
+def offered(*chosen: str) -> list[str]:
+    """The networks that lists offer: packaged ones and torchvision's, timm's that are on this machine, and those that are chosen."""
+    listed = [name for name in backbone_names() if not is_timm_name(name)]
+    return list(dict.fromkeys([*listed, *ready_backbones(), *chosen]))
+
+
+def about_network(name: str) -> None:
+    """What the weights of a network come with: input, licence, and where they are described."""
+    info = backbone_info(name)
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
+    page = f" · [{info.repository}]({info.page})" if info.page and info.repository else ""
+    st.caption(
+        f"Pretrained at {info.image_size} pixels · mean {mean} · std {std} · licence of the weights: {plain(licence_name(info.licence))}{page}"
+    )
+    if info.research_only:
+        st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
+
+
+def network_finder() -> None:
+    """The table, drawn only while it is open, and a field for what is in no list."""
+    with st.expander("Find a network", icon=":material/search:", key=_OPEN, on_change="rerun"):
+        if st.session_state.get(_OPEN):
+            _table()
+            _by_name()
+
+
+def _table() -> None:
+    word, filters, largest = _wanted()
+    infos = [info for info in map(backbone_info, found_backbones(word)) if _fits(info, filters, largest)]
+    shown = st.dataframe(
+        {
+            "Network": [info.name for info in infos],
+            "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
+            "Pixels": [info.image_size for info in infos],
+            "ImageNet accuracy": [info.top1 for info in infos],
+            "Licence": [licence_name(info.licence) + (" · research only" if info.research_only else "") for info in infos],
+            "Ready": [info.ready for info in infos],
+        },
+        column_config={
+            "Million parameters": st.column_config.NumberColumn(format="%.1f"),
+            "ImageNet accuracy": st.column_config.NumberColumn(
+                format="%.1f %%", help="Published accuracy of these weights, where their source states it."
+            ),
+        },
+        hide_index=True,
+        on_select="rerun",
+        selection_mode="single-row",
+        key=f"networks:{word}:{filters}:{largest}",  # a selection is of the rows that were shown
+    )
+    rows = shown["selection"]["rows"]
+    chosen = infos[rows[0]].name if rows and rows[0] < len(infos) else None
+    st.button(
+        f"Use {plain(chosen)}" if chosen else "Select a row to use that network",
+        disabled=chosen is None,
+        key="networks_use",
+        on_click=settings.use_backbone,
+        args=(chosen,),
+    )
+
+
+def _wanted() -> tuple[str, list[str], str]:
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        word = st.text_input("Search", key=_SEARCH, placeholder="dinov3, convnext, mobilenetv4, …", persist_state="session")
+        largest = st.selectbox("Size", list(_SIZES), key="networks_size", persist_state="session", width=150)
+    filters = st.pills(
+        "Only",
+        [_READY, _COMMERCIAL],
+        selection_mode="multi",
+        key=_FILTERS,
+        persist_state="session",
+        label_visibility="collapsed",
+    )
+    return word.strip(), list(filters), largest
+
+
+def _fits(info: BackboneInfo, filters: list[str], largest: str) -> bool:
+    most = _SIZES[largest]
+    if most and not (info.known_parameters and info.known_parameters <= most):
+        return False
+    return not (_COMMERCIAL in filters and info.research_only) and not (_READY in filters and not info.ready)
+
+
+def _by_name() -> None:
+    """A field for a repository of the Hub, or a folder: looked up, then used."""
+    name = st.text_input(
+        "Another network",
+        key=_NAMED,
+        placeholder=f"{HUB}USER/MODEL or {FOLDER}FOLDER",
+        help="A network of timm by its repository on the Hugging Face Hub, or by a folder with config.json and model.safetensors. "
+        + setting_of("backbone").help,
+    ).strip()
+    if not name.startswith((HUB, FOLDER)):
+        return
+    try:
+        check_backbone_name(name)
+        if name.startswith(FOLDER):
+            check_roots(name.removeprefix(FOLDER), readable_roots())
+        if not is_described(name):
+            _look_up(name)
+        elif backbone_info(name):
+            st.button(f"Use {plain(name)}", key="networks_use_named", on_click=settings.use_backbone, args=(name,))
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+
+
+def _look_up(name: str) -> None:
+    key = f"network:{name}"
+    work = partial(fetch_description, name)
+    st.button(
+        "Look it up", key="networks_look_up", on_click=begin, args=(key, f"Looking up {name}", work), kwargs={"kept": False}
+    )
+    outcome(key)

@@ -1,0 +1,98 @@
+"""Configure lists every network in a table that can be searched; licence and input are shown before a run starts."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+from streamlit.testing.v1 import AppTest
+
+from finetune_core.config import make_config
+from finetune_core.models import network
+from pages.shared.configure.networks import offered
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def configure(image_folder, tmp_path, monkeypatch, known):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    at.query_params["data"] = known(folder)
+    at.session_state["networks_open"] = True
+    at.switch_page("pages/configure.py").run()
+    assert not at.exception
+    return at
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A network in a folder, of those that a server may read."""
+    (tmp_path / "mine").mkdir()
+    config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "license": "cc-by-nc-4.0"}
+    (tmp_path / "mine" / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "mine" / "model.safetensors")
+    return tmp_path / "mine"
+
+
+def words(at):
+    return " ".join(one.value for one in [*at.markdown, *at.caption, *at.warning, *at.error]).replace("\\", "")
+
+
+def table(at):
+    return next(one.value for one in at.dataframe if "Network" in one.value.columns)
+
+
+def test_networks_are_found_by_a_part_of_their_name_and_filtered(configure):
+    assert len(table(configure)) > 1500
+    at = configure.text_input(key="networks_search").set_value("convnextv2_atto").run()
+    found = table(at)
+    assert set(found["Network"]) == {"timm/convnextv2_atto.fcmae", "timm/convnextv2_atto.fcmae_ft_in1k"}
+    assert set(found["Licence"]) == {"cc-by-nc-4.0 · research only"}
+    assert not found["Ready"].any()
+    at.text_input(key="networks_search").set_value("efficientnet_lite0")
+    at.session_state["networks_filters"] = ["On this machine"]
+    assert list(table(at.run())["Network"]) == ["efficientnet_lite0"]
+    at.text_input(key="networks_search").set_value("convnextv2_atto")
+    at.session_state["networks_filters"] = ["Not research only"]
+    assert not len(table(at.run()))
+
+
+def test_a_folder_is_named_and_used_with_its_own_size_and_its_licence_is_shown(configure, folder):
+    name = f"local-dir:{folder}"
+    at = configure.text_input(key="networks_named").set_value(name).run()
+    at.button(key="networks_use_named").click().run()
+    assert not at.exception
+    assert at.session_state["form_backbone"] == name
+    assert at.session_state["form_image_size"] == 160
+    assert "mean 0.1, 0.2, 0.3" in words(at)
+    assert "cc-by-nc-4.0" in words(at)
+    assert "Research only" in words(at)
+
+
+def test_a_folder_outside_those_that_a_server_may_read_is_refused(configure, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path / "images"))
+    at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
+    assert "outside the folders" in words(at)
+    assert "networks_use_named" not in {one.key for one in at.button}
+
+
+def test_the_list_of_the_form_is_short_and_holds_what_is_chosen():
+    names = offered("timm/test_vit.r160_in1k")
+    assert len(names) < 150
+    assert {"efficientnet_lite0", "resnet18", "timm/test_vit.r160_in1k"} <= set(names)
+
+
+def test_choosing_a_network_builds_its_structure_once(configure, folder, monkeypatch):
+    built = []
+    real = network.create_on_meta
+    monkeypatch.setattr(network, "create_on_meta", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
+    at.button(key="networks_use_named").click().run()
+    before = len(built)
+    at.number_input(key="form_epochs").set_value(3).run()
+    assert len(built) == before
+    assert make_config({"data": "any"}).image_size == 224
