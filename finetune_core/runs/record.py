@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -62,6 +63,8 @@ class Reservation:
 
 
 _LAST_LINES = 2**16  # bytes
+_NO_FILE_NAME = re.compile(r"[^\w.-]+", re.ASCII)
+_LONGEST_NAME = 80
 _NAMES_TRIED = 10
 
 
@@ -81,7 +84,7 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
             f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. Choose another folder."
         )
     try:
-        run_dir = _new_folder(runs_dir, f"{config.backbone}-{config.strategy}")
+        run_dir = _new_folder(runs_dir, f"{_as_file_name(config.backbone)}-{config.strategy}")
     except OSError as error:
         raise _no_room(runs_dir, error) from None
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
@@ -95,6 +98,11 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
         shutil.rmtree(run_dir, ignore_errors=True)  # no run yet, and nobody else's: this process made the folder
         raise _no_room(runs_dir, error) from None
     return Reservation(run_dir, lock)
+
+
+def _as_file_name(backbone: str) -> str:
+    """The last part of a network's name, which may be a repository or a folder."""
+    return _NO_FILE_NAME.sub("-", re.split(r"[/\\:]", backbone.rstrip("/\\"))[-1])[:_LONGEST_NAME] or "network"
 
 
 def _new_folder(runs_dir: Path, what: str) -> Path:

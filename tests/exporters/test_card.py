@@ -1,4 +1,8 @@
+import json
+
+import timm
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 
 from finetune_core.evaluation.single_run.evaluate import evaluation, scores
 from finetune_core.evaluation.single_run.scores import NAMES
@@ -31,3 +35,15 @@ def test_random_weights_are_nobodys(train, colours, tmp_path):
     assert "random weights, not pretrained" in text
     assert "no one else's weights" in text
     assert "a little optimistic" in text
+
+
+def test_research_only_weights_say_so_first(train, colours, tmp_path):
+    config = {"input_size": [3, 160, 160], "license": "cc-by-nc-4.0"}
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "model.safetensors")
+    run = train(colours, tmp_path / "runs", backbone=f"local-dir:{tmp_path}", epochs=1)
+    text = (export_run(run, "card").folder / "README.md").read_text()
+    licence = text.partition("## Licence")[2]
+    assert licence.index("For research only") < licence.index(r"cc\-by\-nc\-4.0")
+    assert ModelCard(text).data.library_name == "timm"
+    assert "pretrained on ImageNet" not in text

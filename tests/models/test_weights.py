@@ -15,7 +15,7 @@ from torchvision.models import ResNet18_Weights
 
 from finetune_core.errors import WeightsError
 from finetune_core.models import catalogue, network, weights
-from finetune_core.models.catalogue import PACKAGED, backbone_info, create
+from finetune_core.models.catalogue import PACKAGED, backbone_info, create, packages
 from finetune_core.models.weights import PRETRAINED, download, load_weights, put_tensors, state_hash
 from finetune_core.work import Step
 
@@ -316,17 +316,19 @@ def test_the_hash_depends_on_names_and_numbers():
         assert state_hash(other, ("head",)) != state_hash(state, ("head",))
 
 
-@pytest.fixture(scope="module")
-def packaged():
-    """The packaged network as Thaw loads it, with the 1,000-class head of the same file, which Thaw leaves out."""
-    info, head = backbone_info(PACKAGED), network.head_paths(PACKAGED)
-    model = create(PACKAGED).eval()
+@pytest.fixture(scope="module", params=list(packages()))
+def packaged(request):
+    """(name, network) of a package: as Thaw loads it, with the 1,000-class head of the same file, which Thaw leaves out."""
+    if request.param != PACKAGED:
+        pytest.importorskip(packages()[request.param].module)
+    info, head = backbone_info(request.param), network.head_paths(request.param)
+    model = create(request.param).eval()
     load_weights(model, head, info, PRETRAINED)
     *_, weight, bias = torch.load(info.file, map_location="cpu", weights_only=True).values()
     with torch.no_grad():
         model.get_submodule(*head).weight.copy_(weight)
         model.get_submodule(*head).bias.copy_(bias)
-    return model
+    return request.param, model
 
 
 def test_the_packaged_weights_hash_the_same_each_time():
@@ -341,13 +343,15 @@ def test_the_packaged_weights_hash_the_same_each_time():
 
 @pytest.mark.parametrize(("photograph", "name"), [("china.jpg", "palace"), ("flower.jpg", "daisy")])
 def test_the_packaged_weights_recognise_real_photographs(packaged, photograph, name):
-    info, names = backbone_info(PACKAGED), ResNet18_Weights.DEFAULT.meta["categories"]
-    pixels = np.array(Image.fromarray(load_sample_image(photograph)).crop((106, 0, 533, 427)).resize((224, 224)))
+    backbone, model = packaged
+    info, names = backbone_info(backbone), ResNet18_Weights.DEFAULT.meta["categories"]
+    side = (info.image_size, info.image_size)
+    pixels = np.array(Image.fromarray(load_sample_image(photograph)).crop((106, 0, 533, 427)).resize(side))
     image = torch.from_numpy(pixels).permute(2, 0, 1) / 255
     image = (image - torch.tensor(info.mean)[:, None, None]) / torch.tensor(info.std)[:, None, None]
     with torch.no_grad():
-        assert names[packaged(image[None]).argmax()] == name
-        untrained = network.build_network(PACKAGED, "none", 1000, 0).model
+        assert names[model(image[None]).argmax()] == name
+        untrained = network.build_network(backbone, "none", 1000, 0).model
         assert names[untrained(image[None]).argmax()] != name
 
 
