@@ -67,7 +67,7 @@ def walk(name: str) -> Walked:
     executions, output = _executed(model, side)
     found = (*_not_covered(model, stages), *_out_of_order(stages, executions), *_wrong_head(stages, heads, output))
     try:
-        boundaries, reason = trace(model, stages).boundaries, ""
+        boundaries, reason = trace(model, stages, side).boundaries, ""
     except CannotSplit as error:
         boundaries, reason = (None,) * (len(stages) - 1), str(error)
     cuts = tuple(boundary is not None for boundary in boundaries)
@@ -94,7 +94,12 @@ def _not_covered(model: nn.Module, stages: Sequence[Stage]) -> list[str]:
 
 
 def _out_of_order(stages: Sequence[Stage], executions: Iterable[str]) -> list[str]:
-    stage_of = {name.rpartition(".")[0]: at for at, stage in reversed(list(enumerate(stages))) for name in stage.parameters}
+    stage_of = {
+        name.rpartition(".")[0]: at
+        for at, stage in enumerate(stages)
+        for name in stage.parameters
+        if any(name.startswith(f"{module}.") for module in stage.modules)  # else it is one of a container, which starts first
+    }
     order = [stage_of[path] for path in executions if path in stage_of]
     late = next((stages[here].name for here, after in pairwise(order) if after < here), None)
     return [f"after {late} an earlier stage runs again"] if late else []

@@ -100,7 +100,7 @@ def load_export(folder: Path) -> Predictor:
     _fill(model, folder / WEIGHTS, expected)
     device = choose_device("cpu", "fp32")
     device.hold(model.eval())
-    network = Network(model, model, network_stages(name, len(classes), size), heads, backbone_hash, info)
+    network = Network(model, model, network_stages(name, len(classes), size), heads, backbone_hash, info, size)
     return Predictor(network, classes, device, size)
 
 

@@ -31,6 +31,7 @@ class Network:
         heads: paths of the final layers, in forward order; several where the network adds up what they answer.
         weights_hash: of what the backbone holds.
         info: the backbone's entry in the catalogue.
+        image_size: of the images that it is for, pixels; None where that was not said.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class Network:
     heads: tuple[str, ...]
     weights_hash: str
     info: BackboneInfo
+    image_size: int | None = None
 
     @property
     def head_layers(self) -> list[nn.Linear | nn.Conv2d]:
@@ -129,7 +131,7 @@ def build_network(name: str, weights: str, classes: int, seed: int, image_size: 
     for head in heads:
         _initialise(replace_head(model, head, classes), seed)
     stages = network_stages(name, classes, image_size)
-    return Network(model.eval(), source, stages, heads, weights_hash, backbone_info(name))
+    return Network(model.eval(), source, stages, heads, weights_hash, backbone_info(name), image_size)
 
 
 @lru_cache(maxsize=4)

@@ -251,7 +251,8 @@ def _containers(model: nn.Module, heads: Sequence[str], trace: _Trace) -> set[st
 
 
 def _group(units: list[_Unit]) -> list[list[_Unit]]:
-    blocks = [unit for unit in units if unit.is_block or unit.is_stack]
+    # Layers after the last pooling are no blocks: what comes before them is told apart by its resolution.
+    blocks = [unit for unit in units if (unit.is_block or unit.is_stack) and unit.positions > 1]
     isotropic = len(blocks) > 1 and len({unit.positions for unit in blocks}) == 1 and not any(u.is_stack for u in blocks)
     groups: list[list[_Unit]] = [[]]
     seen_block = not blocks

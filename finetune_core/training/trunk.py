@@ -107,7 +107,7 @@ def split_network(network: Network) -> Segments:
     Raises:
         CannotSplit: when it cannot be cut, and has to train uncached.
     """
-    return trace(network.model.eval(), network.stages)
+    return trace(network.model.eval(), network.stages, network.image_size)
 
 
 def why_eager(config: RunConfig, device: Device) -> str:

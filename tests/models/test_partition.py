@@ -6,6 +6,7 @@ from finetune_core.models import catalogue
 from finetune_core.models.network import build_network, network_stages
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.stages import Stage, derive_stages
+from tests.timm_kinds import SIDE
 
 SMALL = {
     "resnet18": 64,
@@ -78,3 +79,26 @@ def test_what_skips_over_the_cut_says_so():
 def test_stages_of_a_traced_copy_are_those_of_the_network():
     model = catalogue.create_on_meta("resnet18")
     assert [s.name for s in derive_stages(model, ("fc",))] == [s.name for s in network_stages("resnet18")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/test_vit_relpos",  # all blocks add one position bias
+        "timm/xcit_nano_12_p8_224",  # blocks are given height and width
+        pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.slow),  # all blocks turn by the same angles
+        pytest.param("timm/visformer_tiny", marks=pytest.mark.slow),  # stages share a dropout
+        pytest.param("timm/twins_pcpvt_small", marks=pytest.mark.slow),  # blocks are given how many images there are
+    ],
+)
+def test_what_does_not_depend_on_the_images_does_not_stand_against_a_cut(name):
+    side = 56 if "patch14" in name else SIDE
+    network = build_network(name, "none", 3, 0, side)
+    segments = trace(network.model, network.stages, side)
+    assert None not in segments.boundaries
+    images = torch.randn(5, 3, side, side, generator=torch.Generator().manual_seed(0))  # another number than was traced with
+    with torch.no_grad():
+        expected = network.model(images)
+        for cut in range(1, len(network.stages)):
+            activation = segments.part(None, cut)(images)
+            torch.testing.assert_close(segments.part(cut, None)(activation), expected, atol=1e-5, rtol=1e-5)

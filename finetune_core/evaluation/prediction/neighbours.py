@@ -155,7 +155,7 @@ def encoder(predictor: Predictor) -> Encoder:
         start = None
         if _moved(predictor):
             before = predictor.device.hold(copy.deepcopy(network.pretrained).eval())
-            start = trace(before, network.stages).part(None, last).eval()
+            start = trace(before, network.stages, network.image_size).part(None, last).eval()
     except CannotSplit as error:
         raise RunError(f"{network.info.name} has no features to compare images with: {error}.") from None
     return Encoder(predictor, body, head, start)
