@@ -79,7 +79,7 @@ def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
     executions: list[str] = []
     for path, module in model.named_modules():
         if any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_pre_hook(lambda _module, _inputs, path=path: executions.append(path))  # type: ignore[misc]
+            module.register_forward_pre_hook(lambda _module, _inputs, path=path: executions.append(path))
     with torch.no_grad():
         return executions, model(torch.empty(2, 3, side, side, device="meta"))
 

@@ -66,9 +66,9 @@ class Segments:
         known = self.numbers.keys() | self.counts
         for node in [*_constants_before(nodes, _dependent(nodes, known), begin, stop), *nodes[begin:stop]]:
             if node.op == "output":
-                graph.output(fx.map_arg(node.args[0], copies.__getitem__))  # type: ignore[arg-type]  # a number may take a node's place
+                graph.output(fx.map_arg(node.args[0], copies.__getitem__))
             elif node not in copies:
-                copies[node] = graph.node_copy(node, copies.__getitem__)  # type: ignore[arg-type]
+                copies[node] = graph.node_copy(node, copies.__getitem__)
         if last is not None:
             graph.output(copies[last])
         graph.lint()
