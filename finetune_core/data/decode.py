@@ -40,6 +40,10 @@ class ImageHeader:
     frames: int = 1
 
 
+BILINEAR, BICUBIC = "bilinear", "bicubic"
+INTERPOLATIONS = {BILINEAR: Image.Resampling.BILINEAR, BICUBIC: Image.Resampling.BICUBIC}
+
+
 def read_header(source: Path | bytes) -> ImageHeader:
     """Read an image's header only.
 
@@ -70,15 +74,18 @@ def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
         return _to_rgb(ImageOps.exif_transpose(image))
 
 
-def read_square(source: Path | bytes, side: int) -> np.ndarray:
+def read_square(source: Path | bytes, side: int, interpolation: str = BILINEAR) -> np.ndarray:
     """An image as uint8 ``[side, side, 3]``: shorter side resized to ``side`` pixels, centre cropped (torchvision's
     evaluation transform up to its last crop).
+
+    Args:
+        interpolation: one of ``INTERPOLATIONS``.
 
     Raises:
         ImageError: when it cannot be decoded.
     """
     image = read_image(source, side)
-    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
+    return np.asarray(ImageOps.fit(image, (side, side), INTERPOLATIONS[interpolation]))
 
 
 def read_scaled(source: Path | bytes, longer_side: int) -> Image.Image:

@@ -8,12 +8,13 @@ import numpy as np
 import PIL
 import torch
 
-from finetune_core.data.decode import read_square
+from finetune_core.data.decode import BILINEAR, read_square
 from finetune_core.data.rowcache import CACHE, Lookup
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError
 from finetune_core.work import Step, Work
 
+USUAL_CROP = 0.875  # of the resized square
 _BATCH = 64
 
 
@@ -28,6 +29,7 @@ class Pixels:
         failed: index -> why it could not be read.
         decoded: how many images were read for this, successfully or not.
         lost: index -> why it can no longer be read; grows while ``readable`` is used.
+        interpolation: how they were resized.
     """
 
     paths: Sequence[Path]
@@ -36,6 +38,7 @@ class Pixels:
     failed: dict[int, str]
     decoded: int
     lost: dict[int, str] = field(default_factory=dict)
+    interpolation: str = BILINEAR
 
     def readable(self, indices: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         """Those of the indices that can still be read, and their squares as in ``batch``; the others go to ``lost``."""
@@ -43,7 +46,7 @@ class Pixels:
         if held is not None:
             return indices, held.permute(0, 3, 1, 2)
         found = []
-        for index, square in in_threads(lambda index: _square(self.paths[index], self.side), indices):
+        for index, square in in_threads(lambda index: _square(self.paths[index], self.side, self.interpolation), indices):
             if isinstance(square, str):
                 self.lost[int(index)] = square
             else:
@@ -59,7 +62,7 @@ class Pixels:
         """
         squares = self._held(indices)
         if squares is None:
-            read = in_threads(lambda index: read_square(self.paths[index], self.side), indices)
+            read = in_threads(lambda index: read_square(self.paths[index], self.side, self.interpolation), indices)
             squares = torch.from_numpy(np.stack([square for _, square in read]))
         return squares.permute(0, 3, 1, 2)
 
@@ -68,18 +71,22 @@ class Pixels:
         return self.kept.batch(indices) if self.kept and self.kept.has(indices) else None
 
 
-def stored_side(image_size: int) -> int:
-    """Side of the square that is kept for a network input of ``image_size``: torchvision resizes to 256 for 224."""
-    return round(image_size * 256 / 224)
+def stored_side(image_size: int, crop: float = USUAL_CROP) -> int:
+    """Side of the square that is kept for a network input of ``image_size``, which is ``crop`` of it: torchvision resizes to 256 for
+    224."""
+    return max(image_size, round(image_size / crop))
 
 
-def decode_pixels(paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, side: int) -> Work[Pixels]:
+def decode_pixels(
+    paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, side: int, interpolation: str = BILINEAR
+) -> Work[Pixels]:
     """Decode those images that no run has decoded yet, in threads.
 
     Args:
         paths, keys: ``[n]``: the files, and a hash of the content of each.
         wanted: int ``[m]``: indices of the images that are needed.
         side: of the square, pixels.
+        interpolation: how images are resized, one of ``INTERPOLATIONS``.
 
     Yields:
         Steps that count images.
@@ -87,32 +94,35 @@ def decode_pixels(paths: Sequence[Path], keys: np.ndarray, wanted: np.ndarray, s
     Returns:
         The pixels; of the wanted images, those that could not be read are in ``failed``.
     """
-    name = f"pixels-{side}-{PIL.__version__}"  # another version may decode or resize otherwise
+    way = "" if interpolation == BILINEAR else f"{interpolation}-"
+    name = f"pixels-{side}-{way}{PIL.__version__}"  # another version may decode or resize otherwise
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):
-        batches = _decoded(paths, wanted, side, failed)
+        batches = _decoded(paths, wanted, side, interpolation, failed)
         where = yield from CACHE.fill(name, keys[wanted], batches)
         if where is None:
             failed.clear()
-            for done, (index, square) in enumerate(in_threads(lambda i: _square(paths[i], side), wanted), start=1):
+            for done, (index, square) in enumerate(
+                in_threads(lambda i: _square(paths[i], side, interpolation), wanted), start=1
+            ):
                 if isinstance(square, str):
                     failed[int(index)] = square
                 yield Step(done, len(wanted))
-            return Pixels(paths, side, None, failed, len(wanted))
+            return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
     table = CACHE.table(name)
     if table.missing(keys[np.setdiff1d(asked, list(failed))]).any():  # on a tight disk new rows have driven out older ones
-        return Pixels(paths, side, None, failed, len(wanted))
-    return Pixels(paths, side, table.lookup(keys), failed, len(wanted))
+        return Pixels(paths, side, None, failed, len(wanted), interpolation=interpolation)
+    return Pixels(paths, side, table.lookup(keys), failed, len(wanted), interpolation=interpolation)
 
 
 def _decoded(
-    paths: Sequence[Path], wanted: np.ndarray, side: int, failed: dict[int, str]
+    paths: Sequence[Path], wanted: np.ndarray, side: int, interpolation: str, failed: dict[int, str]
 ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
     """(positions in ``wanted``, squares) in batches; what cannot be read goes to ``failed``."""
     positions: list[int] = []
     squares: list[np.ndarray] = []
-    for position, (index, square) in enumerate(in_threads(lambda i: _square(paths[i], side), wanted)):
+    for position, (index, square) in enumerate(in_threads(lambda i: _square(paths[i], side, interpolation), wanted)):
         if isinstance(square, str):
             failed[int(index)] = square
         else:
@@ -123,8 +133,8 @@ def _decoded(
             positions, squares = [], []
 
 
-def _square(path: Path, side: int) -> np.ndarray | str:
+def _square(path: Path, side: int, interpolation: str) -> np.ndarray | str:
     try:
-        return read_square(path, side)
+        return read_square(path, side, interpolation)
     except ImageError as error:
         return str(error)

@@ -12,7 +12,6 @@ from torch import nn
 
 from finetune_core.config import RunConfig, all_settings
 from finetune_core.data.dataset import Dataset, load_dataset
-from finetune_core.data.pixels import stored_side
 from finetune_core.data.splits import TEST, TRAIN
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source
@@ -214,7 +213,12 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
         found["WEIGHTS"] = "DEFAULT" if config.starts_from == PRETRAINED else None
     if facts & {"OPTIONS", "TIMM"}:
         found["OPTIONS"] = recipe["options"]
-    found |= {"HEADS": list(network.heads), "IMAGE_SIZE": config.image_size, "STORED_SIDE": stored_side(config.image_size)}
+    found |= {
+        "HEADS": list(network.heads),
+        "IMAGE_SIZE": config.image_size,
+        "STORED_SIDE": network.info.stored_side(config.image_size),
+    }
+    found["INTERPOLATION"] = network.info.interpolation.upper()
     found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
     found |= {"EPOCHS": config.epochs, "BATCH_SIZE": config.batch_size, "LEARNING_RATE": config.learning_rate}
     optional = {

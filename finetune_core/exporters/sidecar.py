@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune_core.data.pixels import stored_side
 from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source, shared_settings
 from finetune_core.files import problem_with, read_regular, write_bytes
@@ -45,8 +44,9 @@ def preprocessing(info: BackboneInfo, image_size: int) -> dict[str, Any]:
     return {
         "decode": "upright by EXIF, 8-bit RGB, transparency on white; 16-bit gray by its top 8 bits; the first frame of an animation",
         "jpeg_draft": "a JPEG may be decoded at a smaller scale that is at least resize_to: Pillow's draft('RGB', (resize_to, resize_to))",
-        "resize_to": stored_side(image_size),
-        "resize": "the centre square, resized to resize_to pixels: Pillow's ImageOps.fit, bilinear",
+        "resize_to": info.stored_side(image_size),
+        "resize": "the centre square, resized to resize_to pixels: Pillow's ImageOps.fit, by interpolation",
+        "interpolation": info.interpolation,
         "centre_crop_to": image_size,
         "scale": "divided by 255",
         "mean": list(info.mean),

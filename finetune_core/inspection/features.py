@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from finetune_core.data.dataset import Dataset
-from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
+from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import DataError
 from finetune_core.models.network import Network, build_network, check_image_size
@@ -72,7 +72,8 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
     name = _table_name(network, device, image_size)
     wanted = np.unique(keys, return_index=True)[1]
     needed = wanted[CACHE.table(name).missing(keys[wanted])]
-    decoding = decode_pixels(dataset.paths(dataset.table), keys, needed, stored_side(image_size))
+    paths = dataset.paths(dataset.table)
+    decoding = decode_pixels(paths, keys, needed, network.info.stored_side(image_size), network.info.interpolation)
     pixels = yield from in_phase("decode", decoding)
     needed = np.setdiff1d(needed, list(pixels.failed))
     with Compiler(device, len(needed), forward_batch(device)) as compiler:
@@ -99,13 +100,13 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
 class PooledStages(nn.Module):
     """A network's stages one after the other; yields each one's output, averaged over the image, side by side ``[n, sum d]``."""
 
-    def __init__(self, parts: Sequence[nn.Module]) -> None:
+    def __init__(self, parts: Sequence[nn.Module], image_size: int) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.places: list[tuple[int, ...]] = []
         self.widths: list[int] = []
         with torch.no_grad():
-            images = torch.zeros(1, 3, _USUAL_SIZE, _USUAL_SIZE)
+            images = torch.zeros(1, 3, image_size, image_size)
             for part in parts:
                 images = part(images)
                 self.places.append(_places(images))
@@ -133,7 +134,9 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
         raise DataError(f"{network.info.name} cannot be analyzed: {error}. Choose another backbone.") from None
     if not parts:
         raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
-    return PooledStages([part.eval() for part in parts]).eval(), tuple(network.stages[cut - 1].name for cut in cuts)
+    return PooledStages([part.eval() for part in parts], network.image_size or _USUAL_SIZE).eval(), tuple(
+        network.stages[cut - 1].name for cut in cuts
+    )
 
 
 def network_inputs(

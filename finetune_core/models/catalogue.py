@@ -12,6 +12,8 @@ import torch
 import torchvision
 from torch import nn
 
+from finetune_core.data.decode import BILINEAR
+from finetune_core.data.pixels import USUAL_CROP, stored_side
 from finetune_core.errors import ConfigError
 from finetune_core.models import hub, timm_networks
 from finetune_core.models.licences import is_research_only
@@ -57,6 +59,8 @@ class BackboneInfo:
         top1: published ImageNet accuracy of these weights, percent; None where the source states none.
         mean, std: input normalisation, RGB in 0…1.
         image_size: side of the square that it was pretrained on, pixels.
+        crop: share of the resized square that is the network's input.
+        interpolation: how images are resized, one of ``INTERPOLATIONS``.
         licence: of its weights, as the source states it: a short name or an address; None where it states none.
         page: where the weights are described, and their licence is accepted.
         repository: on the Hugging Face Hub, with "@revision" where one is named.
@@ -75,6 +79,12 @@ class BackboneInfo:
     page: str | None = None
     repository: str | None = None
     package: str | None = None
+    crop: float = USUAL_CROP
+    interpolation: str = BILINEAR
+
+    def stored_side(self, image_size: int) -> int:
+        """Side of the square that images are resized to for a network input of ``image_size``, pixels."""
+        return stored_side(image_size, self.crop)
 
     @property
     def ready(self) -> bool:
@@ -186,6 +196,8 @@ def _timm_info(name: str) -> BackboneInfo:
         network.licence,
         network.page,
         network.repository,
+        crop=network.crop,
+        interpolation=network.interpolation,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from finetune_core.data.decode import BICUBIC, INTERPOLATIONS
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.files import problem_with, read_regular, stamp
 from finetune_core.models import hub
@@ -63,6 +64,17 @@ class TimmNetwork:
     def image_size(self) -> int:
         """The shorter side of what it was pretrained on, pixels."""
         return int(min(self.config["input_size"][1:]))
+
+    @property
+    def crop(self) -> float:
+        """The share of the resized square that is the network's input, 1 at most."""
+        return min(1.0, float(self.config["crop_pct"]))
+
+    @property
+    def interpolation(self) -> str:
+        """Bicubic where it is none that Thaw knows: that is what nearly all of them were pretrained with."""
+        found = str(self.config["interpolation"])
+        return found if found in INTERPOLATIONS else BICUBIC
 
     @property
     def classes(self) -> int:
@@ -286,6 +298,8 @@ def _problem(config: Mapping[str, Any]) -> str:
         return "its input_size has to be 3, height, width"
     if not (_numbers(config["mean"]) and _numbers(config["std"]) and min(config["std"]) > 0):
         return "its mean and std have to be three numbers each"
+    if type(config["crop_pct"]) not in (int, float) or not 0.1 <= config["crop_pct"] <= 10:
+        return "its crop_pct has to be a share"
     if not isinstance(classes, int) or not 0 <= classes <= 10**6:
         return "its num_classes has to be a whole number"
     return ""

@@ -12,7 +12,7 @@ import numpy as np
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.listing import check_data
-from finetune_core.data.pixels import Pixels, decode_pixels, stored_side
+from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.rowcache import Lookup
 from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
@@ -350,7 +350,9 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
 
 
 def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
-    decoding = decode_pixels(prepared.paths, prepared.content, wanted, stored_side(prepared.config.image_size))
+    info = prepared.network.info
+    side = info.stored_side(prepared.config.image_size)
+    decoding = decode_pixels(prepared.paths, prepared.content, wanted, side, info.interpolation)
     pixels = yield from _reported("decode", decoding)
     if pixels.failed and TRAIN in prepared.splits:  # later they are lost, not skipped
         yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])

@@ -8,7 +8,6 @@ import torch
 
 from finetune_core.config import Augmentation
 from finetune_core.data.decode import read_square
-from finetune_core.data.pixels import stored_side
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.training.batches import augmented, evaluated, normalised, sample_keys
 
@@ -42,7 +41,8 @@ def network_input(image: Path | bytes, backbone: str, image_size: int) -> Networ
         ConfigError: when there is no such backbone.
     """
     info = backbone_info(backbone)
-    square = torch.from_numpy(read_square(image, stored_side(image_size)).copy()).permute(2, 0, 1)[None]
+    decoded = read_square(image, info.stored_side(image_size), info.interpolation)
+    square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     tensor = normalised(evaluated(square, image_size), info.mean, info.std)[0]
     mean, std = torch.tensor(info.mean)[:, None, None], torch.tensor(info.std)[:, None, None]
     pixels = ((tensor * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -50,7 +50,7 @@ def network_input(image: Path | bytes, backbone: str, image_size: int) -> Networ
 
 
 def augmented_versions(
-    image: Path, sample: str, kind: Augmentation, seed: int, count: int, image_size: int
+    image: Path, sample: str, kind: Augmentation, seed: int, count: int, backbone: str, image_size: int
 ) -> list[np.ndarray]:
     """The first ``count`` versions of a training image that a run with this seed trains on, uint8 ``[size, size, 3]`` each.
 
@@ -60,7 +60,9 @@ def augmented_versions(
     Raises:
         ImageError: when it cannot be read.
     """
-    square = torch.from_numpy(read_square(image, stored_side(image_size)).copy()).permute(2, 0, 1)[None]
+    info = backbone_info(backbone)
+    decoded = read_square(image, info.stored_side(image_size), info.interpolation)
+    square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     keys = sample_keys([sample])
     versions = [augmented(square, kind, keys, seed, version, image_size)[0] for version in range(count)]
     return [version.permute(1, 2, 0).numpy() for version in versions]

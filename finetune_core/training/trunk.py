@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from finetune_core.config import RunConfig
+from finetune_core.data.decode import BILINEAR
+from finetune_core.data.pixels import USUAL_CROP
 from finetune_core.data.rowcache import CACHE, Lookup, Where
+from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.network import Network
 from finetune_core.models.partition import Segments, trace
 from finetune_core.training.compiled import Compiler, Part
@@ -92,13 +95,18 @@ class TrunkTables:
 
     def name(self, cut: int, view: str = "") -> str:
         info = self.network.info
-        known = (self.network.weights_hash, info.name, info.mean, info.std, self.image_size, self.device.kind)
+        known = (self.network.weights_hash, info.name, info.mean, info.std, self.image_size, self.device.kind, *_way(info))
         digest = hashlib.sha256(repr((*known, self.device.precision, view, _VERSIONS)).encode()).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
     def seconds_per_row(self, cut: int) -> float | None:
         """What one image takes from pixels to this cut, where it was measured."""
         return CACHE.table(self.name(cut)).seconds_per_row
+
+
+def _way(info: BackboneInfo) -> tuple[float | str, ...]:
+    """How images are cut and resized, where it is not the usual way: what was cached before it could be another is still good."""
+    return () if (info.crop, info.interpolation) == (USUAL_CROP, BILINEAR) else (info.crop, info.interpolation)
 
 
 def split_network(network: Network) -> Segments:

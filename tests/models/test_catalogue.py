@@ -61,6 +61,13 @@ def test_weights_that_are_published_as_pickles_only_are_not_offered():
     assert backbone_info("timm/gcvit_tiny.in1k").url is None
 
 
+def test_images_are_cut_and_resized_as_the_network_was_pretrained():
+    dino, usual = backbone_info("timm/vit_small_patch16_dinov3"), backbone_info("resnet18")
+    assert (dino.crop, dino.interpolation, dino.stored_side(256)) == (1.0, "bicubic", 256)
+    assert (usual.crop, usual.interpolation, usual.stored_side(224)) == (0.875, "bilinear", 256)
+    assert all(0.8 < info.crop <= 1 for info in map(backbone_info, backbone_names()))
+
+
 def test_a_name_without_a_tag_has_the_usual_weights():
     plain, tagged = backbone_info("timm/resnet18"), backbone_info("timm/resnet18.a1_in1k")
     assert plain.repository == tagged.repository

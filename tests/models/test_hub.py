@@ -98,6 +98,7 @@ def weights(published, tmp_path_factory):
 
 def description(**changes):
     config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "license": "cc-by-nc-4.0"}
+    config |= {"crop_pct": 0.9, "interpolation": "bilinear"}
     return json.dumps({"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": config} | changes).encode()
 
 
@@ -183,6 +184,7 @@ def test_a_network_by_its_repository_is_built_as_its_description_says(server, pu
         backbone_info(name)
     finish(fetch_description(name))
     info = backbone_info(name)
+    assert (info.crop, info.interpolation) == (0.9, "bilinear")
     assert (info.mean, info.image_size, info.licence) == ((0.1, 0.2, 0.3), 160, "cc-by-nc-4.0")
     assert info.research_only
     assert info.page == "https://huggingface.co/somebody/mine"
@@ -229,6 +231,7 @@ def test_position_embeddings_are_fitted_to_another_size(tmp_path, published, wei
         (description(pretrained_cfg={"mean": "white"}), "mean and std"),
         (description(pretrained_cfg={"input_size": [1, 28, 28]}), "input_size"),
         (description(num_classes=-4), "num_classes"),
+        (description(pretrained_cfg={"crop_pct": 0}), "crop_pct"),
     ],
 )
 def test_a_description_that_cannot_be_used_is_refused_in_words(tmp_path, content, said):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError, ImageError
@@ -41,7 +41,7 @@ def test_versions_are_what_a_run_trains_on_in_turn(folder, kind):
         images = fed(job, epoch)
         assert len(images) == 8
         for sample, image in images.items():
-            versions = augmented_versions(folder / sample, sample, kind, 7, 3, 32)
+            versions = augmented_versions(folder / sample, sample, kind, 7, 3, LITE, 32)
             assert np.array_equal(image, versions[(epoch - 1) % 3]), (sample, epoch)
 
 
@@ -54,7 +54,7 @@ def test_versions_are_what_the_frozen_stages_see(folder, kind):
     for epoch in (1, 2, 3):
         for rows, inputs in job.training_inputs(job.training_batches(epoch), epoch):
             for row, ours in zip(rows, inputs, strict=True):
-                image = augmented_versions(folder / ids[row], ids[row], kind, 7, 2, 32)[(epoch - 1) % 2]
+                image = augmented_versions(folder / ids[row], ids[row], kind, 7, 2, LITE, 32)[(epoch - 1) % 2]
                 tensor = (torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 - mean) / std
                 with torch.no_grad():
                     whole = job.network.model(tensor[None])
@@ -65,27 +65,27 @@ def test_a_run_with_fresh_versions_has_the_epochs_number(folder):
     job = job_of(folder, strategy="full", augmentation="random_resized_crop", seed=7)
     for epoch in (1, 2):
         for sample, image in fed(job, epoch).items():
-            versions = augmented_versions(folder / sample, sample, "random_resized_crop", 7, epoch, 32)
+            versions = augmented_versions(folder / sample, sample, "random_resized_crop", 7, epoch, LITE, 32)
             assert np.array_equal(image, versions[epoch - 1])
 
 
 def test_versions_differ_by_number_seed_and_sample(folder):
     image = folder / "red" / "000.png"
-    first = augmented_versions(image, "red/000.png", "random_resized_crop", 0, 3, 32)
+    first = augmented_versions(image, "red/000.png", "random_resized_crop", 0, 3, LITE, 32)
     assert all(version.shape == (32, 32, 3) and version.dtype == np.uint8 for version in first)
     others = [
-        augmented_versions(image, "red/000.png", "random_resized_crop", 1, 1, 32),
-        augmented_versions(image, "red/001.png", "random_resized_crop", 0, 1, 32),
+        augmented_versions(image, "red/000.png", "random_resized_crop", 1, 1, LITE, 32),
+        augmented_versions(image, "red/001.png", "random_resized_crop", 0, 1, LITE, 32),
     ]
     assert len({version.tobytes() for version in (*first, *others[0], *others[1])}) == 5
-    again = augmented_versions(image, "red/000.png", "random_resized_crop", 0, 3, 32)
+    again = augmented_versions(image, "red/000.png", "random_resized_crop", 0, 3, LITE, 32)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_without_augmentation_each_version_is_the_plain_image(folder):
     image = folder / "red" / "000.png"
     plain = network_input(image, LITE, 32).image
-    assert all(np.array_equal(version, plain) for version in augmented_versions(image, "red/000.png", "none", 0, 2, 32))
+    assert all(np.array_equal(version, plain) for version in augmented_versions(image, "red/000.png", "none", 0, 2, LITE, 32))
 
 
 def test_the_network_input_is_what_a_run_validates_on(folder):
@@ -110,6 +110,15 @@ def test_problems_are_in_words(tmp_path):
     with pytest.raises(ImageError, match=r"text\.png"):
         network_input(tmp_path / "text.png", LITE, 32)
     with pytest.raises(ImageError, match=r"text\.png"):
-        augmented_versions(tmp_path / "text.png", "text.png", "flips", 0, 1, 32)
+        augmented_versions(tmp_path / "text.png", "text.png", "flips", 0, 1, LITE, 32)
     with pytest.raises(ConfigError, match="resnet0"):
         network_input(tmp_path / "text.png", "resnet0", 32)
+
+
+def test_an_image_is_resized_as_the_network_was_pretrained(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    fed = network_input(tmp_path / "noise.png", "timm/vit_small_patch16_dinov3", 64)  # all of the square, bicubic
+    expected = np.asarray(ImageOps.fit(Image.fromarray(noise), (64, 64), Image.Resampling.BICUBIC))
+    assert np.abs(fed.image.astype(int) - expected).max() <= 1  # through the normalisation and back
+    assert np.abs(network_input(tmp_path / "noise.png", LITE, 64).image.astype(int) - expected).max() > 20

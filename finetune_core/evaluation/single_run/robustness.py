@@ -17,7 +17,6 @@ from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from finetune_core.data.decode import read_square
-from finetune_core.data.pixels import stored_side
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError, RunError
 from finetune_core.evaluation.intervals import accuracy_interval
@@ -194,11 +193,13 @@ def _sample(run: Run, predictor: Predictor, split: str, seed: int, roots: Sequen
     """uint8 ``[n, side, side, 3]`` and labels of some images of the split; those that are gone or damaged are passed over."""
     rows = evaluation(run, split).predictions.sort_values("id")
     chosen = rows.sample(min(MOST_IMAGES, len(rows)), random_state=seed)
-    side = stored_side(predictor.image_size)
+    info = predictor.network.info
+    side = info.stored_side(predictor.image_size)
     squares, labels = [], []
     with closing(
         in_threads(
-            lambda row: _square(run_image(run, row[0], roots), side), list(zip(chosen["id"], chosen["label"], strict=True))
+            lambda row: _square(run_image(run, row[0], roots), side, info.interpolation),
+            list(zip(chosen["id"], chosen["label"], strict=True)),
         )
     ) as read:
         for (_, label), square in read:
@@ -210,9 +211,9 @@ def _sample(run: Run, predictor: Predictor, split: str, seed: int, roots: Sequen
     return np.stack(squares), np.array(labels)
 
 
-def _square(path: Path, side: int) -> np.ndarray | None:
+def _square(path: Path, side: int, interpolation: str) -> np.ndarray | None:
     try:
-        return read_square(path, side)
+        return read_square(path, side, interpolation)
     except ImageError:
         return None
 

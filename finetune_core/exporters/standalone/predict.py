@@ -23,7 +23,7 @@ def preprocess(path, steps):
         image.draft("RGB", (side, side))  # decode a large JPEG at a smaller scale; other formats take no notice
         image.load()
         image = to_rgb(ImageOps.exif_transpose(image))
-    square = np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BILINEAR))
+    square = np.asarray(ImageOps.fit(image, (side, side), Image.Resampling[steps["interpolation"].upper()]))
     edge = round((side - size) / 2)
     pixels = square[edge : edge + size, edge : edge + size].astype(np.float32) / 255
     pixels = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])

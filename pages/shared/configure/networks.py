@@ -7,6 +7,7 @@ import streamlit as st
 from finetune_core.config import setting_of
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import FinetuneError
+from finetune_core.formatting import percent
 from finetune_core.models.catalogue import (
     BackboneInfo,
     backbone_info,
@@ -41,7 +42,7 @@ def about_network(name: str) -> None:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" · [{info.repository}]({info.page})" if info.page and info.repository else ""
     st.caption(
-        f"Pretrained at {info.image_size} pixels · mean {mean} · std {std} · licence of the weights: {plain(licence_name(info.licence))}{page}"
+        f"Pretrained at {info.image_size} pixels · {percent(info.crop)} of the image, {info.interpolation} · mean {mean} · std {std} · licence of the weights: {plain(licence_name(info.licence))}{page}"
     )
     if info.research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")

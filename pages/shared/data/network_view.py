@@ -50,10 +50,10 @@ def fed_to_network(dataset: Dataset) -> None:
             "The image is those numbers turned back into colours. Backbone and size are set on the Configure page.",
             width=420,
         )
-    _augmentations(dataset, chosen, size)
+    _augmentations(dataset, chosen, backbone, size)
 
 
-def _augmentations(dataset: Dataset, chosen: str, size: int) -> None:
+def _augmentations(dataset: Dataset, chosen: str, backbone: str, size: int) -> None:
     st.header("Augmentation", anchor=False)
     settings.fill_in()
     with st.container(width=320):
@@ -67,7 +67,7 @@ def _augmentations(dataset: Dataset, chosen: str, size: int) -> None:
     others = [sample for sample in dataset.table.groupby("label").head(1)["id"] if sample != chosen][:3]
     for sample in (chosen, *others):
         try:
-            versions = augmented_versions(dataset.root / sample, sample, kind, seed, _VERSIONS, size)
+            versions = augmented_versions(dataset.root / sample, sample, kind, seed, _VERSIONS, backbone, size)
         except FinetuneError as error:
             st.error(plain(str(error)))
             continue
