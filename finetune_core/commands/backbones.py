@@ -32,16 +32,16 @@ def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
 
 def print_backbones(rows: list[dict[str, Any]]) -> None:
     """The rows as a table, and what it does not say."""
-    columns = ("Name", "Parameters", "Pixels", "ImageNet top-1", "Licence", "Download", "Ready")
-    table = Table(*(Column(name, overflow="fold") for name in columns), box=None)
+    name, licence = Column("Name", overflow="fold"), Column("Licence", no_wrap=True)
+    table = Table(name, "Parameters", "Pixels", "ImageNet top-1", licence, Column("Download", no_wrap=True), "Ready", box=None)
     for row in rows:
         table.add_row(
             escape(row["name"]),
             short_number(row["parameters"]) if row["parameters"] else "–",
             str(row["image_size"]),
             percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "–",
-            licence_name(row["licence"]) + (" (research only)" if row["research_only"] else ""),
-            f"about {size(row['download_bytes'])}" if row["download_bytes"] else "–",
+            licence_name(row["licence"]) + ("\nresearch only" if row["research_only"] else ""),
+            f"~{size(row['download_bytes'])}" if row["download_bytes"] else "–",
             "yes" if row["ready"] else "no",
         )
     out.print(table)

@@ -142,7 +142,7 @@ def _in_words(error: Exception, repository: str, file: str) -> Exception:
 def _is_offline() -> bool:
     from huggingface_hub import constants
 
-    return bool(constants.is_offline_mode())
+    return bool(constants.HF_HUB_OFFLINE)
 
 
 def _reason(error: BaseException) -> str:

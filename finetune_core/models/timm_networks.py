@@ -219,18 +219,18 @@ def _options(network: TimmNetwork, image_size: int | None) -> dict[str, Any]:
     options = dict(network.arguments)
     if network.config.get("fixed_input_size"):
         options["img_size"] = image_size or network.image_size
-    if _fits_embeddings(network.architecture, json.dumps(options)):
+    if _fits_embeddings(network.architecture, json.dumps(network.arguments)):
         options |= {"img_size": image_size or network.image_size, "dynamic_img_size": False}
     return options
 
 
 @lru_cache(maxsize=4096)
-def _fits_embeddings(architecture: str, options: str) -> bool:
+def _fits_embeddings(architecture: str, arguments: str) -> bool:
     import timm
 
     try:
         with allocating_on_meta():
-            return bool(getattr(timm.create_model(architecture, **json.loads(options)), "dynamic_img_size", False))
+            return bool(getattr(timm.create_model(architecture, **json.loads(arguments)), "dynamic_img_size", False))
     except MISFITS:
         return False  # it says so when it is built in earnest
 
