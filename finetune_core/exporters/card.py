@@ -16,6 +16,7 @@ from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
 from finetune_core.models.licences import licence_name
+from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.log import arithmetic
 from finetune_core.training.strategies import STRATEGIES
@@ -75,7 +76,7 @@ def _metadata(source: Source) -> str:
         library_name="torchvision" if source.network.info.source == "torchvision" else "timm",
         base_model=_base_model(source),
         pipeline_tag="image-classification",
-        tags=["image-classification", "fine-tuning", source.run.config.backbone],
+        tags=["image-classification", "fine-tuning", shared_name(source.run.config.backbone)],
         eval_results=[
             EvalResult(
                 task_type="image-classification",
@@ -99,7 +100,7 @@ def _base_model(source: Source) -> str | None:
 
 
 def _title(source: Source) -> str:
-    name = source.run.name or f"{source.run.config.backbone} on {source.data_name}"
+    name = source.run.name or f"{shared_name(source.run.config.backbone)} on {source.data_name}"
     return name.encode("utf-8", "replace").decode()
 
 
@@ -116,11 +117,11 @@ def _head(source: Source) -> str:
 def _origin(source: Source) -> str:
     config = source.run.config
     if config.starts_from == RANDOM:
-        return f"The architecture of {config.backbone} with random weights, not pretrained"
+        return f"The architecture of {shared_name(config.backbone)} with random weights, not pretrained"
     if config.starts_from == PRETRAINED:
         where = "" if source.network.info.source == "timm" else " on ImageNet"  # of which timm publishes many others
-        return f"{config.backbone}, pretrained{where}"
-    return f"{config.backbone}, started from a file of weights whose training Thaw does not know"
+        return f"{shared_name(config.backbone)}, pretrained{where}"
+    return f"{shared_name(config.backbone)}, started from a file of weights whose training Thaw does not know"
 
 
 def _use(source: Source, format: str) -> str:
@@ -153,7 +154,7 @@ def _recipe(source: Source) -> str:
     default = type(config).model_fields
     changed = {name for name in default if getattr(config, name) != default[name].default}
     rows = {
-        "Backbone": config.backbone,
+        "Backbone": shared_name(config.backbone),
         "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []))}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
@@ -261,7 +262,7 @@ def _known_terms(source: Source) -> str:
     config, info = source.run.config, source.network.info
     if config.starts_from == RANDOM:
         code = "torchvision, BSD-3-Clause." if info.source == "torchvision" else "timm, Apache-2.0."
-        return f"The network started from random weights, so no one else's weights are in it. The code of {_plain(config.backbone)}: {code}"
+        return f"The network started from random weights, so no one else's weights are in it. The code of {_plain(shared_name(config.backbone))}: {code}"
     if config.starts_from != PRETRAINED:
         return "It was started from a file of weights: their licence is not known to Thaw, and holds for this network, too."
     if info.source == "packaged":
@@ -272,7 +273,7 @@ def _known_terms(source: Source) -> str:
     if info.source == "timm":
         stated = f"are under {_plain(info.licence)}" if info.licence else "state no licence"
         where = f" (<{info.page}>)" if info.page else ""
-        return f"timm's code is Apache-2.0. The pretrained weights of {_plain(config.backbone)}{where} {stated}; its terms hold for this network, too."
+        return f"timm's code is Apache-2.0. The pretrained weights of {_plain(shared_name(config.backbone))}{where} {stated}; its terms hold for this network, too."
     if info.licence:
         return f"torchvision's code is BSD-3-Clause. These pretrained weights are under {licence_name(info.licence)}: <{info.licence}>."
     return (

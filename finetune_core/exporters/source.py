@@ -12,6 +12,7 @@ from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.models.network import Network
+from finetune_core.models.timm_networks import shared_name
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.checkpoints import BEST, read_info
 from finetune_core.training.device import choose_device
@@ -79,6 +80,7 @@ def shared_settings(run: Run) -> dict[str, Any]:
     weights = config.weights.replace("\\", "/").rpartition("/")[2]
     return config.model_dump(mode="json", exclude={"edits"}) | {
         "data": data_name(run),
+        "backbone": shared_name(config.backbone),
         "weights": weights,
         "edits": len(config.edits),
     }

@@ -109,6 +109,11 @@ def published() -> dict[str, str]:
     return {f"{TIMM}{name}": found.hf_hub_id for name, found in configs.items() if found and found.hf_hub_id}
 
 
+def shared_name(name: str) -> str:
+    """A backbone's name without where a folder lies on this machine."""
+    return f"{FOLDER}{Path(name.removeprefix(FOLDER)).name}" if name.startswith(FOLDER) else name
+
+
 def is_described(name: str) -> bool:
     """Whether what the Hub says of a network's structure is on this machine, or not needed."""
     return not name.startswith(HUB) or hub.cached(name.removeprefix(HUB), DESCRIPTION) is not None

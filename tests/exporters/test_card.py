@@ -47,3 +47,5 @@ def test_research_only_weights_say_so_first(train, colours, tmp_path):
     assert licence.index("For research only") < licence.index(r"cc\-by\-nc\-4.0")
     assert ModelCard(text).data.library_name == "timm"
     assert "pretrained on ImageNet" not in text
+    assert str(tmp_path) not in text  # nobody else's business
+    assert run.run_dir.parent == tmp_path / "runs"
