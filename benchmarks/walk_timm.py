@@ -2,7 +2,7 @@
 
     python -m benchmarks.walk_timm                  # all of them: a line each, and how many of which kind
     python -m benchmarks.walk_timm vit_small convnext
-    python -m benchmarks.walk_timm --count          # writes finetune_core/models/timm_parameters.csv instead
+    python -m benchmarks.walk_timm --count          # completes finetune_core/models/timm_parameters.csv instead
 
 A network that cannot be cut between two stages trains without the cache where its strategy would cut it there.
 """
@@ -10,6 +10,8 @@ A network that cannot be cut between two stages trains without the cache where i
 import argparse
 import csv
 import json
+import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +30,7 @@ from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.stages import Stage, replace_head
 
 CLASSES = 7
+UNUSUAL = 1009  # classes: no other dimension of a network is as large as that
 
 
 @dataclass(frozen=True)
@@ -114,30 +117,38 @@ def _wrong_head(stages: Sequence[Stage], heads: Sequence[str], output: object) -
     return problems
 
 
-def count(architectures: Iterable[str]) -> None:
-    """Write how many parameters each architecture has, and how many of them are of the head, for each class."""
-    with Path(timm_networks.__file__).with_name("timm_parameters.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+def count(architectures: Iterable[str], seconds: float) -> None:
+    """Add to the table what it lacks: how many parameters each architecture has, and how many of them the head has for each class."""
+    file = Path(timm_networks.__file__).with_name("timm_parameters.csv")
+    with file.open(encoding="utf-8", newline="") as opened:
+        rows = {row["architecture"]: (row["body"], row["per_class"]) for row in csv.DictReader(opened)}
+    began = time.process_time()
+    for architecture in architectures:
+        if architecture not in rows and time.process_time() - began < seconds:
+            rows[architecture] = tuple(map(str, parameters(architecture)))
+    with file.open("w", encoding="utf-8", newline="") as opened:
+        writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(["architecture", "body", "per_class"])
-        for architecture in architectures:
-            writer.writerow([architecture, *parameters(architecture)])
+        writer.writerows([name, *rows[name]] for name in sorted(rows))
 
 
 def parameters(architecture: str) -> tuple[int, int]:
     """(without the head's, the head's for each class)."""
-    name = f"{timm_networks.TIMM}{architecture}"
-    one, two = (sum(p.numel() for p in create_on_meta(name, classes=classes).parameters()) for classes in (1, 2))
-    return 2 * one - two, two - one
+    model = create_on_meta(f"{timm_networks.TIMM}{architecture}", classes=UNUSUAL)
+    sizes = [tensor.shape for tensor in model.parameters()]
+    heads = sum(math.prod(shape) for shape in sizes if shape[:1] == (UNUSUAL,))
+    return sum(map(math.prod, sizes)) - heads, heads // UNUSUAL
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="only architectures with one of these in their name")
-    parser.add_argument("--count", action="store_true")
+    parser.add_argument("--count", action="store_true", help="add parameters to the table that it lacks")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="of counting, after which it can be gone on with")
     options = parser.parse_args()
     found = [name for name in timm.list_models() if not options.words or any(word in name for word in options.words)]
     if options.count:
-        count(found)
+        count(found, options.seconds)
         return
     kinds = Counter[str]()
     for architecture in found:

@@ -89,6 +89,8 @@ def test_a_network_that_cannot_be_followed_says_why_it_is_not_cut():
 
 @pytest.mark.slow
 def test_the_parameters_that_are_listed_are_those_of_the_networks():
-    for name in timm.list_models()[::20]:
-        listed = known_parameters(f"timm/{name}")
-        assert listed == sum(tensor.numel() for tensor in create_on_meta(f"timm/{name}").parameters())
+    counted = [name for name in timm.list_models() if known_parameters(f"timm/{name}")]
+    assert len(counted) > 50
+    for name in counted[::10]:
+        found = sum(tensor.numel() for tensor in create_on_meta(f"timm/{name}").parameters())
+        assert found == known_parameters(f"timm/{name}")

@@ -107,7 +107,7 @@ def _wanted() -> tuple[str, list[str], str]:
 
 def _fits(info: BackboneInfo, filters: list[str], largest: str) -> bool:
     most = _SIZES[largest]
-    if most and not (info.known_parameters and info.known_parameters <= most):
+    if most and (info.known_parameters or 0) > most:  # what nobody has counted may fit
         return False
     return not (_COMMERCIAL in filters and info.research_only) and not (_READY in filters and not info.ready)
 
