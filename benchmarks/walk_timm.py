@@ -125,7 +125,8 @@ def count(architectures: Iterable[str], seconds: float) -> None:
     began = time.process_time()
     for architecture in architectures:
         if architecture not in rows and time.process_time() - began < seconds:
-            rows[architecture] = tuple(map(str, parameters(architecture)))
+            body, per_class = parameters(architecture)
+            rows[architecture] = str(body), str(per_class)
     with file.open("w", encoding="utf-8", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
         writer.writerow(["architecture", "body", "per_class"])

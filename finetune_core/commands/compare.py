@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from finetune_core.commands.input import integers, kept_split, names, rates, resolved, settings_in_file, shares
 from finetune_core.commands.options import COMPARED
-from finetune_core.commands.runs import with_descriptions, with_weights
+from finetune_core.commands.runs import at_own_size, with_descriptions, with_weights
 from finetune_core.commands.terminal import err, out, progress_bar, show_work
 from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig, make_config
@@ -68,12 +68,16 @@ def designed(given: Mapping[str, str], data: str, config: Path | None, *, as_is:
     settings["data"] = resolved(data)
     settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
     usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
-    with_descriptions(names(compared["backbone"]))
+    backbones = names(compared["backbone"])
+    with_descriptions(backbones)
+    base = make_config((settings_in_file(config) if config else usual) | settings)
+    if len(backbones) == 1 and config is None and "image_size" not in settings:  # several are compared at one size
+        base = at_own_size(base.model_copy(update={"backbone": backbones[0]}))
     configs = design(
-        make_config((settings_in_file(config) if config else usual) | settings),
+        base,
         strategies,
         integers("seed", compared["seed"]),
-        names(compared["backbone"]),
+        backbones,
         shares("train_fraction", compared["train_fraction"]),
     )
     with_weights(configs)

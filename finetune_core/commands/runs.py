@@ -7,6 +7,8 @@ from rich.markup import escape
 
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig
+from finetune_core.errors import ConfigError
+from finetune_core.models.catalogue import check_backbone_name, usual_image_size
 from finetune_core.models.weights import fetch_description
 from finetune_core.runs.store import Run, read_run, run_folder
 from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
@@ -49,3 +51,17 @@ def with_descriptions(backbones: Iterable[str]) -> None:
     for name in backbones:
         with progress_bar() as bar:
             show_work(bar, in_phase("download", fetch_description(name)))
+
+
+def at_own_size(config: RunConfig) -> RunConfig:
+    """The config with the size of images that its backbone was pretrained on; as it is where there is no such backbone.
+
+    Raises:
+        FinetuneError: when what the Hub says of it cannot be had.
+    """
+    try:
+        check_backbone_name(config.backbone)
+    except ConfigError:
+        return config  # it is refused with all else that is wrong
+    with_descriptions([config.backbone])
+    return config.model_copy(update={"image_size": usual_image_size(config.backbone)})

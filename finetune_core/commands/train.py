@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from finetune_core.commands.input import kept_split, rates, resolved
 from finetune_core.commands.options import refused_in_words
-from finetune_core.commands.runs import with_descriptions, with_weights
+from finetune_core.commands.runs import at_own_size, with_weights
 from finetune_core.commands.terminal import (
     err,
     interrupts_stop,
@@ -23,9 +23,8 @@ from finetune_core.commands.terminal import (
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
-from finetune_core.errors import ConfigError
 from finetune_core.exporters.mlflow import report_to_mlflow
-from finetune_core.models.catalogue import check_backbone_name, default_backbone, usual_image_size
+from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.record import Reservation, create_run, execute
 from finetune_core.runs.store import Run, RunStore, summary
 from finetune_core.training.hyperrule import rule_of
@@ -63,17 +62,7 @@ def asked_for(
     if by_size:
         base |= _by_size(make_config(base | settings))
     config = make_config(base | settings)
-    return _at_own_size(config) if earlier is None and not by_size and "image_size" not in settings else config
-
-
-def _at_own_size(config: RunConfig) -> RunConfig:
-    """The config with the size of images that its backbone was pretrained on; as it is where there is no such backbone."""
-    try:
-        check_backbone_name(config.backbone)
-    except ConfigError:
-        return config  # it is refused with all else that is wrong
-    with_descriptions([config.backbone])
-    return config.model_copy(update={"image_size": usual_image_size(config.backbone)})
+    return at_own_size(config) if earlier is None and not by_size and "image_size" not in settings else config
 
 
 def begun(config: RunConfig, runs_dir: Path) -> Reservation:

@@ -12,6 +12,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from finetune_core.commands.compare import designed
+from finetune_core.commands.train import asked_for
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.models import hub
 from finetune_core.models.catalogue import PACKAGED, backbone_info, build_recipe
@@ -273,3 +275,15 @@ def test_a_download_that_is_given_up_ends_and_is_not_taken_for_whole(server, wei
     downloading.join(60)
     assert not downloading.is_alive()
     assert hub.cached(REPOSITORY, "model.safetensors") is None
+
+
+def test_a_network_is_trained_at_the_size_that_it_was_pretrained_on_unless_another_is_named(
+    tmp_path, image_folder, published, weights
+):
+    (tmp_path / "config.json").write_bytes(description())
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    folder, name = image_folder(tmp_path / "images", {"red": 4, "blue": 4}), f"local-dir:{tmp_path}"
+    assert asked_for({"backbone": name}, str(folder), None, as_is=True, by_size=False).image_size == 160
+    assert asked_for({"backbone": name, "image_size": 96}, str(folder), None, as_is=True, by_size=False).image_size == 96
+    assert asked_for({"backbone": "resnet18"}, str(folder), None, as_is=True, by_size=False).image_size == 224
+    assert {config.image_size for config in designed({"backbone": name}, str(folder), None, as_is=True)} == {160}
