@@ -272,3 +272,9 @@ def test_the_pass_is_compiled_where_that_pays(folder, compiling, monkeypatch):
     assert isinstance(compiling.module, features.PooledStages)
     for ours, theirs in zip(found.by_stage, eager.by_stage, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_is_built_for_one_size_is_averaged_at_that_size():
+    pooled, stages = features.pooled_stages(build_network("timm/test_vit2", "none", 3, 0, 64))
+    assert pooled(torch.zeros(2, 3, 64, 64)).shape == (2, sum(pooled.widths))
+    assert len(pooled.widths) == len(stages) == 9
