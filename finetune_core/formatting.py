@@ -16,6 +16,8 @@ PHASE_WORDS = {
     "outliers": "Looking for outliers",
     "map": "Computing the map",
     "trunk": "Computing the frozen stages (once)",
+    "choose": "Cross-validating",
+    "fit": "Fitting the classifier",
     "rates": "Trying learning rates",
     "validate": "Validating",
     "export": "Exporting the network",

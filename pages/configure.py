@@ -18,7 +18,7 @@ from finetune_core.models.weights import RANDOM
 from finetune_core.training.forecast import comparable
 from finetune_core.training.lr_finder import RateCurve, find_rate
 from finetune_core.training.stage_plan import cut_index, plan
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import chosen_views, why_uncached
 from pages.shared.chrome import go, next_step, page, plain
@@ -94,12 +94,17 @@ def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, s
     st.session_state["problems_inside"] = inside
     form.section(TRAINING, problems)
     with st.container():
-        if config and dataset:
+        if form.fits():
+            st.caption(
+                "The head is fitted in one go: epochs, learning rate, batch size, augmentation and all else that steers training in steps "
+                "mean nothing here and are not shown."
+            )
+        elif config and dataset:
             about_augmentation(config)
             rate_finder(config)
     with st.expander("More settings", key=MORE_KEY, on_change="rerun"):
         form.weights_field(problems)
-        for section in ADVANCED:
+        for section in filter(form.fields_in, ADVANCED):
             st.markdown(f"**{section}**")
             form.section(section, problems)
 
@@ -140,7 +145,7 @@ def forecast_table(config: RunConfig, known: Known) -> None:
             "Strategy": ("▸ " if name == config.strategy else "") + STRATEGIES[name].title,
             "Trainable": number(one.trainable_parameters),
             "Total": duration(one.seconds),
-            "Per epoch": duration(one.epoch_seconds),
+            "Per epoch": duration(one.epoch_seconds) if one.epoch_seconds else "none",
             "Memory": size(one.memory_bytes),
             **({} if one.device_bytes is None else {"GPU memory": size(one.device_bytes)}),
             "Cache": size(one.cache_bytes) if one.cache_bytes else "none",
@@ -211,7 +216,7 @@ def summary(config: RunConfig, known: Known, dataset: Dataset) -> str:
     parts = [
         f"**{STRATEGIES[config.strategy].title}** on **{plain(config.backbone)}**",
         things(max(1, round(training)), "training image"),
-        things(config.epochs, "epoch"),
+        things(config.epochs, "epoch") if epochs_of(config) else "no epochs",
         *([f"about {duration(forecast.seconds)}", memory(forecast.memory_bytes, forecast.device_bytes)] if forecast else []),
     ]
     return " · ".join(parts)

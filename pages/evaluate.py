@@ -52,6 +52,9 @@ def headline(run: Run, result: Evaluation) -> None:
         st.warning(note, icon=":material/info:")
         if can_be_evaluated(run):
             in_fp32(run)
+    if run.history.fitted:
+        st.caption("These images were used for nothing before: neither to train nor to choose anything.")
+        return
     if result.split == "test":
         st.caption("These images were used for nothing before: neither to train nor to choose the best epoch.")
         return

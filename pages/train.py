@@ -8,6 +8,7 @@ from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.formatting import duration, number, percent
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
+from finetune_core.training.strategies import epochs_of
 from pages.shared.account import may_change
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure.stages import draw_stages
@@ -16,7 +17,7 @@ from pages.shared.runs.controls import attempt, controls
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
-from pages.shared.runs.live import bar, curves, details, notices, numbers, pace
+from pages.shared.runs.live import bar, curves, details, fit_chosen, notices, numbers, pace
 from pages.shared.runs.overlay import overlaid, overlaid_charts
 from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import run_settings
@@ -90,7 +91,8 @@ def ending(run: Run) -> None:
         if run.status == "cancelled":
             st.info("It was cancelled before it began. *Resume* queues it again.", icon=":material/info:")
         if run.status in ("stopped", "paused", "interrupted"):
-            st.info("No epoch had ended, so there is nothing to evaluate.", icon=":material/info:")
+            words = "No epoch had ended" if epochs_of(run.config) else "The classifier was not fitted yet"
+            st.info(f"{words}, so there is nothing to evaluate.", icon=":material/info:")
         next_step("pages/configure.py", "Configure another run", primary=not run.resumable)
         return
     try:
@@ -100,10 +102,11 @@ def ending(run: Run) -> None:
         return
     best = summary(run)["best_epoch"]
     kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
+    kept = f"Epoch {best} was the best and is kept." if best else "Its head was fitted without epochs."
     took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
     st.info(
         f"**{percent(result.accuracy)} correct** on {number(result.images)} {kind} "
-        f"(95 % interval {percent(result.low)} to {percent(result.high)}). Epoch {best} was the best and is kept.{took}",
+        f"(95 % interval {percent(result.low)} to {percent(result.high)}). {kept}{took}",
         icon=":material/flag:",
     )
     if end and end.get("frozen_tensors"):
@@ -134,6 +137,7 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     else:
         ending(run)
     numbers(run)
+    fit_chosen(run)
     if others and run.history.epochs:
         overlaid_charts([run, *others])
     else:

@@ -136,7 +136,7 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 err.print(f"{PHASE_WORDS['device']}.")
             case events.Progress(phase, done, total):
                 bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
-            case events.ImagesSkipped() | events.ImagesLost() | events.MemoryShort():
+            case events.ImagesSkipped() | events.ImagesLost() | events.MemoryShort() | events.HeadFitted():
                 err.print(escape(log_line(event.to_json())))
             case events.RunStarted():
                 started = event
@@ -184,11 +184,12 @@ def interrupts_stop(run_dir: Path) -> Iterator[None]:
 
 def result_in_words(result: dict[str, Any]) -> str:
     """What came of a run, from its ``summary``."""
-    if not result["best_epoch"]:
-        return f"Stopped before the first epoch ended. {escape(result['run_dir'])}"
+    if result["val_accuracy"] is None:
+        return f"Stopped before there was anything to evaluate. {escape(result['run_dir'])}"
     test = f", test accuracy {percent(result['test_accuracy'])}" if result["test_accuracy"] is not None else ""
     took = f" in {duration(result['seconds'])}"
+    best = f"best epoch {result['best_epoch']}, " if result["best_epoch"] else ""
     return (
-        f"{result['status'].capitalize()}{took}: best epoch {result['best_epoch']}, validation accuracy "
+        f"{result['status'].capitalize()}{took}: {best}validation accuracy "
         f"{percent(result['val_accuracy'])}{test} (in {result['evaluation_precision']})\n{escape(result['run_dir'])}"
     )

@@ -46,6 +46,7 @@ class Setting:
         share: whether it may be written in percent.
         several: the option of a command that takes several of its values.
         in_script: whether a stand-alone script repeats it, need not, or cannot.
+        stepwise: whether only training in steps obeys it: it means nothing where a head is fitted instead.
         limits: ``ge``, ``gt``, ``le`` and ``lt``, as pydantic has them -> number.
     """
 
@@ -64,6 +65,7 @@ class Setting:
     share: bool
     several: str
     in_script: InScript
+    stepwise: bool
     limits: Mapping[str, float]
 
     @property
@@ -87,6 +89,7 @@ def setting(
     share: bool = False,
     several: str = "",
     in_script: InScript = "missing",
+    stepwise: bool = False,
     **bounds: Any,
 ) -> Any:
     """A field of the config, with all that anything but the code that obeys it has to know; see ``Setting``.
@@ -103,6 +106,7 @@ def setting(
         "share": share,
         "several": several,
         "in_script": in_script,
+        "stepwise": stepwise,
     }
     return Field(default, title=label, description=help, json_schema_extra=described, **bounds)
 
@@ -147,6 +151,7 @@ def _described(name: str, field: FieldInfo) -> Setting:
         share=extra.get("share", False),
         several=extra.get("several", ""),
         in_script=extra.get("in_script", "missing"),
+        stepwise=extra.get("stepwise", False),
         limits={name: value for one in field.metadata for name in _LIMITS if (value := getattr(one, name, None)) is not None},
     )
 

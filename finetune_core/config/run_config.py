@@ -41,6 +41,7 @@ StrategyName = Literal[
     "batchnorm_only",
     "bias_only",
     "from_scratch",
+    "linear_probe",
     "custom",
 ]
 BatchNorm = Literal["auto", "frozen", "statistics"]
@@ -117,6 +118,7 @@ class RunConfig(BaseModel):
         "probe. Empty lets Thaw choose.",
         placeholder="chosen by Thaw",
         in_script="repeated",
+        stepwise=True,
         ge=1,
         le=1000,
     )
@@ -126,6 +128,7 @@ class RunConfig(BaseModel):
         section=NETWORK,
         help="With discriminative learning rates: each stage gets this many times the learning rate of the next one.",
         in_script="repeated",
+        stepwise=True,
         gt=0,
         le=1,
         allow_inf_nan=False,
@@ -138,6 +141,7 @@ class RunConfig(BaseModel):
         "only their running statistics follow the data ('statistics').",
         choices={"auto": "Trains", "frozen": "Frozen", "statistics": "Running statistics only"},
         in_script="repeated",
+        stepwise=True,
     )
     l2_sp: float = setting(
         0.0,
@@ -146,6 +150,7 @@ class RunConfig(BaseModel):
         help="How strongly trained stages are pulled back to their pretrained weights, a soft freeze (L2-SP, Li et al. 2018). 0 is off; "
         "0.01 is a usual strength.",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         le=100,
         allow_inf_nan=False,
@@ -156,6 +161,7 @@ class RunConfig(BaseModel):
         section=TRAINING,
         help="Number of passes over the training images.",
         in_script="repeated",
+        stepwise=True,
         ge=1,
         le=1000,
     )
@@ -165,6 +171,7 @@ class RunConfig(BaseModel):
         section=TRAINING,
         help="Number of images per optimizer step.",
         in_script="repeated",
+        stepwise=True,
         ge=1,
         le=4096,
     )
@@ -176,6 +183,7 @@ class RunConfig(BaseModel):
         "kept apart, SGD takes plain steps with momentum 0.9.",
         choices={"adam": "Adam", "adamw": "AdamW", "sgd": "SGD with momentum"},
         in_script="repeated",
+        stepwise=True,
     )
     learning_rate: float = setting(
         1e-4,
@@ -184,6 +192,7 @@ class RunConfig(BaseModel):
         help="The size of a step. 0.0001 suits fine-tuning, 0.001 a head alone.",
         option="lr",
         in_script="repeated",
+        stepwise=True,
         gt=0,
         le=10,
         allow_inf_nan=False,
@@ -194,6 +203,7 @@ class RunConfig(BaseModel):
         section=OPTIMIZATION,
         help="How strongly weights are pulled towards zero; 0.01 is usual with AdamW.",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         le=1,
         allow_inf_nan=False,
@@ -211,6 +221,7 @@ class RunConfig(BaseModel):
             "step": "Steps with warm-up",
         },
         in_script="repeated",
+        stepwise=True,
     )
     warmup_epochs: float = setting(
         0.5,
@@ -218,6 +229,7 @@ class RunConfig(BaseModel):
         section=OPTIMIZATION,
         help="With the cosine and step schedules: epochs over which the learning rate rises from near 0.",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         le=100,
         allow_inf_nan=False,
@@ -229,6 +241,7 @@ class RunConfig(BaseModel):
         help="How much of each label is spread over all classes, against overconfidence. 0 is off; 0.1 is usual.",
         share=True,
         in_script="repeated",
+        stepwise=True,
         ge=0,
         lt=1,
         allow_inf_nan=False,
@@ -240,6 +253,7 @@ class RunConfig(BaseModel):
         help="Whether images of rare classes count for more in the loss ('balanced'), so that all classes weigh the same.",
         choices={"none": "None", "balanced": "Balanced"},
         in_script="repeated",
+        stepwise=True,
     )
     sampling: Sampling = setting(
         "shuffled",
@@ -249,6 +263,7 @@ class RunConfig(BaseModel):
         "several times.",
         choices={"shuffled": "Shuffled", "balanced": "Balanced over classes"},
         in_script="repeated",
+        stepwise=True,
     )
     train_fraction: float = setting(
         1.0,
@@ -270,6 +285,7 @@ class RunConfig(BaseModel):
         help="Train on blends of two images and their labels (Zhang et al. 2018). 0 is off; 0.2 is a usual strength. Frozen stages then "
         "see new images in every step, so nothing of them can be cached.",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         le=10,
         allow_inf_nan=False,
@@ -281,6 +297,7 @@ class RunConfig(BaseModel):
         help="Train on images with a patch of another one, and labels by area (Yun et al. 2019). 0 is off; 1 is usual. With mixup, too, "
         "each batch gets one of the two. Nothing of the frozen stages can be cached.",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         le=10,
         allow_inf_nan=False,
@@ -291,6 +308,7 @@ class RunConfig(BaseModel):
         section=OPTIMIZATION,
         help="Gradients whose norm exceeds this are scaled down to it, against sudden jumps. 0 is off; 1 is usual.",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         le=1000,
         allow_inf_nan=False,
@@ -302,6 +320,7 @@ class RunConfig(BaseModel):
         help="How many images of a batch go through the network at a time; their gradients add up to the whole batch's (except BatchNorm that trains: it normalizes each part by itself). Empty: all at once, and fewer where memory runs out.",
         placeholder="chosen by Thaw",
         in_script="repeated",
+        stepwise=True,
         ge=1,
         le=4096,
     )
@@ -312,6 +331,7 @@ class RunConfig(BaseModel):
         help="Evaluate and keep an exponential moving average of the weights, which is steadier: 0.99 averages over about a hundred "
         "steps. 0 is off.",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         lt=1,
         allow_inf_nan=False,
@@ -329,6 +349,7 @@ class RunConfig(BaseModel):
             "val_macro_f1": "Validation macro F1",
         },
         in_script="repeated",
+        stepwise=True,
     )
     patience: int = setting(
         5,
@@ -336,6 +357,7 @@ class RunConfig(BaseModel):
         section=STOPPING,
         help="With early stopping: after how many epochs without improvement the run ends.",
         in_script="repeated",
+        stepwise=True,
         ge=1,
         le=1000,
     )
@@ -347,6 +369,7 @@ class RunConfig(BaseModel):
         choices={"none": "None", "flips": "Flips", "random_resized_crop": "Random resized crops and flips"},
         option="augment",
         in_script="repeated",
+        stepwise=True,
     )
     views: int | None = setting(
         None,
@@ -356,6 +379,7 @@ class RunConfig(BaseModel):
         "a new one every epoch, which is slower; empty lets Thaw choose one for every four epochs.",
         placeholder="chosen by Thaw",
         in_script="repeated",
+        stepwise=True,
         ge=0,
         le=1000,
     )

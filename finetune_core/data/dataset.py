@@ -234,7 +234,7 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
         val_fraction,
         0.0 if apart else test_fraction,
         seed,
-        _sides(training, near_duplicates == "together"),
+        sides(training, near_duplicates == "together"),
         kept,
     )
     split.loc[training.index] = assigned
@@ -242,8 +242,8 @@ def _split(data: str | Path, table: pd.DataFrame, rule: tuple[float, float, int,
     return split
 
 
-def _sides(table: pd.DataFrame, near: bool) -> np.ndarray:
-    """Int ``[n]``: images of the same number belong on one side of a split."""
+def sides(table: pd.DataFrame, near: bool = True) -> np.ndarray:
+    """Int ``[n]``: images of the same number belong on one side of a split: those of a group, and near-duplicates where ``near``."""
     groups = np.where(table["group"] != "", pd.factorize(table["group"])[0], -1)
     return united(groups, table["near"].to_numpy()) if near else united(groups)
 
@@ -253,7 +253,7 @@ def _refuse_unusable(data: str | Path, table: pd.DataFrame, near: bool) -> None:
     if not counts.get(splits.TRAIN, 0):
         raise DataError(f"There is no training image in {data} that can be used.")
     if not counts.get(splits.VAL, 0):
-        of_class = pd.Series(_sides(table, near)).groupby(table["class"])
+        of_class = pd.Series(sides(table, near)).groupby(table["class"])
         if of_class.size().max() >= 3 and of_class.nunique().max() == 1:
             raise DataError(
                 f"Every class of {data} is one group, or nothing but near-duplicates, which are kept together: none can be set aside "

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from finetune_core.config import all_settings
 from finetune_core.data.splits import TEST
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, precision_note, scores_of
 from finetune_core.evaluation.single_run.scores import NAMES
@@ -18,8 +19,8 @@ from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, 
 from finetune_core.models.licences import licence_name
 from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.runs.log import arithmetic
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.runs.log import arithmetic, fitted_in_words
+from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
@@ -153,12 +154,12 @@ def _recipe(source: Source) -> str:
     config, summary, started = source.run.config, source.summary, source.run.history.started or {}
     default = type(config).model_fields
     changed = {name for name in default if getattr(config, name) != default[name].default}
+    changed -= set() if epochs_of(config) else {name for name, one in all_settings().items() if one.stepwise}
     rows = {
         "Backbone": shared_name(config.backbone),
         "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []))}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
-        "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
-        "Length": f"{summary['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
+        **_training(source),
         "Image size": f"{config.image_size} pixels",
         "Arithmetic": f"trained in {arithmetic(started)} on {started['device_label']}" if started else "unknown",
         "Time": duration(summary["seconds"]) if summary["seconds"] is not None else "unknown",
@@ -181,6 +182,16 @@ def _recipe(source: Source) -> str:
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
         f"| {_plain(key)} | {_plain(str(value))} |" for key, value in rows.items()
     )
+
+
+def _training(source: Source) -> dict[str, str]:
+    config, fitted = source.run.config, source.run.history.fitted
+    if fitted:
+        return {"Fit": fitted_in_words(fitted)}
+    return {
+        "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
+        "Length": f"{source.summary['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
+    }
 
 
 def _setting(name: str, value: Any) -> str:
@@ -232,7 +243,9 @@ def _limits(source: Source) -> str:
     evaluation = source.evaluation
     few = [str(row["class"]) for row in evaluation.per_class.to_dict(orient="records") if row["images"] < 10]
     points = [
-        "These images were used for nothing before: neither to train nor to choose the best epoch."
+        "These images were used for nothing before: neither to train nor to choose anything."
+        if source.run.history.fitted
+        else "These images were used for nothing before: neither to train nor to choose the best epoch."
         if evaluation.split == TEST
         else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",
         "The numbers hold for images like these. For another camera, place or time they have to be measured again.",

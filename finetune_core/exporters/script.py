@@ -24,6 +24,7 @@ from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.stage_plan import StagePlan, Strategy, plan
+from finetune_core.training.strategies import epochs_of
 
 SCRIPT, SPLIT = "train.py", "split.csv"
 _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"
@@ -62,6 +63,8 @@ def unrepeatable(source: Source) -> list[str]:
         for name, one in all_settings().items()
         if one.in_script == "missing" and getattr(config, name) != one.default
     ]
+    if not epochs_of(config):
+        problems.append("strategy: its head was fitted without epochs, and the script repeats training by epochs")
     if run.status != "finished":
         problems.append(f"the run is {run.status}, not finished (resume it first)")
     if config.starts_from not in (PRETRAINED, RANDOM) and config.backbone.startswith("densenet"):

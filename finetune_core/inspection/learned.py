@@ -1,6 +1,6 @@
 """Linear models on features: possible label errors, splits that differ, outliers, and a linear probe for each stage."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,14 +8,13 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
 from finetune_core.training.events import Length, Name, Share
+from finetune_core.training.folds import FOLDS, stratified_folds
 
-_FOLDS = 5
 _DIMENSIONS = 128
 _MOST_FITTED = 20_000  # a linear model gains nothing from more, and takes longer
 _NEIGHBOURS = 5
@@ -46,13 +45,13 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, sets: np.ndarray) -> t
         nothing but its near-duplicates shows an image's class.
     """
     values, counts = np.unique(labels, return_counts=True)
-    kept = values[counts >= _FOLDS]
+    kept = values[counts >= FOLDS]
     rows = np.flatnonzero(np.isin(labels, kept))
     probabilities = np.full((len(labels), len(kept)), np.nan)
     if len(kept) < 2:
         return probabilities, kept
     reduced = _reduced(features[rows])
-    for fitted, held_out in _folds(labels[rows], sets[rows]):
+    for fitted, held_out in stratified_folds(labels[rows], sets[rows]):
         model = _head().fit(reduced[_some(fitted)], labels[rows][_some(fitted)])
         columns = np.searchsorted(kept, model.classes_)
         held_out = held_out[np.isin(labels[rows[held_out]], model.classes_)]
@@ -118,7 +117,7 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray, sets: np.ndarray) -> t
     which = np.repeat([0, 1], [len(first), len(second)])
     reduced = _reduced(np.concatenate([first, second]))
     scores = np.full(len(which), np.nan)
-    for fitted, held_out in _folds(which, sets):
+    for fitted, held_out in stratified_folds(which, sets):
         model = _head("balanced").fit(reduced[_some(fitted)], which[_some(fitted)])
         scores[held_out] = model.decision_function(reduced[held_out])
     error = np.sqrt((len(which) + 1) / (12 * len(first) * len(second)))
@@ -180,15 +179,6 @@ def nearest_of_class(features: np.ndarray, labels: np.ndarray, positions: np.nda
         nearest = NearestNeighbors(n_neighbors=1).fit(reduced[members]).kneighbors(reduced[positions[here]])[1][:, 0]
         found[here] = members[nearest]
     return found
-
-
-def _folds(labels: np.ndarray, sets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(positions to fit on, positions to evaluate on), near-duplicates on one side; no fold without two labels to fit on."""
-    if len(np.unique(sets)) < _FOLDS:
-        return
-    for fitted, held_out in StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0).split(labels, labels, sets):
-        if len(np.unique(labels[fitted])) > 1:
-            yield fitted, held_out
 
 
 def _head(class_weight: str | None = None) -> LogisticRegression:

@@ -17,6 +17,8 @@ def in_words(result: Mapping[str, Any]) -> str:
         parts.append(
             f"best epoch {result['best_epoch']} of {result['epochs']}, validation accuracy {percent(result['val_accuracy'])}"
         )
+    elif result["val_accuracy"] is not None:
+        parts.append(f"validation accuracy {percent(result['val_accuracy'])}")
     if result["test_accuracy"] is not None:
         parts.append(f"test accuracy {percent(result['test_accuracy'])}")
     if result["seconds"] is not None:

@@ -12,7 +12,16 @@ from finetune_core.training.events import END_EVENTS, Row
 _ENDS = {event.__name__ for event in END_EVENTS}
 
 _MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED, _MOST_NOTABLE = 3000, 100, 1000, 2000
-_NOTABLE = {"RunStarted", "RunResumed", "EpochEnded", "CheckpointSaved", "ImagesSkipped", "ImagesLost", "MemoryShort"} | _ENDS
+_NOTABLE = {
+    "RunStarted",
+    "RunResumed",
+    "EpochEnded",
+    "HeadFitted",
+    "CheckpointSaved",
+    "ImagesSkipped",
+    "ImagesLost",
+    "MemoryShort",
+} | _ENDS
 _BEFORE_START = {"Progress", "RunStarted", "RunReopened", "ImagesSkipped", "RunStopped", "RunFailed"}
 
 
@@ -26,6 +35,7 @@ class History:
             while steps go on.
         steps: StepEnded rows, the older ones thinned out.
         epochs: EpochEnded rows.
+        fitted: the HeadFitted row of a run without epochs; None in others.
         measured: StepEnded rows with the values of each stage, the older ones thinned out.
         skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
         notable: what a log reports, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
@@ -39,6 +49,7 @@ class History:
     progress_began: Row | None = None
     steps: list[Row] = field(default_factory=list)
     epochs: list[Row] = field(default_factory=list)
+    fitted: Row | None = None
     measured: list[Row] = field(default_factory=list)
     skipped: Row | None = None
     lost: Row | None = None
@@ -75,7 +86,7 @@ class History:
         """Why the run cannot be read from its events; empty where it can."""
         if self._orphans and self.started is None:
             return f"{EVENTS_FILE} does not say how the run began"
-        if self.end and self.end["event"] == "RunFinished" and not self.epochs:
+        if self.end and self.end["event"] == "RunFinished" and not (self.epochs or self.fitted):
             return f"{EVENTS_FILE} has no epoch of a run that has finished"
         return self._lines.problem
 
@@ -100,10 +111,12 @@ class History:
                 )
             case "EpochEnded":
                 return bool((self.epochs[-1]["epoch"] if self.epochs else 0) < row["epoch"] <= started["epochs"])
+            case "HeadFitted":
+                return bool(started["epochs"] == 0)
             case "RunResumed":
                 return bool(row["epoch"] <= started["epochs"] + 1 and row["step"] <= started["steps_per_epoch"])
             case "RunFinished":
-                return bool(row["best_epoch"] <= started["epochs"])
+                return bool(min(1, started["epochs"]) <= row["best_epoch"] <= started["epochs"])
         return True
 
     def _take(self, row: Row) -> None:
@@ -117,6 +130,8 @@ class History:
                 self.measured = _thinned([*self.measured, row], _MOST_MEASURED)
         elif kind == "EpochEnded":
             self.epochs.append(row)
+        elif kind == "HeadFitted":
+            self.fitted = row
         elif kind == "RunStarted":
             self.started = row
         elif kind == "RunReopened":
@@ -148,6 +163,11 @@ class History:
         if row["event"] == "Progress":
             return row["phase"] != "validate" and (self.progress is None or self.progress["phase"] != row["phase"])
         return row["event"] in _NOTABLE
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether the run has answered for its validation images: an epoch has ended, or it has finished without any."""
+        return bool(self.epochs) or (self.fitted is not None and (self.end or {}).get("event") == "RunFinished")
 
     @property
     def begun(self) -> bool:
@@ -194,7 +214,7 @@ class History:
         return {
             "decode": self.started["decode_seconds"],
             "trunk": self.started["cache"]["trunk_seconds"],
-            "train": sum(row["train_seconds"] for row in self.epochs),
+            "train": sum(row["train_seconds"] for row in self.epochs) + (self.fitted["seconds"] if self.fitted else 0.0),
             "validate": sum(row["val_seconds"] for row in self.epochs),
             "evaluate": (self.end or {}).get("evaluation_seconds", 0.0),
         }

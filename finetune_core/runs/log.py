@@ -53,8 +53,10 @@ def log_line(row: Row) -> str:
                 f"Epoch {row['epoch']} took {duration(row['train_seconds'] + row['val_seconds'])}: loss {row['train_loss']:.3f}, accuracy "
                 f"{percent(row['train_accuracy'])}; on validation images {row['val_loss']:.3f}, {percent(row['val_accuracy'])}. {overflow(row)}".rstrip()
             )
+        case "HeadFitted":
+            return fitted_in_words(row)
         case "CheckpointSaved":
-            return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" else ""
+            return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" and row["epoch"] else ""
         case "RunFinished":
             evaluated = f" Validation accuracy {percent(row['val_accuracy'])}" if row.get("evaluation_precision") else ""
             evaluated += f" in {row['evaluation_precision']}." if evaluated else ""
@@ -62,7 +64,8 @@ def log_line(row: Row) -> str:
             frozen = (
                 f" {number(row['frozen_tensors'])} frozen tensors compared: none has changed." if row["frozen_tensors"] else ""
             )
-            return f"Finished after {duration(row['seconds'])}; epoch {row['best_epoch']} is kept.{evaluated}{tested}{frozen}"
+            kept = f"; epoch {row['best_epoch']} is kept" if row["best_epoch"] else ""
+            return f"Finished after {duration(row['seconds'])}{kept}.{evaluated}{tested}{frozen}"
         case "RunStopped":
             return "Paused." if row["paused"] else "Stopped."
         case "RunFailed":
@@ -76,6 +79,22 @@ def overflow(row: Row) -> str:
     return f"{things(skipped, 'step')} skipped, whose gradients overflowed in fp16." if skipped else ""
 
 
+def fitted_in_words(row: Row) -> str:
+    """What a HeadFitted row says: what the head was fitted to, and what was chosen, how."""
+    words = (
+        f"The classifier was fitted to {things(row['features'], 'feature')} of {things(row['images'], 'training image')} in "
+        f"{duration(row['seconds'])}: loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])} on them."
+    )
+    if not row["folds"]:
+        return f"{words} Too few images to cross-validate: {row['parameter']} = {row['chosen']:.2g}."
+    best = next((one for one in row["candidates"] if one["value"] == row["chosen"]), None)
+    scores = f": loss {best['loss']:.3f}, accuracy {percent(best['accuracy'])} on held-out training images" if best else ""
+    return (
+        f"{words} {row['parameter']} = {row['chosen']:.2g} was chosen among {len(row['candidates'])} values by {row['folds']}-fold "
+        f"cross-validation within {things(row['chosen_on'], 'training image')}{scores}."
+    )
+
+
 def _started(row: Row) -> str:
     cache = row["cache"]
     compilation = f", {cache['compilation']}" if cache["compilation"] else ""
@@ -86,8 +105,11 @@ def _started(row: Row) -> str:
     )
     trained = [stage["name"] for stage in row["stages"] if stage["trains"]]
     rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
+    where = f"{row['backbone']} on {row['device_label']} in {arithmetic(row)}"
+    if not row["epochs"]:
+        return f"{where}: the head is fitted to the output of the frozen stages, without epochs; {kept}."
     return (
-        f"{row['backbone']} on {row['device_label']} in {arithmetic(row)}: {', '.join(trained)} train{rates}; {kept}. "
+        f"{where}: {', '.join(trained)} train{rates}; {kept}. "
         f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
     )
 
@@ -103,6 +125,6 @@ def arithmetic(started: Row) -> str:
 
 def live_numbers(started: Row) -> str:
     """What to know of a run's losses and accuracies while it trains, from its RunStarted row; empty where that is nothing."""
-    if started["precision"] == "fp32":
+    if started["precision"] == "fp32" or not started["epochs"]:
         return ""
     return f"The metrics of each epoch are computed in {started['precision']}, as in training, but the head in fp32, and decide which epoch is the best; that one is evaluated in fp32 at the end."

@@ -37,6 +37,7 @@ from finetune_core.training.events import (
     END_EVENTS,
     EpochEnded,
     Event,
+    HeadFitted,
     RunFailed,
     RunFinished,
     RunReopened,
@@ -173,7 +174,7 @@ def _recorded(reservation: Reservation, roots: Sequence[Path], file: BinaryIO) -
         config = make_config(read_config(run_dir / CONFIG_FILE))
         training = in_turn(fit(config, run_dir, resume=reservation.resume, roots=roots), choose_device(config.device).kind)
         for event in _stoppable(training, run_dir):
-            if isinstance(event, (RunStarted, EpochEnded)):
+            if isinstance(event, (RunStarted, EpochEnded, HeadFitted)):
                 events.append(event)
             if isinstance(event, RunFinished):
                 started, *epochs = [one.to_json() for one in events]

@@ -20,7 +20,7 @@ from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
 from finetune_core.runs.record import CONFIG_FILE, EVENTS_FILE
 from finetune_core.training.events import Row
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 _TRASH = ".trash"
 
@@ -87,8 +87,8 @@ class Run:
 
     @property
     def judged(self) -> bool:
-        """Whether at least one epoch has ended, so that there are predictions."""
-        return not self.active and bool(self.history.epochs)
+        """Whether there are predictions to evaluate."""
+        return not self.active and self.history.has_predictions
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id}: {in_words(summary(self))}>"
@@ -323,8 +323,8 @@ def _contradiction(config: RunConfig, history: History) -> str:
     started = history.started
     if started is None:
         return ""
-    for name in ("backbone", "strategy", "epochs"):
-        if started[name] != getattr(config, name):
+    for name, value in (("backbone", config.backbone), ("strategy", config.strategy), ("epochs", epochs_of(config))):
+        if started[name] != value:
             return f"{CONFIG_FILE} and {EVENTS_FILE} are not of the same run: they name different {name.removesuffix('s')}s"
     try:
         STRATEGIES[config.strategy].rules(config, [stage["name"] for stage in started["stages"]])

@@ -31,6 +31,7 @@ from finetune_core.training.predictions import (
 )
 from finetune_core.training.prepare import EVENT_SECONDS, exact_job
 from finetune_core.training.stage_plan import plan
+from finetune_core.training.strategies import STRATEGIES
 
 FINAL_PRECISION: Final = "fp32"
 
@@ -130,9 +131,12 @@ def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event,
     Raises:
         FinetuneError: when the checkpoint or too many of the images cannot be read.
     """
-    began, kept = time.monotonic(), load_predictions(run_dir, len(job.dataset.classes))
-    kept = kept[kept["split"] == VAL]
-    splits = [] if predictions_precision(run_dir) == FINAL_PRECISION else [VAL]
+    began, fits = time.monotonic(), STRATEGIES[job.config.strategy].fits  # then no epoch has left any predictions
+    kept = pd.DataFrame()
+    if not fits:
+        kept = load_predictions(run_dir, len(job.dataset.classes))
+        kept = kept[kept["split"] == VAL]
+    splits = [VAL] if fits or predictions_precision(run_dir) != FINAL_PRECISION else []
     splits += [TEST] if len(job.rows[TEST]) else []
     if splits:
         yield Progress("evaluate", 0, sum(len(job.rows[split]) for split in splits))

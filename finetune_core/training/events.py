@@ -31,6 +31,7 @@ def _unique(names: list[str]) -> list[str]:
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Epoch = Annotated[int, Field(ge=1, le=10_000)]
+Epochs = Annotated[int, Field(ge=0, le=10_000)]
 Positive = Annotated[int, Field(ge=1, le=2**53)]
 Number = Annotated[float, Field(ge=-1e40, le=1e40)]  # float32 goes to 3.4e38
 Length = Annotated[float, Field(ge=0, le=1e40)]
@@ -106,6 +107,14 @@ class EpochScores(TypedDict):
     macro_f1: NotRequired[Share]
 
 
+class Candidate(TypedDict):
+    """A value that was tried on held-out training images: mean cross-entropy in nats, and accuracy."""
+
+    value: Length
+    loss: Loss
+    accuracy: Share
+
+
 StageMeasures = Annotated[dict[Name, StageMeasure], Field(max_length=1000)]
 
 
@@ -159,6 +168,7 @@ class RunStarted(Event):
     Attributes:
         counts: images by split.
         stages: one object per stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
+        epochs, steps_per_epoch: 0 where the head is fitted in one go instead.
         findings: one object per finding of the data set: ``kind, severity, count, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
@@ -179,8 +189,8 @@ class RunStarted(Event):
     counts: Counts
     fingerprint: Name
     findings: Annotated[list[FindingRow], Field(max_length=1000)]
-    epochs: Epoch
-    steps_per_epoch: Positive
+    epochs: Epochs
+    steps_per_epoch: Count
     device: Name
     device_label: Name
     precision: Name
@@ -292,8 +302,37 @@ class EpochEnded(Event):
 
 
 @dataclass(frozen=True)
+class HeadFitted(Event):
+    """The head of a run without epochs is fitted to the frozen features of the training images.
+
+    Attributes:
+        images, features: how many training images, and features of each.
+        parameter: what was chosen by cross-validation within them: ``C``, the inverse of the L2 penalty.
+        chosen: its value.
+        candidates: the values that were tried, with their scores on held-out images.
+        chosen_on, folds: images that it was chosen on, and parts they were divided into; no parts where there were too few images.
+        train_loss, train_accuracy: on the training images themselves.
+        seconds: for the fit, the choice included.
+        memory_bytes, device_bytes: as in EpochEnded.
+    """
+
+    images: Positive
+    features: Positive
+    parameter: Name
+    chosen: Length
+    candidates: Annotated[list[Candidate], Field(max_length=1000)]
+    chosen_on: Count
+    folds: Count
+    train_loss: Loss
+    train_accuracy: Share
+    seconds: Seconds
+    memory_bytes: Count = 0
+    device_bytes: Count | None = None
+
+
+@dataclass(frozen=True)
 class CheckpointSaved(Event):
-    """``last`` or ``best`` is on disk."""
+    """``last`` or ``best`` is on disk; ``epoch`` is 0 where the head is fitted in one go."""
 
     name: Name
     epoch: Count
@@ -304,6 +343,7 @@ class RunFinished(Event):
     """The end that was wanted.
 
     Attributes:
+        epochs, best_epoch: 0 where the head is fitted in one go.
         best_epoch: by the accuracies in ``EpochEnded``, which are in the run's own precision.
         val_accuracy, val_loss: of the best epoch, whose weights are kept, evaluated in ``evaluation_precision``.
         test_accuracy: of the same weights in the same precision; None without a test split.
@@ -313,8 +353,8 @@ class RunFinished(Event):
         evaluation_precision: ``fp32``; None in runs of earlier versions, which were evaluated in their own.
     """
 
-    epochs: Epoch
-    best_epoch: Epoch
+    epochs: Epochs
+    best_epoch: Epochs
     val_accuracy: Share
     val_loss: Loss
     test_accuracy: Share | None

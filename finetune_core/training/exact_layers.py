@@ -1,7 +1,7 @@
 """Layers that compute in fp32 where the rest of the network is in bf16."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -24,13 +24,31 @@ def keep_depthwise_exact(strategy: Strategy, stages: Sequence[Stage], model: nn.
 @contextmanager
 def exact_head(network: Network) -> Iterator[None]:
     """Within: a network, and each part of it, computes its head in fp32. Logits in bf16 are multiples of 1/16 from 8 to 16, so classes tie."""
-    for head in network.head_layers:
-        vars(head)["forward"] = _without_autocast(head.forward)
+    with ExitStack() as stack:
+        for head in network.head_layers:
+            stack.enter_context(_forward(head, _without_autocast(head.forward)))
+        yield
+
+
+@contextmanager
+def without_head(network: Network) -> Iterator[None]:
+    """Within: a network of one head, and each part of it, yields what goes into that head: features ``[n, d]``."""
+    (head,) = network.head_layers
+    with _forward(head, lambda inputs: inputs):
+        yield
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Within: this one module, not its class, computes that."""
+    before = vars(module).get("forward")
+    vars(module)["forward"] = forward
     try:
         yield
     finally:
-        for head in network.head_layers:
-            del vars(head)["forward"]
+        del vars(module)["forward"]
+        if before is not None:
+            vars(module)["forward"] = before
 
 
 def _without_autocast(forward: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:

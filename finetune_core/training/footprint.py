@@ -64,6 +64,13 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
     return Footprint(host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0), device)
 
 
+def held(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
+    """Of the networks, and of tensors: a fit without steps."""
+    own = [*job.network.model.state_dict().values(), *job.network.pretrained.state_dict().values(), *tensors]
+    host = sum(_storages(tensor for tensor in own if tensor.device.type == "cpu").values())
+    return Footprint(host + sum(map(_in_memory, job.source.lookups)), bytes_held(job.device, step_bytes=0))
+
+
 def most(found: Sequence[Footprint], now: int | None) -> Footprint:
     """The most of either memory.
 

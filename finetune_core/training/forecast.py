@@ -14,7 +14,7 @@ from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import room_when_idle
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, trainable_parameters
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.trunk import chosen_views, why_uncached
 
 _FIXED_SECONDS = 0.8  # building the network, opening the data, the last checkpoint
@@ -32,7 +32,7 @@ class Forecast:
     strategy: str
     trainable_parameters: int
     seconds: float
-    epoch_seconds: float  # the mean, where stages thaw on the way
+    epoch_seconds: float  # the mean, where stages thaw on the way; 0 without epochs
     memory_bytes: int
     device_bytes: int | None
     cache_bytes: int
@@ -51,11 +51,14 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     train = max(1, round(train * config.train_fraction))
     cached = not why_uncached(config, cut_index(strategy)) and speed.activation_bytes > 0
     again = 0.0 if cached else speed.trunk
-    # A run in bf16 looks at test images only in its final evaluation.
-    final, in_trunk = ((val + test) * speed.exact, val) if speed.exact else (test * (speed.forward + again), val + test)
+    epochs = epochs_of(config)
+    # A run in bf16 looks at test images only in its final evaluation, and so does one without epochs at validation images.
+    last = test if epochs else val + test
+    final = (val + test) * speed.exact if speed.exact else last * (speed.forward + again)
+    in_trunk = val + test - last if speed.exact else val + test
     rows = train * (chosen_views(config, cut_index(strategy)) or 1) + in_trunk
-    step = speed.forward + (speed.step - speed.forward) * _thawed_share(strategy, config.epochs)
-    epoch = train * (step + again) + val * (speed.forward + again)
+    step = speed.forward + (speed.step - speed.forward) * _thawed_share(strategy, epochs) if epochs else speed.step
+    epoch = train * (step + again) + (val * (speed.forward + again) if epochs else 0.0)
     missing = max(0, rows - found) if cached else 0
     decoded = 0 if cached and not missing else train + val + test
     once = decoded * decode_seconds + missing * speed.trunk + final
@@ -67,8 +70,8 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     return Forecast(
         config.strategy,
         trainable,
-        _FIXED_SECONDS + once + config.epochs * epoch,
-        epoch,
+        _FIXED_SECONDS + once + (epochs or 1) * epoch,
+        epoch if epochs else 0.0,
         memory_bytes,
         device_bytes,
         cache_bytes,

@@ -26,7 +26,7 @@ from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import numerics
 from finetune_core.training.device_memory import bytes_held
 from finetune_core.training.early_stopping import EarlyStopping
-from finetune_core.training.evaluation import FINAL_PRECISION, evaluate_best, predict_splits, predicted_table
+from finetune_core.training.evaluation import FINAL_PRECISION, FinalEvaluation, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
     CheckpointSaved,
     Counts,
@@ -40,6 +40,7 @@ from finetune_core.training.events import (
     RunStopped,
     StepEnded,
 )
+from finetune_core.training.fitting import fit_head
 from finetune_core.training.footprint import Footprint, footprint, kept_for_backward, most
 from finetune_core.training.forecast import expected
 from finetune_core.training.freezing import apply
@@ -51,12 +52,13 @@ from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.pending import PendingStep, ReadStep, pending_step, read_back, seconds_between_reads
 from finetune_core.training.prediction_history import add_predictions
-from finetune_core.training.predictions import save_predictions
+from finetune_core.training.predictions import remove_predictions, save_predictions
 from finetune_core.training.prepare import prepare
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
+from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.training_state import TrainingState, restore_training_state, save_training_state
 from finetune_core.training.weight_ema import WeightEMA
 
@@ -89,6 +91,9 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
     at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
     try:
         job = yield from prepare(config, roots)
+        if STRATEGIES[config.strategy].fits:
+            yield from _fit_in_one_go(job, run_dir, began)
+            return
         at.metrics = RunningMetrics.of(len(job.dataset.classes))
         yield _started(job)
         trainer = _trainer(job, run_dir)
@@ -101,22 +106,37 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
             yield from _train(trainer, at)
             yield from _validate(trainer, at)
         final = yield from evaluate_best(job, run_dir, trainer.lost)
-        yield RunFinished(
-            at.epoch - 1,
-            at.best_epoch,
-            final.val_accuracy,
-            final.val_loss,
-            final.test_accuracy,
-            seconds=time.monotonic() - began + at.seconds,
-            frozen_tensors=audit_frozen(job),
-            evaluation_seconds=final.seconds,
-            evaluation_precision=FINAL_PRECISION,
-        )
+        yield _finished(job, final, at.epoch - 1, at.best_epoch, time.monotonic() - began + at.seconds)
     except StopRequested as request:
         if trainer is not None:
             trainer.save(at)
         epoch = at.epoch if at.step else at.epoch - 1
         yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
+
+
+def _fit_in_one_go(job: Job, run_dir: Path, began: float) -> Generator[Event, None, None]:
+    """A run without epochs. Nothing of it is kept before it is fitted: it resumes by starting again."""
+    lost = LostImages(job)
+    yield _started(job)
+    remove_predictions(run_dir)  # of a head that was fitted before the run was cut off
+    yield from fit_head(job, lost)
+    yield _save_best(job, run_dir, 0)
+    final = yield from evaluate_best(job, run_dir, lost)
+    yield _finished(job, final, 0, 0, time.monotonic() - began)
+
+
+def _finished(job: Job, final: FinalEvaluation, epochs: int, best_epoch: int, seconds: float) -> RunFinished:
+    return RunFinished(
+        epochs,
+        best_epoch,
+        final.val_accuracy,
+        final.val_loss,
+        final.test_accuracy,
+        seconds=seconds,
+        frozen_tensors=audit_frozen(job),
+        evaluation_seconds=final.seconds,
+        evaluation_precision=FINAL_PRECISION,
+    )
 
 
 @dataclass(frozen=True)
@@ -360,8 +380,8 @@ def _started(job: Job) -> RunStarted:
             {"kind": finding.kind, "severity": finding.severity, "count": finding.count, "message": finding.message}
             for finding in dataset.findings
         ],
-        epochs=config.epochs,
-        steps_per_epoch=len(job.training_batches(1)),
+        epochs=epochs_of(config),
+        steps_per_epoch=len(job.training_batches(1)) if epochs_of(config) else 0,
         device=job.device.kind,
         device_label=job.device.label,
         precision=job.device.precision,

@@ -40,6 +40,11 @@ def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None
     write_bytes(run_dir / PREDICTIONS_FILE, buffer.getvalue())
 
 
+def remove_predictions(run_dir: Path) -> None:
+    """Of a run that starts again, where it has any."""
+    (run_dir / PREDICTIONS_FILE).unlink(missing_ok=True)
+
+
 def predictions_changed(run_dir: Path) -> int:
     """When the run's predictions were written, in nanoseconds; 0 when there are none."""
     found = regular_file(run_dir / PREDICTIONS_FILE)

@@ -29,6 +29,7 @@ from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Pro
 from finetune_core.training.job import Job
 from finetune_core.training.placement import placed, room_for_rows
 from finetune_core.training.stage_plan import Strategy, cut_index, plan
+from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
     CachedTrunk,
@@ -122,7 +123,7 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
         FinetuneError: when the data, the weights or a setting cannot be used.
     """
     check_config(config)
-    dataset = yield from _reported(
+    dataset = yield from reported(
         "index",
         index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
     )
@@ -130,7 +131,7 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
     if dataset.unreadable:
         yield _skipped(dataset.unreadable)
     for info in missing_weights([config]):
-        yield from _reported("download", download(info))
+        yield from reported("download", download(info))
     device = choose_device(config.device, config.precision)
     network = build_network(config.backbone, config.starts_from, len(dataset.classes), config.seed, config.image_size)
     prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
@@ -314,7 +315,7 @@ def _filled(
     with trunk_compiler(prepared.device, left, why_eager(prepared.config, prepared.device)) as compiler:
         for one in passes:
             filling = fill_trunk(tables, segments, cut, one.keys, one.rows, images.feed(one.version), compiler, one.view)
-            lookup, before, spent = yield from _reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
+            lookup, before, spent = yield from reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
             if lookup is None:
                 return None
             lookups.append(lookup)
@@ -335,7 +336,8 @@ class _Pass:
 def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
     config = prepared.config
     if prepared.device.precision != "fp32":  # test images are seen once, in fp32: see ``exact_job``
-        rows = {name: found for name, found in rows.items() if name != TEST}
+        once = {TEST} if epochs_of(config) else {VAL, TEST}
+        rows = {name: found for name, found in rows.items() if name not in once}
     views = chosen_views(config, cut_index(prepared.strategy))
     if views is None or TRAIN not in rows:
         return [_Pass(np.sort(np.concatenate(list(rows.values()))), prepared.content, None, "")]
@@ -353,7 +355,7 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
     info = prepared.network.info
     side = info.stored_side(prepared.config.image_size)
     decoding = decode_pixels(prepared.paths, prepared.content, wanted, side, info.interpolation)
-    pixels = yield from _reported("decode", decoding)
+    pixels = yield from reported("decode", decoding)
     if pixels.failed and TRAIN in prepared.splits:  # later they are lost, not skipped
         yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
     return pixels
@@ -363,18 +365,22 @@ def _skipped(reasons: Sequence[str]) -> ImagesSkipped:
     return ImagesSkipped(len(reasons), list(reasons[:_EXAMPLES]))
 
 
-def _reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
-    """Turn the steps of work into events, not too many of them, and hand its result on."""
-    spoken = 0.0
+def reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
+    """Turn the steps of work into events, not too many of them, and hand its result on.
+
+    Args:
+        phase: of steps that name none.
+    """
+    spoken, last = 0.0, ""
     try:
         while True:
             try:
-                done, total, _ = next(work)
+                done, total, named = next(work)
             except StopIteration as finished:
                 result: Value = finished.value
                 return result
-            if done == total or time.monotonic() - spoken >= EVENT_SECONDS:
-                spoken = time.monotonic()
-                yield Progress(phase, done, total or 0)
+            if done == total or named != last or time.monotonic() - spoken >= EVENT_SECONDS:
+                spoken, last = time.monotonic(), named
+                yield Progress(named or phase, done, total or 0)
     finally:
         work.close()

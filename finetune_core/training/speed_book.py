@@ -29,7 +29,7 @@ class Speed:
 
     Attributes:
         trunk: from pixels to the cut, without gradients.
-        step: a training step from the cut on.
+        step: a training step from the cut on; without epochs, the whole fit.
         forward: from the cut on, without gradients.
         activation_bytes: of one image at the cut; 0 without a trunk.
         step_bytes: what a step keeps for its backward pass, a whole batch.
@@ -151,16 +151,17 @@ def learn_from_run(
 
     Args:
         started, finished: the run's RunStarted and RunFinished rows.
-        epochs: its EpochEnded rows; none where it was resumed after its last one.
+        epochs: its EpochEnded rows, none where it was resumed after its last one; without epochs, its HeadFitted row.
     """
     cache, counts = started["cache"], started["counts"]
     known = book.speed(config)
     thawed = max(stage["thaw_epoch"] for stage in started["stages"])
-    whole = [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
+    fitted = [row["seconds"] for row in epochs if row["event"] == "HeadFitted"]
+    whole = fitted or [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
     if known is None or not whole:  # never calibrated: a run alone does not tell all that a forecast needs
         return
     step = float(np.median(whole)) / counts[TRAIN]
-    forward = float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
+    forward = known.forward if fitted else float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
     if cache["where"] == "off":
         # The whole network ran: what the book calls a step leaves the trunk out.
         learnt = replace(known, step=max(0.0, step - known.trunk), forward=max(0.0, forward - known.trunk))

@@ -8,7 +8,7 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import StageRow
-from finetune_core.training.strategies import STRATEGIES, Part, Rule
+from finetune_core.training.strategies import STRATEGIES, Part, Rule, epochs_of
 
 BatchNormMode = Literal["frozen", "statistics", "train"]
 _MODES: dict[str, BatchNormMode] = {"auto": "train", "frozen": "frozen", "statistics": "statistics"}
@@ -49,7 +49,7 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
             the last epoch.
     """
     rules = STRATEGIES[config.strategy].rules(config, [stage.name for stage in stages])
-    if (late := max(rule.thaw_epoch for rule in rules)) > config.epochs:
+    if (late := max(rule.thaw_epoch for rule in rules)) > (epochs_of(config) or 1):
         raise ConfigError({"thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"})
     return tuple(_stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True))
 

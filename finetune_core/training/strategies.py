@@ -8,6 +8,7 @@ from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 
 Part = Literal["all", "norms", "biases"]
+Fit = Literal["linear_probe"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class NamedStrategy:
         rules: (config, stage names) -> one rule per stage, input to head.
         settings: names of the settings that only it has, or few others.
         classic: whether it is one of the usual cuts, distinguished by how many stages train.
+        fits: how the head is fitted to the frozen features in one go; None where it trains in steps, epoch by epoch.
     """
 
     title: str
@@ -40,6 +42,7 @@ class NamedStrategy:
     rules: Callable[[RunConfig, Sequence[str]], Sequence[Rule]]
     settings: tuple[str, ...] = ()
     classic: bool = False
+    fits: Fit | None = None
 
 
 Rules = Callable[[RunConfig, Sequence[str]], Sequence[Rule]]
@@ -106,6 +109,15 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "Donahue et al. 2014, DeCAF",
         _last(1),
         classic=True,
+    ),
+    "linear_probe": NamedStrategy(
+        "Linear probe",
+        "A linear classifier is fitted to frozen features.",
+        "The baseline to beat, in seconds and without epochs: logistic regression, its penalty chosen by cross-validation within the "
+        "training images.",
+        "Alain & Bengio 2016, Understanding intermediate layers using linear classifier probes; Oquab et al. 2023, DINOv2",
+        _last(1),
+        fits="linear_probe",
     ),
     "last_block": NamedStrategy(
         "Last block",
@@ -192,3 +204,8 @@ STRATEGIES: dict[str, NamedStrategy] = {
         settings=("cut", "stage_rates"),
     ),
 }
+
+
+def epochs_of(config: RunConfig) -> int:
+    """How many epochs a run trains at most; 0 where its head is fitted instead."""
+    return 0 if STRATEGIES[config.strategy].fits else config.epochs

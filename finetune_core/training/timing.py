@@ -29,11 +29,13 @@ from finetune_core.training.loss_scale import loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
 from finetune_core.training.stage_plan import Strategy, cut_index, plan
+from finetune_core.training.strategies import epochs_of
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
 
 _SECONDS = 0.4  # of timing for each number
 _DECODED = 48  # images
+_PASSES = 50  # steps that a fit without epochs takes as long as, until a run has told how long it takes
 _LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
 
 
@@ -139,7 +141,10 @@ def _measure_tail(
     with kept_for_backward(tail) as kept:
         step()
     step_bytes = sum(kept.values()) * config.batch_size // batch
-    return Speed(trunk_seconds, _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, 0.0, forward_bytes)
+    passes = 1 if epochs_of(config) else _PASSES
+    return Speed(
+        trunk_seconds, passes * _seconds_an_image(step, batch), forward, activation_bytes, step_bytes, 0.0, forward_bytes
+    )
 
 
 def _without_gradients(module: torch.nn.Module, inputs: torch.Tensor, device: Device) -> Callable[[], torch.Tensor]:

@@ -19,6 +19,7 @@ from finetune_core.models.partition import Segments, trace
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.feeding import Feed, forward_batch, outputs
+from finetune_core.training.strategies import epochs_of
 from finetune_core.work import Work
 
 _EPOCHS_PER_VIEW = 4
@@ -63,7 +64,7 @@ def chosen_views(config: RunConfig, cut: int) -> int | None:
     The answer follows from the config alone: with or without the cache, and however much memory is free, a run trains on the same
     images.
     """
-    if config.augmentation == "none":
+    if config.augmentation == "none" or not epochs_of(config):
         return None
     if config.views is not None:
         return config.views
@@ -78,7 +79,7 @@ def why_uncached(config: RunConfig, cut: int) -> str:
         return "switched off for this run"
     if cut == 0:
         return "the first stage trains, so nothing is frozen before it"
-    if config.mixup or config.cutmix:
+    if (config.mixup or config.cutmix) and epochs_of(config):
         return "mixup and cutmix make new images in every step"
     if chosen_views(config, cut) == 0:
         return "every epoch augments the images afresh"

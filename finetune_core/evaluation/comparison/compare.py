@@ -122,7 +122,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
     runs, repeats = _without_repeats(runs)
     if not runs:
         raise RunError("There is no run to compare.")
-    if early := [run.run_id for run in runs if not run.history.epochs]:
+    if early := [run.run_id for run in runs if not run.history.has_predictions]:
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
     tables = {run.run_dir: _answers(run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in runs}
     split = TEST if all(TEST in set(table["split"]) for table in tables.values()) else VAL

@@ -52,7 +52,7 @@ class Depth:
 
 
 def cost(run: Run, rate: float | None = None) -> Cost:
-    """Of a run with at least one ended epoch.
+    """Of a run that has predictions.
 
     Args:
         rate: seconds that its frozen stages take for an image, by ``trunk_rate``.
@@ -60,13 +60,14 @@ def cost(run: Run, rate: float | None = None) -> Cost:
     history, started, best = run.history, run.started, regular_file(checkpoint_path(run.run_dir, BEST))
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
     counts, cache = started["counts"], started["cache"]
+    measured = [*history.epochs, *([history.fitted] if history.fitted else [])]
     passed = len(history.epochs) * (counts["train"] + counts["val"])
     return Cost(
         seconds,
         None if rate is None else seconds + max(0.0, passed * rate - cache["trunk_seconds"]),
         started["trainable_parameters"],
-        max(*(row["memory_bytes"] for row in history.epochs), (started.get("forecast") or {}).get("memory_bytes", 0)),
-        _most([row["device_bytes"] for row in history.epochs]),
+        max(*(row["memory_bytes"] for row in measured), (started.get("forecast") or {}).get("memory_bytes", 0)),
+        _most([row["device_bytes"] for row in measured]),
         started["device"],
         best.st_size if best else 0,
     )

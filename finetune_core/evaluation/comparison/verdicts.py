@@ -16,6 +16,7 @@ from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import duration, things
+from finetune_core.training.strategies import epochs_of
 
 CLAIMS: dict[About, str] = {"strategies": "Strategies", "networks": "Networks"}
 CLAIM_HELP: dict[About, str] = {
@@ -170,7 +171,7 @@ def arm_verdicts(arms: Sequence[Arm], pairs: Sequence[Pair], choice: Choice) -> 
 def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | None], repeats: Sequence[str]) -> tuple[str, ...]:
     """The limits of the numbers."""
     found = []
-    if split == VAL:
+    if split == VAL and any(epochs_of(arm.config) for arm in arms):
         found.append(
             "Evaluated on the validation images, on which each run's best epoch was chosen: all numbers are a little optimistic."
         )

@@ -19,6 +19,7 @@ from finetune_core.training.device import Device, choose_device
 from finetune_core.training.evaluation import best_network, logits_of
 from finetune_core.training.feeding import Forward
 from finetune_core.training.preview import network_input
+from finetune_core.training.strategies import epochs_of
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def _check_same_run(run: Run, info: CheckpointInfo) -> None:
     started = run.history.started or {}
     recorded = (info.backbone, info.classes, info.fingerprint or started.get("fingerprint"))
     wanted = (run.config.backbone, tuple(started.get("classes", info.classes)), started.get("fingerprint", recorded[2]))
-    if recorded != wanted or not 1 <= info.epoch <= run.config.epochs:
+    epochs = epochs_of(run.config)
+    if recorded != wanted or not min(1, epochs) <= info.epoch <= epochs:
         path = checkpoint_path(run.run_dir, BEST)
         raise RunError(f"{path} is damaged: it says that it is of another run, with other classes, images or settings.")

@@ -35,7 +35,7 @@ class RunEvaluation(Evaluation):
     def caveats(self) -> list[str]:
         """What to know before the numbers are read."""
         chosen = "The best epoch was chosen on these images, so the numbers are a little optimistic."
-        notes = [chosen] if self.split == VAL else []
+        notes = [chosen] if self.split == VAL and not self.run.history.fitted else []
         return [*notes, *filter(None, [precision_note(self.run).replace("*", "")])]
 
     def absences(self) -> str:

@@ -17,7 +17,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.prepare import check_classes, check_config
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.configure.networks import about_network, offered
@@ -93,11 +93,22 @@ def checked(found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | Non
 def section(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
     """The fields of a section of the settings side by side, those without a widget of their own kind left out."""
     with st.grid("auto", min_column_width=200, gap="small"):
-        for field in names_in(name):
-            if field in settings.NO_WIDGETS:
-                continue
+        for field in fields_in(name):
             with st.container():
                 setting_field(field, problems, on_change)
+
+
+def fields_in(section: str) -> list[str]:
+    """The settings of a section that have a widget, and that the chosen strategy obeys."""
+    stepwise = fits() is None
+    return [
+        name for name in names_in(section) if name not in settings.NO_WIDGETS and (stepwise or not setting_of(name).stepwise)
+    ]
+
+
+def fits() -> Fit | None:
+    """How the chosen strategy fits its head; None where it trains in steps."""
+    return STRATEGIES[st.session_state[settings.key("strategy")]].fits
 
 
 def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:

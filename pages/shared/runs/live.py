@@ -8,7 +8,7 @@ from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import Kind, training_curve
 from finetune_core.figures.stages import Quantity, stage_curve
 from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things
-from finetune_core.runs.log import live_numbers, log_line, log_lines
+from finetune_core.runs.log import fitted_in_words, live_numbers, log_line, log_lines
 from finetune_core.runs.smoothing import smoothed
 from finetune_core.runs.store import Run
 from finetune_core.training.device_turn import WAITING
@@ -31,6 +31,7 @@ _QUANTITIES: dict[Quantity, str] = {
 _REFRESH, _REFRESH_LATER = 2.0, 4.0
 _FIRST = 60.0  # seconds of a run during which it is watched closely
 
+_NO_EPOCHS = "The head of this run is fitted in one go: there are no epochs to follow."
 _STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Prediction flips", "Log", "Timing"
 
 
@@ -87,6 +88,27 @@ def numbers(run: Run) -> None:
             if last["device_bytes"] is not None:
                 note = "The most of the GPU's memory that this run has held so far."
                 st.metric("GPU memory", size(last["device_bytes"]), help=note, border=True)
+
+
+def fit_chosen(run: Run) -> None:
+    """What was chosen by cross-validation where the head is fitted without epochs, and the values that it was chosen among."""
+    fitted = run.history.fitted
+    if not fitted:
+        return
+    st.markdown(plain(fitted_in_words(fitted)))
+    if not fitted["candidates"]:
+        return
+    rows = [
+        {
+            fitted["parameter"]: f"{one['value']:.2g}" + (" (chosen)" if one["value"] == fitted["chosen"] else ""),
+            "Held-out loss": f"{one['loss']:.4f}",
+            "Held-out accuracy": percent(one["accuracy"]),
+        }
+        for one in fitted["candidates"]
+    ]
+    with st.expander("Values that were tried", icon=":material/table:"):
+        st.dataframe(rows, hide_index=True)
+        st.caption("On training images that the fit had not seen. Validation and test images play no part in the choice.")
 
 
 def _latest(run: Run, kind: Literal["loss", "accuracy"]) -> float:
@@ -170,6 +192,9 @@ def details(run: Run) -> None:
 def _stages(run: Run) -> None:
     """How strongly each stage is pulled, and how far it moves."""
     history = run.history
+    if not run.started["epochs"]:
+        st.caption(_NO_EPOCHS)
+        return
     if not history.measured:
         st.caption("No measurements yet: a few steps of each epoch are measured.")
         return
@@ -181,6 +206,9 @@ def _stages(run: Run) -> None:
 
 def _flips(run: Run) -> None:
     """Validation images that the network changes its mind about."""
+    if not run.started["epochs"]:
+        st.caption(_NO_EPOCHS)
+        return
     try:
         history = load_prediction_history(run.run_dir, len(run.started["classes"]))
     except FinetuneError as error:

@@ -17,6 +17,7 @@ from finetune_core.runs.design import arm_of, arm_seconds
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.strategies import epochs_of
 from pages.shared.account import may_change
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
@@ -83,13 +84,13 @@ def _there(run_ids: Sequence[str]) -> list[Run]:
 
 
 def _row(title: str, run: Run) -> dict[str, Any]:
-    epochs = run.history.epochs
+    epochs, accuracy = run.history.epochs, summary(run)["val_accuracy"]
     return {
         "Strategy": title,
         "Seed": str(run.config.seed),
         "Status": STATUS_WORDS[run.status][0],
-        "Epochs": f"{len(epochs)} of {run.config.epochs}",
-        "Validation accuracy": percent(summary(run)["val_accuracy"]) if epochs else "–",
+        "Epochs": f"{len(epochs)} of {most}" if (most := epochs_of(run.config)) else "none",
+        "Validation accuracy": "–" if accuracy is None else percent(accuracy),
     }
 
 

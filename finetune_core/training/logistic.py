@@ -1,0 +1,197 @@
+"""Multinomial logistic regression by L-BFGS: a linear probe, its L2 penalty chosen by cross-validation.
+
+The objective is that of scikit-learn's ``LogisticRegression``: with ``C``, the inverse of the penalty, the cross-entropy of n images
+is ``sum / n + |weight|² / (2 C n)``; the bias is free. Features are standardised, and that is folded back into weight and bias.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, log_softmax, one_hot
+
+from finetune_core.training.events import Candidate
+from finetune_core.training.folds import stratified_folds
+from finetune_core.work import Step, Work, finish
+
+GRID = tuple(10 ** (half / 2) for half in range(-10, 3))  # of C, the strongest penalty first
+MOST_CHOSEN_ON = 5_000  # images: the best penalty hardly depends on the others, and each fit takes longer with them
+_FALLBACK = 1e-2  # of C, where there are too few images to choose by
+_WORSE = 2  # values of C in a row that do worse than the best: weaker penalties, which take the longest, are not tried then
+_FEW, _MOST = 10, 500  # iterations between two steps of progress, and of one fit
+_CHOOSING, _FINAL = 1e-4, 1e-6  # a fit ends once so many iterations have lowered the objective by less, relatively
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear classifier: ``weight`` ``[classes, features]``, ``bias`` ``[classes]``."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def logits(self, features: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, features, self.weight.T)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen by cross-validation.
+
+    Attributes:
+        candidates: in the order in which they were tried; none where there are too few images.
+        images, folds: that it was chosen on.
+        start: about what the best fit is, on standardised features.
+    """
+
+    value: float
+    candidates: tuple[Candidate, ...]
+    images: int
+    folds: int
+    start: Linear | None = None
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Of standardised features: ``(x - mean) / deviation``, both ``[features]``."""
+
+    mean: torch.Tensor
+    deviation: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> "Scale":
+        deviation, mean = torch.std_mean(features, dim=0, correction=0)
+        return cls(mean, torch.where(deviation > 1e-6 * mean.abs().clamp(min=1e-6), deviation, torch.ones_like(deviation)))
+
+    def applied(self, features: torch.Tensor) -> torch.Tensor:
+        return (features - self.mean) / self.deviation
+
+    def folded_into(self, head: Linear) -> Linear:
+        """The same classifier for features as they are."""
+        weight = head.weight / self.deviation
+        return Linear(weight, head.bias - weight @ self.mean)
+
+
+def objective(head: Linear, features: torch.Tensor, labels: torch.Tensor, c: float) -> float:
+    """What a fit minimises, on standardised features."""
+    loss = cross_entropy(head.logits(features), labels)
+    return float(loss + head.weight.square().sum() / (2 * c * len(labels)))
+
+
+def linear_probe(
+    features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int
+) -> Work[tuple[Linear, Choice]]:
+    """Choose the penalty within these images, then fit all of them.
+
+    Args:
+        features: float32 ``[n, d]``. labels: int64 ``[n]``, both on the device that computes. sets: int ``[n]``, equal for near-duplicates.
+        seed: of the folds.
+
+    Yields:
+        Steps of the phases ``choose``, which counts fits, and ``fit``.
+    """
+    choice = yield from _choose(features, labels, sets, classes, seed)
+    scale = Scale.of(features)
+    head = yield from fitted(scale.applied(features), labels, classes, choice.value, choice.start)
+    return scale.folded_into(head), choice
+
+
+def fitted(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    classes: int,
+    c: float,
+    start: Linear | None = None,
+    tolerance: float = _FINAL,
+) -> Work[Linear]:
+    """The fit at one penalty.
+
+    Args:
+        features: standardised.
+        start: from which it begins; from zero where there is none.
+    """
+    theta = _joined(start, features, classes).requires_grad_()
+    wanted = one_hot(labels, classes).to(features.dtype)
+    optimizer = torch.optim.LBFGS([theta], max_iter=_FEW, history_size=10, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+
+    @torch.no_grad()
+    def closure() -> torch.Tensor:
+        weight, bias = theta[:, :-1], theta[:, -1]
+        log_shares = log_softmax(torch.addmm(bias, features, weight.T), dim=1)
+        error = (log_shares.exp() - wanted) / len(labels)
+        theta.grad = torch.cat([error.T @ features + weight / (c * len(labels)), error.sum(0)[:, None]], dim=1)
+        return -(log_shares * wanted).sum() / len(labels) + weight.square().sum() / (2 * c * len(labels))
+
+    before = float("inf")
+    for done in range(0, _MOST, _FEW):
+        yield Step(done, None, "fit")
+        now = float(optimizer.step(closure))  # of the first evaluation: where the last step ended
+        if before - now < tolerance * abs(before) and done:
+            break
+        before = now
+    theta = theta.detach()
+    return Linear(theta[:, :-1].contiguous(), theta[:, -1].contiguous())
+
+
+def _joined(start: Linear | None, features: torch.Tensor, classes: int) -> torch.Tensor:
+    if start is None:
+        return features.new_zeros(classes, features.shape[1] + 1)
+    return torch.cat([start.weight, start.bias[:, None]], dim=1)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Standardised by the images to fit on; ``held_out`` and its labels are the others."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    held_out: torch.Tensor
+    held_labels: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor, labels: torch.Tensor, fit: np.ndarray, out: np.ndarray) -> "_Fold":
+        inside, outside = (torch.from_numpy(rows).to(labels.device) for rows in (fit, out))
+        scale = Scale.of(features[inside])
+        return cls(scale.applied(features[inside]), labels[inside], scale.applied(features[outside]), labels[outside])
+
+
+def _choose(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int) -> Work[Choice]:
+    """The penalty with the lowest mean cross-entropy on held-out images. Each fit begins where that of the next stronger one ended."""
+    some = _some(len(labels), seed)
+    given = labels.cpu().numpy()[some]
+    folds = [
+        _Fold.of(features, labels, some[fit], some[out]) for fit, out in stratified_folds(given, sets[some], seed, fewest=2)
+    ]
+    candidates: list[Candidate] = []
+    heads: Sequence[Linear | None] = [None] * len(folds)
+    best, start = 0, None
+    for c in GRID if folds else ():
+        found: list[Linear] = []
+        for fold, last in zip(folds, heads, strict=True):
+            yield Step(len(candidates) * len(folds) + len(found), len(GRID) * len(folds), "choose")
+            found.append(finish(fitted(fold.features, fold.labels, classes, c, last, _CHOOSING)))
+        heads = found
+        candidates.append(_scored(c, folds, found))
+        if len(candidates) == 1 or candidates[-1]["loss"] < candidates[best]["loss"]:
+            best, start = len(candidates) - 1, _mean(found)
+        elif len(candidates) - 1 - best >= _WORSE:
+            break
+    chosen = candidates[best]["value"] if candidates else _FALLBACK
+    return Choice(chosen, tuple(candidates), len(some), len(folds), start)
+
+
+def _scored(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> Candidate:
+    logits = torch.cat([head.logits(fold.held_out) for head, fold in zip(heads, folds, strict=True)])
+    labels = torch.cat([fold.held_labels for fold in folds])
+    accuracy = (logits.argmax(1) == labels).float().mean()
+    return {"value": c, "loss": float(cross_entropy(logits, labels)), "accuracy": float(accuracy)}
+
+
+def _mean(heads: Sequence[Linear]) -> Linear:
+    return Linear(torch.stack([one.weight for one in heads]).mean(0), torch.stack([one.bias for one in heads]).mean(0))
+
+
+def _some(images: int, seed: int) -> np.ndarray:
+    if images <= MOST_CHOSEN_ON:
+        return np.arange(images)
+    return np.sort(np.random.default_rng(seed).choice(images, MOST_CHOSEN_ON, replace=False))

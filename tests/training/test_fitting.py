@@ -1,0 +1,210 @@
+"""Heads that are fitted in one go: what a run without epochs does, and that its head is scikit-learn's."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from finetune_core.data.dataset import load_dataset
+from finetune_core.data.splits import TRAIN
+from finetune_core.errors import TrainingError
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.models.network import build_network
+from finetune_core.runs.record import create_run, execute, reopen_run
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.runs.store import read_run, summary
+from finetune_core.training import events, fitting
+from finetune_core.training.evaluation import best_network
+from finetune_core.training.exact_layers import exact_head, without_head
+from finetune_core.training.folds import stratified_folds
+from finetune_core.training.logistic import GRID, Linear, Scale, fitted, linear_probe, objective
+from finetune_core.training.predictions import load_predictions
+from finetune_core.work import finish
+
+
+@pytest.fixture
+def fitted_run(colour_config, tmp_path):
+    """Trains a run of such a strategy; returns its folder and its events."""
+
+    def train(**settings):
+        reservation = create_run(colour_config(**settings), tmp_path / "runs")
+        return reservation.run_dir, list(execute(reservation))
+
+    return train
+
+
+def clouds(images=300, features=40, classes=4, spread=0.5):
+    """Correlated features of overlapping classes, float32, and labels."""
+    random = np.random.default_rng(0)
+    labels = random.integers(classes, size=images)
+    values = random.normal(size=(classes, features))[labels] * spread + random.normal(size=(images, features))
+    mixed = values @ random.normal(size=(features, features)) + 3
+    return torch.from_numpy(mixed.astype(np.float32)), torch.from_numpy(labels)
+
+
+@pytest.mark.parametrize("c", [1e-4, 1e-2, 1.0, 10.0])
+def test_a_fit_is_scikit_learns_logistic_regression_at_the_same_penalty(c):
+    features, labels = clouds()
+    scaled = StandardScaler().fit_transform(features.numpy())
+    theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(scaled, labels.numpy())
+    reference = Linear(torch.from_numpy(theirs.coef_).float(), torch.from_numpy(theirs.intercept_).float())
+    standardised = Scale.of(features).applied(features)
+    ours = finish(fitted(standardised, labels, 4, c))
+    wanted = objective(reference, standardised, labels, c)
+    assert objective(ours, standardised, labels, c) == pytest.approx(wanted, rel=1e-3)
+    assert (ours.logits(standardised).argmax(1).numpy() == theirs.predict(scaled)).mean() > 0.995
+
+
+def test_standardisation_is_folded_into_the_head():
+    features, labels = clouds()
+    features[:, 3] = 7.0  # a feature that never varies
+    scale = Scale.of(features)
+    head = finish(fitted(scale.applied(features), labels, 4, 0.1))
+    torch.testing.assert_close(
+        scale.folded_into(head).logits(features), head.logits(scale.applied(features)), atol=1e-3, rtol=1e-3
+    )
+
+
+def test_the_penalty_is_the_one_that_scikit_learn_scores_best_on_the_same_folds():
+    features, labels = clouds(spread=0.3)
+    _, choice = finish(linear_probe(features, labels, np.arange(300), 4, seed=0))
+    losses = {}
+    for c in GRID:
+        right = 0.0
+        for fit, out in stratified_folds(labels.numpy(), np.arange(300), 0):
+            scaler = StandardScaler().fit(features[fit])
+            model = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(features[fit]), labels[fit])
+            shares = model.predict_proba(scaler.transform(features[out]))
+            right -= np.log(shares[np.arange(len(out)), labels[out].numpy()]).sum()
+        losses[c] = right / 300
+    tried = {one["value"]: one["loss"] for one in choice.candidates}
+    assert choice.value == min(losses, key=losses.get)
+    assert len(tried) > 3
+    assert list(tried.values()) == pytest.approx([losses[c] for c in tried], rel=1e-2)
+
+
+def test_near_duplicates_are_never_on_both_sides_of_a_fold():
+    sets = np.repeat(np.arange(40), 3)
+    folds = stratified_folds(np.repeat(np.arange(4), 30), sets)
+    assert len(folds) == 5
+    assert all(not set(sets[fit]) & set(sets[out]) for fit, out in folds)
+
+
+@pytest.mark.parametrize(("images", "folds"), [(1, 0), (2, 2), (3, 3), (9, 5)])
+def test_few_images_per_class_make_few_folds(images, folds):
+    labels = np.repeat(np.arange(5), images)
+    assert len(stratified_folds(labels, np.arange(len(labels)), fewest=2)) == folds
+
+
+def test_one_image_per_class_is_fitted_without_a_choice():
+    features, _ = clouds(images=4)
+    head, choice = finish(linear_probe(features, torch.arange(4), np.arange(4), 4, seed=0))
+    assert (choice.candidates, choice.folds) == ((), 0)
+    assert head.logits(features).argmax(1).tolist() == [0, 1, 2, 3]
+
+
+def test_a_run_without_epochs_is_a_run(fitted_run):
+    folder, seen = fitted_run(strategy="linear_probe")
+    kinds = [type(event) for event in seen if not isinstance(event, events.Progress)]
+    assert kinds == [events.RunStarted, events.HeadFitted, events.CheckpointSaved, events.RunFinished]
+    phases = {event.phase for event in seen if isinstance(event, events.Progress)}
+    assert {"decode", "trunk", "choose", "fit"} <= phases
+    run = read_run(folder)
+    assert (run.status, run.judged, run.history.epochs) == ("finished", True, [])
+    row = summary(run)
+    assert (row["epochs"], row["best_epoch"]) == (0, None)
+    assert min(row["val_accuracy"], row["test_accuracy"]) > 0.8
+    assert row["frozen_tensors"] > 100
+    assert set(load_predictions(folder)["split"]) == {"val", "test"}
+
+
+def test_the_choice_sees_training_images_only(fitted_run, monkeypatch):
+    given = []
+    real = fitting.linear_probe
+    monkeypatch.setattr(fitting, "linear_probe", lambda *asked: given.append(asked) or real(*asked))
+    folder, seen = fitted_run(strategy="linear_probe")
+    table = load_dataset(read_run(folder).config.data).table
+    training = table[table["split"] == TRAIN]
+    ((features, labels, sets, classes, _),) = given
+    assert labels.tolist() == training["label"].tolist()
+    assert (len(features), len(sets), classes) == (len(training), len(training), 3)
+    told = next(event for event in seen if isinstance(event, events.HeadFitted))
+    assert (told.images, told.chosen_on) == (len(training), len(training))
+
+
+def test_the_head_in_the_checkpoint_predicts_what_the_fit_predicted(fitted_run, monkeypatch):
+    made = []
+    real = fitting.linear_probe
+
+    def kept(features, *others):
+        head, choice = yield from real(features, *others)
+        made.append((features, head))
+        return head, choice
+
+    monkeypatch.setattr(fitting, "linear_probe", kept)
+    folder, _ = fitted_run(strategy="linear_probe")
+    ((features, head),) = made
+    network, info = best_network(read_run(folder).config, folder)
+    assert info.epoch == 0
+    torch.testing.assert_close(network.model.get_submodule(network.head)(features), head.logits(features), atol=1e-5, rtol=1e-5)
+    assert load_predictor(read_run(folder)).classes == ("blue", "green", "red")
+
+
+def test_without_the_cache_the_head_is_the_same(fitted_run):
+    heads = []
+    for cache in ("auto", "off"):
+        folder, seen = fitted_run(strategy="linear_probe", cache=cache)
+        started = next(event for event in seen if isinstance(event, events.RunStarted))
+        assert (started.cache.where == "off") == (cache == "off")
+        network, _ = best_network(read_run(folder).config, folder)
+        heads.append(network.model.get_submodule(network.head).weight)
+    torch.testing.assert_close(heads[0], heads[1], atol=1e-3, rtol=1e-2)
+
+
+def test_what_steers_steps_changes_nothing(fitted_run):
+    chosen = []
+    for settings in ({}, {"augmentation": "flips", "mixup": 0.2, "epochs": 1, "learning_rate": 0.5, "batch_size": 7}):
+        folder, seen = fitted_run(strategy="linear_probe", **settings)
+        assert next(event for event in seen if isinstance(event, events.RunStarted)).cache.where != "off"
+        network, _ = best_network(read_run(folder).config, folder)
+        chosen.append(network.model.get_submodule(network.head).weight)
+    torch.testing.assert_close(*chosen)
+
+
+def test_in_bf16_it_is_evaluated_in_fp32(fitted_run, native_bf16):
+    rows = [summary(read_run(fitted_run(strategy="linear_probe", precision=precision)[0])) for precision in ("fp32", "bf16")]
+    assert [row["precision"] for row in rows] == ["fp32", "bf16"]
+    assert [row["evaluation_precision"] for row in rows] == ["fp32", "fp32"]
+    assert rows[1]["val_accuracy"] == pytest.approx(rows[0]["val_accuracy"], abs=0.2)
+
+
+def test_it_stops_between_fits_and_starts_again(colour_config, tmp_path):
+    reservation = create_run(colour_config(strategy="linear_probe"), tmp_path / "runs")
+    seen = []
+    for event in execute(reservation):
+        seen.append(event)
+        if isinstance(event, events.Progress) and event.phase == "choose":
+            request_stop(reservation.run_dir)
+    assert isinstance(seen[-1], events.RunStopped)
+    assert not any(isinstance(event, events.HeadFitted) for event in seen)
+    run = read_run(reservation.run_dir)
+    assert (run.status, run.judged) == ("stopped", False)
+    assert isinstance([*execute(reopen_run(reservation.run_dir))][-1], events.RunFinished)
+    assert read_run(reservation.run_dir).judged
+
+
+def test_a_head_that_is_a_convolution_is_refused_in_words(fitted_run):
+    with pytest.raises(TrainingError, match="not a linear layer"):
+        fitted_run(strategy="linear_probe", backbone="squeezenet1_1", weights="none", image_size=64)
+
+
+def test_a_head_that_is_left_out_stays_left_out_within_exact_head():
+    network = build_network("resnet18", "none", 3, 0)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), without_head(network):
+        for _ in range(2):
+            with exact_head(network):
+                assert network.model(images).shape == (2, 512)
+    with torch.no_grad():
+        assert network.model(images).shape == (2, 3)
