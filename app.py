@@ -16,7 +16,7 @@ from pages.shared.configure.stages import draw_strategy
 from pages.shared.data.chosen import recent_data, recent_list
 from pages.shared.runs.backend import STATUS_WORDS, store
 from pages.shared.runs.damaged import damaged_runs
-from pages.shared.runs.first_run import try_it_now
+from pages.shared.runs.first_run import baseline_now, try_it_now
 from pages.shared.runs.labels import run_title
 
 page(
@@ -108,7 +108,9 @@ with st.container(border=True):
         "its last block and a new head trained for five epochs at 96 pixels: well under a minute, no typing."
     )
     draw_strategy(make_config(DEMO_RECIPE | {"data": SAMPLE_NAME}), classes=10)
-    try_it_now()
+    with st.container(horizontal=True):
+        try_it_now()
+        baseline_now()
 st.header("This machine", anchor=False)
 machine()
 recent_runs()

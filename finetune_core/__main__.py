@@ -207,6 +207,10 @@ def compare(
             help="Run a learning-rate range test for each strategy first: one rate for all favours one strategy.",
         ),
     ] = False,
+    baseline: Annotated[
+        bool,
+        typer.Option("--baseline", help="Also fit a linear probe, the baseline that training has to beat: it takes seconds."),
+    ] = False,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Reuse finished runs with the same settings instead of training again.")
     ] = False,
@@ -240,7 +244,7 @@ def compare(
         else:
             if len(targets) > 1:
                 raise ConfigError({"data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"})
-            configs = designed(settings, targets[0], config, as_is=as_is)
+            configs = designed(settings, targets[0], config, as_is=as_is, baseline=baseline)
             trained = train_all(
                 found_rates(configs) if find_rates else configs, (runs_dir or paths.runs_dir()).resolve(), reuse=reuse
             )

@@ -149,6 +149,8 @@ def verdict(comparison: Comparison) -> None:
             )
             title = plain(comparison.arms[one.arm].title)
             st.markdown(f":{color}-badge[{icon} {arm_verdict_words(one)}] **{title}**: {plain(one.words)}.")
+        if comparison.baseline:
+            st.markdown(f":material/flag: {plain(comparison.baseline)}")
         if comparison.networks:
             st.divider()
             st.markdown(

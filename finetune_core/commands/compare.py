@@ -28,6 +28,7 @@ from finetune_core.runs.record import create_run
 from finetune_core.runs.store import Run, RunStore
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.prepare import check_config
+from finetune_core.training.strategies import BASELINE, epochs_of
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,15 @@ class Trained:
     stopped: bool
 
 
-def designed(given: Mapping[str, str], data: str, config: Path | None, *, as_is: bool) -> list[RunConfig]:
+def designed(
+    given: Mapping[str, str], data: str, config: Path | None, *, as_is: bool, baseline: bool = False
+) -> list[RunConfig]:
     """The runs of a comparison, once the weights that they begin with are here.
 
     Args:
         given: settings as they were typed; several values where they are what is compared.
         config: that of a run, for all other settings.
+        baseline: compare with a linear probe, too.
 
     Raises:
         FinetuneError: when they cannot be used, or data or weights cannot be had.
@@ -65,6 +69,8 @@ def designed(given: Mapping[str, str], data: str, config: Path | None, *, as_is:
             strategies.append("custom")
         elif "custom" not in strategies:
             raise ConfigError(dict.fromkeys(customs, "describes the strategy custom: name that among the strategies, too"))
+    if baseline and BASELINE not in strategies:
+        strategies.append(BASELINE)
     settings["data"] = resolved(data)
     settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
     usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
@@ -88,6 +94,8 @@ def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """The configs, each arm with the learning rate that suits it; searched with the arm's first seed."""
     rates = {}
     for arm, some in by_arm(configs).items():
+        if not epochs_of(some[0]):
+            continue
         with progress_bar() as bar:
             rates[arm] = show_work(bar, find_rate(some[0])).suggestion
         rate = f"{rates[arm]:g}" if rates[arm] else f"none found, {some[0].learning_rate:g} stays"
@@ -132,6 +140,8 @@ def train_all(configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool) -> T
 def print_comparison(comparison: Comparison) -> None:
     """The verdict, what is behind it, and what to know."""
     out.print(f"[bold]{escape(comparison.headline)}[/bold] {escape(comparison.caveat)}")
+    if comparison.baseline:
+        out.print(escape(comparison.baseline))
     if comparison.networks:
         out.print(escape(comparison.networks))
     columns, rows = arms_table(comparison)

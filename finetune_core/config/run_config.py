@@ -42,6 +42,8 @@ StrategyName = Literal[
     "bias_only",
     "from_scratch",
     "linear_probe",
+    "prototypes",
+    "nearest_neighbours",
     "custom",
 ]
 BatchNorm = Literal["auto", "frozen", "statistics"]

@@ -85,6 +85,8 @@ def fitted_in_words(row: Row) -> str:
         f"The classifier was fitted to {things(row['features'], 'feature')} of {things(row['images'], 'training image')} in "
         f"{duration(row['seconds'])}: loss {row['train_loss']:.3f}, accuracy {percent(row['train_accuracy'])} on them."
     )
+    if not row["chosen_on"]:
+        return f"{words} {row['parameter']} = {row['chosen']:.2g}."
     if not row["folds"]:
         return f"{words} Too few images to cross-validate: {row['parameter']} = {row['chosen']:.2g}."
     best = next((one for one in row["candidates"] if one["value"] == row["chosen"]), None)

@@ -34,6 +34,7 @@ class CheckpointInfo:
         epoch: how many are done.
         weights_hash: of the backbone that the frozen tensors come from.
         fingerprint: of the images, their labels and splits.
+        neighbours: training images that a head of nearest neighbours holds; 0 in all other checkpoints.
         training_state: in ``last``: where the run stands (``training_state.py``).
     """
 
@@ -43,6 +44,7 @@ class CheckpointInfo:
     classes: Annotated[tuple[Name, ...], Field(min_length=1, max_length=100_000)]
     fingerprint: Name = ""
     training_state: Annotated[dict[str, Any] | None, Field(validation_alias=AliasChoices("training_state", "standing"))] = None
+    neighbours: Annotated[int, Field(ge=0, le=10_000_000)] = 0
 
 
 _INFO = TypeAdapter(CheckpointInfo)

@@ -14,14 +14,16 @@ from torch.nn.functional import cross_entropy
 from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.errors import RunError, TrainingError
+from finetune_core.files import regular_file
 from finetune_core.models.network import Network, build_network
-from finetune_core.training.checkpoints import BEST, CheckpointInfo, read_info, restore_network
+from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info, restore_network
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.exact_layers import exact_head
 from finetune_core.training.feeding import Forward, brought_back
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
+from finetune_core.training.nearest import with_empty_neighbours
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.predictions import (
     load_predictions,
@@ -57,9 +59,25 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
     network = build_network(config.backbone, config.starts_from, len(info.classes), config.seed, config.image_size)
     if network.weights_hash != info.weights_hash:
         raise RunError(f"The weights of {info.backbone} on this machine are not those that {run_dir.name} was trained from.")
-    restore_network(network, plan(config, network.stages), run_dir, BEST)
+    strategy = plan(config, network.stages)
+    if STRATEGIES[config.strategy].fits == "nearest_neighbours":
+        network = with_empty_neighbours(network, _neighbours(run_dir, info), len(info.classes))
+    restore_network(network, strategy, run_dir, BEST)
     network.model.eval()
     return network, info
+
+
+def _neighbours(run_dir: Path, info: CheckpointInfo) -> int:
+    """How many training images a checkpoint holds.
+
+    Raises:
+        RunError: when it says none, or more than its file has room for: no memory is taken for those.
+    """
+    path = checkpoint_path(run_dir, BEST)
+    found = regular_file(path)
+    if not 0 < info.neighbours <= (found.st_size if found else 0) // 8:
+        raise RunError(f"{path} is damaged: it holds no training images that could vote.")
+    return info.neighbours
 
 
 @torch.no_grad()

@@ -307,11 +307,13 @@ class HeadFitted(Event):
 
     Attributes:
         images, features: how many training images, and features of each.
-        parameter: what was chosen by cross-validation within them: ``C``, the inverse of the L2 penalty.
+        parameter: what was chosen by cross-validation within them: ``C``, the inverse of the L2 penalty, of a linear probe; ``scale`` of the
+            logits of prototypes; ``k`` of nearest neighbours, which is not chosen.
         chosen: its value.
         candidates: the values that were tried, with their scores on held-out images.
-        chosen_on, folds: images that it was chosen on, and parts they were divided into; no parts where there were too few images.
-        train_loss, train_accuracy: on the training images themselves.
+        chosen_on, folds: images that it was chosen on, none where nothing is; and parts they were divided into, none where there were
+            too few images.
+        train_loss, train_accuracy: on the training images themselves; of nearest neighbours without each image's own vote.
         seconds: for the fit, the choice included.
         memory_bytes, device_bytes: as in EpochEnded.
     """

@@ -10,44 +10,49 @@ from torch.nn.functional import cross_entropy
 from finetune_core.data.dataset import sides
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import TrainingError
+from finetune_core.models.network import Network
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.events import Event, HeadFitted
 from finetune_core.training.exact_layers import without_head
 from finetune_core.training.footprint import held
 from finetune_core.training.job import Job
-from finetune_core.training.logistic import linear_probe
+from finetune_core.training.logistic import Choice, Linear, linear_probe
 from finetune_core.training.lost import LostImages
+from finetune_core.training.nearest import NEIGHBOURS, NearestNeighbours, with_neighbours
 from finetune_core.training.prepare import reported
+from finetune_core.training.prototypes import prototypes
+from finetune_core.training.strategies import STRATEGIES
+
+_PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
 
 
-def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, None]:
-    """Fit the head of the job's network; a run that is stopped in here has changed nothing, and starts again.
+def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
+    """Fit the head of the job's network, and return the network with it; a run that is stopped in here starts again.
 
     Raises:
         TrainingError: when the head is no linear layer on one vector per image, or too many images are lost.
     """
-    began = time.monotonic()
-    if len(job.network.heads) > 1:
-        raise _no_place(job)
+    began, fits = time.monotonic(), STRATEGIES[job.config.strategy].fits
+    head = _linear_head(job)
     with without_head(job.network):
-        rows, features = yield from predict_splits(job, [TRAIN], "features", lost)
-    (head,) = job.network.head_layers
-    if not isinstance(head, nn.Linear) or features.shape[1:] != (head.in_features,):
+        rows, found = yield from predict_splits(job, [TRAIN], "features", lost)
+    if found.shape[1:] != (head.in_features,):
         raise _no_place(job)
-    there = torch.from_numpy(features).to(job.device.torch_device)
-    labels = job.targets(rows)
-    sets = sides(job.dataset.table.iloc[rows])
-    work = linear_probe(there, labels, sets, head.out_features, job.config.seed)
-    found, choice = yield from reported("fit", work)
-    with torch.no_grad():
-        head.weight.copy_(found.weight)
-        head.bias.copy_(found.bias)
-    logits = found.logits(there)
-    memory = held(job, [there, there])  # as they are, and standardised
+    features, labels = torch.from_numpy(found).to(job.device.torch_device), job.targets(rows)
+    if fits == "nearest_neighbours":
+        neighbours = NearestNeighbours(features, labels, head.out_features)
+        network, logits = with_neighbours(job.network, neighbours), neighbours.without_themselves()
+        choice = Choice(NEIGHBOURS, (), 0, 0)
+    else:
+        fit = linear_probe if fits == "linear_probe" else prototypes
+        work = fit(features, labels, sides(job.dataset.table.iloc[rows]), head.out_features, job.config.seed)
+        fitted, choice = yield from reported("fit", work)
+        network, logits = _with_linear(job.network, head, fitted), fitted.logits(features)
+    memory = held(job, [features, features])  # as they are, and standardised
     yield HeadFitted(
         images=len(rows),
         features=features.shape[1],
-        parameter="C",
+        parameter=_PARAMETERS[job.config.strategy],
         chosen=choice.value,
         candidates=list(choice.candidates),
         chosen_on=choice.images,
@@ -58,10 +63,25 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, None]:
         memory_bytes=memory.host,
         device_bytes=memory.device,
     )
+    return network
+
+
+def _linear_head(job: Job) -> nn.Linear:
+    heads = job.network.head_layers
+    if len(heads) > 1 or not isinstance(heads[0], nn.Linear):
+        raise _no_place(job)
+    return heads[0]
 
 
 def _no_place(job: Job) -> TrainingError:
     return TrainingError(
-        f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no linear classifier can take its "
-        "place. Choose feature extraction instead."
+        f"The head of {job.config.backbone} is not one linear layer on one vector per image, so no classifier can be fitted in its place. "
+        "Choose feature extraction instead."
     )
+
+
+@torch.no_grad()
+def _with_linear(network: Network, head: nn.Linear, fitted: Linear) -> Network:
+    head.weight.copy_(fitted.weight)
+    head.bias.copy_(fitted.bias)
+    return network

@@ -48,6 +48,7 @@ from finetune_core.training.job import Job, step_rule
 from finetune_core.training.loss_scale import LossScale, loss_scale
 from finetune_core.training.lost import LostImages
 from finetune_core.training.movement import copied, is_measured, measured
+from finetune_core.training.nearest import neighbours_of
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.pending import PendingStep, ReadStep, pending_step, read_back, seconds_between_reads
@@ -119,8 +120,8 @@ def _fit_in_one_go(job: Job, run_dir: Path, began: float) -> Generator[Event, No
     lost = LostImages(job)
     yield _started(job)
     remove_predictions(run_dir)  # of a head that was fitted before the run was cut off
-    yield from fit_head(job, lost)
-    yield _save_best(job, run_dir, 0)
+    network = yield from fit_head(job, lost)
+    yield _save_best(replace(job, network=network), run_dir, 0)
     final = yield from evaluate_best(job, run_dir, lost)
     yield _finished(job, final, 0, 0, time.monotonic() - began)
 
@@ -415,6 +416,10 @@ def _expected(job: Job) -> Expected | None:
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
-    info = CheckpointInfo(epoch, job.config.backbone, job.network.weights_hash, job.dataset.classes, job.dataset.fingerprint)
+    dataset, network = job.dataset, job.network
+    neighbours = neighbours_of(network)
+    info = CheckpointInfo(
+        epoch, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, neighbours=neighbours
+    )
     save_checkpoint(run_dir, BEST, tensors, info)
     return CheckpointSaved(BEST, epoch)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from finetune_core.config import RunConfig
-from finetune_core.errors import TrainingError
+from finetune_core.errors import ConfigError, TrainingError
 from finetune_core.training.compute import train_step
 from finetune_core.training.device import choose_device
 from finetune_core.training.device_turn import work_in_turn
@@ -18,6 +18,7 @@ from finetune_core.training.job import Inputs, Job, step_rule
 from finetune_core.training.loss_scale import loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.prepare import check_config, prepare
+from finetune_core.training.strategies import epochs_of
 from finetune_core.work import Step, Work
 
 _LOWEST, _HIGHEST = 1e-7, 10.0
@@ -54,6 +55,8 @@ def find_rate(config: RunConfig, roots: Sequence[Path] = ()) -> Work[RateCurve]:
         FinetuneError: when the run could not start, or no step at all could be made.
     """
     check_config(config)  # at once, not when it is its turn
+    if not epochs_of(config):
+        raise ConfigError({"strategy": "is fitted without steps, so that there is no learning rate to find"})
     device = choose_device(config.device, config.precision)
     return (yield from work_in_turn(_found_rate(config, roots), device.kind))
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from finetune_core.config import RunConfig
+from finetune_core.config.run_config import StrategyName
 from finetune_core.errors import ConfigError
 
 Part = Literal["all", "norms", "biases"]
-Fit = Literal["linear_probe"]
+Fit = Literal["linear_probe", "prototypes", "nearest_neighbours"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,23 @@ STRATEGIES: dict[str, NamedStrategy] = {
         _last(1),
         fits="linear_probe",
     ),
+    "prototypes": NamedStrategy(
+        "Prototypes (nearest class mean)",
+        "Each class is represented by the mean of its features.",
+        "For a few images per class, where there is too little to fit: nearest class mean on centred, normalised features.",
+        "Wang et al. 2019, SimpleShot",
+        _last(1),
+        fits="prototypes",
+    ),
+    "nearest_neighbours": NamedStrategy(
+        "Nearest neighbours (k-NN)",
+        "The most similar training images vote.",
+        "Nothing is fitted: shows how well the features alone separate the classes. It needs the training images' features to predict, so it "
+        "cannot be exported as a plain network.",
+        "Caron et al. 2021, DINO",
+        _last(1),
+        fits="nearest_neighbours",
+    ),
     "last_block": NamedStrategy(
         "Last block",
         "The last stage and the head train.",
@@ -204,6 +222,8 @@ STRATEGIES: dict[str, NamedStrategy] = {
         settings=("cut", "stage_rates"),
     ),
 }
+
+BASELINE: StrategyName = "linear_probe"  # what training in epochs has to beat
 
 
 def epochs_of(config: RunConfig) -> int:

@@ -1,25 +1,32 @@
 """Heads that are fitted in one go: what a run without epochs does, and that its head is scikit-learn's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.preprocessing import StandardScaler, normalize
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TRAIN
-from finetune_core.errors import TrainingError
+from finetune_core.errors import ExportError, RunError, TrainingError
 from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.exporters.formats import export_run
 from finetune_core.models.network import build_network
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
 from finetune_core.training import events, fitting
+from finetune_core.training.checkpoints import BEST, load_tensors, save_checkpoint
 from finetune_core.training.evaluation import best_network
 from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import GRID, Linear, Scale, fitted, linear_probe, objective
+from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.training.predictions import load_predictions
+from finetune_core.training.prototypes import prototypes
 from finetune_core.work import finish
 
 
@@ -208,3 +215,73 @@ def test_a_head_that_is_left_out_stays_left_out_within_exact_head():
                 assert network.model(images).shape == (2, 512)
     with torch.no_grad():
         assert network.model(images).shape == (2, 3)
+
+
+def test_prototypes_are_scikit_learns_nearest_centroids_and_a_linear_head():
+    features, labels = clouds(spread=0.4)
+    head, choice = finish(prototypes(features, labels, np.arange(300), 4, seed=0))
+    unit = normalize((features - features.mean(0)).numpy())
+    means = normalize(NearestCentroid().fit(unit, labels).centroids_)
+    theirs = NearestCentroid().fit(means, np.arange(4)).predict(unit)
+    assert (head.logits(features).argmax(1).numpy() == theirs).all()
+    assert choice.value == min(choice.candidates, key=lambda one: one["loss"])["value"]
+    assert len({one["loss"] for one in choice.candidates}) == len(choice.candidates)
+
+
+def test_a_class_without_training_images_is_never_predicted():
+    features, labels = clouds()
+    head, _ = finish(prototypes(features, labels, np.arange(300), 6, seed=0))
+    assert set(head.logits(features).argmax(1).tolist()) <= {0, 1, 2, 3}
+    assert head.logits(features).isfinite().all()
+
+
+def test_nearest_neighbours_are_scikit_learns():
+    features, labels = clouds(images=400, spread=0.4)
+    mine = NearestNeighbours(features[:300], labels[:300], 4)
+    theirs = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    theirs.fit(features[:300].numpy(), labels[:300].numpy())
+    wanted = theirs.predict_proba(features[300:].numpy())
+    np.testing.assert_allclose(mine(features[300:]).exp().numpy(), wanted, atol=1e-4)
+    assert (mine(features[300:]).argmax(1).numpy() == wanted.argmax(1)).all()
+
+
+def test_no_training_image_votes_for_itself():
+    features, labels = clouds(images=100)
+    alone = NearestNeighbours(features[1:], labels[1:], 4)(features[:1])
+    torch.testing.assert_close(NearestNeighbours(features, labels, 4).without_themselves(part=30)[:1], alone)
+
+
+@pytest.mark.parametrize("strategy", ["prototypes", "nearest_neighbours"])
+def test_their_runs_finish_and_predict(fitted_run, strategy):
+    folder, seen = fitted_run(strategy=strategy)
+    assert isinstance(seen[-1], events.RunFinished)
+    run = read_run(folder)
+    network, info = best_network(run.config, folder)
+    head = network.model.get_submodule(network.head)
+    assert (info.neighbours > 0) == (strategy == "nearest_neighbours") == isinstance(head, NearestNeighbours)
+    table = load_predictions(folder)
+    images = torch.zeros(2, 3, 32, 32)
+    assert network.model(images).shape == (2, 3)
+    assert (np.stack(table["logits"].tolist()).argmax(1) == table["label"]).mean() > 0.8
+
+
+def test_nearest_neighbours_say_that_they_cannot_be_exported(fitted_run):
+    folder, _ = fitted_run(strategy="nearest_neighbours")
+    with pytest.raises(ExportError, match="cannot be exported as a plain network"):
+        export_run(read_run(folder), "onnx")
+    assert "card" in str(export_run(read_run(folder), "card").folder)
+
+
+def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damaged(fitted_run):
+    folder, _ = fitted_run(strategy="nearest_neighbours")
+    tensors, info = load_tensors(folder, BEST)
+    save_checkpoint(folder, BEST, tensors, replace(info, neighbours=9_000_000))
+    with pytest.raises(RunError, match="damaged"):
+        best_network(read_run(folder).config, folder)
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "prototypes"])
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+def test_a_fitted_linear_head_is_exported_like_any_other(fitted_run, strategy, form):
+    folder, _ = fitted_run(strategy=strategy)
+    assert export_run(read_run(folder), form).files

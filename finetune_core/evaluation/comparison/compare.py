@@ -53,6 +53,7 @@ class Comparison:
         advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
         headline, caveat: about the strategies in any case: one sentence, and what else to know.
         networks: about the networks that were trained; empty where there is nothing to compare.
+        baseline: what training in epochs gained over a linear probe; empty where there is none among the arms.
         arm_verdicts: of each arm; none where there is one strategy only.
         notes: what has to be known to read it.
         differing: settings in which arms differ besides the strategy.
@@ -68,13 +69,14 @@ class Comparison:
     headline: str
     caveat: str
     networks: str
+    baseline: str
     arm_verdicts: tuple[ArmVerdict, ...]
     notes: tuple[str, ...]
     differing: tuple[str, ...]
 
     @property
     def verdict(self) -> str:
-        return " ".join(part for part in (self.headline, self.caveat, self.networks) if part)
+        return " ".join(part for part in (self.headline, self.caveat, self.baseline, self.networks) if part)
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -90,7 +92,7 @@ class Comparison:
         return comparison_html(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies`` and ``networks``, ``images``, ``split``,
+        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies``, ``networks`` and ``baseline``, ``images``, ``split``,
         ``notes``, ``advised`` (None where there is too little to choose by)."""
         arms = self.arms
         return {
@@ -103,6 +105,7 @@ class Comparison:
             "verdict": self.verdict,
             "strategies": f"{self.headline} {self.caveat}".strip(),
             "networks": self.networks,
+            "baseline": self.baseline,
             "advised": None if self.advised is None else arms[self.advised].title,
             "notes": list(self.notes),
         }
@@ -160,6 +163,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
         headline,
         caveat,
         networks,
+        verdicts.baselines(arms, pairs),
         arm_verdicts,
         notes,
         differing,

@@ -16,7 +16,7 @@ from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import duration, things
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import BASELINE, epochs_of
 
 CLAIMS: dict[About, str] = {"strategies": "Strategies", "networks": "Networks"}
 CLAIM_HELP: dict[About, str] = {
@@ -130,6 +130,41 @@ def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
         )
     it = "they" if many else "it"
     return f"The networks trained here: {_networks_of(arms[best])} did best; {it} {f', and {it} '.join(claims)}."
+
+
+def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
+    """What training in epochs gained over each linear probe on the same backbone and share of the data; empty without one."""
+    found = []
+    for at, probe in enumerate(arms):
+        alike = (probe.config.backbone, probe.config.train_fraction)
+        trained = [
+            place
+            for place, arm in enumerate(arms)
+            if epochs_of(arm.config) and (arm.config.backbone, arm.config.train_fraction) == alike
+        ]
+        if probe.config.strategy == BASELINE and trained:
+            found.append(_against(arms, pairs, at, trained))
+    return " ".join(found)
+
+
+def _against(arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Sequence[int]) -> str:
+    probe, took = quoted(arms[at].title), duration(arms[at].cost.seconds)
+    between = {place: pair_of(pairs, at, place) for place in trained}
+    gains = {place: pair.difference if pair.a == place else -pair.difference for place, pair in between.items()}
+    better = [place for place in trained if between[place].widest.different and gains[place] > 0]
+    if better:
+        best = max(better, key=gains.__getitem__)
+        arm, pair = arms[best], between[best]
+        about_networks = pair.widest.claim.about == "networks"
+        name = _networks_of(arm) if about_networks else quoted(arm.title)
+        verb = "beat" if about_networks and len(arm.members) > 1 else "beats"
+        by = f"{pair.measure.size(gains[best])} {pair.measure.unit}"
+        return f"{name[0].upper()}{name[1:]} {verb} the baseline {probe}, which took {took}, by {by}."
+    alike = [place for place in trained if not between[place].widest.different]
+    if not alike:
+        return f"The baseline {probe}, which took {took}, beats everything that was trained in epochs."
+    apart = "distinguishable from" if len(alike) == len(trained) else "distinguishably better than"
+    return f"Nothing that was trained in epochs is {apart} the baseline {probe}, which took {took}."
 
 
 def one_strategy(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:

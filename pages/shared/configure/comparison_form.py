@@ -21,7 +21,7 @@ from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 from finetune_core.training.timing import calibrate
 from finetune_core.work import Work
 from pages.shared.address import carried
@@ -127,6 +127,16 @@ def _choices(base: RunConfig) -> Wanted:
         persist_state="session",
         help="Which stages train. Each strategy is trained with every seed.",
     )
+    with st.container():  # always there, so that nothing below is drawn anew
+        if BASELINE not in chosen:
+            st.button(
+                "Add the linear probe as the baseline",
+                icon=":material/flag:",
+                type="tertiary",
+                key="compare_baseline",
+                on_click=_add_baseline,
+                help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained over it.",
+            )
     seeds = st.number_input(
         "Seeds",
         1,
@@ -139,6 +149,11 @@ def _choices(base: RunConfig) -> Wanted:
     with st.expander("Backbones, training fractions, cuts"):
         backbones, fractions, cuts = _more_choices(base)
     return Wanted([*chosen, *(f"{FROM}{stage}" for stage in cuts)], int(seeds), backbones, fractions)
+
+
+def _add_baseline() -> None:
+    key = settings.comparison_key("strategies")
+    st.session_state[key] = [*st.session_state[key], BASELINE]
 
 
 def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
@@ -184,7 +199,7 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
             {
                 "Strategy": title,
                 "Runs": len(some),
-                "Learning rate": f"{some[0].learning_rate:g}",
+                "Learning rate": f"{some[0].learning_rate:g}" if epochs_of(some[0]) else "none",
                 "Forecast": duration(seconds) if seconds is not None else "not timed yet",
             }
         )
@@ -258,7 +273,7 @@ def _show_outcomes(timing: str, search: str) -> None:
 def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str, float]]:
     """Arm (``_search_key``) -> the rate that was found for it."""
     found = {}
-    for config in firsts:
+    for config in filter(epochs_of, firsts):
         curve = yield from find_rate(config, roots)
         if curve.suggestion is not None:
             found[_search_key(config)] = curve.suggestion

@@ -1,0 +1,55 @@
+"""What a comparison says of the linear probe, the baseline that training has to beat."""
+
+import pytest
+
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.report import comparison_html
+from tests.evaluation.simulated import pair_of, right
+
+SEEDS = range(3)
+
+
+def runs_of(made_run, **shares):
+    """Three runs of each strategy, right on about that share of the images."""
+    return [
+        made_run(right(share, seed), strategy=name, seed=seed, seconds=6.0 if name == "linear_probe" else 30.0)
+        for name, share in shares.items()
+        for seed in SEEDS
+    ]
+
+
+def test_what_beats_the_baseline_says_by_how_much(made_run):
+    compared = compare_runs(runs_of(made_run, linear_probe=0.80, last_block=0.90, full=0.86))
+    gain = pair_of(compared.to_json(), "Linear probe", "Last block")["difference"]
+    assert compared.baseline == (
+        f"“Last block” beats the baseline “Linear probe”, which took 6.0 s, by {abs(gain) * 100:.1f} points."
+    )
+    assert compared.baseline in compared.verdict
+    assert compared.to_json()["baseline"] == compared.baseline
+    assert "beats the baseline" in comparison_html(compared)
+
+
+def test_with_one_seed_only_its_network_beats_the_baseline(made_run):
+    runs = [made_run(right(0.80), strategy="linear_probe"), made_run(right(0.90), strategy="last_block")]
+    assert compare_runs(runs).baseline.startswith("The network of “Last block” beats the baseline “Linear probe”")
+
+
+@pytest.mark.parametrize(
+    ("shares", "words"),
+    [
+        ({"last_block": 0.851, "full": 0.849}, "Nothing that was trained in epochs is distinguishable from the baseline"),
+        ({"last_block": 0.851, "full": 0.70}, "Nothing that was trained in epochs is distinguishably better than the baseline"),
+        ({"last_block": 0.70, "full": 0.70}, "beats everything that was trained in epochs"),
+    ],
+)
+def test_what_does_not_beat_the_baseline(made_run, shares, words):
+    compared = compare_runs(runs_of(made_run, linear_probe=0.85, **shares))
+    assert words in compared.baseline
+    assert "6.0 s" in compared.baseline
+
+
+def test_without_a_probe_or_with_one_of_another_backbone_there_is_no_baseline(made_run):
+    others = [made_run(right(0.9, seed), strategy="full", seed=seed) for seed in SEEDS]
+    probes = [made_run(right(0.8, seed), strategy="linear_probe", backbone="resnet18", seed=seed) for seed in SEEDS]
+    assert compare_runs([*others, made_run(right(0.8), strategy="last_block")]).baseline == ""
+    assert compare_runs([*others, *probes]).baseline == ""
