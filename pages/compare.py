@@ -249,6 +249,8 @@ def shapes(comparison: Comparison) -> None:
 
 @st.fragment
 def curves(comparison: Comparison) -> None:
+    if not any(run.history.epochs for arm in comparison.arms for run in arm.runs):
+        return
     st.header("Learning curves", anchor=False)
     axis = st.segmented_control(
         "Axis",

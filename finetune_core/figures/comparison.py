@@ -60,11 +60,13 @@ def accuracies(arms: Sequence[Arm]) -> go.Figure:
 
 
 def learning_curves(kind: Kind, axis: Axis, arms: Sequence[Arm]) -> go.Figure:
-    """Validation loss or accuracy of every run on shared axes, over epochs or over seconds since the run began."""
+    """Validation loss or accuracy of every run with epochs on shared axes, over epochs or over seconds since the run began."""
     figure = go.Figure()
     for at, arm in enumerate(arms):
         for number, member in enumerate(arm.members):
             rows = timeline(member.run)
+            if not rows:  # its head was fitted without epochs
+                continue
             figure.add_scatter(
                 x=[row[axis] for row in rows],
                 y=[row[f"val_{kind}"] for row in rows],

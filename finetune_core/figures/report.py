@@ -35,7 +35,7 @@ def comparison_figures(comparison: Comparison) -> Headed:
         if figure
     ]
     axes: tuple[tuple[Axis, str], ...] = (("epoch", "by epoch"), ("seconds", "by time"))
-    for axis, words in axes:
+    for axis, words in axes if any(run.history.epochs for arm in arms for run in arm.runs) else ():
         found += [(f"Validation {kind}, {words}", learning_curves(kind, axis, arms)) for kind in ("loss", "accuracy")]
     return found
 

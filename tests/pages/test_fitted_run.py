@@ -1,0 +1,94 @@
+"""Runs without epochs on the pages: no curves that are not there, what was chosen, and no settings that mean nothing to them."""
+
+import pytest
+
+from finetune_core import paths
+from finetune_core.config import make_config
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import read_run, summary
+from finetune_core.training.strategies import BASELINE
+from tests.pages.test_pages import opened, words
+
+
+@pytest.fixture
+def fitted(image_folder, tmp_path, monkeypatch):
+    """Trains a run of such a strategy among the app's runs; returns it."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    folder = image_folder(tmp_path / "images", {"red": 14, "blue": 14, "green": 14})
+
+    def train(strategy=BASELINE, **settings):
+        config = make_config({"data": str(folder), "image_size": 32, "precision": "fp32", "strategy": strategy} | settings)
+        reservation = create_run(config, paths.runs_dir())
+        list(execute(reservation))
+        return read_run(reservation.run_dir)
+
+    return train
+
+
+@pytest.mark.parametrize("strategy", ["linear_probe", "prototypes", "nearest_neighbours"])
+def test_the_train_page_shows_the_fit_and_no_epochs(fitted, strategy):
+    run = fitted(strategy)
+    at = opened("train", run=run.run_id)
+    shown = words(at)
+    assert "Its head was fitted without epochs." in shown
+    assert "The classifier was fitted to 1,280 features" in shown
+    assert "no epochs to follow" in shown
+    assert "was the best and is kept" not in shown
+    assert not at.get("arrow_vega_lite_chart")
+    chosen = [frame.value for frame in at.dataframe]
+    if strategy == "linear_probe":
+        assert chosen[0]["C"].str.contains("chosen").sum() == 1
+    assert "cross-validation" in shown if strategy != "nearest_neighbours" else "cross-validat" not in shown
+
+
+@pytest.mark.parametrize("page", ["evaluate", "predict", "runs"])
+def test_other_pages_show_it_like_any_run(fitted, page):
+    run = fitted()
+    at = opened(page, run=run.run_id)
+    if page == "evaluate":
+        assert "neither to train nor to choose anything" in words(at)
+    if page == "runs":
+        assert "Linear probe" in set(at.dataframe[0].value["Strategy"])
+
+
+def test_a_comparison_of_runs_without_epochs_has_no_learning_curves(fitted):
+    runs = [fitted(strategy) for strategy in ("linear_probe", "prototypes")]
+    at = opened("compare", runs=",".join(run.run_id for run in runs))
+    assert "Learning curves" not in [header.value for header in at.header]
+    assert summary(runs[0])["epochs"] == 0
+
+
+def test_configure_hides_what_steers_steps(fitted):
+    at = opened("configure", data=fitted().config.data)
+    keys = {widget.key for kind in ("number_input", "text_input", "selectbox") for widget in at.get(kind)}
+    assert {"form_epochs", "form_learning_rate", "form_image_size"} <= keys
+    at.session_state["form_strategy"] = "linear_probe"
+    at.run()
+    keys = {widget.key for kind in ("number_input", "text_input", "selectbox") for widget in at.get(kind)}
+    assert "form_image_size" in keys
+    assert not keys & {
+        "form_epochs",
+        "form_learning_rate",
+        "form_batch_size",
+        "form_optimizer",
+        "form_augmentation",
+        "form_ema",
+    }
+    assert "mean nothing here" in words(at)
+    assert not [button for button in at.button if button.label == "Find a learning rate"]
+    at.session_state["form_strategy"] = "last_block"
+    at.run()
+    assert at.number_input(key="form_epochs").value == 10
+
+
+def test_compare_offers_the_baseline(fitted):
+    at = opened("compare", data=fitted().config.data)
+    next(button for button in at.button if button.key == "compare_baseline").click().run()
+    assert not at.exception
+    assert BASELINE in at.session_state["compare_strategies"]
+    assert not [button for button in at.button if button.key == "compare_baseline"]
+
+
+def test_home_offers_the_baseline_after_try_it_now():
+    labels = [button.label for button in opened("home").button]
+    assert labels[:2] == ["Try it now", "Fit the baseline: linear probe"]
