@@ -157,7 +157,7 @@ def _recipe(source: Source) -> str:
     changed -= set() if epochs_of(config) else {name for name, one in all_settings().items() if one.stepwise}
     rows = {
         "Backbone": shared_name(config.backbone),
-        "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []))}",
+        "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []), epochs_of(config))}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         **_training(source),
         "Image size": f"{config.image_size} pixels",
@@ -198,10 +198,11 @@ def _setting(name: str, value: Any) -> str:
     return str(value).replace("\\", "/").rpartition("/")[2] if name == "weights" else str(value)
 
 
-def _stages(stages: list[dict[str, Any]]) -> str:
-    warm = [f"{stage['name']} at {stage['rate']:g} times the rate" for stage in stages if stage["trains"]]
+def _stages(stages: list[dict[str, Any]], epochs: int) -> str:
+    rates = " at {:g} times the rate" if epochs else ""
+    warm = [f"{stage['name']}{rates.format(stage['rate'])}" for stage in stages if stage["trains"]]
     cold = [stage["name"] for stage in stages if not stage["trains"]]
-    return "trained " + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
+    return ("trained " if epochs else "fitted ") + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
 
 
 def _measurement(source: Source, measured: Measured | None) -> str:

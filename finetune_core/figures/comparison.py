@@ -11,6 +11,7 @@ from finetune_core.evaluation.comparison.costs import Cost, timeline
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.figures.axes import share_axis, whole_axis
 from finetune_core.figures.style import LEGEND, MARGIN, OTHER_COLOR, RUN_COLORS, escaped
+from finetune_core.training.strategies import epochs_of
 
 Kind = Literal["loss", "accuracy"]
 Axis = Literal["epoch", "seconds"]
@@ -173,8 +174,8 @@ def _round_duration(seconds: int) -> str:
 
 def by_depth(arms: Sequence[Arm]) -> go.Figure | None:
     """Accuracy against how many stages train, a line per backbone and share of the data; None where all are cut alike. What did not train
-    to the end says nothing of depth."""
-    cut = [arm for arm in arms if arm.depth.whole and not arm.unfinished]
+    to the end, or has no epochs, says nothing of depth."""
+    cut = [arm for arm in arms if arm.depth.whole and epochs_of(arm.config) and not arm.unfinished]
     if len({arm.depth.trained_stages for arm in cut}) < 2:
         return None
     depths = sorted({arm.depth.trained_stages for arm in cut})

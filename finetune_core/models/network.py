@@ -67,6 +67,13 @@ def head_paths(name: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=128)
+def has_linear_head(name: str) -> bool:
+    """Whether a backbone has one final layer, and that is linear; else there are several, or it is a convolution."""
+    heads = head_paths(name)
+    return len(heads) == 1 and isinstance(create_on_meta(name, classes=2).get_submodule(heads[0]), nn.Linear)
+
+
+@lru_cache(maxsize=128)
 def network_stages(name: str, classes: int = 1000, image_size: int | None = None) -> tuple[Stage, ...]:
     """The stages of a backbone with a head for ``classes`` classes, without building its weights.
 

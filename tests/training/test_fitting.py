@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TRAIN
-from finetune_core.errors import ExportError, RunError, TrainingError
+from finetune_core.errors import ConfigError, ExportError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.exporters.formats import export_run
 from finetune_core.models.network import build_network
@@ -202,7 +202,7 @@ def test_it_stops_between_fits_and_starts_again(colour_config, tmp_path):
 
 
 def test_a_head_that_is_a_convolution_is_refused_in_words(fitted_run):
-    with pytest.raises(TrainingError, match="not a linear layer"):
+    with pytest.raises(ConfigError, match="strategy: Linear probe needs a linear head"):
         fitted_run(strategy="linear_probe", backbone="squeezenet1_1", weights="none", image_size=64)
 
 
