@@ -133,7 +133,7 @@ class History:
         elif kind == "HeadFitted":
             self.fitted = row
         elif kind == "RunStarted":
-            self.started = row
+            self.started, self.fitted = row, None
         elif kind == "RunReopened":
             self.end = None
         elif kind == "RunResumed":

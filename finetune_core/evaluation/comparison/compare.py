@@ -40,6 +40,7 @@ from finetune_core.formatting import things
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions, predictions_changed
+from finetune_core.training.strategies import epochs_of
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
     )
     summaries = _summed_up(metric, keys, split)
     finished = [unfinished(group[0]) is None for group in grouped]
-    variances = known_variances(summaries, finished)
+    alike = [ended and epochs_of(group[0].config) > 0 for ended, group in zip(finished, grouped, strict=True)]
+    variances = known_variances(summaries, alike)
     arms = tuple(
         _arm(title, group, answered, variance, runs)
         for title, group, answered, variance in zip(titles, grouped, summaries, variances, strict=True)

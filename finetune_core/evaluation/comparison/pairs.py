@@ -83,10 +83,20 @@ class Pair:
         return self.strategies or self.networks
 
 
-def known_variances(arms: Sequence[Answers], finished: Sequence[bool]) -> list[SeedVariance | None]:
-    """What a seed adds in each arm: pooled over those that trained to the end; an arm that did not has its own."""
-    pooled = iter(seed_variances([arm for arm, ended in zip(arms, finished, strict=True) if ended]))
-    return [next(pooled) if ended else seed_variances([arm])[0] for arm, ended in zip(arms, finished, strict=True)]
+def known_variances(arms: Sequence[Answers], alike: Sequence[bool]) -> list[SeedVariance | None]:
+    """What a seed adds in each arm: pooled over those where seeds add alike; every other arm has its own.
+
+    Args:
+        alike: for each arm, whether it trained in epochs, to the end. Where a head is fitted in one go a seed adds next to nothing, and
+            would make the others' seeds look as if they added less.
+    """
+    pooled = iter(seed_variances([arm for arm, shares in zip(arms, alike, strict=True) if shares]))
+    return [next(pooled) if shares else _own(arm) for arm, shares in zip(arms, alike, strict=True)]
+
+
+def _own(arm: Answers) -> SeedVariance | None:
+    found = seed_variances([arm])[0]
+    return found and replace(found, pooled=False)
 
 
 def compare_pairs(

@@ -53,3 +53,19 @@ def test_without_a_probe_or_with_one_of_another_backbone_there_is_no_baseline(ma
     probes = [made_run(right(0.8, seed), strategy="linear_probe", backbone="resnet18", seed=seed) for seed in SEEDS]
     assert compare_runs([*others, made_run(right(0.8), strategy="last_block")]).baseline == ""
     assert compare_runs([*others, *probes]).baseline == ""
+
+
+def test_seeds_of_a_probe_do_not_make_other_seeds_look_alike(made_run):
+    """A probe is the same with every seed: pooled with the others it would halve what their seeds seem to add."""
+    trained = [
+        made_run(right(share + gain), strategy=name, seed=seed)
+        for name, share in (("last_block", 0.85), ("full", 0.80))
+        for seed, gain in enumerate((-0.04, 0.0, 0.04))
+    ]
+    probes = [made_run(right(0.82), strategy="linear_probe", seed=seed) for seed in SEEDS]
+    alone, beside = (
+        pair_of(compare_runs(runs).to_json(), "Last block", "Full fine-tuning") for runs in (trained, [*trained, *probes])
+    )
+    assert beside["strategies"]["ci_low"] == pytest.approx(alone["strategies"]["ci_low"])
+    assert beside["seed_error"] == pytest.approx(alone["seed_error"])
+    assert alone["seed_error"] > 0.01
