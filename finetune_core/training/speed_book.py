@@ -156,7 +156,7 @@ def learn_from_run(
     cache, counts = started["cache"], started["counts"]
     known = book.speed(config)
     thawed = max(stage["thaw_epoch"] for stage in started["stages"])
-    fitted = [row["seconds"] for row in epochs if row["event"] == "HeadFitted"]
+    fitted = [row["seconds"] for row in epochs if row.get("event") == "HeadFitted"]
     whole = fitted or [row["train_seconds"] for row in epochs if row["epoch"] >= thawed]
     if known is None or not whole:  # never calibrated: a run alone does not tell all that a forecast needs
         return
@@ -164,7 +164,8 @@ def learn_from_run(
     forward = known.forward if fitted else float(np.median([row["val_seconds"] for row in epochs])) / counts[VAL]
     if cache["where"] == "off":
         # The whole network ran: what the book calls a step leaves the trunk out.
-        learnt = replace(known, step=max(0.0, step - known.trunk), forward=max(0.0, forward - known.trunk))
+        forward = forward if fitted else max(0.0, forward - known.trunk)
+        learnt = replace(known, step=max(0.0, step - known.trunk), forward=forward)
         if known.exact:
             learnt = replace(learnt, exact=finished["evaluation_seconds"] / (counts[VAL] + counts.get(TEST, 0)))
     else:

@@ -246,3 +246,24 @@ def test_speeds_of_another_version_are_measured_again(config, home):
 def test_a_batch_that_cannot_train_is_refused_in_words(config, folder):
     with pytest.raises(TrainingError, match="batch size of 2"):
         list(calibrate([config(batch_size=1)], load_dataset(folder), SpeedBook()))
+
+
+def test_a_run_without_epochs_has_none_in_its_forecast_and_pays_for_the_fit_once(config, folder):
+    dataset = load_dataset(folder)  # 28 train, 6 val, 6 test
+    estimate = forecast(config(strategy="linear_probe", augmentation="flips"), dataset, SPEED, 0.001)
+    once = 40 * 0.001 + 40 * 0.01 + 12 * 0.005
+    assert estimate.epoch_seconds == 0
+    assert estimate.seconds == pytest.approx(0.8 + once + 28 * 0.02)
+    in_bf16 = forecast(config(strategy="linear_probe", precision="bf16"), dataset, replace(SPEED, exact=0.03), 0.001)
+    assert in_bf16.cache_bytes == 28_000, "validation images are seen once, in fp32"
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_a_run_without_epochs_corrects_what_a_fit_takes(config, tmp_path, cache):
+    settings, book = config(strategy="prototypes", cache=cache), SpeedBook()
+    book.learn(settings, SPEED)
+    seen = list(execute(create_run(settings, tmp_path / "runs")))
+    fitted = next(event for event in seen if isinstance(event, events.HeadFitted))
+    learnt = book.speed(settings)
+    assert learnt.step == pytest.approx(max(0.0, fitted.seconds / 28 - (SPEED.trunk if cache == "off" else 0)))
+    assert learnt.forward == SPEED.forward
