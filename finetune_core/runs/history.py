@@ -95,6 +95,8 @@ class History:
         kind, started = row["event"], self.started
         if kind == "Progress":
             return not row["total"] or row["done"] <= row["total"]
+        if kind == "RunStarted" and (row["epochs"] == 0) != (row["steps_per_epoch"] == 0):
+            return False
         if started is None:
             self._orphans += kind not in _BEFORE_START
             return kind in _BEFORE_START

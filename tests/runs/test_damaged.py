@@ -179,6 +179,8 @@ BAD_LINES = {
     "a stage that is not there": line(ENDED, epoch=2, stages={"layer9": {"learning_rate": 1, "gradient_norm": 1, "update": 1}}),
     "an unknown phase": line(events.Progress("index", 1, 2), phase="party"),
     "more done than there is": line(events.Progress("index", 3, 2)),
+    "a fit where there are epochs": line(events.HeadFitted(5, 3, "C", 0.1, [], 5, 0, 0.1, 1.0, 0.2)),
+    "finished without a best epoch": line(events.RunFinished(1, 0, 0.5, 1.0, None, 3.0)),
     "longer than can be": b" " * (events.LONGEST_LINE + 10) + b"\n",
 }
 
