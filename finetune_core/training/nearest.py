@@ -69,6 +69,6 @@ def neighbours_of(network: Network) -> int:
 
 def with_empty_neighbours(network: Network, images: int, classes: int) -> Network:
     """The network with a head that is to be filled from a checkpoint."""
-    features = network.model.get_submodule(network.head).in_features
-    empty = NearestNeighbours(torch.zeros(images, int(features)), torch.zeros(images, dtype=torch.int64), classes)
+    features = network.stages[-1].sizes[f"{network.head}.weight"] // classes
+    empty = NearestNeighbours(torch.zeros(images, features), torch.zeros(images, dtype=torch.int64), classes)
     return with_neighbours(network, empty)
