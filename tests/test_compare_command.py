@@ -104,6 +104,21 @@ def test_a_cut_or_rates_for_stages_add_the_strategy_that_they_describe(image_fol
         designed(fixed | {"strategy": "full,last_block"}, data, None, as_is=True)
 
 
+def test_the_baseline_is_added_once_and_says_what_training_gained(image_folder, tmp_path):
+    data = str(image_folder(tmp_path / "images", {"red": 14, "blue": 14}))
+    fixed = {"strategy": "last_block", "seed": "0"}
+    assert [config.strategy for config in designed(fixed, data, None, as_is=True, baseline=True)] == [
+        "last_block",
+        "linear_probe",
+    ]
+    named = fixed | {"strategy": "linear_probe,last_block"}
+    assert len(designed(named, data, None, as_is=True, baseline=True)) == 2
+    arguments = ("--strategies", "last_block", "--seeds", 0, "--baseline", "--runs-dir", tmp_path / "runs")
+    done = thaw("compare", data, *arguments, *FAST)
+    assert done.exit_code == 0, done.stderr
+    assert "the baseline “Linear probe”" in " ".join(done.stdout.split())
+
+
 def test_each_run_of_a_comparison_is_reported_as_one_that_is_trained_alone(image_folder, tmp_path, monkeypatch):
     reported = []
     monkeypatch.setattr("finetune_core.commands.train.report_to_mlflow", lambda run_dir: reported.append(run_dir) or "")
