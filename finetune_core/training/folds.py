@@ -10,16 +10,16 @@ FOLDS = 5
 Fold = tuple[np.ndarray, np.ndarray]
 
 
-def stratified_folds(labels: np.ndarray, sets: np.ndarray, seed: int = 0, fewest: int = FOLDS) -> list[Fold]:
+def stratified_folds(labels: np.ndarray, sets: np.ndarray, seed: int = 0, fewest: int = FOLDS, most: int = FOLDS) -> list[Fold]:
     """(positions to fit on, positions to evaluate on), near-duplicates on one side; no fold without two labels to fit on.
 
-    ``FOLDS`` of them, or as many as there are sets, and images of the largest class.
+    As many as there are sets, and images of the largest class, but ``most`` at most.
 
     Args:
         labels: int ``[n]``. sets: int ``[n]``, equal for near-duplicates.
         fewest: where no more can be made than less than these, none are.
     """
-    folds = min(FOLDS, len(np.unique(sets)), int(np.bincount(labels).max(initial=0)))
+    folds = min(most, len(np.unique(sets)), int(np.bincount(labels).max(initial=0)))
     if folds < fewest:
         return []
     with warnings.catch_warnings():

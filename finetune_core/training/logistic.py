@@ -12,11 +12,12 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
 from finetune_core.training.events import Candidate
-from finetune_core.training.folds import stratified_folds
+from finetune_core.training.folds import FOLDS, stratified_folds
 from finetune_core.work import Step, Work, finish
 
 GRID = tuple(10 ** (half / 2) for half in range(-10, 3))  # of C, the strongest penalty first
 MOST_CHOSEN_ON = 5_000  # images: the best penalty hardly depends on the others, and each fit takes longer with them
+_MANY, _FEWER_FOLDS = 2_000, 3  # images from which on fewer folds say enough
 _FALLBACK = 1e-2  # of C, where there are too few images to choose by
 _WORSE = 2  # values of C in a row that do worse than the best: weaker penalties, which take the longest, are not tried then
 _FEW, _MOST = 10, 500  # iterations between two steps of progress, and of one fit
@@ -112,7 +113,14 @@ def fitted(
     """
     theta = _joined(start, features, classes).requires_grad_()
     wanted = one_hot(labels, classes).to(features.dtype)
-    optimizer = torch.optim.LBFGS([theta], max_iter=_FEW, history_size=10, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [theta],
+        max_iter=_FEW,
+        history_size=10,
+        tolerance_grad=1e-6,
+        tolerance_change=tolerance / 10,
+        line_search_fn="strong_wolfe",
+    )
 
     @torch.no_grad()
     def closure() -> torch.Tensor:
@@ -159,9 +167,8 @@ def _choose(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, clas
     """The penalty with the lowest mean cross-entropy on held-out images. Each fit begins where that of the next stronger one ended."""
     some = _some(len(labels), seed)
     given = labels.cpu().numpy()[some]
-    folds = [
-        _Fold.of(features, labels, some[fit], some[out]) for fit, out in stratified_folds(given, sets[some], seed, fewest=2)
-    ]
+    parts = stratified_folds(given, sets[some], seed, fewest=2, most=FOLDS if len(some) < _MANY else _FEWER_FOLDS)
+    folds = [_Fold.of(features, labels, some[fit], some[out]) for fit, out in parts]
     candidates: list[Candidate] = []
     heads: Sequence[Linear | None] = [None] * len(folds)
     best, start = 0, None
