@@ -24,6 +24,7 @@ from finetune_core.training.evaluation import best_network
 from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import GRID, Linear, Scale, fitted, linear_probe, objective
+from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prototypes import prototypes
@@ -285,3 +286,17 @@ def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damage
 def test_a_fitted_linear_head_is_exported_like_any_other(fitted_run, strategy, form):
     folder, _ = fitted_run(strategy=strategy)
     assert export_run(read_run(folder), form).files
+
+
+def test_a_script_says_that_it_cannot_repeat_a_fit(fitted_run):
+    folder, _ = fitted_run(strategy="prototypes")
+    with pytest.raises(ExportError, match="strategy: its head was fitted without epochs"):
+        export_run(read_run(folder), "script")
+    card = export_run(read_run(folder), "card").folder / "README.md"
+    assert "scale" in card.read_text()
+    assert "batches of" not in card.read_text()
+
+
+def test_there_is_no_learning_rate_to_find(colour_config):
+    with pytest.raises(ConfigError, match="no learning rate to find"):
+        finish(find_rate(colour_config(strategy="linear_probe")))
