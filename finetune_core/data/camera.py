@@ -1,0 +1,243 @@
+"""Data sets recorded with a camera: ordinary image folders in Thaw's own, with a manifest that keeps a press's frames together."""
+
+import csv
+import hashlib
+import io
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from pathlib import Path
+from threading import Lock
+
+import pandas as pd
+
+from finetune_core.data.dataset import look_through
+from finetune_core.data.duplicates import united
+from finetune_core.data.entry import load_split, save_split
+from finetune_core.data.frames import Batch
+from finetune_core.data.limits import LIMITS, Budget
+from finetune_core.data.names import is_noise, printable_name
+from finetune_core.errors import DataError
+from finetune_core.files import write_bytes
+from finetune_core.formatting import number
+from finetune_core.paths import data_dir
+from finetune_core.work import Work
+
+CAMERA = "camera"
+MOST_OF_CLASS = 5000  # frames
+LEAST_OF_CLASS = 4  # frames: one to validate, one to test, and two to learn from
+_LONGEST_NAME = 60  # letters
+_DELETED = ".deleted"
+_FRAME = re.compile(r"(?P<press>[0-9a-z]{1,32})_(?P<number>\d{5})\.jpg")
+_BLOCKS = (0.7, 0.85)  # of a press that is the only one of its class: where its blocks end, as shares of its time
+_FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
+
+_changing = Lock()  # of this process: two sessions must not write over each other
+
+
+def recordings_folder(person: str = "") -> Path:
+    """Where data sets that were recorded with a camera are; there or not.
+
+    Args:
+        person: where people sign in, each has a folder of their own.
+    """
+    folder = data_dir() / CAMERA
+    return folder / f".{hashlib.sha256(person.encode()).hexdigest()[:16]}" if person else folder
+
+
+def recordings(person: str = "") -> list[str]:
+    """The names of what was recorded before, in order."""
+    return _subfolders(recordings_folder(person))
+
+
+def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:
+    """A data set's or a class's name that can be a folder's on every system.
+
+    Args:
+        what: it is the name of: ``data set``.
+        beside: the names that there are already.
+
+    Raises:
+        DataError: when it cannot.
+    """
+    name = unicodedata.normalize("NFC", name).strip()
+    problem = _problem(name)
+    if problem:
+        raise DataError(f"The {what} needs another name: {problem}.")
+    same = next((other for other in beside if other != name and _alike(other, name)), None)
+    if same is not None:
+        raise DataError(f"There is a {what} “{same}” already. Write it in the same way, or choose a name that differs more.")
+    return name
+
+
+def _problem(name: str) -> str:
+    if not name:
+        return "this one is empty"
+    if _FORBIDDEN.search(name):
+        return 'it becomes a folder, whose name cannot hold / \\ : * ? " < > | or control characters'
+    if is_noise(name) or name.endswith("."):
+        return "it becomes a folder, whose name cannot begin or end with a dot, or be one that systems use themselves"
+    if _RESERVED.fullmatch(name):
+        return f"“{printable_name(name)}” is reserved on Windows"
+    return f"this one has more than {_LONGEST_NAME} letters" if len(name) > _LONGEST_NAME else ""
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether a file system that ignores case would take them for the same."""
+    return unicodedata.normalize("NFC", one).casefold() == unicodedata.normalize("NFC", other).casefold()
+
+
+def frames_by_class(folder: Path) -> dict[str, list[str]]:
+    """Class -> the names of its images, in the order in which they were recorded."""
+    found = {name: sorted(file.name for file in (folder / name).glob("*.jpg")) for name in _subfolders(folder)}
+    return {name: files for name, files in found.items() if files}
+
+
+def presses(files: Sequence[str]) -> list[str]:
+    """The presses of the record button that a class's images come from; an image from elsewhere counts as one."""
+    return list(dict.fromkeys(_press_of(file) for file in files))
+
+
+def store(batch: Batch, person: str = "") -> Path:
+    """Keep frames under their class, and the manifest beside them; frames that are sent again replace themselves.
+
+    Returns:
+        The data set's folder.
+
+    Raises:
+        DataError: when a name cannot be a folder's, it is too much, or the disk cannot take it.
+    """
+    parent = recordings_folder(person)
+    folder = parent / checked_name(batch.recording, "data set", recordings(person))
+    name = checked_name(batch.class_name, "class", _subfolders(folder))
+    if not batch.press:
+        raise DataError("These frames belong to no press of the record button. Reload the page, then try again.")
+    with _changing, _writing(folder):
+        parent.mkdir(parents=True, exist_ok=True)
+        if len(frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
+            raise DataError(f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. Record another class.")
+        Budget(LIMITS).foresee(sum(map(len, batch.frames)))
+        for index, frame in enumerate(batch.frames, start=batch.first):
+            write_bytes(folder / name / f"{batch.press}_{index:05d}.jpg", frame)
+        _write_manifest(folder)
+    return folder
+
+
+def delete(folder: Path, ids: Sequence[str]) -> None:
+    """Take images out of a recorded data set; ``restore`` brings the last ones back.
+
+    Args:
+        ids: ``class/file``; those that are not there are passed over.
+
+    Raises:
+        DataError: when the folder cannot be written to.
+    """
+    there = {f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files}
+    with _changing, _writing(folder):
+        shutil.rmtree(folder / _DELETED, ignore_errors=True)
+        _move([one for one in dict.fromkeys(ids) if one in there], folder, folder / _DELETED)
+        _write_manifest(folder)
+
+
+def restore(folder: Path) -> None:
+    """Bring back the images that were deleted last.
+
+    Raises:
+        DataError: when the folder cannot be written to.
+    """
+    deleted = folder / _DELETED
+    with _changing, _writing(folder):
+        ids = [f"{name}/{file}" for name, files in frames_by_class(deleted).items() for file in files]
+        _move(ids, deleted, folder)
+        _write_manifest(folder)
+
+
+def deleted_frames(folder: Path) -> int:
+    """How many images ``restore`` would bring back."""
+    return sum(map(len, frames_by_class(folder / _DELETED).values()))
+
+
+def manifest_of(folder: Path) -> Path:
+    """The manifest of a recorded data set, there or not: the data set to train on."""
+    return folder / f"{folder.name}.csv"
+
+
+def groups(files: Sequence[str]) -> dict[str, str]:
+    """Image -> what it stays together with in a split: those of its press. The only press of a class has to be parted all the same:
+    into three blocks in time, which touch at two places only; empty for an image from elsewhere.
+
+    Args:
+        files: of one class, in the order in which they were recorded.
+    """
+    if len(presses(files)) > 1 or not all(_FRAME.fullmatch(file) for file in files):
+        return {file: _press_of(file) if _FRAME.fullmatch(file) else "" for file in files}
+    ends = [round(share * len(files)) for share in _BLOCKS]
+    return {file: f"{_press_of(file)}.{sum(place >= end for end in ends)}" for place, file in enumerate(files)}
+
+
+def settle_split(folder: Path) -> Work[Path]:
+    """Look at what was recorded, and choose whether near-duplicates of several presses stay together, too: they do unless that
+    leaves a class with nothing to be evaluated on.
+
+    Yields:
+        Steps that count files, then images compared.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: when there is nothing to read.
+    """
+    manifest = manifest_of(folder)
+    seen = yield from look_through(manifest)
+    table = seen.rows[seen.rows["problem"] == ""]
+    apart = pd.factorize(table["group"].where(table["group"] != "", table["id"]))[0]
+    sides = pd.Series(united(apart, table["near"].to_numpy()), index=table.index)
+    together = not table.empty and int(sides.groupby(table["class"]).nunique().min()) > 1
+    save_split(manifest, load_split(manifest) | {"near_duplicates": "together" if together else "apart"})
+    return manifest
+
+
+def _press_of(file: str) -> str:
+    found = _FRAME.fullmatch(file)
+    return found["press"] if found else file
+
+
+def _subfolders(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_noise(entry.name))
+
+
+def _move(ids: Sequence[str], source: Path, target: Path) -> None:
+    for name, some in groupby(sorted(ids), key=lambda one: one.partition("/")[0]):
+        (target / name).mkdir(parents=True, exist_ok=True)
+        for one in some:
+            (source / one).replace(target / one)
+
+
+def _write_manifest(folder: Path) -> None:
+    rows = _manifest_rows(frames_by_class(folder))
+    text = io.StringIO()
+    csv.writer(text).writerows([("path", "label", "group"), *rows])
+    write_bytes(manifest_of(folder), text.getvalue().encode())
+
+
+def _manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str, str]]:
+    for name, files in found.items():
+        of_file = groups(files)
+        yield from ((f"{name}/{file}", name, of_file[file]) for file in files)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written to: {error.strerror}. Make room there, or set THAW_HOME to another folder."
+        ) from None

@@ -1,0 +1,91 @@
+"""What a browser's camera sends -> frames that can be kept. Anybody may send anything: nothing of it is believed."""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_core.data.decode import read_header, read_image
+from finetune_core.errors import DataError, ImageError
+from finetune_core.formatting import number, size
+
+MOST_FRAMES = 16  # that may arrive at a time
+_MOST_BYTES = 2_000_000  # of one frame; one of 320 pixels takes some 30,000
+_MOST_SIDE = 2048  # pixels
+_MOST_NUMBER = 99_999  # of a frame within its press
+_ID = re.compile(r"[0-9a-z]{1,32}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some frames in a row.
+
+    Attributes:
+        batch_id: what the browser calls it, so that it knows what has arrived.
+        press: of the record button, so long as it is held; empty where nothing is recorded.
+        first: the number of the first frame within its press.
+        frames: JPEGs, each decoded once to its last row.
+        recording: of which data set; as it came.
+        class_name: of what was held up; as it came.
+    """
+
+    batch_id: str
+    press: str
+    first: int
+    frames: tuple[bytes, ...]
+    recording: str
+    class_name: str
+
+
+def read_batch(sent: Any) -> Batch:
+    """Check what arrived.
+
+    Args:
+        sent: ``{id, press, first, frames: [base64 of a JPEG, …], recording, class}``, or anything else.
+
+    Raises:
+        DataError: when it is anything else, or too much.
+    """
+    if not isinstance(sent, Mapping):
+        raise _refused("it is no record")
+    texts = [sent.get(name, "") for name in ("id", "press", "recording", "class")]
+    if not all(isinstance(text, str) for text in texts):
+        raise _refused("a name in it is no text")
+    batch_id, press, recording, class_name = texts
+    first, frames = sent.get("first", 0), sent.get("frames")
+    if not _ID.fullmatch(batch_id) or (press and not _ID.fullmatch(press)):
+        raise _refused("its id is none that a camera gives")
+    if not isinstance(first, int) or isinstance(first, bool) or not 0 <= first <= _MOST_NUMBER - MOST_FRAMES:
+        raise _refused(f"the number of its first frame is not between 0 and {number(_MOST_NUMBER - MOST_FRAMES)}")
+    if not isinstance(frames, list) or not 1 <= len(frames) <= MOST_FRAMES:
+        raise _refused(f"it does not hold between 1 and {MOST_FRAMES} frames")
+    return Batch(batch_id, press, first, tuple(map(_jpeg, frames)), recording, class_name)
+
+
+def _jpeg(text: Any) -> bytes:
+    """The JPEG in a text, once it is known that it can be decoded.
+
+    Raises:
+        DataError: when there is none.
+    """
+    if not isinstance(text, str):
+        raise _refused("a frame in it is no text")
+    if len(text) > _MOST_BYTES * 4 // 3 + 4:
+        raise _refused(f"a frame in it is larger than {size(_MOST_BYTES)}")
+    try:
+        content = base64.b64decode(text, validate=True)
+        header = read_header(content)
+        if header.format != "JPEG" or max(header.width, header.height) > _MOST_SIDE:
+            raise _refused(f"a frame in it is no JPEG of at most {number(_MOST_SIDE)} pixels on a side")
+        read_image(content)
+    except (binascii.Error, ValueError):  # letters outside ASCII are a ValueError
+        raise _refused("a frame in it is not base64") from None
+    except ImageError as error:
+        raise _refused(f"a frame in it cannot be decoded: {error}") from None
+    return content
+
+
+def _refused(reason: str) -> DataError:
+    return DataError(f"What the camera sent was not taken: {reason}. Reload the page, then try again.")

@@ -1,0 +1,247 @@
+"""What is recorded with a camera: what a browser may send, where it is kept, and how it is split."""
+
+import base64
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from finetune_core.data import frames
+from finetune_core.data.camera import (
+    MOST_OF_CLASS,
+    checked_name,
+    delete,
+    deleted_frames,
+    frames_by_class,
+    groups,
+    manifest_of,
+    recordings,
+    recordings_folder,
+    restore,
+    settle_split,
+    store,
+)
+from finetune_core.data.dataset import load_dataset
+from finetune_core.data.entry import load_split, save_split
+from finetune_core.data.frames import Batch, read_batch
+from finetune_core.errors import DataError
+from finetune_core.work import finish
+
+
+def jpeg(seed=0, side=64, kind="JPEG"):
+    """A picture of its own for each seed, with shapes that survive scaling."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((side, side), Image.Resampling.BILINEAR).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def text(content):
+    return base64.b64encode(content).decode()
+
+
+def sent(**changed):
+    return {"id": "a1", "press": "p1", "first": 0, "frames": [text(jpeg())], "recording": "mugs", "class": "cup"} | changed
+
+
+def press(name, class_name, pictures, recording="mugs", person=""):
+    """One press of the button, in batches as the browser sends them."""
+    for start in range(0, len(pictures), 6):
+        folder = store(Batch("a1", name, start, tuple(pictures[start : start + 6]), recording, class_name), person)
+    return folder
+
+
+def split_of(folder):
+    manifest = finish(settle_split(folder))
+    return load_dataset(manifest, **load_split(manifest)).table
+
+
+def test_a_batch_is_what_was_sent():
+    content = jpeg()
+    batch = read_batch(sent(frames=[text(content)] * 2, first=6))
+    assert batch == Batch("a1", "p1", 6, (content, content), "mugs", "cup")
+
+
+@pytest.mark.parametrize(
+    ("hostile", "words"),
+    [
+        (None, "no record"),
+        ("frames", "no record"),
+        ([sent()], "no record"),
+        (sent(id="../a"), "its id"),
+        (sent(press="a/b"), "its id"),
+        (sent(press="a" * 33), "its id"),
+        (sent(press=7), "no text"),
+        (sent(**{"class": None}), "no text"),
+        (sent(recording=["mugs"]), "no text"),
+        (sent(first=-1), "number of its first"),
+        (sent(first="0"), "number of its first"),
+        (sent(first=True), "number of its first"),
+        (sent(first=10**12), "number of its first"),
+        (sent(frames=text(jpeg())), "between 1 and"),
+        (sent(frames=[]), "between 1 and"),
+        (sent(frames=[text(jpeg())] * 1000), "between 1 and"),
+        (sent(frames=[7]), "no text"),
+        (sent(frames=["no base64!"]), "not base64"),
+        (sent(frames=["ü" * 40]), "not base64"),
+        (sent(frames=[text(b"no picture")]), "cannot be decoded"),
+        (sent(frames=[text(jpeg()[:-200])]), "cannot be decoded"),
+        (sent(frames=[text(jpeg(kind="PNG"))]), "no JPEG"),
+        (sent(frames=[text(jpeg(side=2049))]), "no JPEG"),
+    ],
+)
+def test_a_batch_that_is_anything_else_is_refused(hostile, words):
+    with pytest.raises(DataError, match=words):
+        read_batch(hostile)
+
+
+def test_a_hundred_megabytes_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(frames.base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(DataError, match="larger than"):
+        read_batch(sent(frames=["A" * 100_000_000]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../up",
+        "a/b",
+        "a\\b",
+        "/etc",
+        "C:",
+        ".hidden",
+        "..",
+        "CON",
+        "lpt1.txt",
+        "dot.",
+        "",
+        "  ",
+        "a" * 61,
+        "a\0b",
+        "a\nb",
+        "\ud800",
+    ],
+)
+def test_a_name_that_leads_elsewhere_or_that_some_system_refuses_is_no_class_and_no_data_set(name, home):
+    with pytest.raises(DataError, match="needs another name"):
+        store(Batch("a1", "p1", 0, (jpeg(),), "mugs", name))
+    with pytest.raises(DataError, match="needs another name"):
+        store(Batch("a1", "p1", 0, (jpeg(),), name, "cup"))
+    assert not (home / "data").exists()
+
+
+def test_names_that_differ_in_case_only_are_one_too_many():
+    assert checked_name(" Tasse groß ", "class", ["cup"]) == "Tasse groß"
+    assert checked_name("cup", "class", ["cup"]) == "cup"
+    with pytest.raises(DataError, match="“cup” already"):
+        checked_name("Cup", "class", ["cup"])
+
+
+def test_frames_become_an_image_folder_with_a_manifest_and_frames_sent_again_replace_themselves(home):
+    folder = press("p1", "cup", [jpeg(seed) for seed in range(8)])
+    assert folder == home / "data" / "camera" / "mugs"
+    assert press("p1", "cup", [jpeg(seed) for seed in range(8)]) == folder
+    assert frames_by_class(folder) == {"cup": [f"p1_{number:05d}.jpg" for number in range(8)]}
+    assert (folder / "cup" / "p1_00003.jpg").read_bytes() == jpeg(3)
+    press("p2", "cup", [jpeg(9)])
+    table = pd.read_csv(manifest_of(folder))
+    assert table["path"].tolist() == [f"cup/{name}" for name in frames_by_class(folder)["cup"]]
+    assert table["group"].tolist() == ["p1"] * 8 + ["p2"]
+    assert recordings() == ["mugs"]
+
+
+def test_a_class_takes_no_more_than_the_most(home, monkeypatch):
+    monkeypatch.setattr("finetune_core.data.camera.MOST_OF_CLASS", 7)
+    press("p1", "cup", [jpeg(seed) for seed in range(6)])
+    with pytest.raises(DataError, match="which is the most"):
+        press("p2", "cup", [jpeg(7), jpeg(8)])
+    assert MOST_OF_CLASS > 7
+
+
+def test_each_person_has_recordings_of_their_own(home):
+    press("p1", "cup", [jpeg()], person="ann@example.org")
+    assert recordings("ann@example.org") == ["mugs"]
+    assert recordings("bob@example.org") == recordings() == []
+    other = press("p1", "cup", [jpeg(1)], person="bob@example.org")
+    assert (recordings_folder("ann@example.org") / "mugs" / "cup" / "p1_00000.jpg").read_bytes() == jpeg()
+    assert (other / "cup" / "p1_00000.jpg").read_bytes() == jpeg(1)
+
+
+def test_what_was_deleted_last_comes_back(home):
+    folder = press("p1", "cup", [jpeg(seed) for seed in range(4)])
+    press("p2", "pen", [jpeg(seed) for seed in range(10, 13)])
+    delete(folder, ["cup/p1_00001.jpg", "../../../etc/passwd", "cup/nowhere.jpg"])
+    assert len(frames_by_class(folder)["cup"]) == 3
+    assert "cup/p1_00001.jpg" not in manifest_of(folder).read_text()
+    delete(folder, [f"pen/{file}" for file in frames_by_class(folder)["pen"]])
+    assert list(frames_by_class(folder)) == ["cup"]
+    assert deleted_frames(folder) == 3
+    restore(folder)
+    assert {name: len(files) for name, files in frames_by_class(folder).items()} == {"cup": 3, "pen": 3}
+    assert manifest_of(folder).read_text().count("pen/") == 3
+    assert deleted_frames(folder) == 0
+
+
+@pytest.mark.parametrize("made", [2, 3, 6])
+def test_no_press_is_in_two_splits(home, made):
+    for class_number, name in enumerate(("cup", "pen")):
+        for number in range(made):
+            start = 1000 * class_number + 100 * number
+            folder = press(f"{name}{number}", name, [jpeg(start + one) for one in range(9 + number)])
+    table = split_of(folder)
+    assert (table.groupby("group")["split"].nunique() == 1).all()
+    assert set(table.loc[table["class"] == "cup", "split"]) >= {"train", "val"}
+    assert set(table.loc[table["class"] == "pen", "split"]) >= {"train", "val"}
+
+
+def test_the_only_press_of_a_class_is_parted_into_blocks_in_time(home):
+    for class_number, name in enumerate(("cup", "pen")):
+        folder = press(f"{name}0", name, [jpeg(1000 * class_number + one) for one in range(30)])
+    table = split_of(folder).sort_values("id")
+    for _, rows in table.groupby("class"):
+        changes = rows["split"].ne(rows["split"].shift()).sum()
+        assert set(rows["split"]) == {"train", "val", "test"}
+        assert changes == 3
+        assert rows["split"].iloc[:21].eq("train").all()
+
+
+def test_a_second_press_makes_the_first_one_whole(home):
+    for class_number, name in enumerate(("cup", "pen")):
+        folder = press(f"{name}0", name, [jpeg(1000 * class_number + one) for one in range(12)])
+    split_of(folder)
+    press("cup1", "cup", [jpeg(500 + one) for one in range(12)])
+    table = split_of(folder)
+    cups = table[table["class"] == "cup"]
+    assert (cups.groupby("group")["split"].nunique() == 1).all()
+    assert set(cups["split"]) == {"train", "val"}
+
+
+def test_an_object_that_is_held_still_can_be_trained_on_all_the_same(home):
+    for class_number, name in enumerate(("cup", "pen")):
+        folder = press(f"{name}0", name, [jpeg(class_number)] * 30)
+    table = split_of(folder)
+    assert load_split(manifest_of(folder))["near_duplicates"] == "apart"
+    assert set(table["split"]) == {"train", "val", "test"}
+
+
+def test_presses_that_look_alike_stay_together_while_others_are_left(home):
+    for class_number, name in enumerate(("cup", "pen")):
+        for number, seed in enumerate((0, 0, 50)):
+            folder = press(f"{name}{number}", name, [jpeg(100 * class_number + seed + one) for one in range(3)])
+    table = split_of(folder)
+    assert load_split(manifest_of(folder))["near_duplicates"] == "together"
+    alike = table[table["group"].isin(["cup0", "cup1"])]
+    assert alike["split"].nunique() == 1
+
+
+def test_settling_leaves_the_other_settings_of_the_split(home):
+    folder = press("p1", "cup", [jpeg(seed) for seed in range(5)])
+    save_split(manifest_of(folder), load_split(manifest_of(folder)) | {"val_fraction": 0.3})
+    finish(settle_split(folder))
+    assert load_split(manifest_of(folder))["val_fraction"] == 0.3
+
+
+def test_images_from_elsewhere_are_no_presses():
+    assert groups(["own.jpg", "p1_00000.jpg"]) == {"own.jpg": "", "p1_00000.jpg": "p1"}
