@@ -28,7 +28,7 @@ from finetune_core.figures.report import whole_report
 from finetune_core.formatting import SPLIT_WORDS, number, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.configure import form
+from pages.shared.configure import form, settings
 from pages.shared.configure.comparison_form import start_form
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.diagnostics import disagreements, what_moved
@@ -114,17 +114,19 @@ def remember(run_ids: list[str]) -> None:
 
 def start(*, expanded: bool) -> bool:
     """The form that starts one, in a box; returns whether that is open."""
-    # A box of its own for each comparison: the next one is closed.
-    started = st.session_state.get("comparisons_started", 0)
     box = st.expander(
-        "Start a comparison", expanded=expanded, icon=":material/play_arrow:", key=f"start_box-{started}", on_change="rerun"
+        "Start a comparison",
+        expanded=expanded,
+        icon=":material/play_arrow:",
+        key=settings.comparison_box(),
+        on_change="rerun",
     )
     if not box.open:
         return False
     with box:
         queued = start_form()
     if queued:
-        st.session_state["comparisons_started"] = started + 1
+        st.session_state["comparisons_started"] = st.session_state.get("comparisons_started", 0) + 1
         remember(queued)
         st.rerun()
     return True

@@ -11,6 +11,7 @@ from finetune_core.runs.store import Run
 from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.evaluation.export import export_buttons
+from pages.shared.evaluation.live import live
 from pages.shared.evaluation.prediction import Classifier, load_classifier, many, offer_neighbours, show_image
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
@@ -24,6 +25,7 @@ KINDS = sorted(suffix[1:] for suffix in EXTENSIONS)
 INPUTS = {
     "files": ":material/upload: Files",
     "camera": ":material/photo_camera: Camera",
+    "live": ":material/videocam: Live camera",
     "many": ":material/folder_zip: Archive",
 }
 
@@ -92,13 +94,15 @@ def present(runs: list[Run]) -> None:
         st.stop()
     kind = st.segmented_control(
         "Input",
-        ["files", "camera"],
+        ["files", "camera", "live"],
         format_func=INPUTS.__getitem__,
         default="files",
         required=True,
         label_visibility="collapsed",
     )
-    given = inputs(kind)
+    if kind == "live":
+        live(classifiers)
+    given = [] if kind == "live" else inputs(kind)
     for key, name, image in reversed(given):
         show_image(key, name, image, classifiers, brief=True, heading=len(given) > 1)
     st.caption(plain(classes_text(classifiers[0])))
@@ -123,6 +127,8 @@ def try_out(runs: list[Run]) -> None:
     offer_neighbours(classifiers)
     if kind == "many":
         many(classifiers)
+    elif kind == "live":
+        live(classifiers)
     else:
         given = inputs(kind)
         if not given:

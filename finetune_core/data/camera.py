@@ -50,8 +50,9 @@ def recordings_folder(person: str = "") -> Path:
 
 
 def recordings(person: str = "") -> list[str]:
-    """The names of what was recorded before, in order."""
-    return _subfolders(recordings_folder(person))
+    """The names of what was recorded before, the latest first."""
+    folder = recordings_folder(person)
+    return sorted(_subfolders(folder), key=lambda name: (folder / name).stat().st_mtime, reverse=True)
 
 
 def checked_name(name: str, what: str, beside: Sequence[str] = ()) -> str:

@@ -51,6 +51,17 @@ def comparison_key(name: str) -> str:
     return f"compare_{name}"
 
 
+def comparison_box() -> str:
+    """The key of the box that starts the next comparison: one of its own for each, so that the box is closed once it is started."""
+    return f"start_box-{st.session_state.get('comparisons_started', 0)}"
+
+
+def propose_comparison(strategies: Sequence[str]) -> None:
+    """Tick these strategies in the form that starts a comparison, and open it (a callback, of another page)."""
+    st.session_state[comparison_key("strategies")] = list(strategies)
+    st.session_state[comparison_box()] = True
+
+
 def apply_recipe(recipe: dict[str, Any]) -> None:
     """Set the form's fields, those that the recipe does not name to their defaults (a callback: before the widgets are drawn)."""
     kept = (*names_in(SPLIT, HARDWARE), *NO_WIDGETS, "seed")

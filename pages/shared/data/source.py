@@ -1,4 +1,4 @@
-"""Where the images come from: the sample, a folder of the server, an upload, or a public data set."""
+"""Where the images come from: the sample, a folder of the server, an upload, a public data set, or a camera."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,6 +8,7 @@ from typing import NoReturn
 import streamlit as st
 
 from finetune_core.data.archives import ARCHIVE_SUFFIXES, import_archive, import_files, is_archive
+from finetune_core.data.camera import CAMERA
 from finetune_core.data.decode import EXTENSIONS
 from finetune_core.data.listing import is_data
 from finetune_core.data.public import PUBLIC_SETS, fetch_public, is_fetched, public_folder
@@ -21,9 +22,10 @@ from pages.shared.chrome import plain
 from pages.shared.data.browse import choose_folder
 from pages.shared.data.chosen import choose_data, data_folder, offer_data, readable_roots
 from pages.shared.data.datasets import answered
+from pages.shared.data.recording import record
 from pages.shared.jobs import begin, forget, outcome, wait_for
 
-_SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public data sets"}
+_SOURCES = {"folder": "On the server", "upload": "Upload", "public": "Public data sets", "camera": "Camera"}
 _KINDS = {"archive": "A ZIP or TAR", "directory": "A folder"}
 FOLDERS = "One subfolder of images per class; or train/ and val/ (and test/, if you like) with such subfolders."
 
@@ -50,7 +52,7 @@ def choose_source() -> None:
 
 
 def _ways() -> None:
-    """A folder of the server, an upload, a public data set.
+    """A folder of the server, an upload, a public data set, a camera.
 
     Raises:
         FinetuneError: when what is to be chosen cannot be had.
@@ -65,7 +67,7 @@ def _ways() -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    {"folder": _folder, "upload": _upload, "public": _public}[st.session_state["data_source"]]()
+    {"folder": _folder, "upload": _upload, "public": _public, "camera": record}[st.session_state["data_source"]]()
 
 
 def _chosen(data: Path) -> NoReturn:
@@ -130,7 +132,7 @@ def _uploaded_before() -> None:
     before = {
         str(folder): folder.name
         for folder in imported_folders()
-        if folder.name != SAMPLE_NAME and folder.name not in PUBLIC_SETS
+        if folder.name not in (SAMPLE_NAME, CAMERA) and folder.name not in PUBLIC_SETS
     }
     if not before or sign_in_asked():
         return

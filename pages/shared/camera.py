@@ -1,0 +1,71 @@
+"""The camera of whoever looks at a page: a component that records frames, or has them classified one after the other."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.data.frames import Batch, read_batch
+from finetune_core.errors import FinetuneError
+from pages.shared.chrome import plain
+
+_HTML = """
+<p class="problem" role="alert" hidden></p>
+<video class="video" playsinline muted aria-label="What the camera sees" hidden></video>
+<div class="buttons">
+<button class="hold" type="button"></button>
+<button class="turn" type="button"></button>
+</div>
+<p class="say" role="status"></p>
+<p class="rate"></p>
+<div class="strip"></div>
+"""
+_CSS = """
+:host { display: block; }
+* { box-sizing: border-box; }
+.video { display: block; width: 100%; max-width: 480px; max-height: 45vh; border-radius: var(--st-base-radius); background: #000; object-fit: contain; }
+.video[hidden], .hold[hidden], .problem[hidden] { display: none; }
+.buttons { display: flex; flex-wrap: wrap; gap: 8px; margin: 8px 0; }
+button { min-height: 40px; padding: 6px 14px; border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius);
+  background: var(--st-background-color); color: var(--st-text-color); font: inherit; font-family: var(--st-font); font-size: 16px; cursor: pointer; }
+button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 2px; }
+button:disabled { opacity: 0.5; cursor: not-allowed; }
+.hold { flex: 1 1 220px; max-width: 480px; min-height: 56px; border-color: #b53b0a; background: #b53b0a; color: #fff; font-weight: 600;
+  touch-action: none; user-select: none; -webkit-user-select: none; overflow-wrap: anywhere; }
+.hold[aria-pressed="true"] { background: #7a2605; }
+p { margin: 4px 0; color: var(--st-text-color); font-family: var(--st-font); font-size: 14px; overflow-wrap: anywhere; }
+.problem { padding: 10px 12px; border-radius: var(--st-base-radius); background: var(--st-red-background-color); color: var(--st-red-text-color); }
+.strip { display: flex; flex-wrap: wrap; gap: 4px; max-width: 480px; }
+.strip img { width: 54px; height: 54px; object-fit: cover; border-radius: 4px; }
+"""
+_CAMERA = st.components.v2.component(
+    "thaw_camera", html=_HTML, css=_CSS, js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
+)
+
+
+def camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -> None:
+    """Draw the camera; it sends nothing more until the page says that it has dealt with what was sent.
+
+    Args:
+        key: of the component.
+        data: ``mode`` (``record`` or ``live``), and where it records ``recording`` and ``class_name``, the latter empty where nothing
+            can be recorded yet.
+        on_frames: called with what arrived, before the page is drawn; what it raises of ours is shown.
+    """
+    answered, problem = f"{key}-answered", f"{key}-problem"
+
+    def arrived() -> None:
+        sent = st.session_state[key].frames
+        st.session_state.pop(problem, None)
+        if isinstance(sent, dict) and isinstance(sent.get("id"), str):
+            st.session_state[answered] = sent["id"][:100]  # also where it is refused: it would be sent again
+        try:
+            on_frames(read_batch(sent))
+        except FinetuneError as error:
+            st.session_state[problem] = str(error)
+
+    with st.container():  # always there, so that the camera is not drawn anew
+        if words := st.session_state.get(problem):
+            st.error(plain(words), icon=":material/error:")
+    _CAMERA(data=data | {"answered": st.session_state.get(answered, "")}, key=key, on_frames_change=arrived)

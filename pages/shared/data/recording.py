@@ -1,0 +1,240 @@
+"""Dataset → Camera: name a class, hold an object up, record; look at what was recorded, and go on with it."""
+
+from functools import partial
+from pathlib import Path
+
+import streamlit as st
+
+from finetune_core.data.camera import (
+    LEAST_OF_CLASS,
+    checked_name,
+    delete,
+    deleted_frames,
+    frames_by_class,
+    presses,
+    recordings,
+    recordings_folder,
+    restore,
+    settle_split,
+    store,
+)
+from finetune_core.data.frames import Batch
+from finetune_core.errors import DataError, FinetuneError
+from finetune_core.formatting import things
+from finetune_core.training.strategies import STRATEGIES
+from pages.shared.account import owner
+from pages.shared.camera import camera
+from pages.shared.chrome import go, plain
+from pages.shared.configure import settings
+from pages.shared.data.chosen import choose_data
+from pages.shared.data.datasets import current_dataset
+from pages.shared.images import Picture, chooser, unselect
+from pages.shared.jobs import forget, wait_for
+
+_FIRST_NAME = "objects"
+_NAME, _CLASS = "recording_name", "recording_class"
+_PER_PAGE = 12
+_QUICK = "linear_probe" if "linear_probe" in STRATEGIES else "feature_extraction"
+_COMPARED = [_QUICK, *(name for name in ("feature_extraction", "last_block") if name != _QUICK)]
+
+
+@st.fragment
+def record() -> None:
+    """Record a data set, or go on with one."""
+    with st.grid("auto", min_column_width=220, gap="small"):
+        with st.container():
+            name = _data_set()
+        with st.container():
+            class_name = _class(recordings_folder(owner()) / name) if name else ""
+    left, right = st.columns([5, 4], gap="medium")
+    with left:
+        camera("record-camera", {"mode": "record", "recording": name, "class_name": class_name}, _arrived)
+        st.caption(
+            "Hold the button (or Space) for a few seconds. All frames of one press are nearly alike, so they stay in one split: press at "
+            "least twice per class, and move the object in between. Frames are sent only to the machine that Thaw runs on, and stay there"
+            + (f", in {plain(str(recordings_folder(owner()) / name))}." if name else ".")
+        )
+    if not name:
+        return
+    folder = recordings_folder(owner()) / name
+    with right:
+        _classes(folder, class_name)
+        if class_name:
+            _frames(folder, class_name)
+        _undo(folder)
+    _onward(folder)
+
+
+def _data_set() -> str:
+    """The name of the data set; empty where it cannot be one, and the field says why."""
+    known = recordings(owner())
+    name = st.selectbox(
+        "Data set",
+        known or [_FIRST_NAME],
+        key=_NAME,
+        persist_state="session",
+        accept_new_options=True,
+        help="A new name begins a new data set; an earlier one is continued.",
+    )
+    return _checked(name, "data set", known)
+
+
+def _class(folder: Path) -> str:
+    """The class that is recorded next; empty where there is none yet, and the field says why."""
+    typed = st.text_input(
+        "Class",
+        key=_CLASS,
+        persist_state="session",
+        placeholder="mug",
+        help="What you hold up.",
+        live=True,  # or a press of the record button that ends typing would still record the class before
+    ).strip()
+    return _checked(typed, "class", list(frames_by_class(folder)))
+
+
+def _checked(name: str, what: str, known: list[str]) -> str:
+    with st.container():  # always there, so that nothing below is drawn anew
+        try:
+            return checked_name(name, what, known) if name else ""
+        except DataError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+            return ""
+
+
+def _arrived(batch: Batch) -> None:
+    store(batch, owner())
+
+
+def _classes(folder: Path, class_name: str) -> None:
+    """How much there is of each class, and what is still to be recorded."""
+    for name, files in frames_by_class(folder).items():
+        with st.container(horizontal=True, vertical_alignment="center", key=f"recorded-{name}"):
+            made = len(presses(files))
+            words = f"**{plain(name)}** · {things(len(files), 'frame')} · {things(made, 'press', 'presses')}"
+            few = f" · {LEAST_OF_CLASS - len(files)} more needed" if len(files) < LEAST_OF_CLASS else ""
+            st.markdown(words + (few or (" · press once more for an honest test" if made == 1 else "")), width="stretch")
+            st.button(
+                "Record more",
+                key=f"more-{name}",
+                disabled=name == class_name,
+                on_click=st.session_state.__setitem__,
+                args=(_CLASS, name),
+            )
+
+
+def _frames(folder: Path, class_name: str) -> None:
+    """The frames of the class that is recorded, the latest first, each to be deleted."""
+    files = frames_by_class(folder).get(class_name, [])[::-1]
+    if not files:
+        st.caption(plain(f"No frame of {class_name} yet."))
+        return
+    ids = [f"{class_name}/{file}" for file in files]
+    key = f"recorded-{folder.name}-{class_name}"
+
+    def picture(index: int) -> Picture:
+        number = f"Frame {len(ids) - index}"
+        return Picture(folder / ids[index], number, f"{number} of {class_name}", ids[index])
+
+    chosen = sorted(chooser(ids, picture, key=key, per_page=_PER_PAGE))
+    with st.container(horizontal=True):
+        words = f"Delete {things(len(chosen), 'frame')}" if chosen else "Delete selected frames"
+        st.button(
+            words,
+            key="delete-frames",
+            icon=":material/delete:",
+            disabled=not chosen,
+            on_click=_delete,
+            args=(folder, chosen, key),
+        )
+        st.button(
+            plain(f"Delete all of {class_name}"),
+            key="delete-class",
+            type="tertiary",
+            icon=":material/delete_sweep:",
+            on_click=_delete,
+            args=(folder, ids, key),
+        )
+
+
+def _delete(folder: Path, ids: list[str], key: str) -> None:
+    """A callback."""
+    try:
+        delete(folder, ids)
+    except FinetuneError as error:
+        st.session_state["recording_problem"] = str(error)
+        return
+    unselect(key, ids)
+    st.session_state["frames_deleted_from"] = folder
+
+
+def _undo(folder: Path) -> None:
+    """What was deleted last in this session, with the way back."""
+    with st.container():
+        if problem := st.session_state.pop("recording_problem", None):
+            st.error(plain(problem), icon=":material/error:")
+        if st.session_state.get("frames_deleted_from") == folder and (count := deleted_frames(folder)):
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.markdown(f":material/delete: {things(count, 'frame')} deleted.", width="content")
+                st.button("Undo", key="undo-delete", icon=":material/undo:", on_click=_restore, args=(folder,))
+
+
+def _restore(folder: Path) -> None:
+    """A callback."""
+    try:
+        restore(folder)
+    except FinetuneError as error:
+        st.session_state["recording_problem"] = str(error)
+
+
+def _onward(folder: Path) -> None:
+    """What can be done once two classes are there."""
+    ready = sum(len(files) >= LEAST_OF_CLASS for files in frames_by_class(folder).values()) >= 2
+    lacking = None if ready else f"Record two classes with at least {LEAST_OF_CLASS} frames each first."
+    with st.container(horizontal=True):
+        train = st.button(
+            "Train on it",
+            type="primary",
+            key="train-on-recording",
+            icon=":material/arrow_forward:",
+            disabled=not ready,
+            help=lacking or f"{STRATEGIES[_QUICK].title}: an answer in seconds.",
+            on_click=settings.set_fields,
+            args=({"strategy": _QUICK},),
+        )
+        compare = st.button(
+            "Compare with fine-tuning",
+            key="compare-recording",
+            icon=":material/compare_arrows:",
+            disabled=not ready,
+            help=lacking,
+            on_click=settings.propose_comparison,
+            args=(_COMPARED,),
+        )
+        inspect = st.button(
+            "Inspect the images", key="use-recording", icon=":material/photo_library:", disabled=not ready, help=lacking
+        )
+    if not (train or compare or inspect):
+        return
+    try:
+        _use(folder)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    if inspect:
+        st.rerun()
+    go("pages/configure.py" if train else "pages/compare.py")
+
+
+def _use(folder: Path) -> None:
+    """Choose what was recorded, as it is now.
+
+    Raises:
+        FinetuneError: when it cannot be used.
+    """
+    key = f"recorded:{folder}"
+    manifest = wait_for(key, "Looking at the frames", partial(settle_split, folder))
+    if manifest is None:
+        forget(key)
+        raise DataError("This was stopped. Press again.")
+    choose_data(str(manifest))
+    current_dataset(again=True)

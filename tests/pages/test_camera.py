@@ -1,0 +1,172 @@
+"""Dataset → Camera and Predict → Live camera, without a browser: the component's place is taken by what it would send."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.data.camera import frames_by_class, manifest_of, recordings_folder
+from finetune_core.data.entry import load_split
+from pages.shared import camera
+from tests.data.test_camera import jpeg, press, sent, text
+from tests.pages.test_account import ANN, SECRETS
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def component(monkeypatch):
+    """What the camera was drawn with last; ``sends`` is what arrives when the page is drawn next."""
+    found = SimpleNamespace(data={}, sends=None)
+
+    def drawn(*, data, key, on_frames_change):
+        if found.sends is not None:
+            st.session_state[key], found.sends = SimpleNamespace(frames=found.sends), None
+            on_frames_change()
+            st.rerun()
+        found.data = data
+
+    monkeypatch.setattr(camera, "_CAMERA", drawn)
+    return found
+
+
+def opened(page="dataset", **state):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    at.session_state["data_source"] = "camera"
+    for key, value in state.items():
+        at.session_state[key] = value
+    at.switch_page(f"pages/{page}.py").run()
+    assert not at.exception
+    return at
+
+
+def words(at):
+    kinds = ("markdown", "caption", "warning", "error")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind))
+
+
+def click(at, key):
+    at.button(key=key).click().run()
+    assert not at.exception
+    return at
+
+
+def recorded(presses=2, classes=("cup", "pen")):
+    for number, name in enumerate(classes):
+        for one in range(presses):
+            folder = press(
+                f"{name}{one}", name, [jpeg(1000 * number + 100 * one + frame) for frame in range(6)], recording="objects"
+            )
+    return folder
+
+
+def test_frames_that_arrive_are_kept_and_the_component_hears_of_it(component):
+    at = opened(recording_class="cup")
+    assert component.data == {"mode": "record", "recording": "objects", "class_name": "cup", "answered": ""}
+    component.sends = sent(recording="objects", frames=[text(jpeg()), text(jpeg(1))])
+    at.run()
+    assert component.data["answered"] == "a1"
+    assert frames_by_class(recordings_folder() / "objects") == {"cup": ["p1_00000.jpg", "p1_00001.jpg"]}
+    assert "**cup** · 2 frames · 1 press · 2 more needed" in words(at)
+
+
+@pytest.mark.parametrize(
+    "hostile", [{"id": "a1"}, sent(frames=["?"]), sent(**{"class": "../../up"}), sent(recording="/etc"), "x"]
+)
+def test_what_is_not_taken_is_said_and_answered_once(component, hostile):
+    at = opened(recording_class="cup")
+    component.sends = hostile
+    at.run()
+    assert not at.exception
+    assert len(at.error) == 1
+    assert component.data["answered"] == ("a1" if isinstance(hostile, dict) else "")
+    assert not (paths.data_dir() / "camera").exists()
+
+
+def test_a_name_that_cannot_be_one_is_said_at_its_field_and_nothing_can_be_recorded(component):
+    at = opened(recording_class="a/b")
+    assert "The class needs another name" in at.error[0].value
+    assert component.data["class_name"] == ""
+
+
+def test_frames_are_deleted_one_by_one_or_all_of_a_class_and_come_back(component):
+    folder = recorded()
+    at = opened(recording_class="cup")
+    frame = "cup/cup1_00005.jpg"
+    at.checkbox(key=f"choose-recorded-objects-cup-{frame}").check().run()
+    click(at, "delete-frames")
+    assert not (folder / frame).exists()
+    assert "1 frame deleted." in words(at)
+    click(at, "delete-class")
+    assert list(frames_by_class(folder)) == ["pen"]
+    click(at, "undo-delete")
+    assert len(frames_by_class(folder)["cup"]) == 11
+
+
+def test_one_class_is_not_enough_to_go_on(component):
+    recorded(classes=("cup",))
+    at = opened(recording_class="cup")
+    assert at.button(key="train-on-recording").disabled
+    assert at.button(key="compare-recording").disabled
+
+
+def test_train_on_it_leads_to_configure_with_this_data_set(component):
+    folder = recorded()
+    at = opened(recording_class="cup")
+    at.session_state["form_strategy"] = "full"
+    click(at, "train-on-recording")
+    assert at.session_state["data_path"][1] == str(manifest_of(folder))
+    assert at.session_state["form_strategy"] in ("linear_probe", "feature_extraction")
+    assert load_split(manifest_of(folder))["near_duplicates"] == "together"
+    assert f"Training on **{folder.parent}"[:20] in words(at)
+
+
+def test_compare_opens_the_form_with_fine_tuning_ticked(component):
+    recorded()
+    at = opened(recording_class="cup")
+    click(at, "compare-recording")
+    assert {"feature_extraction", "last_block"} <= set(at.session_state["compare_strategies"])
+    assert any(button.label.startswith("Start ") for button in at.button)
+
+
+def test_a_press_that_is_alone_is_said_to_give_no_honest_test(component):
+    recorded(presses=1)
+    at = opened(recording_class="cup")
+    assert words(at).count("press once more for an honest test") == 2
+
+
+def test_where_people_sign_in_each_sees_their_own_recordings(component):
+    recorded()
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    at.secrets["auth"], at.user = SECRETS, ANN
+    at.session_state["data_source"], at.session_state["recording_class"] = "camera", "cup"
+    at.switch_page("pages/dataset.py").run()
+    assert not at.exception
+    assert "6 frames" not in words(at)
+    component.sends = sent(recording="objects")
+    at.run()
+    assert "**cup** · 1 frame ·" in words(at)
+    assert len(frames_by_class(recordings_folder() / "objects")["cup"]) == 12
+
+
+def test_live_frames_are_answered_with_a_bar_for_each_class(component, trained_once, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data))
+    trained_once.copied(paths.runs_dir())
+    st.cache_resource.clear()
+    at = opened("predict", input_kind="live")
+    assert "Turn on the camera" in at.info[0].value
+    component.sends = {"id": "a1", "frames": [text(jpeg())]}
+    at.run()
+    assert not at.exception
+    assert component.data == {"mode": "live", "answered": "a1"}
+    bars = at.get("progress")
+    shares = [float(bar.proto.value) for bar in bars]
+    assert len(bars) >= 2
+    assert sum(shares) == pytest.approx(100, abs=2)
+    component.sends = {"id": "a2", "frames": ["?"]}
+    at.run()
+    assert "not base64" in at.error[0].value
+    assert component.data["answered"] == "a2"
