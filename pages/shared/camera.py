@@ -36,8 +36,8 @@ button:disabled { opacity: 0.5; cursor: not-allowed; }
 .hold[aria-pressed="true"] { background: #7a2605; }
 p { margin: 4px 0; color: var(--st-text-color); font-family: var(--st-font); font-size: 14px; overflow-wrap: anywhere; }
 .problem { padding: 10px 12px; border-radius: var(--st-base-radius); background: var(--st-red-background-color); color: var(--st-red-text-color); }
-.strip { display: flex; flex-wrap: wrap; gap: 4px; max-width: 480px; }
-.strip img { width: 54px; height: 54px; object-fit: cover; border-radius: 4px; }
+.strip { display: flex; gap: 4px; max-width: 480px; }
+.strip img { flex: 0 1 54px; min-width: 0; aspect-ratio: 1; object-fit: cover; border-radius: 4px; }
 """
 _CAMERA = st.components.v2.component(
     "thaw_camera", html=_HTML, css=_CSS, js=Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
