@@ -98,7 +98,7 @@ def test_two_classes_are_recorded_corrected_trained_on_and_classified_live(serve
     pen.get_by_text(re.compile("Training on .*objects.csv.* in 2 classes")).wait_for()
     pen.get_by_text("Feature extraction", exact=True).first.click()
     pen.get_by_text("Feature extraction on efficientnet_lite0").wait_for()
-    pen.get_by_label("Epochs", exact=True).fill("2")
+    pen.get_by_label("Epochs", exact=True).fill("40")
     pen.get_by_label("Image size (pixels)", exact=True).fill("64")
     pen.get_by_label("Image size (pixels)", exact=True).press("Enter")
     pen.get_by_text("Start training").click()
