@@ -53,22 +53,23 @@ class NearestNeighbours(nn.Module):
 
 def with_neighbours(network: Network, head: NearestNeighbours) -> Network:
     """The network with that head in the place of its linear one; the same model, whose last stage holds features and labels."""
-    network.model.set_submodule(network.head, head)
+    (path,) = network.heads
+    network.model.set_submodule(path, head)
     last = network.stages[-1]
-    sizes = {name: count for name, count in last.sizes.items() if not name.startswith(f"{network.head}.")}
-    buffers = (*last.buffers, *(f"{network.head}.{name}" for name, _ in head.named_buffers()))
+    sizes = {name: count for name, count in last.sizes.items() if not name.startswith(f"{path}.")}
+    buffers = (*last.buffers, *(f"{path}.{name}" for name, _ in head.named_buffers()))
     last = replace(last, parameters=tuple(sizes), buffers=buffers, parameter_count=sum(sizes.values()), sizes=sizes)
     return replace(network, stages=(*network.stages[:-1], last))
 
 
 def neighbours_of(network: Network) -> int:
     """How many training images the head holds; 0 where it is another one."""
-    head = network.model.get_submodule(network.head)
+    head = network.model.get_submodule(network.heads[0])
     return len(head.labels) if isinstance(head, NearestNeighbours) else 0
 
 
 def with_empty_neighbours(network: Network, images: int, classes: int) -> Network:
     """The network with a head that is to be filled from a checkpoint."""
-    features = network.stages[-1].sizes[f"{network.head}.weight"] // classes
+    features = network.stages[-1].sizes[f"{network.heads[0]}.weight"] // classes
     empty = NearestNeighbours(torch.zeros(images, features), torch.zeros(images, dtype=torch.int64), classes)
     return with_neighbours(network, empty)

@@ -87,7 +87,7 @@ def check_head(config: RunConfig) -> None:
     """
     if not epochs_of(config) and not has_linear_head(config.backbone):
         title = STRATEGIES[config.strategy].title
-        problem = f"{title} needs a linear head, and that of {config.backbone} is a convolution; feature_extraction trains it"
+        problem = f"{title} needs one linear layer as the head, and {config.backbone} has another; feature_extraction trains it"
         raise ConfigError({"strategy": problem})
 
 

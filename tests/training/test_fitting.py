@@ -155,7 +155,7 @@ def test_the_head_in_the_checkpoint_predicts_what_the_fit_predicted(fitted_run, 
     ((features, head),) = made
     network, info = best_network(read_run(folder).config, folder)
     assert info.epoch == 0
-    torch.testing.assert_close(network.model.get_submodule(network.head)(features), head.logits(features), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network.model.get_submodule(network.heads[0])(features), head.logits(features), atol=1e-5, rtol=1e-5)
     assert load_predictor(read_run(folder)).classes == ("blue", "green", "red")
 
 
@@ -166,7 +166,7 @@ def test_without_the_cache_the_head_is_the_same(fitted_run):
         started = next(event for event in seen if isinstance(event, events.RunStarted))
         assert (started.cache.where == "off") == (cache == "off")
         network, _ = best_network(read_run(folder).config, folder)
-        heads.append(network.model.get_submodule(network.head).weight)
+        heads.append(network.model.get_submodule(network.heads[0]).weight)
     torch.testing.assert_close(heads[0], heads[1], atol=1e-3, rtol=1e-2)
 
 
@@ -176,7 +176,7 @@ def test_what_steers_steps_changes_nothing(fitted_run):
         folder, seen = fitted_run(strategy="linear_probe", **settings)
         assert next(event for event in seen if isinstance(event, events.RunStarted)).cache.where != "off"
         network, _ = best_network(read_run(folder).config, folder)
-        chosen.append(network.model.get_submodule(network.head).weight)
+        chosen.append(network.model.get_submodule(network.heads[0]).weight)
     torch.testing.assert_close(*chosen)
 
 
@@ -203,7 +203,7 @@ def test_it_stops_between_fits_and_starts_again(colour_config, tmp_path):
 
 
 def test_a_head_that_is_a_convolution_is_refused_in_words(fitted_run):
-    with pytest.raises(ConfigError, match="strategy: Linear probe needs a linear head"):
+    with pytest.raises(ConfigError, match="strategy: Linear probe needs one linear layer as the head"):
         fitted_run(strategy="linear_probe", backbone="squeezenet1_1", weights="none", image_size=64)
 
 
@@ -258,7 +258,7 @@ def test_their_runs_finish_and_predict(fitted_run, strategy):
     assert isinstance(seen[-1], events.RunFinished)
     run = read_run(folder)
     network, info = best_network(run.config, folder)
-    head = network.model.get_submodule(network.head)
+    head = network.model.get_submodule(network.heads[0])
     assert (info.neighbours > 0) == (strategy == "nearest_neighbours") == isinstance(head, NearestNeighbours)
     table = load_predictions(folder)
     images = torch.zeros(2, 3, 32, 32)
