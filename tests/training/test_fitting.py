@@ -155,7 +155,9 @@ def test_the_head_in_the_checkpoint_predicts_what_the_fit_predicted(fitted_run, 
     ((features, head),) = made
     network, info = best_network(read_run(folder).config, folder)
     assert info.epoch == 0
-    torch.testing.assert_close(network.model.get_submodule(network.heads[0])(features), head.logits(features), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        network.model.get_submodule(network.heads[0])(features), head.logits(features), atol=1e-5, rtol=1e-5
+    )
     assert load_predictor(read_run(folder)).classes == ("blue", "green", "red")
 
 

@@ -107,8 +107,9 @@ def fields_in(section: str) -> list[str]:
 
 
 def fits() -> Fit | None:
-    """How the chosen strategy fits its head; None where it trains in steps."""
-    return STRATEGIES[st.session_state[settings.key("strategy")]].fits
+    """How the chosen strategy fits its head; None where it trains in steps, and where none is chosen yet."""
+    chosen = st.session_state.get(settings.key("strategy"))
+    return STRATEGIES[chosen].fits if chosen else None
 
 
 def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], None] | None = None) -> None:
