@@ -71,6 +71,11 @@ def start_run(page: Page, url: str) -> str:
     page.wait_for_timeout(1500)
     page.get_by_text("Start training").click()
     page.wait_for_url("**/train?run=*")
+    return run_shown(page)
+
+
+def run_shown(page: Page) -> str:
+    """The run that a page's address names."""
     return parse_qs(urlsplit(page.url).query)["run"][0]
 
 

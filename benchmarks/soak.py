@@ -20,7 +20,7 @@ import psutil
 from filelock import FileLock
 from playwright.sync_api import BrowserContext, Page, WebSocket, sync_playwright
 
-from benchmarks.live_page import ARGUMENTS, app_running, epoch_seconds
+from benchmarks.live_page import ARGUMENTS, app_running, epoch_seconds, run_shown
 from finetune_core.runs.store import RunStore
 from finetune_core.training.device import choose_device
 from finetune_core.training.predictions import load_predictions
@@ -33,6 +33,8 @@ def queue_runs(page: Page, url: str, round_number: int) -> list[str]:
     runs = []
     for seed in range(RUNS):
         page.goto(f"{url}/configure")
+        page.get_by_role("button", name="Use the sample").click()
+        page.get_by_text("Start training").wait_for()
         page.get_by_label("Image size (pixels)", exact=True).fill("64")
         page.get_by_label("Epochs", exact=True).fill(str(EPOCHS))
         page.get_by_label("Seed", exact=True).fill(str(10 * round_number + seed))
@@ -41,7 +43,7 @@ def queue_runs(page: Page, url: str, round_number: int) -> list[str]:
         page.wait_for_timeout(3000)
         page.get_by_text("Start training").click()
         page.wait_for_url("**/train?run=*")
-        runs.append(page.url.split("run=")[1])
+        runs.append(run_shown(page))
     return runs
 
 

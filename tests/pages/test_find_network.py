@@ -53,9 +53,11 @@ def test_networks_are_found_by_a_part_of_their_name_and_filtered(configure):
     assert set(found["Network"]) == {"timm/convnextv2_atto.fcmae", "timm/convnextv2_atto.fcmae_ft_in1k"}
     assert set(found["Licence"]) == {"cc-by-nc-4.0 · research only"}
     assert not found["Ready"].any()
+    assert found["Download"].between(13, 16).all()  # megabytes of 3.4 to 3.7 M parameters in float32
     at.text_input(key="networks_search").set_value("efficientnet_lite0")
     at.session_state["networks_filters"] = ["On this machine"]
     assert list(table(at.run())["Network"]) == ["efficientnet_lite0"]
+    assert table(at)["Download"].isna().all()
     at.text_input(key="networks_search").set_value("convnextv2_atto")
     at.session_state["networks_filters"] = ["Not research only"]
     assert not len(table(at.run()))

@@ -13,6 +13,7 @@ from finetune_core.models.catalogue import (
     backbone_info,
     backbone_names,
     check_backbone_name,
+    download_bytes,
     found_backbones,
     ready_backbones,
 )
@@ -40,9 +41,12 @@ def about_network(name: str) -> None:
     """What the weights of a network come with: input, licence, and where they are described."""
     info = backbone_info(name)
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
-    page = f" · [{info.repository}]({info.page})" if info.page and info.repository else ""
+    page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
+    badge = f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: {plain(licence_name(info.licence))}]"
     st.caption(
-        f"Pretrained at {info.image_size} pixels · {percent(info.crop)} of the image, {info.interpolation} · mean {mean} · std {std} · licence of the weights: {plain(licence_name(info.licence))}{page}"
+        f"{badge}{page} Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, {info.interpolation}; mean {mean}, "
+        f"std {std}",
+        help="The licence of the weights, as their source states it.",
     )
     if info.research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
@@ -65,6 +69,7 @@ def _table() -> None:
             "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
             "Pixels": [info.image_size for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
+            "Download": [_download(info) for info in infos],
             "Licence": [licence_name(info.licence) + (" · research only" if info.research_only else "") for info in infos],
             "Ready": [info.ready for info in infos],
         },
@@ -72,6 +77,9 @@ def _table() -> None:
             "Million parameters": st.column_config.NumberColumn(format="%.1f"),
             "ImageNet accuracy": st.column_config.NumberColumn(
                 format="%.1f %%", help="Published accuracy of these weights, where their source states it."
+            ),
+            "Download": st.column_config.NumberColumn(
+                "Download (MB)", format="%.0f", help="Nothing for networks on this machine."
             ),
         },
         hide_index=True,
@@ -88,6 +96,12 @@ def _table() -> None:
         on_click=settings.use_backbone,
         args=(chosen,),
     )
+
+
+def _download(info: BackboneInfo) -> float | None:
+    """Megabytes that are still to be downloaded; None where that is nothing, or not known."""
+    parameters = None if info.ready else info.known_parameters
+    return download_bytes(parameters) / 1e6 if parameters else None
 
 
 def _wanted() -> tuple[str, list[str], str]:
