@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import partial
+from pathlib import Path
 
 import streamlit as st
 
@@ -60,6 +61,11 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
         draw_strategy(valid, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
     except ConfigError:
         st.caption("The strategy is drawn once its settings below are valid.")
+    if valid.earlier_run:
+        st.info(
+            f"Starts from {plain(Path(valid.earlier_run).name)}: frozen stages stay as that run left them.",
+            icon=":material/account_tree:",
+        )
     if valid.starts_from == RANDOM:
         st.warning("The backbone starts from random weights; frozen stages stay random.", icon=":material/casino:")
 
@@ -88,7 +94,7 @@ def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dic
 
 def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]) -> None:
     """How it trains: settings, and the learning-rate range test."""
-    inside = {"weights", *names_in(*ADVANCED)} & problems.keys()
+    inside = {"weights", "from_run", *names_in(*ADVANCED)} & problems.keys()
     if inside - st.session_state.get("problems_inside", set()):  # something is wrong in there that was not before
         st.session_state[MORE_KEY] = True
     st.session_state["problems_inside"] = inside

@@ -23,6 +23,7 @@ from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.picker import choose_run
+from pages.shared.runs.run_settings import lineage
 
 MOST_CLASSES_DRAWN = 100
 MOST_ROWS = 12  # of a table that is shown whole
@@ -261,6 +262,7 @@ if not runs:
     next_step("pages/configure.py", "Configure a run", primary=False)
     st.stop()
 chosen = choose_run(runs, damaged)
+lineage(chosen)
 try:
     splits = predicted_splits(chosen)
     split = splits[0]

@@ -13,6 +13,7 @@ from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
 from pages.shared.runs.queue_list import queue_list
+from pages.shared.runs.run_settings import lineage
 from pages.shared.runs.table import matching, search_box, selected, table
 from pages.shared.runs.trash import TRASH, to_trash
 
@@ -49,6 +50,8 @@ def actions(chosen: list[Run], found: int) -> None:
             use_again(one)
         delete(chosen)
         st.caption(f"{number(len(chosen))} of {things(found, 'run')} selected")
+    if one:
+        lineage(one)
     if one and (words := differs_now(one)):
         st.caption(plain(words))
 

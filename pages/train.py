@@ -20,7 +20,7 @@ from pages.shared.runs.labels import run_title
 from pages.shared.runs.live import bar, curves, details, fit_chosen, notices, numbers, pace
 from pages.shared.runs.overlay import overlaid, overlaid_charts
 from pages.shared.runs.picker import choose_run
-from pages.shared.runs.run_settings import run_settings
+from pages.shared.runs.run_settings import lineage, run_settings
 from pages.shared.runs.trash import TRASH, to_trash
 
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
@@ -131,6 +131,7 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     if paced != pace(run):  # only the page around it can change that, and when it ends more than this panel changes
         st.rerun()
     controls(run)
+    lineage(run)
     notices(run)
     if run.active:
         bar(run)

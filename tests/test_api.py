@@ -211,3 +211,10 @@ def test_an_interrupt_stops_in_good_order_and_resume_goes_on(base, tmp_path, mon
 def test_training_works_in_a_thread_which_no_signal_reaches(base, tmp_path):
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(thaw.train, base / "images", runs_dir=tmp_path, **QUICK).result().status == "finished"
+
+
+def test_a_run_starts_from_one_that_is_given_as_it_was_returned(runs, base):
+    child = thaw.train(base / "images", from_run=runs[1], strategy="feature_extraction", epochs=1, runs_dir=base / "later")
+    assert child.config.from_run == str(runs[1].run_dir)
+    assert child.config.image_size == QUICK["image_size"]
+    assert child.started["lineage"][0]["run"] == runs[1].run_id

@@ -208,3 +208,12 @@ def test_the_metric_can_be_chosen(compared):
     refused = thaw("compare", *runs, "--measure", "f2")
     assert refused.exit_code != 0
     assert "accuracy, macro_f1, log_loss" in " ".join(refused.stderr.split())
+
+
+def test_strategies_are_compared_from_an_earlier_run(compared, tmp_path):
+    (_, data, *_), _, _, result = compared
+    parent = next(run for run in result["runs"] if run["strategy"] == "last_block")["run_dir"]
+    configs = designed({"from_run": parent, "strategy": "full,linear_probe", "seed": "0,1"}, str(data), None, as_is=False)
+    assert {config.from_run for config in configs} == {parent}
+    assert {(config.backbone, config.image_size) for config in configs} == {("efficientnet_lite0", 32)}
+    assert len(configs) == 4

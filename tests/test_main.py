@@ -519,3 +519,37 @@ def test_the_split_set_in_the_app_is_used_and_said_unless_an_option_or_as_is_goe
     usual = thaw("inspect", data, "--as-is", "--json")
     assert "test" in json.loads(usual.stdout)["splits"]
     assert "Split as it was set" not in usual.stderr
+
+
+def test_a_run_starts_from_another_one_and_says_so(trained, tmp_path):
+    data, _, parent, _ = trained
+    done = thaw(
+        "train", data, "--from", parent["run_dir"], "--epochs", 1, "--strategy", "full", "--runs-dir", tmp_path, "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["started_from"] == {
+        "run": parent["run_id"],
+        "data": "images",
+        "strategy": "last_block",
+        "epoch": parent["best_epoch"],
+        "accuracy": pytest.approx(parent["val_accuracy"]),
+        "weights": "pretrained",
+    }
+    assert result["head_kept"] is True
+    assert parent["started_from"] is None
+    assert f"Started from run {parent['run_id']} (last block on images, best epoch " in " ".join(done.stderr.split())
+    config = json.loads((Path(result["run_dir"]) / "config.json").read_text())
+    assert (config["from_run"], config["image_size"], config["weights"]) == (parent["run_dir"], 32, "pretrained")
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_another_backbone_than_that_of_the_run_to_start_from_is_refused(trained, tmp_path, command):
+    data, _, parent, _ = trained
+    done = thaw(command, data, "--from", parent["run_dir"], "--backbone", "resnet18", "--runs-dir", tmp_path / "runs")
+    assert done.returncode == 2
+    words = " ".join(done.stderr.split())
+    assert "--backbone: follows from the run to start from" in words
+    assert "has efficientnet_lite0, not resnet18" in words
+    done = thaw(command, data, "--from", tmp_path / "nowhere", "--runs-dir", tmp_path / "runs")
+    assert (done.returncode, "--from: There is no run in" in done.stderr) == (2, True)

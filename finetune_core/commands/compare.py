@@ -10,7 +10,7 @@ from rich.table import Column, Table
 
 from finetune_core.commands.input import integers, kept_split, names, rates, resolved, settings_in_file, shares
 from finetune_core.commands.options import COMPARED
-from finetune_core.commands.runs import at_own_size, with_descriptions, with_weights
+from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
 from finetune_core.commands.terminal import err, out, progress_bar, show_work
 from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig, make_config
@@ -73,11 +73,15 @@ def designed(
         strategies.append(BASELINE)
     settings["data"] = resolved(data)
     settings["edits"] = () if as_is else effective(load_edits(settings["data"]))
-    usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
     backbones = names(compared["backbone"])
+    named = settings.pop("from_run", None)
+    followed = followed_by(named, backbones) if named else {}
+    usual = {"backbone": default_backbone()} | kept_split(settings["data"], as_is)
     with_descriptions(backbones)
-    base = make_config((settings_in_file(config) if config else usual) | settings)
-    if len(backbones) == 1 and config is None and "image_size" not in settings:  # several are compared at one size
+    base = make_config((settings_in_file(config) if config else usual) | followed | settings)
+    if (
+        len(backbones) == 1 and not followed and config is None and "image_size" not in settings
+    ):  # several are compared at one size
         base = at_own_size(base.model_copy(update={"backbone": backbones[0]}))
     configs = design(
         base,

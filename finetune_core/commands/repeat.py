@@ -12,14 +12,15 @@ def train_command(config: RunConfig, config_file: Path) -> str:
     """A line for a POSIX shell that trains with exactly these settings, also when others were set for the data set since.
 
     Args:
-        config_file: a file with the same settings: changes to single images have no option, so with them it is named instead.
+        config_file: a file with the same settings: changes to single images have no option, and from an earlier run other settings
+            follow, so with these it is named instead.
     """
     return shlex.join(["thaw", "train", *train_arguments(config, config_file)])
 
 
 def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
     """The arguments of ``train``."""
-    if config.edits:
+    if config.edits or config.from_run:
         return ["--config", str(config_file)]
     # The default backbone depends on what is installed.
     options = [("backbone", config.backbone)] + [

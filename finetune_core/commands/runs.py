@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.markup import escape
 
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.config import RunConfig
-from finetune_core.errors import ConfigError
+from finetune_core.errors import ConfigError, RunError
 from finetune_core.models.catalogue import check_backbone_name, usual_image_size
-from finetune_core.models.weights import fetch_description
+from finetune_core.models.weights import PRETRAINED, fetch_description
 from finetune_core.runs.store import Run, read_run, run_folder
 from finetune_core.training.prepare import check_config, fetch_weights, missing_weights
 from finetune_core.work import in_phase
@@ -25,6 +26,29 @@ def opened(named: str | os.PathLike[str]) -> Run:
     for notice in run.notices:
         err.print(escape(notice))
     return run
+
+
+def followed_by(named: Run | str | os.PathLike[str], backbones: Sequence[str] = ()) -> dict[str, Any]:
+    """The settings that follow from the run that another one starts from: that run, its backbone, and the size of its images.
+
+    Args:
+        backbones: those that were asked for.
+
+    Raises:
+        ConfigError: when there is no such run, it is going on, or another backbone was asked for.
+    """
+    try:
+        run = opened(named.run_dir if isinstance(named, Run) else named)
+    except RunError as error:
+        raise ConfigError({"from_run": str(error)}) from None
+    if run.active:
+        raise ConfigError({"from_run": f"the run {run.run_id} is going on: wait until it ends, or stop it"})
+    own = run.config.backbone
+    if others := [name for name in backbones if name != own]:
+        raise ConfigError(
+            {"backbone": f"follows from the run to start from: {run.run_id} has {own}, not {', '.join(others)}; leave it out"}
+        )
+    return {"from_run": str(run.run_dir), "weights": PRETRAINED, "backbone": own, "image_size": run.config.image_size}
 
 
 def with_weights(configs: Sequence[RunConfig]) -> None:

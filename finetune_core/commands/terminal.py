@@ -19,7 +19,7 @@ from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
 from finetune_core.formatting import PHASE_WORDS, duration, percent, things
-from finetune_core.runs.log import arithmetic, live_numbers, log_line, overflow
+from finetune_core.runs.log import arithmetic, lineage_in_words, live_numbers, log_line, overflow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
@@ -146,6 +146,8 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
                     f"train on {escape(event.device_label)} in {arithmetic(event.to_json())}"
                 )
+                if words := lineage_in_words(event.to_json()):
+                    err.print(escape(words))
                 if note := live_numbers(event.to_json()):
                     err.print(note)
             case events.RunResumed(epoch, step):

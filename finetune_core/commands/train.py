@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from finetune_core.commands.input import kept_split, rates, resolved
 from finetune_core.commands.options import refused_in_words
-from finetune_core.commands.runs import at_own_size, with_weights
+from finetune_core.commands.runs import at_own_size, followed_by, with_weights
 from finetune_core.commands.terminal import (
     err,
     interrupts_stop,
@@ -47,7 +47,10 @@ def asked_for(
     settings: dict[str, Any] = dict(given)
     if isinstance(settings.get("stage_rates"), str):
         settings["stage_rates"] = rates(settings["stage_rates"])
-    if earlier is None:
+    followed: dict[str, Any] = {}
+    if named := settings.pop("from_run", None):
+        followed = followed_by(named, [settings["backbone"]] if "backbone" in settings else [])
+    elif earlier is None:
         settings.setdefault("backbone", default_backbone())
     if as_is:
         settings.setdefault("edits", ())
@@ -58,11 +61,12 @@ def asked_for(
             if settings["edits"]:
                 changes = edits_in_words(settings["edits"])
                 err.print(f"With the changes made to this data set (--as-is leaves them out): {changes}")
-    base = kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)
+    base = (kept_split(settings.get("data"), as_is) if earlier is None else dict(earlier)) | followed
     if by_size:
         base |= _by_size(make_config(base | settings))
     config = make_config(base | settings)
-    return at_own_size(config) if earlier is None and not by_size and "image_size" not in settings else config
+    at_given_size = by_size or followed or earlier is not None or "image_size" in settings
+    return config if at_given_size else at_own_size(config)
 
 
 def begun(config: RunConfig, runs_dir: Path) -> Reservation:

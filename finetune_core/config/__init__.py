@@ -1,7 +1,7 @@
 """The settings of a run, declared once, and how they are read from outside."""
 
 from finetune_core.config.edit import Edit
-from finetune_core.config.make import make_config, read_config
+from finetune_core.config.make import CONFIG_FILE, make_config, read_config
 from finetune_core.config.run_config import (
     Augmentation,
     EarlyStoppingMetric,
@@ -14,6 +14,7 @@ from finetune_core.config.run_config import (
 )
 
 __all__ = [
+    "CONFIG_FILE",
     "Augmentation",
     "EarlyStoppingMetric",
     "Edit",

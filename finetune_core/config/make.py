@@ -12,6 +12,7 @@ from finetune_core.config.run_config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.files import problem_with, read_regular
 
+CONFIG_FILE = "config.json"  # of a run
 _LARGEST = 2**25  # bytes of a config.json: it may name many images
 
 

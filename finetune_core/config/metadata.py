@@ -47,6 +47,7 @@ class Setting:
         several: the option of a command that takes several of its values.
         in_script: whether a stand-alone script repeats it, need not, or cannot.
         stepwise: whether only training in steps obeys it: it means nothing where a head is fitted instead.
+        own_widgets: whether a form needs more for it than the widget that suits its kind.
         limits: ``ge``, ``gt``, ``le`` and ``lt``, as pydantic has them -> number.
     """
 
@@ -66,6 +67,7 @@ class Setting:
     several: str
     in_script: InScript
     stepwise: bool
+    own_widgets: bool
     limits: Mapping[str, float]
 
     @property
@@ -90,6 +92,7 @@ def setting(
     several: str = "",
     in_script: InScript = "missing",
     stepwise: bool = False,
+    own_widgets: bool = False,
     **bounds: Any,
 ) -> Any:
     """A field of the config, with all that anything but the code that obeys it has to know; see ``Setting``.
@@ -107,6 +110,7 @@ def setting(
         "several": several,
         "in_script": in_script,
         "stepwise": stepwise,
+        "own_widgets": own_widgets,
     }
     return Field(default, title=label, description=help, json_schema_extra=described, **bounds)
 
@@ -152,6 +156,7 @@ def _described(name: str, field: FieldInfo) -> Setting:
         several=extra.get("several", ""),
         in_script=extra.get("in_script", "missing"),
         stepwise=extra.get("stepwise", False),
+        own_widgets=extra.get("own_widgets", False),
         limits={name: value for one in field.metadata for name in _LIMITS if (value := getattr(one, name, None)) is not None},
     )
 

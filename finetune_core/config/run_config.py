@@ -83,6 +83,20 @@ class RunConfig(BaseModel):
         help="'pretrained', a file with weights for this backbone, or 'none' for random weights.",
         metavar="FILE",
         in_script="repeated",
+        own_widgets=True,
+        min_length=1,
+        max_length=LONGEST_PATH,
+    )
+    from_run: str | None = setting(
+        None,
+        label="Earlier run",
+        section=NETWORK,
+        help="Start from the best epoch of an earlier run: with its backbone, its weights, and its head where the classes are the same. "
+        "Frozen stages then stay as that run left them.",
+        option="from",
+        metavar="RUN_DIR",
+        in_script="repeated",
+        own_widgets=True,
         min_length=1,
         max_length=LONGEST_PATH,
     )
@@ -101,6 +115,7 @@ class RunConfig(BaseModel):
         help="For the custom strategy: the first stage that trains; every later one trains too.",
         metavar="STAGE",
         in_script="repeated",
+        own_widgets=True,
         max_length=200,
     )
     stage_rates: dict[str, float] | None = setting(
@@ -110,6 +125,7 @@ class RunConfig(BaseModel):
         help="For the custom strategy: how many times the learning rate each stage gets; 0, or not listed, is frozen.",
         metavar="STAGE=X,…",
         in_script="repeated",
+        own_widgets=True,
         max_length=1000,
     )
     thaw_every: int | None = setting(
@@ -463,6 +479,7 @@ class RunConfig(BaseModel):
         label="Changes to the data set",
         help="Changes made to the data set: images excluded, moved to another split, or relabelled.",
         in_script="repeated",
+        own_widgets=True,
     )
     skip_limit: float = setting(
         0.02,
@@ -526,6 +543,8 @@ class RunConfig(BaseModel):
                     problems["stage_rates"] = f"rates go from 0 to 1000; look at {', '.join(bad)}"
         elif self.cut is not None or self.stage_rates is not None:
             problems["strategy"] = f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
+        if self.from_run is not None and self.weights != "pretrained":
+            problems["weights"] = "an earlier run to start from brings its own weights: choose one of the two"
         if self.val_fraction + self.test_fraction >= 0.95:
             problems["val_fraction"] = "validation and test together leave too few images to train on"
         if self.schedule in ("cosine", "step") and self.warmup_epochs >= self.epochs:
@@ -542,8 +561,13 @@ class RunConfig(BaseModel):
 
     @property
     def starts_from(self) -> str:
-        """The weights that training starts from: those asked for, but for the control that starts from scratch."""
-        return "none" if self.strategy == "from_scratch" else self.weights
+        """The weights that training starts from: those asked for, a run's folder perhaps, but for the control that starts from scratch."""
+        return "none" if self.strategy == "from_scratch" else self.from_run or self.weights
+
+    @property
+    def earlier_run(self) -> str | None:
+        """The folder of the run that training starts from; None where it starts from other weights."""
+        return None if self.strategy == "from_scratch" else self.from_run
 
     @property
     def split_settings(self) -> dict[str, Any]:

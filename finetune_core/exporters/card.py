@@ -19,7 +19,7 @@ from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, 
 from finetune_core.models.licences import licence_name
 from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.runs.log import arithmetic, fitted_in_words
+from finetune_core.runs.log import arithmetic, fitted_in_words, lineage_in_words
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
 CARD = "README.md"
@@ -96,7 +96,7 @@ def _metadata(source: Source) -> str:
 
 def _base_model(source: Source) -> str | None:
     """The repository that the pretrained weights are from."""
-    repository = source.network.info.repository if source.run.config.starts_from == PRETRAINED else None
+    repository = source.network.info.repository if source.first_weights == PRETRAINED else None
     return repository.partition("@")[0] if repository else None
 
 
@@ -116,13 +116,14 @@ def _head(source: Source) -> str:
 
 
 def _origin(source: Source) -> str:
-    config = source.run.config
-    if config.starts_from == RANDOM:
-        return f"The architecture of {shared_name(config.backbone)} with random weights, not pretrained"
-    if config.starts_from == PRETRAINED:
+    name, before = shared_name(source.run.config.backbone), (source.run.history.started or {}).get("lineage", ())
+    earlier = f", fine-tuned in {things(len(before), 'run')} before" if before else ""
+    if source.first_weights == RANDOM:
+        return f"The architecture of {name} with random weights, not pretrained{earlier}"
+    if source.first_weights == PRETRAINED:
         where = "" if source.network.info.source == "timm" else " on ImageNet"  # of which timm publishes many others
-        return f"{shared_name(config.backbone)}, pretrained{where}"
-    return f"{shared_name(config.backbone)}, started from a file of weights whose training Thaw does not know"
+        return f"{name}, pretrained{where}{earlier}"
+    return f"{name}, started from a file of weights whose training Thaw does not know{earlier}"
 
 
 def _use(source: Source, format: str) -> str:
@@ -157,6 +158,7 @@ def _recipe(source: Source) -> str:
     changed -= set() if epochs_of(config) else {name for name, one in all_settings().items() if one.stepwise}
     rows = {
         "Backbone": shared_name(config.backbone),
+        **({"Lineage": words} if (words := lineage_in_words(started)) else {}),
         "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []), epochs_of(config))}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         **_training(source),
@@ -167,6 +169,7 @@ def _recipe(source: Source) -> str:
     hidden = {
         "data",
         "backbone",
+        "from_run",
         "strategy",
         "optimizer",
         "learning_rate",
@@ -263,7 +266,7 @@ def _limits(source: Source) -> str:
 
 def _licence(source: Source) -> str:
     warning = "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
-    research = source.network.info.research_only and source.run.config.starts_from == PRETRAINED
+    research = source.network.info.research_only and source.first_weights == PRETRAINED
     return (
         f"## Licence\n\n{warning if research else ''}{_known_terms(source)}\n\n"
         "The licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
@@ -274,10 +277,10 @@ def _licence(source: Source) -> str:
 def _known_terms(source: Source) -> str:
     """What is known of the terms of code and weights."""
     config, info = source.run.config, source.network.info
-    if config.starts_from == RANDOM:
+    if source.first_weights == RANDOM:
         code = "torchvision, BSD-3-Clause." if info.source == "torchvision" else "timm, Apache-2.0."
         return f"The network started from random weights, so no one else's weights are in it. The code of {_plain(shared_name(config.backbone))}: {code}"
-    if config.starts_from != PRETRAINED:
+    if source.first_weights != PRETRAINED:
         return "It was started from a file of weights: their licence is not known to Thaw, and holds for this network, too."
     if info.source == "packaged":
         return (

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import save
 from torch import nn
 
 from finetune_core.config import RunConfig, all_settings
@@ -23,10 +25,11 @@ from finetune_core.models.stages import Stage
 from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.batches import sample_keys, subset
+from finetune_core.training.networks import beginning_of
 from finetune_core.training.stage_plan import StagePlan, Strategy, plan
 from finetune_core.training.strategies import epochs_of
 
-SCRIPT, SPLIT = "train.py", "split.csv"
+SCRIPT, SPLIT, START_FILE = "train.py", "split.csv", "start.safetensors"
 _TEMPLATE = Path(__file__).with_name("standalone") / "train.template"
 _WIDE_MODES = ("I", "F")
 _NO_ALPHA = {"JPEG", "BMP", "PPM"}
@@ -42,7 +45,7 @@ _WATCHED = {  # by early stopping: the more the better
 
 
 def write_script(source: Source, folder: Path) -> dict[str, Any]:
-    """``train.py`` and ``split.csv``.
+    """``train.py`` and ``split.csv``; with ``start.safetensors``, where the run started from another one.
 
     Raises:
         ExportError: when the run has a setting that the script cannot repeat, did not finish, or its images have changed.
@@ -52,7 +55,15 @@ def write_script(source: Source, folder: Path) -> dict[str, Any]:
     dataset, rows = _used(source)
     write_bytes(folder / SPLIT, _table(dataset, rows).encode("utf-8", "surrogateescape"))
     write_bytes(folder / SCRIPT, script(source, dataset, rows).encode())
+    if source.run.config.earlier_run:
+        write_bytes(folder / START_FILE, save(_beginning(source, dataset)))
     return {}
+
+
+def _beginning(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
+    """The network that the run began with, with its head."""
+    network = beginning_of(source.run.config, dataset.classes, source.run.run_dir).network
+    return {name: tensor.detach().contiguous().clone() for name, tensor in network.model.state_dict().items()}
 
 
 def unrepeatable(source: Source) -> list[str]:
@@ -67,7 +78,7 @@ def unrepeatable(source: Source) -> list[str]:
         problems.append("strategy: its head was fitted without epochs, and the script repeats training by epochs")
     if run.status != "finished":
         problems.append(f"the run is {run.status}, not finished (resume it first)")
-    if config.starts_from not in (PRETRAINED, RANDOM) and config.backbone.startswith("densenet"):
+    if not config.earlier_run and config.starts_from not in (PRETRAINED, RANDOM) and config.backbone.startswith("densenet"):
         problems.append("weights: a file for a DenseNet may carry names of an earlier torchvision, which only Thaw translates")
     if len({each.batchnorm for each, stage in _plans(source) if not each.frozen and stage.batchnorms}) > 1:
         problems.append("batchnorm: its BatchNorm layers are treated differently from stage to stage")
@@ -152,7 +163,8 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
         "PACKAGED_WEIGHTS": info.source == "packaged" and config.starts_from == PRETRAINED,
         "HUB_WEIGHTS": info.source == "timm" and config.starts_from == PRETRAINED,
         "RANDOM": config.starts_from == RANDOM,
-        "FILE": config.starts_from not in (PRETRAINED, RANDOM),
+        "START": config.earlier_run is not None,
+        "FILE": not config.earlier_run and config.starts_from not in (PRETRAINED, RANDOM),
         "SAFETENSORS": is_file(config.starts_from) and config.starts_from.endswith(".safetensors"),
         "LINEAR_HEAD": isinstance(source.network.head_layers[0], nn.Linear),
         "JPEG": bool((used["format"] == "JPEG").any()),
@@ -191,6 +203,7 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
     }
     facts = {name for name, true in truths.items() if true}
     together = {
+        "READS_SAFETENSORS": ("SAFETENSORS", "START"),
         "PICKED": ("NORMS", "BIASES", "FIXED_AFFINE"),
         "COUNTS_STEPS": ("SCHEDULE", "EMA", "DROPOUT"),
         "NUMBERS_STEPS": ("EMA", "DROPOUT"),
@@ -286,7 +299,8 @@ def _docstring(source: Source) -> str:
         f"Fine-tunes {summary['backbone']} on {data}: repeats the run {run} without Thaw.\n\n"
         f"    python {SCRIPT} DATA\n\n"
         f"DATA is the folder that the paths in {SPLIT}, beside this file, are relative to. The run reached {percent(evaluation.accuracy)} on\n"
-        f"its {evaluation.images} {where} images. Needs torch, torchvision, numpy, pillow{_also(source)}.\n"
+        f"its {evaluation.images} {where} images. Needs torch, torchvision, numpy, pillow{_also(source)}"
+        f"{', safetensors' if source.run.config.earlier_run else ''}.\n"
     )
 
 

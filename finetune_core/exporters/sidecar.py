@@ -34,7 +34,12 @@ def describe_network(source: Source) -> dict[str, Any]:
             "backbone_weights": network.weights_hash,
             "data": (source.run.history.started or {}).get("fingerprint", ""),
         },
-        "run": {"id": source.run.run_id, "epoch": source.epoch, "settings": shared_settings(source.run)},
+        "run": {
+            "id": source.run.run_id,
+            "epoch": source.epoch,
+            "lineage": list((source.run.history.started or {}).get("lineage", ())),
+            "settings": shared_settings(source.run),
+        },
         "software": {name: version(name) for name in ("torch", "torchvision", "timm")},
     }
 

@@ -13,6 +13,7 @@ from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import shared_name
+from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.checkpoints import BEST, read_info
 from finetune_core.training.device import choose_device
@@ -39,6 +40,14 @@ class Source:
     @property
     def image_size(self) -> int:
         return self.run.config.image_size
+
+    @property
+    def first_weights(self) -> str:
+        """What the network began with, through all runs before this one: ``pretrained``, ``none``, or ``file``."""
+        if lineage := (self.run.history.started or {}).get("lineage"):
+            return str(lineage[-1]["weights"])
+        begun = self.run.config.starts_from
+        return begun if begun in (PRETRAINED, RANDOM) else "file"
 
     @property
     def data_name(self) -> str:
@@ -74,13 +83,18 @@ def data_name(run: Run) -> str:
     return name.removesuffix(".csv").removesuffix(".tsv").removesuffix(".parquet") or "data"
 
 
+def _last_part(path: str) -> str:
+    return path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+
+
 def shared_settings(run: Run) -> dict[str, Any]:
     """A run's settings without where things lie on this machine, and without the names of single images; plain JSON values."""
     config = run.config
-    weights = config.weights.replace("\\", "/").rpartition("/")[2]
+    weights, earlier = (_last_part(path) for path in (config.weights, config.from_run or ""))
     return config.model_dump(mode="json", exclude={"edits"}) | {
         "data": data_name(run),
         "backbone": shared_name(config.backbone),
         "weights": weights,
+        "from_run": earlier or None,
         "edits": len(config.edits),
     }

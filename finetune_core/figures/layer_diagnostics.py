@@ -20,7 +20,7 @@ class Measure:
     Attributes:
         field: of ``StageMove``.
         percent: whether it is a share, or a number without a unit.
-        head: whether the head has a say: it is new in every run.
+        head: whether the head has a say: it is new in most runs.
     """
 
     field: str

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create, create_on_meta
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import MISFITS, is_timm_name
-from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, pretrained_timm, state_hash
+from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, of_head, pretrained_timm, put_tensors, state_hash
 from finetune_core.randomness import seeded
 
 _building = Lock()
@@ -26,7 +27,7 @@ class Network:
 
     Attributes:
         model: a copy of its own, free to be changed.
-        pretrained: the network as published, shared by everyone: read only.
+        pretrained: the network that it starts from: as published (shared by everyone: read only), or as an earlier run left it.
         stages: input to head.
         heads: paths of the final layers, in forward order; several where the network adds up what they answer.
         weights_hash: of what the backbone holds.
@@ -133,8 +134,38 @@ def build_network(name: str, weights: str, classes: int, seed: int, image_size: 
     with _building:  # two sessions that ask at once load it once
         first_seed = seed if weights == RANDOM else 0
         source, weights_hash = _held(name, weights, _identity(name, weights), first_seed, image_size)
-        model = copy.deepcopy(source)
+    return _with_new_head(name, source, weights_hash, classes, seed, image_size)
+
+
+def network_of(
+    name: str, tensors: Mapping[str, torch.Tensor], classes: int, seed: int, image_size: int | None = None
+) -> Network:
+    """A backbone that starts from the tensors of a whole network, with a new head: theirs is left out.
+
+    Args:
+        tensors: parameters and buffers by name, of the shapes that the backbone has at that size.
+        classes, seed, image_size: as for ``build_network``.
+
+    Raises:
+        ConfigError: when there is no backbone of that name, or it cannot be built for that size.
+    """
     heads = head_paths(name)
+    with seeded(0):
+        source = create(name, image_size).eval()
+    put_tensors(source, {key: tensor for key, tensor in tensors.items() if not of_head(key, heads)})
+    return _with_new_head(name, source, state_hash(source.state_dict(), heads), classes, seed, image_size)
+
+
+def headed_state(name: str, classes: int, image_size: int | None = None) -> dict[str, torch.Tensor]:
+    """Names, shapes and types of all tensors of a backbone with a head for ``classes`` classes, on the meta device."""
+    model = create_on_meta(name, image_size)
+    for head in head_paths(name):
+        replace_head(model, head, classes)
+    return {key: tensor.to("meta") for key, tensor in model.state_dict().items()}
+
+
+def _with_new_head(name: str, source: nn.Module, weights_hash: str, classes: int, seed: int, image_size: int | None) -> Network:
+    model, heads = copy.deepcopy(source), head_paths(name)
     for head in heads:
         _initialise(replace_head(model, head, classes), seed)
     stages = network_stages(name, classes, image_size)

@@ -6,12 +6,15 @@ timm is imported when one of them is asked for. What it publishes only as pickle
 import csv
 import json
 import re
+import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from finetune_core.data.decode import BICUBIC, INTERPOLATIONS
@@ -193,6 +196,25 @@ def build(
             }
         ) from None
     return model
+
+
+def resized(
+    network: TimmNetwork, tensors: Mapping[str, torch.Tensor], classes: int, image_size: int
+) -> dict[str, torch.Tensor]:
+    """The tensors of a whole network, for images of another size: timm fits position embeddings as it does for pretrained weights.
+
+    Args:
+        classes: that its head has outputs for.
+
+    Raises:
+        ConfigError: when it cannot be built for that size.
+        WeightsError: when the tensors do not belong to it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, WEIGHTS)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+        config = {**network.config, "num_classes": classes}
+        return build(replace(network, config=config), image_size, file=file).state_dict()
 
 
 def recipe(network: TimmNetwork, image_size: int | None = None) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def load_weights(model: nn.Module, heads: Sequence[str], info: BackboneInfo, wei
     state = _renamed(state, model)
     wanted = model.state_dict()
     _refuse_other_network(state, wanted, heads, file, info)
-    put_tensors(model, {name: tensor for name, tensor in state.items() if not _of_head(name, heads)})
+    put_tensors(model, {name: tensor for name, tensor in state.items() if not of_head(name, heads)})
     return state_hash(model.state_dict(), heads)
 
 
@@ -154,14 +154,15 @@ def state_hash(state: dict[str, torch.Tensor], heads: Sequence[str] = ()) -> str
     """16 hexadecimal digits of the tensors' names and bytes, the heads left out: they are replaced."""
     digest = hashlib.sha256()
     for name, tensor in state.items():
-        if _of_head(name, heads):
+        if of_head(name, heads):
             continue
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
-def _of_head(name: str, heads: Sequence[str]) -> bool:
+def of_head(name: str, heads: Sequence[str]) -> bool:
+    """Whether a tensor of that name belongs to one of the final layers."""
     return any(name.startswith(f"{head}.") for head in heads)
 
 
@@ -198,7 +199,7 @@ def _refuse_other_network(
     state: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], heads: Sequence[str], file: Path, info: BackboneInfo
 ) -> None:
     def differing(names: set[str]) -> list[str]:
-        return sorted(name for name in names if not _of_head(name, heads) and not name.endswith("num_batches_tracked"))
+        return sorted(name for name in names if not of_head(name, heads) and not name.endswith("num_batches_tracked"))
 
     missing = differing(wanted.keys() - state.keys())
     unknown = differing(state.keys() - wanted.keys())

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things
+from finetune_core.training.strategies import STRATEGIES
 
 Row = Mapping[str, Any]
 
@@ -36,7 +37,7 @@ def log_line(row: Row) -> str:
         case "Progress":
             return f"{PHASE_WORDS[row['phase']]}."
         case "RunStarted":
-            return _started(row)
+            return f"{lineage_in_words(row)} {_started(row)}".strip()
         case "RunResumed":
             return f"Resuming after {things(row['step'], 'step')} of epoch {row['epoch']}."
         case "ImagesSkipped":
@@ -114,6 +115,26 @@ def _started(row: Row) -> str:
         f"{where}: {', '.join(trained)} train{rates}; {kept}. "
         f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
     )
+
+
+def lineage_in_words(started: Row) -> str:
+    """The run that a run started from, the one that this started from, and so on, from its RunStarted row; empty without one."""
+    lineage = started.get("lineage", ())
+    if not lineage:
+        return ""
+    chain = ", which started from ".join(f"run {_ancestor(one)}" for one in lineage)
+    head = "Its head was kept" if started["head_kept"] else "The head is new"
+    return f"Started from {chain}. {head}."
+
+
+def _ancestor(one: Row) -> str:
+    strategy = STRATEGIES[one["strategy"]].title.lower() if one["strategy"] in STRATEGIES else one["strategy"]
+    facts = [
+        f"{strategy} on {one['data']}",
+        f"best epoch {one['epoch']}" if one["epoch"] else "",
+        "" if one["accuracy"] is None else f"validation accuracy {percent(one['accuracy'])}",
+    ]
+    return f"{one['run']} ({', '.join(filter(None, facts))})"
 
 
 def arithmetic(started: Row) -> str:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from filelock import FileLock
 
-from finetune_core.config import RunConfig, make_config, read_config
+from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.data.listing import printable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import (
@@ -31,7 +31,7 @@ from finetune_core.runs.about import About, write_about
 from finetune_core.runs.locks import LOCK_FILE, acquire_lock, not_written
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
 from finetune_core.runs.turns import in_turn
-from finetune_core.training.checkpoints import BEST, LAST, checkpoint_path
+from finetune_core.training.checkpoints import BEST, LAST, START, checkpoint_path
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import (
     END_EVENTS,
@@ -45,12 +45,13 @@ from finetune_core.training.events import (
     RunStopped,
 )
 from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.networks import keep_start
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config
 from finetune_core.training.speed_book import SpeedBook, learn_from_run
 
-CONFIG_FILE, EVENTS_FILE = "config.json", "events.jsonl"
+EVENTS_FILE = "events.jsonl"
 _SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # by whoever trains, beside the checkpoints
 
 
@@ -77,7 +78,8 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
 
     Raises:
         ConfigError: when the config cannot work; then there is no folder.
-        RunError: when nothing can be written there.
+        RunError: when nothing can be written there, or what it is to start from is damaged.
+        WeightsError: when weights that an earlier run started from are not on this machine.
     """
     check_config(config)
     if printable(str(runs_dir)) != str(runs_dir):
@@ -91,13 +93,16 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=0)
+        keep_start(config, run_dir)
         if owner:  # before the config, without which it is no run: never one that has lost its owner
             write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
-    except OSError as error:
+    except (OSError, FinetuneError) as error:
         lock.release(force=True)
         shutil.rmtree(run_dir, ignore_errors=True)  # no run yet, and nobody else's: this process made the folder
-        raise _no_room(runs_dir, error) from None
+        if isinstance(error, OSError):
+            raise _no_room(runs_dir, error) from None
+        raise
     return Reservation(run_dir, lock)
 
 
@@ -130,7 +135,7 @@ def reopen_run(run_dir: Path) -> Reservation:
     """
     if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
-    check_config(make_config(read_config(run_dir / CONFIG_FILE)))
+    check_config(make_config(read_config(run_dir / CONFIG_FILE)), run_dir)
     lock = acquire_lock(run_dir)
     try:
         if _is_finished(run_dir):
@@ -156,7 +161,7 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
     """
     run_dir = reservation.run_dir
     try:
-        for path in (checkpoint_path(run_dir, LAST), checkpoint_path(run_dir, BEST), *(run_dir / name for name in _SAVED)):
+        for path in (*(checkpoint_path(run_dir, name) for name in (START, LAST, BEST)), *(run_dir / name for name in _SAVED)):
             sweep(path, older_than=0)  # the lock is held: who else has written them has been killed
         with _events_file(run_dir) as file:
             yield from _recorded(reservation, roots, file)

@@ -9,7 +9,7 @@ from threading import Lock
 from typing import Any, Literal
 
 from finetune_core import paths
-from finetune_core.config import RunConfig, make_config, read_config
+from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, RunError
 from finetune_core.files import Stamp, is_link, is_there, stamp
 from finetune_core.formatting import things
@@ -18,7 +18,7 @@ from finetune_core.runs.about import ABOUT_FILE, About, clean_tags, read_about, 
 from finetune_core.runs.display import in_words, run_html
 from finetune_core.runs.history import History
 from finetune_core.runs.locks import is_locked
-from finetune_core.runs.record import CONFIG_FILE, EVENTS_FILE
+from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.training.events import Row
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 
@@ -145,7 +145,8 @@ def summary(run: Run) -> dict[str, Any]:
 
     ``val_accuracy``, ``val_loss`` and ``test_accuracy`` of a finished run are those of its final evaluation, of others the best
     epoch's while it trained: ``evaluation_precision`` says in which precision they were computed. ``live_val_accuracy`` is the best
-    epoch's while it trained, in any case, in ``precision``.
+    epoch's while it trained, in any case, in ``precision``. ``started_from`` is the earlier run whose network it began with: ``run, data,
+    strategy, epoch, accuracy, weights``.
     """
     started, end = run.history.started or {}, run.history.end or {}
     best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={})
@@ -156,6 +157,8 @@ def summary(run: Run) -> dict[str, Any]:
         "strategy": run.config.strategy,
         "backbone": run.config.backbone,
         "weights": run.config.starts_from,
+        "started_from": next(iter(started.get("lineage", ())), None),
+        "head_kept": started.get("head_kept"),
         "trainable_parameters": started.get("trainable_parameters"),
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),

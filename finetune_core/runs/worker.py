@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Condition, Thread
 
-from finetune_core.config import RunConfig, make_config, read_config
+from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
-from finetune_core.runs.record import CONFIG_FILE, Reservation, create_run, execute, reopen_run
+from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.device import choose_device
 from finetune_core.training.prepare import missing_weights

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,10 +20,11 @@ from finetune_core.formatting import things
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.models.weights import put_tensors
-from finetune_core.training.events import Count, Name
+from finetune_core.training.events import Count, Lineage, Name
 from finetune_core.training.stage_plan import Strategy, cut_index, frozen_tensors
 
 LAST, BEST = "last", "best"
+START = "start"  # what a run that starts from another one keeps of that: the whole network
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class CheckpointInfo:
         epoch: how many are done.
         weights_hash: of the backbone that the frozen tensors come from.
         fingerprint: of the images, their labels and splits.
+        lineage: in ``start``: the run that it is of, and those before it.
         neighbours: training images that a head of nearest neighbours holds; 0 in all other checkpoints.
         training_state: in ``last``: where the run stands (``training_state.py``).
     """
@@ -45,10 +47,15 @@ class CheckpointInfo:
     fingerprint: Name = ""
     training_state: Annotated[dict[str, Any] | None, Field(validation_alias=AliasChoices("training_state", "standing"))] = None
     neighbours: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    lineage: Lineage = field(default_factory=list)
 
 
 _INFO = TypeAdapter(CheckpointInfo)
 _LONGEST_INFO = 2**25  # letters
+_MISSING = {
+    BEST: "{run_dir} has no {name!r} checkpoint: the run ended before its first epoch did.",
+    START: "{run_dir} lacks start.safetensors, the weights of the earlier run that it started from: put the file back.",
+}
 _KINDS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -138,12 +145,12 @@ def restore_network(network: Network, strategy: Strategy, run_dir: Path, name: s
 def check_frozen(network: Network, strategy: Strategy, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     """
     Raises:
-        RunError: when frozen tensors are not the pretrained network's.
+        RunError: when frozen tensors are not those that the run started from.
     """
     before = network.pretrained.state_dict()
     names = [key for stage, plan in zip(network.stages, strategy, strict=True) for key in frozen_tensors(plan, stage)]
     if changed := [key for key in names if key in tensors and not torch.equal(tensors[key], before[key])]:
-        raise RunError(f"{path} is damaged: {changed[0]} is frozen in this run, and not the pretrained network's.")
+        raise RunError(f"{path} is damaged: {changed[0]} is frozen in this run, and not as it was at the start.")
 
 
 @contextmanager
@@ -158,7 +165,7 @@ def _opened(run_dir: Path, name: str) -> Iterator[tuple[Any, CheckpointInfo]]:
                 raise ValueError("what it says of itself is too long")
             yield file, _INFO.validate_json(text, strict=True)
     except FileNotFoundError:
-        raise RunError(f"{run_dir} has no {name!r} checkpoint: the run ended before its first epoch did.") from None
+        raise RunError(_MISSING.get(name, _MISSING[BEST]).format(run_dir=run_dir, name=name)) from None
     except (OSError, SafetensorError, ValueError, MemoryError) as error:
         raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
 

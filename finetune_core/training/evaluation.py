@@ -11,19 +11,15 @@ import pandas as pd
 import torch
 from torch.nn.functional import cross_entropy
 
-from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, VAL
-from finetune_core.errors import RunError, TrainingError
-from finetune_core.files import regular_file
-from finetune_core.models.network import Network, build_network
-from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info, restore_network
+from finetune_core.errors import TrainingError
 from finetune_core.training.device import Device
 from finetune_core.training.events import Event, Progress
 from finetune_core.training.exact_layers import exact_head
 from finetune_core.training.feeding import Forward, brought_back
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
-from finetune_core.training.nearest import with_empty_neighbours
+from finetune_core.training.networks import best_network
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.predictions import (
     load_predictions,
@@ -32,7 +28,6 @@ from finetune_core.training.predictions import (
     save_predictions,
 )
 from finetune_core.training.prepare import EVENT_SECONDS, exact_job
-from finetune_core.training.stage_plan import plan
 from finetune_core.training.strategies import STRATEGIES
 
 FINAL_PRECISION: Final = "fp32"
@@ -46,38 +41,6 @@ class FinalEvaluation:
     val_loss: float
     test_accuracy: float | None
     seconds: float
-
-
-def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:
-    """The network of a run's best checkpoint, put together from its backbone: float32, on the processor, in eval mode.
-
-    Raises:
-        RunError: when there is no checkpoint, it is damaged, or the backbone's weights have changed since.
-        WeightsError: when they are not on this machine.
-    """
-    info = read_info(run_dir, BEST)
-    network = build_network(config.backbone, config.starts_from, len(info.classes), config.seed, config.image_size)
-    if network.weights_hash != info.weights_hash:
-        raise RunError(f"The weights of {info.backbone} on this machine are not those that {run_dir.name} was trained from.")
-    strategy = plan(config, network.stages)
-    if STRATEGIES[config.strategy].fits == "nearest_neighbours":
-        network = with_empty_neighbours(network, _neighbours(run_dir, info), len(info.classes))
-    restore_network(network, strategy, run_dir, BEST)
-    network.model.eval()
-    return network, info
-
-
-def _neighbours(run_dir: Path, info: CheckpointInfo) -> int:
-    """How many training images a checkpoint holds.
-
-    Raises:
-        RunError: when it says none, or more than its file has room for: no memory is taken for those.
-    """
-    path = checkpoint_path(run_dir, BEST)
-    found = regular_file(path)
-    if not 0 < info.neighbours <= (found.st_size if found else 0) // 8:
-        raise RunError(f"{path} is damaged: it holds no training images that could vote.")
-    return info.neighbours
 
 
 @torch.no_grad()

@@ -115,6 +115,22 @@ class Candidate(TypedDict):
     accuracy: Share
 
 
+class Ancestor(TypedDict):
+    """A run that another one starts from, as it was then.
+
+    ``data``: the last part of its path. ``epoch``: the best one, 0 where it has none. ``accuracy``: of that on the validation images, 0…1,
+    where its predictions could be read. ``weights``: what it started from itself.
+    """
+
+    run: Name
+    data: Text
+    strategy: Name
+    epoch: Count
+    accuracy: Share | None
+    weights: Literal["pretrained", "none", "file", "run"]
+
+
+Lineage = Annotated[list[Ancestor], Field(max_length=1000)]
 StageMeasures = Annotated[dict[Name, StageMeasure], Field(max_length=1000)]
 
 
@@ -176,6 +192,8 @@ class RunStarted(Event):
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
         forecast: the ``seconds, epoch_seconds, memory_bytes, device_bytes, cache_bytes`` that were expected; None where nothing was known.
         numerics: ``tf32, cudnn_benchmark``; None in runs of earlier versions.
+        lineage: the run that it starts from, the one which that started from, and so on; none where it starts from other weights.
+        head_kept: whether it starts with the head of that run, too.
     """
 
     backbone: Name
@@ -199,6 +217,8 @@ class RunStarted(Event):
     decoded: Count = 0
     forecast: Expected | None = None
     numerics: Numerics | None = None
+    lineage: Lineage = field(default_factory=list)
+    head_kept: bool = False
 
 
 @dataclass(frozen=True)

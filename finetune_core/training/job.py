@@ -1,7 +1,7 @@
 """A run that is ready to start: what the loop needs, and what it feeds to what."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -16,7 +16,7 @@ from finetune_core.models.network import Network
 from finetune_core.training.batches import TOO_LARGE_A_BATCH, balanced_batches, epoch_batches, in_order
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
-from finetune_core.training.events import CacheReport
+from finetune_core.training.events import CacheReport, Lineage
 from finetune_core.training.feeding import arriving, forward_batch
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.stage_plan import Strategy, trained_parameters
@@ -38,6 +38,7 @@ class Job:
         source: the images, where the whole network runs in every step, or the cached output of its trunk in their place.
         report: what the cache did, or why there is none.
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
+        lineage, head_kept: as in RunStarted.
     """
 
     config: RunConfig
@@ -52,6 +53,8 @@ class Job:
     report: CacheReport
     decode_seconds: float
     decoded: int
+    lineage: Lineage = field(default_factory=list)
+    head_kept: bool = False
 
     @property
     def forward(self) -> nn.Module:
@@ -111,7 +114,9 @@ def step_rule(job: Job) -> StepRule:
     pulled = []
     if config.l2_sp:
         parameters, start = dict(network.model.named_parameters()), network.pretrained.state_dict()
-        for stage, plan in zip(network.stages[:-1], job.strategy[:-1], strict=True):  # the head is new: nothing to go back to
+        for stage, plan in zip(
+            network.stages[:-1], job.strategy[:-1], strict=True
+        ):  # the head is new, as a rule: nothing to go back to
             for name in trained_parameters(plan, stage):
                 pulled.append((parameters[name], start[name].to(job.device.torch_device)))
     l2_sp = (config.l2_sp, tuple(pulled))

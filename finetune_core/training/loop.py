@@ -91,7 +91,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
     began = time.monotonic()
     at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
     try:
-        job = yield from prepare(config, roots)
+        job = yield from prepare(config, roots, run_dir)
         if STRATEGIES[config.strategy].fits:
             yield from _fit_in_one_go(job, run_dir, began)
             return
@@ -182,7 +182,7 @@ def _trainer(job: Job, run_dir: Path) -> _Trainer:
 
 
 def audit_frozen(job: Job) -> int:
-    """Compare every frozen parameter and buffer, bit for bit, with the backbone as it was loaded.
+    """Compare every frozen parameter and buffer, bit for bit, with what the run began with.
 
     Returns:
         How many tensors were compared.
@@ -391,6 +391,8 @@ def _started(job: Job) -> RunStarted:
         decoded=job.decoded,
         forecast=_expected(job),
         numerics=numerics(),
+        lineage=job.lineage,
+        head_kept=job.head_kept,
     )
 
 

@@ -18,15 +18,16 @@ from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.files import is_file
 from finetune_core.models.catalogue import BackboneInfo, backbone_info
-from finetune_core.models.network import Network, build_network, check_image_size, has_linear_head, network_stages
+from finetune_core.models.network import Network, check_image_size, has_linear_head, network_stages
 from finetune_core.models.partition import CannotSplit, Segments
-from finetune_core.models.weights import PRETRAINED, download
+from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_memory import count_anew
 from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Progress
 from finetune_core.training.job import Job
+from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
 from finetune_core.training.placement import placed, room_for_rows
 from finetune_core.training.stage_plan import Strategy, cut_index, plan
 from finetune_core.training.strategies import STRATEGIES, epochs_of
@@ -51,8 +52,11 @@ _EXAMPLES = 20
 Value = TypeVar("Value")
 
 
-def check_config(config: RunConfig) -> None:
+def check_config(config: RunConfig, run_dir: Path | None = None) -> None:
     """Everything that can be known to be wrong before any work is done.
+
+    Args:
+        run_dir: of a run that is there already: it keeps what it starts from.
 
     Raises:
         ConfigError: all problems at once.
@@ -74,7 +78,10 @@ def check_config(config: RunConfig) -> None:
         attempt("strategy", lambda: plan(config, network_stages(config.backbone)))
         attempt("strategy", check_head, config)
         attempt("image_size", check_image_size, config.backbone, config.image_size)
-    if config.starts_from not in (PRETRAINED, "none") and not is_file(config.weights):
+    if config.earlier_run:
+        if run_dir is None:
+            attempt("from_run", check_earlier_run, config)
+    elif config.starts_from not in (PRETRAINED, RANDOM) and not is_file(config.weights):
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
         raise ConfigError(problems)
@@ -125,16 +132,17 @@ def check_classes(dataset: Dataset) -> None:
         )
 
 
-def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, None, Job]:
+def prepare(config: RunConfig, roots: Sequence[Path] = (), run_dir: Path | None = None) -> Generator[Event, None, Job]:
     """Do what comes before the first step, saying how far it is.
 
     Args:
+        run_dir: the run's folder, where it has one.
         roots: when given, images that lie elsewhere are left out.
 
     Raises:
         FinetuneError: when the data, the weights or a setting cannot be used.
     """
-    check_config(config)
+    check_config(config, run_dir)
     dataset = yield from reported(
         "index",
         index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
@@ -145,8 +153,9 @@ def prepare(config: RunConfig, roots: Sequence[Path] = ()) -> Generator[Event, N
     for info in missing_weights([config]):
         yield from reported("download", download(info))
     device = choose_device(config.device, config.precision)
-    network = build_network(config.backbone, config.starts_from, len(dataset.classes), config.seed, config.image_size)
-    prepared = _Prepared(config, dataset, network, plan(config, network.stages), device)
+    beginning = beginning_of(config, dataset.classes, run_dir)
+    network = beginning.network
+    prepared = _Prepared(config, dataset, beginning, plan(config, network.stages), device)
     place(network, prepared.strategy, device)
     count_anew(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
@@ -176,7 +185,7 @@ def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Ev
         return replace(job, network=network, source=replace(job.source, tail=segments.part(cut, None)))
     used = np.concatenate(list(job.rows.values()))
     unused = frozenset(np.setdiff1d(np.arange(len(job.dataset.table)), used).tolist())
-    prepared = _Prepared(job.config, job.dataset, network, job.strategy, job.device.exact, tuple(splits), unused)
+    prepared = _Prepared(job.config, job.dataset, Beginning(network), job.strategy, job.device.exact, tuple(splits), unused)
     return (yield from _with_trunk(prepared, segments))
 
 
@@ -191,11 +200,15 @@ class _Prepared:
 
     config: RunConfig
     dataset: Dataset
-    network: Network
+    beginning: Beginning
     strategy: Strategy
     device: Device
     splits: tuple[str, ...] = SPLITS
     unused: frozenset[int] = frozenset()
+
+    @property
+    def network(self) -> Network:
+        return self.beginning.network
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -255,6 +268,8 @@ class _Prepared:
             report,
             decode_seconds,
             decoded,
+            self.beginning.start.info.lineage if self.beginning.start else [],
+            self.beginning.head_kept,
         )
 
 

@@ -80,7 +80,7 @@ def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
 
 def _measure(config: RunConfig, classes: int) -> Speed:
     device = choose_device(config.device, config.precision)
-    asked = config.starts_from
+    asked = PRETRAINED if config.earlier_run else config.starts_from  # the same computation, whatever they hold
     weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
     network = build_network(config.backbone, weights, classes, config.seed, config.image_size)
     strategy = plan(config, network.stages)

@@ -34,7 +34,9 @@ def values_of(one):
 @some.composite
 def configs(draw):
     """Settings that agree with each other, several of them not at their defaults."""
-    listed = [one for one in all_settings().values() if one.section and one.name not in ("backbone", "groups", "strategy")]
+    listed = [
+        one for one in all_settings().values() if one.section and one.name not in ("backbone", "from_run", "groups", "strategy")
+    ]
     found = {one.name: draw(values_of(one)) for one in draw(some.lists(some.sampled_from(listed), max_size=5, unique_by=id))}
     if draw(some.booleans()):
         found["groups"] = draw(some.text(max_size=5)).replace("\0", "") + "{group}_*"
@@ -87,6 +89,12 @@ def test_settings_with_changes_to_images_are_repeated_from_their_file(tmp_path):
     file.parent.mkdir()
     file.write_text(json.dumps(config.model_dump(mode="json")))
     assert trained_with(train_command(config, file)) == config
+
+
+def test_a_run_that_started_from_another_is_repeated_from_its_file(tmp_path):
+    config = make_config({"data": str(tmp_path), "from_run": str(tmp_path / "gone"), "epochs": 2})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    assert trained_with(train_command(config, tmp_path / "config.json")) == config
 
 
 def test_changes_are_written_as_the_form_shows_them():

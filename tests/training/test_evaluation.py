@@ -8,8 +8,8 @@ import torch
 
 from finetune_core.data.splits import TEST, VAL
 from finetune_core.training import evaluation, events
-from finetune_core.training.evaluation import best_network
 from finetune_core.training.loop import StopRequested, fit
+from finetune_core.training.networks import best_network
 from finetune_core.training.predictions import load_predictions, predictions_precision
 from finetune_core.training.preview import network_input
 

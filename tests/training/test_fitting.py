@@ -20,12 +20,12 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
 from finetune_core.training import events, fitting
 from finetune_core.training.checkpoints import BEST, load_tensors, save_checkpoint
-from finetune_core.training.evaluation import best_network
 from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import GRID, Linear, Scale, fitted, linear_probe, objective
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.nearest import NearestNeighbours
+from finetune_core.training.networks import best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prototypes import prototypes
 from finetune_core.work import finish

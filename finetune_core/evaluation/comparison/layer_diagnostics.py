@@ -29,12 +29,13 @@ from finetune_core.files import read_regular, write_bytes
 from finetune_core.inspection.background import in_background
 from finetune_core.inspection.features import PooledStages, network_inputs, pooled_stages
 from finetune_core.inspection.learned import Probe, probe
-from finetune_core.models.network import Network, build_network
+from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
 from finetune_core.runs.store import Run
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.events import Count, Length, Name, Number, Share
+from finetune_core.training.networks import beginning_of
 from finetune_core.training.predictions import Moment, predictions_changed
 from finetune_core.work import Step, Work
 
@@ -141,13 +142,11 @@ def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Wor
     for run in runs:
         changed = predictions_changed(run.run_dir)
         tuned = load_predictor(run, device)
-        begun = build_network(
-            run.config.backbone, run.config.starts_from, len(tuned.classes), run.config.seed, run.config.image_size
-        )
-        beginning = _beginning(run, begun)
+        start = beginning_of(run.config, tuned.classes, run.run_dir).network
+        beginning = _beginning(run, start)
         if beginning not in starts:
-            starts[beginning] = yield from _start(run, begun, tuned, roots)
-        measured = asdict((yield from _moves(run, begun, tuned, starts[beginning])))
+            starts[beginning] = yield from _start(run, start, tuned, roots)
+        measured = asdict((yield from _moves(run, start, tuned, starts[beginning])))
         try:
             write_bytes(run.run_dir / _FILE, json.dumps(measured | {"predictions": changed}).encode())
         except OSError as error:

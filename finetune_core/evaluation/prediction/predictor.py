@@ -16,8 +16,9 @@ from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, CheckpointInfo, checkpoint_path, read_info
 from finetune_core.training.compiled import Part
 from finetune_core.training.device import Device, choose_device
-from finetune_core.training.evaluation import best_network, logits_of
+from finetune_core.training.evaluation import logits_of
 from finetune_core.training.feeding import Forward
+from finetune_core.training.networks import best_network
 from finetune_core.training.preview import network_input
 from finetune_core.training.strategies import epochs_of
 
@@ -71,7 +72,7 @@ def load_predictor(run: Run, device: Device | None = None) -> Predictor:
         device: the processor when None: a run may need all of a GPU.
 
     Raises:
-        RunError: when the run has no checkpoint, it is damaged, or its backbone's weights have changed since.
+        RunError: when the run has no checkpoint, it is damaged, or the weights that it began with have changed since.
         WeightsError: when they are not on this machine.
     """
     _check_same_run(run, read_info(run.run_dir, BEST))

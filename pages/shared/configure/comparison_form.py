@@ -90,7 +90,7 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
     else:
         st.markdown(
             plain(
-                f"All on {name} ({things(len(dataset.table), 'image')}), from {base.backbone}: {things(base.epochs, 'epoch')} of batches of "
+                f"All on {name} ({things(len(dataset.table), 'image')}), from {_start(base)}: {things(base.epochs, 'epoch')} of batches of "
                 f"{base.batch_size}, learning rate {base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
                 f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the split; for equal seeds also the "
                 "new head and the order of the images."
@@ -114,6 +114,10 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
                 args=(DEMO_RECIPE,),
                 help=f"{quick['epochs']} epochs at {quick['image_size']} pixels: enough for digits, and several times faster.",
             )
+
+
+def _start(base: RunConfig) -> str:
+    return f"{base.backbone} as the run {Path(base.from_run).name} left it" if base.from_run else base.backbone
 
 
 def _choices(base: RunConfig) -> Wanted:

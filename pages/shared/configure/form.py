@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from finetune_core import paths
 from finetune_core.config import RunConfig, all_settings, make_config, names_in, setting_of
 from finetune_core.config.changes import value_in_words
 from finetune_core.config.metadata import SPLIT, Setting
@@ -16,6 +17,7 @@ from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.runs.store import Run
 from finetune_core.training.prepare import check_classes, check_config
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
@@ -23,6 +25,8 @@ from pages.shared.configure import settings
 from pages.shared.configure.networks import about_network, offered
 from pages.shared.data.chosen import chosen_data, data_folder, offer_data
 from pages.shared.data.datasets import answered, current_dataset
+from pages.shared.runs.backend import store
+from pages.shared.runs.labels import run_labels
 
 
 def chosen_dataset() -> Dataset | None:
@@ -73,7 +77,9 @@ def checked(found: dict[str, Any], roots: Sequence[Path], dataset: Dataset | Non
     network, has to lie in one of the folders."""
     try:
         config = make_config(found)
-        if config.starts_from not in (PRETRAINED, RANDOM):
+        if config.earlier_run:
+            check_roots(config.earlier_run, [paths.runs_dir(), *roots])
+        elif config.starts_from not in (PRETRAINED, RANDOM):
             check_roots(config.weights, roots)
         if config.backbone.startswith(FOLDER):
             check_roots(config.backbone.removeprefix(FOLDER), roots)
@@ -162,22 +168,63 @@ def strategy_settings(problems: dict[str, str]) -> None:
 
 
 def weights_field(problems: dict[str, str]) -> None:
-    st.session_state.setdefault("weights_from", "Pretrained")
-    st.selectbox(
+    """What the run starts from: pretrained weights, an earlier run, a file, or random weights."""
+    st.session_state.setdefault("weights_from", settings.PRETRAINED_WEIGHTS)
+    chosen = st.selectbox(
         label("weights"),
-        ["Pretrained", "A file", "Random"],
+        [settings.PRETRAINED_WEIGHTS, settings.EARLIER_RUN, settings.FILE_OF_WEIGHTS, settings.RANDOM_WEIGHTS],
         key="weights_from",
         persist_state="session",
+        on_change=_follow_run,
         help="Random weights are a control: they show what pretraining was worth.",
     )
-    if st.session_state["weights_from"] == "A file":
-        st.text_input(
-            "File of weights",
-            key="weights_file",
-            persist_state="session",
-            help="On the server: safetensors, or a state dict saved by torch.",
-        )
-    _problem("weights", problems)
+    with st.container():  # always there, so that nothing below is drawn anew
+        if chosen == settings.FILE_OF_WEIGHTS:
+            st.text_input(
+                "File of weights",
+                key="weights_file",
+                persist_state="session",
+                help="On the server: safetensors, or a state dict saved by torch.",
+            )
+        elif chosen == settings.EARLIER_RUN:
+            _run_field()
+    for name in ("weights", "from_run"):
+        _problem(name, problems)
+
+
+def _run_field() -> None:
+    """The finished runs that another one can start from."""
+    by_folder = {str(run.run_dir): run for run in _runs_to_start_from()}
+    labels = run_labels(by_folder.values())
+    current = st.session_state.get("weights_run")
+    options = [*by_folder, *([current] if current and current not in by_folder else [])]
+    st.selectbox(
+        label("from_run"),
+        options,
+        format_func=lambda folder: labels[by_folder[folder].run_id] if folder in by_folder else folder,
+        key="weights_run",
+        persist_state="session",
+        on_change=_follow_run,
+        placeholder="No run has finished yet",
+        disabled=not options,
+        help=setting_of("from_run").help,
+    )
+
+
+def _runs_to_start_from() -> list[Run]:
+    finished = [run for run in store().runs() if run.status == "finished"]
+    return [run for run in finished if STRATEGIES[run.config.strategy].fits != "nearest_neighbours"]
+
+
+def _follow_run() -> None:
+    """Backbone and size of images follow from the run that is chosen, the latest at first (a callback)."""
+    if st.session_state["weights_from"] != settings.EARLIER_RUN:
+        return
+    by_folder = {str(run.run_dir): run for run in _runs_to_start_from()}
+    if not st.session_state.get("weights_run"):
+        st.session_state["weights_run"] = next(iter(by_folder), None)
+    if run := by_folder.get(st.session_state["weights_run"]):
+        settings.start_from(run.config)
 
 
 def _custom_widgets() -> None:

@@ -26,7 +26,15 @@ COMPARISON: dict[str, Any] = {
     "cuts": [],
 }
 
-NO_WIDGETS = ("cut", "stage_rates", "weights", "edits")  # several widgets together make one of these, or none does
+NO_WIDGETS = tuple(
+    name for name, one in all_settings().items() if one.own_widgets
+)  # several widgets together make one, or none does
+PRETRAINED_WEIGHTS, EARLIER_RUN, FILE_OF_WEIGHTS, RANDOM_WEIGHTS = (
+    "Pretrained",
+    "An earlier run",
+    "A file",
+    "Random",
+)  # where to start from
 _NOT_KEPT = {"data", "edits", *names_in(SPLIT)}  # they belong to the data set
 _MOST_RATES = 200
 
@@ -66,7 +74,7 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
     """Set the form's fields, those that the recipe does not name to their defaults (a callback: before the widgets are drawn)."""
     kept = (*names_in(SPLIT, HARDWARE), *NO_WIDGETS, "seed")
     set_fields({name: value for name, value in (defaults() | recipe).items() if name not in kept})
-    st.session_state["weights_from"] = "Pretrained"
+    st.session_state["weights_from"] = PRETRAINED_WEIGHTS
 
 
 def set_fields(values: Mapping[str, Any]) -> None:
@@ -86,6 +94,11 @@ def is_known(backbone: object) -> bool:
 def use_backbone(name: str) -> None:
     """Put a network into the form, with the size of image that it was pretrained on (a callback)."""
     set_fields({"backbone": name, "image_size": usual_image_size(name)})
+
+
+def start_from(config: RunConfig) -> None:
+    """Put what follows from the settings of an earlier run that the next one starts from into the form (a callback)."""
+    set_fields({"backbone": config.backbone, "image_size": config.image_size})
 
 
 def fill_in() -> None:
@@ -180,9 +193,10 @@ def use(config: RunConfig) -> None:
 def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     """Set all widgets."""
     set_fields({name: value for name, value in _kept(config).items() if name not in NO_WIDGETS})
-    known = {PRETRAINED: "Pretrained", RANDOM: "Random"}
-    st.session_state["weights_from"] = known.get(config.weights, "A file")
+    known = {PRETRAINED: PRETRAINED_WEIGHTS, RANDOM: RANDOM_WEIGHTS}
+    st.session_state["weights_from"] = EARLIER_RUN if config.from_run else known.get(config.weights, FILE_OF_WEIGHTS)
     st.session_state["weights_file"] = "" if config.weights in known else config.weights
+    st.session_state["weights_run"] = config.from_run
     st.session_state["custom_how"] = EVERY_STAGE if config.stage_rates is not None else FROM_STAGE
     names = stage_names()
     st.session_state["custom_cut"] = config.cut if config.cut in names else names[-2]
@@ -212,7 +226,7 @@ def _widgets() -> dict[str, Any]:
     """What the form's widgets hold, as fields of the config."""
     fill_in()
     found = {name: st.session_state.get(key(name)) for name in defaults() if name not in NO_WIDGETS}
-    found["weights"] = _weights()
+    found |= _weights()
     return found | _custom_strategy() if found["strategy"] == "custom" else found
 
 
@@ -224,11 +238,13 @@ def _custom_strategy() -> dict[str, Any]:
     return {"stage_rates": {name: st.session_state.get(rate_key(name), float(name == "head")) for name in names}}
 
 
-def _weights() -> str:
-    chosen = st.session_state.get("weights_from", "Pretrained")
-    if chosen == "A file":
-        return str(st.session_state.get("weights_file", "")).strip()
-    return RANDOM if chosen == "Random" else PRETRAINED
+def _weights() -> dict[str, str]:
+    chosen = st.session_state.get("weights_from", PRETRAINED_WEIGHTS)
+    if chosen == FILE_OF_WEIGHTS:
+        return {"weights": str(st.session_state.get("weights_file", "")).strip()}
+    if chosen == EARLIER_RUN:
+        return {"weights": PRETRAINED, "from_run": st.session_state.get("weights_run") or ""}
+    return {"weights": RANDOM if chosen == RANDOM_WEIGHTS else PRETRAINED}
 
 
 def _kept(config: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import streamlit as st
@@ -33,6 +34,13 @@ def what_moved(runs: Sequence[Run]) -> None:
     )
     titles = run_titles(runs)
     known = {run.run_id: known_layers(run) for run in runs}
+    for run, title in zip(runs, titles, strict=True):
+        if earlier := run.config.earlier_run:
+            st.caption(
+                plain(
+                    f"{title}: its initial state is the network that it started from, the best epoch of run {Path(earlier).name}."
+                )
+            )
     missing = [run for run in runs if known[run.run_id] is None]
     if missing:
         st.markdown(
@@ -100,7 +108,7 @@ def _stages(backbone: str, measured: dict[str, Layers], places: dict[str, int]) 
                 )
     st.caption(
         f"Stages from the image to the head; hollow: frozen. Measured on {things(first.judged, 'validation image')} and, for gradients, "
-        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is new in every run, and left out where it has no meaning."
+        f"{things(first.pulled, 'training image')}, drawn by a fixed seed. The head is left out where it has no meaning."
     )
 
 

@@ -3,14 +3,20 @@
 import streamlit as st
 
 from finetune_core.commands.repeat import train_command
-from finetune_core.config import RunConfig, all_settings
+from finetune_core.config import CONFIG_FILE, RunConfig, all_settings
 from finetune_core.config.changes import changed_settings
 from finetune_core.data.edits import edits_in_words
-from finetune_core.runs.record import CONFIG_FILE
+from finetune_core.runs.log import lineage_in_words
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.configure import form
 from pages.shared.runs.again import differs_now, use_again
+
+
+def lineage(run: Run) -> None:
+    """The earlier run that it started from, where it did."""
+    if words := lineage_in_words(run.history.started or {}):
+        st.caption(f":material/account_tree: {plain(words)}")
 
 
 def run_settings(run: Run) -> None:
@@ -40,6 +46,8 @@ def run_settings(run: Run) -> None:
         st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
         if edits := edits_in_words(config.edits):
             st.caption(plain(f"The command names the run's file, because changes to single images have no option: {edits}."))
+        elif config.from_run:
+            st.caption("The command names the run's file, because other settings follow from the run to start from.")
         with st.container(horizontal=True):
             _everything(config)
         st.caption(plain(f"Run folder: {run.run_dir}"))

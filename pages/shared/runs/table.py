@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -79,6 +80,7 @@ def _text(run: Run) -> str:
         STRATEGIES[run.config.strategy].title,
         STATUS_WORDS[run.status][0],
         run.owner,
+        run.config.from_run or "",
         *run.tags,
     )
     return "\n".join(parts).casefold()
@@ -101,6 +103,7 @@ def _row(run: Run) -> dict[str, Any]:
         "By epoch": [epoch["val_accuracy"] for epoch in epochs[::-step][::-1]],
         "Time": pd.Timedelta(seconds=round(seconds)) if seconds is not None else None,
         "When": run_began(run),
+        "Started from": Path(run.config.from_run).name if run.config.from_run else "",
         "Tags": list(run.tags),
         "Run": run.run_id,
     }
@@ -124,6 +127,9 @@ def _columns(visible: Sequence[Run]) -> dict[str, Any]:
         "Strategy": column.TextColumn(width=180),
         "When": column.DatetimeColumn(format="D MMM YYYY, HH:mm"),
         "Tags": column.MultiselectColumn(options=tags, color="auto") if tags else None,
+        "Started from": column.TextColumn(help="The earlier run whose network it began with.")
+        if any(run.config.from_run for run in visible)
+        else None,
         "Name": column.TextColumn(width=140) if any(run.name for run in visible) else None,
         "Run": None,
     }

@@ -1,0 +1,227 @@
+"""A run's network as it begins, and as its best checkpoint holds it.
+
+A run begins with published weights, a file, random weights, or the best network of an earlier run. Of the last it keeps a copy in its own
+folder (``start``), so that it can be resumed, used and exported when the earlier run is gone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
+from finetune_core.data.splits import VAL
+from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.files import is_link, regular_file
+from finetune_core.models.network import Network, build_network, headed_state, network_of
+from finetune_core.models.timm_networks import find, is_timm_name, resized
+from finetune_core.models.weights import PRETRAINED, RANDOM, of_head, put_tensors, state_hash
+from finetune_core.training.checkpoints import (
+    BEST,
+    START,
+    CheckpointInfo,
+    checkpoint_path,
+    load_tensors,
+    read_info,
+    restore_network,
+    save_checkpoint,
+)
+from finetune_core.training.events import Ancestor
+from finetune_core.training.nearest import with_empty_neighbours
+from finetune_core.training.predictions import load_predictions
+from finetune_core.training.stage_plan import plan
+from finetune_core.training.strategies import STRATEGIES
+
+
+@dataclass(frozen=True)
+class Start:
+    """The network of an earlier run, with its head, on the processor.
+
+    Attributes:
+        info: the classes of that head; ``weights_hash`` of all else; the runs before.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    info: CheckpointInfo
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a run begins with.
+
+    Attributes:
+        start: None where it starts from no earlier run.
+        head_kept: whether the head is that of the earlier run, its outputs in the order of this one's classes.
+    """
+
+    network: Network
+    start: Start | None = None
+    head_kept: bool = False
+
+
+def check_earlier_run(config: RunConfig) -> None:
+    """Whether a run can start from the earlier one that it names, without building anything.
+
+    Raises:
+        ConfigError: when there is none, it is damaged, has no best epoch, no plain head, or another backbone.
+    """
+    _earlier(config)
+
+
+def start_of(config: RunConfig) -> Start:
+    """The best network of the run that a config starts from, for images of the config's size.
+
+    Raises:
+        ConfigError: as ``check_earlier_run``.
+        FinetuneError: when that run's checkpoint is damaged, or the weights that it started from are not on this machine any more.
+    """
+    folder, earlier = _earlier(config)
+    network, info = best_network(earlier, folder)
+    tensors = {name: tensor.detach().clone() for name, tensor in network.model.state_dict().items()}
+    if config.image_size != earlier.image_size and is_timm_name(config.backbone):
+        tensors = resized(find(config.backbone), tensors, len(info.classes), config.image_size)
+    before = read_info(folder, START).lineage if earlier.earlier_run else []
+    return Start(
+        tensors,
+        CheckpointInfo(
+            info.epoch,
+            config.backbone,
+            state_hash(tensors, network.heads),
+            info.classes,
+            info.fingerprint,
+            lineage=[_ancestor(folder, earlier, info), *before],
+        ),
+    )
+
+
+def keep_start(config: RunConfig, run_dir: Path) -> None:
+    """Write what a run starts from into its folder, where that is an earlier run.
+
+    Raises:
+        FinetuneError: as ``start_of``.
+        OSError: when it cannot be written.
+    """
+    if config.earlier_run:
+        start = start_of(config)
+        save_checkpoint(run_dir, START, dict(start.tensors), start.info)
+
+
+def kept_start(config: RunConfig, run_dir: Path) -> Start:
+    """What a run has kept of the earlier one that it started from.
+
+    Raises:
+        RunError: when it is missing or damaged.
+    """
+    info = read_info(run_dir, START)
+    needed = headed_state(config.backbone, len(info.classes), config.image_size)
+    tensors, info = load_tensors(run_dir, START, needed)
+    return Start(tensors, info)
+
+
+def beginning_of(config: RunConfig, classes: Sequence[str], run_dir: Path | None = None) -> Beginning:
+    """The network that a run begins with: float32, on the processor, in eval mode.
+
+    Args:
+        run_dir: the run's folder; None where it has none, and nothing of an earlier run was kept.
+
+    Raises:
+        FinetuneError: when weights are missing or damaged.
+    """
+    if not config.earlier_run:
+        return Beginning(build_network(config.backbone, config.starts_from, len(classes), config.seed, config.image_size))
+    start = kept_start(config, run_dir) if run_dir else start_of(config)
+    network = network_of(config.backbone, start.tensors, len(classes), config.seed, config.image_size)
+    if network.weights_hash != start.info.weights_hash:
+        raise RunError(f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those that it says.")
+    kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
+    if kept:
+        order = torch.tensor([start.info.classes.index(name) for name in classes])
+        put_tensors(
+            network.model, {name: tensor[order] for name, tensor in start.tensors.items() if of_head(name, network.heads)}
+        )
+    return Beginning(network, start, kept)
+
+
+def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:
+    """The network of a run's best checkpoint, put together from what it began with: float32, on the processor, in eval mode.
+
+    Raises:
+        RunError: when there is no checkpoint, it is damaged, or the weights that the run began with have changed since.
+        WeightsError: when they are not on this machine.
+    """
+    info = read_info(run_dir, BEST)
+    network = beginning_of(config, info.classes, run_dir).network
+    if network.weights_hash != info.weights_hash:
+        where = checkpoint_path(run_dir, START) if config.earlier_run else f"The weights of {info.backbone} on this machine"
+        raise RunError(f"{where} are not those that {run_dir.name} was trained from.")
+    strategy = plan(config, network.stages)
+    if STRATEGIES[config.strategy].fits == "nearest_neighbours":
+        network = with_empty_neighbours(network, _neighbours(run_dir, info), len(info.classes))
+    restore_network(network, strategy, run_dir, BEST)
+    network.model.eval()
+    return network, info
+
+
+def _neighbours(run_dir: Path, info: CheckpointInfo) -> int:
+    """How many training images a checkpoint holds.
+
+    Raises:
+        RunError: when it says none, or more than its file has room for: no memory is taken for those.
+    """
+    path = checkpoint_path(run_dir, BEST)
+    found = regular_file(path)
+    if not 0 < info.neighbours <= (found.st_size if found else 0) // 8:
+        raise RunError(f"{path} is damaged: it holds no training images that could vote.")
+    return info.neighbours
+
+
+def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
+    """The folder of the run that a config starts from, and its settings."""
+    folder = Path(config.earlier_run or "")
+    try:
+        if is_link(folder):
+            raise RunError(f"{folder} is a link, which is not followed")
+        if not regular_file(folder / CONFIG_FILE):
+            raise RunError(f"there is no run in {folder}")
+        earlier = make_config(read_config(folder / CONFIG_FILE))
+        info = read_info(folder, BEST)
+    except FinetuneError as error:
+        raise ConfigError({"from_run": " ".join(str(error).split())}) from None
+    if STRATEGIES[earlier.strategy].fits == "nearest_neighbours":
+        raise ConfigError(
+            {
+                "from_run": f"{folder.name} classifies by its nearest training images and has trained nothing: start from the backbone itself"
+            }
+        )
+    if info.backbone != earlier.backbone:
+        raise ConfigError({"from_run": f"{folder.name} is damaged: its checkpoint is of {info.backbone}"})
+    if earlier.backbone != config.backbone:
+        raise ConfigError(
+            {"backbone": f"follows from the run to start from: {folder.name} has {earlier.backbone}, not {config.backbone}"}
+        )
+    return folder, earlier
+
+
+def _ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
+    kinds = {PRETRAINED: "pretrained", RANDOM: "none"}
+    data = Path(earlier.data.replace("\\", "/")).name
+    return Ancestor(
+        run=folder.name,
+        data=data,
+        strategy=earlier.strategy,
+        epoch=info.epoch,
+        accuracy=_accuracy(folder, len(info.classes)),
+        weights="run" if earlier.earlier_run else kinds.get(earlier.starts_from, "file"),  # type: ignore[typeddict-item]
+    )
+
+
+def _accuracy(folder: Path, classes: int) -> float | None:
+    """On the validation images; None where the run's predictions cannot be read: its weights can be used all the same."""
+    try:
+        table = load_predictions(folder, classes)
+    except RunError:
+        return None
+    table = table[table["split"] == VAL]
+    right = [int(logits.argmax()) == label for logits, label in zip(table["logits"], table["label"], strict=True)]
+    return sum(right) / len(right) if right else None
