@@ -13,7 +13,17 @@ from rich.table import Column, Table
 
 from finetune_core import paths
 from finetune_core.commands.app import start_app
-from finetune_core.commands.options import COMPARED, DATA_HELP, AsIs, AsJson, Data, RunFolder, refused_in_words, takes_settings
+from finetune_core.commands.options import (
+    ADVISED,
+    COMPARED,
+    DATA_HELP,
+    AsIs,
+    AsJson,
+    Data,
+    RunFolder,
+    refused_in_words,
+    takes_settings,
+)
 from finetune_core.commands.terminal import err, out, print_json, progress_bar, show_work
 from finetune_core.config import names_in
 from finetune_core.config.metadata import SECTIONS, SPLIT
@@ -88,6 +98,35 @@ def inspect(
         print_json(found.to_json())
     else:
         print_inspection(found)
+
+
+@app.command()
+@takes_settings(
+    ADVISED, {"backbone": "The networks to probe, with commas between them; by default all whose weights are on this machine."}
+)
+def advise(
+    data: Data,
+    settings: dict[str, str],
+    images: Annotated[
+        int, typer.Option(metavar="N", help="Training images to probe with at most, of each class its share (20 to 5,000).")
+    ] = 2000,
+    budget: Annotated[float, typer.Option(metavar="MIN", help="Minutes that fine-tuning one network may take.")] = 30,
+    as_is: AsIs = False,
+    as_json: AsJson = False,
+) -> None:
+    """Which backbone, which cut? Probe networks at every stage, forecast their training, and propose two to fine-tune."""
+    from finetune_core.commands.advise import advised, print_advice
+    from finetune_core.commands.input import names
+
+    with refused_in_words():
+        backbones = names(settings.pop("backbone", ""))
+        advice = advised(data, backbones, settings, images, budget, as_is=as_is)
+    if as_json:
+        print_json(advice.to_json())
+    else:
+        print_advice(advice)
+    if not advice.candidates:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -12,10 +12,12 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from finetune_core import paths
+from finetune_core.commands.advise import advised
 from finetune_core.commands.compare import write_report
 from finetune_core.commands.evaluate import evaluated_run
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected
+from finetune_core.commands.options import ADVISED
 from finetune_core.commands.predict import predictions_of
 from finetune_core.commands.runs import opened
 from finetune_core.commands.terminal import progress_bar, progress_shown, show_work
@@ -23,6 +25,7 @@ from finetune_core.commands.train import asked_for, begun, trained
 from finetune_core.config import RunConfig, names_in, setting_of
 from finetune_core.config.metadata import SECTIONS, SPLIT
 from finetune_core.errors import ConfigError
+from finetune_core.evaluation.advice.advise import BUDGET, IMAGES, Advice
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.prediction.batch import to_frame
@@ -39,9 +42,9 @@ AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _takes_settings(*sections: str) -> Callable[[_Function], _Function]:
-    """The function shows the settings of these sections in its signature and its docstring."""
-    names = names_in(*sections)
+def _takes_settings(names: Iterable[str]) -> Callable[[_Function], _Function]:
+    """The function shows these settings in its signature and its docstring."""
+    names = list(names)
 
     def decorated(function: _Function) -> _Function:
         signature = introspection.signature(function)
@@ -61,7 +64,7 @@ def _takes_settings(*sections: str) -> Callable[[_Function], _Function]:
     return decorated
 
 
-@_takes_settings(*SECTIONS)
+@_takes_settings(names_in(*SECTIONS))
 def train(
     data: AnyPath | None = None,
     *,
@@ -184,7 +187,7 @@ def export(run: AnyRun, format: str, output: AnyPath | None = None, *, progress:
         return show_work(bar, exporting(_opened(run), format, None if output is None else Path(output)))
 
 
-@_takes_settings(SPLIT)
+@_takes_settings(names_in(SPLIT))
 def inspect(
     data: AnyPath,
     *,
@@ -209,6 +212,35 @@ def inspect(
         if others := settings.keys() - names_in(SPLIT):
             raise ConfigError(dict.fromkeys(sorted(others), "says nothing about how a data set is split"))
         return inspected(os.fspath(data), settings, deep=deep, backbone=backbone, as_is=as_is)
+
+
+@_takes_settings(name for name in ADVISED if name != "backbone")
+def advise(
+    data: AnyPath,
+    backbones: Iterable[str] = (),
+    *,
+    images: int = IMAGES,
+    budget: float = BUDGET,
+    as_is: bool = False,
+    progress: bool | None = None,
+    **settings: Any,
+) -> Advice:
+    """Which backbone, which cut? Probe networks at every stage, forecast their training, and propose two to fine-tune.
+
+    Args:
+        data: as ``train`` takes it.
+        backbones: the networks to probe; all whose weights are on this machine where none is named.
+        images: training images to probe with at most, of each class its share.
+        budget: minutes that fine-tuning one network may take.
+        as_is: leave out the changes and the split that were made for this data set in the app.
+
+    Raises:
+        FinetuneError: when the data or a setting cannot be used; a network that cannot be probed is among the result's ``failed``.
+    """
+    with progress_shown(progress):
+        if others := settings.keys() - set(ADVISED):
+            raise ConfigError(dict.fromkeys(sorted(others), "changes neither probes nor forecasts"))
+        return advised(os.fspath(data), list(backbones), settings, images, budget, as_is=as_is)
 
 
 def _opened(run: AnyRun) -> Run:

@@ -19,6 +19,7 @@ PHASE_WORDS = {
     "choose": "Cross-validating",
     "fit": "Fitting the classifier",
     "rates": "Trying learning rates",
+    "timing": "Timing a few training steps",
     "validate": "Validating",
     "export": "Exporting the network",
     "measure": "Evaluating the exported file",

@@ -61,7 +61,7 @@ class Job:
             self._ended.set()
 
     def _note(self, step: Step) -> None:
-        if step.phase != self.progress.phase:
+        if (step.phase, step.subject) != (self.progress.phase, self.progress.subject):
             self.since = time.monotonic()
         self.progress = step
         if self.stopping:

@@ -13,11 +13,13 @@ class Step(NamedTuple):
         done: images, bytes, … so far.
         total: how many in all; None where nobody knows.
         phase: a key of ``PHASE_WORDS``; empty where the work has one phase only.
+        subject: what of several things is worked on; empty where there is one only.
     """
 
     done: int
     total: int | None
     phase: str = ""
+    subject: str = ""
 
 
 Work = Generator[Step, None, T]
@@ -49,6 +51,26 @@ def in_phase(phase: str, work: Work[T], before: int = 0, total: int | None = Non
         before: how much of the phase was done before this work.
         total: how much the phase is in all; as the work says when None.
     """
+
+    def placed(step: Step) -> Step:
+        if step.phase:
+            return step
+        return Step(before + step.done, step.total if total is None else total, phase, step.subject)
+
+    return (yield from _mapped(placed, work))
+
+
+def with_subject(subject: str, work: Work[T]) -> Work[T]:
+    """The same work, as that on one of several things."""
+    return (yield from _mapped(lambda step: step._replace(subject=subject), work))
+
+
+def as_step(step: Step, work: Work[T]) -> Work[T]:
+    """The same work as a part of longer work that is at ``step``, however far the part is."""
+    return (yield from _mapped(lambda _: step, work))
+
+
+def _mapped(change: Callable[[Step], Step], work: Work[T]) -> Work[T]:
     try:
         while True:
             try:
@@ -56,9 +78,6 @@ def in_phase(phase: str, work: Work[T], before: int = 0, total: int | None = Non
             except StopIteration as finished:
                 result: T = finished.value
                 return result
-            if step.phase:
-                yield step
-            else:
-                yield Step(before + step.done, step.total if total is None else total, phase)
+            yield change(step)
     finally:
         work.close()

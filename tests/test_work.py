@@ -1,6 +1,6 @@
 import pytest
 
-from finetune_core.work import Step, Work, finish, in_phase
+from finetune_core.work import Step, Work, as_step, finish, in_phase, with_subject
 from tests.drain import drained
 
 
@@ -74,3 +74,20 @@ def test_work_in_a_phase_that_is_given_up_is_closed():
     next(work)
     work.close()
     assert closed == [True]
+
+
+def test_work_on_one_of_several_things_says_on_which():
+    seen, closed = [], []
+    assert finish(with_subject("b", in_phase("probe", counted(2))), seen.append) == "result"
+    assert finish(in_phase("probe", with_subject("b", counted(1))), seen.append) == "result"
+    assert seen == [Step(1, 2, "probe", "b"), Step(2, 2, "probe", "b"), Step(1, 1, "probe", "b")]
+    work = with_subject("b", counted(2, closed))
+    next(work)
+    work.close()
+    assert closed == [True]
+
+
+def test_a_part_of_longer_work_is_at_one_step():
+    seen = []
+    assert finish(as_step(Step(1, 4, "probe"), counted(3)), seen.append) == "result"
+    assert seen == [Step(1, 4, "probe")] * 3

@@ -12,8 +12,8 @@ import typer
 from rich.markup import escape
 
 from finetune_core.commands.terminal import err
-from finetune_core.config import setting_of
-from finetune_core.config.metadata import Setting
+from finetune_core.config import names_in, setting_of
+from finetune_core.config.metadata import HARDWARE, SPLIT, TRAINING, Setting
 from finetune_core.errors import ConfigError, FinetuneError, TrainingError
 
 DATA_HELP = (
@@ -44,6 +44,9 @@ COMPARED = {
     "backbone": ("", "Networks to start from."),
     "train_fraction": ("", "Fractions of the training images to train on."),
 }
+
+# Settings of ``advise``: of its probes, and of the runs that it forecasts.
+ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
 _LAST = ("runs_dir", "as_json")  # options of a command that its help shows after the settings
 

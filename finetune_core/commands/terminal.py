@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
@@ -79,7 +79,7 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value) + "\n")
 
 
-def plain_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def plain_table(columns: Iterable[str | Column], rows: Iterable[Iterable[str]]) -> Table:
     """Without lines; what is in it is shown as it is."""
     made = Table(*columns, box=None)
     for row in rows:
@@ -115,7 +115,7 @@ def show_work(bar: Progress, work: Work[Result], title: str = "") -> Result:
             if step.phase == "device":  # said once, with or without bars
                 err.print(f"{PHASE_WORDS['device']}.")
             tasks[step.phase] = bar.add_task(PHASE_WORDS[step.phase], total=step.total, note="", visible=step.phase != "device")
-        bar.update(tasks[step.phase], completed=step.done, total=step.total)
+        bar.update(tasks[step.phase], completed=step.done, total=step.total, note=harmless(step.subject))
 
     return finish(work, draw)
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
+from finetune_core.errors import DataError
 from finetune_core.training.events import Candidate
-from finetune_core.training.folds import FOLDS, stratified_folds
+from finetune_core.training.folds import FOLDS, Fold, stratified_folds
 from finetune_core.work import Step, Work, finish
 
 GRID = tuple(10 ** (half / 2) for half in range(-10, 3))  # of C, the strongest penalty first
@@ -164,34 +165,100 @@ class _Fold:
 
 
 def _choose(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int) -> Work[Choice]:
-    """The penalty with the lowest mean cross-entropy on held-out images. Each fit begins where that of the next stronger one ended."""
+    """The penalty with the lowest mean cross-entropy on held-out images."""
     some = _some(len(labels), seed)
-    given = labels.cpu().numpy()[some]
-    parts = stratified_folds(given, sets[some], seed, fewest=2, most=FOLDS if len(some) < _MANY else _FEWER_FOLDS)
+    parts = _parts(labels.cpu().numpy()[some], sets[some], seed)
     folds = [_Fold.of(features, labels, some[fit], some[out]) for fit, out in parts]
-    candidates: list[Candidate] = []
+    tried, start = yield from _path(folds, classes)
+    candidates = tuple(one.candidate() for one in tried)
+    chosen = min(candidates, key=lambda one: one["loss"])["value"] if candidates else _FALLBACK
+    return Choice(chosen, candidates, len(some), len(folds), start)
+
+
+def held_out_right(features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray, classes: int, seed: int) -> Work[np.ndarray]:
+    """Which images a linear probe classifies correctly that has seen neither them nor their near-duplicates.
+
+    The penalty for the images of a fold is chosen by those of the other folds, so that no image has a say in its own.
+
+    Args:
+        as for ``linear_probe``.
+
+    Yields:
+        Steps of the phase ``choose``.
+
+    Returns:
+        bool ``[n]``; False where an image can be held out of no fold.
+
+    Raises:
+        DataError: when there are too few images to cross-validate.
+    """
+    parts = probe_folds(labels.cpu().numpy(), sets, seed)
+    tried, _ = yield from _path([_Fold.of(features, labels, fit, out) for fit, out in parts], classes)
+    losses, right = (torch.stack([getattr(one, name) for one in tried]).cpu().numpy() for name in ("losses", "right"))
+    fold = np.repeat(np.arange(len(parts)), [len(out) for _, out in parts])
+    found = np.zeros(len(labels), dtype=bool)
+    for at, (_, out) in enumerate(parts):
+        chosen = losses[:, fold != at].mean(axis=1).argmin()
+        found[out] = right[chosen, fold == at]
+    return found
+
+
+def probe_folds(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
+    """The folds of ``held_out_right``.
+
+    Raises:
+        DataError: when there are too few images for two.
+    """
+    parts = _parts(labels, sets, seed)
+    if len(parts) < 2:
+        raise DataError(
+            "There are too few training images to cross-validate a linear probe: it takes at least two of a class that are not "
+            "near-duplicates, and two classes."
+        )
+    return parts
+
+
+def _parts(labels: np.ndarray, sets: np.ndarray, seed: int) -> list[Fold]:
+    return stratified_folds(labels, sets, seed, fewest=2, most=FOLDS if len(labels) < _MANY else _FEWER_FOLDS)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """One value of C on the held-out images of all folds, fold by fold: cross-entropy float ``[n]``, and who was right, bool ``[n]``."""
+
+    c: float
+    losses: torch.Tensor
+    right: torch.Tensor
+
+    def candidate(self) -> Candidate:
+        return {"value": self.c, "loss": float(self.losses.mean()), "accuracy": float(self.right.float().mean())}
+
+
+def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Linear | None]]:
+    """The values of C that were worth trying, the strongest penalty first, and about what the best of them fits. Each fit begins where
+    that of the next stronger penalty ended."""
+    tried: list[_Tried] = []
     heads: Sequence[Linear | None] = [None] * len(folds)
-    best, start = 0, None
+    best, lowest, start = 0, float("inf"), None
     for c in GRID if folds else ():
         found: list[Linear] = []
         for fold, last in zip(folds, heads, strict=True):
-            yield Step(len(candidates) * len(folds) + len(found), len(GRID) * len(folds), "choose")
+            yield Step(len(tried) * len(folds) + len(found), len(GRID) * len(folds), "choose")
             found.append(finish(fitted(fold.features, fold.labels, classes, c, last, _CHOOSING)))
         heads = found
-        candidates.append(_scored(c, folds, found))
-        if len(candidates) == 1 or candidates[-1]["loss"] < candidates[best]["loss"]:
-            best, start = len(candidates) - 1, _mean(found)
-        elif len(candidates) - 1 - best >= _WORSE:
+        tried.append(_scored(c, folds, found))
+        loss = float(tried[-1].losses.mean())
+        if loss < lowest:
+            best, lowest, start = len(tried) - 1, loss, _mean(found)
+        elif len(tried) - 1 - best >= _WORSE:
             break
-    chosen = candidates[best]["value"] if candidates else _FALLBACK
-    return Choice(chosen, tuple(candidates), len(some), len(folds), start)
+    return tried, start
 
 
-def _scored(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> Candidate:
+def _scored(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Tried:
     logits = torch.cat([head.logits(fold.held_out) for head, fold in zip(heads, folds, strict=True)])
     labels = torch.cat([fold.held_labels for fold in folds])
-    accuracy = (logits.argmax(1) == labels).float().mean()
-    return {"value": c, "loss": float(cross_entropy(logits, labels)), "accuracy": float(accuracy)}
+    return _Tried(c, cross_entropy(logits, labels, reduction="none"), logits.argmax(1) == labels)
 
 
 def _mean(heads: Sequence[Linear]) -> Linear:

@@ -402,7 +402,7 @@ def reported(phase: str, work: Work[Value]) -> Generator[Event, None, Value]:
     try:
         while True:
             try:
-                done, total, named = next(work)
+                done, total, named, _ = next(work)
             except StopIteration as finished:
                 result: Value = finished.value
                 return result

@@ -13,6 +13,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import read_square
 from finetune_core.data.pixels import stored_side
+from finetune_core.data.splits import TRAIN
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError
 from finetune_core.models.catalogue import backbone_info
@@ -70,7 +71,8 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *
 def _work(config: RunConfig) -> tuple[Any, ...]:
     """Equal for configs whose last epoch computes the same; their learning rates may differ."""
     strategy = plan(config, network_stages(config.backbone))
-    return (*conditions(config), tuple((stage.frozen, stage.part, stage.batchnorm) for stage in strategy))
+    passes = tuple((stage.frozen, stage.part, stage.batchnorm) for stage in strategy)
+    return (*conditions(config), epochs_of(config) > 0, passes)
 
 
 def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
@@ -172,7 +174,8 @@ def _seconds_an_image(run: Callable[[], object], batch: int) -> float:
 
 
 def _time_decoding(dataset: Dataset, image_size: int) -> float:
-    sample = dataset.paths(dataset.table.sample(min(_DECODED, len(dataset.table)), random_state=0))
+    table = dataset.table[dataset.table["split"] == TRAIN]
+    sample = dataset.paths(table.sample(min(_DECODED, len(table)), random_state=0))
 
     def read(path: Path) -> None:
         try:

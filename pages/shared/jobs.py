@@ -110,8 +110,9 @@ def _bar(key: str, job: Job) -> DeltaGenerator:
 
 
 def _progress(job: Job) -> tuple[float, str]:
-    done, total, phase = job.progress
+    done, total, phase, subject = job.progress
     total = total or 0
-    text, spent = PHASE_WORDS.get(phase, job.text), time.monotonic() - job.since
+    text = f"{subject}: " * bool(subject) + PHASE_WORDS.get(phase, job.text)
+    spent = time.monotonic() - job.since
     left = f", about {duration(spent / done * (total - done))} left" if done and spent > 2 else ""
     return min(1.0, done / max(1, total)), f"{text}: {done:,} of {total:,}{left}" if total > 1 else f"{text} …"

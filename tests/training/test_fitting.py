@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TRAIN
-from finetune_core.errors import ConfigError, ExportError, RunError
+from finetune_core.errors import ConfigError, DataError, ExportError, RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.exporters.formats import export_run
 from finetune_core.models.network import build_network
@@ -22,7 +22,7 @@ from finetune_core.training import events, fitting
 from finetune_core.training.checkpoints import BEST, load_tensors, save_checkpoint
 from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
-from finetune_core.training.logistic import GRID, Linear, Scale, fitted, linear_probe, objective
+from finetune_core.training.logistic import GRID, Linear, Scale, fitted, held_out_right, linear_probe, objective
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.training.networks import best_network
@@ -90,6 +90,41 @@ def test_the_penalty_is_the_one_that_scikit_learn_scores_best_on_the_same_folds(
     assert choice.value == min(losses, key=losses.get)
     assert len(tried) > 3
     assert list(tried.values()) == pytest.approx([losses[c] for c in tried], rel=1e-2)
+
+
+def test_images_are_held_out_with_the_penalty_that_the_other_folds_choose():
+    features, labels = clouds(spread=0.3)
+    right = finish(held_out_right(features, labels, np.arange(300), 4, seed=0))
+    parts = stratified_folds(labels.numpy(), np.arange(300), 0)
+    losses, theirs = np.zeros((len(GRID), 300)), np.zeros((len(GRID), 300), dtype=bool)
+    for fit, out in parts:
+        scaler, given = StandardScaler().fit(features[fit]), labels[out].numpy()
+        for at, c in enumerate(GRID):
+            model = LogisticRegression(C=c, max_iter=5000).fit(scaler.transform(features[fit]), labels[fit])
+            shares = model.predict_proba(scaler.transform(features[out]))
+            losses[at, out] = -np.log(shares[np.arange(len(out)), given])
+            theirs[at, out] = shares.argmax(axis=1) == given
+    wanted = np.zeros(300, dtype=bool)
+    for _, out in parts:
+        others = np.setdiff1d(np.arange(300), out)
+        wanted[out] = theirs[losses[:, others].mean(axis=1).argmin(), out]
+    assert 0.3 < right.mean() < 0.95
+    assert (right == wanted).mean() > 0.98
+
+
+def test_what_has_no_pattern_is_held_out_by_chance_and_a_copy_would_give_it_away():
+    random = np.random.default_rng(0)
+    features = torch.tensor(random.normal(size=(90, 200)), dtype=torch.float32).repeat(2, 1)
+    labels = torch.tensor(np.arange(90) % 3).repeat(2)
+    apart = finish(held_out_right(features, labels, np.tile(np.arange(90), 2), 3, seed=0))
+    assert apart.mean() < 0.5
+    assert finish(held_out_right(features, labels, np.arange(180), 3, seed=0)).mean() > 0.8
+
+
+def test_too_few_images_to_hold_any_out_are_refused():
+    features, _ = clouds(images=4)
+    with pytest.raises(DataError, match="too few training images"):
+        finish(held_out_right(features, torch.arange(4), np.arange(4), 4, seed=0))
 
 
 def test_near_duplicates_are_never_on_both_sides_of_a_fold():

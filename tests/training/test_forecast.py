@@ -135,6 +135,12 @@ def test_what_computes_the_same_is_timed_once(config, folder):
     assert SpeedBook().speed(config(strategy="bias_only")) != SpeedBook().speed(alike[0])
 
 
+def test_a_fit_without_epochs_is_not_timed_as_one_pass_of_the_head(config, folder):
+    head, probe = (config(strategy=name) for name in ("feature_extraction", "linear_probe"))
+    list(calibrate([head, probe], load_dataset(folder), SpeedBook()))
+    assert SpeedBook().speed(probe).step > 5 * SpeedBook().speed(head).step
+
+
 def test_timing_draws_nothing_from_the_randomness_that_a_run_may_be_using(config, folder):
     before = torch.get_rng_state()
     list(calibrate([config()], load_dataset(folder), SpeedBook()))

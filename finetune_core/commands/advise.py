@@ -1,0 +1,57 @@
+"""What the ``advise`` command does: probes networks on a data set, and says which two to fine-tune."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Column, Table
+
+from finetune_core.commands.input import kept_split, resolved
+from finetune_core.commands.terminal import err, out, plain_table, progress_bar, show_work
+from finetune_core.config import make_config
+from finetune_core.data.dataset import index_dataset
+from finetune_core.data.edits import effective, load_edits
+from finetune_core.evaluation.advice.advise import UNKNOWN, Advice, advise
+from finetune_core.models.catalogue import ready_backbones
+from finetune_core.work import in_phase
+
+
+def advised(
+    data: str, backbones: Sequence[str], settings: Mapping[str, Any], images: int, budget: float, *, as_is: bool
+) -> Advice:
+    """Probe the networks that are named, or all whose weights are on this machine.
+
+    Args:
+        settings: of the runs that are forecast, or what was typed for them.
+        images, budget: as ``advise`` takes them.
+
+    Raises:
+        FinetuneError: when the data or a setting cannot be used.
+    """
+    folder = resolved(data)
+    edits = () if as_is else effective(load_edits(folder))
+    base = make_config(kept_split(folder, as_is) | dict(settings) | {"data": folder, "edits": edits})
+    with progress_bar() as bar:
+        indexing = index_dataset(folder, **base.split_settings, edits=base.edits)
+        dataset = show_work(bar, in_phase("index", indexing))
+        own_sizes = "image_size" not in settings
+        return show_work(bar, advise(dataset, base, backbones or ready_backbones(), images, budget, own_sizes=own_sizes))
+
+
+def print_advice(advice: Advice) -> None:
+    """The ranking, what is proposed, and what no probe can tell; on stderr the networks that failed."""
+    if advice.candidates:
+        out.print(escape(advice.in_words()))
+        out.print(_named_rows(*advice.network_rows()))
+        out.print("Forecast of a run:")
+        out.print(_named_rows(*advice.forecast_rows()))
+        for number, one in enumerate(advice.suggested, 1):
+            out.print(f"{number}. [bold]{escape(one.backbone)}[/bold]: {escape(one.reason)}")
+        out.print(escape(UNKNOWN))
+    for failed in advice.failed:
+        err.print(escape(f"{failed.backbone} was left out: {failed.reason}"))
+
+
+def _named_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column, the networks' names, is never cut."""
+    return plain_table([Column(columns[0], no_wrap=True), *columns[1:]], rows)

@@ -1,0 +1,204 @@
+"""Advice before training: probe every network at every stage on the same images, rank them, and propose two to fine-tune."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset, sides
+from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.evaluation.advice.probes import TIMED, NetworkProbes, configured, probe_network, training_sample
+from finetune_core.evaluation.advice.proposal import Proposal, proposed
+from finetune_core.evaluation.advice.ranking import Candidate, best_stages, ranked
+from finetune_core.formatting import duration, number, percent, things
+from finetune_core.markup import paragraphs, table
+from finetune_core.models.network import has_linear_head
+from finetune_core.runs.design import design
+from finetune_core.training.logistic import MOST_CHOSEN_ON, probe_folds
+from finetune_core.training.prepare import check_classes
+from finetune_core.training.strategies import BASELINE, STRATEGIES
+from finetune_core.work import Work, with_subject
+
+IMAGES, BUDGET = 2_000, 30.0  # images, minutes
+FEWEST, MOST = 20, MOST_CHOSEN_ON  # images
+UNKNOWN = (
+    "A probe measures the pretrained features as they are. It cannot predict how much fine-tuning will add, which differs from network "
+    "to network; only training shows that."
+)
+
+
+_COLUMNS = ["Network", "Stage", "Probe", "95 % interval", "Against the best"]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A network that could not be probed, and why."""
+
+    backbone: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the probes say.
+
+    Attributes:
+        images: training images that were drawn, at most as many as were asked for.
+        folds: of the cross-validation.
+        budget: minutes that fine-tuning one network may take.
+        candidates: every stage of every network, the best first.
+        networks: what was measured of each, in the order in which they were named.
+        suggested: what to fine-tune.
+        failed: the networks that could not be probed.
+    """
+
+    images: int
+    folds: int
+    budget: float
+    candidates: tuple[Candidate, ...]
+    networks: tuple[NetworkProbes, ...]
+    suggested: tuple[Proposal, ...]
+    failed: tuple[Failed, ...]
+
+    def in_words(self) -> str:
+        """What was measured."""
+        return (
+            f"Linear probes on the frozen features of {things(len(self.networks), 'network')}, cross-validated in {self.folds} folds of "
+            f"{things(self.images, 'training image')}; validation and test images are not used. Intervals: 95 %, over images."
+        )
+
+    def network_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row per network, by its best stage, the best first."""
+        top1 = {one.backbone: "not stated" if one.top1 is None else f"{one.top1:.1f} %" for one in self.networks}
+        rows = [[*_row(at, one), top1[one.backbone]] for at, one in enumerate(best_stages(self.candidates))]
+        return [*_COLUMNS, "ImageNet"], rows
+
+    def forecast_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row per network, and what a run with each usual strategy takes."""
+        known = {one.backbone: one.forecasts for one in self.networks}
+        rows = [
+            [one.backbone, *(_seconds(known[one.backbone].get(strategy)) for strategy in TIMED)]
+            for one in best_stages(self.candidates)
+        ]
+        return ["Network", *(STRATEGIES[strategy].title for strategy in TIMED)], rows
+
+    def stage_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row per network and stage, the best first."""
+        rows = [[*_row(at, one), _seconds(one.seconds)] for at, one in enumerate(self.candidates)]
+        return [*_COLUMNS, "Training what follows"], rows
+
+    def __repr__(self) -> str:
+        return f"<Advice: {', '.join(one.backbone for one in self.suggested) or 'none'}>"
+
+    def _repr_html_(self) -> str:
+        reasons = [f"{one.backbone}: {one.reason}" for one in self.suggested]
+        lacking = [f"{one.backbone}: {one.reason}" for one in self.failed]
+        return (
+            table(*self.network_rows())
+            + table(*self.forecast_rows())
+            + paragraphs(*reasons, *lacking, self.in_words(), UNKNOWN)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as ``advise --json`` prints them."""
+        return {
+            "images": self.images,
+            "folds": self.folds,
+            "budget_minutes": self.budget,
+            "candidates": [asdict(one) for one in self.candidates],
+            "networks": [
+                {"backbone": one.backbone, "imagenet_top1": one.top1, "forecast_seconds": dict(one.forecasts)}
+                for one in self.networks
+            ],
+            "suggested": [asdict(one) for one in self.suggested],
+            "failed": [asdict(one) for one in self.failed],
+            "cannot_predict": UNKNOWN,
+        }
+
+
+def advise(
+    dataset: Dataset,
+    base: RunConfig,
+    backbones: Iterable[str],
+    images: int = IMAGES,
+    budget: float = BUDGET,
+    *,
+    own_sizes: bool = True,
+) -> Work[Advice]:
+    """Probe networks on the same training images. One that fails is named with its reason and ends no other.
+
+    Args:
+        base: the settings of the runs that are forecast and proposed.
+        images: how many training images to probe with at most, of each class its share.
+        budget: minutes that fine-tuning one network may take.
+        own_sizes: take images of the size that each network was pretrained on, not of the one in ``base``.
+
+    Yields:
+        Steps of the phases of ``probe_network``, each with its network as the subject.
+
+    Raises:
+        ConfigError: when ``images`` or ``budget`` cannot be used, or no network is named.
+        DataError: when there are too few images to cross-validate.
+    """
+    names = list(dict.fromkeys(backbones))
+    _check(names, images, budget)
+    check_classes(dataset)
+    sample = training_sample(dataset, images, base.seed)
+    folds = probe_folds(sample.table["label"].to_numpy(), sides(sample.table), base.seed)
+    networks: list[NetworkProbes] = []
+    failed: list[Failed] = []
+    for place, name in enumerate(names, 1):
+        subject = f"{name} ({place} of {len(names)})" if len(names) > 1 else name
+        try:
+            probing = probe_network(name, base, dataset, sample, own_size=own_sizes)
+            networks.append((yield from with_subject(subject, probing)))
+        except ConfigError as error:
+            failed.append(Failed(name, ". ".join(error.problems.values())))
+        except FinetuneError as error:
+            failed.append(Failed(name, str(error)))
+    candidates = ranked(networks)
+    suggested = proposed(candidates, networks, 60 * budget)
+    return Advice(len(sample.table), len(folds), budget, candidates, tuple(networks), suggested, tuple(failed))
+
+
+def comparison_of(suggested: Sequence[Proposal], base: RunConfig, seeds: Sequence[int]) -> list[RunConfig]:
+    """The runs that compare the proposals with each other, and each with its linear probe.
+
+    Args:
+        base: all other settings.
+
+    Raises:
+        ConfigError: when a config cannot be used.
+    """
+    configs: list[RunConfig] = []
+    for one in suggested:
+        own = configured(base, one.backbone, one.image_size, one.strategy)
+        configs += design(own, [one.strategy, *([BASELINE] if has_linear_head(one.backbone) else [])], seeds)
+    return configs
+
+
+def _check(names: Sequence[str], images: int, budget: float) -> None:
+    problems = {}
+    if not names:
+        problems["backbones"] = "name at least one; none has its weights on this machine"
+    if not FEWEST <= images <= MOST:
+        problems["images"] = f"must be {number(FEWEST)} to {number(MOST)}, not {number(images)}"
+    if not 0 < budget < float("inf"):
+        problems["budget"] = f"must be minutes, more than 0, not {budget:g}"
+    if problems:
+        raise ConfigError(problems)
+
+
+def _row(at: int, one: Candidate) -> list[str]:
+    """The cells of ``_COLUMNS``.
+
+    Args:
+        at: its place in the ranking.
+    """
+    standing = "not distinguishable" if one.like_best else f"{one.behind * 100:.1f} points behind"
+    interval = f"{percent(one.ci_low).removesuffix(' %')} to {percent(one.ci_high)}"
+    return [one.backbone, one.stage, percent(one.accuracy), interval, standing if at else "best"]
+
+
+def _seconds(forecast: float | None) -> str:
+    return "not timed" if forecast is None else duration(forecast)

@@ -1,0 +1,120 @@
+"""What is measured of one network: a cross-validated linear probe on every stage's features, and the forecast of each usual strategy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from finetune_core.config import RunConfig, make_config
+from finetune_core.data.dataset import Dataset, sides
+from finetune_core.data.splits import TRAIN
+from finetune_core.inspection.features import Features, compute_features
+from finetune_core.models.catalogue import backbone_info, usual_image_size
+from finetune_core.models.network import check_image_size, network_stages
+from finetune_core.models.weights import PRETRAINED, download, fetch_description
+from finetune_core.training.batches import sample_keys, subset
+from finetune_core.training.forecast import comparable, expected
+from finetune_core.training.logistic import held_out_right
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.strategies import BASELINE, STRATEGIES
+from finetune_core.training.timing import calibrate
+from finetune_core.work import Step, Work, as_step, in_phase
+
+TIMED = tuple(name for name, strategy in STRATEGIES.items() if strategy.classic or name == BASELINE)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkProbes:
+    """One network on the sampled training images.
+
+    Attributes:
+        image_size: side of its input, pixels.
+        top1: published ImageNet accuracy of its weights, percent; None where their source states none.
+        ids: of the images, ``[n]``.
+        stages: input to the last one before the head.
+        right: bool ``[stages, n]``: which images the probe of a stage classifies correctly that has seen neither them nor their
+            near-duplicates.
+        after: by stage, the forecast in seconds of training all that comes after it; None where nothing could be timed.
+        forecasts: strategy of ``TIMED`` -> its forecast in seconds, where it could be timed.
+    """
+
+    backbone: str
+    image_size: int
+    top1: float | None
+    ids: np.ndarray
+    stages: tuple[str, ...]
+    right: np.ndarray
+    after: tuple[float | None, ...]
+    forecasts: Mapping[str, float]
+
+
+def training_sample(dataset: Dataset, images: int, seed: int) -> Dataset:
+    """The same data set with no more than so many of its training images, of each class its share, and no others."""
+    table = dataset.table
+    rows = np.flatnonzero(table["split"] == TRAIN)
+    labels, keys = table["label"].to_numpy(), sample_keys(table["id"])
+    some = subset(rows, labels, keys, images / len(rows), seed)
+    if len(some) > images:  # shares are rounded, and no class is left out
+        some = np.sort(np.random.default_rng(seed).choice(some, images, replace=False))
+    return replace(dataset, table=table.iloc[some].reset_index(drop=True))
+
+
+def probe_network(backbone: str, base: RunConfig, dataset: Dataset, sample: Dataset, *, own_size: bool) -> Work[NetworkProbes]:
+    """Fit and time; weights that are not on this machine are downloaded first.
+
+    Args:
+        base: the settings of the runs that are forecast; its seed is that of the folds.
+        sample: the images to probe with, by ``training_sample``.
+        own_size: take images of the size that the network was pretrained on, not of the one in ``base``.
+
+    Yields:
+        Steps of the phases ``download``, ``decode``, ``features``, ``probe``, ``timing`` and ``device``.
+
+    Raises:
+        FinetuneError: when its weights cannot be had, or it cannot be cut or cannot take these images.
+    """
+    yield from in_phase("download", fetch_description(backbone))
+    info = backbone_info(backbone)
+    config = configured(base, backbone, usual_image_size(backbone) if own_size else base.image_size)
+    check_image_size(backbone, config.image_size)  # before anything is downloaded
+    if not info.ready:
+        yield from in_phase("download", download(info))
+    features = yield from compute_features(sample, backbone, config.image_size)
+    right = yield from _held_out(features, sample, config.seed)
+    after, forecasts = yield from _timed(config, dataset, features.stages)
+    ids = sample.table["id"].to_numpy()[features.rows]
+    return NetworkProbes(backbone, config.image_size, info.top1, ids, features.stages, right, after, forecasts)
+
+
+def configured(base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block") -> RunConfig:
+    """The settings of a run of this network, from its pretrained weights."""
+    changed = {"backbone": backbone, "image_size": image_size, "weights": PRETRAINED, "strategy": strategy}
+    return make_config(base.model_dump() | changed | {"cut": None, "stage_rates": None})
+
+
+def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:
+    table = sample.table.iloc[features.rows]
+    labels, sets = torch.tensor(table["label"].to_numpy()), sides(table)
+    found = []
+    for done, values in enumerate(features.by_stage):
+        step = Step(done, len(features.stages), "probe")
+        fitting = held_out_right(torch.from_numpy(values), labels, sets, len(sample.classes), seed)
+        found.append((yield from as_step(step, fitting)))
+    return np.stack(found)
+
+
+def _timed(
+    config: RunConfig, dataset: Dataset, stages: Sequence[str]
+) -> Work[tuple[tuple[float | None, ...], dict[str, float]]]:
+    names, book = [stage.name for stage in network_stages(config.backbone)], SpeedBook()
+    cuts = [config.model_copy(update={"strategy": "custom", "cut": names[names.index(stage) + 1]}) for stage in stages]
+    named = [one for one in comparable(config) if one.strategy in TIMED]
+    yield from in_phase("timing", calibrate([*named, *cuts], dataset, book))
+
+    def seconds(one: RunConfig) -> float | None:
+        found = expected(one, dataset, book)
+        return found.seconds if found else None
+
+    forecasts = {str(one.strategy): taken for one in named if (taken := seconds(one)) is not None}
+    return tuple(map(seconds, cuts)), forecasts

@@ -1,0 +1,94 @@
+"""Which two networks to fine-tune: the one with the best probe, and the one with the best published accuracy that the time allows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from finetune_core.config.run_config import StrategyName
+from finetune_core.evaluation.advice.probes import NetworkProbes
+from finetune_core.evaluation.advice.ranking import Candidate, best_stages
+from finetune_core.formatting import duration, percent
+
+STRATEGY: StrategyName = "last_block"  # that the proposals are fine-tuned with
+
+By = Literal["probe", "published"]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A network to fine-tune.
+
+    Attributes:
+        image_size: that it was probed at, pixels.
+        by: what it is the best by.
+        reason: one or two sentences.
+        seconds: the forecast of ``strategy``; None where it could not be timed.
+    """
+
+    backbone: str
+    image_size: int
+    strategy: StrategyName
+    by: By
+    reason: str
+    seconds: float | None
+
+
+def proposed(candidates: Sequence[Candidate], networks: Sequence[NetworkProbes], budget: float) -> tuple[Proposal, ...]:
+    """Two networks, or one where there is no other that fits.
+
+    Args:
+        candidates: as ``ranked`` gives them.
+        budget: seconds that fine-tuning one network may take.
+    """
+    if not candidates:
+        return ()
+    known = {network.backbone: network for network in networks}
+    leaders = best_stages(candidates)
+    first = _best_probe(leaders, known[leaders[0].backbone], budget)
+    second = _second([known[one.backbone] for one in leaders], first.backbone, budget)
+    return (first, second) if second else (first,)
+
+
+def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: float) -> Proposal:
+    best = leaders[0]
+    interval = f"95 % interval {percent(best.ci_low)} to {percent(best.ci_high)}"
+    reason = f"The best probe: {percent(best.accuracy)} of the held-out images ({interval}) from the features of {best.stage}."
+    alike = [one.backbone for one in leaders[1:] if one.like_best]
+    if alike:
+        reason += f" Not distinguishable from {_listed(alike)}."
+    seconds = network.forecasts.get(STRATEGY)
+    if seconds is not None and seconds > budget:
+        reason += f" Its forecast, {duration(seconds)}, is above the budget of {duration(budget)}."
+    return Proposal(network.backbone, network.image_size, STRATEGY, "probe", reason, seconds)
+
+
+def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Proposal | None:
+    """The best by published accuracy within the budget, or the next one where that is the first proposal already; the next best probe
+    where no accuracy is published.
+
+    Args:
+        networks: the best probe first.
+    """
+    fitting = [one for one in networks if one.forecasts.get(STRATEGY, budget) <= budget]
+    stated = sorted((one for one in fitting if one.top1 is not None), key=lambda one: -(one.top1 or 0.0))
+    others = [one for one in stated if one.backbone != first]
+    within = f"among those whose forecast fits the budget of {duration(budget)}"
+    if others:
+        reason = f"The best published ImageNet accuracy, {others[0].top1:.1f} %, {within}."
+        if stated[0].backbone == first:
+            reason = f"{first} has the best published ImageNet accuracy, too ({stated[0].top1:.1f} %). This is the next, {others[0].top1:.1f} %, {within}."
+        return _proposal(others[0], "published", reason)
+    left = [one for one in fitting if one.backbone != first]
+    if not left:
+        return None
+    unknown = "No other network here has" if stated else "None of these networks has"
+    reason = f"{unknown} a published ImageNet accuracy that is stated where its weights come from, so this is the next best probe {within}."
+    return _proposal(left[0], "probe", reason)
+
+
+def _proposal(network: NetworkProbes, by: By, reason: str) -> Proposal:
+    return Proposal(network.backbone, network.image_size, STRATEGY, by, reason, network.forecasts.get(STRATEGY))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
