@@ -201,3 +201,48 @@ def test_fields_that_do_not_agree_are_named_together_with_unsound_ones():
     with pytest.raises(ConfigError) as error:
         make_config({"data": "x", "learning_rate": -1, "strategy": "custom"})
     assert set(error.value.problems) == {"learning_rate", "strategy"}
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("0.485, 0.456, 0.406", (0.485, 0.456, 0.406)),
+        ("0.5,0.4,0.3", (0.5, 0.4, 0.3)),
+        ("0.5, 0.4,0.3", (0.5, 0.4, 0.3)),
+        ("0,1,0", (0.0, 1.0, 0.0)),
+        (" 0,5; 0,4; 0,3 ", (0.5, 0.4, 0.3)),
+        ("0,5 0,4 0,3", (0.5, 0.4, 0.3)),
+        ([0.1, 0.2, 1], (0.1, 0.2, 1.0)),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_three_numbers_as_people_write_them(written, read):
+    config = make_config({"data": "x", "mean": written})
+    assert config.mean == read
+    assert make_config(config.model_dump(mode="json")) == config
+
+
+def test_input_settings_that_cannot_be_used_are_named_all_at_once():
+    with pytest.raises(ConfigError) as caught:
+        make_config(
+            {
+                "data": "x",
+                "mean": "0.5, 0.5",
+                "std": "0, 0.5, 0.5",
+                "crop_pct": "200 %",
+                "interpolation": "nearest",
+                "image_size": 1,
+            }
+        )
+    example = ", as in 0.485, 0.456, 0.406"
+    assert caught.value.problems == {
+        "mean": f"must be three numbers from 0 to 1{example}",
+        "std": f"must be three numbers from 0.001 to 1{example}",
+        "crop_pct": "must be at most 1, not 2.0",
+        "interpolation": "must be 'auto', 'bilinear' or 'bicubic', not 'nearest'",
+        "image_size": "must be at least 32, not 1",
+    }
+    for wrong in ("a, b, c", [0.1, float("nan"), 0.2], 5, {"r": 1}):
+        with pytest.raises(ConfigError, match="mean: must be three numbers"):
+            make_config({"data": "x", "mean": wrong})

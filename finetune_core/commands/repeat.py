@@ -6,6 +6,8 @@ from typing import Any
 
 from finetune_core.config import RunConfig, setting_of
 from finetune_core.config.changes import changed_settings
+from finetune_core.errors import FinetuneError
+from finetune_core.models.catalogue import usual_image_size
 
 
 def train_command(config: RunConfig, config_file: Path) -> str:
@@ -22,10 +24,9 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
     """The arguments of ``train``."""
     if config.edits or config.from_run:
         return ["--config", str(config_file)]
-    # The default backbone depends on what is installed.
-    options = [("backbone", config.backbone)] + [
-        (one.name, value) for one, value in changed_settings(config) if one.name != "backbone"
-    ]
+    # The default backbone depends on what is installed, the default size of images on the backbone.
+    always = {"backbone": config.backbone} | ({"image_size": config.image_size} if _has_another_size(config) else {})
+    options = [*always.items(), *((one.name, value) for one, value in changed_settings(config) if one.name not in always)]
     return [
         config.data,
         "--as-is",
@@ -33,7 +34,17 @@ def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
     ]
 
 
+def _has_another_size(config: RunConfig) -> bool:
+    """Whether the backbone's own size of image is not the config's; also where it is not known."""
+    try:
+        return usual_image_size(config.backbone) != config.image_size
+    except FinetuneError:
+        return True
+
+
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ",".join(f"{name}={rate!r}" for name, rate in value.items())
+    if isinstance(value, tuple):
+        return ",".join(map(repr, value))
     return repr(value) if isinstance(value, float) else str(value)

@@ -29,7 +29,7 @@ def opened(named: str | os.PathLike[str]) -> Run:
 
 
 def followed_by(named: Run | str | os.PathLike[str], backbones: Sequence[str] = ()) -> dict[str, Any]:
-    """The settings that follow from the run that another one starts from: that run, its backbone, and the size of its images.
+    """The settings that follow from the run that another one starts from: that run, its backbone, and how images become its input.
 
     Args:
         backbones: those that were asked for.
@@ -48,7 +48,7 @@ def followed_by(named: Run | str | os.PathLike[str], backbones: Sequence[str] = 
         raise ConfigError(
             {"backbone": f"follows from the run to start from: {run.run_id} has {own}, not {', '.join(others)}; leave it out"}
         )
-    return {"from_run": str(run.run_dir), "weights": PRETRAINED, "backbone": own, "image_size": run.config.image_size}
+    return {"from_run": str(run.run_dir), "weights": PRETRAINED, "backbone": own} | run.config.input_settings
 
 
 def with_weights(configs: Sequence[RunConfig]) -> None:

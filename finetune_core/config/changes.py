@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune_core.config.metadata import Setting
+from finetune_core.config.metadata import Setting, numbers_text
 from finetune_core.config.run_config import RunConfig, all_settings
 
 
@@ -16,6 +16,8 @@ def value_in_words(one: Setting, value: Any) -> str:
     """A setting's value as the form shows it."""
     if value is None or value == "":
         return one.placeholder or "none"
+    if isinstance(value, tuple) and one.kind == "numbers":
+        return numbers_text(value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {rate:g}" for name, rate in value.items())
     if isinstance(value, float):

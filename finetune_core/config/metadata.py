@@ -1,7 +1,7 @@
 """How a setting is declared, once, as a field of the config: the form, the command line and the export read all they need from it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import NoneType
@@ -21,12 +21,19 @@ SPLIT = "Split"
 SECTIONS = (NETWORK, TRAINING, DATA, OPTIMIZATION, STOPPING, HARDWARE, SPLIT)
 ADVANCED = (DATA, OPTIMIZATION, STOPPING, HARDWARE)  # a form folds these away
 
-Kind = Literal["choice", "integer", "number", "text", "structure"]
+Kind = Literal["choice", "integer", "number", "numbers", "text", "structure"]
 InScript = Literal["repeated", "irrelevant", "missing"]
 
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+")  # 1,250: one and a quarter to some, more than a thousand to others
 _LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-_METAVARS: dict[Kind, str] = {"choice": "NAME", "integer": "N", "number": "X", "text": "TEXT", "structure": "TEXT"}
+_METAVARS: dict[Kind, str] = {
+    "choice": "NAME",
+    "integer": "N",
+    "number": "X",
+    "numbers": "X,X,X",
+    "text": "TEXT",
+    "structure": "TEXT",
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Setting:
         section: where it belongs on a form and in the command line's help; empty: on neither.
         option: its name on the command line, without dashes.
         metavar: what stands for its value in the command line's help.
-        kind: what it holds; a ``structure`` needs a widget of its own.
+        kind: what it holds; ``numbers`` are three, and a ``structure`` needs a widget of its own.
         optional: whether it may be left empty.
         choices: value -> what a form calls it.
         placeholder: what an empty field shows.
@@ -136,6 +143,18 @@ def as_number(text: str, share: bool = False) -> str | float:
         return text
 
 
+def as_numbers(text: str) -> list[str | float]:
+    """Numbers as people write them side by side: between commas, semicolons or spaces. With points in them, no comma is a decimal one."""
+    parts = (text.replace(",", " ") if "." in text else text).replace(";", " ").split()
+    parts = text.split(",") if len(parts) == 1 else [part.removesuffix(",") for part in parts]
+    return [as_number(part) for part in parts]
+
+
+def numbers_text(values: Iterable[float]) -> str:
+    """Numbers side by side, to be read back exactly."""
+    return ", ".join(repr(float(value)) for value in values)
+
+
 def _described(name: str, field: FieldInfo) -> Setting:
     extra: Any = field.json_schema_extra or {}
     kind, optional = _kind(field.annotation)
@@ -168,5 +187,5 @@ def _kind(annotation: Any) -> tuple[Kind, bool]:
     if NoneType in parts:
         (held,) = (part for part in parts if part is not NoneType)
         return _kind(held)[0], True
-    kinds: dict[Any, Kind] = {int: "integer", float: "number", str: "text"}
+    kinds: dict[Any, Kind] = {int: "integer", float: "number", str: "text", tuple[float, float, float]: "numbers"}
     return kinds.get(annotation, "structure"), False

@@ -1,8 +1,18 @@
 """RunConfig: everything one run depends on. The form, the command line and ``config.json`` all use this one model."""
 
+from contextlib import suppress
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from finetune_core.config.edit import LONGEST_PATH, Edit
 from finetune_core.config.metadata import (
@@ -15,12 +25,15 @@ from finetune_core.config.metadata import (
     TRAINING,
     Setting,
     as_number,
+    as_numbers,
     setting,
     settings_of,
 )
 from finetune_core.errors import ConfigError
 
 _LARGEST_SEED = 2**31 - 1
+_FROM_THE_NETWORK = "from the network"
+_RANGES = {"mean": "from 0 to 1", "std": "from 0.001 to 1"}  # of pixels between 0 and 1
 
 Optimizer = Literal["adam", "adamw", "sgd"]
 Schedule = Literal["constant", "cosine", "one_cycle", "step"]
@@ -50,6 +63,7 @@ BatchNorm = Literal["auto", "frozen", "statistics"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
 EarlyStoppingMetric = Literal["off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
+Interpolation = Literal["auto", "bilinear", "bicubic"]
 NearDuplicates = Literal["together", "apart"]
 
 
@@ -427,6 +441,43 @@ class RunConfig(BaseModel):
         ge=32,
         le=1024,
     )
+    mean: tuple[float, float, float] | None = setting(
+        None,
+        label="Input mean",
+        section=DATA,
+        help="What is subtracted from red, green and blue, of pixels from 0 to 1: three numbers. Empty: as the network was pretrained.",
+        placeholder=_FROM_THE_NETWORK,
+        in_script="repeated",
+    )
+    std: tuple[float, float, float] | None = setting(
+        None,
+        label="Input standard deviation",
+        section=DATA,
+        help="What red, green and blue are then divided by: three numbers. Empty: as the network was pretrained.",
+        placeholder=_FROM_THE_NETWORK,
+        in_script="repeated",
+    )
+    crop_pct: float | None = setting(
+        None,
+        label="Crop fraction",
+        section=DATA,
+        help="The share of the resized square that the network sees: 0.875 cuts 224 pixels out of 256. Empty: as the network was "
+        "pretrained.",
+        placeholder=_FROM_THE_NETWORK,
+        share=True,
+        in_script="repeated",
+        ge=0.25,
+        le=1,
+        allow_inf_nan=False,
+    )
+    interpolation: Interpolation = setting(
+        "auto",
+        label="Interpolation",
+        section=DATA,
+        help="How images are resized; 'auto': as the network was pretrained.",
+        choices={"auto": "From the network", "bilinear": "Bilinear", "bicubic": "Bicubic"},
+        in_script="repeated",
+    )
     val_fraction: float = setting(
         0.15,
         label="Validation fraction",
@@ -529,7 +580,22 @@ class RunConfig(BaseModel):
     @classmethod
     def _numbers_as_people_write_them(cls, value: Any, field: ValidationInfo) -> Any:
         known = settings_of(cls)[str(field.field_name)]
-        return as_number(value, known.share) if known.kind == "number" and isinstance(value, str) else value
+        if not isinstance(value, str) or known.kind not in ("number", "numbers"):
+            return value
+        if known.optional and not value.strip():
+            return None
+        return as_number(value, known.share) if known.kind == "number" else as_numbers(value)
+
+    @field_validator("mean", "std", mode="wrap")
+    @classmethod
+    def _three_colours(cls, value: Any, checked: ValidatorFunctionWrapHandler, field: ValidationInfo) -> Any:
+        """One sentence, whatever is wrong with them."""
+        name = str(field.field_name)
+        with suppress(ValidationError):
+            found = checked(value)
+            if found is None or all((0 if name == "mean" else 0.001) <= number <= 1 for number in found):
+                return found
+        raise PydanticCustomError("three_numbers", f"must be three numbers {_RANGES[name]}, as in 0.485, 0.456, 0.406")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -568,6 +634,11 @@ class RunConfig(BaseModel):
     def earlier_run(self) -> str | None:
         """The folder of the run that training starts from; None where it starts from other weights."""
         return None if self.strategy == "from_scratch" else self.from_run
+
+    @property
+    def input_settings(self) -> dict[str, Any]:
+        """What decides how an image becomes the network's input."""
+        return self.model_dump(include={"image_size", "mean", "std", "crop_pct", "interpolation"})
 
     @property
     def split_settings(self) -> dict[str, Any]:

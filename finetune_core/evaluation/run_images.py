@@ -12,7 +12,7 @@ from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TRAIN
 from finetune_core.errors import RunError
-from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.catalogue import input_info
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import sample_keys, subset
 from finetune_core.work import Work, in_phase
@@ -79,7 +79,7 @@ def run_images(run: Run, most: Mapping[str, int], roots: Sequence[Path] = ()) ->
     rows = {split: _sample(found, most[split]) for split, found in rows.items()}
     wanted = np.sort(np.concatenate(list(rows.values())))
     keys = table["content"].to_numpy(np.uint64)
-    info = backbone_info(config.backbone)
+    info = input_info(config)
     decoding = decode_pixels(dataset.paths(table), keys, wanted, info.stored_side(config.image_size), info.interpolation)
     pixels = yield from in_phase("decode", decoding)
     rows = {split: np.setdiff1d(found, list(pixels.failed)) for split, found in rows.items()}

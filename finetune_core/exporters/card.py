@@ -146,7 +146,7 @@ def _data(source: Source) -> str:
     steps = preprocessing(source.network.info, source.image_size)
     return (
         f"## Data\n\n{' '.join(filter(None, sentences))}\n\n"
-        f"Preprocessing: {steps['decode']}; {steps['resize']} (resize_to {steps['resize_to']}); centre crop to "
+        f"Preprocessing: {steps['decode']}; {steps['resize']} (resize_to {steps['resize_to']}, {steps['interpolation']}); centre crop to "
         f"{source.image_size} pixels; divided by 255; mean {_numbers(steps['mean'])}, standard deviation {_numbers(steps['std'])}."
     )
 
@@ -198,6 +198,8 @@ def _training(source: Source) -> dict[str, str]:
 
 
 def _setting(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return _numbers(list(value))
     return str(value).replace("\\", "/").rpartition("/")[2] if name == "weights" else str(value)
 
 

@@ -1,8 +1,9 @@
 """A run's whole network as safetensors, and the way back into Thaw."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -16,7 +17,7 @@ from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, file_hash, read_sidecar, write_sidecar
 from finetune_core.exporters.source import Source
 from finetune_core.files import is_there, open_regular, problem_with, write_bytes
-from finetune_core.models.catalogue import backbone_info, create
+from finetune_core.models.catalogue import BackboneInfo, backbone_info, create
 from finetune_core.models.network import Network, head_paths, network_stages
 from finetune_core.models.stages import replace_head
 from finetune_core.models.weights import put_tensors
@@ -34,8 +35,15 @@ class _Architecture(TypedDict):
     backbone: Name
 
 
+_Colours = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+
+
 class _Preprocessing(TypedDict):
     centre_crop_to: Annotated[int, Field(ge=32, le=1024)]
+    resize_to: Annotated[int, Field(ge=32, le=4096)]
+    interpolation: NotRequired[Literal["bilinear", "bicubic"]]
+    mean: _Colours
+    std: _Colours
 
 
 class _Sidecar(TypedDict):
@@ -89,7 +97,7 @@ def load_export(folder: Path) -> Predictor:
             sidecar["preprocessing"]["centre_crop_to"],
         )
         expected, backbone_hash = sidecar["hashes"].get(WEIGHTS), sidecar["hashes"]["backbone_weights"]
-        info = backbone_info(name)
+        info = _prepared(backbone_info(name), sidecar["preprocessing"])
     except (ValueError, KeyError, ConfigError, WeightsError) as error:
         raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
     with seeded(0):
@@ -102,6 +110,19 @@ def load_export(folder: Path) -> Predictor:
     device.hold(model.eval())
     network = Network(model, model, network_stages(name, len(classes), size), heads, backbone_hash, info, size)
     return Predictor(network, classes, device, size)
+
+
+def _prepared(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:
+    """A backbone whose images are prepared by these steps.
+
+    Raises:
+        ValueError: when they cannot be taken.
+    """
+    size, side = steps["centre_crop_to"], steps["resize_to"]
+    if side < size or not all(steps["std"]):
+        raise ValueError("its preprocessing cuts more out of an image than is there, or divides by 0")
+    interpolation = steps.get("interpolation", info.interpolation)
+    return replace(info, mean=tuple(steps["mean"]), std=tuple(steps["std"]), crop=size / side, interpolation=interpolation)
 
 
 def _fill(model: torch.nn.Module, file: Path, expected: str | None) -> None:

@@ -1,6 +1,6 @@
 """The backbones that Thaw offers, by name: packaged ones, torchvision's classification catalogue, and timm's networks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import nn
 
+from finetune_core.config import RunConfig
 from finetune_core.data.decode import BILINEAR
 from finetune_core.data.pixels import USUAL_CROP, stored_side
 from finetune_core.errors import ConfigError
@@ -179,6 +180,22 @@ def backbone_info(name: str) -> BackboneInfo:
     # torchvision states a licence only for weights that have another one than its code's.
     return BackboneInfo(
         name, "torchvision", weights.url, file, top1, IMAGENET_MEAN, IMAGENET_STD, licence=weights.meta.get("license")
+    )
+
+
+def input_info(config: RunConfig) -> BackboneInfo:
+    """A config's backbone, images prepared for it as the config says.
+
+    Raises:
+        ConfigError, WeightsError: as ``backbone_info``.
+    """
+    info = backbone_info(config.backbone)
+    return replace(
+        info,
+        mean=config.mean or info.mean,
+        std=config.std or info.std,
+        crop=config.crop_pct or info.crop,
+        interpolation=info.interpolation if config.interpolation == "auto" else config.interpolation,
     )
 
 

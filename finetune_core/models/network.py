@@ -31,7 +31,7 @@ class Network:
         stages: input to head.
         heads: paths of the final layers, in forward order; several where the network adds up what they answer.
         weights_hash: of what the backbone holds.
-        info: the backbone's entry in the catalogue.
+        info: the backbone's entry in the catalogue, its images prepared as the run says.
         image_size: of the images that it is for, pixels; None where that was not said.
     """
 

@@ -7,7 +7,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
-from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.catalogue import input_info
 from finetune_core.models.network import network_stages
 from finetune_core.training.device import choose_device
 from finetune_core.training.feeding import forward_batch
@@ -64,7 +64,7 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     once = decoded * decode_seconds + missing * speed.trunk + final
     trainable = trainable_parameters(strategy, stages)
     cache_bytes = rows * speed.activation_bytes if cached else 0
-    pixels = (train + val + test) * 3 * backbone_info(config.backbone).stored_side(config.image_size) ** 2
+    pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
     weights = 4 * sum(stage.parameter_count for stage in stages)
     memory_bytes, device_bytes = _memory(config, speed, weights, trainable, pixels, cache_bytes)
     return Forecast(

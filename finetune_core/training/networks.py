@@ -5,7 +5,7 @@ folder (``start``), so that it can be resumed, used and exported when the earlie
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_confi
 from finetune_core.data.splits import VAL
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.files import is_link, regular_file
+from finetune_core.models.catalogue import input_info
 from finetune_core.models.network import Network, build_network, headed_state, network_of
 from finetune_core.models.timm_networks import find, is_timm_name, resized
 from finetune_core.models.weights import PRETRAINED, RANDOM, of_head, put_tensors, state_hash
@@ -129,7 +130,8 @@ def beginning_of(config: RunConfig, classes: Sequence[str], run_dir: Path | None
         FinetuneError: when weights are missing or damaged.
     """
     if not config.earlier_run:
-        return Beginning(build_network(config.backbone, config.starts_from, len(classes), config.seed, config.image_size))
+        network = build_network(config.backbone, config.starts_from, len(classes), config.seed, config.image_size)
+        return Beginning(replace(network, info=input_info(config)))
     start = kept_start(config, run_dir) if run_dir else start_of(config)
     network = network_of(config.backbone, start.tensors, len(classes), config.seed, config.image_size)
     if network.weights_hash != start.info.weights_hash:
@@ -140,7 +142,7 @@ def beginning_of(config: RunConfig, classes: Sequence[str], run_dir: Path | None
         put_tensors(
             network.model, {name: tensor[order] for name, tensor in start.tensors.items() if of_head(name, network.heads)}
         )
-    return Beginning(network, start, kept)
+    return Beginning(replace(network, info=input_info(config)), start, kept)
 
 
 def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointInfo]:

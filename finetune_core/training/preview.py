@@ -8,7 +8,7 @@ import torch
 
 from finetune_core.config import Augmentation
 from finetune_core.data.decode import read_square
-from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.training.batches import augmented, evaluated, normalised, sample_keys
 
 
@@ -33,14 +33,12 @@ class NetworkInput:
         return float(self.tensor.max())
 
 
-def network_input(image: Path | bytes, backbone: str, image_size: int) -> NetworkInput:
+def network_input(image: Path | bytes, info: BackboneInfo, image_size: int) -> NetworkInput:
     """Preprocess an image as validation does for this backbone.
 
     Raises:
         ImageError: when it cannot be read.
-        ConfigError: when there is no such backbone.
     """
-    info = backbone_info(backbone)
     decoded = read_square(image, info.stored_side(image_size), info.interpolation)
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     tensor = normalised(evaluated(square, image_size), info.mean, info.std)[0]
@@ -50,7 +48,7 @@ def network_input(image: Path | bytes, backbone: str, image_size: int) -> Networ
 
 
 def augmented_versions(
-    image: Path, sample: str, kind: Augmentation, seed: int, count: int, backbone: str, image_size: int
+    image: Path, sample: str, kind: Augmentation, seed: int, count: int, info: BackboneInfo, image_size: int
 ) -> list[np.ndarray]:
     """The first ``count`` versions of a training image that a run with this seed trains on, uint8 ``[size, size, 3]`` each.
 
@@ -60,7 +58,6 @@ def augmented_versions(
     Raises:
         ImageError: when it cannot be read.
     """
-    info = backbone_info(backbone)
     decoded = read_square(image, info.stored_side(image_size), info.interpolation)
     square = torch.from_numpy(decoded.copy()).permute(2, 0, 1)[None]
     keys = sample_keys([sample])

@@ -26,6 +26,7 @@ def values_of(one):
         "choice": some.sampled_from(list(one.choices)),
         "integer": some.integers(low, high),
         "number": some.floats(low, high),
+        "numbers": some.tuples(*[some.floats(0, 1)] * 3),
         "text": some.text(some.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
         "structure": some.dictionaries(some.sampled_from(STAGES), some.floats(0, 10), min_size=1),
     }[one.kind]
@@ -89,6 +90,13 @@ def test_settings_with_changes_to_images_are_repeated_from_their_file(tmp_path):
     file.parent.mkdir()
     file.write_text(json.dumps(config.model_dump(mode="json")))
     assert trained_with(train_command(config, file)) == config
+
+
+@pytest.mark.parametrize(("backbone", "own"), [("timm/test_vit2", 160), ("efficientnet_lite0", 224)])
+def test_the_size_of_images_is_repeated_whatever_the_backbones_own_is(tmp_path, backbone, own):
+    for size in (own, 96, 224):
+        config = make_config({"data": str(tmp_path), "backbone": backbone, "image_size": size})
+        assert trained_with(train_command(config, "unused")) == config
 
 
 def test_a_run_that_started_from_another_is_repeated_from_its_file(tmp_path):

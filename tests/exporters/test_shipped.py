@@ -20,6 +20,7 @@ from finetune_core.exporters import measure
 from finetune_core.exporters.formats import export_run, exporting
 from finetune_core.exporters.tensors import load_export
 from finetune_core.formatting import percent
+from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.predictions import load_predictions
@@ -54,7 +55,9 @@ def bf16_run(native_bf16, home_of_shared_fixtures, digits, tmp_path_factory):
 def inputs(bf16_run, digits):
     """The table of predictions, and its images as a network takes them."""
     table = load_predictions(bf16_run.run_dir)
-    return table, torch.stack([network_input(digits / name, "efficientnet_lite0", SIZE).tensor for name in table["id"]])
+    return table, torch.stack(
+        [network_input(digits / name, backbone_info("efficientnet_lite0"), SIZE).tensor for name in table["id"]]
+    )
 
 
 @pytest.fixture(scope="module")

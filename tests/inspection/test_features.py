@@ -9,6 +9,7 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import ConfigError, DataError
 from finetune_core.inspection import features
 from finetune_core.inspection.features import compute_features
+from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import CannotSplit
 from finetune_core.training import device_turn, feeding
@@ -62,7 +63,7 @@ def averaged(output, axes):
 def test_features_are_the_means_of_what_each_stage_yields(folder):
     _, found = computed(folder, 64)
     dataset = load_dataset(folder)
-    images = torch.stack([network_input(path, LITE, 64).tensor for path in dataset.paths(dataset.table)])
+    images = torch.stack([network_input(path, backbone_info(LITE), 64).tensor for path in dataset.paths(dataset.table)])
     wanted = hooked(build_network(LITE, "pretrained", 3, seed=0), images)
     assert found.stages == tuple(wanted) == ("stem", *(f"block{n}" for n in range(1, 8)))
     assert found.rows.tolist() == list(range(12))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from finetune_core.data.splits import TEST, VAL
+from finetune_core.models.catalogue import backbone_info
 from finetune_core.training import evaluation, events
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.networks import best_network
@@ -22,7 +23,9 @@ def config(native_bf16, colour_config):
 def eager(config, folder, names):
     """Logits of the best checkpoint in fp32, image by image, with nothing cached."""
     network, _ = best_network(config, folder)
-    images = torch.stack([network_input(Path(config.data, name), config.backbone, config.image_size).tensor for name in names])
+    images = torch.stack(
+        [network_input(Path(config.data, name), backbone_info(config.backbone), config.image_size).tensor for name in names]
+    )
     with torch.no_grad():
         return network.model(images).numpy()
 

@@ -177,7 +177,14 @@ def _centred_gram(features: np.ndarray) -> np.ndarray:
 def _beginning(run: Run, begun: Network) -> str:
     """The same for runs that began with the same network on the same images."""
     config = run.config
-    settings = (config.data, config.split_settings, config.edits, config.train_fraction, config.image_size, begun.weights_hash)
+    settings = (
+        config.data,
+        config.split_settings,
+        config.edits,
+        config.train_fraction,
+        config.input_settings,
+        begun.weights_hash,
+    )
     return str((*settings, config.seed if config.train_fraction < 1 else None))
 
 

@@ -93,7 +93,7 @@ def _predicted(predictor: Predictor, images: Sequence[tuple[str, Path]], known: 
 
     def read(image: tuple[str, Path]) -> torch.Tensor | str:
         try:
-            return network_input(image[1], predictor.network.info.name, predictor.image_size).tensor
+            return network_input(image[1], predictor.network.info, predictor.image_size).tensor
         except ImageError as error:
             return str(error)
 

@@ -94,8 +94,7 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
         ImageError: when the image cannot be read.
         RunError: when the backbone, or that stage, has no spatial feature map that the head uses.
     """
-    name = predictor.network.info.name
-    seen = network_input(image, name, predictor.image_size)
+    seen = network_input(image, predictor.network.info, predictor.image_size)
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
     square = predictor.device.take(seen.tensor[None])
     stages = {stage.name: stage.modules for stage in predictor.network.stages[:-1]}
@@ -110,7 +109,7 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
             break
     else:
         which = "none of its stages has" if layer is None else f"{layer} does not pass to the head"
-        raise RunError(f"There is no Grad-CAM for {name}: {which} a spatial feature map.")
+        raise RunError(f"There is no Grad-CAM for {predictor.network.info.name}: {which} a spatial feature map.")
     heat = {one: _stretched(each, predictor.image_size) for one, each in zip(classes, maps.clamp(min=0), strict=True)}
     picture = Image.fromarray(seen.image).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     overlays = {one: _jpeg(_laid_over(picture, each)) for one, each in heat.items()}

@@ -91,7 +91,7 @@ class Encoder:
         Raises:
             ImageError: when it cannot be read.
         """
-        seen = network_input(image, self.predictor.network.info.name, self.predictor.image_size)
+        seen = network_input(image, self.predictor.network.info, self.predictor.image_size)
         features, probabilities = self.features(seen.tensor[None])
         return features[0], probabilities[0]
 

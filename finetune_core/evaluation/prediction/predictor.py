@@ -38,8 +38,8 @@ class Predictor:
         Raises:
             ImageError: when one of them cannot be read.
         """
-        name = self.network.info.name
-        return self.probabilities_of(torch.stack([network_input(image, name, self.image_size).tensor for image in images]))
+        info = self.network.info
+        return self.probabilities_of(torch.stack([network_input(image, info, self.image_size).tensor for image in images]))
 
     def probabilities_of(self, squares: torch.Tensor, forward: Forward | None = None) -> np.ndarray:
         """The same of normalised images ``[n, 3, image_size, image_size]``.

@@ -24,7 +24,6 @@ from finetune_core.evaluation.prediction.predictor import Predictor, load_predic
 from finetune_core.evaluation.run_images import run_image
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.files import read_regular, write_bytes
-from finetune_core.models.catalogue import backbone_info
 from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, normalised
 from finetune_core.training.compiled import Compiler
@@ -229,7 +228,7 @@ def _worse(squares: np.ndarray, name: str, severity: int, seed: int) -> np.ndarr
 
 def _predicted(predictor: Predictor, forward: Forward, squares: np.ndarray) -> np.ndarray:
     """The class that the network takes each square for; preprocessing as in validation."""
-    info = backbone_info(predictor.network.info.name)
+    info = predictor.network.info
     images = evaluated(torch.from_numpy(squares).permute(0, 3, 1, 2), predictor.image_size)
     with torch.no_grad(), predictor.device.autocast():
         logits = forward(predictor.device.take(normalised(images, info.mean, info.std)))

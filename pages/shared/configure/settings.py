@@ -6,7 +6,7 @@ from typing import Any
 import streamlit as st
 
 from finetune_core.config import Edit, RunConfig, all_settings, make_config, names_in
-from finetune_core.config.metadata import HARDWARE, SPLIT
+from finetune_core.config.metadata import HARDWARE, SPLIT, numbers_text
 from finetune_core.data.entry import load_split
 from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.models.catalogue import backbone_info, default_backbone, usual_image_size
@@ -80,7 +80,7 @@ def apply_recipe(recipe: dict[str, Any]) -> None:
 def set_fields(values: Mapping[str, Any]) -> None:
     """Set some of the form's fields (a callback)."""
     for name, value in values.items():
-        st.session_state[key(name)] = _as_widget(value)
+        st.session_state[key(name)] = _as_widget(name, value)
 
 
 def is_known(backbone: object) -> bool:
@@ -98,14 +98,14 @@ def use_backbone(name: str) -> None:
 
 def start_from(config: RunConfig) -> None:
     """Put what follows from the settings of an earlier run that the next one starts from into the form (a callback)."""
-    set_fields({"backbone": config.backbone, "image_size": config.image_size})
+    set_fields({"backbone": config.backbone} | config.input_settings)
 
 
 def fill_in() -> None:
     """Give every field that has none yet its default."""
     for name, default in (defaults() | {"backbone": default_backbone()}).items():
         if default is not None and name not in NO_WIDGETS:
-            st.session_state.setdefault(key(name), _as_widget(default))
+            st.session_state.setdefault(key(name), _as_widget(name, default))
 
 
 def values(data: str, edits: Sequence[Edit]) -> dict[str, Any]:
@@ -135,6 +135,11 @@ def toggle_stage(name: str, stages: Sequence[Mapping[str, Any]]) -> None:
         st.session_state[rate_key(stage["name"])] = (stage["rate"] or 1.0) if trains else 0.0
 
 
+def as_set() -> RunConfig:
+    """What the form holds, without what cannot be used."""
+    return valid_config(_widgets())
+
+
 def stage_names() -> list[str]:
     """The stages of the backbone in the form."""
     return [stage.name for stage in network_stages(st.session_state[key("backbone")])]
@@ -158,7 +163,7 @@ def keep() -> str:
     if rates := st.session_state.get("compared_rates"):
         comparison["rates"] = dict(rates)
     touched = any(str(name).startswith(key("")) for name in st.session_state)
-    settings = _kept(valid_config(_widgets())) if touched else _at_first()
+    settings = _kept(as_set()) if touched else _at_first()
     if settings == _at_first() and not comparison:
         return ""
     return save_settings({"settings": settings, "comparison": comparison})
@@ -255,8 +260,12 @@ def _at_first() -> dict[str, Any]:
     return _kept(make_config({"data": "any", "backbone": default_backbone()}))
 
 
-def _as_widget(value: Any) -> Any:
+def _as_widget(name: str, value: Any) -> Any:
     """Fields that are typed as text hold text."""
+    if all_settings()[name].kind in ("number", "numbers") and value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        return numbers_text(value)
     if not isinstance(value, float):
         return value
     short = f"{value:g}"

@@ -1,9 +1,12 @@
 """Preprocessing: the original of an image beside the network's input, and its augmented versions."""
 
+from collections.abc import Iterable
+
 import streamlit as st
 
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
+from finetune_core.models.catalogue import BackboneInfo, input_info
 from finetune_core.training.preview import augmented_versions, network_input
 from pages.shared.chrome import plain
 from pages.shared.configure import form, settings
@@ -18,6 +21,7 @@ _SIDE = 280  # pixels of a picture on the screen
 def fed_to_network(dataset: Dataset) -> None:
     """An image beside the network's input, and what augmentation makes of it."""
     backbone, size = backbone_and_size()
+    info = input_info(settings.as_set().model_copy(update={"backbone": backbone}))
     some = dataset.table.groupby("label").head(3)["id"].head(300).tolist()
     chosen = st.selectbox(
         "Image",
@@ -27,7 +31,7 @@ def fed_to_network(dataset: Dataset) -> None:
         help="Three images of each class to choose from.",
     )
     try:
-        fed = network_input(dataset.root / chosen, backbone, size)
+        fed = network_input(dataset.root / chosen, info, size)
     except FinetuneError as error:
         st.error(plain(str(error)))
         return
@@ -45,15 +49,20 @@ def fed_to_network(dataset: Dataset) -> None:
             alt=f"{chosen}, network input",
         )
         st.markdown(
-            f"Shorter side resized, centre cut out: **{size} × {size} pixels, 3 colours**. Then each colour is shifted and scaled as "
-            f"`{backbone}` was trained; the numbers here go from **{fed.low:.2f}** to **{fed.high:.2f}**. "
-            "The image is those numbers turned back into colours. Backbone and size are set on the Configure page.",
+            f"Shorter side resized ({info.interpolation}), centre cut out: **{size} × {size} pixels, 3 colours**. Then each colour is shifted "
+            f"by its mean ({_listed(info.mean)}) and divided by its standard deviation ({_listed(info.std)}); the numbers here go from "
+            f"**{fed.low:.2f}** to **{fed.high:.2f}**. The image is those numbers turned back into colours. Backbone, size and the rest "
+            "are set on the Configure page.",
             width=420,
         )
-    _augmentations(dataset, chosen, backbone, size)
+    _augmentations(dataset, chosen, info, size)
 
 
-def _augmentations(dataset: Dataset, chosen: str, backbone: str, size: int) -> None:
+def _listed(values: Iterable[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _augmentations(dataset: Dataset, chosen: str, info: BackboneInfo, size: int) -> None:
     st.header("Augmentation", anchor=False)
     settings.fill_in()
     with st.container(width=320):
@@ -67,7 +76,7 @@ def _augmentations(dataset: Dataset, chosen: str, backbone: str, size: int) -> N
     others = [sample for sample in dataset.table.groupby("label").head(1)["id"] if sample != chosen][:3]
     for sample in (chosen, *others):
         try:
-            versions = augmented_versions(dataset.root / sample, sample, kind, seed, _VERSIONS, backbone, size)
+            versions = augmented_versions(dataset.root / sample, sample, kind, seed, _VERSIONS, info, size)
         except FinetuneError as error:
             st.error(plain(str(error)))
             continue

@@ -1,0 +1,130 @@
+"""Mean, standard deviation, crop and interpolation follow from the network, or from what a person has set: everywhere."""
+
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_core.commands.train import asked_for
+from finetune_core.config import make_config
+from finetune_core.data.dataset import load_dataset
+from finetune_core.data.decode import read_square
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.run_images import run_images
+from finetune_core.models.catalogue import backbone_info, input_info
+from finetune_core.runs.record import create_run, execute, reopen_run
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.runs.store import read_run
+from finetune_core.training.checkpoints import load_checkpoint
+from finetune_core.training.device import choose_device
+from finetune_core.training.events import EpochEnded
+from finetune_core.training.forecast import forecast
+from finetune_core.training.networks import beginning_of
+from finetune_core.training.predictions import load_predictions
+from finetune_core.training.prepare import prepare
+from finetune_core.training.preview import network_input
+from finetune_core.training.speed_book import Speed
+from finetune_core.training.trunk import _VERSIONS, TrunkTables
+from finetune_core.work import finish
+
+LITE = "efficientnet_lite0"
+OTHER = {"mean": (0.1, 0.2, 0.3), "std": (0.2, 0.3, 0.4), "crop_pct": 0.5, "interpolation": "bicubic"}
+LETTERS = {"mean": "mean", "std": "std", "crop_pct": "crop", "interpolation": "interpolation"}
+
+
+def test_they_are_the_networks_own_until_they_are_set():
+    own = backbone_info(LITE)
+    assert input_info(make_config({"data": "x"})) == own
+    found = input_info(make_config({"data": "x"} | OTHER))
+    assert {name: getattr(found, letters) for name, letters in LETTERS.items()} == OTHER
+    assert (found.name, found.file, found.stored_side(32)) == (own.name, own.file, 64)
+
+
+def by_hand(file):
+    square = read_square(file, 64, "bicubic")[16:48, 16:48].astype(np.float32) / 255
+    return ((square - np.float32(OTHER["mean"])) / np.float32(OTHER["std"])).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_a_run_trains_evaluates_and_predicts_on_images_prepared_so(colour_config, tmp_path, cache):
+    config = colour_config(strategy="feature_extraction", epochs=1, cache=cache, **OTHER)
+    reservation = create_run(config, tmp_path / "runs")
+    list(execute(reservation))
+    run = read_run(reservation.run_dir)
+    predictor = load_predictor(run)
+    images = finish(run_images(run, {"val": 5}))
+    table, rows = images.dataset.table, images.rows["val"]
+    files = [Path(config.data, name) for name in table["id"].iloc[rows]]
+    fed = torch.from_numpy(np.stack([by_hand(file) for file in files]))
+    shown = torch.stack([network_input(file, predictor.network.info, 32).tensor for file in files])
+    torch.testing.assert_close(shown, fed, atol=1e-5, rtol=1e-5)
+    assert (images.pixels.side, images.pixels.interpolation) == (64, "bicubic")
+    expected = torch.softmax(predictor.network.model(fed), dim=1).detach().numpy()
+    np.testing.assert_allclose(predictor.probabilities(files), expected, atol=1e-5)
+    stored = load_predictions(run.run_dir).set_index("id")["logits"]
+    logits = predictor.network.model(fed).detach().numpy()
+    for name, answer in zip(table["id"].iloc[rows], logits, strict=True):
+        np.testing.assert_allclose(stored[name], answer, atol=1e-4)
+
+
+def test_only_what_is_changed_changes_the_cache(colour_config):
+    device = choose_device("cpu", "fp32")
+
+    def name(**settings):
+        network = beginning_of(colour_config(**settings), ("a", "b")).network
+        return TrunkTables(network, device, 32).name(3)
+
+    own = backbone_info(LITE)
+    assert name() == name(mean=own.mean, std=own.std, crop_pct=own.crop, interpolation=own.interpolation)
+    others = [name(**{field: value}) for field, value in OTHER.items()]
+    assert len({name(), *others}) == 5
+
+
+def test_the_name_of_an_unchanged_trunk_is_that_of_earlier_versions(colour_config):
+    network = beginning_of(colour_config(), ("a", "b")).network
+    known = (network.weights_hash, LITE, (0.5,) * 3, (0.5,) * 3, 32, "cpu", "fp32", "", _VERSIONS)
+    digest = sha256(repr(known).encode()).hexdigest()[:16]
+    assert TrunkTables(network, choose_device("cpu", "fp32"), 32).name(3) == f"trunk-{digest}-3"
+
+
+def test_a_stopped_run_resumes_with_them(colour_config, tmp_path):
+    config = colour_config(strategy="last_block", epochs=3, **OTHER)
+    whole = create_run(config, tmp_path / "whole")
+    list(execute(whole))
+    reservation = create_run(config, tmp_path / "runs")
+    for event in execute(reservation):
+        if isinstance(event, EpochEnded) and event.epoch == 1:
+            request_stop(reservation.run_dir)
+    list(execute(reopen_run(reservation.run_dir)))
+    ours, theirs = (load_checkpoint(folder, "best")[0] for folder in (reservation.run_dir, whole.run_dir))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_that_starts_from_another_takes_them_unless_they_are_set(colour_config, tmp_path):
+    reservation = create_run(colour_config(strategy="feature_extraction", epochs=1, **OTHER), tmp_path / "runs")
+    list(execute(reservation))
+    data = read_run(reservation.run_dir).config.data
+    follows = asked_for({"from_run": str(reservation.run_dir)}, data, None, as_is=True, by_size=False)
+    assert {name: getattr(follows, name) for name in OTHER} == OTHER
+    given = {"from_run": str(reservation.run_dir), "mean": "0.5,0.5,0.5", "crop_pct": "100 %"}
+    mixed = asked_for(given, data, None, as_is=True, by_size=False)
+    assert (mixed.mean, mixed.std, mixed.crop_pct) == ((0.5,) * 3, OTHER["std"], 1.0)
+
+
+def test_the_forecast_knows_how_large_decoded_images_are(colour_config):
+    speed = Speed(0.001, 0.001, 0.001, 0, 1000, 0.0)
+    whole, half = (
+        forecast(config, load_dataset(config.data), speed, 0.001).memory_bytes
+        for config in (colour_config(strategy="full", crop_pct=1.0), colour_config(strategy="full", crop_pct=0.5))
+    )
+    assert half - whole == 42 * 3 * (64**2 - 32**2)
+
+
+def test_training_images_are_prepared_so(colour_config):
+    preparing = prepare(colour_config(strategy="full", augmentation="none", **OTHER))
+    job = finish(preparing)
+    rows, inputs = next(job.training_inputs(job.training_batches(1), 1))
+    file = Path(job.config.data, job.dataset.table["id"].iloc[rows[0]])
+    torch.testing.assert_close(inputs[0].contiguous(), torch.from_numpy(by_hand(file)), atol=1e-5, rtol=1e-5)
