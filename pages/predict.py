@@ -8,10 +8,11 @@ from finetune_core.data.decode import EXTENSIONS
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import things
 from finetune_core.runs.store import Run
+from finetune_core.training.strategies import epochs_of
 from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.evaluation.export import export_buttons
-from pages.shared.evaluation.live import live
+from pages.shared.evaluation.live import fine_tune, live
 from pages.shared.evaluation.prediction import Classifier, load_classifier, many, offer_neighbours, show_image
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
@@ -124,12 +125,16 @@ def try_out(runs: list[Run]) -> None:
         persist_state="session",
         label_visibility="collapsed",
     )
-    offer_neighbours(classifiers)
+    if kind == "live":
+        live(classifiers)
+        offer_neighbours(classifiers, "Flag what is unlike the training images")
+        if not epochs_of(chosen.config):
+            fine_tune(chosen)
+    else:
+        offer_neighbours(classifiers)
     if kind == "many":
         many(classifiers)
-    elif kind == "live":
-        live(classifiers)
-    else:
+    elif kind != "live":
         given = inputs(kind)
         if not given:
             st.info(plain(f"Upload an image. {classes_text(classifiers[0])}"), icon=":material/upload:")

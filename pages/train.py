@@ -2,16 +2,18 @@
 
 import streamlit as st
 
+from finetune_core.data.camera import is_recording
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.formatting import duration, number, percent
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
-from finetune_core.training.strategies import epochs_of
+from finetune_core.training.strategies import STRATEGIES, epochs_of
 from pages.shared.account import may_change
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure.stages import draw_stages
+from pages.shared.evaluation.live import show_live
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import attempt, controls
 from pages.shared.runs.damaged import damaged_runs
@@ -114,6 +116,8 @@ def ending(run: Run) -> None:
             f"Checked: the frozen stages are bit for bit what they were before ({number(end['frozen_tensors'])} tensors compared)."
         )
     next_step("pages/evaluate.py", "See the evaluation", primary=not run.resumable, run=run.run_id)
+    if is_recording(run.config.data):
+        show_live(run)
 
 
 def live(run_id: str, paced: float | None, others: list[Run]) -> None:
@@ -144,7 +148,7 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     else:
         curves(run)
     if run.history.started:
-        draw_stages(run.history.started["stages"], run.config.learning_rate)
+        draw_stages(run.history.started["stages"], run.config.learning_rate, fits=STRATEGIES[run.config.strategy].fits)
     details(run)
 
 

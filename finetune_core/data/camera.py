@@ -36,6 +36,11 @@ _BLOCKS = (0.7, 0.85)  # of a press that is the only one of its class: where its
 _FORBIDDEN = re.compile('[<>:"/\\\\|?*\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # by Windows
 
+
+class NotStored(DataError):
+    """Frames that could not be written: they can be, once what is in the way is gone."""
+
+
 _changing = Lock()  # of this process: two sessions must not write over each other
 
 
@@ -110,7 +115,8 @@ def store(batch: Batch, person: str = "") -> Path:
         The data set's folder.
 
     Raises:
-        DataError: when a name cannot be a folder's, it is too much, or the disk cannot take it.
+        NotStored: when the disk cannot take them.
+        DataError: when a name cannot be a folder's, or there are too many.
     """
     parent = recordings_folder(person)
     folder = parent / checked_name(batch.recording, "data set", recordings(person))
@@ -119,9 +125,9 @@ def store(batch: Batch, person: str = "") -> Path:
         raise DataError("These frames belong to no press of the record button. Reload the page, then try again.")
     with _changing, _writing(folder):
         parent.mkdir(parents=True, exist_ok=True)
+        _check_room(sum(map(len, batch.frames)))
         if len(frames_by_class(folder).get(name, ())) + len(batch.frames) > MOST_OF_CLASS:
             raise DataError(f"“{name}” has {number(MOST_OF_CLASS)} frames, which is the most. Record another class.")
-        Budget(LIMITS).foresee(sum(map(len, batch.frames)))
         for index, frame in enumerate(batch.frames, start=batch.first):
             write_bytes(folder / name / f"{batch.press}_{index:05d}.jpg", frame)
         _write_manifest(folder)
@@ -137,8 +143,8 @@ def delete(folder: Path, ids: Sequence[str]) -> None:
     Raises:
         DataError: when the folder cannot be written to.
     """
-    there = {f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files}
     with _changing, _writing(folder):
+        there = {f"{name}/{file}" for name, files in frames_by_class(folder).items() for file in files}
         shutil.rmtree(folder / _DELETED, ignore_errors=True)
         _move([one for one in dict.fromkeys(ids) if one in there], folder, folder / _DELETED)
         _write_manifest(folder)
@@ -167,6 +173,11 @@ def manifest_of(folder: Path) -> Path:
     return folder / f"{folder.name}.csv"
 
 
+def is_recording(data: str) -> bool:
+    """Whether data to train on were recorded with a camera."""
+    return Path(data).is_relative_to(recordings_folder())
+
+
 def groups(files: Sequence[str]) -> dict[str, str]:
     """Image -> what it stays together with in a split: those of its press. The only press of a class has to be parted all the same:
     into three blocks in time, which touch at two places only; empty for an image from elsewhere.
@@ -191,9 +202,11 @@ def settle_split(folder: Path) -> Work[Path]:
         The manifest.
 
     Raises:
-        DataError: when there is nothing to read.
+        DataError: when there is nothing to read, or the manifest cannot be written.
     """
     manifest = manifest_of(folder)
+    with _changing, _writing(folder):
+        _write_manifest(folder)  # images may have been added or deleted by hand
     seen = yield from look_through(manifest)
     table = seen.rows[seen.rows["problem"] == ""]
     apart = pd.factorize(table["group"].where(table["group"] != "", table["id"]))[0]
@@ -234,11 +247,18 @@ def _manifest_rows(found: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, st
         yield from ((f"{name}/{file}", name, of_file[file]) for file in files)
 
 
+def _check_room(needed: int) -> None:
+    try:
+        Budget(LIMITS).foresee(needed)
+    except DataError as error:
+        raise NotStored(f"The latest frames are not stored: {error}") from None
+
+
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(
+        raise NotStored(
             f"{folder} cannot be written to: {error.strerror}. Make room there, or set THAW_HOME to another folder."
         ) from None

@@ -99,7 +99,7 @@ def prefetched(
     Raises:
         TrainingError: when memory does not even hold a batch by itself.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=_compute_alone) as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="batch", initializer=compute_alone) as pool:
         begun = deque(pool.submit(make, indices) for indices in batches[:ahead])
         for position, indices in enumerate(batches):
             if ahead:
@@ -119,7 +119,7 @@ def prefetched(
             del batch  # it must not stay while the next one is made
 
 
-def _compute_alone() -> None:
+def compute_alone() -> None:
     """Give this thread no helpers: two teams of threads on the same cores wait for each other more than they compute.
 
     ``torch.set_num_threads`` would also give one thread to any thread of the process that uses torch for the first time meanwhile.

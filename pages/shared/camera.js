@@ -3,7 +3,8 @@
 const SHORT_SIDE = 320, QUALITY = 0.9
 const EVERY = 125 // milliseconds between frames that are recorded
 const LIVE_EVERY = 100 // milliseconds between frames that are classified, at least
-const AT_A_TIME = 6, MOST_WAITING = 120 // frames
+const AT_A_TIME = 6, MOST_AT_A_TIME = 16, MOST_WAITING = 120 // frames
+const GIVE_WAY = 2000 // milliseconds: a press elsewhere on the page, and what it leads to, must not compete with frames
 const AGAIN_AFTER = 5000 // milliseconds without an answer
 const SHOWN = 8 // thumbnails
 const PROBLEMS = {
@@ -14,6 +15,9 @@ const PROBLEMS = {
 const NOT_SECURE =
   "A browser gives its camera only to localhost and https. Open Thaw as http://localhost on the machine that it runs on, or put it behind https."
 
+const PRESSES = ["pointerdown", "keydown"]
+const left = [] // frames that a camera had not sent when its page was left; the next one sends them
+
 const id = () => Date.now().toString(36) + Math.random().toString(36).slice(2, 8)
 
 class Camera {
@@ -22,7 +26,10 @@ class Camera {
     this.canvas = document.createElement("canvas")
     this.waiting = [] // frames that are still to be sent
     this.sent = null // what has not been answered
+    this.sending = [] // the frames in it, where they are to be kept
+    this.unstored = false // the disk could not take it
     this.answers = [] // when the last ones arrived
+    this.free = 0 // when frames may be sent again
     this.taking = 0 // frames that are being encoded
     this.turn.onclick = () => (this.stream || this.opening ? this.off() : this.on())
     this.hold.onpointerdown = event => {
@@ -47,6 +54,12 @@ class Camera {
       } else if (!document.hidden && this.again) this.on()
     }
     document.addEventListener("visibilitychange", this.onhidden)
+    this.onleave = event => this.pending && event.preventDefault()
+    window.addEventListener("beforeunload", this.onleave)
+    this.onpress = event => {
+      if (!event.composedPath().includes(parent)) this.free = performance.now() + GIVE_WAY
+    }
+    for (const kind of PRESSES) document.addEventListener(kind, this.onpress, true)
     this.clock = setInterval(() => this.tick(), 1000)
     if (!navigator.mediaDevices?.getUserMedia) {
       this.fail(NOT_SECURE)
@@ -57,13 +70,21 @@ class Camera {
   update({ data, setTriggerValue }) {
     this.data = data
     this.send = setTriggerValue
+    if (!this.live && left.length) this.waiting = left.splice(0)
+    this.unstored = !!this.sent && data.unstored === this.sent.id
+    if (this.unstored) this.release()
     if (this.sent && data.answered === this.sent.id) {
       this.sent = null
+      this.sending = []
       this.answers.push(performance.now())
-      if (this.live) this.later = setTimeout(() => this.look(), Math.max(0, LIVE_EVERY - (performance.now() - this.looked)))
-      else this.pump()
+      if (this.live) this.lookLater(Math.max(0, LIVE_EVERY - (performance.now() - this.looked)))
     }
+    this.pump()
     this.draw()
+  }
+
+  get pending() {
+    return this.waiting.length + this.sending.length
   }
 
   get live() {
@@ -106,8 +127,12 @@ class Camera {
 
   close() {
     this.off()
+    this.closed = true
+    left.push(...this.sending, ...this.waiting)
     clearInterval(this.clock)
     document.removeEventListener("visibilitychange", this.onhidden)
+    window.removeEventListener("beforeunload", this.onleave)
+    for (const kind of PRESSES) document.removeEventListener(kind, this.onpress, true)
   }
 
   fail(words) {
@@ -138,12 +163,18 @@ class Camera {
     )
   }
 
+  lookLater(milliseconds) {
+    clearTimeout(this.later)
+    this.later = setTimeout(() => this.look(), milliseconds)
+  }
+
   async look() {
     if (!this.stream || this.sent) return
     this.looked = performance.now()
+    if (this.looked < this.free) return this.lookLater(this.free - this.looked)
     const picture = await this.take()
     if (!this.stream || this.sent) return
-    if (!picture) this.later = setTimeout(() => this.look(), LIVE_EVERY)
+    if (!picture) this.lookLater(LIVE_EVERY)
     else this.deliver({ id: id(), frames: [picture.split(",")[1]] })
   }
 
@@ -158,12 +189,17 @@ class Camera {
   }
 
   release() {
-    if (!this.holding) return
+    const holding = this.holding
+    if (!holding) return
     clearInterval(this.beat)
-    this.say.textContent = `${this.holding.count} frames of ${this.holding.class} recorded`
     this.holding = null
+    if (!this.taking) this.sum(holding)
     this.pump()
     this.draw()
+  }
+
+  sum({ count, class: name }) {
+    if (!this.holding) this.say.textContent = `${count} ${count === 1 ? "frame" : "frames"} of ${name} recorded`
   }
 
   async record() {
@@ -172,11 +208,13 @@ class Camera {
     this.taking += 1
     const picture = await this.take()
     this.taking -= 1
-    if (!picture || !this.stream) return
-    this.waiting.push({ ...holding, number: holding.count, content: picture.split(",")[1] })
-    holding.count += 1
-    this.thumbnail(picture, holding.count)
-    if (this.holding !== holding) this.say.textContent = `${holding.count} frames of ${holding.class} recorded`
+    if (picture) {
+      const frames = this.closed ? left : this.waiting
+      frames.push({ ...holding, number: holding.count, content: picture.split(",")[1] })
+      holding.count += 1
+      this.thumbnail(picture, holding.count)
+    }
+    if (this.holding !== holding) this.sum(holding)
     this.pump()
     this.draw()
   }
@@ -190,11 +228,12 @@ class Camera {
   }
 
   pump() {
-    if (this.sent || !this.waiting.length || (this.holding && this.waiting.length < AT_A_TIME)) return
+    if (this.sent || !this.waiting.length || (this.holding && this.waiting.length < AT_A_TIME) || performance.now() < this.free) return
     const first = this.waiting[0]
     const other = this.waiting.findIndex(one => one.press !== first.press)
-    const some = this.waiting.splice(0, Math.min(AT_A_TIME, other < 0 ? AT_A_TIME : other))
+    const some = this.waiting.splice(0, Math.min(MOST_AT_A_TIME, other < 0 ? MOST_AT_A_TIME : other))
     const { press, recording } = first
+    this.sending = some
     this.deliver({ id: id(), press, first: first.number, recording, class: first.class, frames: some.map(one => one.content) })
   }
 
@@ -206,6 +245,7 @@ class Camera {
 
   tick() {
     if (this.sent && performance.now() - this.sentAt > AGAIN_AFTER) this.deliver(this.sent)
+    this.pump()
     this.draw()
   }
 
@@ -214,13 +254,15 @@ class Camera {
     const on = !!this.stream, name = this.data.class_name
     this.video.hidden = !on
     this.turn.textContent = on || this.opening ? "Turn the camera off" : "Turn on the camera"
-    this.hold.hidden = this.live
-    this.hold.disabled = !this.holding && (!on || !name) // one that is disabled while it is held would not hear of its release
+    this.turn.classList.toggle("first", !on && !this.data.ready)
+    this.hold.hidden = this.live || !on
+    this.hold.disabled = !this.holding && (!name || this.unstored) // one that is disabled while it is held would not hear of its release
     this.hold.setAttribute("aria-pressed", String(!!this.holding))
-    this.hold.textContent = this.holding ? `Recording: ${this.holding.count}` : name ? `Hold to record ${name}` : "Hold to record"
+    this.hold.textContent = this.holding ? `Recording: ${this.holding.count}` : name ? `Hold to record ${name}` : "Name a class first"
     if (!this.live) {
-      const pending = this.waiting.length + (this.sent?.frames.length ?? 0)
-      this.rate.textContent = pending > AT_A_TIME * 2 ? `${pending} frames are still to be stored` : ""
+      const { pending } = this
+      const words = pending === 1 ? "1 frame is still to be stored" : `${pending} frames are still to be stored`
+      this.rate.textContent = pending > (this.holding ? AT_A_TIME * 2 : 0) ? words : ""
       return
     }
     const now = performance.now()

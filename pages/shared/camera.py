@@ -6,6 +6,7 @@ from typing import Any
 
 import streamlit as st
 
+from finetune_core.data.camera import NotStored
 from finetune_core.data.frames import Batch, read_batch
 from finetune_core.errors import FinetuneError
 from pages.shared.chrome import plain
@@ -31,7 +32,8 @@ button { min-height: 40px; padding: 6px 14px; border: 1px solid var(--st-border-
   background: var(--st-background-color); color: var(--st-text-color); font: inherit; font-family: var(--st-font); font-size: 16px; cursor: pointer; }
 button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 2px; }
 button:disabled { opacity: 0.5; cursor: not-allowed; }
-.hold { flex: 1 1 220px; max-width: 480px; min-height: 56px; border-color: #b53b0a; background: #b53b0a; color: #fff; font-weight: 600;
+.hold, .first { border-color: #b53b0a; background: #b53b0a; color: #fff; }
+.hold { flex: 1 1 220px; max-width: 480px; min-height: 56px; font-weight: 600;
   touch-action: none; user-select: none; -webkit-user-select: none; overflow-wrap: anywhere; }
 .hold[aria-pressed="true"] { background: #7a2605; }
 p { margin: 4px 0; color: var(--st-text-color); font-family: var(--st-font); font-size: 14px; overflow-wrap: anywhere; }
@@ -45,27 +47,34 @@ _CAMERA = st.components.v2.component(
 
 
 def camera(key: str, data: dict[str, Any], on_frames: Callable[[Batch], None]) -> None:
-    """Draw the camera; it sends nothing more until the page says that it has dealt with what was sent.
+    """Draw the camera; it sends nothing more until the page says that it has dealt with what was sent. What could not be stored is
+    sent again every few seconds.
 
     Args:
         key: of the component.
-        data: ``mode`` (``record`` or ``live``), and where it records ``recording`` and ``class_name``, the latter empty where nothing
-            can be recorded yet.
+        data: ``mode`` (``record`` or ``live``), and where it records ``recording``, ``class_name``, empty where nothing can be recorded
+            yet, and ``ready``: whether there is enough to go on with.
         on_frames: called with what arrived, before the page is drawn; what it raises of ours is shown.
     """
-    answered, problem = f"{key}-answered", f"{key}-problem"
+    answered, unstored, problem = f"{key}-answered", f"{key}-unstored", f"{key}-problem"
 
     def arrived() -> None:
+        if key not in st.session_state:  # its page has just been left: the camera keeps what is not answered
+            return
         sent = st.session_state[key].frames
-        st.session_state.pop(problem, None)
+        for name in (unstored, problem):
+            st.session_state.pop(name, None)
         if isinstance(sent, dict) and isinstance(sent.get("id"), str):
             st.session_state[answered] = sent["id"][:100]  # also where it is refused: it would be sent again
         try:
             on_frames(read_batch(sent))
+        except NotStored as error:
+            st.session_state[unstored], st.session_state[problem] = st.session_state.pop(answered), str(error)
         except FinetuneError as error:
             st.session_state[problem] = str(error)
 
     with st.container():  # always there, so that the camera is not drawn anew
         if words := st.session_state.get(problem):
             st.error(plain(words), icon=":material/error:")
-    _CAMERA(data=data | {"answered": st.session_state.get(answered, "")}, key=key, on_frames_change=arrived)
+    known = {"answered": st.session_state.get(answered, ""), "unstored": st.session_state.get(unstored, "")}
+    _CAMERA(data=data | known, key=key, on_frames_change=arrived)

@@ -5,10 +5,15 @@ import re
 import numpy as np
 import pytest
 
-from tests.browser.conftest import ARGUMENTS, CHROMIUM, MINUTE
+from tests.browser.conftest import ARGUMENTS, CHROMIUM, FAKE_CAMERA, MINUTE
+from tests.deadline import wait_until
 
 WIDTH, HEIGHT, FRAMES = 320, 240, 30
 COLOURS = {"cup": (90, 60, 220), "pen": (150, 210, 50)}  # Y, Cb, Cr
+HIDE = """hidden => {
+    Object.defineProperty(document, 'hidden', {value: hidden, configurable: true})
+    document.dispatchEvent(new Event('visibilitychange'))
+}"""
 
 
 def video(file, colour):
@@ -27,7 +32,7 @@ def video(file, colour):
 
 
 @pytest.fixture
-def open_page(browser, tmp_path):
+def open_page(browser):
     """``open_page(arguments)``: a page of a Chromium of its own, which begins with these arguments."""
     opened = []
 
@@ -49,26 +54,47 @@ def shown(open_page, tmp_path):
 
     def begin(name):
         file = video(tmp_path / f"{name}.y4m", COLOURS[name])
-        devices = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
-        return open_page(*devices, f"--use-file-for-fake-video-capture={file}")
+        return open_page(*FAKE_CAMERA, f"--use-file-for-fake-video-capture={file}")
 
     return begin
 
 
-def hold(page, name):
-    """Record with the mouse for some frames, then with the keyboard."""
+def open_camera(page, server, name):
+    """Dataset → Camera, turned on, with a class named; returns the button that is held."""
+    page.goto(f"{server.url}/dataset")
+    page.get_by_text("Camera", exact=True).click()
     page.get_by_label("Class", exact=True).fill(name)
-    page.get_by_label("Class", exact=True).press("Enter")
     page.get_by_role("button", name="Turn on the camera").click()
-    button = page.locator("button.hold:not([disabled])")
-    button.filter(has_text=f"Hold to record {name}").hover()
+    button = page.locator("button.hold")
+    button.filter(has_text=f"Hold to record {name}").wait_for()
+    return button
+
+
+def count(page, button, frames):
+    """Wait until that many frames of the press have been recorded, or more."""
+    button.filter(has_text=re.compile("Recording")).wait_for()
+    wait_until(lambda: int(re.search(r"\d+", button.inner_text())[0]) >= frames)
+
+
+def recorded(page, name):
+    """How many frames the press that has ended took."""
+    words = page.get_by_role("status").filter(has_text=re.compile(rf"\d+ frames of {name} recorded"))
+    words.wait_for()
+    return int(re.search(r"\d+", words.inner_text())[0])
+
+
+def hold(page, button, name, frames):
+    """Record at least that many with the mouse, then as many with the keyboard; returns the number."""
+    button.hover()
+    taken = 0
     for begin, end in ((page.mouse.down, page.mouse.up), (lambda: page.keyboard.down(" "), lambda: page.keyboard.up(" "))):
         button.focus()
         begin()
-        button.filter(has_text=re.compile(r"Recording: (1[2-9]|[2-9]\d)")).wait_for()
+        count(page, button, frames)
         end()
-        page.get_by_role("status").filter(has_text=re.compile(rf"\d\d frames of {name} recorded")).wait_for()
-    page.get_by_text(re.compile(rf"{name} · \d\d frames · 2 presses")).wait_for()
+        taken += recorded(page, name)
+    page.get_by_text(f"{name} · {taken} frames · 2 presses").wait_for()
+    return taken
 
 
 def stored(home, name):
@@ -76,47 +102,108 @@ def stored(home, name):
 
 
 def predicted(page, name):
-    page.get_by_text("Live camera", exact=True).click()
     page.get_by_role("button", name="Turn on the camera").click()
     page.locator("[data-testid=stProgress] strong", has_text=re.compile(rf"^{name} · \d+ %")).wait_for()
     page.get_by_text(re.compile(r"\d+\.\d predictions per second")).wait_for()
 
 
 def test_two_classes_are_recorded_corrected_trained_on_and_classified_live(server, tmp_path, shown, no_error_on):
-    cup, pen = shown("cup"), shown("pen")
-    for page, name in ((cup, "cup"), (pen, "pen")):
-        page.goto(f"{server.url}/dataset")
-        page.get_by_text("Camera", exact=True).click()
-        hold(page, name)
-    before = stored(tmp_path, "pen")
-    assert len({file.name.partition("_")[0] for file in before}) == 2
-    pen.locator("[data-testid=stCheckbox] label").first.click()
-    pen.get_by_role("button", name="Delete 1 frame").click()
-    pen.get_by_text("1 frame deleted.").wait_for()
-    assert len(stored(tmp_path, "pen")) == len(before) - 1
-    pen.get_by_role("button", name="Train on it").click()
-    pen.get_by_text(re.compile("Training on .*objects.csv.* in 2 classes")).wait_for()
-    pen.get_by_text("Feature extraction", exact=True).first.click()
-    pen.get_by_text("Feature extraction on efficientnet_lite0").wait_for()
-    pen.get_by_label("Epochs", exact=True).fill("40")
-    pen.get_by_label("Image size (pixels)", exact=True).fill("64")
-    pen.get_by_label("Image size (pixels)", exact=True).press("Enter")
-    pen.get_by_text("Start training").click()
-    pen.wait_for_url(re.compile(r"/train\?run="))
-    pen.get_by_role("button", name="See the evaluation").wait_for()
-    for page, name in ((cup, "cup"), (pen, "pen")):
-        page.goto(f"{server.url}/predict")
-        predicted(page, name)
+    pages = {name: shown(name) for name in ("cup", "pen")}
+    for name, page in pages.items():
+        taken = hold(page, open_camera(page, server, name), name, frames=15)
+        assert len(stored(tmp_path, name)) == taken
+        assert len({file.name.partition("_")[0] for file in stored(tmp_path, name)}) == 2
+    page.locator("[data-testid=stCheckbox] label").first.click()
+    page.get_by_role("button", name="Delete 1 frame").click()
+    page.get_by_text("1 frame deleted.").wait_for()
+    assert len(stored(tmp_path, "pen")) == taken - 1
+    page.get_by_role("button", name="Train on it").click()
+    page.get_by_text(re.compile("Training on .*objects.csv.* in 2 classes")).wait_for()
+    page.get_by_text(re.compile("Linear probe on efficientnet_lite0 · .* no epochs")).wait_for()
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_url(re.compile(r"/train\?run="))
+    page.get_by_role("button", name="Try it with the camera").click()
+    predicted(page, "pen")
+    pages["cup"].goto(f"{server.url}/predict")
+    pages["cup"].get_by_text("Live camera", exact=True).click()
+    predicted(pages["cup"], "cup")
+    page.get_by_role("button", name="Compare with fine-tuning").click()
+    page.get_by_role("button", name="Start 9 runs").wait_for()
+    page.get_by_text(re.compile(r"All on .*objects.csv")).wait_for()
+    for page in pages.values():
         no_error_on(page)
+
+
+def test_a_press_that_is_interrupted_loses_nothing(server, tmp_path, shown, no_error_on):
+    page = shown("cup")
+    button = open_camera(page, server, "cup")
+    button.focus()
+    page.keyboard.down(" ")
+    count(page, button, 8)
+    page.evaluate(HIDE, True)  # another tab is looked at
+    first = recorded(page, "cup")
+    page.get_by_text(f"cup · {first} frames · 1 press").wait_for()
+    page.evaluate(HIDE, False)
+    page.keyboard.up(" ")
+    button.filter(has_text="Hold to record cup").wait_for()  # the camera is turned on again
+    button.focus()
+    page.keyboard.down(" ")
+    count(page, button, 8)
+    page.evaluate("document.querySelector('a[href*=runs]').click()")  # some frames have not been sent yet
+    page.get_by_role("heading", level=1, name="Runs").wait_for()
+    page.get_by_role("link", name="Dataset").click()
+    page.get_by_text(re.compile(r"cup · \d+ frames · 2 presses")).wait_for()
+    presses = {}
+    wait_until(lambda: page.get_by_text("still to be stored").count() == 0)
+    for file in stored(tmp_path, "cup"):
+        press, _, number = file.stem.partition("_")
+        presses.setdefault(press, []).append(int(number))
+    assert sorted(map(len, presses.values()))[-1] >= 8
+    assert [len(numbers) >= 8 and numbers == list(range(len(numbers))) for numbers in presses.values()] == [True, True]
+    no_error_on(page)
+
+
+def test_what_cannot_be_stored_waits_until_it_can(server, tmp_path, shown, no_error_on):
+    page = shown("pen")
+    button = open_camera(page, server, "pen")
+    folder = tmp_path / "data" / "camera" / "objects"
+    folder.mkdir(parents=True)
+    (folder / "pen").write_text("in the way of the folder")
+    button.focus()
+    page.keyboard.down(" ")
+    page.get_by_text("cannot be written to").wait_for()
+    taken = recorded(page, "pen")  # the press has ended
+    page.keyboard.up(" ")
+    page.get_by_text(f"{taken} frames are still to be stored").wait_for()
+    assert button.is_disabled()
+    (folder / "pen").unlink()
+    page.get_by_text(f"pen · {taken} frames · 1 press").wait_for()
+    button.filter(has_text="Hold to record pen").wait_for()
+    assert button.is_enabled()
+    assert page.get_by_text("cannot be written to").count() == 0
+    assert len(stored(tmp_path, "pen")) == taken
+    no_error_on(page)
+
+
+def test_a_name_that_cannot_be_a_folder_records_nothing(server, shown, no_error_on):
+    page = shown("cup")
+    button = open_camera(page, server, "cup")
+    page.get_by_label("Class", exact=True).fill("cup/../pen")
+    page.get_by_text("it becomes a folder, whose name cannot hold").wait_for()
+    button.filter(has_text="Name a class first").wait_for()
+    assert button.is_disabled()
+    no_error_on(page)
 
 
 def test_without_a_camera_or_a_secure_address_the_page_says_what_to_do(start, tmp_path, open_page, no_error_on):
     server = start(tmp_path, options=("--server.enableCORS=false", "--server.enableXsrfProtection=false"))
-    page = open_page("--host-resolver-rules=MAP thaw.test 127.0.0.1", "--use-fake-ui-for-media-stream")
-    for address, words in (
-        (server.url, "There is no camera on this device"),
-        (f"http://thaw.test:{server.port}", "Open Thaw as"),
+    rule, allowed, device = "--host-resolver-rules=MAP thaw.test 127.0.0.1", FAKE_CAMERA[1], FAKE_CAMERA[0]
+    for arguments, address, words in (
+        ([allowed], server.url, "There is no camera on this device"),
+        ([device], server.url, "The browser did not allow the camera"),
+        ([device, allowed, rule], f"http://thaw.test:{server.port}", "Open Thaw as"),
     ):
+        page = open_page(*arguments)
         page.goto(f"{address}/dataset")
         page.get_by_text("Camera", exact=True).click()
         turn = page.get_by_role("button", name="Turn on the camera")

@@ -1,7 +1,10 @@
 """What is recorded with a camera: what a browser may send, where it is kept, and how it is split."""
 
 import base64
+import errno
 import io
+import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -11,6 +14,7 @@ from PIL import Image
 from finetune_core.data import frames
 from finetune_core.data.camera import (
     MOST_OF_CLASS,
+    NotStored,
     checked_name,
     delete,
     deleted_frames,
@@ -23,10 +27,11 @@ from finetune_core.data.camera import (
     settle_split,
     store,
 )
-from finetune_core.data.dataset import load_dataset
+from finetune_core.data.dataset import load_dataset, look_through
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.frames import Batch, read_batch
 from finetune_core.errors import DataError
+from finetune_core.files import write_bytes
 from finetune_core.work import finish
 
 
@@ -150,6 +155,46 @@ def test_frames_become_an_image_folder_with_a_manifest_and_frames_sent_again_rep
     assert table["path"].tolist() == [f"cup/{name}" for name in frames_by_class(folder)["cup"]]
     assert table["group"].tolist() == ["p1"] * 8 + ["p2"]
     assert recordings() == ["mugs"]
+
+
+def test_a_full_disk_loses_nothing_that_was_stored_and_takes_the_rest_later(home, monkeypatch):
+    folder = press("p1", "cup", [jpeg(seed) for seed in range(6)])
+    more = Batch("a2", "p1", 6, (jpeg(6), jpeg(7)), "mugs", "cup")
+    written = []
+
+    def full(path, content):
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(path)
+        write_bytes(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("finetune_core.data.camera.write_bytes", full)
+        with pytest.raises(NotStored, match="No space left on device"):
+            store(more)
+    assert len(finish(look_through(manifest_of(folder))).rows) == 6
+    store(more)
+    assert len(pd.read_csv(manifest_of(folder))) == 8
+
+
+def test_images_that_are_added_or_deleted_by_hand_are_in_the_manifest_that_is_trained_on(home):
+    folder = press("p1", "cup", [jpeg(seed) for seed in range(6)])
+    (folder / "cup" / "p1_00002.jpg").unlink()
+    (folder / "cup" / "photo.jpg").write_bytes(jpeg(77))
+    press("p2", "pen", [jpeg(seed) for seed in range(20, 26)])
+    (folder / "cup" / "p1_00003.jpg").unlink()
+    table = split_of(folder)
+    assert set(table.loc[table["class"] == "cup", "id"]) == {
+        f"cup/{name}" for name in ("photo.jpg", *(f"p1_0000{n}.jpg" for n in (0, 1, 4, 5)))
+    }
+
+
+def test_two_sessions_that_record_the_same_data_set_lose_nothing_of_each_other(home):
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: press(f"{name}1", name, [jpeg(seed) for seed in range(24)]), ("cup", "pen")))
+    [folder] = recordings_folder().iterdir()
+    assert {name: len(files) for name, files in frames_by_class(folder).items()} == {"cup": 24, "pen": 24}
+    assert pd.read_csv(manifest_of(folder))["label"].value_counts().to_dict() == {"cup": 24, "pen": 24}
 
 
 def test_a_class_takes_no_more_than_the_most(home, monkeypatch):

@@ -9,8 +9,12 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-from finetune_core.data.camera import frames_by_class, manifest_of, recordings_folder
+from finetune_core.config import make_config
+from finetune_core.data.camera import frames_by_class, manifest_of, recordings_folder, settle_split
 from finetune_core.data.entry import load_split
+from finetune_core.runs.record import create_run, execute
+from finetune_core.training.strategies import BASELINE
+from finetune_core.work import finish
 from pages.shared import camera
 from tests.data.test_camera import jpeg, press, sent, text
 from tests.pages.test_account import ANN, SECRETS
@@ -66,12 +70,34 @@ def recorded(presses=2, classes=("cup", "pen")):
 
 def test_frames_that_arrive_are_kept_and_the_component_hears_of_it(component):
     at = opened(recording_class="cup")
-    assert component.data == {"mode": "record", "recording": "objects", "class_name": "cup", "answered": ""}
+    assert component.data == {
+        "mode": "record",
+        "recording": "objects",
+        "class_name": "cup",
+        "ready": False,
+        "answered": "",
+        "unstored": "",
+    }
     component.sends = sent(recording="objects", frames=[text(jpeg()), text(jpeg(1))])
     at.run()
     assert component.data["answered"] == "a1"
     assert frames_by_class(recordings_folder() / "objects") == {"cup": ["p1_00000.jpg", "p1_00001.jpg"]}
     assert "**cup** · 2 frames · 1 press · 2 more needed" in words(at)
+
+
+def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(component, monkeypatch):
+    at = opened(recording_class="cup")
+    with monkeypatch.context() as full:
+        full.setattr("finetune_core.data.limits.shutil.disk_usage", lambda _folder: SimpleNamespace(free=1000))
+        component.sends = sent(recording="objects")
+        at.run()
+    assert "The latest frames are not stored" in at.error[0].value
+    assert (component.data["answered"], component.data["unstored"]) == ("", "a1")
+    component.sends = sent(recording="objects")
+    at.run()
+    assert not at.error
+    assert (component.data["answered"], component.data["unstored"]) == ("a1", "")
+    assert frames_by_class(recordings_folder() / "objects") == {"cup": ["p1_00000.jpg"]}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +146,7 @@ def test_train_on_it_leads_to_configure_with_this_data_set(component):
     at.session_state["form_strategy"] = "full"
     click(at, "train-on-recording")
     assert at.session_state["data_path"][1] == str(manifest_of(folder))
-    assert at.session_state["form_strategy"] in ("linear_probe", "feature_extraction")
+    assert at.session_state["form_strategy"] == BASELINE
     assert load_split(manifest_of(folder))["near_duplicates"] == "together"
     assert "objects\\.csv**: 24 images in 2 classes" in words(at)
 
@@ -129,7 +155,7 @@ def test_compare_opens_the_form_with_fine_tuning_ticked(component):
     recorded()
     at = opened(recording_class="cup")
     click(at, "compare-recording")
-    assert {"feature_extraction", "last_block"} <= set(at.session_state["compare_strategies"])
+    assert set(at.session_state["compare_strategies"]) == {BASELINE, "feature_extraction", "last_block"}
     assert any(button.label.startswith("Start ") for button in at.button)
 
 
@@ -161,7 +187,7 @@ def test_live_frames_are_answered_with_a_bar_for_each_class(component):
     component.sends = {"id": "a1", "frames": [text(jpeg())]}
     at.run()
     assert not at.exception
-    assert component.data == {"mode": "live", "answered": "a1"}
+    assert component.data == {"mode": "live", "answered": "a1", "unstored": ""}
     bars = at.get("progress")
     shares = [float(bar.proto.value) for bar in bars]
     assert [bar.proto.text.strip("*").split(" ")[0] for bar in bars] == ["0", "1", "7"]
@@ -170,3 +196,29 @@ def test_live_frames_are_answered_with_a_bar_for_each_class(component):
     at.run()
     assert "not base64" in at.error[0].value
     assert component.data["answered"] == "a2"
+
+
+@pytest.fixture
+def fitted(monkeypatch):
+    """A linear probe of what was recorded."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(paths.data_dir()))
+    folder = recorded()
+    finish(settle_split(folder))
+    config = make_config(
+        {"data": str(manifest_of(folder)), "image_size": 32, "strategy": BASELINE, "near_duplicates": "together"}
+    )
+    reservation = create_run(config, paths.runs_dir())
+    list(execute(reservation))
+    return reservation.run_dir.name
+
+
+def test_a_run_on_what_was_recorded_leads_to_the_live_camera(fitted, component):
+    click(opened("train"), "to-live")
+    assert component.data == {"mode": "live", "answered": "", "unstored": ""}
+
+
+def test_the_live_camera_leads_to_a_comparison_with_fine_tuning_on_the_same_images(fitted, component):
+    at = click(opened("predict", input_kind="live"), "compare-live")
+    assert set(at.session_state["compare_strategies"]) == {BASELINE, "feature_extraction", "last_block"}
+    assert "objects\\.csv \\(24 images\\)" in words(at)
+    assert any(button.label == "Start 9 runs" for button in at.button)

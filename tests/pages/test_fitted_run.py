@@ -94,3 +94,22 @@ def test_compare_offers_the_baseline(fitted, known):
 def test_home_offers_the_baseline_after_try_it_now():
     labels = [button.label for button in opened("home").button]
     assert labels[:2] == ["Try it now", "Fit the baseline: linear probe"]
+
+
+def test_no_stage_of_it_is_drawn_with_a_learning_rate(fitted, known, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda *, data, **_: drawn.append(data["tiles"][-1]))
+    run = fitted()
+    at = opened("train", run=run.run_id)
+    assert "parameters are fitted (0.1 %)" in words(at)
+    at = opened("configure", data=known(run.config.data))
+    for strategy in (BASELINE, "nearest_neighbours"):
+        at.session_state["form_strategy"] = strategy
+        at.run()
+    assert "Nothing trains" in words(at)
+    assert [(tile["word"], tile["rate"]) for tile in drawn] == [
+        ("new, fitted", "no learning rate"),
+        ("new, trains", "rate 0.0001"),
+        ("new, fitted", "no learning rate"),
+        ("k-NN", "no learning rate"),
+    ]

@@ -16,7 +16,7 @@ from finetune_core.runs.earlier import best_before, way_to_train
 from finetune_core.training.forecast import Forecast, expected
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, plan
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.account import owner
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
@@ -121,11 +121,17 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
         name,
         strategy.title,
         strategy.summary,
-        facts=f"{percent(share, 0 if share == 1 else 1)} trains" + (f" · {costs}" if costs else ""),
+        facts=_share(strategy.fits, share) + (f" · {costs}" if costs else ""),
         before=_before(known.best.get(way_to_train(other))),
         strip=tuple(look(row, index == len(rows) - 1) for index, row in enumerate(rows)),
         tip=card.tip,
     )
+
+
+def _share(fits: Fit | None, share: float) -> str:
+    if fits == "nearest_neighbours":
+        return "nothing trains"
+    return f"{percent(share, 0 if share == 1 else 1)} {'fitted' if fits else 'trains'}"
 
 
 def _costs(forecast: Forecast | None) -> str:

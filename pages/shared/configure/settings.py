@@ -13,7 +13,7 @@ from finetune_core.models.catalogue import backbone_info, default_backbone, usua
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import BASELINE, STRATEGIES
 
 FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"
 MOST_SEEDS = 20
@@ -25,6 +25,7 @@ COMPARISON: dict[str, Any] = {
     "fractions": [],
     "cuts": [],
 }
+FINE_TUNING = [BASELINE, "feature_extraction", "last_block"]  # what a classifier on frozen features is compared with
 
 NO_WIDGETS = tuple(
     name for name, one in all_settings().items() if one.own_widgets

@@ -9,7 +9,14 @@ from finetune_core.config import RunConfig
 from finetune_core.formatting import learning_rate_text, number, percent, short_number
 from finetune_core.models.network import network_stages
 from finetune_core.training.stage_plan import describe, plan
+from finetune_core.training.strategies import STRATEGIES, Fit
 
+_HEAD_WORDS: dict[Fit | None, str] = {
+    None: "new, trains",
+    "linear_probe": "new, fitted",
+    "prototypes": "new, fitted",
+    "nearest_neighbours": "k-NN",
+}
 _PART_WORDS = {"norms": "norm layers only", "biases": "biases only"}
 
 # Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
@@ -91,13 +98,15 @@ def draw_strategy(
         ConfigError: when its strategy does not fit its backbone.
     """
     stages = network_stages(config.backbone, classes)
-    draw_stages(describe(plan(config, stages), stages), config.learning_rate if rates else None, on_click)
+    rows = describe(plan(config, stages), stages)
+    draw_stages(rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits)
 
 
 def draw_stages(
     stages: Sequence[Mapping[str, Any]],
     learning_rate: float | None,
     on_click: Callable[[str, list[dict[str, Any]]], None] | None = None,
+    fits: Fit | None = None,
 ) -> None:
     """Draw stages, input to head.
 
@@ -105,6 +114,7 @@ def draw_stages(
         stages: ``name, parameters, trains, rate`` each, as in a RunStarted row.
         learning_rate: of the run; a stage gets ``rate`` times as much. None where it is not known.
         on_click: as in ``draw_strategy``.
+        fits: what the head is fitted by in one go, without a learning rate; None where it trains.
     """
     key = "drawn_stages"
 
@@ -112,13 +122,14 @@ def draw_stages(
         if on_click and (name := st.session_state[key].clicked):
             on_click(name, [dict(stage) for stage in stages])
 
-    tiles = [_tile(stage, index == len(stages) - 1, learning_rate) for index, stage in enumerate(stages)]
+    tiles = [_tile(stage, index == len(stages) - 1, learning_rate, fits) for index, stage in enumerate(stages)]
     _ROW(data={"tiles": tiles, "clickable": on_click is not None}, key=key, on_clicked_change=clicked)
     trained = sum(stage.get("trained", stage["parameters"] if stage["trains"] else 0) for stage in stages)
     total = sum(stage["parameters"] for stage in stages)
-    caption = (
-        f"**{number(trained)}** of {number(total)} parameters train ({percent(trained / total, 0 if trained == total else 1)})."
-    )
+    share = percent(trained / total, 0 if trained == total else 1)
+    caption = f"**{number(trained)}** of {number(total)} parameters {'are fitted' if fits else 'train'} ({share})."
+    if fits == "nearest_neighbours":
+        caption = "Nothing trains: the training images' features stand in for the head."
     st.markdown(caption + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
@@ -127,13 +138,13 @@ def look(stage: Mapping[str, Any], is_head: bool) -> str:
     return "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
 
 
-def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None) -> dict[str, str]:
+def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None) -> dict[str, str]:
     style = look(stage, is_head)
     words = {
         "frozen": "frozen",
         "thaws": f"from epoch {stage['thaw_epoch']}",
         "warm": _PART_WORDS.get(stage.get("part", "all"), "trains"),
-        "head": "new, trains",
+        "head": _HEAD_WORDS[fits],
     }
     return {
         "name": stage["name"],
@@ -141,6 +152,8 @@ def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None) 
         "word": words[style],
         "rate": "unchanged"
         if not stage["trains"]
+        else "no learning rate"
+        if fits
         else "rate ?"
         if learning_rate is None
         else f"rate {learning_rate_text(learning_rate * stage['rate'])}",

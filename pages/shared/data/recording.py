@@ -21,7 +21,7 @@ from finetune_core.data.camera import (
 from finetune_core.data.frames import Batch
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.formatting import things
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import BASELINE, STRATEGIES
 from pages.shared.account import owner
 from pages.shared.camera import camera
 from pages.shared.chrome import go, plain
@@ -34,8 +34,6 @@ from pages.shared.jobs import forget, wait_for
 _FIRST_NAME = "objects"
 _NAME, _CLASS = "recording_name", "recording_class"
 _PER_PAGE = 12
-_QUICK = "linear_probe" if "linear_probe" in STRATEGIES else "feature_extraction"
-_COMPARED = [_QUICK, *(name for name in ("feature_extraction", "last_block") if name != _QUICK)]
 
 
 @st.fragment
@@ -48,7 +46,11 @@ def record() -> None:
             class_name = _class(recordings_folder(owner()) / name) if name else ""
     left, right = st.columns([5, 4], gap="medium")
     with left:
-        camera("record-camera", {"mode": "record", "recording": name, "class_name": class_name}, _arrived)
+        camera(
+            "record-camera",
+            {"mode": "record", "recording": name, "class_name": class_name, "ready": bool(name) and _ready(name)},
+            _arrived,
+        )
         st.caption(
             "Hold the button (or Space) for a few seconds. All frames of one press are nearly alike, so they stay in one split: press at "
             "least twice per class, and move the object in between. Frames are sent only to the machine that Thaw runs on, and stay there"
@@ -188,7 +190,7 @@ def _restore(folder: Path) -> None:
 
 def _onward(folder: Path) -> None:
     """What can be done once two classes are there."""
-    ready = sum(len(files) >= LEAST_OF_CLASS for files in frames_by_class(folder).values()) >= 2
+    ready = _ready(folder.name)
     lacking = None if ready else f"Record two classes with at least {LEAST_OF_CLASS} frames each first."
     with st.container(horizontal=True):
         train = st.button(
@@ -197,9 +199,9 @@ def _onward(folder: Path) -> None:
             key="train-on-recording",
             icon=":material/arrow_forward:",
             disabled=not ready,
-            help=lacking or f"{STRATEGIES[_QUICK].title}: an answer in seconds.",
+            help=lacking or f"{STRATEGIES[BASELINE].title}: an answer in seconds.",
             on_click=settings.set_fields,
-            args=({"strategy": _QUICK},),
+            args=({"strategy": BASELINE},),
         )
         compare = st.button(
             "Compare with fine-tuning",
@@ -208,7 +210,7 @@ def _onward(folder: Path) -> None:
             disabled=not ready,
             help=lacking,
             on_click=settings.propose_comparison,
-            args=(_COMPARED,),
+            args=(settings.FINE_TUNING,),
         )
         inspect = st.button(
             "Inspect the images", key="use-recording", icon=":material/photo_library:", disabled=not ready, help=lacking
@@ -223,6 +225,12 @@ def _onward(folder: Path) -> None:
     if inspect:
         st.rerun()
     go("pages/configure.py" if train else "pages/compare.py")
+
+
+def _ready(name: str) -> bool:
+    """Whether two classes of a data set can be told apart, and that be evaluated."""
+    found = frames_by_class(recordings_folder(owner()) / name)
+    return sum(len(files) >= LEAST_OF_CLASS for files in found.values()) >= 2
 
 
 def _use(folder: Path) -> None:

@@ -1,27 +1,44 @@
 """Predict → Live camera: what is held up, classified several times per second."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
 
 from finetune_core.data.frames import Batch
+from finetune_core.evaluation.prediction.live import Answer, answer
 from finetune_core.formatting import number, percent
+from finetune_core.runs.store import Run
 from pages.shared.camera import camera
-from pages.shared.chrome import plain
+from pages.shared.chrome import go, plain
+from pages.shared.configure import settings
 from pages.shared.evaluation.networks import predictor
 from pages.shared.evaluation.prediction import Classifier
+from pages.shared.runs.again import use_again
 
 _MOST_BARS = 10
 _KEY = "live-camera"
 
 
-class _Answer(NamedTuple):
-    """Of one network, for one frame; ``unlike``: any training image, None where that is not known."""
+def show_live(run: Run) -> None:
+    """The button that leads from a run to its live camera."""
+    if st.button("Try it with the camera", icon=":material/videocam:", key="to-live"):
+        st.session_state["input_kind"] = "live"
+        go("pages/predict.py", run.run_id)
 
-    probabilities: np.ndarray
-    unlike: bool | None
+
+def fine_tune(run: Run) -> None:
+    """The button that leads from a classifier on frozen features to a comparison with fine-tuning, on the same images."""
+    compare = st.button(
+        "Compare with fine-tuning",
+        icon=":material/compare_arrows:",
+        key="compare-live",
+        on_click=settings.propose_comparison,
+        args=(settings.FINE_TUNING,),
+        help="Would it be better if stages of the backbone trained, too?",
+    )
+    if compare:
+        use_again(run, "pages/compare.py")
 
 
 @st.fragment
@@ -30,36 +47,31 @@ def live(classifiers: Sequence[Classifier]) -> None:
     asked = tuple(one.run.run_id for one in classifiers)
 
     def arrived(batch: Batch) -> None:
-        st.session_state[f"{_KEY}-answers"] = (asked, [_answer(one, batch.frames[-1]) for one in classifiers])
+        st.session_state[f"{_KEY}-answers"] = (
+            asked,
+            [answer(predictor(one.run), one.known, batch.frames[-1]) for one in classifiers],
+        )
 
-    picture, bars = st.columns([5, 4], gap="medium")
+    bars, picture = st.columns([4, 5], gap="medium")  # in this order, so that a narrow screen shows both
+    of, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
     with picture:
         camera(_KEY, {"mode": "live"}, arrived)
         st.caption(
             "Frames are sent only to the machine that Thaw runs on, which computes on its processor and keeps none of them."
         )
-    of, answers = st.session_state.get(f"{_KEY}-answers", ((), []))
     with bars:
         if of != asked:
             st.info("Turn on the camera, and hold something up.", icon=":material/videocam:")
             return
-        for one, answer in zip(classifiers, answers, strict=True):
+        for one, found in zip(classifiers, answers, strict=True):
             if len(classifiers) > 1:
                 st.caption(plain(one.title))
-            _bars(one, answer)
+            _bars(one, found)
 
 
-def _answer(one: Classifier, frame: bytes) -> _Answer:
-    if one.known is None:
-        return _Answer(predictor(one.run).probabilities([frame])[0], None)
-    looks, near = one.known
-    features, probabilities = looks.look(frame)
-    return _Answer(probabilities, bool(near.unlike(features[None])[0]))
-
-
-def _bars(one: Classifier, answer: _Answer) -> None:
+def _bars(one: Classifier, found: Answer) -> None:
     """One bar per class, in the order of the classes, so that none jumps; of many classes the likeliest, and the rest together."""
-    shares = answer.probabilities
+    shares = found.probabilities
     shown = np.sort(shares.argsort()[::-1][:_MOST_BARS])
     best = int(shares.argmax())
     for index in shown:
@@ -70,5 +82,5 @@ def _bars(one: Classifier, answer: _Answer) -> None:
         rest = min(1.0, max(0.0, 1 - float(shares[shown].sum())))
         st.progress(rest, text=f"{number(folded)} other classes · {percent(rest, 0)}")
     with st.container():  # always there, so that nothing below is drawn anew
-        if answer.unlike:
+        if found.unlike:
             st.warning("Unlike anything in training: do not trust this prediction.", icon=":material/travel_explore:")

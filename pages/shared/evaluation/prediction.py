@@ -121,15 +121,19 @@ def _explained(run_id: str, changed: int, image: bytes, classes: tuple[int, ...]
     return explain(predictor(store().run(run_id)), image, classes)
 
 
-def offer_neighbours(classifiers: list[Classifier]) -> None:
-    """Offer to compute the training images' features for networks that have none yet."""
+def offer_neighbours(classifiers: list[Classifier], label: str = "Show nearest training images") -> None:
+    """Offer to compute the training images' features for networks that have none yet.
+
+    Args:
+        label: of the button, which says what they are for.
+    """
     unknown = [one for one in classifiers if one.looks and one.near is None]
     if not unknown:
         return
     key = f"neighbours:{','.join(one.run.run_id for one in classifiers)}"
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button(
-            "Show nearest training images",
+            label,
             icon=":material/grid_view:",
             key="compute-neighbours",
             help="Runs the training images through the network once. After that, each new image is shown with its nearest neighbours, and images unlike anything in training are flagged.",

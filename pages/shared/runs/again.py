@@ -1,4 +1,4 @@
-"""A run's settings and data set, taken to Configure."""
+"""A run's settings and data set, taken to another page."""
 
 import streamlit as st
 
@@ -11,15 +11,15 @@ from pages.shared.configure import settings
 from pages.shared.data.chosen import choose_data
 
 
-def use_again(run: Run) -> None:
-    """Put a run's settings into the form, choose its data set, and go there; where the data cannot be had, say why and stay."""
+def use_again(run: Run, page: str = "pages/configure.py") -> None:
+    """Put a run's settings into the form, choose its data set, and go to that page; where the data cannot be had, say why and stay."""
     try:
         choose_data(run.config.data)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
     settings.use(run.config)
-    go("pages/configure.py")
+    go(page)
 
 
 def differs_now(run: Run) -> str:

@@ -1,0 +1,46 @@
+"""What a network takes a camera's frames for, one after the other."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune_core.evaluation.prediction.neighbours import Known
+from finetune_core.evaluation.prediction.predictor import Predictor
+from finetune_core.training.batches import compute_alone
+
+# One image is too little work to share: on busy cores, threads that share it wait for each other many times longer than it takes.
+_threads = ThreadPoolExecutor(2, thread_name_prefix="live", initializer=compute_alone)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one network, for one frame.
+
+    Attributes:
+        probabilities: float64 ``[classes]``.
+        unlike: any training image; None where these are not known.
+    """
+
+    probabilities: np.ndarray
+    unlike: bool | None
+
+
+def answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
+    """What a network takes a frame for.
+
+    Args:
+        known: of its training images.
+
+    Raises:
+        ImageError: when the frame cannot be read.
+    """
+    return _threads.submit(_answer, predictor, known, frame).result()
+
+
+def _answer(predictor: Predictor, known: Known | None, frame: bytes) -> Answer:
+    if known is None:
+        return Answer(predictor.probabilities([frame])[0], None)
+    looks, near = known
+    features, probabilities = looks.look(frame)
+    return Answer(probabilities, bool(near.unlike(features[None])[0]))
