@@ -119,7 +119,7 @@ def fitted(
         max_iter=_FEW,
         history_size=10,
         tolerance_grad=1e-6,
-        tolerance_change=tolerance / 10,
+        tolerance_change=0,  # its first step is so short that it would end there
         line_search_fn="strong_wolfe",
     )
 

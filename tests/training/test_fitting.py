@@ -64,6 +64,14 @@ def test_a_fit_is_scikit_learns_logistic_regression_at_the_same_penalty(c):
     assert (ours.logits(standardised).argmax(1).numpy() == theirs.predict(scaled)).mean() > 0.995
 
 
+def test_a_fit_that_begins_at_another_penaltys_goes_on_to_its_own():
+    features, labels = clouds(images=2000, features=600, classes=200, spread=0.1)
+    standardised = Scale.of(features).applied(features)
+    first = finish(fitted(standardised, labels, 200, 3.0, tolerance=1e-4))
+    second = finish(fitted(standardised, labels, 200, 10.0, first, tolerance=1e-4))
+    assert objective(second, standardised, labels, 10.0) < 0.9 * objective(first, standardised, labels, 10.0)
+
+
 def test_standardisation_is_folded_into_the_head():
     features, labels = clouds()
     features[:, 3] = 7.0  # a feature that never varies
