@@ -13,6 +13,7 @@ from finetune_core.models.network import network_stages
 from finetune_core.training.forecast import expected
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.strategies import BASELINE, epochs_of
 
 FROM = "from:"  # as a strategy: everything from this stage on trains
 _EVERYTHING_FOUND = 2**62
@@ -48,6 +49,21 @@ def design(
         for seed in dict.fromkeys(seeds)
     ]
     return _cheapest_order(made)
+
+
+def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, share of the training
+    images and seed."""
+    there = {_measured_against(config) for config in configs if config.strategy == BASELINE}
+    trained: dict[tuple[str, float, int], RunConfig] = {}
+    for config in configs:
+        if epochs_of(config) and _measured_against(config) not in there:
+            trained.setdefault((*_measured_against(config), config.seed), config)
+    return _cheapest_order([make_config(config.model_dump() | _strategy(config, BASELINE)) for config in trained.values()])
+
+
+def _measured_against(config: RunConfig) -> tuple[str, float]:
+    return config.backbone, config.train_fraction
 
 
 def arm_of(config: RunConfig) -> str:

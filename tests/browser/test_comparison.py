@@ -19,7 +19,8 @@ def quick_settings(server, page):
 
 
 def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, browser, tmp_path, quick_settings, no_error_on):
-    page.get_by_role("button", name="Full fine-tuning", exact=True).click()
+    for name in ("Full fine-tuning", "Linear probe"):
+        page.get_by_role("button", name=name, exact=True).click()
     page.get_by_role("button", name="Start 6 runs").wait_for()
     page.get_by_label("Seeds", exact=True).fill("2")
     page.get_by_label("Seeds", exact=True).press("Enter")
@@ -56,8 +57,8 @@ def test_from_strategies_and_seeds_to_a_verdict_that_can_be_sent(server, page, b
 
 
 def test_stop_all_ends_the_queue_and_what_trained_is_compared(server, page, quick_settings, no_error_on):
-    page.get_by_role("button", name="Start 9 runs").click()
-    page.get_by_text(re.compile(r"[1-8] of 9 runs done")).wait_for()
+    page.get_by_role("button", name="Start 12 runs").click()
+    page.get_by_text(re.compile(r"[1-8] of 12 runs done")).wait_for()
     page.get_by_role("button", name="Stop all").click()
     page.get_by_text("Left out, because they have not finished an epoch").wait_for()
     page.get_by_text("Accuracy on").wait_for()

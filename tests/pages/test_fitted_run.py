@@ -5,8 +5,9 @@ import pytest
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.runs.record import create_run, execute
-from finetune_core.runs.store import read_run, summary
+from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training.strategies import BASELINE
+from tests.deadline import wait_until
 from tests.pages.test_pages import opened, words
 
 
@@ -83,12 +84,34 @@ def test_configure_hides_what_steers_steps(known, image_folder, tmp_path, monkey
     assert at.number_input(key="form_epochs").value == 10
 
 
-def test_compare_offers_the_baseline(fitted, known):
+def test_a_comparison_starts_with_the_baseline_unless_it_is_taken_off(fitted, known):
     at = opened("compare", data=known(fitted().config.data))
+    assert at.session_state["compare_strategies"][0] == BASELINE
+    assert not [button for button in at.button if button.key == "compare_baseline"]
+    at.button_group(key="compare_strategies").set_value(["last_block"]).run()
     next(button for button in at.button if button.key == "compare_baseline").click().run()
     assert not at.exception
     assert BASELINE in at.session_state["compare_strategies"]
     assert not [button for button in at.button if button.key == "compare_baseline"]
+
+
+def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one(fitted):
+    runs = [fitted("last_block", epochs=1, learning_rate=1e-3, seed=seed) for seed in range(2)]
+    at = opened("compare", runs=[run.run_id for run in runs])
+    assert "linear probe" not in words(at)
+    at.button(key="fit_baseline").click().run()
+    assert not at.exception
+    ids = at.session_state["compared_runs"]
+    assert ids[:2] == [run.run_id for run in runs]
+    store = RunStore(paths.runs_dir())
+    wait_until(lambda: not any(run.active for run in store.runs()))
+    added = [store.run(run_id).config for run_id in ids[2:]]
+    assert [(config.strategy, config.seed, config.data) for config in added] == [
+        (BASELINE, seed, runs[0].config.data) for seed in range(2)
+    ]
+    at.run()
+    assert "linear probe that took" in words(at) or "beats the linear probe by" in words(at)
+    assert not [button for button in at.button if button.key == "fit_baseline"]
 
 
 def test_home_offers_the_baseline_after_try_it_now():

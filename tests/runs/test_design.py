@@ -7,7 +7,7 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import build_network
 from finetune_core.models.weights import RANDOM
-from finetune_core.runs.design import arm_of, arm_seconds, by_arm, design, with_rates
+from finetune_core.runs.design import arm_of, arm_seconds, by_arm, design, lacking_baselines, with_rates
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 
@@ -44,6 +44,18 @@ def test_shallow_cuts_train_first_and_what_has_no_trunk_last():
     configs = design(BASE, ["full", "feature_extraction", "last_block", "from:block5"], [0, 1])
     order = [config.cut or config.strategy for config in configs]
     assert order == [name for name in ("block5", "last_block", "feature_extraction", "full") for _ in range(2)]
+
+
+def test_runs_lack_one_linear_probe_per_backbone_share_and_seed():
+    trained = design(BASE, ["full", "last_block"], [0, 1], ["efficientnet_lite0", "resnet18"])
+    trained += design(BASE, ["from:block5"], [0])
+    lacking = lacking_baselines(trained)
+    assert {(config.strategy, config.cut) for config in lacking} == {("linear_probe", None)}
+    assert [(config.backbone, config.seed) for config in lacking] == [
+        (backbone, seed) for backbone in ("efficientnet_lite0", "resnet18") for seed in (0, 1)
+    ]
+    assert lacking_baselines([*trained, lacking[0]]) == lacking[2:]
+    assert lacking_baselines([*trained, *lacking]) == lacking_baselines(lacking) == []
 
 
 def test_what_is_named_twice_trains_once():

@@ -16,7 +16,7 @@ from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import duration, things
-from finetune_core.training.strategies import BASELINE, epochs_of
+from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
 CLAIMS: dict[About, str] = {"strategies": "Strategies", "networks": "Networks"}
 CLAIM_HELP: dict[About, str] = {
@@ -148,23 +148,24 @@ def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
 
 
 def _against(arms: Sequence[Arm], pairs: Sequence[Pair], at: int, trained: Sequence[int]) -> str:
-    probe, took = quoted(arms[at].title), duration(arms[at].cost.seconds)
     between = {place: pair_of(pairs, at, place) for place in trained}
     gains = {place: pair.difference if pair.a == place else -pair.difference for place, pair in between.items()}
     better = [place for place in trained if between[place].widest.different and gains[place] > 0]
+    plain, took = arms[at].title == STRATEGIES[BASELINE].title, duration(arms[at].cost.seconds)
     if better:
         best = max(better, key=gains.__getitem__)
         arm, pair = arms[best], between[best]
         about_networks = pair.widest.claim.about == "networks"
         name = _networks_of(arm) if about_networks else quoted(arm.title)
         verb = "beat" if about_networks and len(arm.members) > 1 else "beats"
-        by = f"{pair.measure.size(gains[best])} {pair.measure.unit}"
-        return f"{name[0].upper()}{name[1:]} {verb} the baseline {probe}, which took {took}, by {by}."
+        probe = "the linear probe" if plain else quoted(arms[at].title)
+        return f"{name[0].upper()}{name[1:]} {verb} {probe} by {pair.measure.size(gains[best])} {pair.measure.unit}."
+    probe = f"a linear probe that took {took}" if plain else f"{quoted(arms[at].title)}, which took {took}"
     alike = [place for place in trained if not between[place].widest.different]
     if not alike:
-        return f"The baseline {probe}, which took {took}, beats everything that was trained in epochs."
+        return f"Everything you trained does worse than {probe}."
     apart = "distinguishable from" if len(alike) == len(trained) else "distinguishably better than"
-    return f"Nothing that was trained in epochs is {apart} the baseline {probe}, which took {took}."
+    return f"Nothing you trained is {apart} {probe}."
 
 
 def one_strategy(arms: Sequence[Arm], pairs: Sequence[Pair], images: int) -> tuple[str, str]:

@@ -19,7 +19,7 @@ FROM_STAGE, EVERY_STAGE = "From one stage on", "A rate for each stage"
 MOST_SEEDS = 20
 FRACTIONS = (0.05, 0.1, 0.25, 0.5, 1.0)
 COMPARISON: dict[str, Any] = {
-    "strategies": ["feature_extraction", "last_block", "full"],
+    "strategies": [BASELINE, "feature_extraction", "last_block", "full"],
     "seeds": 3,
     "backbones": [],
     "fractions": [],

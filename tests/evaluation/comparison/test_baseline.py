@@ -21,25 +21,23 @@ def runs_of(made_run, **shares):
 def test_what_beats_the_baseline_says_by_how_much(made_run):
     compared = compare_runs(runs_of(made_run, linear_probe=0.80, last_block=0.90, full=0.86))
     gain = pair_of(compared.to_json(), "Linear probe", "Last block")["difference"]
-    assert compared.baseline == (
-        f"“Last block” beats the baseline “Linear probe”, which took 6.0 s, by {abs(gain) * 100:.1f} points."
-    )
+    assert compared.baseline == f"“Last block” beats the linear probe by {abs(gain) * 100:.1f} points."
     assert compared.baseline in compared.verdict
     assert compared.to_json()["baseline"] == compared.baseline
-    assert "beats the baseline" in comparison_html(compared)
+    assert "beats the linear probe" in comparison_html(compared)
 
 
 def test_with_one_seed_only_its_network_beats_the_baseline(made_run):
     runs = [made_run(right(0.80), strategy="linear_probe"), made_run(right(0.90), strategy="last_block")]
-    assert compare_runs(runs).baseline.startswith("The network of “Last block” beats the baseline “Linear probe”")
+    assert compare_runs(runs).baseline.startswith("The network of “Last block” beats the linear probe by ")
 
 
 @pytest.mark.parametrize(
     ("shares", "words"),
     [
-        ({"last_block": 0.851, "full": 0.849}, "Nothing that was trained in epochs is distinguishable from the baseline"),
-        ({"last_block": 0.851, "full": 0.70}, "Nothing that was trained in epochs is distinguishably better than the baseline"),
-        ({"last_block": 0.70, "full": 0.70}, "beats everything that was trained in epochs"),
+        ({"last_block": 0.851, "full": 0.849}, "Nothing you trained is distinguishable from a linear probe that took 6.0 s."),
+        ({"last_block": 0.851, "full": 0.70}, "Nothing you trained is distinguishably better than a linear probe"),
+        ({"last_block": 0.70, "full": 0.70}, "Everything you trained does worse than a linear probe"),
     ],
 )
 def test_what_does_not_beat_the_baseline(made_run, shares, words):
