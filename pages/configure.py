@@ -24,6 +24,7 @@ from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import chosen_views, why_uncached
 from pages.shared.chrome import go, next_step, page, plain
 from pages.shared.configure import form, settings
+from pages.shared.configure.advice import which_backbone
 from pages.shared.configure.choices import Known, backbone_cards, known_of, strategy_cards
 from pages.shared.configure.networks import network_finder
 from pages.shared.configure.presets import draw_presets
@@ -76,6 +77,7 @@ def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dic
         form.backbone_field(problems)
     backbone_cards(valid, known)
     network_finder()
+    which_backbone(config, known.dataset)
     with st.container():
         reason = offer_weights([valid])
     with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):

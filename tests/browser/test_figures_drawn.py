@@ -8,6 +8,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from finetune_core.config import make_config
+from finetune_core.evaluation.advice.ranking import ranked
 from finetune_core.evaluation.comparison.arms import Arm, Member
 from finetune_core.evaluation.comparison.costs import Cost, Depth
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
@@ -19,9 +20,11 @@ from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.figures import calibration as calibration_figures
 from finetune_core.figures import comparison, data, evaluation, layer_diagnostics
+from finetune_core.figures.advice import probes_by_stage
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.history import History
 from finetune_core.runs.store import Run
+from tests.evaluation.advice.test_ranking import network
 
 STAGES = ("stem", "layer1", "layer2", "head")
 PROBES = [Probe("stem", 0.981, 0.003), Probe("layer1", 0.9975, 0.001), Probe("layer2", 1.0, 0.0)]
@@ -67,6 +70,7 @@ def figures(folder):
     moves = tuple(StageMove(name, at > 1, 0.0004 * at, 1 - 0.002 * at, 0.3, 0.001 * at) for at, name in enumerate(STAGES))
     layers = {"one": Layers(moves, tuple(PROBES), 300, 128, 1.0)}
     coverage = coverage_curve(result)
+    probed = [network("a", *np.linspace(0.985, 0.995, 9)), network("b", *np.linspace(0.98, 1.0, 9))]
     return {
         "accuracies": comparison.accuracies(compare),
         "curves-loss": comparison.learning_curves("loss", "epoch", compare),
@@ -75,6 +79,7 @@ def figures(folder):
         **{f"pareto-{measure}": comparison.pareto(measure, compare) for measure in comparison.offered_costs(compare)[0]},
         "depth": comparison.by_depth(compare),
         "data": comparison.by_data(compare),
+        "advice": probes_by_stage(ranked(probed), {one.backbone: one.stages for one in probed}),
         "counts": data.class_counts({"train": [2, 1], "val": [1, 1]}, ["cat", "dog"]),
         "probe-curve": data.probe_curve(PROBES, "layer2"),
         "probe-profile": layer_diagnostics.probe_profile(PROBES, STAGES),

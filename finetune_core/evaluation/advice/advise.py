@@ -196,8 +196,7 @@ def _row(at: int, one: Candidate) -> list[str]:
         at: its place in the ranking.
     """
     standing = "not distinguishable" if one.like_best else f"{one.behind * 100:.1f} points behind"
-    interval = f"{percent(one.ci_low).removesuffix(' %')} to {percent(one.ci_high)}"
-    return [one.backbone, one.stage, percent(one.accuracy), interval, standing if at else "best"]
+    return [one.backbone, one.stage, percent(one.accuracy), one.interval, standing if at else "best"]
 
 
 def _seconds(forecast: float | None) -> str:

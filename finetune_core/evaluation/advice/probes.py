@@ -88,9 +88,10 @@ def probe_network(backbone: str, base: RunConfig, dataset: Dataset, sample: Data
 
 
 def configured(base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block") -> RunConfig:
-    """The settings of a run of this network, from its pretrained weights."""
-    changed = {"backbone": backbone, "image_size": image_size, "weights": PRETRAINED, "strategy": strategy}
-    return make_config(base.model_dump() | changed | {"cut": None, "stage_rates": None})
+    """The settings of a run of this network, from its pretrained weights, on images as it was pretrained on them but for their size."""
+    network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
+    inputs = dict.fromkeys(base.input_settings) | {"image_size": image_size}
+    return make_config(base.model_dump() | network | inputs | {"strategy": strategy, "cut": None, "stage_rates": None})
 
 
 def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:

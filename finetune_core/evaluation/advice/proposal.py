@@ -51,14 +51,13 @@ def proposed(candidates: Sequence[Candidate], networks: Sequence[NetworkProbes],
 
 def _best_probe(leaders: Sequence[Candidate], network: NetworkProbes, budget: float) -> Proposal:
     best = leaders[0]
-    interval = f"95 % interval {percent(best.ci_low)} to {percent(best.ci_high)}"
-    reason = f"The best probe: {percent(best.accuracy)} of the held-out images ({interval}) from the features of {best.stage}."
+    reason = f"The best probe: {percent(best.accuracy)} of the held-out images (95 % interval {best.interval}), on the features of {best.stage}."
     alike = [one.backbone for one in leaders[1:] if one.like_best]
     if alike:
         reason += f" Not distinguishable from {_listed(alike)}."
     seconds = network.forecasts.get(STRATEGY)
     if seconds is not None and seconds > budget:
-        reason += f" Its forecast, {duration(seconds)}, is above the budget of {duration(budget)}."
+        reason += f" Its forecast, {duration(seconds)}, is above the budget of {budget / 60:g} min."
     return Proposal(network.backbone, network.image_size, STRATEGY, "probe", reason, seconds)
 
 
@@ -72,7 +71,7 @@ def _second(networks: Sequence[NetworkProbes], first: str, budget: float) -> Pro
     fitting = [one for one in networks if one.forecasts.get(STRATEGY, budget) <= budget]
     stated = sorted((one for one in fitting if one.top1 is not None), key=lambda one: -(one.top1 or 0.0))
     others = [one for one in stated if one.backbone != first]
-    within = f"among those whose forecast fits the budget of {duration(budget)}"
+    within = f"among those whose forecast fits the budget of {budget / 60:g} min"
     if others:
         reason = f"The best published ImageNet accuracy, {others[0].top1:.1f} %, {within}."
         if stated[0].backbone == first:

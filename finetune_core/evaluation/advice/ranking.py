@@ -9,6 +9,7 @@ import numpy as np
 from finetune_core.evaluation.advice.probes import NetworkProbes
 from finetune_core.evaluation.comparison.paired import answers, holm, is_different, mcnemar_p, networks_claim
 from finetune_core.evaluation.intervals import accuracy_interval
+from finetune_core.formatting import percent
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Candidate:
     behind: float
     p: float
     like_best: bool
+
+    @property
+    def interval(self) -> str:
+        """``93.0 to 97.1 %``."""
+        return f"{percent(self.ci_low).removesuffix(' %')} to {percent(self.ci_high)}"
 
 
 def ranked(networks: Sequence[NetworkProbes]) -> tuple[Candidate, ...]:

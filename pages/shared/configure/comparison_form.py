@@ -68,8 +68,8 @@ def start_form() -> list[str] | None:
     with st.container():
         lacking = offer_weights(configs)
     with st.container(horizontal=True):
-        if _start_button(configs, lacking) and (queued := _queued(configs)):
-            return queued  # before anything is computed that the next page does not need
+        if _start_button(configs, lacking) and (started := queued(configs)):
+            return started  # before anything is computed that the next page does not need
         timing, search = _preparing_buttons(configs, dataset)
     with st.container():
         _show_outcomes(timing, search)
@@ -223,7 +223,7 @@ def _start_button(configs: Sequence[RunConfig], lacking: str | None) -> bool:
     )
 
 
-def _queued(configs: Sequence[RunConfig]) -> list[str] | None:
+def queued(configs: Sequence[RunConfig]) -> list[str] | None:
     """The ids of the runs; None where one of them cannot work, and the page says why."""
     try:
         with st.spinner("Queueing"):

@@ -1,0 +1,212 @@
+"""*Which backbone?*: probe networks before anything is trained, see them ranked, and queue the two that are proposed."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import streamlit as st
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.advice.advise import BUDGET, FEWEST, IMAGES, MOST, UNKNOWN, Advice, advise, comparison_of
+from finetune_core.figures.advice import MOST as MOST_DRAWN
+from finetune_core.figures.advice import probes_by_stage
+from finetune_core.formatting import duration, things
+from finetune_core.models.catalogue import backbone_info, ready_backbones
+from finetune_core.work import Work
+from pages.shared.chrome import go, plain
+from pages.shared.configure import settings
+from pages.shared.configure.comparison_form import queued
+from pages.shared.configure.networks import offered
+from pages.shared.configure.weights import download_size
+from pages.shared.jobs import begin, outcome
+from pages.shared.runs.backend import why_not_timed
+
+_OPEN, _ASKED, _FOUND = "advice_open", "advice_asked", "advice_found"
+_NETWORKS, _SIZE = "advice_networks", "advice_size"
+_OWN, _FORM = "own", "form"
+
+
+def which_backbone(config: RunConfig | None, dataset: Dataset | None) -> None:
+    """The box with the question and, once it is answered, the ranking and the proposals.
+
+    Args:
+        config: the settings of the form; None where they cannot be used.
+    """
+    with st.expander("Which backbone?", icon=":material/compare:", key=_OPEN, on_change="rerun"):
+        if not st.session_state.get(_OPEN):
+            return
+        if config is None or dataset is None:
+            st.info("Choose data, and settings that can be used, first.", icon=":material/info:")
+            return
+        _ask(config, dataset)
+        with st.container():
+            _wait(dataset)
+        fingerprint, advice = st.session_state.get(_FOUND, ("", None))
+        if advice and fingerprint == dataset.fingerprint:
+            _show(advice)
+            _offer(advice, config)
+            _details(advice)
+
+
+def _ask(config: RunConfig, dataset: Dataset) -> None:
+    """The question, and the button that asks it."""
+    st.caption(
+        "Before anything is trained: fits a linear probe to the frozen features of every stage, cross-validated on training images only, "
+        "and forecasts what training would take with the settings of this page."
+    )
+    ready = ready_backbones()
+    named = st.multiselect(
+        "Networks",
+        offered(config.backbone, *st.session_state.get(_NETWORKS, [])),
+        key=_NETWORKS,
+        persist_state="session",
+        placeholder=f"All on this machine ({len(ready)})",
+        help="The networks to probe. Empty: all whose weights are on this machine. *Find a network* adds others to this list.",
+    )
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        images = st.number_input(
+            "Training images",
+            FEWEST,
+            MOST,
+            IMAGES,
+            step=100,
+            key="advice_images",
+            persist_state="session",
+            width=150,
+            help="At most so many are drawn, of each class its share. More make the intervals narrower.",
+        )
+        budget = st.number_input(
+            "Time budget (minutes)",
+            min_value=1,
+            value=round(BUDGET),
+            step=5,
+            key="advice_budget",
+            persist_state="session",
+            width=190,
+            help="What fine-tuning the last block of one network may take; the proposal by published accuracy keeps to it.",
+        )
+        size = st.segmented_control(
+            "Size of images",
+            [_OWN, _FORM],
+            default=_OWN,
+            required=True,
+            format_func={_OWN: "Each network's own", _FORM: f"{config.image_size} pixels"}.__getitem__,
+            key=_SIZE,
+            persist_state="session",
+        )
+    missing = [info for info in map(backbone_info, named) if not info.ready]
+    if missing:
+        names = ", ".join(plain(info.name) for info in missing)
+        st.caption(f":material/download: The weights of {names} are downloaded first (about {download_size(missing)}).")
+    asked = named or ready
+    work = partial(advise, dataset, config, asked, int(images), float(budget), own_sizes=size == _OWN)
+    question = f"{config.model_dump_json()}{asked}{images}{budget}{size}"
+    key = f"advice:{hashlib.sha256(question.encode()).hexdigest()[:16]}-{dataset.fingerprint}"
+    reason = why_not_timed()
+    st.button(
+        f"Probe {things(len(asked), 'network')}",
+        icon=":material/lightbulb:",
+        key="advice_ask",
+        disabled=reason is not None,
+        help=reason,
+        on_click=_begin,
+        args=(key, work),
+    )
+
+
+def _begin(key: str, work: Callable[[], Work[Any]]) -> None:
+    """Ask (a callback)."""
+    st.session_state[_ASKED] = key
+    begin(key, "Probing networks", work)
+
+
+def _wait(dataset: Dataset) -> None:
+    """How far the question is that was asked last; its answer is kept."""
+    key = st.session_state.get(_ASKED)
+    if key is None:
+        return
+    try:
+        advice = outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    if advice and key.endswith(dataset.fingerprint):
+        st.session_state[_FOUND] = (dataset.fingerprint, advice)
+
+
+def _show(advice: Advice) -> None:
+    """The ranking, and which networks could not be probed."""
+    for one in advice.failed:
+        st.warning(f"**{plain(one.backbone)}** was left out: {plain(one.reason)}", icon=":material/block:")
+    if advice.candidates:
+        _table(*advice.network_rows(), key="advice_ranking")
+        st.caption(plain(advice.in_words()))
+
+
+def _details(advice: Advice) -> None:
+    """The probes by stage, and the forecasts."""
+    if not advice.candidates:
+        return
+    drawn, forecasts, every = st.tabs(["Probes by stage", "Forecasts", "All stages"])
+    stages = {one.backbone: one.stages for one in advice.networks}
+    drawn.plotly_chart(
+        probes_by_stage(advice.candidates, stages),
+        key="advice_stages",
+        alt="Accuracy of the linear probe at each stage, one line per network",
+    )
+    if len(stages) > MOST_DRAWN:
+        drawn.caption(f"The {MOST_DRAWN} best networks.")
+    with forecasts:
+        _table(*advice.forecast_rows(), key="advice_forecasts")
+    with every:
+        _table(*advice.stage_rows(), key="advice_every_stage")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], key: str) -> None:
+    notes = {
+        "Stage": "The one whose features the probe classifies best, or each.",
+        "Probe": "Share of the held-out images that the linear probe classifies correctly.",
+        "95 % interval": "Wilson's, over images.",
+        "Against the best": "On the same images: exact McNemar tests, with Holm's correction over all pairs of networks and stages.",
+        "ImageNet": "Published accuracy of these weights, where their source states it.",
+        "Training what follows": "The forecast of training all stages after this one.",
+    }
+    st.dataframe(
+        [dict(zip(columns, row, strict=True)) for row in rows],
+        hide_index=True,
+        key=key,
+        column_config={name: st.column_config.TextColumn(help=notes[name]) for name in columns if name in notes},
+    )
+
+
+def _offer(advice: Advice, config: RunConfig) -> None:
+    """What is proposed and why, and the button that queues it."""
+    if not advice.suggested:
+        return
+    for number, one in enumerate(advice.suggested, 1):
+        st.markdown(f"**{number}. {plain(one.backbone)}**: {plain(one.reason)}")
+    st.info(UNKNOWN, icon=":material/help:")
+    seeds = st.session_state[settings.comparison_key("seeds")]
+    try:
+        configs = comparison_of(advice.suggested, config, range(config.seed, config.seed + seeds))
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return
+    both = len(advice.suggested) > 1
+    pressed = st.button(
+        "Queue both with their linear probes" if both else "Queue it with its linear probe",
+        type="primary",
+        icon=":material/playlist_add:",
+        key="advice_queue",
+    )
+    taken = [one.seconds for one in advice.suggested]
+    whole = sum(filter(None, taken)) * seeds
+    in_all = f" Fine-tuning takes about {duration(whole)} in all." if None not in taken else ""
+    st.caption(
+        f"{things(len(configs), 'run')}: last block and linear probe, each with {things(seeds, 'seed')} (set on *Compare*).{in_all}"
+    )
+    if pressed and (ids := queued(configs)):
+        go("pages/compare.py", runs=ids)

@@ -1,0 +1,160 @@
+"""Configure → Which backbone?: the question, the ranking, and the queue that follows from it."""
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from finetune_core.errors import DataError
+from finetune_core.evaluation.advice import advise as advising
+from finetune_core.evaluation.advice.probes import TIMED
+from finetune_core.models.catalogue import ready_backbones
+from finetune_core.runs.worker import Worker
+from finetune_core.work import Step
+from pages.shared.configure import advice as page
+from tests.evaluation.advice.test_ranking import network
+from tests.pages.test_pages import ROOT, words
+
+LITES = ("efficientnet_lite0", "efficientnet_lite1")
+STAGES = ("stem", "block1")
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    return image_folder(tmp_path / "images", {"red": 30, "blue": 30})
+
+
+@pytest.fixture
+def configure(folder, known):
+    """``configure(…)``: the page with the box open, and other state of the session."""
+
+    def opened(**state):
+        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+        at.query_params["data"] = known(folder)
+        at.session_state["advice_open"] = True
+        for name, value in state.items():
+            at.session_state[name] = value
+        at.switch_page("pages/configure.py").run()
+        assert not at.exception
+        return at
+
+    return opened
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """What is asked: (network, settings, image size of its own); each probe is made up, 0.9 and less."""
+    asked = []
+
+    def made_up(backbone, base, dataset, sample, *, own_size):
+        asked.append((backbone, base, own_size))
+        yield Step(0, len(STAGES), "probe")
+        if backbone == "resnet18":
+            raise DataError("there is <no> room")
+        found = network(backbone, 0.5, 0.9 - len(asked) / 100, images=len(sample.table))
+        return type(found)(
+            **vars(found) | {"stages": STAGES, "image_size": base.image_size, "forecasts": dict.fromkeys(TIMED, 60.0)}
+        )
+
+    monkeypatch.setattr(advising, "probe_network", made_up)
+    return asked
+
+
+@pytest.fixture
+def submitted(monkeypatch):
+    """The configs that were queued; nothing trains."""
+    found = []
+
+    def submit(_worker, config, _owner):
+        found.append(config)
+        return f"run-{len(found)}"
+
+    monkeypatch.setattr(Worker, "submit", submit)
+    return found
+
+
+def table(at, column):
+    return next(one.value for one in at.dataframe if column in one.value.columns)
+
+
+def test_the_ranking_is_shown_with_intervals_forecasts_and_what_it_cannot_say(configure, probed, finished):
+    at = configure(advice_networks=list(LITES))
+    at = finished(at.button(key="advice_ask").click().run())
+    assert [one[0] for one in probed] == list(LITES)
+    ranking = table(at, "Against the best")
+    assert list(ranking["Network"]) == list(LITES)
+    assert list(ranking["Stage"]) == ["block1", "block1"]
+    assert list(ranking["Against the best"]) == ["best", "not distinguishable"]
+    assert ranking["95 % interval"].str.contains(" to ").all()
+    assert list(table(at, "Last block")["Last block"]) == ["1 min 0 s"] * 2
+    assert len(table(at, "Training what follows")) == 4
+    assert at.get("plotly_chart")
+    shown = words(at)
+    assert "validation and test images are not used" in shown
+    assert "cannot predict how much fine-tuning will add" in shown
+    assert "The best probe" in shown
+    assert "None of these networks has a published ImageNet accuracy" in shown
+
+
+def test_all_that_are_ready_are_probed_where_none_is_named_at_the_size_that_is_chosen(configure, probed, finished):
+    at = configure(form_image_size=64)
+    assert at.button(key="advice_ask").label == f"Probe {len(ready_backbones())} networks"
+    finished(at.button(key="advice_ask").click().run())
+    assert [one[0] for one in probed] == ready_backbones()
+    assert {one[2] for one in probed} == {True}
+    at.session_state["advice_size"] = "form"
+    finished(at.run().button(key="advice_ask").click().run())
+    assert (probed[-1][1].image_size, probed[-1][2]) == (64, False)
+
+
+def test_a_network_that_fails_is_named_beside_the_ranking_of_the_others(configure, probed, finished):
+    at = configure(advice_networks=["resnet18", LITES[0]])
+    assert "The weights of resnet18 are downloaded first" in words(at)
+    at = finished(at.button(key="advice_ask").click().run())
+    assert "resnet18** was left out: there is \\<no\\> room" in "".join(one.value for one in at.warning)
+    assert list(table(at, "Against the best")["Network"]) == [LITES[0]]
+    assert at.button(key="advice_queue").label == "Queue it with its linear probe"
+
+
+def test_both_proposals_are_queued_with_their_linear_probes_as_one_comparison(configure, probed, submitted, finished):
+    at = configure(advice_networks=list(LITES), advice_size="form", compare_seeds=2, form_epochs=3, form_strategy="full")
+    at = finished(at.button(key="advice_ask").click().run())
+    assert "8 runs: last block and linear probe, each with 2 seeds" in words(at)
+    at.button(key="advice_queue").click().run()
+    assert {(one.backbone, one.strategy, one.seed, one.epochs) for one in submitted} == {
+        (name, strategy, seed, 3) for name in LITES for strategy in ("last_block", "linear_probe") for seed in (0, 1)
+    }
+    assert at.query_params["runs"] == [f"run-{number}" for number in range(1, 9)]
+
+
+def test_the_answer_stays_while_settings_change_and_goes_with_its_data(
+    configure, probed, finished, image_folder, tmp_path, known
+):
+    at = configure(advice_networks=list(LITES))
+    at = finished(at.button(key="advice_ask").click().run())
+    at.session_state["form_epochs"] = 7
+    at.run()
+    assert len(table(at, "Against the best")) == 2
+    at.session_state["data_id"] = known(image_folder(tmp_path / "other", {"red": 20, "green": 20}))
+    at.run()
+    assert not at.exception
+    assert not [one for one in at.dataframe if "Against the best" in one.value.columns]
+    assert "advice_queue" not in {one.key for one in at.button}
+
+
+def test_what_cannot_be_probed_at_all_is_said_in_words(configure, finished, monkeypatch):
+    def refused(*_, **__):
+        raise DataError("There are too few *training* images.")
+        yield
+
+    monkeypatch.setattr(page, "advise", refused)
+    at = finished(configure().button(key="advice_ask").click().run())
+    assert [one.value.replace("\\", "") for one in at.error] == ["There are too few *training* images."]
+    assert "advice_queue" not in {one.key for one in at.button}
+
+
+def test_it_asks_for_data_first():
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    at.session_state["advice_open"] = True
+    at.switch_page("pages/configure.py").run()
+    assert not at.exception
+    assert "Choose data, and settings that can be used, first." in words(at)
