@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from finetune_core.config import RunConfig, make_config
+from finetune_core.config import RunConfig, make_config, setting_of
 from finetune_core.data.dataset import Dataset, sides
 from finetune_core.data.splits import TRAIN
 from finetune_core.inspection.features import Features, compute_features
@@ -90,7 +90,7 @@ def probe_network(backbone: str, base: RunConfig, dataset: Dataset, sample: Data
 def configured(base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block") -> RunConfig:
     """The settings of a run of this network, from its pretrained weights, on images as it was pretrained on them but for their size."""
     network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
-    inputs = dict.fromkeys(base.input_settings) | {"image_size": image_size}
+    inputs = {name: setting_of(name).default for name in base.input_settings} | {"image_size": image_size}
     return make_config(base.model_dump() | network | inputs | {"strategy": strategy, "cut": None, "stage_rates": None})
 
 

@@ -201,11 +201,11 @@ def test_nothing_to_probe_is_refused(folder, image_folder, tmp_path):
 
 
 def test_the_proposals_become_one_comparison_with_their_linear_probes(folder, untimed):
-    base = settings(folder, strategy="full", from_run="/runs/earlier", crop_pct=0.5, learning_rate=3e-4)
+    base = settings(folder, strategy="full", from_run="/runs/earlier", interpolation="bicubic", learning_rate=3e-4)
     advice = finish(advise(load_dataset(folder), base, LITES[:2], 40, own_sizes=False))
     configs = comparison_of(advice.suggested, base, [0, 1])
     assert {(one.backbone, one.strategy, one.seed) for one in configs} == {
         (name, strategy, seed) for name in LITES[:2] for strategy in ("last_block", "linear_probe") for seed in (0, 1)
     }
-    changed = {(one.starts_from, one.learning_rate, one.image_size, one.crop_pct) for one in configs}
-    assert changed == {("pretrained", 3e-4, 32, None)}
+    changed = {(one.starts_from, one.learning_rate, one.image_size, one.interpolation) for one in configs}
+    assert changed == {("pretrained", 3e-4, 32, "auto")}
