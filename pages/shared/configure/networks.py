@@ -66,11 +66,11 @@ def _table() -> None:
     shown = st.dataframe(
         {
             "Network": [info.name for info in infos],
+            "Licence": [licence_name(info.licence) + (" · research only" if info.research_only else "") for info in infos],
             "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
             "Pixels": [info.image_size for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
             "Download": [_download(info) for info in infos],
-            "Licence": [licence_name(info.licence) + (" · research only" if info.research_only else "") for info in infos],
             "Ready": [info.ready for info in infos],
         },
         column_config={
