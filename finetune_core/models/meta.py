@@ -15,6 +15,12 @@ def allocating_on_meta() -> Iterator[None]:
         yield
 
 
+# What weights are initialised with. On tensors without numbers it changes nothing, and torch takes long to find that out.
+_INITIALISES = {
+    getattr(torch.Tensor, name) for name in ("uniform_", "normal_", "erfinv_", "clamp_", "mul_", "add_", "fill_", "zero_")
+}
+
+
 class _BigTensorsOnMeta(TorchFunctionMode):
     """Parameters go to the meta device, arithmetic stays: the RegNets compute their widths with torch.arange and read
     the result back, which ``torch.device("meta")`` would forbid."""
@@ -25,4 +31,6 @@ class _BigTensorsOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (torch.empty, torch.zeros, torch.ones):
             kwargs["device"] = "meta"
+        elif func in _INITIALISES and args[0].is_meta:
+            return args[0]
         return func(*args, **kwargs)

@@ -53,11 +53,13 @@ class _Trace:
 
     Attributes:
         modules: that run, by path, in the order in which each starts.
+        runs: path of each module that holds parameters itself, each time it starts.
         shapes: of their outputs.
         first_uses: of each tensor that is used, by name: how many modules had started before.
     """
 
     modules: Mapping[str, nn.Module]
+    runs: Sequence[str]
     shapes: Mapping[str, torch.Size]
     first_uses: Mapping[str, int]
 
@@ -120,7 +122,7 @@ def derive_stages(model: nn.Module, heads: Sequence[str], image_size: int = 224)
     trace = _trace(model, image_size)
     units = _units(model, heads, trace)
     at = next(index for index, unit in enumerate(units) if _in_head(unit.path, heads))
-    groups = _group(units[:at])
+    groups = _in_order(_group(units[:at]), trace)
     tail = units[at:]
     while groups and groups[-1] and isinstance(groups[-1][-1].module, _DROPOUTS):
         tail.insert(0, groups[-1].pop())
@@ -172,11 +174,14 @@ def _tensors(values: Sequence[object]) -> Iterator[torch.Tensor]:
 
 def _trace(model: nn.Module, image_size: int) -> _Trace:
     started: dict[str, nn.Module] = {}
+    runs: list[str] = []
     shapes: dict[str, torch.Size] = {}
     handles = []
 
     def on_start(module: nn.Module, _inputs: object, path: str) -> None:
         started.setdefault(path, module)
+        if any(True for _ in module.parameters(recurse=False)):
+            runs.append(path)
 
     def on_end(_module: nn.Module, _inputs: object, output: object, path: str) -> None:
         shapes.setdefault(path, _shape(output))
@@ -195,7 +200,7 @@ def _trace(model: nn.Module, image_size: int) -> _Trace:
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return _Trace(started, shapes, uses.found)
+    return _Trace(started, runs, shapes, uses.found)
 
 
 def _shape(output: object) -> torch.Size:
@@ -219,7 +224,7 @@ def _units(model: nn.Module, heads: Sequence[str], trace: _Trace) -> list[_Unit]
             for path, module in trace.modules.items()
             if path not in containers and path.rpartition(".")[0] in containers
         ]
-        stacks = [unit for unit in units if unit.is_stack]
+        stacks = [unit for unit in units if unit.is_stack and unit.positions > 1]  # what follows the pooling is no block
         if len(stacks) != 1 or not _is_whole(stacks[0], model):
             return units
         containers.add(stacks[0].path)
@@ -262,6 +267,25 @@ def _group(units: list[_Unit]) -> list[list[_Unit]]:
         groups[-1].append(unit)
         seen_block = seen_block or unit.is_block or unit.is_stack
     return groups
+
+
+def _in_order(groups: list[list[_Unit]], trace: _Trace) -> list[list[_Unit]]:
+    """Groups that share a module become one: it would run again after later stages have."""
+    at = {unit.path: index for index, group in enumerate(groups) for unit in group}
+    latest, joined = 0, set[int]()
+    for path in trace.runs:
+        while path and path not in at:
+            path = path.rpartition(".")[0]
+        if path:
+            joined.update(range(at[path] + 1, latest + 1))
+            latest = max(latest, at[path])
+    found: list[list[_Unit]] = []
+    for index, group in enumerate(groups):
+        if index in joined:
+            found[-1].extend(group)
+        else:
+            found.append(group)
+    return found
 
 
 def _starts_stage(unit: _Unit, group: list[_Unit], seen_block: bool, isotropic: bool) -> bool:

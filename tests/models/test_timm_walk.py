@@ -11,6 +11,7 @@ from finetune_core.models.timm_networks import known_parameters
 FAMILIES = [
     "beit_base_patch16_224",
     "cait_xxs24_224",
+    "coat_lite_mini",
     "convnextv2_atto",
     "crossvit_9_240",
     "deit_tiny_distilled_patch16_224",
@@ -31,8 +32,6 @@ FAMILIES = [
     "vit_small_patch16_dinov3",
     "xcit_nano_12_p8_224",
 ]
-# Their blocks share modules, which run again after later blocks have: those stages are trained as they are named, never cut apart.
-SHARED = set(timm.list_models("coat_*"))
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -48,7 +47,7 @@ def test_every_architecture_of_timm_has_them(module):
     problems = {}
     for architecture in timm.list_models(module=module):
         found = walk(f"timm/{architecture}").problems
-        if found and architecture not in SHARED:
+        if found:
             problems[architecture] = found
     assert not problems
 
@@ -74,6 +73,17 @@ def test_heads_are_the_layers_that_depend_on_the_number_of_classes(architecture,
 )
 def test_position_embeddings_that_all_blocks_add_do_not_stand_against_a_cut(architecture):
     assert all(walk(f"timm/{architecture}").cuts)
+
+
+@pytest.mark.parametrize("architecture", ["coat_lite_mini", "coat_tiny"])
+def test_blocks_that_share_a_module_are_one_stage(architecture):
+    walked = walk(f"timm/{architecture}")
+    assert not walked.problems  # else the shared one would run again after later stages have
+    assert all(walked.cuts)
+
+
+def test_the_blocks_of_a_network_with_others_after_its_pooling_are_stages_of_their_own():
+    assert sum(stage.name.startswith("block") for stage in network_stages("timm/cait_xxs24_224")) == 24 + 2
 
 
 @pytest.mark.parametrize("architecture", ["xcit_nano_12_p8_224", "vit_relpos_small_patch16_224", "mixer_s32_224", "test_vit"])
