@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -18,6 +18,7 @@ from finetune_core.models.timm_networks import MISFITS, is_timm_name
 from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, of_head, pretrained_timm, put_tensors, state_hash
 from finetune_core.randomness import seeded
 
+_CLASSES = 1009  # of the head that structures are looked at with: no other dimension of a network is that
 _building = Lock()
 
 
@@ -49,32 +50,35 @@ class Network:
         return [self.model.get_submodule(head) for head in self.heads]  # type: ignore[misc]
 
 
-@lru_cache(maxsize=128)
+@dataclass(frozen=True)
+class _Structure:
+    """What there is to know of a network without its weights: all of it from one network that is built.
+
+    Attributes:
+        stages: with a head for ``_CLASSES`` classes.
+        linear: whether all final layers are.
+    """
+
+    heads: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    linear: bool
+
+
 def head_paths(name: str) -> tuple[str, ...]:
     """Paths of a backbone's final layers, in forward order.
 
     Raises:
-        ConfigError: when they are no linear layers or convolutions, which alone can be replaced.
+        ConfigError: when there are none, or they are no linear layers or convolutions, which alone can be replaced.
     """
-    if not is_timm_name(name):
-        return (find_head(create_on_meta(name)),)
-    first, second = (create_on_meta(name, classes=classes) for classes in (2, 3))
-    one, more = dict(first.named_parameters()), dict(second.named_parameters())
-    differing = [key for key in one if key not in more or one[key].shape != more[key].shape]
-    heads = tuple(dict.fromkeys(key.rpartition(".")[0] for key in differing))
-    if not heads or not all(isinstance(first.get_submodule(head), nn.Linear | nn.Conv2d) for head in heads):
-        raise ConfigError({"backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot replace it"})
-    return heads
+    return _structure(name, _side(name, None)).heads
 
 
-@lru_cache(maxsize=128)
 def has_linear_head(name: str) -> bool:
     """Whether a backbone has one final layer, and that is linear; else there are several, or it is a convolution."""
-    heads = head_paths(name)
-    return len(heads) == 1 and isinstance(create_on_meta(name, classes=2).get_submodule(heads[0]), nn.Linear)
+    found = _structure(name, _side(name, None))
+    return len(found.heads) == 1 and found.linear
 
 
-@lru_cache(maxsize=128)
 def network_stages(name: str, classes: int = 1000, image_size: int | None = None) -> tuple[Stage, ...]:
     """The stages of a backbone with a head for ``classes`` classes, without building its weights.
 
@@ -85,12 +89,34 @@ def network_stages(name: str, classes: int = 1000, image_size: int | None = None
         ConfigError: when there is no backbone of that name, or it does not take images of that size.
         WeightsError: when the Hub describes it and that description is not on this machine.
     """
-    model, heads = create_on_meta(name, image_size), head_paths(name)
+    found = _structure(name, _side(name, image_size))
+    *stages, head = found.stages
+    sizes = {n: size // _CLASSES * classes if n.rpartition(".")[0] in found.heads else size for n, size in head.sizes.items()}
+    return (*stages, replace(head, sizes=sizes, parameter_count=sum(sizes.values())))
+
+
+def _side(name: str, image_size: int | None) -> int:
+    """Of the images that a structure is looked at with: torchvision's is the same for all of them."""
+    return (image_size or backbone_info(name).image_size) if is_timm_name(name) else 224
+
+
+@lru_cache(maxsize=128)
+def _structure(name: str, side: int) -> _Structure:
+    if is_timm_name(name):
+        model = create_on_meta(name, side, _CLASSES)
+        heads = tuple(dict.fromkeys(key.rpartition(".")[0] for key, p in model.named_parameters() if _CLASSES in p.shape))
+    else:
+        model = create_on_meta(name)
+        heads = (find_head(model),)
+    layers = [model.get_submodule(head) for head in heads]
+    if not heads:
+        raise ConfigError({"backbone": f"{name} has no head that classifies, and timm puts none on it"})
+    if not all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in layers):
+        raise ConfigError({"backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot replace it"})
     for head in heads:
-        replace_head(model, head, classes)
-    side = (image_size or backbone_info(name).image_size) if is_timm_name(name) else 224
+        replace_head(model, head, _CLASSES)
     try:
-        return derive_stages(model, heads, side)
+        return _Structure(heads, derive_stages(model, heads, side), all(isinstance(layer, nn.Linear) for layer in layers))
     except MISFITS:
         raise _cannot_take(name, side) from None
 

@@ -178,14 +178,21 @@ def build(
     import timm
 
     source = {"source": None, "url": None, "hf_hub_id": None, "file": str(file) if file else None, "custom_load": False}
-    options = _options(network, image_size)
-    if classes and not file:
-        options["num_classes"] = classes
-    try:
+    head = {"num_classes": classes} if classes and not file else {}
+    seen = _key(network) in _FITS_EMBEDDINGS
+
+    def create() -> nn.Module:
+        options = _options(network, image_size, fits=_FITS_EMBEDDINGS.get(_key(network), False)) | head
         model: nn.Module = timm.create_model(
             network.architecture, pretrained=file is not None, pretrained_cfg=dict(network.config) | source, **options
         )
-        if not (network.classes or options.get("num_classes")):
+        return model
+
+    try:
+        model = create()
+        if not seen and _note_fitting(network, model):
+            model = create()
+        if not (network.classes or (dict(network.arguments) | head).get("num_classes")):
             model.reset_classifier(CLASSES)  # type: ignore[operator]
     except MISFITS as error:
         if file:
@@ -220,7 +227,7 @@ def resized(
 def recipe(network: TimmNetwork, image_size: int | None = None) -> dict[str, Any]:
     """What ``timm.create_model`` is called with to build the same structure elsewhere: ``library, name, options``."""
     tag = network.config.get("tag") if network.name.startswith(TIMM) else None
-    options = _options(network, image_size) | {"num_classes": network.classes or CLASSES}
+    options = _options(network, image_size, _fits_embeddings(network)) | {"num_classes": network.classes or CLASSES}
     return {"library": "timm", "name": f"{network.architecture}.{tag}" if tag else network.architecture, "options": options}
 
 
@@ -240,26 +247,34 @@ def _counted() -> dict[str, tuple[int, int]]:
         return {row["architecture"]: (int(row["body"]), int(row["per_class"])) for row in csv.DictReader(file)}
 
 
-def _options(network: TimmNetwork, image_size: int | None) -> dict[str, Any]:
+def _options(network: TimmNetwork, image_size: int | None, fits: bool) -> dict[str, Any]:
     """Arguments of the architecture. One whose position embeddings are for one size is built for the size that is asked for; one
     that would fit them in each pass is built so, too, because a run's images are all of one size."""
     options = dict(network.arguments)
     if network.config.get("fixed_input_size"):
         options["img_size"] = image_size or network.image_size
-    if _fits_embeddings(network.architecture, json.dumps(network.arguments)):
+    if fits:
         options |= {"img_size": image_size or network.image_size, "dynamic_img_size": False}
     return options
 
 
-@lru_cache(maxsize=4096)
-def _fits_embeddings(architecture: str, arguments: str) -> bool:
-    import timm
+# Whether a network would fit its position embeddings in each pass, which only those that were built once say.
+_FITS_EMBEDDINGS: dict[tuple[str, str], bool] = {}
 
-    try:
+
+def _key(network: TimmNetwork) -> tuple[str, str]:
+    return network.architecture, json.dumps(network.arguments)
+
+
+def _note_fitting(network: TimmNetwork, model: nn.Module) -> bool:
+    return _FITS_EMBEDDINGS.setdefault(_key(network), bool(getattr(model, "dynamic_img_size", False)))
+
+
+def _fits_embeddings(network: TimmNetwork) -> bool:
+    if _key(network) not in _FITS_EMBEDDINGS:
         with allocating_on_meta():
-            return bool(getattr(timm.create_model(architecture, **json.loads(arguments)), "dynamic_img_size", False))
-    except MISFITS:
-        return False  # it says so when it is built in earnest
+            build(network)
+    return _FITS_EMBEDDINGS[_key(network)]
 
 
 @lru_cache(maxsize=4096)

@@ -1,11 +1,13 @@
 import os
 
 import pytest
+import timm
 import torch
 
 from finetune_core.errors import ConfigError, WeightsError
-from finetune_core.models.catalogue import PACKAGED, create
-from finetune_core.models.network import build_network, check_image_size, head_paths, network_stages
+from finetune_core.models import network as networks
+from finetune_core.models.catalogue import PACKAGED, backbone_info, create
+from finetune_core.models.network import build_network, check_image_size, has_linear_head, head_paths, network_stages
 
 SMALL = "squeezenet1_1"
 
@@ -122,3 +124,19 @@ def test_an_image_size_that_a_network_cannot_take_is_refused_in_words(name, size
 @pytest.mark.parametrize(("name", "size"), [("vit_b_16", 224), (PACKAGED, 64), (PACKAGED, 224), ("resnet18", 96)])
 def test_image_sizes_that_a_network_can_take_pass(name, size):
     check_image_size(name, size)
+
+
+def test_all_that_a_page_asks_of_a_network_that_is_selected_builds_it_once(monkeypatch):
+    name, built = "timm/test_vit3.r160_in1k", []
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    networks._structure.cache_clear()
+    check_image_size.cache_clear()
+    info = backbone_info(name)
+    check_image_size(name, info.image_size)
+    assert has_linear_head(name)
+    assert len(head_paths(name)) == 1
+    many, few = network_stages(name), network_stages(name, 5, info.image_size)
+    assert many[-1].parameter_count == 200 * few[-1].parameter_count
+    assert sum(stage.parameter_count for stage in many) == info.parameters
+    assert len(built) == 1
