@@ -74,6 +74,8 @@ def walk(name: str) -> Walked:
     except CannotSplit as error:
         boundaries, reason = (None,) * (len(stages) - 1), str(error)
     cuts = tuple(boundary is not None for boundary in boundaries)
+    if not reason and not any(cuts):
+        reason = "more than one value crosses between any two stages"
     return Walked(name, tuple(stage.name for stage in stages), found, cuts, reason)
 
 
@@ -147,6 +149,7 @@ def main() -> None:
     parser.add_argument("--count", action="store_true", help="add parameters to the table that it lacks")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of counting, after which it can be gone on with")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # there are no numbers to compute with
     found = [name for name in timm.list_models() if not options.words or any(word in name for word in options.words)]
     if options.count:
         count(found, options.seconds)

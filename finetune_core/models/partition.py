@@ -95,7 +95,7 @@ def trace(model: nn.Module, stages: Sequence[Stage], image_size: int | None = No
     except Exception as error:  # control flow on values: torch.fx raises nearly anything
         raise CannotSplit(f"its structure cannot be traced ({type(error).__name__})") from None
     boundaries = _boundaries(root, graph, stages, ())
-    if image_size is None or None not in boundaries:
+    if image_size is None or None not in boundaries or not any(map(_asks_a_size, graph.nodes)):
         return Segments(root, graph, boundaries)
     numbers, counts, batches = _sizes(root, graph, image_size)
     nodes, found = list(graph.nodes), _boundaries(root, graph, stages, numbers.keys() | counts)
@@ -133,6 +133,10 @@ def _sizes(
     return same, counts, batches
 
 
+def _asks_a_size(node: fx.Node) -> bool:
+    return node.target in ("size", "dim", "numel") if node.op == "call_method" else node.target is getattr
+
+
 def _firsts(shapes: Sequence[Any]) -> tuple[int, ...]:
     return tuple(shape[0] if len(shape) else 0 for shape in shapes)
 
@@ -146,8 +150,10 @@ def _sizes_in_pass(root: nn.Module, graph: fx.Graph, shape: tuple[int, ...]) -> 
             value = super().run_node(n)
             if isinstance(value, torch.Tensor):
                 found[n] = value.shape
-            elif isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(one, int) for one in value)):
-                found[n] = tuple(value) if isinstance(value, tuple) else value  # a shape that is asked for is some numbers
+            elif isinstance(value, int):
+                found[n] = value
+            elif isinstance(value, tuple | list) and all(isinstance(one, int) for one in value):
+                found[n] = tuple(value)  # a shape that is asked for is some numbers
             return value
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
@@ -227,7 +233,9 @@ def _stage_of(target: str, stages: Sequence[Stage]) -> int | None:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    """Not a size: those come from getattr, getitem and arithmetic on them."""
-    if node.op == "call_function" and node.target in (getattr, operator.getitem, operator.floordiv, operator.mul):
+    """Not a size: those come from getattr, getitem and arithmetic on them alone."""
+    if node.op == "call_function" and node.target in (operator.floordiv, operator.mul):
+        return any(map(_is_tensor, node.all_input_nodes))
+    if node.op == "call_function" and node.target in (getattr, operator.getitem):
         return False
     return not (node.op == "call_method" and node.target in ("size", "dim"))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx._symbolic_trace import _patch_wrapped_functions, _Patcher
+from torch.fx._symbolic_trace import _autowrap_check, _patch_wrapped_functions, _Patcher
 
 _one_at_a_time = Lock()
 
@@ -47,7 +47,7 @@ class _Value(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
-    """Modules without children, attention, and what timm keeps out of traces are single nodes."""
+    """Modules without children, attention, and the modules and functions that timm keeps out of traces are single nodes."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # torch would patch ``math``; its annotation asks for one module
@@ -74,10 +74,12 @@ class _Tracer(fx.Tracer):
         }
         first = list(inspect.signature(type(self.root).forward).parameters)[1]  # what else timm's networks take has a default
         images = self.create_proxy("placeholder", first, (), {})
-        # Functions that are marked with fx.wrap are patched for everyone, but do the same as ever unless given a proxy. The
-        # lock is for other traces alone: the first to end would take the patches away from the rest.
+        # Functions that are marked with fx.wrap, or that timm keeps out of traces, are patched for everyone, but do the same as ever
+        # unless given a proxy. The lock is for other traces alone: the first to end would take the patches away from the rest.
         with _one_at_a_time, _Patcher() as patcher:
             _patch_wrapped_functions(patcher)
+            for scope in _scopes(self.root):
+                _autowrap_check(patcher, scope, _timm_functions())
             self.create_node("output", "output", (self.create_arg(type(self.root).forward(self.root, images)),), {})
         return self.graph
 
@@ -115,3 +117,15 @@ def _timm_leaves() -> tuple[type[nn.Module], ...]:
     from timm.models._features_fx import get_notrace_modules
 
     return (Conv2dSame, *get_notrace_modules())
+
+
+def _timm_functions() -> set[int]:
+    from timm.models._features_fx import get_notrace_functions
+
+    return {id(function) for function in get_notrace_functions()}
+
+
+def _scopes(root: nn.Module) -> list[dict[str, Any]]:
+    """The globals of the modules' code."""
+    found = (getattr(type(module).forward, "__globals__", {}) for module in root.modules())
+    return list({id(scope): scope for scope in found}.values())

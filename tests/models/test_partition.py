@@ -86,6 +86,9 @@ def test_stages_of_a_traced_copy_are_those_of_the_network():
     [
         "timm/test_vit_relpos",  # all blocks add one position bias
         "timm/xcit_nano_12_p8_224",  # blocks are given height and width
+        pytest.param(
+            "timm/mvitv2_tiny", marks=pytest.mark.slow
+        ),  # functions that are not traced give blocks heights and widths
         "timm/coat_lite_mini",  # blocks share position embeddings with those of their resolution
         pytest.param("timm/eva02_tiny_patch14_336", marks=pytest.mark.slow),  # all blocks turn by the same angles
         pytest.param("timm/visformer_tiny", marks=pytest.mark.slow),  # stages share a dropout
