@@ -6,6 +6,7 @@ KINDS = {
     "plain ViT": "timm/test_vit",
     "ViT with registers": "timm/test_vit2",
     "ViT with attention pooling": "timm/test_vit3",
+    "ViT with relative positions": "timm/test_vit_relpos",
     "hierarchical ViT": "timm/pvt_v2_b0",
     "two heads": "timm/levit_128s",
     "ConvNeXt": "timm/test_convnext",

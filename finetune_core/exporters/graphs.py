@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finetune_core.errors import ExportError
 from finetune_core.evaluation.single_run.fp32 import Answer
@@ -33,16 +36,34 @@ def write_onnx(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measu
         ExportError: when a library is missing, the network cannot be converted, or onnxruntime answers otherwise than the network.
     """
     yield Step(0, None, "export")
-    onnx, runtime = _needed("onnx"), _needed("onnxruntime")
-    _needed("onnxscript")
-    model, sidecar = source.network.model, describe_network(source)
+    backbone, model, sidecar = source.run.config.backbone, source.network.model, describe_network(source)
+    proto = onnx_model(backbone, model, source.image_size)
+    answer = saved_onnx(backbone, proto, folder / ONNX)
+    measured = yield from measure(source, f"{ONNX}, run with onnxruntime", answer)
+    sidecar |= {"metrics": measured.to_json()}
+    for key, value in _metadata(sidecar).items():
+        proto.metadata_props.add(key=key, value=value)
+    checked = compare(model, source.image_size, "onnxruntime", saved_onnx(backbone, proto, folder / ONNX))
+    write_sidecar(folder, sidecar | {"checked": checked}, folder / ONNX)
+    return checked, measured
+
+
+def onnx_model(backbone: str, model: nn.Module, image_size: int) -> Any:
+    """A network as an ONNX message: ``image`` float32 [n, 3, image_size, image_size] -> ``logits`` [n, classes].
+
+    Raises:
+        ExportError: when a library is missing, or the network cannot be converted.
+    """
+    for library in ("onnx", "onnxscript", "onnxruntime"):
+        _needed(library)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if held >= _LARGEST_ONNX:
-        raise ExportError(f"{source.run.config.backbone} is too large for one ONNX file (2 GB). Export it as safetensors.")
-    with _in_words(source, "ONNX"):
+        raise ExportError(f"{backbone} is too large for one ONNX file (2 GB). Export it as safetensors.")
+    # Attention's other kernels lay their outputs out otherwise than what the exporter puts in their place, which it then cannot reshape.
+    with _in_words(backbone, "ONNX"), sdpa_kernel(SDPBackend.MATH):
         program = torch.onnx.export(
             model,
-            (_images(2, source.image_size),),
+            (_images(2, image_size),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
             input_names=["image"],
@@ -50,24 +71,20 @@ def write_onnx(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measu
             verbose=False,
         )
         assert program is not None  # with ``dynamo``
-        proto = program.model_proto
-        onnx.save(proto, folder / ONNX)
-        answer = _onnx_answer(source, runtime, folder / ONNX)
-    measured = yield from measure(source, f"{ONNX}, run with onnxruntime", answer)
-    sidecar |= {"metrics": measured.to_json()}
-    with _in_words(source, "ONNX"):
-        for key, value in _metadata(sidecar).items():
-            proto.metadata_props.add(key=key, value=value)
-        onnx.save(proto, folder / ONNX)
-        answer = _onnx_answer(source, runtime, folder / ONNX)
-    checked = _compare(source, "onnxruntime", answer)
-    write_sidecar(folder, sidecar | {"checked": checked}, folder / ONNX)
-    return checked, measured
+        return program.model_proto
 
 
-def _onnx_answer(source: Source, runtime: Any, file: Path) -> Answer:
-    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return _answer(source, "onnxruntime", lambda images: session.run(["logits"], {"image": images.contiguous().numpy()})[0])
+def saved_onnx(backbone: str, proto: Any, file: Path) -> Answer:
+    """Write an ONNX message; returns what answers as onnxruntime does with that file.
+
+    Raises:
+        ExportError: when a library is missing, or onnxruntime cannot read it.
+    """
+    onnx, runtime = _needed("onnx"), _needed("onnxruntime")
+    with _in_words(backbone, "ONNX"):
+        onnx.save(proto, file)
+        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return _answer(backbone, "onnxruntime", lambda images: session.run(["logits"], {"image": images.contiguous().numpy()})[0])
 
 
 def write_program(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Measured]]:
@@ -78,52 +95,60 @@ def write_program(source: Source, folder: Path) -> Work[tuple[dict[str, Any], Me
         ExportError: when the network cannot be exported, or the program answers otherwise than the network.
     """
     yield Step(0, None, "export")
-    sidecar = describe_network(source)
-    with _in_words(source, "torch.export"):
+    backbone, sidecar = source.run.config.backbone, describe_network(source)
+    with _in_words(backbone, "torch.export"):
         program = torch.export.export(
             source.network.model,
             (_images(2, source.image_size),),
             dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
         )
         torch.export.save(program, folder / PROGRAM)
-        answer = _program_answer(source, folder / PROGRAM)
+        answer = _program_answer(backbone, folder / PROGRAM)
     measured = yield from measure(source, f"{PROGRAM}, run with torch.export", answer)
     sidecar |= {"metrics": measured.to_json()}
-    with _in_words(source, "torch.export"):
+    with _in_words(backbone, "torch.export"):
         torch.export.save(program, folder / PROGRAM, extra_files={SIDECAR: json.dumps(sidecar)})
-        answer = _program_answer(source, folder / PROGRAM)
-    checked = _compare(source, "torch.export", answer)
+        answer = _program_answer(backbone, folder / PROGRAM)
+    checked = compare(source.network.model, source.image_size, "torch.export", answer)
     write_sidecar(folder, sidecar | {"checked": checked}, folder / PROGRAM)
     return checked, measured
 
 
-def _program_answer(source: Source, file: Path) -> Answer:
+def _program_answer(backbone: str, file: Path) -> Answer:
     module = torch.export.load(file).module()
-    return _answer(source, "torch.export", lambda images: module(images).detach().numpy())
+    return _answer(backbone, "torch.export", lambda images: module(images).detach().numpy())
 
 
-def _answer(source: Source, name: str, answer: Answer) -> Answer:
+def _answer(backbone: str, name: str, answer: Answer) -> Answer:
     """The same, with what goes wrong in words."""
 
     def answered(images: torch.Tensor) -> np.ndarray:
         try:
             return answer(images)
         except Exception as error:  # each runtime has errors of its own
-            raise _failed(source, name, error) from None
+            raise _failed(backbone, name, error) from None
 
     return answered
 
 
-def _compare(source: Source, name: str, answer: Answer) -> dict[str, Any]:
-    """Ask the network and its export the same, at several batch sizes."""
+def compare(model: nn.Module, image_size: int, name: str, answer: Answer) -> dict[str, Any]:
+    """Ask a network and its export the same, at several batch sizes.
+
+    Args:
+        name: of what runs the export.
+
+    Raises:
+        ExportError: when it answers otherwise.
+    """
     worst = 0.0
     for count in BATCHES:
-        images = _images(count, source.image_size)
+        images = _images(count, image_size)
         with torch.no_grad():
-            expected = source.network.model(images).numpy()
+            expected = model(images).numpy()
         found = answer(images)
-        difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
-        if found.shape != expected.shape or not difference <= TOLERANCE:
+        same = found.shape == expected.shape
+        difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max())) if same else math.inf
+        if not difference <= TOLERANCE:
             raise ExportError(
                 f"The outputs of the exported network differ from those of the trained one: at batch size {count}, {name} differs by "
                 f"{difference:.2g} of the largest logit (allowed: {TOLERANCE:g}). Nothing was kept; export it as safetensors."
@@ -152,16 +177,19 @@ def _needed(library: str) -> Any:
         ) from None
 
 
-def _failed(source: Source, name: str, error: Exception) -> ExportError:
-    lines = str(error).strip().splitlines() or [""]
+def _failed(backbone: str, name: str, error: Exception) -> ExportError:
+    cause: BaseException = error
+    while cause.__cause__:  # exporters wrap what happened in what they were doing
+        cause = cause.__cause__
+    lines = str(cause).strip().splitlines() or [""]
     return ExportError(
-        f"{source.run.config.backbone} cannot be exported with {name} ({type(error).__name__}: {lines[0][:200]}). "
+        f"{backbone} cannot be exported with {name} ({type(cause).__name__}: {lines[0][:200]}). "
         "Export it as safetensors instead."
     )
 
 
 @contextmanager
-def _in_words(source: Source, name: str) -> Iterator[None]:
+def _in_words(backbone: str, name: str) -> Iterator[None]:
     """Exporters raise nearly anything, warn of their own future, and log what only their authors can use."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -170,6 +198,6 @@ def _in_words(source: Source, name: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:
-        raise _failed(source, name, error) from None
+        raise _failed(backbone, name, error) from None
     finally:
         logging.disable(disabled)
