@@ -68,6 +68,34 @@ def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they
     assert page.count("<h2>Disagreements</h2>") == bool(apart)
 
 
+@pytest.mark.slow
+def test_three_packaged_networks_are_compared_on_the_digits_without_a_connection(tmp_path, monkeypatch):
+    def no_connection(*_):
+        raise OSError("there is no connection")
+
+    monkeypatch.setattr("socket.socket.connect", no_connection)
+    backbones = [f"efficientnet_lite{number}" for number in range(3)]
+    settings = (
+        "--image-size",
+        96,
+        "--train-fraction",
+        0.1,
+        "--val-fraction",
+        0.1,
+        "--test-fraction",
+        0.1,
+        "--precision",
+        "fp32",
+    )
+    arguments = ("--backbones", ",".join(backbones), "--strategies", "linear_probe", "--seeds", 0, "--runs-dir", tmp_path)
+    done = thaw("compare", "digits", *arguments, *settings, "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [run["backbone"] for run in result["runs"]] == backbones
+    assert all(run["accuracy"] > 0.7 for run in result["runs"])  # as nothing with random weights would be
+    assert len(result["pairs"]) == 3
+
+
 def test_existing_runs_are_compared_without_training(compared):
     _, runs, _, result = compared
     before = sorted(runs.iterdir())

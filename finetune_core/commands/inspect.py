@@ -22,10 +22,10 @@ def inspected(data: str, split: Mapping[str, Any], *, deep: bool, backbone: str 
     """The data set, the findings in it, and, where ``deep``, what the features of a backbone show.
 
     Args:
-        backbone: whose features; None: the packaged one's.
+        backbone: whose features; None: the packaged one's. Its weights are downloaded where they are not here.
 
     Raises:
-        FinetuneError: when it cannot be read or split so.
+        FinetuneError: when it cannot be read or split so, or the weights cannot be had.
     """
     folder = resolved(data)
     config = make_config(kept_split(folder, as_is) | dict(split) | {"data": folder})
@@ -40,12 +40,14 @@ def inspected(data: str, split: Mapping[str, Any], *, deep: bool, backbone: str 
 
 def _deep(dataset: Dataset, backbone: str | None) -> "Work[DeepReport]":
     from finetune_core.inspection.deep import inspect_deeply  # here: no other inspection needs torch
-    from finetune_core.models.catalogue import PACKAGED, usual_image_size
+    from finetune_core.models.catalogue import PACKAGED, backbone_info, usual_image_size
     from finetune_core.models.timm_networks import is_timm_name
-    from finetune_core.models.weights import fetch_description
+    from finetune_core.models.weights import download, fetch_description
 
     name = backbone or PACKAGED
     yield from in_phase("download", fetch_description(name))
+    if not (info := backbone_info(name)).ready:
+        yield from in_phase("download", download(info))
     size = {"image_size": usual_image_size(name)} if is_timm_name(name) else {}
     return (yield from inspect_deeply(dataset, name, map_too=False, **size))
 

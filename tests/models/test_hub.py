@@ -11,7 +11,9 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
+from finetune_core.__main__ import app
 from finetune_core.commands.compare import designed
 from finetune_core.commands.train import asked_for
 from finetune_core.errors import ConfigError, WeightsError
@@ -102,6 +104,13 @@ def description(**changes):
     config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5], "license": "cc-by-nc-4.0"}
     config |= {"crop_pct": 0.9, "interpolation": "bilinear"}
     return json.dumps({"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": config} | changes).encode()
+
+
+def thaw(*arguments):
+    """What a command that ends well prints as JSON."""
+    done = CliRunner().invoke(app, [*map(str, arguments), "--json"])
+    assert done.exit_code == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def same_but_head(model, other):
@@ -287,3 +296,21 @@ def test_a_network_is_trained_at_the_size_that_it_was_pretrained_on_unless_anoth
     assert asked_for({"backbone": name, "image_size": 96}, str(folder), None, as_is=True, by_size=False).image_size == 96
     assert asked_for({"backbone": "resnet18"}, str(folder), None, as_is=True, by_size=False).image_size == 224
     assert {config.image_size for config in designed({"backbone": name}, str(folder), None, as_is=True)} == {160}
+
+
+def test_inspect_looks_at_a_data_set_with_a_network_of_timm(server, image_folder, tmp_path, weights):
+    server.files[f"{REPOSITORY}/model.safetensors"] = weights
+    folder = image_folder(tmp_path / "images", {"red": 36, "blue": 36})
+    found = thaw("inspect", folder, "--deep", "--backbone", NAME)["deep"]
+    assert found["backbone"] == NAME
+    assert [probe["stage"] for probe in found["probes"]][:2] == ["stem", "block1"]
+
+
+def test_networks_of_timm_are_compared_by_their_names(server, image_folder, tmp_path, weights):
+    server.files[f"{REPOSITORY}/model.safetensors"] = weights
+    server.files |= {"somebody/mine/config.json": description(), "somebody/mine/model.safetensors": weights}
+    folder, names = image_folder(tmp_path / "images", {"red": 12, "blue": 12}), [NAME, "hf-hub:somebody/mine"]
+    quick = ("--strategies", "feature_extraction", "--seeds", 0, "--epochs", 1, "--image-size", 64, "--precision", "fp32")
+    found = thaw("compare", folder, "--backbones", ",".join(names), *quick, "--runs-dir", tmp_path / "runs")
+    assert sorted(run["backbone"] for run in found["runs"]) == sorted(names)
+    assert (len(found["pairs"]), found["failed"]) == (1, [])
