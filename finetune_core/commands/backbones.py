@@ -39,12 +39,14 @@ def print_backbones(rows: list[dict[str, Any]]) -> None:
             escape(row["name"]),
             short_number(row["parameters"]) if row["parameters"] else "–",
             str(row["image_size"]),
-            percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "–",
+            percent(row["imagenet_top1"] / 100) if row["imagenet_top1"] else "",
             licence_name(row["licence"]) + ("\nresearch only" if row["research_only"] else ""),
             f"~{size(row['download_bytes'])}" if row["download_bytes"] else "–",
             "yes" if row["ready"] else "no",
         )
     out.print(table)
+    if any(row["imagenet_top1"] for row in rows):
+        out.print("ImageNet top-1 is what torchvision states for its own weights; timm and packages state none.")
     if not rows:
         out.print("There is none. `python -m finetune_core backbones` lists all.")
 

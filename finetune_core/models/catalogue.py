@@ -57,7 +57,8 @@ class BackboneInfo:
     Attributes:
         url: where its weights are downloaded from; None for packaged ones and those of a local folder.
         file: where its weights are on this machine, there or not; None when the package is missing, or the Hub's cache has none.
-        top1: published ImageNet accuracy of these weights, percent; None where the source states none.
+        top1: ImageNet accuracy of these weights, percent, as torchvision states it for its own; None for others: timm's configs and the
+            packages state none.
         mean, std: input normalisation, RGB in 0…1.
         image_size: side of the square that it was pretrained on, pixels.
         crop: share of the resized square that is the network's input.

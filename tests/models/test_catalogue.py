@@ -46,6 +46,12 @@ def test_every_network_that_timm_publishes_has_an_entry():
         assert not info.ready
 
 
+def test_an_accuracy_is_given_only_where_the_source_states_it():
+    assert backbone_info("resnet18").top1 == 69.758
+    assert {backbone_info(name).top1 for name in catalogue.packages()} == {None}
+    assert {backbone_info(name).top1 for name in backbone_names() if is_timm_name(name)} == {None}
+
+
 def test_licences_are_those_that_the_source_states():
     assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").research_only
     assert backbone_info("timm/convnextv2_tiny.fcmae_ft_in1k").licence == "cc-by-nc-4.0"

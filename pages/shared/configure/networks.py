@@ -76,7 +76,8 @@ def _table() -> None:
         column_config={
             "Million parameters": st.column_config.NumberColumn(format="%.1f"),
             "ImageNet accuracy": st.column_config.NumberColumn(
-                format="%.1f %%", help="Published accuracy of these weights, where their source states it."
+                format="%.1f %%",
+                help="Top-1 accuracy of these weights as torchvision states it for its own; timm and packages state none.",
             ),
             "Download": st.column_config.NumberColumn(
                 "Download (MB)", format="%.0f", help="Nothing for networks on this machine."
