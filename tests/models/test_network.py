@@ -121,7 +121,17 @@ def test_an_image_size_that_a_network_cannot_take_is_refused_in_words(name, size
     assert f"{name} cannot take images of {size} × {size}" in caught.value.problems["image_size"]
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_b_16", 224), (PACKAGED, 64), (PACKAGED, 224), ("resnet18", 96)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit_b_16", 224),
+        ("timm/resnet18", 96),
+        ("timm/deit_tiny_patch16_224", 96),
+        (PACKAGED, 64),
+        (PACKAGED, 224),
+        ("resnet18", 96),
+    ],
+)
 def test_image_sizes_that_a_network_can_take_pass(name, size):
     check_image_size(name, size)
 
@@ -140,3 +150,11 @@ def test_all_that_a_page_asks_of_a_network_that_is_selected_builds_it_once(monke
     assert many[-1].parameter_count == 200 * few[-1].parameter_count
     assert sum(stage.parameter_count for stage in many) == info.parameters
     assert len(built) == 1
+
+
+@pytest.mark.parametrize(("name", "size"), [("timm/halonet_h1", 64), ("timm/crossvit_tiny_240", 64)])
+def test_a_size_that_a_network_of_timm_is_not_built_for_is_refused_before_its_weights_are_here(name, size):
+    with pytest.raises(ConfigError) as caught:
+        check_image_size(name, size)
+    assert name in caught.value.problems["image_size"]
+    assert str(size) in caught.value.problems["image_size"]
