@@ -184,3 +184,16 @@ def test_an_earlier_export_in_the_runs_folder_is_replaced_and_no_other_folder_is
     with pytest.raises(ExportError, match="is not empty"):
         export_run(run, "card", tmp_path)
     assert (tmp_path / "mine").read_text() == "kept"
+
+
+def test_a_network_that_cannot_be_exported_says_the_exporters_own_reason(run, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        try:
+            raise ValueError("Cannot view a tensor\nwith these strides")
+        except ValueError as error:
+            raise RuntimeError("This is step 2/3 of exporting the model") from error
+
+    monkeypatch.setattr("torch.onnx.export", fails)
+    with pytest.raises(ExportError, match=r"cannot be exported with ONNX \(ValueError: Cannot view a tensor\)\. Export it as"):
+        export_run(run, "onnx", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
