@@ -14,11 +14,10 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.figures.curves import rate_curve
 from finetune_core.formatting import duration, memory, number, size, things
-from finetune_core.models.network import network_stages
 from finetune_core.models.weights import RANDOM
 from finetune_core.training.forecast import comparable
 from finetune_core.training.lr_finder import RateCurve, find_rate
-from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.timing import calibrate
 from finetune_core.training.trunk import chosen_views, why_uncached
@@ -206,7 +205,7 @@ def rate_finder(config: RunConfig) -> None:
 
 def about_augmentation(config: RunConfig) -> None:
     """Which augmented images the run will see, before it starts."""
-    cut = cut_index(plan(config, network_stages(config.backbone)))
+    cut = cut_index(plan(config, stages_of(config)))
     views = chosen_views(config, cut)
     if views == 0:
         st.caption("Augmentation: a new version of each image every epoch, so the frozen stages' output cannot be cached.")

@@ -1,5 +1,9 @@
 """Train: watch a run live, stop it, and find it again. Everything shown is read from the run's folder."""
 
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
 import streamlit as st
 
 from finetune_core.data.camera import is_recording
@@ -12,7 +16,7 @@ from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from pages.shared.account import may_change
 from pages.shared.chrome import next_step, page, plain
-from pages.shared.configure.stages import draw_stages
+from pages.shared.configure.stages import draw_stages, with_unused
 from pages.shared.evaluation.live import show_live
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import attempt, controls
@@ -148,8 +152,16 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     else:
         curves(run)
     if run.history.started:
-        draw_stages(run.history.started["stages"], run.config.learning_rate, fits=STRATEGIES[run.config.strategy].fits)
+        draw_stages(run_stages(run), run.config.learning_rate, fits=STRATEGIES[run.config.strategy].fits)
     details(run)
+
+
+def run_stages(run: Run) -> Sequence[Mapping[str, Any]]:
+    """The stages as the run has them; those that its network ends before, too, where its backbone is known."""
+    stages: Sequence[Mapping[str, Any]] = run.started["stages"]
+    with suppress(FinetuneError):
+        stages = with_unused(stages, run.config)
+    return stages
 
 
 def look_again(run_id: str, status: str) -> None:

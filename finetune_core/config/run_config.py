@@ -59,6 +59,7 @@ StrategyName = Literal[
     "nearest_neighbours",
     "custom",
 ]
+FITTED: tuple[StrategyName, ...] = ("linear_probe", "prototypes", "nearest_neighbours")  # without epochs
 BatchNorm = Literal["auto", "frozen", "statistics"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
@@ -141,6 +142,18 @@ class RunConfig(BaseModel):
         in_script="repeated",
         own_widgets=True,
         max_length=1000,
+    )
+    features_from: str | None = setting(
+        None,
+        label="Features from",
+        section=NETWORK,
+        help="For the strategies without epochs: the last stage that is used; the network ends there, its features averaged over the "
+        "image. Empty: all stages.",
+        metavar="STAGE",
+        placeholder="all stages",
+        in_script="irrelevant",  # no script repeats a run without epochs
+        own_widgets=True,
+        max_length=200,
     )
     thaw_every: int | None = setting(
         None,
@@ -611,6 +624,8 @@ class RunConfig(BaseModel):
             problems["strategy"] = f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
         if self.from_run is not None and self.weights != "pretrained":
             problems["weights"] = "an earlier run to start from brings its own weights: choose one of the two"
+        if self.features_from is not None and self.strategy not in FITTED:
+            problems["features_from"] = f"belongs to {', '.join(FITTED)}, not to {self.strategy}"
         if self.val_fraction + self.test_fraction >= 0.95:
             problems["val_fraction"] = "validation and test together leave too few images to train on"
         if self.schedule in ("cosine", "step") and self.warmup_epochs >= self.epochs:
@@ -634,6 +649,15 @@ class RunConfig(BaseModel):
     def earlier_run(self) -> str | None:
         """The folder of the run that training starts from; None where it starts from other weights."""
         return None if self.strategy == "from_scratch" else self.from_run
+
+    def for_strategy(self, name: str) -> dict[str, Any]:
+        """What changes where another strategy takes the place of this one: what belongs to this one alone is left out."""
+        return {
+            "strategy": name,
+            "cut": None,
+            "stage_rates": None,
+            "features_from": self.features_from if name in FITTED else None,
+        }
 
     @property
     def input_settings(self) -> dict[str, Any]:

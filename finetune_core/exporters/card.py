@@ -17,6 +17,7 @@ from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
 from finetune_core.models.licences import licence_name
+from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.log import arithmetic, fitted_in_words, lineage_in_words
@@ -129,6 +130,8 @@ def _origin(source: Source) -> str:
 def _use(source: Source, format: str) -> str:
     if format not in _USE:
         return ""
+    if format == "safetensors" and source.network.features_from:
+        return f"## Use\n\n{_USE[format]} The network ends after a stage, so its structure is in no library: only Thaw can read these weights."
     return f"## Use\n\n    python predict.py IMAGE…\n\n{_USE[format].format(size=source.image_size)} Neither needs Thaw."
 
 
@@ -157,7 +160,7 @@ def _recipe(source: Source) -> str:
     changed = {name for name in default if getattr(config, name) != default[name].default}
     changed -= set() if epochs_of(config) else {name for name, one in all_settings().items() if one.stepwise}
     rows = {
-        "Backbone": shared_name(config.backbone),
+        "Backbone": f"{shared_name(config.backbone)}{_ending(source.network)}",
         **({"Lineage": words} if (words := lineage_in_words(started)) else {}),
         "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []), epochs_of(config))}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
@@ -185,6 +188,10 @@ def _recipe(source: Source) -> str:
     return "## Recipe\n\n| | |\n|---|---|\n" + "\n".join(
         f"| {_plain(key)} | {_plain(str(value))} |" for key, value in rows.items()
     )
+
+
+def _ending(network: Network) -> str:
+    return f", up to {network.features_from}, its features averaged over the image" if network.features_from else ""
 
 
 def _training(source: Source) -> dict[str, str]:

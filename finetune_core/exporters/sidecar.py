@@ -29,6 +29,7 @@ def describe_network(source: Source) -> dict[str, Any]:
             "backbone": config.backbone,
             **build_recipe(config.backbone, config.image_size),
             "heads": list(network.heads),
+            **({"features_from": network.features_from} if network.features_from else {}),
         },
         "hashes": {
             "backbone_weights": network.weights_hash,

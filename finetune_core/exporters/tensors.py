@@ -18,8 +18,8 @@ from finetune_core.exporters.sidecar import SIDECAR, describe_network, file_hash
 from finetune_core.exporters.source import Source
 from finetune_core.files import is_there, open_regular, problem_with, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create
-from finetune_core.models.network import Network, head_paths, network_stages
-from finetune_core.models.stages import replace_head
+from finetune_core.models.network import Network, ended_after, head_paths, network_stages
+from finetune_core.models.stages import Stage, replace_head
 from finetune_core.models.weights import put_tensors
 from finetune_core.randomness import seeded
 from finetune_core.training.checkpoints import check_tensors
@@ -33,6 +33,7 @@ WEIGHTS = "model.safetensors"
 
 class _Architecture(TypedDict):
     backbone: Name
+    features_from: NotRequired[Name | None]
 
 
 _Colours = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
@@ -91,24 +92,20 @@ def load_export(folder: Path) -> Predictor:
     """
     try:
         sidecar = _SIDECAR.validate_python(read_sidecar(folder), strict=True)
-        name, classes, size = (
-            sidecar["network"]["backbone"],
-            tuple(sidecar["classes"]),
-            sidecar["preprocessing"]["centre_crop_to"],
-        )
+        name, last = sidecar["network"]["backbone"], sidecar["network"].get("features_from")
+        classes, size = tuple(sidecar["classes"]), sidecar["preprocessing"]["centre_crop_to"]
         expected, backbone_hash = sidecar["hashes"].get(WEIGHTS), sidecar["hashes"]["backbone_weights"]
         info = _prepared(backbone_info(name), sidecar["preprocessing"])
     except (ValueError, KeyError, ConfigError, WeightsError) as error:
         raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
-    with seeded(0):
-        model = create(name, size)
-    heads = head_paths(name)
-    for head in heads:
-        replace_head(model, head, len(classes))
+    try:
+        model, heads, stages = _empty(name, len(classes), size, last)
+    except ConfigError as error:
+        raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
     _fill(model, folder / WEIGHTS, expected)
     device = choose_device("cpu", "fp32")
     device.hold(model.eval())
-    network = Network(model, model, network_stages(name, len(classes), size), heads, backbone_hash, info, size)
+    network = Network(model, model, stages, heads, backbone_hash, info, size, last)
     return Predictor(network, classes, device, size)
 
 
@@ -123,6 +120,23 @@ def _prepared(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:
         raise ValueError("its preprocessing cuts more out of an image than is there, or divides by 0")
     interpolation = steps.get("interpolation", info.interpolation)
     return replace(info, mean=tuple(steps["mean"]), std=tuple(steps["std"]), crop=size / side, interpolation=interpolation)
+
+
+def _empty(name: str, classes: int, size: int, last: str | None) -> tuple[torch.nn.Module, tuple[str, ...], tuple[Stage, ...]]:
+    """A network whose weights are still to be filled in, its heads and its stages.
+
+    Raises:
+        ConfigError: when it cannot end after stage ``last``.
+    """
+    with seeded(0):
+        model = create(name, size)
+    heads, stages = head_paths(name), network_stages(name, classes, size)
+    if last is not None:
+        model, stages = ended_after(name, model, stages, last, classes, size)
+        return model, heads[:1], stages
+    for head in heads:
+        replace_head(model, head, classes)
+    return model, heads, stages
 
 
 def _fill(model: torch.nn.Module, file: Path, expected: str | None) -> None:

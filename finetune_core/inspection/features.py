@@ -15,6 +15,7 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import DataError
 from finetune_core.models.network import Network, build_network, check_image_size
 from finetune_core.models.partition import CannotSplit
+from finetune_core.models.truncated import averaged_over
 from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import in_order
 from finetune_core.training.compiled import Compiler, Part
@@ -109,7 +110,7 @@ class PooledStages(nn.Module):
             images = torch.zeros(1, 3, image_size, image_size)
             for part in parts:
                 images = part(images)
-                self.places.append(_places(images))
+                self.places.append(averaged_over(images.shape))
                 self.widths.append(_averaged(images, self.places[-1]).shape[1])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -147,19 +148,6 @@ def network_inputs(
     feed = validation_feed(pixels, network.info, image_size, device)
     for batch, loaded in arriving(lambda some: (some, feed.load(some)), in_order(rows, _BATCH), device):
         yield batch, feed.finish(loaded, batch)
-
-
-def _places(output: torch.Tensor) -> tuple[int, ...]:
-    """Over which dimensions to average ``[n, d]``, tokens ``[n, t, d]``, a map ``[n, d, h, w]``, or one with channels last (Swin).
-
-    At the usual size no network's channels last are as many as its rows: at others they may be.
-    """
-    if output.ndim == 3:
-        return (1,)
-    if output.ndim == 4:
-        _, first, second, third = output.shape
-        return (1, 2) if first == second != third else (2, 3)
-    return ()
 
 
 def _averaged(output: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,8 +13,10 @@ from torch import nn
 
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create, create_on_meta
+from finetune_core.models.partition import CannotSplit
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import MISFITS, is_timm_name
+from finetune_core.models.truncated import truncated
 from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, of_head, pretrained_timm, put_tensors, state_hash
 from finetune_core.randomness import seeded
 
@@ -34,6 +36,7 @@ class Network:
         weights_hash: of what the backbone holds.
         info: the backbone's entry in the catalogue, its images prepared as the run says.
         image_size: of the images that it is for, pixels; None where that was not said.
+        features_from: the stage that it ends after; None where it has all of them.
     """
 
     model: nn.Module
@@ -43,6 +46,7 @@ class Network:
     weights_hash: str
     info: BackboneInfo
     image_size: int | None = None
+    features_from: str | None = None
 
     @property
     def head_layers(self) -> list[nn.Linear | nn.Conv2d]:
@@ -79,16 +83,21 @@ def has_linear_head(name: str) -> bool:
     return len(found.heads) == 1 and found.linear
 
 
-def network_stages(name: str, classes: int = 1000, image_size: int | None = None) -> tuple[Stage, ...]:
+def network_stages(
+    name: str, classes: int = 1000, image_size: int | None = None, features_from: str | None = None
+) -> tuple[Stage, ...]:
     """The stages of a backbone with a head for ``classes`` classes, without building its weights.
 
     Args:
         image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
+        features_from: the stage that it ends after; None for all of them.
 
     Raises:
-        ConfigError: when there is no backbone of that name, or it does not take images of that size.
+        ConfigError: when there is no backbone of that name, it does not take images of that size, or cannot end after that stage.
         WeightsError: when the Hub describes it and that description is not on this machine.
     """
+    if features_from is not None:
+        return _ended_stages(name, classes, _side(name, image_size), features_from)
     found = _structure(name, _side(name, image_size))
     *stages, head = found.stages
     sizes = {n: size // _CLASSES * classes if n.rpartition(".")[0] in found.heads else size for n, size in head.sizes.items()}
@@ -98,6 +107,12 @@ def network_stages(name: str, classes: int = 1000, image_size: int | None = None
 def _side(name: str, image_size: int | None) -> int:
     """Of the images that a structure is looked at with: torchvision's is the same for all of them."""
     return (image_size or backbone_info(name).image_size) if is_timm_name(name) else 224
+
+
+@lru_cache(maxsize=128)
+def _ended_stages(name: str, classes: int, side: int, stage: str) -> tuple[Stage, ...]:
+    model = create_on_meta(name, side) if is_timm_name(name) else create_on_meta(name)
+    return ended_after(name, model, _structure(name, side).stages, stage, classes, side)[1]
 
 
 @lru_cache(maxsize=128)
@@ -119,6 +134,24 @@ def _structure(name: str, side: int) -> _Structure:
         return _Structure(heads, derive_stages(model, heads, side), all(isinstance(layer, nn.Linear) for layer in layers))
     except MISFITS:
         raise _cannot_take(name, side) from None
+
+
+def ended_after(
+    name: str, model: nn.Module, stages: Sequence[Stage], stage: str, classes: int, image_size: int | None
+) -> tuple[nn.Module, tuple[Stage, ...]]:
+    """A backbone up to one of its stages, with a linear head whose weights are not yet set, and its stages then. Modules are shared.
+
+    Raises:
+        ConfigError: when it has no such stage, or cannot end after it.
+    """
+    names = [one.name for one in stages[:-1]]
+    if stage not in names:
+        raise ConfigError({"features_from": f"there is no stage {stage!r}; the stages of {name} are {', '.join(names)}"})
+    side = image_size or _side(name, None)
+    try:
+        return truncated(model, stages, head_paths(name)[0], names.index(stage), classes, side)
+    except CannotSplit as error:
+        raise ConfigError({"features_from": f"{name} cannot end after {stage}: {error}"}) from None
 
 
 @lru_cache(maxsize=128)
@@ -144,7 +177,9 @@ def _cannot_take(name: str, image_size: int) -> ConfigError:
     return ConfigError({"image_size": f"{name} cannot take images of {image_size} × {image_size} pixels; {own} works"})
 
 
-def build_network(name: str, weights: str, classes: int, seed: int, image_size: int | None = None) -> Network:
+def build_network(
+    name: str, weights: str, classes: int, seed: int, image_size: int | None = None, features_from: str | None = None
+) -> Network:
     """A backbone with its weights and a new head for ``classes`` classes.
 
     Args:
@@ -153,6 +188,7 @@ def build_network(name: str, weights: str, classes: int, seed: int, image_size: 
         classes: outputs of the head.
         seed: of the head's first weights, and of all weights where they are random.
         image_size: that it is built for, where it is built for one; None for the one it was pretrained on.
+        features_from: the stage that it ends after; None for all of them.
 
     Raises:
         ConfigError, WeightsError.
@@ -160,26 +196,31 @@ def build_network(name: str, weights: str, classes: int, seed: int, image_size: 
     with _building:  # two sessions that ask at once load it once
         first_seed = seed if weights == RANDOM else 0
         source, weights_hash = _held(name, weights, _identity(name, weights), first_seed, image_size)
-    return _with_new_head(name, source, weights_hash, classes, seed, image_size)
+    return _with_new_head(name, source, weights_hash, classes, seed, image_size, features_from)
 
 
 def network_of(
-    name: str, tensors: Mapping[str, torch.Tensor], classes: int, seed: int, image_size: int | None = None
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    classes: int,
+    seed: int,
+    image_size: int | None = None,
+    features_from: str | None = None,
 ) -> Network:
     """A backbone that starts from the tensors of a whole network, with a new head: theirs is left out.
 
     Args:
         tensors: parameters and buffers by name, of the shapes that the backbone has at that size.
-        classes, seed, image_size: as for ``build_network``.
+        classes, seed, image_size, features_from: as for ``build_network``.
 
     Raises:
-        ConfigError: when there is no backbone of that name, or it cannot be built for that size.
+        ConfigError: when there is no backbone of that name, it cannot be built for that size, or cannot end after that stage.
     """
     heads = head_paths(name)
     with seeded(0):
         source = create(name, image_size).eval()
     put_tensors(source, {key: tensor for key, tensor in tensors.items() if not of_head(key, heads)})
-    return _with_new_head(name, source, state_hash(source.state_dict(), heads), classes, seed, image_size)
+    return _with_new_head(name, source, state_hash(source.state_dict(), heads), classes, seed, image_size, features_from)
 
 
 def headed_state(name: str, classes: int, image_size: int | None = None) -> dict[str, torch.Tensor]:
@@ -190,12 +231,16 @@ def headed_state(name: str, classes: int, image_size: int | None = None) -> dict
     return {key: tensor.to("meta") for key, tensor in model.state_dict().items()}
 
 
-def _with_new_head(name: str, source: nn.Module, weights_hash: str, classes: int, seed: int, image_size: int | None) -> Network:
-    model, heads = copy.deepcopy(source), head_paths(name)
+def _with_new_head(
+    name: str, source: nn.Module, weights_hash: str, classes: int, seed: int, image_size: int | None, features_from: str | None
+) -> Network:
+    heads, stages = head_paths(name), network_stages(name, classes, image_size)
+    if features_from is not None:
+        heads, (source, stages) = heads[:1], ended_after(name, source, stages, features_from, classes, image_size)
+    model = copy.deepcopy(source)
     for head in heads:
         _initialise(replace_head(model, head, classes), seed)
-    stages = network_stages(name, classes, image_size)
-    return Network(model.eval(), source, stages, heads, weights_hash, backbone_info(name), image_size)
+    return Network(model.eval(), source, stages, heads, weights_hash, backbone_info(name), image_size, features_from)
 
 
 @lru_cache(maxsize=4)

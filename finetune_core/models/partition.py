@@ -81,17 +81,18 @@ class Segments:
         return node
 
 
-def trace(model: nn.Module, stages: Sequence[Stage], image_size: int | None = None) -> Segments:
+def trace(model: nn.Module, stages: Sequence[Stage], image_size: int | None = None, whole: Collection[str] = ()) -> Segments:
     """Trace a network and find its cuts.
 
     Args:
         image_size: of all images that go through it; where it is given, parts may be for this size only.
+        whole: paths of modules that are not looked into.
 
     Raises:
         CannotSplit: when torch.fx cannot follow it.
     """
     try:
-        root, graph = trace_graph(model)
+        root, graph = trace_graph(model, whole)
     except Exception as error:  # control flow on values: torch.fx raises nearly anything
         raise CannotSplit(f"its structure cannot be traced ({type(error).__name__})") from None
     boundaries = _boundaries(root, graph, stages, ())

@@ -8,6 +8,7 @@ module is touched.
 import copy
 import inspect
 import math
+from collections.abc import Collection
 from itertools import chain
 from threading import Lock
 from typing import Any
@@ -19,8 +20,11 @@ from torch.fx._symbolic_trace import _autowrap_check, _patch_wrapped_functions, 
 _one_at_a_time = Lock()
 
 
-def trace_graph(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
+def trace_graph(model: nn.Module, whole: Collection[str] = ()) -> tuple[nn.Module, fx.Graph]:
     """What a network computes, node by node.
+
+    Args:
+        whole: paths of modules that are single nodes.
 
     Returns:
         The root that the graph's names are looked up in (the network's own modules and tensors, with the constants that its
@@ -29,7 +33,7 @@ def trace_graph(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     Raises:
         Exception: of nearly any kind, where control flow depends on values.
     """
-    tracer = _Tracer()
+    tracer = _Tracer(whole)
     graph = tracer.record(model)
     root = copy.copy(model)  # shares its children, parameters and buffers with the network
     vars(root).update(tracer.constants())
@@ -49,15 +53,20 @@ class _Value(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Modules without children, attention, and the modules and functions that timm keeps out of traces are single nodes."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: Collection[str]) -> None:
         super().__init__(autowrap_modules=())  # type: ignore[arg-type]  # torch would patch ``math``; its annotation asks for one module
         self.parameter_proxies: dict[str, fx.Proxy] = {}
+        self._whole = frozenset(whole)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return not any(m.children()) or isinstance(m, (nn.MultiheadAttention, *_timm_leaves()))
+        return (
+            module_qualified_name in self._whole
+            or not any(m.children())
+            or isinstance(m, (nn.MultiheadAttention, *_timm_leaves()))
+        )
 
     def record(self, root: nn.Module) -> fx.Graph:
         """As torch's own ``trace``, but of a copy with the same tensors."""

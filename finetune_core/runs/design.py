@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
-from finetune_core.models.network import network_stages
 from finetune_core.training.forecast import expected
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import cut_index, plan
+from finetune_core.training.stage_plan import cut_index, plan, stages_of
 from finetune_core.training.strategies import BASELINE, epochs_of
 
 FROM = "from:"  # as a strategy: everything from this stage on trains
@@ -54,7 +53,7 @@ def design(
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, share of the training
     images and seed."""
-    there = {_measured_against(config) for config in configs if config.strategy == BASELINE}
+    there = {_measured_against(config) for config in configs if config.strategy == BASELINE and not config.features_from}
     trained: dict[tuple[str, float, int], RunConfig] = {}
     for config in configs:
         if epochs_of(config) and _measured_against(config) not in there:
@@ -96,17 +95,17 @@ def arm_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook)
 
 def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
     if name.startswith(FROM):
-        return {"strategy": "custom", "cut": name.removeprefix(FROM), "stage_rates": None}
+        return base.for_strategy("custom") | {"cut": name.removeprefix(FROM)}
     if name == "custom":
         if base.strategy != "custom":
             raise ConfigError({"strategies": f"custom needs the first stage that trains; write {FROM}STAGE"})
         return {}
-    return {"strategy": name, "cut": None, "stage_rates": None}
+    return base.for_strategy(name)
 
 
 def _cheapest_order(configs: list[RunConfig]) -> list[RunConfig]:
     """Shallow cuts first, because a deeper one is computed from them; what has no trunk at all comes last."""
-    cuts = {arm: cut_index(plan(some[0], network_stages(some[0].backbone))) for arm, some in by_arm(configs).items()}
+    cuts = {arm: cut_index(plan(some[0], stages_of(some[0]))) for arm, some in by_arm(configs).items()}
     backbones = list(dict.fromkeys(config.backbone for config in configs))
 
     def place(config: RunConfig) -> tuple[int, bool, int]:

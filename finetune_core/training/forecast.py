@@ -8,12 +8,11 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import input_info
-from finetune_core.models.network import network_stages
 from finetune_core.training.device import choose_device
 from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import room_when_idle
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import Strategy, cut_index, plan, trainable_parameters
+from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of, trainable_parameters
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.trunk import chosen_views, why_uncached
 
@@ -45,7 +44,7 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
         decode_seconds: to read one of the data set's images.
         found: how many of the activations are in the cache already.
     """
-    stages = network_stages(config.backbone, len(dataset.classes))
+    stages = stages_of(config, len(dataset.classes))
     strategy = plan(config, stages)
     train, val, test = (dataset.split_counts.get(split, 0) for split in (TRAIN, VAL, TEST))
     train = max(1, round(train * config.train_fraction))
@@ -108,13 +107,13 @@ def expected(config: RunConfig, dataset: Dataset, book: SpeedBook, found: int = 
 
 def comparable(config: RunConfig) -> list[RunConfig]:
     """The config once with each strategy that could run; custom is among them where it is the config's own."""
-    stages, found = network_stages(config.backbone), []
+    found = []
     for name in STRATEGIES:
         if name == config.strategy:
             found.append(config)
         elif name != "custom":
-            other = config.model_copy(update={"strategy": name, "cut": None, "stage_rates": None})
+            other = config.model_copy(update=config.for_strategy(name))
             with suppress(ConfigError):  # more epochs are needed, say
-                plan(other, stages)
+                plan(other, stages_of(other))
                 found.append(other)
     return found

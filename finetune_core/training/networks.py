@@ -31,7 +31,7 @@ from finetune_core.training.checkpoints import (
 from finetune_core.training.events import Ancestor
 from finetune_core.training.nearest import with_empty_neighbours
 from finetune_core.training.predictions import load_predictions
-from finetune_core.training.stage_plan import plan
+from finetune_core.training.stage_plan import last_used, plan
 from finetune_core.training.strategies import STRATEGIES
 
 
@@ -129,11 +129,12 @@ def beginning_of(config: RunConfig, classes: Sequence[str], run_dir: Path | None
     Raises:
         FinetuneError: when weights are missing or damaged.
     """
+    built = config.seed, config.image_size, last_used(config)
     if not config.earlier_run:
-        network = build_network(config.backbone, config.starts_from, len(classes), config.seed, config.image_size)
+        network = build_network(config.backbone, config.starts_from, len(classes), *built)
         return Beginning(replace(network, info=input_info(config)))
     start = kept_start(config, run_dir) if run_dir else start_of(config)
-    network = network_of(config.backbone, start.tensors, len(classes), config.seed, config.image_size)
+    network = network_of(config.backbone, start.tensors, len(classes), *built)
     if network.weights_hash != start.info.weights_hash:
         raise RunError(f"{checkpoint_path(run_dir or Path(), START)} is damaged: its weights are not those that it says.")
     kept = set(start.info.classes) == set(classes) and not STRATEGIES[config.strategy].fits
@@ -195,6 +196,10 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
             {
                 "from_run": f"{folder.name} classifies by its nearest training images and has trained nothing: start from the backbone itself"
             }
+        )
+    if last := last_used(earlier):
+        raise ConfigError(
+            {"from_run": f"{folder.name} ends after {last} and lacks what follows: start from the backbone itself"}
         )
     if info.backbone != earlier.backbone:
         raise ConfigError({"from_run": f"{folder.name} is damaged: its checkpoint is of {info.backbone}"})

@@ -18,7 +18,7 @@ from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.files import is_file
 from finetune_core.models.catalogue import BackboneInfo, backbone_info
-from finetune_core.models.network import Network, check_image_size, has_linear_head, network_stages
+from finetune_core.models.network import Network, check_image_size
 from finetune_core.models.partition import CannotSplit, Segments
 from finetune_core.models.weights import PRETRAINED, RANDOM, download
 from finetune_core.training.batches import sample_keys, subset
@@ -29,8 +29,8 @@ from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Pro
 from finetune_core.training.job import Job
 from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
 from finetune_core.training.placement import placed, room_for_rows
-from finetune_core.training.stage_plan import Strategy, cut_index, plan
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
+from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import (
     CachedTrunk,
@@ -75,8 +75,7 @@ def check_config(config: RunConfig, run_dir: Path | None = None) -> None:
     attempt("device", choose_device, config.device, config.precision)
     attempt("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
-        attempt("strategy", lambda: plan(config, network_stages(config.backbone)))
-        attempt("strategy", check_head, config)
+        attempt("strategy", lambda: plan(config, stages_of(config)))
         attempt("image_size", check_image_size, config.backbone, config.image_size)
     if config.earlier_run:
         if run_dir is None:
@@ -85,17 +84,6 @@ def check_config(config: RunConfig, run_dir: Path | None = None) -> None:
         problems["weights"] = f"there is no file {config.weights}"
     if problems:
         raise ConfigError(problems)
-
-
-def check_head(config: RunConfig) -> None:
-    """
-    Raises:
-        ConfigError: when a classifier is to be fitted in the place of a head that is none.
-    """
-    if not epochs_of(config) and not has_linear_head(config.backbone):
-        title = STRATEGIES[config.strategy].title
-        problem = f"{title} needs one linear layer as the head, and {config.backbone} has another; feature_extraction trains it"
-        raise ConfigError({"strategy": problem})
 
 
 def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:

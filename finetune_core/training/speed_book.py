@@ -187,5 +187,6 @@ def conditions(config: RunConfig) -> tuple[Any, ...]:
 
 def _key(config: RunConfig) -> str:
     strategy = config.strategy if config.strategy != "custom" else f"custom {config.cut} {config.stage_rates}"
+    strategy = f"{strategy} on {config.features_from}" if config.features_from else strategy
     device, precision, backbone, *sizes = conditions(config)
     return " | ".join(map(str, (device, precision, backbone, strategy, *sizes)))

@@ -6,6 +6,7 @@ from typing import Literal
 
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
+from finetune_core.models.network import has_linear_head, network_stages
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import StageRow
 from finetune_core.training.strategies import STRATEGIES, Part, Rule, epochs_of
@@ -39,6 +40,27 @@ class StagePlan:
 
 
 Strategy = tuple[StagePlan, ...]
+
+
+def last_used(config: RunConfig) -> str | None:
+    """The stage that a config's network ends after; None for all of them. A head that is fitted is one linear layer: where the
+    backbone's own is none, the network ends before it.
+
+    Raises:
+        ConfigError: when there is no backbone of that name.
+    """
+    if config.features_from is None and not epochs_of(config) and not has_linear_head(config.backbone):
+        return network_stages(config.backbone)[-2].name
+    return config.features_from
+
+
+def stages_of(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
+    """The stages of a config's network, without building its weights.
+
+    Raises:
+        ConfigError: when there is no such backbone, or it cannot end where it is to.
+    """
+    return network_stages(config.backbone, classes, features_from=last_used(config))
 
 
 def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:

@@ -118,6 +118,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "training images.",
         "Alain & Bengio 2016, Understanding intermediate layers using linear classifier probes; Oquab et al. 2023, DINOv2",
         _last(1),
+        settings=("features_from",),
         fits="linear_probe",
     ),
     "prototypes": NamedStrategy(
@@ -126,6 +127,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "For a few images per class, where there is too little to fit: nearest class mean on centred, normalised features.",
         "Wang et al. 2019, SimpleShot",
         _last(1),
+        settings=("features_from",),
         fits="prototypes",
     ),
     "nearest_neighbours": NamedStrategy(
@@ -135,6 +137,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "cannot be exported as a plain network.",
         "Caron et al. 2021, DINO",
         _last(1),
+        settings=("features_from",),
         fits="nearest_neighbours",
     ),
     "last_block": NamedStrategy(

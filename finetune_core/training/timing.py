@@ -17,7 +17,7 @@ from finetune_core.data.splits import TRAIN
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import ImageError
 from finetune_core.models.catalogue import backbone_info
-from finetune_core.models.network import Network, build_network, network_stages
+from finetune_core.models.network import Network, build_network
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.training.compute import place, train_step
@@ -29,7 +29,7 @@ from finetune_core.training.freezing import apply
 from finetune_core.training.loss_scale import loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
-from finetune_core.training.stage_plan import Strategy, cut_index, plan
+from finetune_core.training.stage_plan import Strategy, cut_index, last_used, plan, stages_of
 from finetune_core.training.strategies import epochs_of
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
@@ -70,9 +70,9 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *
 
 def _work(config: RunConfig) -> tuple[Any, ...]:
     """Equal for configs whose last epoch computes the same; their learning rates may differ."""
-    strategy = plan(config, network_stages(config.backbone))
+    strategy = plan(config, stages_of(config))
     passes = tuple((stage.frozen, stage.part, stage.batchnorm) for stage in strategy)
-    return (*conditions(config), epochs_of(config) > 0, passes)
+    return (*conditions(config), epochs_of(config) > 0, config.features_from, passes)
 
 
 def _measured(config: RunConfig, classes: int, step: Step) -> Work[Speed]:
@@ -84,7 +84,7 @@ def _measure(config: RunConfig, classes: int) -> Speed:
     device = choose_device(config.device, config.precision)
     asked = PRETRAINED if config.earlier_run else config.starts_from  # the same computation, whatever they hold
     weights = asked if asked != PRETRAINED or backbone_info(config.backbone).ready else RANDOM
-    network = build_network(config.backbone, weights, classes, config.seed, config.image_size)
+    network = build_network(config.backbone, weights, classes, config.seed, config.image_size, last_used(config))
     strategy = plan(config, network.stages)
     place(network, strategy, device)
     batch = min(config.batch_size, _LARGEST_BATCH)

@@ -96,8 +96,11 @@ class TrunkTables:
 
     def name(self, cut: int, view: str = "") -> str:
         info = self.network.info
+        ends = (
+            ("pooled",) if self.network.features_from and cut == len(self.network.stages) - 1 else ()
+        )  # else as the whole network's
         known = (self.network.weights_hash, info.name, info.mean, info.std, self.image_size, self.device.kind, *_way(info))
-        digest = hashlib.sha256(repr((*known, self.device.precision, view, _VERSIONS)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr((*known, self.device.precision, view, _VERSIONS, *ends)).encode()).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
     def seconds_per_row(self, cut: int) -> float | None:

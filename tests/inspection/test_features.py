@@ -12,6 +12,7 @@ from finetune_core.inspection.features import compute_features
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import CannotSplit
+from finetune_core.models.truncated import averaged_over
 from finetune_core.training import device_turn, feeding
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
@@ -111,7 +112,7 @@ def test_features_before_the_head_are_what_the_head_gets():
 )
 def test_averages_of_vectors_tokens_and_both_kinds_of_maps(shape, axes):
     output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    assert features._places(output) == axes
+    assert averaged_over(output.shape) == axes
     found = features._averaged(output, axes)
     assert found.shape == (2, 5)
     torch.testing.assert_close(found, output.mean(axes) if axes else output)

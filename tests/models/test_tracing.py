@@ -25,6 +25,7 @@ class OwnTracer(fx.Tracer):
     """torch.fx's own way, with the same leaves."""
 
     is_leaf_module = _Tracer.is_leaf_module
+    _whole = frozenset()
 
 
 def nodes(graph):

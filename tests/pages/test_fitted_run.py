@@ -4,6 +4,8 @@ import pytest
 
 from finetune_core import paths
 from finetune_core.config import make_config
+from finetune_core.formatting import number
+from finetune_core.models.network import network_stages
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training.strategies import BASELINE
@@ -82,6 +84,41 @@ def test_configure_hides_what_steers_steps(known, image_folder, tmp_path, monkey
     at.session_state["form_strategy"] = "last_block"
     at.run()
     assert at.number_input(key="form_epochs").value == 10
+
+
+def test_a_stage_to_take_features_from_is_offered_to_strategies_without_epochs_only(image_folder, known, tmp_path, monkeypatch):
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    drawn = []
+    monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"]))
+    at = opened("configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14})))
+    assert not [box for box in at.selectbox if box.key == "features_from"]
+    at.session_state["form_strategy"] = "prototypes"
+    at.run()
+    box = at.selectbox(key="features_from")
+    assert (box.value, box.options[0], box.options[-1]) == (None, "stem", "block7")
+    assert not [tile for tile in drawn[-1] if tile["look"] == "unused"]
+    box.select("block3").run()
+    assert not at.exception
+    assert [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"] == ["block4", "block5", "block6", "block7"]
+    assert [tile["word"] for tile in drawn[-1]][3:6] == ["frozen", "not used", "not used"]
+    used = sum(stage.parameter_count for stage in network_stages("efficientnet_lite0", 2, features_from="block3"))
+    assert f"of {number(used)} parameters" in words(at)
+    at.session_state["form_strategy"] = "last_block"
+    at.run()
+    assert not at.exception
+    assert not [box for box in at.selectbox if box.key == "features_from"]
+
+
+def test_a_run_on_features_of_an_earlier_stage_draws_what_it_does_not_use(fitted, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"]))
+    run = fitted(features_from="block3")
+    at = opened("train", run=run.run_id)
+    assert "The classifier was fitted to 40 features" in words(at)
+    assert [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"] == ["block4", "block5", "block6", "block7"]
+    assert drawn[-1][-1]["name"] == "head"
+    for page in ("evaluate", "predict", "runs"):
+        opened(page, run=run.run_id)
 
 
 def test_a_comparison_starts_with_the_baseline_unless_it_is_taken_off(fitted, known):

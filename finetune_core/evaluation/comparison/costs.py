@@ -7,9 +7,9 @@ from typing import Any
 
 from finetune_core.config import RunConfig
 from finetune_core.files import regular_file
-from finetune_core.models.network import network_stages
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
+from finetune_core.training.stage_plan import stages_of
 from finetune_core.training.strategies import STRATEGIES
 
 
@@ -131,7 +131,7 @@ def depth(config: RunConfig, names: Sequence[str] | None = None) -> Depth:
     Raises:
         ConfigError: when its strategy does not fit its backbone.
     """
-    names = names or [stage.name for stage in network_stages(config.backbone)]
+    names = names or [stage.name for stage in stages_of(config)]
     rules = STRATEGIES[config.strategy].rules(config, names)
     first = next(index for index, rule in enumerate(rules) if rule.rate > 0)
     return Depth(len(names) - first, names[first], all(rule.rate > 0 and rule.part == "all" for rule in rules[first:]))

@@ -142,7 +142,7 @@ def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
             for place, arm in enumerate(arms)
             if epochs_of(arm.config) and (arm.config.backbone, arm.config.train_fraction) == alike
         ]
-        if probe.config.strategy == BASELINE and trained:
+        if probe.config.strategy == BASELINE and probe.config.features_from is None and trained:
             found.append(_against(arms, pairs, at, trained))
     return " ".join(found)
 

@@ -77,6 +77,11 @@ def rebuild(network, classes):
     from safetensors.torch import load_file
     from torch import nn
 
+    if "features_from" in network:
+        sys.exit(
+            f"This network ends after {network['features_from']}, so its structure is in no library. Export it as ONNX or torch.export to run "
+            "it with this file, or name images with Thaw: python -m finetune_core predict FOLDER IMAGE…"
+        )
     if network["library"] == "timm":
         import timm
 

@@ -11,11 +11,10 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError
 from finetune_core.formatting import duration, memory, percent, short_number
 from finetune_core.models.catalogue import PACKAGED, backbone_info, ready_backbones
-from finetune_core.models.network import network_stages
 from finetune_core.runs.earlier import best_before, way_to_train
 from finetune_core.training.forecast import Forecast, expected
 from finetune_core.training.speed_book import SpeedBook
-from finetune_core.training.stage_plan import describe, plan
+from finetune_core.training.stage_plan import describe, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.account import owner
 from pages.shared.chrome import plain
@@ -105,13 +104,13 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
     strategy = STRATEGIES[name]
     other = config
     if name != config.strategy:
-        other = config.model_copy(update={"strategy": name, "cut": None, "stage_rates": None})
+        other = config.model_copy(update=config.for_strategy(name))
     card = Card(name, strategy.title, strategy.summary, tip=f"{strategy.help} ({strategy.source})")
     if name == "custom" != config.strategy:
         return card
     classes = len(known.dataset.classes) if known.dataset else 1000
     try:
-        stages = network_stages(other.backbone, classes)
+        stages = stages_of(other, classes)
         rows = describe(plan(other, stages), stages)
     except ConfigError as error:
         return Card(name, strategy.title, strategy.summary, facts="; ".join(error.problems.values()), tip=card.tip)

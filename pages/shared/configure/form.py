@@ -161,9 +161,11 @@ def strategy_settings(problems: dict[str, str]) -> None:
         if chosen == "custom":
             _custom_widgets()
         for name in STRATEGIES[chosen].settings:
-            if name not in settings.NO_WIDGETS:
+            if name == "features_from":
+                _last_used_widget()
+            elif name not in settings.NO_WIDGETS:
                 setting_field(name, problems)
-        for name in ("strategy", "cut", "stage_rates"):
+        for name in ("strategy", "cut", "stage_rates", "features_from"):
             _problem(name, problems)
 
 
@@ -247,6 +249,15 @@ def _custom_widgets() -> None:
         for name in names:
             st.session_state.setdefault(settings.rate_key(name), 1.0 if name == "head" else 0.0)
             st.number_input(name, key=settings.rate_key(name), step=0.1, persist_state="session")
+
+
+def _last_used_widget() -> None:
+    names, one = settings.stage_names()[:-1], setting_of("features_from")
+    if st.session_state.get("features_from") not in names:
+        st.session_state["features_from"] = None
+    st.selectbox(
+        one.label, names, None, placeholder=one.placeholder, help=one.help, key="features_from", persist_state="session"
+    )
 
 
 def label(name: str) -> str:

@@ -7,6 +7,7 @@ import streamlit as st
 
 from finetune_core.config import Edit, RunConfig, all_settings, make_config, names_in
 from finetune_core.config.metadata import HARDWARE, SPLIT, numbers_text
+from finetune_core.config.run_config import FITTED
 from finetune_core.data.entry import load_split
 from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.models.catalogue import backbone_info, default_backbone, usual_image_size
@@ -206,6 +207,7 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     st.session_state["custom_how"] = EVERY_STAGE if config.stage_rates is not None else FROM_STAGE
     names = stage_names()
     st.session_state["custom_cut"] = config.cut if config.cut in names else names[-2]
+    st.session_state["features_from"] = config.features_from if config.features_from in names else None
     for name in names:
         st.session_state[rate_key(name)] = float((config.stage_rates or {"head": 1.0}).get(name, 0.0))
     for name, options in {
@@ -233,6 +235,8 @@ def _widgets() -> dict[str, Any]:
     fill_in()
     found = {name: st.session_state.get(key(name)) for name in defaults() if name not in NO_WIDGETS}
     found |= _weights()
+    if found["strategy"] in FITTED and (last := st.session_state.get("features_from")) in stage_names():
+        found["features_from"] = last
     return found | _custom_strategy() if found["strategy"] == "custom" else found
 
 

@@ -8,7 +8,7 @@ import streamlit as st
 from finetune_core.config import RunConfig
 from finetune_core.formatting import learning_rate_text, number, percent, short_number
 from finetune_core.models.network import network_stages
-from finetune_core.training.stage_plan import describe, plan
+from finetune_core.training.stage_plan import describe, last_used, plan, stages_of
 from finetune_core.training.strategies import STRATEGIES, Fit
 
 _HEAD_WORDS: dict[Fit | None, str] = {
@@ -21,6 +21,7 @@ _PART_WORDS = {"norms": "norm layers only", "biases": "biases only"}
 
 # Dark words on light tiles: readable in both themes. The word and the sign say it, too, not the colour alone.
 LOOKS_CSS = """
+.unused { background: transparent; color: inherit; border-color: #8a8f98; border-style: dashed; }
 .frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
 .thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
 .warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
@@ -37,6 +38,7 @@ button.tile:hover, button.tile:focus-visible { outline: 3px solid var(--st-prima
 .word { font-weight: 600; }
 .word::before { content: "local_fire_department" / ""; margin-right: 3px; font: normal 1.2em "Material Symbols Rounded"; vertical-align: -0.2em; }
 .frozen .word::before { content: "ac_unit" / ""; }
+.unused .word::before { content: "block" / ""; }
 @media (max-width: 640px) {
   .row { gap: 4px; }
   .tile { flex-basis: 64px; min-width: 64px; padding: 5px 2px; font-size: 12px; line-height: 1.3; }
@@ -69,9 +71,10 @@ export default function ({ data, parentElement, setTriggerValue }) {
     for (const line of element.children) line.textContent = tile[line.className]
     if (clickable) {
       element.type = "button"
-      element.title = tile.look === "frozen" ? `Let ${tile.name} train` : `Freeze ${tile.name}`
+      const still = tile.look === "frozen" || tile.look === "unused"
+      element.title = still ? `Let ${tile.name} train` : `Freeze ${tile.name}`
       element.setAttribute("aria-label", `${element.title} (now: ${tile.word}, ${tile.rate})`)
-      element.setAttribute("aria-pressed", String(tile.look !== "frozen"))
+      element.setAttribute("aria-pressed", String(!still))
       element.onclick = () => setTriggerValue("clicked", tile.name)
     } else if (!data.clickable) element.setAttribute("role", "listitem")
   })
@@ -97,9 +100,23 @@ def draw_strategy(
     Raises:
         ConfigError: when its strategy does not fit its backbone.
     """
-    stages = network_stages(config.backbone, classes)
-    rows = describe(plan(config, stages), stages)
+    stages = stages_of(config, classes)
+    rows = with_unused(describe(plan(config, stages), stages), config)
     draw_stages(rows, config.learning_rate if rates else None, on_click, STRATEGIES[config.strategy].fits)
+
+
+def with_unused(stages: Sequence[Mapping[str, Any]], config: RunConfig) -> list[Mapping[str, Any]]:
+    """The stages that train or are frozen, and those of the backbone that the network ends before.
+
+    Raises:
+        ConfigError, WeightsError: when the backbone is not known any more.
+    """
+    used = {stage["name"] for stage in stages}
+    unused = [stage for stage in network_stages(config.backbone) if stage.name not in used] if last_used(config) else []
+    rows = [
+        {"name": stage.name, "parameters": 0, "trains": False, "rate": 0.0, "thaw_epoch": 1, "unused": True} for stage in unused
+    ]
+    return [*stages[:-1], *rows, *stages[-1:]]
 
 
 def draw_stages(
@@ -111,7 +128,7 @@ def draw_stages(
     """Draw stages, input to head.
 
     Args:
-        stages: ``name, parameters, trains, rate`` each, as in a RunStarted row.
+        stages: ``name, parameters, trains, rate`` each, as in a RunStarted row; see ``with_unused``.
         learning_rate: of the run; a stage gets ``rate`` times as much. None where it is not known.
         on_click: as in ``draw_strategy``.
         fits: what the head is fitted by in one go, without a learning rate; None where it trains.
@@ -134,13 +151,16 @@ def draw_stages(
 
 
 def look(stage: Mapping[str, Any], is_head: bool) -> str:
-    """How a stage looks: ``frozen``, ``thaws`` (later), ``warm``, or ``head`` where it trains."""
+    """How a stage looks: ``unused``, ``frozen``, ``thaws`` (later), ``warm``, or ``head`` where it trains."""
+    if stage.get("unused"):
+        return "unused"
     return "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
 
 
 def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None) -> dict[str, str]:
     style = look(stage, is_head)
     words = {
+        "unused": "not used",
         "frozen": "frozen",
         "thaws": f"from epoch {stage['thaw_epoch']}",
         "warm": _PART_WORDS.get(stage.get("part", "all"), "trains"),
@@ -148,9 +168,11 @@ def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, 
     }
     return {
         "name": stage["name"],
-        "size": short_number(stage["parameters"]),
+        "size": "" if style == "unused" else short_number(stage["parameters"]),
         "word": words[style],
-        "rate": "unchanged"
+        "rate": "left out"
+        if style == "unused"
+        else "unchanged"
         if not stage["trains"]
         else "no learning rate"
         if fits
