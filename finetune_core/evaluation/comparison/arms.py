@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from finetune_core.config import RunConfig
@@ -140,8 +141,12 @@ def _in_short(name: str, value: Any) -> str:
         return str(value)
     if name == "train_fraction":
         return f"{percent(value, 0 if value >= 0.01 else 1)} of the data"
+    if name == "from_run":
+        return f"from run {Path(value).name}" if value else "from no run"
     if name == "edits":
         return f"{len(value)} changes to the data"
+    if isinstance(value, tuple):
+        return f"{name} {', '.join(f'{one:g}' for one in value)}"
     return f"{name.replace('_', ' ')} {value:g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
 
 

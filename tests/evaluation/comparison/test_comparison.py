@@ -122,6 +122,8 @@ def test_titles_say_what_tells_the_arms_apart_and_no_more():
         "Last block · efficientnet_lite0 · 25 % of the data",
     ]
     assert titles({"strategy": "custom", "cut": "layer3"}) == ["Custom from layer3 on"]
+    assert titles({"from_run": "/at/home/runs/earlier"}, {}) == ["Last block · from run earlier", "Last block · from no run"]
+    assert titles({"mean": (0.5, 0.25, 0)}, {}) == ["Last block · mean 0.5, 0.25, 0", "Last block · mean None"]
 
 
 def test_the_report_is_one_file_that_asks_for_nothing_and_takes_nothing_for_markup(made_run):
