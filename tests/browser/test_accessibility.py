@@ -71,6 +71,36 @@ def test_an_opened_image_and_every_view_of_an_evaluation_have_no_serious_violati
         assert (view, violations(page)) == (view, [])
 
 
+def test_the_camera_has_no_serious_violation_before_and_after_something_is_recorded(server, page, violations):
+    opened(page, server, "dataset")
+    page.get_by_text("Camera", exact=True).click()
+    page.get_by_role("button", name="Turn on the camera").click()
+    button = page.locator("button.hold")
+    button.filter(has_text="Name a class first").wait_for()
+    page.wait_for_function(QUIET)
+    assert violations(page) == []
+    page.get_by_label("Class", exact=True).fill("cup")
+    button.filter(has_text="Hold to record cup").focus()
+    page.keyboard.down(" ")
+    button.filter(has_text="Recording: 8").wait_for()
+    assert violations(page) == []
+    page.keyboard.up(" ")
+    page.get_by_label("Frame 8", exact=True).wait_for()
+    page.wait_for_function(QUIET)
+    assert violations(page) == []
+
+
+def test_the_live_camera_has_no_serious_violation(filled_server, page, violations):
+    opened(page, filled_server, "predict")
+    page.get_by_text("Live camera", exact=True).click()
+    page.mouse.move(0, 0)
+    page.get_by_text("Turn on the camera, and hold something up.").wait_for()
+    assert violations(page) == []
+    page.get_by_role("button", name="Turn on the camera").click()
+    page.locator("[data-testid=stProgress] strong").wait_for()
+    assert violations(page) == []
+
+
 @pytest.fixture
 def tab_to(page):
     """``tab_to(target)``: presses Tab until that has the focus."""
