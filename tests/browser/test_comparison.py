@@ -63,3 +63,34 @@ def test_stop_all_ends_the_queue_and_what_trained_is_compared(server, page, quic
     page.get_by_text("Left out, because they have not finished an epoch").wait_for()
     page.get_by_text("Accuracy on").wait_for()
     no_error_on(page)
+
+
+@pytest.fixture
+def data(image_folder, tmp_path, monkeypatch):
+    """A small folder that the server of this test may read."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    return image_folder(tmp_path / "pets", {"red": 30, "blue": 30})
+
+
+def test_a_linear_probe_is_fitted_and_training_is_held_against_it(data, server, page, no_error_on):
+    page.goto(f"{server.url}/dataset")
+    page.get_by_label("Folder, archive or manifest", exact=True).fill(str(data))
+    page.get_by_label("Folder, archive or manifest", exact=True).press("Enter")
+    page.get_by_role("button", name="Configure the training").click()
+    page.get_by_label("Epochs", exact=True).fill("2")
+    page.get_by_label("Image size (pixels)", exact=True).fill("32")
+    page.get_by_label("Image size (pixels)", exact=True).press("Enter")
+    page.get_by_role("radio", name="Linear probe", exact=True).click()
+    page.get_by_text(re.compile("Linear probe on efficientnet_lite0 · .* no epochs")).wait_for()
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_url(re.compile(r"/train\?run="))
+    page.get_by_text("Its head was fitted without epochs.").wait_for()
+    page.get_by_text(re.compile(r"C = \S+ was chosen among")).wait_for()
+    page.get_by_role("link", name="Compare").click()
+    for name in ("Feature extraction", "Full fine-tuning"):
+        page.get_by_role("button", name=name, exact=True).click()
+    page.get_by_label("Seeds", exact=True).fill("1")
+    page.get_by_label("Seeds", exact=True).press("Enter")
+    page.get_by_role("button", name="Start 2 runs").click()
+    page.get_by_text(re.compile("(beats? the linear probe by .*|(than|from) a linear probe that took .*)[.]")).wait_for()
+    no_error_on(page)
