@@ -51,18 +51,19 @@ def design(
 
 
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, share of the training
-    images and seed."""
-    there = {_measured_against(config) for config in configs if config.strategy == BASELINE and not config.features_from}
-    trained: dict[tuple[str, float, int], RunConfig] = {}
+    """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, its weights, share of
+    the training images, and seed."""
+    there = {features_of(config) for config in configs if config.strategy == BASELINE and not config.features_from}
+    trained: dict[tuple[str, int], RunConfig] = {}
     for config in configs:
-        if epochs_of(config) and _measured_against(config) not in there:
-            trained.setdefault((*_measured_against(config), config.seed), config)
+        if epochs_of(config) and features_of(config) not in there:
+            trained.setdefault((features_of(config), config.seed), config)
     return _cheapest_order([make_config(config.model_dump() | _strategy(config, BASELINE)) for config in trained.values()])
 
 
-def _measured_against(config: RunConfig) -> tuple[str, float]:
-    return config.backbone, config.train_fraction
+def features_of(config: RunConfig) -> str:
+    """Equal for runs that start from the same features of the same training images, so that a linear probe among them is the baseline."""
+    return config.model_dump_json(include={"backbone", "weights", "from_run", "train_fraction"})
 
 
 def arm_of(config: RunConfig) -> str:

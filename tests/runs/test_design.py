@@ -58,6 +58,16 @@ def test_runs_lack_one_linear_probe_per_backbone_share_and_seed():
     assert lacking_baselines([*trained, *lacking]) == lacking_baselines(lacking) == []
 
 
+def test_a_linear_probe_on_other_weights_is_no_baseline():
+    probe, trained = design(BASE, ["linear_probe"], [0]), design(BASE, ["full"], [0])
+    assert not lacking_baselines([*probe, *trained])
+    for changed in ({"from_run": "an/earlier/run"}, {"weights": "none"}):
+        other = [config.model_copy(update=changed) for config in trained]
+        (lacking,) = lacking_baselines([*probe, *other])
+        assert lacking.strategy == "linear_probe"
+        assert {name: getattr(lacking, name) for name in changed} == changed
+
+
 def test_what_is_named_twice_trains_once():
     assert len(design(BASE, ["full", "full"], [0, 0, 1])) == 2
 

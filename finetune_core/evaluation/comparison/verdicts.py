@@ -16,6 +16,7 @@ from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import duration, things
+from finetune_core.runs.design import features_of
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
 CLAIMS: dict[About, str] = {"strategies": "Strategies", "networks": "Networks"}
@@ -133,15 +134,11 @@ def networks(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
 
 
 def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
-    """What training in epochs gained over each linear probe on the same backbone and share of the data; empty without one."""
+    """What training in epochs gained over each linear probe on the same features of the same images; empty without one."""
     found = []
     for at, probe in enumerate(arms):
-        alike = (probe.config.backbone, probe.config.train_fraction)
-        trained = [
-            place
-            for place, arm in enumerate(arms)
-            if epochs_of(arm.config) and (arm.config.backbone, arm.config.train_fraction) == alike
-        ]
+        alike = features_of(probe.config)
+        trained = [place for place, arm in enumerate(arms) if epochs_of(arm.config) and features_of(arm.config) == alike]
         if probe.config.strategy == BASELINE and probe.config.features_from is None and trained:
             found.append(_against(arms, pairs, at, trained))
     return " ".join(found)
