@@ -43,10 +43,11 @@ def about_network(name: str) -> None:
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
     badge = f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: {plain(licence_name(info.licence))}]"
+    st.markdown(
+        f"{badge}{page}", help="The licence of the weights, as their source states it."
+    )  # a caption's grey is too faint for it
     st.caption(
-        f"{badge}{page} Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, {info.interpolation}; mean {mean}, "
-        f"std {std}",
-        help="The licence of the weights, as their source states it.",
+        f"Pretrained at {info.image_size} pixels, {percent(info.crop)} of the image, {info.interpolation}; mean {mean}, std {std}"
     )
     if info.research_only:
         st.warning(_RESEARCH_ONLY, icon=":material/gavel:")
