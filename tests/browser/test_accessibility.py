@@ -136,8 +136,8 @@ def test_from_home_to_a_verdict_with_the_keyboard_alone(server, page, tab_to, no
     page.get_by_role("button", name="See the evaluation").wait_for()
     press("link", "Compare")
     tab_to(page.get_by_label("Strategies", exact=True))
-    page.keyboard.press("Space")  # leaves out one of three
+    page.keyboard.press("Space")  # leaves out one of four
     fill("Seeds", "1")
-    press("button", "Start 2 runs")
+    press("button", "Start 3 runs")
     page.get_by_role("heading", name=re.compile("on these 269 images")).wait_for()
     no_error_on(page)
