@@ -61,13 +61,15 @@ class Segments:
         if first is not None:
             copies[first] = graph.placeholder("activation")
             copies |= self.numbers
-            if _used_after(self.counts, begin, nodes):
-                copies |= dict.fromkeys(self.counts, graph.call_method("size", (copies[first], 0)))
-        known = self.numbers.keys() | self.counts
-        for node in [*_constants_before(nodes, _dependent(nodes, known), begin, stop), *nodes[begin:stop]]:
+        constants = _constants_before(nodes, _dependent(nodes, self.numbers.keys() | self.counts), begin, stop)
+        if first is not None and not self.counts.isdisjoint(constants):
+            copies |= dict.fromkeys(self.counts, graph.call_method("size", (copies[first], 0)))
+        for node in [*constants, *nodes[begin:stop]]:
             if node.op == "output":
                 graph.output(fx.map_arg(node.args[0], copies.__getitem__))
-            elif node not in copies:
+            elif node not in copies and copies.keys() >= set(
+                node.all_input_nodes
+            ):  # else it asks for sizes before the part: numbers
                 copies[node] = graph.node_copy(node, copies.__getitem__)
         if last is not None:
             graph.output(copies[last])
@@ -99,9 +101,14 @@ def trace(model: nn.Module, stages: Sequence[Stage], image_size: int | None = No
     if image_size is None or None not in boundaries or not any(map(_asks_a_size, graph.nodes)):
         return Segments(root, graph, boundaries)
     numbers, counts, batches = _sizes(root, graph, image_size)
-    nodes, found = list(graph.nodes), _boundaries(root, graph, stages, numbers.keys() | counts)
+    nodes, known = list(graph.nodes), numbers.keys() | counts
+    found, depends = _boundaries(root, graph, stages, known), _dependent(nodes, known)
+
+    def counted(node: fx.Node) -> bool:
+        return not counts.isdisjoint(_constants_before(nodes, depends, nodes.index(node) + 1, len(nodes)))
+
     # The number of images is that of the values that cross, where these are one per image.
-    usable = [node and (node in batches or not _used_after(counts, nodes.index(node) + 1, nodes)) for node in found]
+    usable = [node and (node in batches or not counted(node)) for node in found]
     boundaries = tuple(node if good else None for node, good in zip(found, usable, strict=True))
     return Segments(root, graph, boundaries, numbers, counts)
 
@@ -193,11 +200,6 @@ def _constants_before(nodes: Sequence[fx.Node], depends: set[fx.Node], begin: in
         if node in needed or node not in before:
             needed.update(source for source in node.all_input_nodes if source in before and source not in depends)
     return [node for node in nodes[:begin] if node in needed]
-
-
-def _used_after(counts: Collection[fx.Node], begin: int, nodes: Sequence[fx.Node]) -> bool:
-    before = set(nodes[:begin])
-    return any(count in before and not before.issuperset(count.users) for count in counts)
 
 
 def _dependent(nodes: Sequence[fx.Node], known: Collection[fx.Node]) -> set[fx.Node]:
