@@ -13,6 +13,18 @@ from finetune_core.work import Step, Work
 _EVERY = 0.2  # seconds between looks at how far a download is
 
 
+def is_repository(name: str) -> bool:
+    """Whether the Hub's client takes a name, with "@revision" where one is named, for one that a repository can have."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]  # documented, not re-exported for types
+
+    try:
+        validate_repo_id(name.partition("@")[0])
+    except HFValidationError:
+        return False
+    return True
+
+
 def cached(repository: str, file: str) -> Path | None:
     """Where the Hub's cache has a file; None where it has none."""
     from huggingface_hub import try_to_load_from_cache

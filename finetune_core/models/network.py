@@ -15,7 +15,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create, create_on_meta
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
-from finetune_core.models.timm_networks import MISFITS, is_timm_name
+from finetune_core.models.timm_networks import MISFITS, headless, is_timm_name
 from finetune_core.models.truncated import truncated
 from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, of_head, pretrained_timm, put_tensors, state_hash
 from finetune_core.randomness import seeded
@@ -125,7 +125,7 @@ def _structure(name: str, side: int) -> _Structure:
         heads = (find_head(model),)
     layers = [model.get_submodule(head) for head in heads]
     if not heads:
-        raise ConfigError({"backbone": f"{name} has no head that classifies, and timm puts none on it"})
+        raise headless(name)
     if not all(isinstance(layer, nn.Linear | nn.Conv2d) for layer in layers):
         raise ConfigError({"backbone": f"the head of {name} is no linear layer or convolution, so Thaw cannot replace it"})
     for head in heads:

@@ -29,7 +29,7 @@ CLASSES = 1000  # of the head that is put on networks published without one
 
 _LARGEST = 2**22  # bytes of a config.json
 _PARAMETERS = Path(__file__).with_name("timm_parameters.csv")
-_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 _ARGUMENT = (bool, int, float, str, list, type(None))
 # What building, or a forward pass without numbers, raises where arguments or sizes do not fit a network.
 MISFITS = (RuntimeError, AssertionError, ValueError, TypeError, KeyError, AttributeError, IndexError, ArithmeticError)
@@ -105,10 +105,11 @@ def is_timm_name(name: str) -> bool:
 
 @cache
 def published() -> dict[str, str]:
-    """Everything that timm publishes as safetensors: ``timm/NAME.TAG`` -> its repository."""
+    """Everything that timm publishes as safetensors and that can classify: ``timm/NAME.TAG`` -> its repository."""
     import timm
 
-    configs = {name: timm.get_pretrained_cfg(name) for name in timm.list_models(pretrained=True)}
+    names = [name for name in timm.list_models(pretrained=True) if classifies(name.partition(".")[0])]
+    configs = {name: timm.get_pretrained_cfg(name) for name in names}
     return {f"{TIMM}{name}": found.hf_hub_id for name, found in configs.items() if found and found.hf_hub_id}
 
 
@@ -126,12 +127,14 @@ def check_name(name: str) -> None:
     """Whether a name can be a network's, looking at nothing but the name.
 
     Raises:
-        ConfigError: when timm has no such architecture or tag, or the rest is no repository or folder.
+        ConfigError: when timm has no such architecture or tag, or puts no head on it, or the rest is no repository or folder.
     """
     if name.startswith(TIMM):
         _registered(name)
-    elif name.startswith(HUB) and not _REPOSITORY.fullmatch(name.removeprefix(HUB)):
-        raise _refused(f"{name!r} names no repository of the Hugging Face Hub: hf-hub:USER/MODEL is expected")
+    elif name.startswith(HUB):
+        repository = name.removeprefix(HUB)
+        if not (_REPOSITORY.fullmatch(repository) and hub.is_repository(repository)):
+            raise _refused(f"{name!r} names no repository of the Hugging Face Hub: hf-hub:USER/MODEL is expected")
     elif name.startswith(FOLDER) and not name.removeprefix(FOLDER).strip():
         raise _refused(f"{name!r} names no folder: local-dir:FOLDER is expected")
 
@@ -193,6 +196,8 @@ def build(
         if not seen and _note_fitting(network, model):
             model = create()
         if not (network.classes or (dict(network.arguments) | head).get("num_classes")):
+            if not hasattr(model, "reset_classifier"):
+                raise headless(network.name)
             model.reset_classifier(CLASSES)  # type: ignore[operator]
     except MISFITS as error:
         if file:
@@ -240,6 +245,17 @@ def known_parameters(name: str) -> int | None:
     return body + per_class * (config["num_classes"] or CLASSES) if body else None
 
 
+def classifies(architecture: str) -> bool:
+    """Whether timm can put a head on an architecture: on encoders for language models it cannot, as counting their parameters has shown."""
+    _, per_class = _counted().get(architecture, (0, 1))  # of what nobody has counted, building it says so
+    return per_class > 0
+
+
+def headless(name: str) -> ConfigError:
+    """That a network cannot classify."""
+    return _refused(f"{name} has no head that classifies, and timm puts none on it")
+
+
 @cache
 def _counted() -> dict[str, tuple[int, int]]:
     """Architecture -> its parameters without those of the head, and those of the head for each class."""
@@ -285,6 +301,8 @@ def _registered(name: str) -> tuple[str, dict[str, Any]]:
     architecture = name.removeprefix(TIMM).partition(".")[0]
     if not timm.is_model(architecture):
         raise _refused(f"timm has no network {architecture!r}; `python -m finetune_core backbones WORD` finds some")
+    if not classifies(architecture):
+        raise headless(name)
     try:
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
     except RuntimeError:
@@ -319,6 +337,8 @@ def _read_description(description: Path, _version: object) -> tuple[str, dict[st
     architecture, arguments = found.get("architecture"), found.get("model_args") or {}
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         return f"timm has no network {architecture!r}"
+    if not classifies(architecture):
+        return f"{architecture} has no head that classifies, and timm puts none on it"
     if not isinstance(config, dict) or not isinstance(arguments, dict):
         return "its pretrained_cfg and model_args have to be JSON objects"
     if not all(isinstance(value, _ARGUMENT) for value in arguments.values()):

@@ -266,11 +266,30 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["timm/no_such_network", "timm/test_vit.no_such_tag", "hf-hub:nothing", "hf-hub:a/../b", "local-dir: "]
+    "name",
+    [
+        "timm/no_such_network",
+        "timm/test_vit.no_such_tag",
+        "hf-hub:nothing",
+        "hf-hub:a/../b",
+        "hf-hub:user/model.git",
+        "hf-hub:a--b/c",
+        "hf-hub:user/-model",
+        "hf-hub:user/model@../../other",
+        "hf-hub:user/model@/etc/hostname",
+        "local-dir: ",
+    ],
 )
 def test_names_that_can_be_nobodys_are_refused(name):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         backbone_info(name)
+    assert list(caught.value.problems) == ["backbone"]
+
+
+def test_a_revision_can_be_a_branch_a_tag_or_a_request():
+    for revision in ("main", "v1.0", "refs/pr/3", COMMIT):
+        with pytest.raises(WeightsError, match="not on this machine yet"):
+            backbone_info(f"hf-hub:user/model@{revision}")
 
 
 def test_a_download_that_is_given_up_ends_and_is_not_taken_for_whole(server, weights):
