@@ -37,6 +37,8 @@ from finetune_core.models.catalogue import PACKAGED
 from finetune_core.runs.record import reopen_run
 from finetune_core.runs.store import Run, run_folder
 
+_ADVISED = tuple(name for name in ADVISED if name != "backbone")  # ``advise`` names its networks itself
+
 AnyPath = str | os.PathLike[str]
 AnyRun = Run | AnyPath  # as it was returned, or its id, or its folder
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -214,7 +216,7 @@ def inspect(
         return inspected(os.fspath(data), settings, deep=deep, backbone=backbone, as_is=as_is)
 
 
-@_takes_settings(name for name in ADVISED if name != "backbone")
+@_takes_settings(_ADVISED)
 def advise(
     data: AnyPath,
     backbones: Iterable[str] = (),
@@ -238,7 +240,7 @@ def advise(
         FinetuneError: when the data or a setting cannot be used; a network that cannot be probed is among the result's ``failed``.
     """
     with progress_shown(progress):
-        if others := settings.keys() - set(ADVISED):
+        if others := settings.keys() - set(_ADVISED):
             raise ConfigError(dict.fromkeys(sorted(others), "changes neither probes nor forecasts"))
         return advised(os.fspath(data), list(backbones), settings, images, budget, as_is=as_is)
 

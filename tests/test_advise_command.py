@@ -95,5 +95,10 @@ def test_the_function_gives_what_the_command_prints_and_escapes_names(data):
     shown = advice._repr_html_()
     assert advice.candidates[0].stage in shown
     assert "cannot predict" in shown
-    with pytest.raises(ConfigError, match="weight_decay"):
-        thaw_api.advise(data, NAMES[:1], weight_decay=0.1)
+
+
+@pytest.mark.parametrize("setting", ["weight_decay", "backbone"])
+def test_the_function_refuses_settings_that_change_nothing(data, setting):
+    with pytest.raises(ConfigError, match=setting) as refused:
+        thaw_api.advise(data, NAMES[:1], **{setting: "0.1"})
+    assert list(refused.value.problems) == [setting]

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from finetune_core.__main__ import app
 from finetune_core.config import Edit, make_config
 from finetune_core.data.edits import save_edits
 from finetune_core.data.entry import load_split, save_split
-from finetune_core.inspection.deep import inspect_deeply
+from finetune_core.errors import DataError
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from tests.deadline import wait_until
@@ -292,7 +291,7 @@ def test_the_cache_can_be_switched_off(trained, tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Deep inspections at 32 pixels."""
-    monkeypatch.setattr("finetune_core.inspection.deep.inspect_deeply", partial(inspect_deeply, image_size=32))
+    monkeypatch.setattr("finetune_core.models.catalogue.usual_image_size", lambda _: 32)
 
 
 def zipped(folder, file, inside=""):
@@ -318,6 +317,20 @@ def test_a_deep_inspection_is_one_json_object(image_folder, tmp_path):
     assert "Accuracy of a linear probe" in in_words.stdout
     assert result["deep"]["suggestion"]["reason"] in in_words.stdout
     assert "blue <b>" in in_words.stdout
+
+
+def test_a_deep_inspection_takes_images_of_the_networks_own_size(trained, monkeypatch):
+    data, *_ = trained
+    asked = []
+
+    def inspected(_dataset, backbone, image_size, **_):
+        asked.append((backbone, image_size))
+        raise DataError("enough")
+        yield
+
+    monkeypatch.setattr("finetune_core.inspection.deep.inspect_deeply", inspected)
+    assert thaw("inspect", data, "--deep", "--backbone", "efficientnet_lite1").returncode == 2
+    assert asked == [("efficientnet_lite1", 240)]
 
 
 def test_without_deep_nothing_is_computed(trained, monkeypatch):

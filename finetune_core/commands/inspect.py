@@ -41,15 +41,13 @@ def inspected(data: str, split: Mapping[str, Any], *, deep: bool, backbone: str 
 def _deep(dataset: Dataset, backbone: str | None) -> "Work[DeepReport]":
     from finetune_core.inspection.deep import inspect_deeply  # here: no other inspection needs torch
     from finetune_core.models.catalogue import PACKAGED, backbone_info, usual_image_size
-    from finetune_core.models.timm_networks import is_timm_name
     from finetune_core.models.weights import download, fetch_description
 
     name = backbone or PACKAGED
     yield from in_phase("download", fetch_description(name))
     if not (info := backbone_info(name)).ready:
         yield from in_phase("download", download(info))
-    size = {"image_size": usual_image_size(name)} if is_timm_name(name) else {}
-    return (yield from inspect_deeply(dataset, name, map_too=False, **size))
+    return (yield from inspect_deeply(dataset, name, usual_image_size(name), map_too=False))
 
 
 def print_inspection(inspection: Inspection) -> None:

@@ -51,8 +51,8 @@ def design(
 
 
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
-    """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, its weights, share of
-    the training images, and seed."""
+    """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, its weights and input,
+    share of the training images, and seed."""
     there = {features_of(config) for config in configs if config.strategy == BASELINE and not config.features_from}
     trained: dict[tuple[str, int], RunConfig] = {}
     for config in configs:
@@ -63,7 +63,7 @@ def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
 
 def features_of(config: RunConfig) -> str:
     """Equal for runs that start from the same features of the same training images, so that a linear probe among them is the baseline."""
-    return config.model_dump_json(include={"backbone", "weights", "from_run", "train_fraction"})
+    return config.model_dump_json(include={"backbone", "weights", "from_run", "train_fraction", *config.input_settings})
 
 
 def arm_of(config: RunConfig) -> str:

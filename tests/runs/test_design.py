@@ -58,10 +58,18 @@ def test_runs_lack_one_linear_probe_per_backbone_share_and_seed():
     assert lacking_baselines([*trained, *lacking]) == lacking_baselines(lacking) == []
 
 
-def test_a_linear_probe_on_other_weights_is_no_baseline():
+def test_a_linear_probe_on_other_weights_or_another_input_is_no_baseline():
     probe, trained = design(BASE, ["linear_probe"], [0]), design(BASE, ["full"], [0])
     assert not lacking_baselines([*probe, *trained])
-    for changed in ({"from_run": "an/earlier/run"}, {"weights": "none"}):
+    means = (0.5, 0.5, 0.5)
+    for changed in (
+        {"from_run": "an/earlier/run"},
+        {"weights": "none"},
+        {"image_size": 64},
+        {"crop_pct": 0.5},
+        {"mean": means, "std": means},
+        {"interpolation": "bicubic"},
+    ):
         other = [config.model_copy(update=changed) for config in trained]
         (lacking,) = lacking_baselines([*probe, *other])
         assert lacking.strategy == "linear_probe"

@@ -12,7 +12,6 @@ from finetune_core.evaluation.advice.proposal import Proposal, proposed
 from finetune_core.evaluation.advice.ranking import Candidate, best_stages, ranked
 from finetune_core.formatting import duration, number, percent, things
 from finetune_core.markup import paragraphs, table
-from finetune_core.models.network import has_linear_head
 from finetune_core.runs.design import design
 from finetune_core.training.logistic import MOST_CHOSEN_ON, probe_folds
 from finetune_core.training.prepare import check_classes
@@ -173,7 +172,7 @@ def comparison_of(suggested: Sequence[Proposal], base: RunConfig, seeds: Sequenc
     configs: list[RunConfig] = []
     for one in suggested:
         own = configured(base, one.backbone, one.image_size, one.strategy)
-        configs += design(own, [one.strategy, *([BASELINE] if has_linear_head(one.backbone) else [])], seeds)
+        configs += design(own, [one.strategy, BASELINE], seeds)
     return configs
 
 

@@ -88,10 +88,11 @@ def probe_network(backbone: str, base: RunConfig, dataset: Dataset, sample: Data
 
 
 def configured(base: RunConfig, backbone: str, image_size: int, strategy: str = "last_block") -> RunConfig:
-    """The settings of a run of this network, from its pretrained weights, on images as it was pretrained on them but for their size."""
+    """The settings of a run of this network, from its pretrained weights, on images as it was pretrained on them but for their size.
+    What belongs to the strategy in ``base`` alone is left out: it may name stages of another network."""
     network = {"backbone": backbone, "weights": PRETRAINED, "from_run": None}
     inputs = {name: setting_of(name).default for name in base.input_settings} | {"image_size": image_size}
-    return make_config(base.model_dump() | network | inputs | {"strategy": strategy, "cut": None, "stage_rates": None})
+    return make_config(base.model_dump() | base.for_strategy(strategy) | network | inputs)
 
 
 def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray]:

@@ -15,6 +15,7 @@ from finetune_core.errors import ConfigError, DataError
 from finetune_core.evaluation.advice import probes
 from finetune_core.evaluation.advice.advise import advise, comparison_of
 from finetune_core.evaluation.advice.probes import TIMED, training_sample
+from finetune_core.evaluation.advice.proposal import Proposal
 from finetune_core.models.network import network_stages
 from finetune_core.training import device_turn, timing
 from finetune_core.training.device import choose_device
@@ -209,3 +210,27 @@ def test_the_proposals_become_one_comparison_with_their_linear_probes(folder, un
     }
     changed = {(one.starts_from, one.learning_rate, one.image_size, one.interpolation) for one in configs}
     assert changed == {("pretrained", 3e-4, 32, "auto")}
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"strategy": "linear_probe", "features_from": "layer2"},
+        {"strategy": "custom", "cut": "layer2"},
+        {"strategy": "custom", "stage_rates": {"layer2": 1.0, "head": 1.0}},
+    ],
+)
+def test_settings_of_a_strategy_do_not_stand_against_another_network(folder, untimed, own):
+    base = settings(folder, backbone="resnet18", **own)
+    advice = finish(advise(load_dataset(folder), base, LITES[:1], 40, own_sizes=False))
+    assert advice.failed == ()
+    configs = comparison_of(advice.suggested, base, [0])
+    assert {(one.strategy, one.cut, one.stage_rates, one.features_from) for one in configs} == {
+        (strategy, None, None, None) for strategy in ("last_block", "linear_probe")
+    }
+
+
+def test_a_network_whose_head_is_a_convolution_is_compared_with_its_linear_probe_too(folder):
+    suggested = Proposal("squeezenet1_1", 64, "last_block", "probe", "The best probe.", None)
+    configs = comparison_of([suggested], settings(folder), [0])
+    assert {one.strategy for one in configs} == {"last_block", "linear_probe"}
