@@ -129,9 +129,9 @@ def found_backbones(word: str) -> list[str]:
 
 def ready_backbones() -> list[str]:
     """The backbones whose weights are on this machine."""
-    here = {name for name, repository in timm_networks.published().items() if hub.cached(repository, timm_networks.WEIGHTS)}
-    others = {name for name in backbone_names() if not timm_networks.is_timm_name(name) and backbone_info(name).ready}
-    return [name for name in backbone_names() if name in here or name in others]
+    published = timm_networks.published()
+    here = hub.having(timm_networks.WEIGHTS, published.values())
+    return [name for name in backbone_names() if (published[name] in here if name in published else backbone_info(name).ready)]
 
 
 def packages() -> dict[str, Package]:

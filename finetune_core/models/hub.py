@@ -1,8 +1,9 @@
 """Files of the Hugging Face Hub: in its own cache (``HF_HOME``), downloaded with progress, and usable offline (``HF_HUB_OFFLINE``)."""
 
 import contextlib
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -32,6 +33,19 @@ def cached(repository: str, file: str) -> Path | None:
     name, _, revision = repository.partition("@")
     found = try_to_load_from_cache(name, file, revision=revision or None)
     return Path(found) if isinstance(found, str) else None
+
+
+def having(file: str, repositories: Iterable[str]) -> set[str]:
+    """Which of these repositories the Hub's cache has a file of: one look at the cache, whatever their number."""
+    from huggingface_hub import constants
+
+    try:
+        folders = os.listdir(constants.HF_HUB_CACHE)
+    except OSError:  # nothing was downloaded yet
+        return set()
+    parts = (folder.split(constants.REPO_ID_SEPARATOR) for folder in folders)
+    held = {"/".join(names) for kind, *names in parts if kind == "models"}
+    return {one for one in repositories if one.partition("@")[0] in held and cached(one, file)}
 
 
 def page(repository: str) -> str:

@@ -18,8 +18,9 @@ from finetune_core.commands.compare import designed
 from finetune_core.commands.train import asked_for
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.models import hub
-from finetune_core.models.catalogue import PACKAGED, backbone_info, build_recipe
+from finetune_core.models.catalogue import PACKAGED, backbone_info, build_recipe, ready_backbones
 from finetune_core.models.network import build_network, head_paths
+from finetune_core.models.timm_networks import is_timm_name
 from finetune_core.models.weights import PRETRAINED, download, fetch_description
 from finetune_core.work import finish
 
@@ -131,6 +132,20 @@ def test_a_network_of_timm_is_downloaded_into_the_hubs_cache_and_loaded(server, 
     assert backbone_info(NAME).ready
     assert same_but_head(network.model, published)
     assert network.model(torch.zeros(1, 3, 160, 160)).shape == (1, 3)
+
+
+def test_those_that_are_in_the_hubs_cache_are_found_in_one_look_at_it(server, weights, tmp_path):
+    file, described, missing = "model.safetensors", "somebody/described", "somebody/missing"
+    assert hub.having(file, [REPOSITORY]) == set()
+    assert NAME not in ready_backbones()
+    server.files |= {f"{REPOSITORY}/{file}": weights, f"{described}/config.json": description()}
+    finish(hub.fetch(REPOSITORY, file))
+    finish(fetch_description(f"hf-hub:{described}"))
+    (tmp_path / "hub" / "version.txt").write_text("1")
+    asked = [REPOSITORY, f"{REPOSITORY}@main", f"{REPOSITORY}@v1", described, missing]
+    assert hub.having(file, asked) == {REPOSITORY, f"{REPOSITORY}@main"} == {one for one in asked if hub.cached(one, file)}
+    assert hub.having("config.json", asked) == {described}
+    assert [name for name in ready_backbones() if is_timm_name(name)] == [NAME]
 
 
 def test_what_was_downloaded_is_used_without_a_connection(server, published, weights, monkeypatch):
