@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
@@ -76,6 +77,38 @@ def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(co
     chosen = next(caption for caption in at.caption if STRATEGIES["last_block"].title in caption.value)
     assert "Yosinski" in chosen.help
     assert "Yosinski" not in words(at)
+
+
+@pytest.fixture
+def buttons_for_cards(monkeypatch):
+    """Each card is a button of its title: what JavaScript draws cannot be pressed here."""
+
+    def drawn(_label, cards, _chosen, on_choice, key):
+        for card in cards:
+            st.button(card.title, key=f"{key}-{card.value}", on_click=on_choice, args=(card.value,))
+
+    monkeypatch.setattr("pages.shared.configure.choices.choose_card", drawn)
+
+
+def test_the_image_size_follows_the_backbone_as_long_as_it_is_the_backbones_own(configure, buttons_for_cards):
+    at = configure(backbone="efficientnet_lite0", image_size=224)
+
+    def by_card(name):
+        return at.button(key=f"backbone_cards-{name}").click().run()
+
+    def in_the_list(name):
+        return at.selectbox(key="form_backbone").set_value(name).run()
+
+    for choose in (by_card, in_the_list):
+        for name, size in (("efficientnet_lite1", 240), ("efficientnet_lite2", 260), ("efficientnet_lite0", 224)):
+            choose(name)
+            assert (at.session_state["form_backbone"], at.number_input(key="form_image_size").value) == (name, size)
+    at.number_input(key="form_image_size").set_value(128).run()
+    for choose in (by_card, in_the_list):
+        choose("efficientnet_lite1")
+        choose("efficientnet_lite0")
+        assert at.number_input(key="form_image_size").value == 128
+    assert not at.exception
 
 
 def test_a_strategy_that_cannot_run_says_why_on_its_card(configure):

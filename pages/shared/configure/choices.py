@@ -66,7 +66,7 @@ def known_of(dataset: Dataset | None, *, timed: bool) -> Known:
 def backbone_cards(config: RunConfig, known: Known) -> None:
     """The backbones at hand."""
     cards = [_backbone_card(name, config, known) for name in _at_hand(config.backbone, known)]
-    choose_card("Backbones", cards, config.backbone, lambda name: settings.set_fields({"backbone": name}), "backbone_cards")
+    choose_card("Backbones", cards, config.backbone, settings.use_backbone, "backbone_cards")
 
 
 def strategy_cards(config: RunConfig, known: Known) -> None:
@@ -94,7 +94,7 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
         name,
         name,
         line=f"{short_number(info.parameters)} parameters{top1}{research}",
-        facts=_costs(known.expects(config.model_copy(update={"backbone": name})))
+        facts=_costs(known.expects(config.model_copy(update=settings.for_backbone(name, config.backbone, config.image_size))))
         or ("" if info.ready else f"download {download_size([info])}"),
         before=_before(best),
     )

@@ -140,18 +140,21 @@ def setting_field(name: str, problems: dict[str, str], on_change: Callable[[], N
 
 
 def backbone_field(problems: dict[str, str]) -> None:
+    chosen = st.session_state[settings.key("backbone")]
     # What a backbone is called does not say whether its weights are here: that changes while it can be chosen.
     st.selectbox(
         label("backbone"),
-        offered(st.session_state[settings.key("backbone")]),
+        offered(chosen),
         format_func=lambda name: f"{name} · {backbone_info(name).parameters / 1e6:.1f} M",
         key=settings.key("backbone"),
         help=setting_of("backbone").help,
         persist_state="session",
+        on_change=settings.follow_backbone,
+        args=(chosen,),
     )
     _problem("backbone", problems)
     if "backbone" not in problems:
-        about_network(st.session_state[settings.key("backbone")])
+        about_network(chosen)
 
 
 def strategy_settings(problems: dict[str, str]) -> None:

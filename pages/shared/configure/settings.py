@@ -93,9 +93,20 @@ def is_known(backbone: object) -> bool:
         return False
 
 
-def use_backbone(name: str) -> None:
-    """Put a network into the form, with the size of image that it was pretrained on (a callback)."""
-    set_fields({"backbone": name, "image_size": usual_image_size(name)})
+def use_backbone(name: str, before: str | None = None) -> None:
+    """Put a network into the form, in the place of the one ``before``: that in the form, where none is named (a callback)."""
+    before = before or st.session_state[key("backbone")]
+    set_fields(for_backbone(name, before, st.session_state.get(key("image_size"))))
+
+
+def follow_backbone(before: str) -> None:
+    """The same for the network that was chosen in the form's own list (a callback)."""
+    use_backbone(st.session_state[key("backbone")], before)
+
+
+def for_backbone(name: str, before: str, image_size: int | None) -> dict[str, Any]:
+    """What changes where a network takes the place of the one ``before``: the size of images follows as long as it was that one's own."""
+    return {"backbone": name, "image_size": usual_image_size(name) if image_size == usual_image_size(before) else image_size}
 
 
 def start_from(config: RunConfig) -> None:
