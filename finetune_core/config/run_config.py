@@ -145,10 +145,9 @@ class RunConfig(BaseModel):
     )
     features_from: str | None = setting(
         None,
-        label="Features from",
+        label="Feature layer",
         section=NETWORK,
-        help="For the strategies without epochs: the last stage that is used; the network ends there, its features averaged over the "
-        "image. Empty: all stages.",
+        help="For the strategies without epochs: the last stage used; the head is fitted on its output. Empty: all stages.",
         metavar="STAGE",
         placeholder="all stages",
         in_script="irrelevant",  # no script repeats a run without epochs
@@ -474,8 +473,8 @@ class RunConfig(BaseModel):
         None,
         label="Crop fraction",
         section=DATA,
-        help="The share of the resized square that the network sees: 0.875 cuts 224 pixels out of 256. Empty: as the network was "
-        "pretrained.",
+        help="The share of the resized image's edge that the centre crop keeps: 0.875 keeps 224 pixels of 256. Empty: as the network "
+        "was pretrained.",
         placeholder=_FROM_THE_NETWORK,
         share=True,
         in_script="repeated",

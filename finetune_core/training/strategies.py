@@ -124,7 +124,7 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "prototypes": NamedStrategy(
         "Prototypes (nearest class mean)",
         "Each class is represented by the mean of its features.",
-        "For a few images per class, where there is too little to fit: nearest class mean on centred, normalised features.",
+        "For a few images per class, where there is too little to fit: the nearest centroid (class mean) of centred, normalised features.",
         "Wang et al. 2019, SimpleShot",
         _last(1),
         settings=("features_from",),
@@ -133,8 +133,9 @@ STRATEGIES: dict[str, NamedStrategy] = {
     "nearest_neighbours": NamedStrategy(
         "Nearest neighbours (k-NN)",
         "The most similar training images vote.",
-        "Nothing is fitted: shows how well the features alone separate the classes. It needs the training images' features to predict, so it "
-        "cannot be exported as a plain network.",
+        "Nothing is fitted: shows how well the features alone separate the classes. The k = 20 training images of the largest cosine "
+        "similarity vote, weighted by it at a temperature of 0.07. It needs the training images' features to predict, so it cannot be "
+        "exported as a plain network.",
         "Caron et al. 2021, DINO",
         _last(1),
         settings=("features_from",),

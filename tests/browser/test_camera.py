@@ -93,7 +93,7 @@ def hold(page, button, name, frames):
         count(page, button, frames)
         end()
         taken += recorded(page, name)
-    page.get_by_text(f"{name} · {taken} frames · 2 presses").wait_for()
+    page.get_by_text(f"{name} · {taken} frames · 2 recordings").wait_for()
     return taken
 
 
@@ -142,7 +142,7 @@ def test_a_press_that_is_interrupted_loses_nothing(server, tmp_path, shown, no_e
     count(page, button, 8)
     page.evaluate(HIDE, True)  # another tab is looked at
     first = recorded(page, "cup")
-    page.get_by_text(f"cup · {first} frames · 1 press").wait_for()
+    page.get_by_text(f"cup · {first} frames · 1 recording").wait_for()
     page.evaluate(HIDE, False)
     page.keyboard.up(" ")
     button.filter(has_text="Hold to record cup").wait_for()  # the camera is turned on again
@@ -152,7 +152,7 @@ def test_a_press_that_is_interrupted_loses_nothing(server, tmp_path, shown, no_e
     page.evaluate("document.querySelector('a[href*=runs]').click()")  # some frames have not been sent yet
     page.get_by_role("heading", level=1, name="Runs").wait_for()
     page.get_by_role("link", name="Dataset").click()
-    page.get_by_text(re.compile(r"cup · \d+ frames · 2 presses")).wait_for()
+    page.get_by_text(re.compile(r"cup · \d+ frames · 2 recordings")).wait_for()
     presses = {}
     wait_until(lambda: page.get_by_text("still to be stored").count() == 0)
     for file in stored(tmp_path, "cup"):
@@ -177,7 +177,7 @@ def test_what_cannot_be_stored_waits_until_it_can(server, tmp_path, shown, no_er
     page.get_by_text(f"{taken} frames are still to be stored").wait_for()
     assert button.is_disabled()
     (folder / "pen").unlink()
-    page.get_by_text(f"pen · {taken} frames · 1 press").wait_for()
+    page.get_by_text(f"pen · {taken} frames · 1 recording").wait_for()
     button.filter(has_text="Hold to record pen").wait_for()
     assert button.is_enabled()
     page.get_by_text("cannot be written to").wait_for(state="detached")  # stays until the page has been drawn to its end

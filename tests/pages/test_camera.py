@@ -82,7 +82,7 @@ def test_frames_that_arrive_are_kept_and_the_component_hears_of_it(component):
     at.run()
     assert component.data["answered"] == "a1"
     assert frames_by_class(recordings_folder() / "objects") == {"cup": ["p1_00000.jpg", "p1_00001.jpg"]}
-    assert "**cup** · 2 frames · 1 press · 2 more needed" in words(at)
+    assert "**cup** · 2 frames · 1 recording · 2 more needed" in words(at)
 
 
 def test_what_the_disk_could_not_take_is_said_and_sent_again_until_it_is_stored(component, monkeypatch):
@@ -162,7 +162,7 @@ def test_compare_opens_the_form_with_fine_tuning_ticked(component):
 def test_a_press_that_is_alone_is_said_to_give_no_honest_test(component):
     recorded(presses=1)
     at = opened(recording_class="cup")
-    assert words(at).count("press once more for an honest test") == 2
+    assert words(at).count("record it once more, or its accuracy will be too high") == 2
 
 
 def test_where_people_sign_in_each_sees_their_own_recordings(component):

@@ -59,7 +59,7 @@ def test_networks_are_found_by_a_part_of_their_name_and_filtered(configure):
     assert list(table(at.run())["Network"]) == ["efficientnet_lite0"]
     assert table(at)["Download"].isna().all()
     at.text_input(key="networks_search").set_value("convnextv2_atto")
-    at.session_state["networks_filters"] = ["Not research only"]
+    at.session_state["networks_filters"] = ["Exclude research-only"]
     assert not len(table(at.run()))
 
 

@@ -24,10 +24,11 @@ from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import GRID, Linear, Scale, fitted, held_out_right, linear_probe, objective
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.nearest import NearestNeighbours
+from finetune_core.training.nearest import NEIGHBOURS, TEMPERATURE, NearestNeighbours
 from finetune_core.training.networks import best_network
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prototypes import prototypes
+from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import finish
 
 
@@ -290,6 +291,11 @@ def test_no_training_image_votes_for_itself():
     features, labels = clouds(images=100)
     alone = NearestNeighbours(features[1:], labels[1:], 4)(features[:1])
     torch.testing.assert_close(NearestNeighbours(features, labels, 4).without_themselves(part=30)[:1], alone)
+
+
+def test_the_help_of_nearest_neighbours_states_how_they_vote():
+    assert f"k = {NEIGHBOURS} " in STRATEGIES["nearest_neighbours"].help
+    assert f"temperature of {TEMPERATURE}." in STRATEGIES["nearest_neighbours"].help
 
 
 @pytest.mark.parametrize("strategy", ["prototypes", "nearest_neighbours"])

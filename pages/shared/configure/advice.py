@@ -89,7 +89,7 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             help="What fine-tuning the last block of one network may take; the proposal by published accuracy keeps to it.",
         )
         size = st.segmented_control(
-            "Size of images",
+            "Image size",
             [_OWN, _FORM],
             default=_OWN,
             required=True,

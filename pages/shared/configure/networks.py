@@ -26,7 +26,7 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.jobs import begin, outcome
 
 _OPEN, _SEARCH, _FILTERS, _NAMED = "networks_open", "networks_search", "networks_filters", "networks_named"
-_READY, _COMMERCIAL = "On this machine", "Not research only"
+_READY, _COMMERCIAL = "On this machine", "Exclude research-only"
 _SIZES = {"Any size": None, "Up to 10 M": 1e7, "Up to 30 M": 3e7, "Up to 100 M": 1e8}
 _RESEARCH_ONLY = "Research only: the licence of these weights rules commercial use out."
 

@@ -52,8 +52,8 @@ def record() -> None:
             _arrived,
         )
         st.caption(
-            "Hold the button (or Space) for a few seconds. All frames of one press are nearly alike, so they stay in one split: press at "
-            "least twice per class, and move the object in between. Frames are sent only to the machine that Thaw runs on, and stay there"
+            "Hold the button (or Space) for a few seconds. All frames of one recording are nearly alike, so they stay in one split: record "
+            "at least twice per class, and move the object in between. Frames are sent only to the machine that Thaw runs on, and stay there"
             + (f", in {plain(str(recordings_folder(owner()) / name))}." if name else ".")
         )
     if not name:
@@ -112,9 +112,12 @@ def _classes(folder: Path, class_name: str) -> None:
     for name, files in frames_by_class(folder).items():
         with st.container(horizontal=True, vertical_alignment="center", key=f"recorded-{name}"):
             made = len(presses(files))
-            words = f"**{plain(name)}** · {things(len(files), 'frame')} · {things(made, 'press', 'presses')}"
+            words = f"**{plain(name)}** · {things(len(files), 'frame')} · {things(made, 'recording')}"
             few = f" · {LEAST_OF_CLASS - len(files)} more needed" if len(files) < LEAST_OF_CLASS else ""
-            st.markdown(words + (few or (" · press once more for an honest test" if made == 1 else "")), width="stretch")
+            st.markdown(
+                words + (few or (" · record it once more, or its accuracy will be too high" if made == 1 else "")),
+                width="stretch",
+            )
             st.button(
                 "Record more",
                 key=f"more-{name}",
