@@ -5,13 +5,17 @@ is ``sum / n + |weight|² / (2 C n)``; the bias is free. Features are standardis
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, log_softmax, one_hot
 
+from finetune_core.data.threads import usable_cores
 from finetune_core.errors import DataError
+from finetune_core.training.batches import compute_alone
 from finetune_core.training.events import Candidate
 from finetune_core.training.folds import FOLDS, Fold, stratified_folds
 from finetune_core.work import Step, Work, finish
@@ -94,7 +98,7 @@ def linear_probe(
     """
     choice = yield from _choose(features, labels, sets, classes, seed)
     scale = Scale.of(features)
-    head = yield from fitted(scale.applied(features), labels, classes, choice.value, choice.start)
+    head = yield from _refitted(scale.applied(features), labels, classes, choice)
     return scale.folded_into(head), choice
 
 
@@ -237,22 +241,46 @@ class _Tried:
 def _path(folds: Sequence[_Fold], classes: int) -> Work[tuple[list[_Tried], Linear | None]]:
     """The values of C that were worth trying, the strongest penalty first, and about what the best of them fits. Each fit begins where
     that of the next stronger penalty ended."""
+    if not folds:
+        return [], None
     tried: list[_Tried] = []
     heads: Sequence[Linear | None] = [None] * len(folds)
     best, lowest, start = 0, float("inf"), None
-    for c in GRID if folds else ():
-        found: list[Linear] = []
-        for fold, last in zip(folds, heads, strict=True):
-            yield Step(len(tried) * len(folds) + len(found), len(GRID) * len(folds), "choose")
-            found.append(finish(fitted(fold.features, fold.labels, classes, c, last, _CHOOSING)))
-        heads = found
-        tried.append(_scored(c, folds, found))
-        loss = float(tried[-1].losses.mean())
-        if loss < lowest:
-            best, lowest, start = len(tried) - 1, loss, _mean(found)
-        elif len(tried) - 1 - best >= _WORSE:
-            break
+    with _alone(len(folds), folds[0].labels.device) as pool:
+        for c in GRID:
+            found: list[Linear] = []
+            for head in pool.map(partial(_fit_fold, classes, c), folds, heads):
+                yield Step(len(tried) * len(folds) + len(found), len(GRID) * len(folds), "choose")
+                found.append(head)
+            heads = found
+            tried.append(_scored(c, folds, found))
+            loss = float(tried[-1].losses.mean())
+            if loss < lowest:
+                best, lowest, start = len(tried) - 1, loss, _mean(found)
+            elif len(tried) - 1 - best >= _WORSE:
+                break
     return tried, start
+
+
+def _alone(fits: int, device: torch.device) -> ThreadPoolExecutor:
+    """Threads that do each fit by themselves: products as small as these take longer when several threads share each, and very long
+    when other programs compute as well."""
+    threads = min(usable_cores(), fits) if device.type == "cpu" else 1
+    return ThreadPoolExecutor(threads, thread_name_prefix="fit", initializer=compute_alone)
+
+
+def _refitted(features: torch.Tensor, labels: torch.Tensor, classes: int, choice: Choice) -> Work[Linear]:
+    """The fit of all images, at the penalty that was chosen."""
+    fit = fitted(features, labels, classes, choice.value, choice.start)
+    if len(labels) > MOST_CHOSEN_ON:
+        return (yield from fit)
+    yield Step(0, None, "fit")
+    with _alone(1, labels.device) as pool:
+        return pool.submit(finish, fit).result()
+
+
+def _fit_fold(classes: int, c: float, fold: _Fold, start: Linear | None) -> Linear:
+    return finish(fitted(fold.features, fold.labels, classes, c, start, _CHOOSING))
 
 
 def _scored(c: float, folds: Sequence[_Fold], heads: Sequence[Linear]) -> _Tried:
