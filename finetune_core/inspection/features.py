@@ -1,4 +1,4 @@
-"""Each image's features at every stage of a pretrained network, averaged over positions: one pass, kept in the activation cache."""
+"""Each image's features at every stage of a pretrained network, one vector per image: one pass, kept in the activation cache."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from finetune_core.data.rowcache import CACHE
 from finetune_core.errors import DataError
 from finetune_core.models.network import Network, build_network, check_image_size
 from finetune_core.models.partition import CannotSplit
-from finetune_core.models.truncated import averaged_over
+from finetune_core.models.truncated import Pooling, pool, pooling_of
 from finetune_core.models.weights import PRETRAINED
 from finetune_core.training.batches import in_order
 from finetune_core.training.compiled import Compiler, Part
@@ -99,25 +99,30 @@ def _features(dataset: Dataset, backbone: str, image_size: int, device: Device) 
 
 
 class PooledStages(nn.Module):
-    """A network's stages one after the other; yields each one's output, averaged over the image, side by side ``[n, sum d]``."""
+    """A network's stages one after the other; yields each one's output as one vector per image, side by side ``[n, sum d]``."""
 
-    def __init__(self, parts: Sequence[nn.Module], image_size: int) -> None:
+    def __init__(self, network: Network, parts: Sequence[nn.Module], last: Sequence[int]) -> None:
+        """
+        Args:
+            last: the number of the last stage in each part.
+        """
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.places: list[tuple[int, ...]] = []
+        self.pooling: list[Pooling] = []
         self.widths: list[int] = []
+        side = network.image_size or _USUAL_SIZE
         with torch.no_grad():
-            images = torch.zeros(1, 3, image_size, image_size)
-            for part in parts:
+            images = torch.zeros(1, 3, side, side)
+            for part, stage in zip(parts, last, strict=True):
                 images = part(images)
-                self.places.append(averaged_over(images.shape))
-                self.widths.append(_averaged(images, self.places[-1]).shape[1])
+                self.pooling.append(pooling_of(network.model, network.stages, stage, images.shape))
+                self.widths.append(pool(images, *self.pooling[-1]).shape[1])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         pooled = []
-        for part, places in zip(self.parts, self.places, strict=True):
+        for part, pooling in zip(self.parts, self.pooling, strict=True):
             images = part(images)
-            pooled.append(_averaged(images, places).float())
+            pooled.append(pool(images, *pooling).float())
         return torch.cat(pooled, dim=1)
 
 
@@ -135,9 +140,8 @@ def pooled_stages(network: Network) -> tuple[PooledStages, tuple[str, ...]]:
         raise DataError(f"{network.info.name} cannot be analyzed: {error}. Choose another backbone.") from None
     if not parts:
         raise DataError(f"{network.info.name} cannot be cut between its stages. Choose another backbone.")
-    return PooledStages([part.eval() for part in parts], network.image_size or _USUAL_SIZE).eval(), tuple(
-        network.stages[cut - 1].name for cut in cuts
-    )
+    pooled = PooledStages(network, [part.eval() for part in parts], [cut - 1 for cut in cuts]).eval()
+    return pooled, tuple(network.stages[cut - 1].name for cut in cuts)
 
 
 def network_inputs(
@@ -150,11 +154,7 @@ def network_inputs(
         yield batch, feed.finish(loaded, batch)
 
 
-def _averaged(output: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:
-    return output.mean(dim=places) if places else output
-
-
 def _table_name(network: Network, device: Device, image_size: int) -> str:
     """The cache's table for these weights, this size and this arithmetic."""
-    trunk = TrunkTables(network, device, image_size).name(len(network.stages), "pooled")
+    trunk = TrunkTables(network, device, image_size).name(len(network.stages), "vectors")
     return f"features-{hashlib.sha256(trunk.encode()).hexdigest()[:16]}"

@@ -1,7 +1,7 @@
 """A network that ends after one of its stages: what comes later is left out, and a linear head sees that stage's features."""
 
-import operator
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
@@ -11,6 +11,13 @@ from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.stages import Stage
 
 Places = tuple[int, ...]
+
+_PREFIXES = {
+    "cls_token",
+    "class_token",
+    "dist_token",
+    "reg_token",
+}  # as timm and torchvision name tokens that are no part of the image
 
 
 def truncated(
@@ -36,7 +43,7 @@ def truncated(
         output = part.eval()(images)
         if not isinstance(output, torch.Tensor):
             raise CannotSplit("what goes on from that stage is not one tensor")
-        pooled = _pooled(part.graph, model, output.shape)
+        pooled = _pooled(part.graph, pooling_of(model, stages, last, output.shape))
         part.recompile()
         features = part(images)
     part.add_submodule(head, skip_init(nn.Linear, features.shape[1], classes, device=features.device, dtype=features.dtype))
@@ -45,6 +52,45 @@ def truncated(
     _output(part.graph).args = (logits,)
     cut = fx.GraphModule(part, part.graph).eval()
     return cut, (*(_remaining(stage, cut) for stage in stages[: last + 1]), _head_stage(cut, head))
+
+
+class Pooling(NamedTuple):
+    """How a stage's output becomes one vector per image: its class token, or the mean over ``places``.
+
+    Attributes:
+        skipped: tokens that come first and are no part of the image: the mean is without them.
+    """
+
+    class_token: bool
+    skipped: int
+    places: Places
+
+
+def pooling_of(model: nn.Module, stages: Sequence[Stage], stage: int, shape: torch.Size) -> Pooling:
+    """The class token where the network's own head looks at that, else the mean over the image.
+
+    The stage that brings the class token in yields it as it is for every image; some networks (CaiT) bring it in late. Up to there,
+    the mean is over all tokens.
+
+    Args:
+        stage: number of the one that yields the output. shape: of the output.
+    """
+    brought = [
+        number for number, one in enumerate(stages) if any(path.rpartition(".")[2] in _PREFIXES for path in one.parameters)
+    ]
+    if len(shape) != 3 or not brought or stage <= brought[0]:
+        return Pooling(False, 0, averaged_over(shape))
+    skipped = getattr(model, "num_prefix_tokens", int(hasattr(model, "class_token")))
+    return Pooling(bool(skipped) and getattr(model, "global_pool", "token") == "token", skipped, averaged_over(shape))
+
+
+def pool(output: torch.Tensor, class_token: bool, skipped: int, places: Places) -> torch.Tensor:
+    """As ``Pooling`` says: ``[n, …]`` -> ``[n, d]``."""
+    if class_token:
+        return output[:, 0]
+    if skipped:
+        output = output[:, skipped:]
+    return output.mean(dim=places) if places else output
 
 
 def averaged_over(shape: torch.Size) -> Places:
@@ -60,19 +106,11 @@ def averaged_over(shape: torch.Size) -> Places:
     return ()
 
 
-def _pooled(graph: fx.Graph, model: nn.Module, shape: torch.Size) -> fx.Node:
-    """Adds what makes one vector per image of a stage's output: its class token where the network itself looks at that, else the mean."""
+def _pooled(graph: fx.Graph, pooling: Pooling) -> fx.Node:
+    """Adds what makes one vector per image of the output."""
     (features,) = _output(graph).all_input_nodes
-    first = getattr(model, "num_prefix_tokens", int(hasattr(model, "class_token"))) if len(shape) == 3 else 0
     with graph.inserting_after(features):
-        if first and getattr(model, "global_pool", "token") == "token":
-            features = graph.call_function(operator.getitem, (features, (slice(None), 0)))
-        elif first:
-            patches = graph.call_function(operator.getitem, (features, (slice(None), slice(first, None))))
-            with graph.inserting_after(patches):
-                features = graph.call_method("mean", (patches,), {"dim": (1,)})
-        elif places := averaged_over(shape):
-            features = graph.call_method("mean", (features,), {"dim": places})
+        features = graph.call_function(pool, (features, *pooling))
     _output(graph).args = (features,)
     return features
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -14,41 +15,38 @@ from finetune_core.models.network import Network
 from finetune_core.training.evaluation import predict_splits
 from finetune_core.training.events import Event, HeadFitted
 from finetune_core.training.exact_layers import without_head
-from finetune_core.training.footprint import held
+from finetune_core.training.footprint import footprint_of_fit
 from finetune_core.training.job import Job
 from finetune_core.training.logistic import Choice, Linear, linear_probe
 from finetune_core.training.lost import LostImages
 from finetune_core.training.nearest import NEIGHBOURS, NearestNeighbours, with_neighbours
+from finetune_core.training.out_of_memory import explained
 from finetune_core.training.prepare import reported
 from finetune_core.training.prototypes import prototypes
 from finetune_core.training.strategies import STRATEGIES
 
 _PARAMETERS = {"linear_probe": "C", "prototypes": "scale", "nearest_neighbours": "k"}
+_TOO_MANY_FEATURES = (
+    "to fit a head to the features of all training images. Train on a part of them, or take features of fewer channels."
+)
 
 
 def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
     """Fit the head of the job's network, and return the network with it; a run that is stopped in here starts again.
 
     Raises:
-        TrainingError: when the head is no linear layer on one vector per image, or too many images are lost.
+        TrainingError: when the head is no linear layer on one vector per image, too many images are lost, or memory runs out.
     """
-    began, fits = time.monotonic(), STRATEGIES[job.config.strategy].fits
+    began = time.monotonic()
     head = _linear_head(job)
     with without_head(job.network):
         rows, found = yield from predict_splits(job, [TRAIN], "features", lost)
     if found.shape[1:] != (head.in_features,):
         raise _no_place(job)
     features, labels = torch.from_numpy(found).to(job.device.torch_device), job.targets(rows)
-    if fits == "nearest_neighbours":
-        neighbours = NearestNeighbours(features, labels, head.out_features)
-        network, logits = with_neighbours(job.network, neighbours), neighbours.without_themselves()
-        choice = Choice(NEIGHBOURS, (), 0, 0)
-    else:
-        fit = linear_probe if fits == "linear_probe" else prototypes
-        work = fit(features, labels, sides(job.dataset.table.iloc[rows]), head.out_features, job.config.seed)
-        fitted, choice = yield from reported("fit", work)
-        network, logits = _with_linear(job.network, head, fitted), fitted.logits(features)
-    memory = held(job, [features, features])  # as they are, and standardised
+    with explained(_TOO_MANY_FEATURES):
+        network, choice, logits = yield from _fitted(job, head, features, labels, sides(job.dataset.table.iloc[rows]))
+    memory = footprint_of_fit(job, features)
     yield HeadFitted(
         images=len(rows),
         features=features.shape[1],
@@ -64,6 +62,20 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
         device_bytes=memory.device,
     )
     return network
+
+
+def _fitted(
+    job: Job, head: nn.Linear, features: torch.Tensor, labels: torch.Tensor, sets: np.ndarray
+) -> Generator[Event, None, tuple[Network, Choice, torch.Tensor]]:
+    """The network with its new head, what was chosen, and the logits of the training images."""
+    fits = STRATEGIES[job.config.strategy].fits
+    if fits == "nearest_neighbours":
+        neighbours = NearestNeighbours(features, labels, head.out_features)
+        return with_neighbours(job.network, neighbours), Choice(NEIGHBOURS, (), 0, 0), neighbours.without_themselves()
+    fit = linear_probe if fits == "linear_probe" else prototypes
+    work = fit(features, labels, sets, head.out_features, job.config.seed)
+    fitted, choice = yield from reported("fit", work)
+    return _with_linear(job.network, head, fitted), choice, fitted.logits(features)
 
 
 def _linear_head(job: Job) -> nn.Linear:

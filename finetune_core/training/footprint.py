@@ -64,10 +64,11 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
     return Footprint(host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0), device)
 
 
-def held(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
-    """Of the networks, and of tensors: a fit without steps."""
-    own = [*job.network.model.state_dict().values(), *job.network.pretrained.state_dict().values(), *tensors]
+def footprint_of_fit(job: Job, features: torch.Tensor) -> Footprint:
+    """Of the networks, the features that a head was fitted to without steps, and their standardised copy."""
+    own = [*job.network.model.state_dict().values(), *job.network.pretrained.state_dict().values(), features]
     host = sum(_storages(tensor for tensor in own if tensor.device.type == "cpu").values())
+    host += features.nbytes if features.device.type == "cpu" else 0
     return Footprint(host + sum(map(_in_memory, job.source.lookups)), bytes_held(job.device, step_bytes=0))
 
 

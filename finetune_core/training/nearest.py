@@ -68,8 +68,13 @@ def neighbours_of(network: Network) -> int:
     return len(head.labels) if isinstance(head, NearestNeighbours) else 0
 
 
-def with_empty_neighbours(network: Network, images: int, classes: int) -> Network:
+def neighbours_width(network: Network, classes: int) -> int:
+    """How many features of each training image the head of a network would hold, which has a linear one so far."""
+    return network.stages[-1].sizes[f"{network.heads[0]}.weight"] // classes
+
+
+def with_empty_neighbours(network: Network, images: int, width: int, classes: int) -> Network:
     """The network with a head that is to be filled from a checkpoint."""
-    features = network.stages[-1].sizes[f"{network.heads[0]}.weight"] // classes
-    empty = NearestNeighbours(torch.zeros(images, features), torch.zeros(images, dtype=torch.int64), classes)
-    return with_neighbours(network, empty)
+    return with_neighbours(
+        network, NearestNeighbours(torch.zeros(images, width), torch.zeros(images, dtype=torch.int64), classes)
+    )

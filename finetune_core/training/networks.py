@@ -29,7 +29,7 @@ from finetune_core.training.checkpoints import (
     save_checkpoint,
 )
 from finetune_core.training.events import Ancestor
-from finetune_core.training.nearest import with_empty_neighbours
+from finetune_core.training.nearest import neighbours_width, with_empty_neighbours
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.stage_plan import last_used, plan
 from finetune_core.training.strategies import STRATEGIES
@@ -160,21 +160,22 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
         raise RunError(f"{where} are not those that {run_dir.name} was trained from.")
     strategy = plan(config, network.stages)
     if STRATEGIES[config.strategy].fits == "nearest_neighbours":
-        network = with_empty_neighbours(network, _neighbours(run_dir, info), len(info.classes))
+        width = neighbours_width(network, len(info.classes))
+        network = with_empty_neighbours(network, _neighbours(run_dir, info, width), width, len(info.classes))
     restore_network(network, strategy, run_dir, BEST)
     network.model.eval()
     return network, info
 
 
-def _neighbours(run_dir: Path, info: CheckpointInfo) -> int:
-    """How many training images a checkpoint holds.
+def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
+    """How many training images a checkpoint holds: ``width`` float32 features and an int64 label of each.
 
     Raises:
         RunError: when it says none, or more than its file has room for: no memory is taken for those.
     """
     path = checkpoint_path(run_dir, BEST)
     found = regular_file(path)
-    if not 0 < info.neighbours <= (found.st_size if found else 0) // 8:
+    if not 0 < info.neighbours <= (found.st_size if found else 0) // (4 * width + 8):
         raise RunError(f"{path} is damaged: it holds no training images that could vote.")
     return info.neighbours
 

@@ -12,7 +12,7 @@ from finetune_core.inspection.features import compute_features
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import build_network
 from finetune_core.models.partition import CannotSplit
-from finetune_core.models.truncated import averaged_over
+from finetune_core.models.truncated import averaged_over, pool
 from finetune_core.training import device_turn, feeding
 from finetune_core.training.device import choose_device
 from finetune_core.training.preview import network_input
@@ -44,8 +44,8 @@ def same(ours, theirs):
     assert all(np.array_equal(a, b) for a, b in zip(ours.by_stage, theirs.by_stage, strict=True))
 
 
-def hooked(network, images):
-    """What the last module of each stage but the head yields, averaged over the image by hand."""
+def hooked(network, images, with_class_token=False):
+    """What the last module of each stage but the head yields, averaged over the image by hand, or its class token."""
     seen, hooks = {}, []
     for stage in network.stages[:-1]:
         module = network.model.get_submodule(stage.modules[-1])
@@ -54,7 +54,12 @@ def hooked(network, images):
         network.model(images)
     for hook in hooks:
         hook.remove()
-    return {name: averaged(output, (2, 3) if output.ndim == 4 else (1,)) for name, output in seen.items()}
+    return {
+        name: averaged(output, (2, 3) if output.ndim == 4 else (1,))
+        if output.ndim != 3 or not with_class_token
+        else output[:, 0]
+        for name, output in seen.items()
+    }
 
 
 def averaged(output, axes):
@@ -76,15 +81,15 @@ def test_features_are_the_means_of_what_each_stage_yields(folder):
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("resnet18", 64), pytest.param("vit_b_16", 224, marks=pytest.mark.slow)])
-def test_other_structures_are_averaged_over_the_picture_too(backbone, size):
+def test_other_structures_have_one_vector_a_stage_too(backbone, size):
     network = build_network(backbone, "none", 3, seed=0)
     pooled, stages = features.pooled_stages(network)
     images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
-    wanted = hooked(network, images)
+    wanted = hooked(network, images, with_class_token=backbone == "vit_b_16")
     assert stages == tuple(wanted)
-    for stage in stages:
+    for stage in stages if backbone == "resnet18" else stages[1:]:  # after the stem, the class token has seen nothing
         assert found[stage].shape == wanted[stage].shape, stage
         torch.testing.assert_close(found[stage], wanted[stage], rtol=1e-4, atol=1e-5)
 
@@ -113,7 +118,7 @@ def test_features_before_the_head_are_what_the_head_gets():
 def test_averages_of_vectors_tokens_and_both_kinds_of_maps(shape, axes):
     output = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     assert averaged_over(output.shape) == axes
-    found = features._averaged(output, axes)
+    found = pool(output, False, 0, axes)
     assert found.shape == (2, 5)
     torch.testing.assert_close(found, output.mean(axes) if axes else output)
 
@@ -280,3 +285,42 @@ def test_a_network_that_is_built_for_one_size_is_averaged_at_that_size():
     pooled, stages = features.pooled_stages(build_network("timm/test_vit2", "none", 3, 0, 64))
     assert pooled(torch.zeros(2, 3, 64, 64)).shape == (2, sum(pooled.widths))
     assert len(pooled.widths) == len(stages) == 9
+
+
+@pytest.mark.parametrize(
+    "name", ["timm/vit_tiny_patch16_224", "timm/test_vit2", "timm/convit_tiny", "timm/cait_xxs24_224", LITE]
+)
+def test_a_linear_probe_at_a_stage_sees_the_features_that_the_analysis_saw(name):
+    whole = build_network(name, "none", 3, 0, 224)
+    pooled, stages = features.pooled_stages(whole)
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        by_stage = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
+    for stage in (stages[0], stages[len(stages) // 2], stages[-1]):
+        network = build_network(name, "none", 3, 0, 224, stage)
+        network.model.set_submodule(network.heads[0], torch.nn.Identity())
+        with torch.no_grad():
+            torch.testing.assert_close(network.model(images), by_stage[stage], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["timm/vit_tiny_patch16_224", "timm/convit_tiny", "timm/cait_xxs24_224"])
+def test_no_stage_is_seen_by_a_class_token_that_has_not_seen_the_image(name):
+    pooled, _ = features.pooled_stages(build_network(name, "none", 3, 0, 224))
+    one, other = torch.rand(2, 1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        values = zip(pooled(one).split(pooled.widths, dim=1), pooled(other).split(pooled.widths, dim=1), strict=True)
+        assert all((first != second).any() for first, second in values)
+
+
+def test_a_class_token_that_is_added_late_is_no_patch_before():
+    network = build_network("timm/convit_tiny", "none", 3, 0, 224)
+    pooled, stages = features.pooled_stages(network)
+    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    segments = split_network(network)
+    with torch.no_grad():
+        found = dict(zip(stages, pooled(images).split(pooled.widths, dim=1), strict=True))
+        for stage, tokens in (("block9", 196), ("block10", 197), ("block11", 197)):
+            output = segments.part(None, [one.name for one in network.stages].index(stage) + 1).eval()(images)
+            assert output.shape[1] == tokens
+            wanted = output[:, 0] if stage == "block11" else output.mean(1)
+            torch.testing.assert_close(found[stage], wanted, rtol=1e-4, atol=1e-5)

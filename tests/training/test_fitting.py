@@ -11,15 +11,15 @@ from sklearn.preprocessing import StandardScaler, normalize
 
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.splits import TRAIN
-from finetune_core.errors import ConfigError, DataError, ExportError, RunError
+from finetune_core.errors import ConfigError, DataError, ExportError, RunError, TrainingError
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.exporters.formats import export_run
 from finetune_core.models.network import build_network
 from finetune_core.runs.record import create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run, summary
-from finetune_core.training import events, fitting
-from finetune_core.training.checkpoints import BEST, load_tensors, save_checkpoint
+from finetune_core.training import events, fitting, networks
+from finetune_core.training.checkpoints import BEST, checkpoint_path, load_tensors, save_checkpoint
 from finetune_core.training.exact_layers import exact_head, without_head
 from finetune_core.training.folds import stratified_folds
 from finetune_core.training.logistic import GRID, Linear, Scale, fitted, held_out_right, linear_probe, objective
@@ -319,12 +319,30 @@ def test_nearest_neighbours_say_that_they_cannot_be_exported(fitted_run):
     assert "card" in str(export_run(read_run(folder), "card").folder)
 
 
-def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damaged(fitted_run):
+@pytest.mark.parametrize("times", [2, 1_000_000])
+def test_a_checkpoint_that_claims_more_neighbours_than_it_has_room_for_is_damaged(fitted_run, times, monkeypatch):
     folder, _ = fitted_run(strategy="nearest_neighbours")
     tensors, info = load_tensors(folder, BEST)
-    save_checkpoint(folder, BEST, tensors, replace(info, neighbours=9_000_000))
+    room = checkpoint_path(folder, BEST).stat().st_size
+    claimed = times * (room // tensors["classifier.features"][0].nbytes)
+    save_checkpoint(folder, BEST, tensors, replace(info, neighbours=claimed))
+    monkeypatch.setattr(networks, "with_empty_neighbours", None)  # no memory is taken for them
     with pytest.raises(RunError, match="damaged"):
         best_network(read_run(folder).config, folder)
+
+
+def test_memory_that_runs_out_in_a_fit_is_an_error_with_advice(fitted_run, monkeypatch):
+    monkeypatch.setattr(fitting, "linear_probe", lambda *_: iter([torch.empty(2**50)]))
+    with pytest.raises(TrainingError, match=r"not enough memory to fit a head .* Train on a part of them"):
+        fitted_run(strategy="linear_probe")
+
+
+def test_the_memory_of_a_fit_counts_the_features_and_their_standardised_copy(fitted_run):
+    _, few = fitted_run(strategy="linear_probe", train_fraction=0.5)
+    _, all_of_them = fitted_run(strategy="linear_probe")
+    one, other = (next(event for event in found if isinstance(event, events.HeadFitted)) for found in (few, all_of_them))
+    assert other.images > one.images
+    assert other.memory_bytes - one.memory_bytes >= 2 * 4 * other.features * (other.images - one.images)
 
 
 @pytest.mark.parametrize("strategy", ["linear_probe", "prototypes"])

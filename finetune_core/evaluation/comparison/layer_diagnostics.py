@@ -183,6 +183,7 @@ def _beginning(run: Run, begun: Network) -> str:
         config.edits,
         config.train_fraction,
         config.input_settings,
+        config.features_from,
         begun.weights_hash,
     )
     return str((*settings, config.seed if config.train_fraction < 1 else None))

@@ -123,6 +123,18 @@ def test_the_pull_is_the_gradient_of_the_mean_loss_relative_to_the_weights(train
         assert result.pull == pytest.approx(float(gradient), rel=1e-2), stage.name
 
 
+def test_probes_that_end_after_different_stages_do_not_share_a_beginning(trained, tmp_path):
+    usual = trained[0]["last_block"].config
+    runs = []
+    for stage in ("block3", "block5"):
+        config = make_config({"data": usual.data, "image_size": 32, "strategy": "linear_probe", "features_from": stage})
+        reservation = create_run(config, tmp_path)
+        list(execute(reservation))
+        runs.append(RunStore(tmp_path).read(reservation.run_dir))
+    list(measure_layers(runs))
+    assert [known_layers(run).stages[-2].name for run in runs] == ["block3", "block5"]
+
+
 def test_what_is_kept_belongs_to_the_weights(trained):
     run = trained[0]["feature_extraction"]
     file = run.run_dir / "layers.json"
