@@ -21,9 +21,18 @@ def _end_all():
 def fresh_process_state(components_found_once):
     """What the pages hold once a process belongs to another test's folder."""
     st.cache_resource.clear()
+    st.cache_data.clear()
     yield
     _end_all()
     st.cache_resource.clear()
+    st.cache_data.clear()
+
+
+@pytest.fixture
+def folder(image_folder, tmp_path, monkeypatch):
+    """A small data set, which the pages may read."""
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
+    return image_folder(tmp_path / "images", {"red": 12, "blue": 12})
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import DataError
 from finetune_core.evaluation.advice import probes
@@ -13,7 +12,7 @@ from finetune_core.runs.worker import Worker
 from finetune_core.training.speed_book import Speed
 from finetune_core.work import Step
 from pages.shared.configure import advice as page
-from tests.pages.test_pages import ROOT, words
+from tests.pages.harness import open_page, words
 
 LITES = ("efficientnet_lite0", "efficientnet_lite1")
 STAGES = ("stem", "block1")
@@ -29,17 +28,7 @@ def folder(image_folder, tmp_path, monkeypatch):
 def configure(folder, known):
     """``configure(…)``: the page with the box open, and other state of the session."""
 
-    def opened(**state):
-        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-        at.query_params["data"] = known(folder)
-        at.session_state["advice_open"] = True
-        for name, value in state.items():
-            at.session_state[name] = value
-        at.switch_page("pages/configure.py").run()
-        assert not at.exception
-        return at
-
-    return opened
+    return lambda **state: open_page("configure", data=known(folder), state={"advice_open": True} | state)
 
 
 @pytest.fixture
@@ -171,8 +160,5 @@ def test_what_cannot_be_probed_at_all_is_said_in_words(configure, finished, monk
 
 
 def test_it_asks_for_data_first():
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.session_state["advice_open"] = True
-    at.switch_page("pages/configure.py").run()
-    assert not at.exception
+    at = open_page("configure", state={"advice_open": True})
     assert "Choose data, and settings that can be used, first." in words(at)

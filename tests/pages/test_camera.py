@@ -1,12 +1,10 @@
 """Dataset → Camera and Predict → Live camera, without a browser: the component's place is taken by what it would send."""
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import streamlit as st
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
@@ -17,9 +15,7 @@ from finetune_core.training.strategies import BASELINE
 from finetune_core.work import finish
 from pages.shared import camera
 from tests.data.test_camera import jpeg, press, sent, text
-from tests.pages.test_account import ANN, SECRETS
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.pages.harness import ANN, ROOT, open_page, words
 
 
 @pytest.fixture
@@ -39,18 +35,7 @@ def component(monkeypatch):
 
 
 def opened(page="dataset", **state):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.session_state["data_source"] = "camera"
-    for key, value in state.items():
-        at.session_state[key] = value
-    at.switch_page(f"pages/{page}.py").run()
-    assert not at.exception
-    return at
-
-
-def words(at):
-    kinds = ("markdown", "caption", "warning", "error")
-    return "\n".join(element.value for kind in kinds for element in at.get(kind))
+    return open_page(page, state={"data_source": "camera"} | state)
 
 
 def click(at, key):
@@ -167,11 +152,7 @@ def test_a_press_that_is_alone_is_said_to_give_no_honest_test(component):
 
 def test_where_people_sign_in_each_sees_their_own_recordings(component):
     recorded()
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.secrets["auth"], at.user = SECRETS, ANN
-    at.session_state["data_source"], at.session_state["recording_class"] = "camera", "cup"
-    at.switch_page("pages/dataset.py").run()
-    assert not at.exception
+    at = open_page("dataset", user=ANN, state={"data_source": "camera", "recording_class": "cup"})
     assert "6 frames" not in words(at)
     component.sends = sent(recording="objects")
     at.run()

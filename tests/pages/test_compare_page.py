@@ -2,12 +2,10 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import streamlit as st
 from filelock import FileLock
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
@@ -19,8 +17,8 @@ from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
 from tests.deadline import wait_until
+from tests.pages.harness import ANN, BEN, button, open_page, unescaped
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = {"image_size": 32, "epochs": 1, "batch_size": 16, "precision": "fp32"}
 
 
@@ -49,29 +47,10 @@ def readable(trained, monkeypatch):
     return trained[0]
 
 
-def opened(**query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    for key, value in query.items():
-        at.query_params[key] = value
-    at.switch_page("pages/compare.py")
-    at.run()
-    assert not at.exception
-    return at
-
-
-def words(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "header")
-    return "\n".join(element.value for kind in kinds for element in at.get(kind)).replace("\\", "")
-
-
-def button(at, label):
-    return next(button for button in at.button if button.label == label)
-
-
 def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
     comparison = compare_runs(four_runs)
-    at = opened()
-    text = words(at)
+    at = open_page("compare")
+    text = unescaped(at)
     assert comparison.headline in text
     assert all(one.words in text for one in comparison.arm_verdicts)
     pair = of_pair(comparison.arms, comparison.pairs[0])
@@ -89,35 +68,35 @@ def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):
 
 
 def test_the_metric_is_in_the_address(four_runs):
-    at = opened(judged_by="log_loss")
+    at = open_page("compare", judged_by="log_loss")
     assert at.segmented_control(key="judged_by").value == "log_loss"
     comparison = compare_runs(four_runs, "log_loss")
-    assert comparison.headline in words(at)
-    assert "Log loss on" in words(at)
+    assert comparison.headline in unescaped(at)
+    assert "Log loss on" in unescaped(at)
     at.segmented_control(key="judged_by").set_value("macro_f1").run()
     assert not at.exception
     assert at.query_params["judged_by"] == "macro_f1"
-    assert compare_runs(four_runs, "macro_f1").headline in words(at)
+    assert compare_runs(four_runs, "macro_f1").headline in unescaped(at)
 
 
 def test_the_address_says_which_runs_and_says_when_one_is_gone(four_runs):
     some = [run.run_id for run in four_runs if run.config.seed == 0]
-    at = opened(runs=[*some, "20200101-000000-gone"])
+    at = open_page("compare", runs=[*some, "20200101-000000-gone"])
     assert at.multiselect(key="runs_box").value == some
     assert at.query_params["runs"] == some
     assert any("20200101-000000-gone" in one.value.replace("\\", "") for one in at.warning)
-    assert "Three seeds or more" in words(at)
+    assert "Three seeds or more" in unescaped(at)
 
 
 def test_asking_for_the_report_does_not_redraw_the_page_which_would_let_go_of_the_file(four_runs):
-    assert [one.proto.ignore_rerun for one in opened().get("download_button")] == [True]
+    assert [one.proto.ignore_rerun for one in open_page("compare").get("download_button")] == [True]
 
 
 def test_runs_on_other_images_are_refused(four_runs, trained):
     other = make_config(QUICK | {"data": str(trained[0]), "split_seed": 5})
     list(execute(create_run(other, paths.runs_dir())))
-    at = opened(runs=[run.run_id for run in RunStore(paths.runs_dir()).runs()])
-    assert "not evaluated on the same images" in words(at)
+    at = open_page("compare", runs=[run.run_id for run in RunStore(paths.runs_dir()).runs()])
+    assert "not evaluated on the same images" in unescaped(at)
     assert not at.get("plotly_chart")
 
 
@@ -127,16 +106,16 @@ def test_a_run_that_was_stopped_before_its_first_epoch_is_left_out_by_name(four_
     (run_dir / "events.jsonl").write_text(
         "".join(line for line in lines if "EpochEnded" not in line and "RunFinished" not in line)
     )
-    at = opened(runs=[run.run_id for run in four_runs])
+    at = open_page("compare", runs=[run.run_id for run in four_runs])
     [warning] = [one.value.replace("\\", "") for one in at.warning if four_runs[0].run_id in one.value.replace("\\", "")]
     assert "interrupted after 0 of 1 epoch" in warning
     assert not any(run.run_id in warning for run in four_runs[1:])
-    assert "Accuracy on" in words(at)
+    assert "Accuracy on" in unescaped(at)
 
 
 def test_one_seed_each_is_a_verdict_on_networks_and_none_on_strategies(four_runs):
-    at = opened(runs=[run.run_id for run in four_runs if run.config.seed == 0])
-    text = words(at)
+    at = open_page("compare", runs=[run.run_id for run in four_runs if run.config.seed == 0])
+    text = unescaped(at)
     assert "The strategies cannot be compared yet" in text
     assert "The networks trained here: " in text
     assert "Take this one" not in text
@@ -145,21 +124,14 @@ def test_one_seed_each_is_a_verdict_on_networks_and_none_on_strategies(four_runs
 
 def test_one_strategy_alone_is_not_to_be_taken(four_runs):
     for runs in ([four_runs[0]], [run for run in four_runs if run.config.strategy == "last_block"]):
-        text = words(opened(runs=[run.run_id for run in runs]))
+        text = unescaped(open_page("compare", runs=[run.run_id for run in runs]))
         assert "Take this one" not in text
         assert "Add another strategy to compare it with." in text
 
 
 def form_for(data):
     """Compare with nothing trained yet, the data chosen and the settings as quick as can be."""
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.query_params["data"] = remember(data)
-    for name, value in QUICK.items():
-        at.session_state[f"form_{name}"] = value
-    at.switch_page("pages/compare.py")
-    at.run()
-    assert not at.exception
-    return at
+    return open_page("compare", data=remember(data), form=QUICK)
 
 
 @pytest.mark.slow
@@ -171,7 +143,7 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     assert list(at.dataframe[0].value["Forecast"]) == ["not timed yet"] * 2
     button(at, "Forecast").click().run()
     finished(at)
-    assert "4 runs in total: about" in words(at).replace("*", "")
+    assert "4 runs in total: about" in unescaped(at).replace("*", "")
     assert "not timed yet" not in list(at.dataframe[0].value["Forecast"])
     button(at, "Start 4 runs").click()
     at.run()
@@ -186,7 +158,7 @@ def test_one_click_queues_strategies_by_seeds_and_their_verdict_follows(readable
     wait_until(lambda: not any(run.active for run in store.runs()))
     at.run()
     assert not at.exception
-    assert compare_runs(store.runs()).headline in words(at)
+    assert compare_runs(store.runs()).headline in unescaped(at)
 
 
 @pytest.mark.slow
@@ -224,7 +196,7 @@ def test_settings_that_cannot_be_used_are_named_and_nothing_can_be_started(reada
     at = form_for(readable)
     at.session_state[field] = value
     at.run()
-    assert "settings of the Configure page are invalid" in words(at)
+    assert "settings of the Configure page are invalid" in unescaped(at)
     assert not [one for one in at.button if one.label.startswith("Start ")]
 
 
@@ -232,7 +204,7 @@ def test_no_strategy_starts_nothing(readable):
     at = form_for(readable)
     at.button_group(key="compare_strategies").set_value([])
     at.run()
-    assert "name at least one" in words(at)
+    assert "name at least one" in unescaped(at)
     assert not [one for one in at.button if one.label.startswith("Start ")]
 
 
@@ -251,7 +223,7 @@ def test_start_is_obeyed_before_anything_is_forecast(readable, monkeypatch):
 
 
 def test_the_box_of_chosen_runs_has_a_label_that_never_changes(four_runs):
-    at = opened(runs=[run.run_id for run in four_runs[:2]])
+    at = open_page("compare", runs=[run.run_id for run in four_runs[:2]])
     assert "Which runs" in [box.label for box in at.expander]
     assert "2 of 4 runs chosen" in [one.value for one in at.caption]
     at.multiselect(key="runs_box").select(four_runs[2].run_id).run()
@@ -261,7 +233,7 @@ def test_the_box_of_chosen_runs_has_a_label_that_never_changes(four_runs):
 
 def test_there_is_one_primary_button_with_the_form_open_and_closed(four_runs, readable):
     query = {"data": remember(readable), "runs": [run.run_id for run in four_runs]}
-    at = opened(**query)
+    at = open_page("compare", **query)
     assert primary(at) == ["Try a run on new images"]
     at.session_state["start_box-0"] = True
     at.run()
@@ -272,22 +244,15 @@ def primary(at):
     return [one.label for one in at.button if one.proto.type == "primary"]
 
 
-ANN = "ann@example.org"
-
-
 def test_stop_all_stops_only_runs_that_one_may_change(readable, monkeypatch):
     monkeypatch.setattr("finetune_core.training.device_turn._POLL", 0.05)
     (paths.home() / "locks").mkdir(parents=True)
     config = QUICK | {"data": str(readable), "device": "cpu"}
     with FileLock(paths.home() / "locks" / "cpu.lock"):
         hers, his = (
-            worker().submit(make_config(config | {"seed": seed}), owner) for seed, owner in enumerate((ANN, "ben@example.org"))
+            worker().submit(make_config(config | {"seed": seed}), owner["email"]) for seed, owner in enumerate((ANN, BEN))
         )
-        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-        at.secrets["auth"] = {"redirect_uri": "http://localhost/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
-        at.user = {"is_logged_in": True, "email": ANN}
-        at.query_params["runs"] = [hers, his]
-        at.switch_page("pages/compare.py").run()
+        at = open_page("compare", user=ANN, runs=[hers, his])
         at.button(key="stop_all").click().run()
         assert not at.exception
         assert requested_stop(paths.runs_dir() / hers) or RunStore(paths.runs_dir()).run(hers).status == "cancelled"
@@ -309,7 +274,7 @@ def trained_on_a_gpu(run_dir, device_bytes):
 
 
 def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
-    at = opened()
+    at = open_page("compare")
     assert "Memory" in at.segmented_control(key="measure").options
     at.segmented_control(key="measure").set_value("memory_bytes").run()
     by_strategy = sorted(four_runs, key=lambda run: run.config.strategy)
@@ -321,7 +286,7 @@ def test_memory_of_a_gpu_and_of_a_processor_are_not_on_one_axis(four_runs):
     assert not at.exception
     assert at.segmented_control(key="measure").options == ["Time", "Trainable parameters", "Size on disk"]
     assert at.segmented_control(key="measure").value == "seconds"
-    assert "different devices (cpu, cuda)" in words(at)
+    assert "different devices (cpu, cuda)" in unescaped(at)
     assert set(at.dataframe[0].value["GPU memory"]) == {"3.0 GB", "none"}
     for run in by_strategy[2:]:
         trained_on_a_gpu(run.run_dir, 4 * 10**9)

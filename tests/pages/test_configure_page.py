@@ -2,11 +2,9 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import streamlit as st
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
@@ -19,27 +17,15 @@ from finetune_core.runs.store import RunStore, summary
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 from pages.shared.configure.choices import Known
+from tests.pages.harness import button, open_page, unescaped
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 QUICK = {"image_size": 32, "batch_size": 8, "epochs": 2, "precision": "fp32"}
-
-
-@pytest.fixture
-def folder(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    return image_folder(tmp_path / "images", {"red": 12, "blue": 12})
 
 
 @pytest.fixture
 def configure(folder, known):
     def opened(**form):
-        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-        at.query_params["data"] = known(folder)
-        for name, value in (QUICK | form).items():
-            at.session_state[f"form_{name}"] = value
-        at.switch_page("pages/configure.py").run()
-        assert not at.exception
-        return at
+        return open_page("configure", data=known(folder), form=QUICK | form)
 
     return opened
 
@@ -59,14 +45,6 @@ def cards(at, label="Strategies"):
     return {card["value"]: card for one in drawn if one.get("label") == label for card in one["cards"]}
 
 
-def button(at, label):
-    return next(button for button in at.button if button.label == label)
-
-
-def words(at):
-    return "\n".join(element.value for kind in ("markdown", "caption") for element in at.get(kind)).replace("\\", "")
-
-
 def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(configure):
     at = configure()
     found = cards(at)
@@ -76,7 +54,7 @@ def test_each_strategy_has_a_card_with_its_share_and_its_paper_is_in_the_help(co
     assert all(one.source in found[name]["tip"] for name, one in STRATEGIES.items())
     chosen = next(caption for caption in at.caption if STRATEGIES["last_block"].title in caption.value)
     assert "Yosinski" in chosen.help
-    assert "Yosinski" not in words(at)
+    assert "Yosinski" not in unescaped(at)
 
 
 @pytest.fixture
@@ -136,7 +114,7 @@ def test_the_forecast_is_on_every_card_and_can_be_measured_again(configure, fini
     finished(at)
     assert all("MB" in card["facts"] for name, card in cards(at).items() if name != "custom")
     assert "MB" in cards(at, "Backbones")["efficientnet_lite0"]["facts"]
-    assert "training images · 10 epochs · about " in words(at)
+    assert "training images · 10 epochs · about " in unescaped(at)
     config = make_config({"data": "any"} | QUICK | {"epochs": 10})
     before = SpeedBook().speed(config)
     button(at, "Measure again").click().run()
@@ -152,7 +130,7 @@ def test_a_forecast_for_a_gpu_says_which_memory(configure, folder, gpu):
     SpeedBook().learn_decoding(load_dataset(folder).fingerprint, config.image_size, 0.001)
     at = configure()
     assert "MB of GPU memory" in cards(at)["last_block"]["facts"]
-    assert "MB of GPU memory" in words(at)
+    assert "MB of GPU memory" in unescaped(at)
     assert {"Memory", "GPU memory"} <= set(at.dataframe[0].value.columns)
 
 
@@ -179,22 +157,22 @@ def test_a_preset_says_what_it_changed_and_is_taken_back(configure):
     at = configure(learning_rate="0.01")
     button(at, "Tutorial, no download").click().run()
     assert not at.exception
-    assert "Learning rate 0.01 → **0.0001**" in words(at)
-    assert "Epochs 2 → **10**" in words(at)
-    assert "Backbone efficientnet" not in words(at)
+    assert "Learning rate 0.01 → **0.0001**" in unescaped(at)
+    assert "Epochs 2 → **10**" in unescaped(at)
+    assert "Backbone efficientnet" not in unescaped(at)
     button(at, "Undo").click().run()
     assert not at.exception
     assert at.text_input(key="form_learning_rate").value == "0.01"
     assert at.number_input(key="form_epochs").value == 2
-    assert "→" not in words(at)
+    assert "→" not in unescaped(at)
 
 
 def test_what_a_preset_changed_is_not_said_any_more_once_more_is_changed(configure):
     at = configure()
     button(at, "Tutorial, no download").click().run()
-    assert "Epochs 2 → **10**" in words(at)
+    assert "Epochs 2 → **10**" in unescaped(at)
     at.number_input(key="form_epochs").set_value(3).run()
-    assert "→" not in words(at)
+    assert "→" not in unescaped(at)
 
 
 def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missing(configure, tmp_path, monkeypatch):
@@ -203,7 +181,7 @@ def test_a_preset_warns_before_it_switches_to_a_network_whose_weights_are_missin
     at = configure()
     button(at, "The tutorial's recipe").click().run()
     assert at.session_state["form_backbone"] == "efficientnet_lite0"
-    assert "46.8 MB have to be downloaded" in words(at)
+    assert "46.8 MB have to be downloaded" in unescaped(at)
     button(at, "Switch to resnet18").click().run()
     assert not at.exception
     assert at.session_state["form_backbone"] == "resnet18"

@@ -1,15 +1,13 @@
 """Damaged runs on every page that shows runs: named, with the reason, and on to the trash; the good run works as before."""
 
 import json
-from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
+from tests.pages.harness import open_page, words
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = ["app.py", *(f"pages/{name}.py" for name in ("train", "evaluate", "compare", "predict", "runs"))]
+PAGES = ["home", "train", "evaluate", "compare", "predict", "runs"]
 
 
 @pytest.fixture
@@ -21,26 +19,9 @@ def damaged(home):
     return run_dir
 
 
-def opened(page, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    for name, value in query.items():
-        at.query_params[name] = value
-    if page != "app.py":
-        at.switch_page(page)
-    at.run()
-    assert not at.exception, at.exception[0].stack_trace
-    return at
-
-
-def words(at):
-    return " ".join(
-        str(element.value) for kind in ("markdown", "caption", "info", "warning", "error") for element in at.get(kind)
-    )
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_names_it_and_its_reason_and_moves_it_to_the_trash(damaged, page):
-    at = opened(page)
+    at = open_page(page)
     assert "20990101" in words(at)
     assert "holds no settings" in words(at)
     at.button(key=f"trash-{damaged.name}").click().run()
@@ -53,7 +34,7 @@ def test_every_page_names_it_and_its_reason_and_moves_it_to_the_trash(damaged, p
 def test_beside_a_good_run_an_address_that_names_it_says_why_another_one_is_shown(damaged, trained_once):
     [good] = trained_once.copied(paths.runs_dir(), "last_block")
     for page in PAGES[1:3]:
-        at = opened(page, run=damaged.name)
+        at = open_page(page, run=damaged.name)
         assert "it is damaged" in words(at).replace("\\", "")
         assert good.name in at.query_params["run"]
 
@@ -62,4 +43,4 @@ def test_lines_that_were_left_out_are_reported_beside_the_run(trained_once):
     [run_dir] = trained_once.copied(paths.runs_dir(), "last_block")
     with (run_dir / "events.jsonl").open("a") as file:
         file.write(json.dumps({"event": "EpochEnded"}) + "\n")
-    assert "1 line of events" in words(opened("pages/train.py")).replace("\\", "")
+    assert "1 line of events" in words(open_page("train")).replace("\\", "")

@@ -1,16 +1,14 @@
 """The galleries of the Dataset page once the images were analyzed: sorted by confidence, and similar images."""
 
 import re
-from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from finetune_core.config import Edit
 from finetune_core.data.edits import load_edits, save_edits
 from finetune_core.data.recent import remember
+from tests.pages.harness import open_page, press, words
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 WRONG = ("red/003.png", "red/007.png", "red/011.png", "red/015.png")
 
 
@@ -22,13 +20,9 @@ def opened(image_folder, tmp_path, monkeypatch, finished):
     save_edits(folder, [Edit(action="relabel", paths=WRONG, to="blue")])
 
     def show(view, *, analyzed=True):
-        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-        at.query_params["data"] = remember(str(folder))
-        at.session_state["dataset_view"] = "Findings"
-        at.session_state["form_image_size"] = 32
-        at.switch_page("pages/dataset.py").run()
+        at = open_page("dataset", data=remember(str(folder)), form={"image_size": 32}, state={"dataset_view": "Findings"})
         if analyzed:
-            next(one for one in at.button if one.label == "Analyze with embeddings").click().run()
+            press(at, "Analyze with embeddings")
             finished(at)
         at.session_state["dataset_view"] = view
         at.run()
@@ -51,10 +45,6 @@ def labels(at, key):
 
 def alts(at):
     return [one.alt for element in at.get("image") for one in element.proto.imgs]
-
-
-def words(at):
-    return "\n".join(element.value for kind in ("markdown", "caption") for element in at.get(kind))
 
 
 def sorting(at):

@@ -1,19 +1,16 @@
 """Findings and selections on the Dataset page: what can be done in one click, what is confirmed case by case, and the way back."""
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from finetune_core.config import Edit
 from finetune_core.data.dataset import load_dataset
 from finetune_core.data.edits import load_edits, save_edits
 from finetune_core.data.recent import remember
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.pages.harness import button, labels, open_page, press, words
 
 
 @pytest.fixture(autouse=True)
@@ -27,28 +24,7 @@ def folder(image_folder, tmp_path):
 
 
 def opened(folder, view="Findings", page="dataset"):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.query_params["data"] = remember(str(folder))
-    at.session_state["dataset_view"] = view
-    at.switch_page(f"pages/{page}.py")
-    at.run()
-    assert not at.exception
-    return at
-
-
-def words(at):
-    kinds = ("markdown", "caption", "warning", "error")
-    return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
-
-
-def labels(at):
-    return [button.label for button in at.button]
-
-
-def press(at, label):
-    next(button for button in at.button if button.label == label).click().run()
-    assert not at.exception
-    return at
+    return open_page(page, data=remember(str(folder)), state={"dataset_view": view})
 
 
 def tick(at, sample, key="browse"):
@@ -161,7 +137,7 @@ def test_leaving_a_finding_as_it_is_can_be_undone_right_after_it(folder):
 
 def test_a_single_class_cannot_be_trained_and_the_page_says_why(image_folder, tmp_path):
     at = opened(image_folder(tmp_path / "images", {"red": 12}), page="configure")
-    start = next(button for button in at.button if button.label == "Start training")
+    start = button(at, "Start training")
     assert start.disabled
     assert "images\\: “red”" in words(at)
 

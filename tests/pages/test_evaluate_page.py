@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import streamlit as st
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
@@ -14,8 +12,8 @@ from finetune_core.evaluation.single_run import evaluate
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from tests.pages.harness import open_page, words
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NASTY = '<script>alert("x")<'
 SETTINGS = {"image_size": 32, "epochs": 3, "batch_size": 8, "learning_rate": 3e-3, "precision": "fp32"}
 
@@ -48,11 +46,6 @@ def trained(image_folder_once, tmp_path_factory):
 def in_its_home(trained, monkeypatch):
     monkeypatch.setenv("THAW_HOME", str(trained[0]))
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained[1]))
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    yield
-    st.cache_resource.clear()
-    st.cache_data.clear()
 
 
 @pytest.fixture
@@ -61,18 +54,7 @@ def run(trained):
 
 
 def opened(run_id="tested", view="Mistakes"):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.query_params["run"] = run_id
-    at.session_state["evaluate_view"] = view
-    at.switch_page("pages/evaluate.py")
-    at.run()
-    assert not at.exception
-    return at
-
-
-def words(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "header")
-    return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
+    return open_page("evaluate", run=run_id, state={"evaluate_view": view})
 
 
 def metrics(at):

@@ -1,18 +1,15 @@
 """Configure lists every network in a table that can be searched; licence and input are shown before a run starts."""
 
 import json
-from pathlib import Path
 
 import pytest
 import timm
 from safetensors.torch import save_file
-from streamlit.testing.v1 import AppTest
 
 from finetune_core.config import make_config
 from finetune_core.models import network
 from pages.shared.configure.networks import offered
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.pages.harness import open_page, unescaped
 
 
 @pytest.fixture
@@ -20,12 +17,7 @@ def configure(image_folder, tmp_path, monkeypatch, known):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.query_params["data"] = known(folder)
-    at.session_state["networks_open"] = True
-    at.switch_page("pages/configure.py").run()
-    assert not at.exception
-    return at
+    return open_page("configure", data=known(folder), state={"networks_open": True})
 
 
 @pytest.fixture
@@ -36,10 +28,6 @@ def folder(tmp_path):
     (tmp_path / "mine" / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
     save_file(timm.create_model("test_vit").state_dict(), tmp_path / "mine" / "model.safetensors")
     return tmp_path / "mine"
-
-
-def words(at):
-    return " ".join(one.value for one in [*at.markdown, *at.caption, *at.warning, *at.error]).replace("\\", "")
 
 
 def table(at):
@@ -70,15 +58,15 @@ def test_a_folder_is_named_and_used_with_its_own_size_and_its_licence_is_shown(c
     assert not at.exception
     assert at.session_state["form_backbone"] == name
     assert at.session_state["form_image_size"] == 160
-    assert "mean 0.1, 0.2, 0.3" in words(at)
-    assert "cc-by-nc-4.0" in words(at)
-    assert "Research only" in words(at)
+    assert "mean 0.1, 0.2, 0.3" in unescaped(at)
+    assert "cc-by-nc-4.0" in unescaped(at)
+    assert "Research only" in unescaped(at)
 
 
 def test_a_folder_outside_those_that_a_server_may_read_is_refused(configure, folder, tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path / "images"))
     at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
-    assert "outside the folders" in words(at)
+    assert "outside the folders" in unescaped(at)
     assert "networks_use_named" not in {one.key for one in at.button}
 
 

@@ -10,7 +10,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training.strategies import BASELINE
 from tests.deadline import wait_until
-from tests.pages.test_pages import opened, words
+from tests.pages.harness import open_page, words
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def fitted(image_folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("strategy", ["linear_probe", "prototypes", "nearest_neighbours"])
 def test_the_train_page_shows_the_fit_and_no_epochs(fitted, strategy):
     run = fitted(strategy)
-    at = opened("train", run=run.run_id)
+    at = open_page("train", run=run.run_id)
     shown = words(at)
     assert "Its head was fitted without epochs." in shown
     assert "The classifier was fitted to 1,280 features" in shown
@@ -47,7 +47,7 @@ def test_the_train_page_shows_the_fit_and_no_epochs(fitted, strategy):
 @pytest.mark.parametrize("page", ["evaluate", "predict", "runs"])
 def test_other_pages_show_it_like_any_run(fitted, page):
     run = fitted()
-    at = opened(page, run=run.run_id)
+    at = open_page(page, run=run.run_id)
     if page == "evaluate":
         assert "neither to train nor to choose anything" in words(at)
     if page == "runs":
@@ -56,7 +56,7 @@ def test_other_pages_show_it_like_any_run(fitted, page):
 
 def test_a_comparison_of_runs_without_epochs_has_no_learning_curves(fitted):
     runs = [fitted(strategy) for strategy in ("linear_probe", "prototypes")]
-    at = opened("compare", runs=[run.run_id for run in runs])
+    at = open_page("compare", runs=[run.run_id for run in runs])
     assert "Linear probe" in words(at)
     assert "Learning curves" not in [header.value for header in at.header]
     assert summary(runs[0])["epochs"] == 0
@@ -64,7 +64,7 @@ def test_a_comparison_of_runs_without_epochs_has_no_learning_curves(fitted):
 
 def test_configure_hides_what_steers_steps(known, image_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    at = opened("configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14})))
+    at = open_page("configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14})))
     keys = {widget.key for kind in ("number_input", "text_input", "selectbox") for widget in at.get(kind)}
     assert {"form_epochs", "form_learning_rate", "form_image_size"} <= keys
     at.session_state["form_strategy"] = "linear_probe"
@@ -90,7 +90,7 @@ def test_a_stage_to_take_features_from_is_offered_to_strategies_without_epochs_o
     monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
     drawn = []
     monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"]))
-    at = opened("configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14})))
+    at = open_page("configure", data=known(image_folder(tmp_path / "images", {"red": 14, "blue": 14})))
     assert not [box for box in at.selectbox if box.key == "features_from"]
     at.session_state["form_strategy"] = "prototypes"
     at.run()
@@ -113,16 +113,16 @@ def test_a_run_on_features_of_an_earlier_stage_draws_what_it_does_not_use(fitted
     drawn = []
     monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda data, **_: drawn.append(data["tiles"]))
     run = fitted(features_from="block3")
-    at = opened("train", run=run.run_id)
+    at = open_page("train", run=run.run_id)
     assert "The classifier was fitted to 40 features" in words(at)
     assert [tile["name"] for tile in drawn[-1] if tile["look"] == "unused"] == ["block4", "block5", "block6", "block7"]
     assert drawn[-1][-1]["name"] == "head"
     for page in ("evaluate", "predict", "runs"):
-        opened(page, run=run.run_id)
+        open_page(page, run=run.run_id)
 
 
 def test_a_comparison_starts_with_the_baseline_unless_it_is_taken_off(fitted, known):
-    at = opened("compare", data=known(fitted().config.data))
+    at = open_page("compare", data=known(fitted().config.data))
     assert at.session_state["compare_strategies"][0] == BASELINE
     assert not [button for button in at.button if button.key == "compare_baseline"]
     at.button_group(key="compare_strategies").set_value(["last_block"]).run()
@@ -134,7 +134,7 @@ def test_a_comparison_starts_with_the_baseline_unless_it_is_taken_off(fitted, kn
 
 def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one(fitted):
     runs = [fitted("last_block", epochs=1, learning_rate=1e-3, seed=seed) for seed in range(2)]
-    at = opened("compare", runs=[run.run_id for run in runs])
+    at = open_page("compare", runs=[run.run_id for run in runs])
     assert "linear probe" not in words(at)
     at.button(key="fit_baseline").click().run()
     assert not at.exception
@@ -152,7 +152,7 @@ def test_one_click_fits_the_baseline_of_runs_that_were_compared_without_one(fitt
 
 
 def test_home_offers_the_baseline_after_try_it_now():
-    labels = [button.label for button in opened("home").button]
+    labels = [button.label for button in open_page("home").button]
     assert labels[:2] == ["Try it now", "Fit the baseline: linear probe"]
 
 
@@ -160,9 +160,9 @@ def test_no_stage_of_it_is_drawn_with_a_learning_rate(fitted, known, monkeypatch
     drawn = []
     monkeypatch.setattr("pages.shared.configure.stages._ROW", lambda *, data, **_: drawn.append(data["tiles"][-1]))
     run = fitted()
-    at = opened("train", run=run.run_id)
+    at = open_page("train", run=run.run_id)
     assert "parameters are fitted (0.1 %)" in words(at)
-    at = opened("configure", data=known(run.config.data))
+    at = open_page("configure", data=known(run.config.data))
     for strategy in (BASELINE, "nearest_neighbours"):
         at.session_state["form_strategy"] = strategy
         at.run()

@@ -1,15 +1,11 @@
 """The folder browser of the Dataset page, and what a person may paste into the field beside it."""
 
 import os
-from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
+from tests.pages.harness import ANN, open_page, words
 
 
 @pytest.fixture
@@ -19,16 +15,6 @@ def folder(image_folder, tmp_path, monkeypatch):
     image_folder(tmp_path / "pictures" / "deep" / "my pets", {"red": 14, "blue": 14})
     (tmp_path / "pictures" / "out").symlink_to(tmp_path / "elsewhere")
     return tmp_path / "pictures" / "deep" / "my pets"
-
-
-def opened(user=None):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    if user:
-        at.secrets["auth"] = SECRETS
-        at.user = {"is_logged_in": True, "email": user}
-    at.switch_page("pages/dataset.py").run()
-    assert not at.exception
-    return at
 
 
 def down(at, name):
@@ -41,16 +27,12 @@ def offered(at):
     return next((one.options for one in at.selectbox if one.label == "Open a subfolder"), [])
 
 
-def words(at):
-    return "\n".join(element.value for kind in ("markdown", "error") for element in at.get(kind))
-
-
 def images(at):
     return {metric.label: metric.value for metric in at.metric}.get("Images")
 
 
 def test_folders_are_walked_down_and_up_and_one_is_used(folder):
-    at = opened()
+    at = open_page("dataset")
     assert offered(at) == ["deep · 28 images"]
     assert at.button(key="browse-up").disabled
     down(at, "deep")
@@ -66,14 +48,14 @@ def test_folders_are_walked_down_and_up_and_one_is_used(folder):
 def test_several_readable_folders_can_be_chosen_from(folder, tmp_path, monkeypatch):
     (tmp_path / "more" / "birds").mkdir(parents=True)
     monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join([str(folder.parent), str(tmp_path / "more")]))
-    at = opened()
+    at = open_page("dataset")
     assert offered(at) == ["birds · 0 images"]
     at.button(key=f"browse-root-{folder.parent}").click().run()
     assert offered(at) == ["my pets · 28 images"]
 
 
 def test_a_folder_that_may_not_be_read_any_more_is_said_and_left(folder, tmp_path):
-    at = opened()
+    at = open_page("dataset")
     at.session_state["browse_at"] = str(tmp_path / "elsewhere")
     at.run()
     assert "outside the folders that Thaw may read" in words(at)
@@ -81,11 +63,11 @@ def test_a_folder_that_may_not_be_read_any_more_is_said_and_left(folder, tmp_pat
     assert offered(at) == ["deep · 28 images"]
 
 
-@pytest.mark.parametrize(("user", "names"), [(None, ["pets"]), ("ann@example.org", [])])
+@pytest.mark.parametrize(("user", "names"), [(None, ["pets"]), (ANN, [])])
 def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(image_folder, monkeypatch, user, names):
     image_folder(paths.data_dir() / "pets", {"red": 2, "blue": 2})
     monkeypatch.setenv("THAW_DATA_ROOTS", str(paths.home()))  # which holds the uploads
-    at = opened(user)
+    at = open_page("dataset", user=user)
     assert f"browse-root-{paths.data_dir()}" not in [one.key for one in at.button] or user is None
     folders = [option.split(" · ")[0] for option in offered(at)]
     assert (paths.data_dir().name in folders) == (user is None)
@@ -97,7 +79,7 @@ def test_where_people_sign_in_nobody_is_shown_what_others_have_uploaded(image_fo
 
 @pytest.mark.parametrize("written", ["'{}'", '"{}"', "file://{}"])
 def test_a_pasted_path_is_understood(folder, written):
-    at = opened()
+    at = open_page("dataset")
     at.text_input(key="data_folder").set_value(
         written.format(str(folder).replace(" ", "%20" if "file" in written else " "))
     ).run()

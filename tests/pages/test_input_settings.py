@@ -1,38 +1,14 @@
 """The network's input is shown on Configure, and can be changed there."""
 
-from pathlib import Path
-
-import pytest
-from streamlit.testing.v1 import AppTest
-
 from finetune_core import paths
 from finetune_core.runs.store import RunStore
+from tests.pages.harness import address, button, open_page
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 FIELDS = ("form_mean", "form_std", "form_crop_pct")
 
 
-@pytest.fixture
-def folder(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    return image_folder(tmp_path / "images", {"red": 12, "blue": 12})
-
-
-def opened(name, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    for key, value in query.items():
-        at.query_params[key] = value
-    at.switch_page(f"pages/{name}.py").run()
-    assert not at.exception
-    return at
-
-
-def button(at, label):
-    return next(one for one in at.button if one.label == label)
-
-
 def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_reload(folder, known):
-    at = opened("configure", data=known(folder))
+    at = open_page("configure", data=known(folder))
     assert any("mean 0.5, 0.5, 0.5" in one.value for one in at.caption)
     assert [(at.text_input(key=key).value, at.text_input(key=key).placeholder) for key in FIELDS] == [
         ("", "from the network")
@@ -43,7 +19,7 @@ def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_relo
     at.selectbox(key="form_interpolation").set_value("bicubic")
     at.number_input(key="form_epochs").set_value(1).run()
     assert not at.exception
-    again = opened("configure", **{key: one if isinstance(one, str) else one[-1] for key, one in at.query_params.items()})
+    again = open_page("configure", **address(at))
     assert [again.text_input(key=key).value for key in FIELDS] == ["0.1, 0.2, 0.3", "", "0.9"]
     button(again, "Start training").click().run()
     assert not again.exception
@@ -53,7 +29,7 @@ def test_input_settings_are_the_networks_until_they_are_typed_and_survive_a_relo
 
 
 def test_what_is_wrong_with_them_is_said_beside_them_all_at_once(folder, known):
-    at = opened("configure", data=known(folder))
+    at = open_page("configure", data=known(folder))
     at.text_input(key="form_mean").set_value("0.1, 0.2")
     at.text_input(key="form_std").set_value("0, 0, 0").run()
     said = "\n".join(one.value for one in at.markdown).replace("\\", "")
@@ -63,7 +39,7 @@ def test_what_is_wrong_with_them_is_said_beside_them_all_at_once(folder, known):
 
 
 def test_emptied_fields_are_the_networks_again(folder, known):
-    at = opened("configure", data=known(folder))
+    at = open_page("configure", data=known(folder))
     at.text_input(key="form_std").set_value("0.2, 0.2, 0.2").run()
     assert "settings" in at.query_params
     at.text_input(key="form_std").set_value(" ").run()

@@ -1,10 +1,8 @@
 """Long work of the pages: whatever is pressed meanwhile, it goes on; two pieces that would disturb each other are kept apart."""
 
 import threading
-from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from finetune_core.errors import WeightsError
 from finetune_core.formatting import PHASE_WORDS
@@ -12,8 +10,7 @@ from finetune_core.training import lr_finder
 from finetune_core.work import Step
 from pages.shared.jobs import jobs
 from tests.deadline import wait_until
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.pages.harness import button, open_page
 
 
 @pytest.fixture
@@ -32,25 +29,9 @@ def held(monkeypatch):
 
 
 @pytest.fixture
-def configure(image_folder, tmp_path, monkeypatch, known):
+def configure(folder, known):
     """Configure, in a session of its own, on a small data set."""
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
-
-    def opened():
-        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-        at.query_params["data"] = known(folder)
-        at.session_state["form_image_size"] = 32
-        at.session_state["form_batch_size"] = 4
-        at.switch_page("pages/configure.py").run()
-        assert not at.exception
-        return at
-
-    return opened
-
-
-def button(at, label):
-    return next(button for button in at.button if button.label == label)
+    return lambda: open_page("configure", data=known(folder), form={"image_size": 32, "batch_size": 4})
 
 
 def test_forecast_waits_while_the_rate_finder_works_and_says_why_and_nothing_pressed_ends_it(configure, held, finished):

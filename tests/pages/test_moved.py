@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
@@ -12,6 +11,7 @@ from finetune_core.evaluation.comparison.disagree import disagreement
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from tests.pages.harness import words
 
 NASTY = '<b>x$1$"[a](b)'
 
@@ -27,11 +27,7 @@ def runs(image_folder, tmp_path, monkeypatch):
         {"epochs": 2, "learning_rate": 1e-3},
     ):
         list(execute(create_run(make_config(usual | settings), paths.runs_dir())))
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    yield sorted(RunStore(paths.runs_dir()).runs(), key=lambda run: run.config.epochs)
-    st.cache_resource.clear()
-    st.cache_data.clear()
+    return sorted(RunStore(paths.runs_dir()).runs(), key=lambda run: run.config.epochs)
 
 
 def sections():
@@ -41,11 +37,6 @@ def sections():
     compared = sorted(store().runs(), key=lambda run: run.config.epochs)
     what_moved(compared)
     disagreements(compared)
-
-
-def words(at):
-    kinds = ("markdown", "caption", "info", "error", "header")
-    return "\n".join(element.value for kind in kinds for element in at.get(kind))
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
@@ -17,9 +16,9 @@ from finetune_core.training.strategies import STRATEGIES
 from pages.shared.chrome import _UNDER_WHITE
 from pages.shared.images import _OPENED_BY_IMAGE
 from tests.deadline import wait_until
+from tests.pages.harness import button, labels, open_page, words
 from tests.trained import NASTY, QUICK
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES = ("dataset", "configure", "train", "evaluate", "compare", "predict", "runs")
 
 
@@ -46,22 +45,6 @@ def run(trained_once, tmp_path, monkeypatch):
     return train
 
 
-def opened(name, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    for key, value in query.items():
-        at.query_params[key] = value
-    if name != "home":
-        at.switch_page(f"pages/{name}.py")
-    at.run()
-    assert not at.exception
-    return at
-
-
-def words(at):
-    kinds = ("markdown", "caption", "info", "warning", "error", "success", "title", "header")
-    return "\n".join(element.value for kind in kinds for element in at.get(kind) if isinstance(element.value, str))
-
-
 def tiles(at):
     """The drawn stages."""
     return json.loads(at.get("bidi_component")[0].proto.json)["tiles"]
@@ -71,13 +54,9 @@ def looks(at):
     return [tile["look"] for tile in tiles(at)]
 
 
-def labels(at):
-    return [button.label for button in at.button]
-
-
 @pytest.mark.parametrize("name", ["home", *PAGES])
 def test_every_page_opens_on_an_empty_machine_and_offers_a_way_on(name):
-    at = opened(name)
+    at = open_page(name)
     assert len(at.title) == 1
     assert at.button, "nothing to press"
     if name in ("train", "evaluate", "compare", "predict"):
@@ -85,15 +64,15 @@ def test_every_page_opens_on_an_empty_machine_and_offers_a_way_on(name):
 
 
 def test_home_tells_the_state_of_the_machine():
-    at = opened("home")
+    at = open_page("home")
     assert {metric.label for metric in at.metric} == {"Device", "Precision", "Free memory", "Backbones ready"}
     assert labels(at)[0] == "Try it now"
 
 
 def test_dataset_shows_the_sample_once_it_is_taken():
-    at = opened("dataset")
+    at = open_page("dataset")
     assert not at.metric
-    next(button for button in at.button if button.label == "Use the sample").click().run()
+    button(at, "Use the sample").click().run()
     assert at.query_params["data"] == "digits"
     result = {metric.label: metric.value for metric in at.metric}
     assert result == {"Images": "1,797", "Classes": "10", "Training": "1,259", "Validation": "269", "Test": "269"}
@@ -103,7 +82,7 @@ def test_dataset_shows_the_sample_once_it_is_taken():
 
 
 def test_dataset_reports_a_folder_that_is_not_there(tmp_path):
-    at = opened("dataset")
+    at = open_page("dataset")
     at.session_state["data_source"] = "folder"
     at.session_state["data_folder"] = str(tmp_path / "nowhere")
     at.run()
@@ -112,7 +91,7 @@ def test_dataset_reports_a_folder_that_is_not_there(tmp_path):
 
 def test_dataset_refuses_a_folder_that_the_server_may_not_read(image_folder, tmp_path_factory):
     folder = image_folder(tmp_path_factory.mktemp("elsewhere"), {"red": 12, "blue": 12})
-    at = opened("dataset")
+    at = open_page("dataset")
     at.session_state["data_source"] = "folder"
     at.session_state["data_folder"] = str(folder)
     at.run()
@@ -125,7 +104,7 @@ def test_dataset_names_what_is_wrong_with_a_folder(image_folder, tmp_path):
     Path(folder, "red", "text.jpg").write_text("hello")
     victim = sorted(Path(folder, "red").glob("*.png"))[0]
     victim.write_bytes(victim.read_bytes()[:1500])
-    at = opened("dataset")
+    at = open_page("dataset")
     at.session_state["data_source"] = "folder"
     at.session_state["data_folder"] = str(folder)
     at.run()
@@ -135,7 +114,7 @@ def test_dataset_names_what_is_wrong_with_a_folder(image_folder, tmp_path):
 
 
 def test_configure_draws_the_strategy():
-    at = opened("configure", data="digits")
+    at = open_page("configure", data="digits")
     assert looks(at) == ["frozen"] * 7 + ["warm", "head"]
     at.session_state["form_strategy"] = "feature_extraction"
     at.run()
@@ -144,10 +123,10 @@ def test_configure_draws_the_strategy():
 
 
 def test_recipes_set_the_form():
-    at = opened("configure")
-    next(button for button in at.button if button.label == "The tutorial's recipe").click().run()
+    at = open_page("configure")
+    button(at, "The tutorial's recipe").click().run()
     if not backbone_info("resnet18").ready:
-        next(button for button in at.button if button.label == "Switch to resnet18").click().run()
+        button(at, "Switch to resnet18").click().run()
     assert not at.exception
     state = {
         name: at.session_state[f"form_{name}"] for name in ("backbone", "strategy", "optimizer", "learning_rate", "batch_size")
@@ -162,12 +141,12 @@ def test_recipes_set_the_form():
     assert at.session_state["form_epochs"] == 10
     assert at.session_state["form_image_size"] == 224
     assert [tile["name"] for tile in tiles(at)] == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
-    next(button for button in at.button if button.label == "Feature extraction").click().run()
+    button(at, "Feature extraction").click().run()
     assert (at.session_state["form_strategy"], at.session_state["form_learning_rate"]) == ("feature_extraction", "0.001")
 
 
 def test_bad_values_are_refused_beside_their_fields_all_at_once():
-    at = opened("configure", data="digits")
+    at = open_page("configure", data="digits")
     at.number_input(key="form_epochs").set_value(-1)
     at.number_input(key="form_batch_size").set_value(0)
     at.text_input(key="form_learning_rate").set_value("fast")
@@ -177,12 +156,12 @@ def test_bad_values_are_refused_beside_their_fields_all_at_once():
     assert "Batch size must be at least 1" in text
     assert "Learning rate must be a number" in text
     assert "3 settings cannot be used" in text
-    assert next(button for button in at.button if button.label == "Start training").disabled
+    assert button(at, "Start training").disabled
 
 
 @pytest.mark.parametrize("data", [{"data": "digits"}, {}], ids=["data", "no data"])
 def test_the_strategy_stays_drawn_whatever_is_wrong_in_the_form(data):
-    at = opened("configure", **data)
+    at = open_page("configure", **data)
     before = [(tile["name"], tile["look"]) for tile in tiles(at)]
     at.text_input(key="form_learning_rate").set_value("fast")
     at.text_input(key="form_weight_decay").set_value("-1")
@@ -196,7 +175,7 @@ def test_the_strategy_stays_drawn_whatever_is_wrong_in_the_form(data):
 
 
 def test_an_error_inside_more_settings_opens_it_and_all_errors_are_listed_beside_start():
-    at = opened("configure", data="digits")
+    at = open_page("configure", data="digits")
     assert at.session_state["more_settings"] is False
     at.selectbox(key="form_schedule").set_value("cosine").run()
     at.text_input(key="form_warmup_epochs").set_value("3").run()
@@ -212,7 +191,7 @@ def test_an_error_inside_more_settings_opens_it_and_all_errors_are_listed_beside
 
 
 def test_custom_rates_and_cut_on_the_page():
-    at = opened("configure")
+    at = open_page("configure")
     at.session_state["form_strategy"] = "custom"
     at.run()
     at.selectbox(key="custom_cut").set_value("block3").run()
@@ -221,21 +200,21 @@ def test_custom_rates_and_cut_on_the_page():
 
 
 def test_training_starts_from_the_page_and_is_found_again(run, known):
-    at = opened("configure", data=known(run.folder))
+    at = open_page("configure", data=known(run.folder))
     at.number_input(key="form_image_size").set_value(32)
     at.number_input(key="form_epochs").set_value(3)
     at.run()
-    next(button for button in at.button if button.label == "Start training").click().run()
+    button(at, "Start training").click().run()
     assert not at.exception
     folders = list(paths.runs_dir().iterdir())
     assert len(folders) == 1
     request_stop(folders[0])
-    again = opened("train", run=folders[0].name)
+    again = open_page("train", run=folders[0].name)
     assert folders[0].name in words(again).replace("\\", "")
 
 
 def test_train_shows_a_finished_run_with_its_interval(run):
-    at = opened("train", run=run())
+    at = open_page("train", run=run())
     text = words(at)
     assert "correct" in text
     assert "95 % interval" in text
@@ -254,7 +233,7 @@ def test_train_shows_a_failure_in_words(run):
             strategy="full",
             epochs=30,
         )
-    at = opened("train")
+    at = open_page("train")
     assert "not finite" in words(at)
 
 
@@ -262,35 +241,35 @@ def test_a_stopped_run_is_resumed_from_its_page(run):
     reservation = create_run(make_config({"data": str(run.folder), "image_size": 32, "epochs": 2}), paths.runs_dir())
     request_stop(reservation.run_dir, pause=True)
     list(execute(reservation))
-    at = opened("train", run=reservation.run_dir.name)
+    at = open_page("train", run=reservation.run_dir.name)
     assert "Resume" in labels(at)
-    next(button for button in at.button if button.label == "Resume").click().run()
+    button(at, "Resume").click().run()
     assert not at.exception
     wait_until(lambda: "RunFinished" in (reservation.run_dir / "events.jsonl").read_text())
-    assert "Resume" not in labels(opened("train", run=reservation.run_dir.name))
+    assert "Resume" not in labels(open_page("train", run=reservation.run_dir.name))
 
 
 def test_an_unknown_run_in_the_address_is_said_and_not_fatal(run):
     run()
-    at = opened("train", run="no-such-run")
+    at = open_page("train", run="no-such-run")
     assert "There is no run" in words(at)
 
 
 def test_evaluate_shows_metrics_and_mistakes(run):
-    at = opened("evaluate", run=run())
+    at = open_page("evaluate", run=run())
     assert {metric.label for metric in at.metric} == {"Accuracy", "95 % interval", "Loss", "Images"}
     assert len(at.get("plotly_chart")) == 1
     assert len(at.dataframe[0].value) == 3
 
 
 def test_predict_knows_the_classes(run):
-    assert "This network distinguishes 3 classes" in words(opened("predict", run=run()))
+    assert "This network distinguishes 3 classes" in words(open_page("predict", run=run()))
 
 
 def test_names_never_become_markup(run):
     run_id = run()
     for name in ("train", "evaluate", "predict"):
-        at = opened(name, run=run_id)
+        at = open_page(name, run=run_id)
         assert NASTY not in words(at)
         constants = {_UNDER_WHITE, _OPENED_BY_IMAGE}
         assert {element.proto.body for element in at.get("html")} <= constants
@@ -302,7 +281,7 @@ def test_what_people_call_their_runs_never_becomes_markup(run):
     for run_id in (first, second):
         RunStore(paths.runs_dir()).describe(run_id, nasty, f"note {nasty}")
     for name in ("home", "train", "evaluate", "compare", "predict"):
-        at = opened(name, run=first)
+        at = open_page(name, run=first)
         kinds = ("markdown", "caption", "info", "warning", "error", "success", "header", "title")
         texts = [element.value for kind in kinds for element in at.get(kind) if "free money" in str(element.value)]
         assert name not in ("home", "train") or texts
@@ -311,7 +290,7 @@ def test_what_people_call_their_runs_never_becomes_markup(run):
 
 def test_a_browser_that_lags_behind_and_sends_an_old_label_keeps_its_run(run):
     mine, _newer = run.both()
-    at = opened("train", run=mine)
+    at = open_page("train", run=mine)
     box, before = at.selectbox(key="run_box"), "what it was called before somebody renamed it"
     box.options.append(before)
     box.select(before).run()
@@ -324,17 +303,17 @@ def test_a_browser_that_lags_behind_and_sends_an_old_label_keeps_its_run(run):
 def test_a_renamed_run_folder_is_listed_like_any_other(run):
     run_id = run()
     (paths.runs_dir() / run_id).rename(paths.runs_dir() / "baseline")
-    assert "baseline" in words(opened("home"))
-    assert "correct" in words(opened("train", run="baseline"))
+    assert "baseline" in words(open_page("home"))
+    assert "correct" in words(open_page("train", run="baseline"))
 
 
 @pytest.mark.slow
 def test_forecast_puts_all_strategies_side_by_side(run, finished, known):
-    at = opened("configure", data=known(run.folder))
+    at = open_page("configure", data=known(run.folder))
     at.number_input(key="form_image_size").set_value(32)
     at.number_input(key="form_batch_size").set_value(4)
     at.run()
-    next(button for button in at.button if button.label == "Forecast all strategies").click().run()
+    button(at, "Forecast all strategies").click().run()
     finished(at)
     table = at.dataframe[0].value
     assert list(table["Strategy"]) == [
@@ -344,7 +323,7 @@ def test_forecast_puts_all_strategies_side_by_side(run, finished, known):
 
 def closer(run_id, what):
     """What the Train page tells of a run under one of its closer looks."""
-    at = opened("train", run=run_id)
+    at = open_page("train", run=run_id)
     at.session_state["closer"] = what
     at.run()
     assert not at.exception

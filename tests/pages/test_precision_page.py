@@ -1,17 +1,13 @@
 """The Evaluate and Train pages say in which precision numbers were computed, and have those of a stopped run computed in fp32."""
 
-from pathlib import Path
-
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.training.events import EpochEnded
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.pages.harness import button, open_page
 
 
 @pytest.fixture
@@ -27,23 +23,15 @@ def stopped(native_bf16, image_folder, home, monkeypatch, tmp_path):
     return reservation.run_dir
 
 
-def opened(page, run_dir):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.query_params["run"] = run_dir.name
-    at.switch_page(f"pages/{page}").run()
-    assert not at.exception
-    return at
-
-
 def test_one_click_evaluates_a_stopped_run_in_fp32(stopped, finished):
-    at = opened("evaluate.py", stopped)
+    at = open_page("evaluate", run=stopped.name)
     assert any("Computed in bf16" in warning.value for warning in at.warning)
-    next(button for button in at.button if button.label == "Evaluate in fp32").click().run()
+    button(at, "Evaluate in fp32").click().run()
     at = finished(at)
     assert not any("Computed in bf16" in warning.value for warning in at.warning)
     assert not [button for button in at.button if button.label == "Evaluate in fp32"]
 
 
 def test_the_train_page_says_that_live_numbers_are_in_bf16(stopped):
-    captions = [caption.value for caption in opened("train.py", stopped).caption]
+    captions = [caption.value for caption in open_page("train", run=stopped.name).caption]
     assert any("metrics of each epoch are computed in bf16" in caption for caption in captions)

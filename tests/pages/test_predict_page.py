@@ -8,18 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import streamlit as st
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.evaluation.prediction.neighbours import Encoder, compute_neighbourhood, encoder, neighbours_changed
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
+from tests.pages.harness import open_page, press, words
 from tests.trained import NASTY
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @pytest.fixture
@@ -27,25 +24,7 @@ def runs(trained_once, monkeypatch):
     """Two runs on the same images, in the app's own folder."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained_once.data))
     trained_once.copied(paths.runs_dir())
-    st.cache_resource.clear()
-    st.cache_data.clear()
-    yield RunStore(paths.runs_dir()).runs()
-    st.cache_resource.clear()
-    st.cache_data.clear()
-
-
-def opened(**query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    for key, value in query.items():
-        at.query_params[key] = value
-    at.switch_page("pages/predict.py").run()
-    assert not at.exception
-    return at
-
-
-def words(at):
-    kinds = ("title", "markdown", "caption", "info", "warning", "error")
-    return "\n".join(element.value for kind in kinds for element in at.get(kind))
+    return RunStore(paths.runs_dir()).runs()
 
 
 def image_of(run, name):
@@ -64,14 +43,8 @@ def give(at, *images):
     assert not at.exception
 
 
-def press(at, label):
-    next(button for button in at.button if button.label == label).click()
-    at.run()
-    assert not at.exception
-
-
 def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
-    at = opened(run=runs[0].run_id)
+    at = open_page("predict", run=runs[0].run_id)
     assert "This network distinguishes 3 classes" in words(at)
     assert NASTY not in words(at)
     red = image_of(runs[0], "red/000.png")
@@ -88,7 +61,7 @@ def test_an_image_is_named_with_its_reasons_and_a_broken_one_does_no_harm(runs):
 
 
 def test_known_training_images_stand_beside_a_new_one_and_strangers_are_flagged(runs, finished):
-    at = opened(run=runs[0].run_id)
+    at = open_page("predict", run=runs[0].run_id)
     press(at, "Show nearest training images")
     finished(at)
     assert "Show nearest training images" not in [button.label for button in at.button]
@@ -107,7 +80,7 @@ def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
     for kind, name in ((Predictor, "probabilities"), (Encoder, "look")):
         real = getattr(kind, name)
         monkeypatch.setattr(kind, name, lambda *args, real=real, name=name: computed.append(name) or real(*args))
-    at = opened(run=runs[0].run_id)
+    at = open_page("predict", run=runs[0].run_id)
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
     assert sorted(computed) == ["look", "probabilities"]
     at.run()
@@ -118,14 +91,14 @@ def test_images_that_were_predicted_are_not_predicted_again(runs, monkeypatch):
 
 
 def opened_again(run):
-    at = opened(run=run.run_id)
+    at = open_page("predict", run=run.run_id)
     give(at, ("000.png", image_of(run, "blue/000.png")))
     return at
 
 
 def test_an_upload_does_not_end_what_is_computed_of_the_training_images(runs, held_back, finished):
     gate = held_back("pages.shared.evaluation.prediction.compute_neighbourhood")
-    at = opened(run=runs[0].run_id)
+    at = open_page("predict", run=runs[0].run_id)
     press(at, "Show nearest training images")
     give(at, ("000.png", image_of(runs[0], "blue/000.png")))
     assert "## " in words(at)
@@ -138,7 +111,7 @@ def test_an_upload_does_not_end_what_is_computed_of_the_training_images(runs, he
 
 
 def test_two_runs_say_what_they_think_of_the_same_image(runs, finished):
-    at = opened(run=runs[0].run_id, beside=runs[1].run_id)
+    at = open_page("predict", run=runs[0].run_id, beside=runs[1].run_id)
     press(at, "Show nearest training images")
     finished(at)
     give(at, ("000.png", image_of(runs[0], "red/000.png")))
@@ -160,7 +133,7 @@ def given(runs, monkeypatch, finished):
     monkeypatch.setattr("pages.shared.evaluation.prediction.st.download_button", lambda *args, **_: made.append(args))
 
     def name_all(button, meanwhile=lambda at: None, **query):
-        at = opened(**query)
+        at = open_page("predict", **query)
         at.session_state["input_kind"] = "many"
         at.run()
         at.file_uploader(key="archive").set_value(("new.zip", packed.getvalue(), "application/zip"))
@@ -232,7 +205,7 @@ def test_neighbours_that_become_known_meanwhile_do_not_lose_the_naming_and_it_ca
 
 
 def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
-    at = opened(run=runs[0].run_id)
+    at = open_page("predict", run=runs[0].run_id)
     at.session_state["input_kind"] = "many"
     at.run()
     at.file_uploader(key="archive").set_value(("new.zip", b"hello", "application/zip"))
@@ -243,7 +216,7 @@ def test_an_archive_that_is_none_is_refused_in_words(runs, finished):
 
 
 def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
-    at = opened(run=runs[0].run_id, present="1")
+    at = open_page("predict", run=runs[0].run_id, present="1")
     assert not at.button
     assert not at.selectbox
     assert not at.get("page_link")
@@ -256,11 +229,11 @@ def test_a_presentation_is_one_clean_page_that_shows_all_it_was_given(runs):
     result = [one.value.replace("\\", "") for one in at.markdown]
     assert [one for one in result if one.endswith(".png**")] == ["**2.png**", "**1.png**", "**0.png**"]
     assert len(at.get("image")) == 6
-    gone = opened(run="nowhere", present="1")
+    gone = open_page("predict", run="nowhere", present="1")
     assert "Network not found" in words(gone)
     assert not gone.file_uploader
 
 
 def test_the_page_hands_out_the_address_of_the_presentation(runs):
-    at = opened(run=runs[0].run_id)
+    at = open_page("predict", run=runs[0].run_id)
     assert any(f"?present=1&run={runs[0].run_id}" in code.value for code in at.code)

@@ -2,11 +2,9 @@
 
 import inspect
 import json
-from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from streamlit.testing.v1 import AppTest
 
 from finetune_core import paths
 from finetune_core.config import make_config
@@ -16,17 +14,7 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
 from pages.shared.runs.labels import run_label
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def opened(name, **query):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    for key, value in query.items():
-        at.query_params[key] = value
-    at.switch_page(f"pages/{name}.py").run()
-    assert not at.exception
-    return at
+from tests.pages.harness import button, open_page
 
 
 def store():
@@ -54,7 +42,7 @@ def runs(trained_once, monkeypatch):
 def test_the_table_tells_how_each_run_stands(runs):
     first, _, cancelled = runs
     store().describe(first, "baseline", "", ["paper"])
-    [table] = opened("runs").dataframe
+    [table] = open_page("runs").dataframe
     rows = table.value.set_index("Run")
     assert list(rows.index) == sorted(runs, reverse=True)
     assert [rows["Status"][run_id] for run_id in runs] == [["Finished"], ["Finished"], ["Cancelled"]]
@@ -69,7 +57,7 @@ def test_the_table_tells_how_each_run_stands(runs):
 def test_what_is_searched_for_is_shown_and_what_is_not_shown_is_not_selected(runs):
     _, second, _ = runs
     store().describe(second, "", "the note of a careful person")
-    at = select(opened("runs"), *runs)
+    at = select(open_page("runs"), *runs)
     assert "3 of 3 runs selected" in [one.value for one in at.caption]
     at.text_input(key="runs_search").set_value("CAREFUL efficientnet").run()
     assert list(at.dataframe[0].value["Run"]) == [second]
@@ -82,10 +70,10 @@ def test_what_is_searched_for_is_shown_and_what_is_not_shown_is_not_selected(run
 
 def test_selected_runs_are_compared_and_only_those_that_can_be(runs):
     first, second, cancelled = runs
-    at = select(opened("runs"), first, second, cancelled)
-    assert next(one for one in at.button if one.label == "Compare").disabled
+    at = select(open_page("runs"), first, second, cancelled)
+    assert button(at, "Compare").disabled
     at = select(at, first, second)
-    next(one for one in at.button if one.label == "Compare").click().run()
+    button(at, "Compare").click().run()
     assert not at.exception
     assert at.title[0].value == "Compare"
     assert set(at.query_params["runs"]) == {first, second}
@@ -93,7 +81,7 @@ def test_selected_runs_are_compared_and_only_those_that_can_be(runs):
 
 def test_deleting_says_how_many_and_moves_them_to_the_trash(runs):
     first, second, cancelled = runs
-    at = select(opened("runs"), first, cancelled)
+    at = select(open_page("runs"), first, cancelled)
     button = at.button(key="confirm-delete")
     assert button.label == "Move 2 runs to the trash"
     button.click().run()
@@ -105,8 +93,8 @@ def test_deleting_says_how_many_and_moves_them_to_the_trash(runs):
 
 def test_the_settings_of_a_run_and_its_data_set_go_to_configure(runs, trained_once):
     first, _, _ = runs
-    at = select(opened("runs"), first)
-    next(one for one in at.button if one.label == "Use these settings again").click().run()
+    at = select(open_page("runs"), first)
+    button(at, "Use these settings again").click().run()
     assert not at.exception
     assert at.title[0].value == "Configure"
     config = store().run(first).config
@@ -116,9 +104,9 @@ def test_the_settings_of_a_run_and_its_data_set_go_to_configure(runs, trained_on
 
 
 def test_a_split_that_is_another_one_now_is_said_before_the_settings_are_used_again(runs, trained_once):
-    assert not any("other settings now" in one.value for one in select(opened("runs"), runs[0]).caption)
+    assert not any("other settings now" in one.value for one in select(open_page("runs"), runs[0]).caption)
     save_split(trained_once.data, store().run(runs[0]).config.split_settings | {"split_seed": 3})
-    assert any("other settings now" in one.value for one in select(opened("runs"), runs[0]).caption)
+    assert any("other settings now" in one.value for one in select(open_page("runs"), runs[0]).caption)
 
 
 def test_waiting_runs_go_earlier_and_later_and_are_cancelled(trained_once, monkeypatch):
@@ -128,7 +116,7 @@ def test_waiting_runs_go_earlier_and_later_and_are_cancelled(trained_once, monke
     settings = {"data": str(trained_once.data), "image_size": 32, "device": "cpu"}
     with FileLock(paths.home() / "locks" / "cpu.lock"):
         first, *ids = [worker().submit(make_config(settings | {"seed": seed})) for seed in range(4)]
-        at = opened("runs")
+        at = open_page("runs")
         assert [at.button(key=f"{name}-{ids[0]}").disabled for name in ("Earlier", "Later", "cancel")] == [True, False, False]
         assert at.button(key=f"Later-{ids[2]}").disabled
         at.button(key=f"Later-{ids[0]}").click().run()
@@ -144,7 +132,7 @@ def test_waiting_runs_go_earlier_and_later_and_are_cancelled(trained_once, monke
 
 def test_a_label_that_was_shown_before_it_changed_still_means_its_run(runs):
     first, second, _ = runs
-    at = opened("evaluate", run=first)
+    at = open_page("evaluate", run=first)
     before = run_label(store().run(second))
     assert "finished" in before
     store().describe(second, "another name", "")
@@ -161,11 +149,11 @@ def test_a_label_that_was_shown_before_it_changed_still_means_its_run(runs):
 def test_a_run_gets_tags_where_it_gets_its_name(runs):
     first, second, _ = runs
     store().describe(second, "", "", ["paper"])
-    at = opened("train", run=first)
+    at = open_page("train", run=first)
     tags = next(one for one in at.multiselect if one.label == "Tags")
     assert tags.options == ["paper"]
     tags.select("paper")
-    next(one for one in at.button if one.label == "Save").click().run()
+    button(at, "Save").click().run()
     assert not at.exception
     assert store().run(first).tags == ("paper",)
     assert any("paper" in one.value for one in at.markdown)
@@ -173,7 +161,7 @@ def test_a_run_gets_tags_where_it_gets_its_name(runs):
 
 def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
     first, second, _ = runs
-    at = opened("train", run=first)
+    at = open_page("train", run=first)
     before = len(at.get("vega_lite_chart"))
     at.multiselect(key="with_box").select(second).run()
     assert not at.exception
@@ -181,12 +169,12 @@ def test_other_runs_are_overlaid_and_the_address_keeps_them(runs):
     charts = at.get("vega_lite_chart")
     assert len(charts) == before
     assert all("Last block" in charts[at].spec and "Feature extraction" in charts[at].spec for at in (0, 1))
-    again = opened("train", run=first, **{"with": second})
+    again = open_page("train", run=first, **{"with": second})
     assert again.multiselect(key="with_box").value == [second]
 
 
 def test_the_settings_of_a_run_are_shown_as_changes_and_copied_as_command_and_as_json(runs):
-    at = opened("train", run=runs[1])
+    at = open_page("train", run=runs[1])
     config = store().run(runs[1]).config
     changes, everything = (at.table[place].value for place in (0, 1))
     assert set(changes.index) == {"Strategy", "Epochs", "Batch size", "Learning rate", "Image size \\(pixels\\)", "Precision"}
@@ -206,14 +194,14 @@ def test_the_runs_to_overlay_are_chosen_outside_the_panel_that_refreshes_itself(
         return []
 
     monkeypatch.setattr("pages.shared.runs.overlay.choose_runs", chosen)
-    opened("train", run=runs[0])
+    open_page("train", run=runs[0])
     assert within == [False]
 
 
 def test_a_run_that_can_be_resumed_has_one_primary_button(runs):
     first, _, cancelled = runs
-    assert primary(opened("train", run=first)) == ["See the evaluation"]
-    assert primary(opened("train", run=cancelled)) == ["Resume"]
+    assert primary(open_page("train", run=first)) == ["See the evaluation"]
+    assert primary(open_page("train", run=cancelled)) == ["Resume"]
 
 
 def primary(at):

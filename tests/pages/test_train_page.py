@@ -1,6 +1,5 @@
 """The Train page of runs that wait: what for, and that they can be paused and stopped there."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,20 +15,7 @@ from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
 from pages.shared.runs.live import pace
 from tests.deadline import wait_until
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-def opened(run_id):
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.query_params["run"] = run_id
-    at.switch_page("pages/train.py").run()
-    assert not at.exception
-    return at
-
-
-def texts(at):
-    return "\n".join(element.value for kind in ("markdown", "caption", "info") for element in at.get(kind))
+from tests.pages.harness import open_page, words
 
 
 def bars(at):
@@ -57,13 +43,13 @@ def two_runs(image_folder, tmp_path, monkeypatch):
 
 
 def test_a_run_that_waits_for_another_program_says_so_and_not_that_it_trains(two_runs):
-    at = opened(two_runs[0])
-    assert "Waiting for the device" in texts(at)
-    assert "Training" not in texts(at)
+    at = open_page("train", run=two_runs[0])
+    assert "Waiting for the device" in words(at)
+    assert "Training" not in words(at)
     assert bars(at) == [PHASE_WORDS["device"]]
-    at = opened(two_runs[1])
-    assert "Queued" in texts(at)
-    assert "place 1 of 1" in texts(at)
+    at = open_page("train", run=two_runs[1])
+    assert "Queued" in words(at)
+    assert "place 1 of 1" in words(at)
     assert bars(at) == ["Waiting for the run before it"]
 
 
@@ -119,18 +105,18 @@ def test_a_gpus_memory_is_shown_apart_from_the_programs(trained_once):
 @pytest.mark.parametrize(("key", "status"), [("pause", "paused"), ("stop", "cancelled")])
 def test_a_run_is_paused_and_stopped_by_the_same_buttons_wherever_it_waits(two_runs, key, status):
     for run_id in reversed(two_runs):
-        at = opened(run_id)
+        at = open_page("train", run=run_id)
         assert [button.label for button in at.button if button.key in ("pause", "stop")] == ["Pause", "Stop"]
         at.button(key=key).click().run()
         assert not at.exception
         wait_for_status(run_id, status)
-        assert "Resume" in [button.label for button in opened(run_id).button]
+        assert "Resume" in [button.label for button in open_page("train", run=run_id).button]
 
 
 def test_a_pause_that_was_asked_for_can_still_be_made_a_stop(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"red": 9, "blue": 9})
     reservation = create_run(make_config({"data": str(folder), "image_size": 32}), paths.runs_dir())
-    at = opened(reservation.run_dir.name)
+    at = open_page("train", run=reservation.run_dir.name)
     at.button(key="pause").click().run()
     buttons = {key: at.button(key=key) for key in ("pause", "stop")}
     assert [(one.label, one.disabled) for one in buttons.values()] == [("Pausing…", True), ("Stop", False)]

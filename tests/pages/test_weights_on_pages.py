@@ -1,11 +1,9 @@
 """Pretrained weights that are not on this machine: nothing waits in a queue for them, and the page downloads them from a real server."""
 
 import hashlib
-from pathlib import Path
 
 import pytest
 import torch
-from streamlit.testing.v1 import AppTest
 from torchvision.models import SqueezeNet1_1_Weights
 
 from finetune_core import paths
@@ -14,8 +12,8 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.catalogue import backbone_info, create
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.worker import Worker
+from tests.pages.harness import open_page
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 NAME = "squeezenet1_1"
 
 
@@ -35,14 +33,10 @@ def published(served, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def at(published, image_folder, tmp_path, monkeypatch, known):
-    monkeypatch.setenv("THAW_DATA_ROOTS", str(tmp_path))
-    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
-    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
-    at.query_params["data"] = known(folder)
-    for name, value in {"backbone": NAME, "image_size": 64, "epochs": 1}.items():
-        at.session_state[f"form_{name}"] = value
-    return at
+def opened(published, folder, known):
+    """``opened(page)``: with that network in the form."""
+    form = {"backbone": NAME, "image_size": 64, "epochs": 1}
+    return lambda page, **state: open_page(page, data=known(folder), form=form, state=state)
 
 
 def button(at, start):
@@ -50,9 +44,8 @@ def button(at, start):
 
 
 @pytest.mark.parametrize("page", ["configure", "compare"])
-def test_start_waits_for_the_weights_and_the_page_downloads_them(at, page, published, finished):
-    at.switch_page(f"pages/{page}.py").run()
-    assert not at.exception
+def test_start_waits_for_the_weights_and_the_page_downloads_them(opened, page, published, finished):
+    at = opened(page)
     assert button(at, "Start ").disabled
     assert f"The weights of {NAME} have to be downloaded first" in button(at, "Start ").help
     button(at, "Download the weights").click().run()
@@ -63,9 +56,9 @@ def test_start_waits_for_the_weights_and_the_page_downloads_them(at, page, publi
     assert not at.error
 
 
-def test_a_download_that_fails_says_why_and_nothing_is_queued(at, published, finished):
+def test_a_download_that_fails_says_why_and_nothing_is_queued(opened, published, finished):
     published.unlink()
-    at.switch_page("pages/configure.py").run()
+    at = opened("configure")
     button(at, "Download the weights").click().run()
     finished(at)
     assert "could not be downloaded" in "".join(error.value for error in at.error)
@@ -73,14 +66,12 @@ def test_a_download_that_fails_says_why_and_nothing_is_queued(at, published, fin
     assert RunStore(paths.runs_dir()).runs() == []
 
 
-def test_random_weights_and_files_of_weights_need_no_download(at):
-    at.session_state["weights_from"] = "Random"
-    at.switch_page("pages/configure.py").run()
+def test_random_weights_and_files_of_weights_need_no_download(opened):
+    at = opened("configure", weights_from="Random")
     assert not button(at, "Start ").disabled
 
 
-def test_the_worker_queues_no_run_whose_weights_are_not_there(published, image_folder, tmp_path):
-    folder = image_folder(tmp_path / "images", {"red": 12, "blue": 12})
+def test_the_worker_queues_no_run_whose_weights_are_not_there(published, folder, tmp_path):
     config = make_config({"data": str(folder), "backbone": NAME, "image_size": 64})
     with pytest.raises(ConfigError, match="download them first"):
         Worker(tmp_path / "runs").submit(config)

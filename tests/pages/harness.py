@@ -1,0 +1,66 @@
+"""Pages in Streamlit's own test harness: opened, read, and pressed."""
+
+from pathlib import Path
+
+from streamlit.testing.v1 import AppTest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SECRETS = {"redirect_uri": "http://localhost:8501/oauth2callback", "cookie_secret": "x" * 32, "client_id": "thaw"}
+ANN, BEN = ({"is_logged_in": True, "email": f"{name}@example.org"} for name in ("ann", "ben"))
+
+_KINDS = ("title", "header", "markdown", "caption", "info", "success", "warning", "error")
+
+
+def open_page(name, *, user=None, providers=None, form=None, state=None, **query):
+    """A page of the app, drawn without an exception.
+
+    Args:
+        name: as its address has it; ``home`` for the first one.
+        user: who signs in where people do, as ``st.user``; None where nobody is asked.
+        providers: those to sign in with, by name.
+        form: settings, as the widgets of Configure hold them.
+        state: of the session.
+        query: of the address.
+    """
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    if user:
+        at.secrets["auth"], at.user = SECRETS | (providers or {}), user
+    for key, value in query.items():
+        at.query_params[key] = value
+    for key, value in ({f"form_{setting}": value for setting, value in (form or {}).items()} | (state or {})).items():
+        at.session_state[key] = value
+    if name != "home":
+        at.switch_page(f"pages/{name}.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def address(at):
+    """What the address carries, to open a page with it."""
+    return {name: value if isinstance(value, str) else value[-1] for name, value in at.query_params.items()}
+
+
+def words(at):
+    """All text of a page, as Markdown."""
+    return "\n".join(str(element.value) for kind in _KINDS for element in at.get(kind))
+
+
+def unescaped(at):
+    """All text of a page, without the backslashes that Markdown leaves out."""
+    return words(at).replace("\\", "")
+
+
+def labels(at):
+    """Of all buttons."""
+    return [button.label for button in at.button]
+
+
+def button(at, label):
+    return next(button for button in at.button if button.label == label)
+
+
+def press(at, label):
+    button(at, label).click().run()
+    assert not at.exception
+    return at
