@@ -61,7 +61,7 @@ def backbones() -> None:
     st.dataframe(
         {
             "Backbone": [info.name for info in infos],
-            "Million parameters": [info.parameters / 1e6 for info in infos],
+            "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
             "Ready": [info.ready for info in infos],
         },

@@ -44,6 +44,14 @@ def is_file(name: str) -> bool:
         return False
 
 
+def is_folder(name: str) -> bool:
+    """Whether what a person typed names a folder."""
+    try:
+        return Path(name).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def regular_file(path: Path) -> os.stat_result | None:
     """What is known of a file, or None where there is none: a link, a folder or a FIFO is none."""
     try:

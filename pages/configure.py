@@ -11,7 +11,7 @@ from finetune_core.config.metadata import ADVANCED, TRAINING
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.data.splits import TRAIN
-from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.errors import FinetuneError
 from finetune_core.figures.curves import rate_curve
 from finetune_core.formatting import duration, memory, number, size, things
 from finetune_core.models.weights import RANDOM
@@ -59,7 +59,7 @@ def draw(valid: RunConfig, problems: dict[str, str], classes: int | None) -> Non
     """Draw the strategy, even if other settings of the form are invalid."""
     try:
         draw_strategy(valid, classes or 1000, settings.toggle_stage, rates="learning_rate" not in problems)
-    except ConfigError:
+    except FinetuneError:
         st.caption("The strategy is drawn once its settings below are valid.")
     if valid.earlier_run:
         st.info(

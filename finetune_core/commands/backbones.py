@@ -1,5 +1,6 @@
 """What the ``backbones`` command does: lists networks, whose weights are here, how large they are, and under which licence."""
 
+from contextlib import suppress
 from typing import Any
 
 from rich.markup import escape
@@ -7,9 +8,11 @@ from rich.table import Column, Table
 
 from finetune_core.commands.runs import with_descriptions
 from finetune_core.commands.terminal import out
+from finetune_core.errors import ConfigError
 from finetune_core.formatting import percent, short_number, size
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, download_bytes, found_backbones
 from finetune_core.models.licences import licence_name
+from finetune_core.models.network import parameter_count
 from finetune_core.models.timm_networks import FOLDER, HUB
 
 _FEW = 20  # whose parameters are counted where they are not known, a fraction of a second each
@@ -27,7 +30,7 @@ def listed(word: str, *, ready: bool) -> list[dict[str, Any]]:
     names = (word,) if word.startswith((HUB, FOLDER)) else found_backbones(word)
     with_descriptions(name for name in names if name.startswith(HUB))
     found = [info for info in map(backbone_info, names) if info.ready or not ready]
-    return [_row(info, info.parameters if len(found) <= _FEW else info.known_parameters) for info in found]
+    return [_row(info, _parameters(info) if len(found) <= _FEW else info.known_parameters) for info in found]
 
 
 def print_backbones(rows: list[dict[str, Any]]) -> None:
@@ -49,6 +52,13 @@ def print_backbones(rows: list[dict[str, Any]]) -> None:
         out.print("ImageNet top-1 is what torchvision states for its own weights; timm and packages state none.")
     if not rows:
         out.print("There is none. `python -m finetune_core backbones` lists all.")
+
+
+def _parameters(info: BackboneInfo) -> int | None:
+    """None where the network cannot be built."""
+    with suppress(ConfigError):
+        return parameter_count(info.name)
+    return None
 
 
 def _row(info: BackboneInfo, parameters: int | None) -> dict[str, Any]:

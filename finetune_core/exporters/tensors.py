@@ -130,7 +130,7 @@ def _empty(name: str, classes: int, size: int, last: str | None) -> tuple[torch.
     """
     with seeded(0):
         model = create(name, size)
-    heads, stages = head_paths(name), network_stages(name, classes, size)
+    heads, stages = head_paths(name, size), network_stages(name, classes, size)
     if last is not None:
         model, stages = ended_after(name, model, stages, last, classes, size)
         return model, heads[:1], stages

@@ -30,6 +30,7 @@ from finetune_core.inspection.learned import (
 )
 from finetune_core.inspection.similar import Embeddings
 from finetune_core.models.network import network_stages
+from finetune_core.models.stages import Stage
 from finetune_core.training.stage_plan import cut_index, plan
 from finetune_core.training.strategies import STRATEGIES
 from finetune_core.work import Work
@@ -123,7 +124,7 @@ def inspect_deeply(dataset: Dataset, backbone: str, image_size: int = IMAGE_SIZE
         tuple(finding for finding in findings if finding),
         auc,
         tuple(probes),
-        suggest(probes, backbone) if probes else None,
+        suggest(probes, backbone, image_size) if probes else None,
         pd.DataFrame({"id": table["id"].to_numpy()[mapped], "x": places[:, 0], "y": places[:, 1]}),
         predictions,
         Embeddings.of(table["id"].to_numpy(), telling),
@@ -141,9 +142,14 @@ def deepest_good(probes: Sequence[Probe]) -> Probe:
     return [one for one in probes if one.accuracy >= best.accuracy - best.error][-1]
 
 
-def suggest(probes: list[Probe], backbone: str) -> Suggestion:
-    """Train what comes after the deepest stage whose frozen features are about as good as any."""
-    names = [stage.name for stage in network_stages(backbone)]
+def suggest(probes: list[Probe], backbone: str, image_size: int | None = None) -> Suggestion:
+    """Train what comes after the deepest stage whose frozen features are about as good as any.
+
+    Args:
+        image_size: of the images that were probed; None for the one that the backbone was pretrained on.
+    """
+    stages = network_stages(backbone, image_size=image_size)
+    names = [stage.name for stage in stages]
     good, last = deepest_good(probes), probes[-1]
 
     def found(one: Probe) -> str:
@@ -161,12 +167,11 @@ def suggest(probes: list[Probe], backbone: str) -> Suggestion:
     else:
         cut = names[-2]
         reason = f"{found(last)}, and no stage does clearly better: the features carry over, and training the last one with the head adds to them."
-    return Suggestion(_named(backbone, cut), cut, reason)
+    return Suggestion(_named(backbone, stages, cut), cut, reason)
 
 
-def _named(backbone: str, cut: str) -> str:
+def _named(backbone: str, stages: Sequence[Stage], cut: str) -> str:
     """The ready-made strategy that trains from this stage on, if there is one."""
-    stages = network_stages(backbone)
     at = [stage.name for stage in stages].index(cut)
     ready = (name for name, strategy in STRATEGIES.items() if strategy.classic)
     configs = {name: make_config({"data": "any", "backbone": backbone, "strategy": name}) for name in ready}

@@ -93,16 +93,9 @@ class BackboneInfo:
         return self.file is not None and self.file.is_file()
 
     @property
-    def parameters(self) -> int:
-        """Of the published network, with the head that it was published with."""
-        return _parameters(self.name)
-
-    @property
     def known_parameters(self) -> int | None:
-        """The same where it is known without building the network."""
-        if self.source != "timm":
-            return self.parameters
-        return timm_networks.known_parameters(self.name)
+        """Of the published network, with the head that it was published with; None where only building it says (``parameter_count``)."""
+        return known_parameters(self.name)
 
     @property
     def research_only(self) -> bool:
@@ -220,11 +213,17 @@ def _timm_info(name: str) -> BackboneInfo:
 
 
 @cache
-def _parameters(name: str) -> int:
+def known_parameters(name: str) -> int | None:
+    """Of the network of that name, as ``BackboneInfo.known_parameters``; a folder or repository is not looked at.
+
+    Raises:
+        ConfigError: when there is none of that name.
+    """
+    check_backbone_name(name)
     if name in _PACKAGES:
         return _PACKAGES[name].parameters
     if timm_networks.is_timm_name(name):
-        return timm_networks.known_parameters(name) or sum(tensor.numel() for tensor in create_on_meta(name).parameters())
+        return timm_networks.known_parameters(name)
     return int(torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"])
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from finetune_core.errors import ConfigError
-from finetune_core.models.catalogue import BackboneInfo, backbone_info, create, create_on_meta
+from finetune_core.models.catalogue import BackboneInfo, backbone_info, check_backbone_name, create, create_on_meta
 from finetune_core.models.partition import CannotSplit
+from finetune_core.models.remembered import Remembered
 from finetune_core.models.stages import Stage, derive_stages, find_head, replace_head
-from finetune_core.models.timm_networks import MISFITS, headless, is_timm_name
+from finetune_core.models.timm_networks import CLASSES, MISFITS, find, headless, is_built_for_a_size, is_timm_name
 from finetune_core.models.truncated import truncated
 from finetune_core.models.weights import PRETRAINED, RANDOM, load_weights, of_head, pretrained_timm, put_tensors, state_hash
 from finetune_core.randomness import seeded
@@ -68,19 +69,37 @@ class _Structure:
     linear: bool
 
 
-def head_paths(name: str) -> tuple[str, ...]:
+def head_paths(name: str, image_size: int | None = None) -> tuple[str, ...]:
     """Paths of a backbone's final layers, in forward order.
+
+    Args:
+        image_size: that its stages are asked for, too: they do not depend on it, but a structure is built for each.
 
     Raises:
         ConfigError: when there are none, or they are no linear layers or convolutions, which alone can be replaced.
     """
-    return _structure(name, _side(name, None)).heads
+    return _structure(name, *_side_and_version(name, image_size)).heads
 
 
-def has_linear_head(name: str) -> bool:
-    """Whether a backbone has one final layer, and that is linear; else there are several, or it is a convolution."""
-    found = _structure(name, _side(name, None))
+def has_linear_head(name: str, image_size: int | None = None) -> bool:
+    """Whether a backbone has one final layer, and that is linear; else there are several, or it is a convolution.
+
+    Args:
+        image_size: as for ``head_paths``.
+    """
+    found = _structure(name, *_side_and_version(name, image_size))
     return len(found.heads) == 1 and found.linear
+
+
+def parameter_count(name: str) -> int:
+    """Numbers in the parameters of a published network, with the head that it was published with.
+
+    Raises:
+        ConfigError, WeightsError: as ``network_stages``.
+    """
+    if known := backbone_info(name).known_parameters:
+        return known
+    return sum(stage.parameter_count for stage in network_stages(name, find(name).classes or CLASSES))
 
 
 def network_stages(
@@ -96,27 +115,33 @@ def network_stages(
         ConfigError: when there is no backbone of that name, it does not take images of that size, or cannot end after that stage.
         WeightsError: when the Hub describes it and that description is not on this machine.
     """
+    seen = _side_and_version(name, image_size)
     if features_from is not None:
-        return _ended_stages(name, classes, _side(name, image_size), features_from)
-    found = _structure(name, _side(name, image_size))
+        return _ended_stages(name, classes, *seen, features_from)
+    found = _structure(name, *seen)
     *stages, head = found.stages
     sizes = {n: size // _CLASSES * classes if n.rpartition(".")[0] in found.heads else size for n, size in head.sizes.items()}
     return (*stages, replace(head, sizes=sizes, parameter_count=sum(sizes.values())))
 
 
-def _side(name: str, image_size: int | None) -> int:
-    """Of the images that a structure is looked at with: torchvision's is the same for all of them."""
-    return (image_size or backbone_info(name).image_size) if is_timm_name(name) else 224
+def _side_and_version(name: str, image_size: int | None) -> tuple[int, Hashable]:
+    """Side of the images that a structure is looked at with (torchvision's is the same for all of them), and the version of what
+    describes it."""
+    if not is_timm_name(name):
+        check_backbone_name(name)
+        return 224, None
+    network = find(name)
+    return image_size or network.image_size, network.version
 
 
-@lru_cache(maxsize=128)
-def _ended_stages(name: str, classes: int, side: int, stage: str) -> tuple[Stage, ...]:
+@Remembered
+def _ended_stages(name: str, classes: int, side: int, version: Hashable, stage: str) -> tuple[Stage, ...]:
     model = create_on_meta(name, side) if is_timm_name(name) else create_on_meta(name)
-    return ended_after(name, model, _structure(name, side).stages, stage, classes, side)[1]
+    return ended_after(name, model, _structure(name, side, version).stages, stage, classes, side)[1]
 
 
-@lru_cache(maxsize=128)
-def _structure(name: str, side: int) -> _Structure:
+@Remembered
+def _structure(name: str, side: int, _version: Hashable) -> _Structure:
     if is_timm_name(name):
         model = create_on_meta(name, side, _CLASSES)
         heads = tuple(dict.fromkeys(key.rpartition(".")[0] for key, p in model.named_parameters() if _CLASSES in p.shape))
@@ -147,14 +172,13 @@ def ended_after(
     names = [one.name for one in stages[:-1]]
     if stage not in names:
         raise ConfigError({"features_from": f"there is no stage {stage!r}; the stages of {name} are {', '.join(names)}"})
-    side = image_size or _side(name, None)
+    side = image_size or _side_and_version(name, None)[0]
     try:
-        return truncated(model, stages, head_paths(name)[0], names.index(stage), classes, side)
+        return truncated(model, stages, head_paths(name, image_size)[0], names.index(stage), classes, side)
     except CannotSplit as error:
         raise ConfigError({"features_from": f"{name} cannot end after {stage}: {error}"}) from None
 
 
-@lru_cache(maxsize=128)
 def check_image_size(name: str, image_size: int) -> None:
     """Try a forward pass without numbers.
 
@@ -163,7 +187,12 @@ def check_image_size(name: str, image_size: int) -> None:
     """
     if is_timm_name(name):
         network_stages(name, image_size=image_size)
-        return
+    else:
+        _try_size(name, image_size)
+
+
+@Remembered
+def _try_size(name: str, image_size: int) -> None:
     model = create_on_meta(name).eval()
     try:
         with torch.no_grad():
@@ -193,9 +222,11 @@ def build_network(
     Raises:
         ConfigError, WeightsError.
     """
+    heads, (side, version) = head_paths(name, image_size), _side_and_version(name, image_size)
+    size = side if is_timm_name(name) and is_built_for_a_size(find(name)) else None  # else it is the same for all of them
     with _building:  # two sessions that ask at once load it once
         first_seed = seed if weights == RANDOM else 0
-        source, weights_hash = _held(name, weights, _identity(name, weights), first_seed, image_size)
+        source, weights_hash = _held(name, weights, (version, _identity(name, weights)), first_seed, size, heads)
     return _with_new_head(name, source, weights_hash, classes, seed, image_size, features_from)
 
 
@@ -216,7 +247,7 @@ def network_of(
     Raises:
         ConfigError: when there is no backbone of that name, it cannot be built for that size, or cannot end after that stage.
     """
-    heads = head_paths(name)
+    heads = head_paths(name, image_size)
     with seeded(0):
         source = create(name, image_size).eval()
     put_tensors(source, {key: tensor for key, tensor in tensors.items() if not of_head(key, heads)})
@@ -226,7 +257,7 @@ def network_of(
 def headed_state(name: str, classes: int, image_size: int | None = None) -> dict[str, torch.Tensor]:
     """Names, shapes and types of all tensors of a backbone with a head for ``classes`` classes, on the meta device."""
     model = create_on_meta(name, image_size)
-    for head in head_paths(name):
+    for head in head_paths(name, image_size):
         replace_head(model, head, classes)
     return {key: tensor.to("meta") for key, tensor in model.state_dict().items()}
 
@@ -234,7 +265,7 @@ def headed_state(name: str, classes: int, image_size: int | None = None) -> dict
 def _with_new_head(
     name: str, source: nn.Module, weights_hash: str, classes: int, seed: int, image_size: int | None, features_from: str | None
 ) -> Network:
-    heads, stages = head_paths(name), network_stages(name, classes, image_size)
+    heads, stages = head_paths(name, image_size), network_stages(name, classes, image_size)
     if features_from is not None:
         heads, (source, stages) = heads[:1], ended_after(name, source, stages, features_from, classes, image_size)
     model = copy.deepcopy(source)
@@ -244,8 +275,10 @@ def _with_new_head(
 
 
 @lru_cache(maxsize=4)
-def _held(name: str, weights: str, _file: tuple[str, int] | None, seed: int, image_size: int | None) -> tuple[nn.Module, str]:
-    heads, info = head_paths(name), backbone_info(name)
+def _held(
+    name: str, weights: str, _files: Hashable, seed: int, image_size: int | None, heads: tuple[str, ...]
+) -> tuple[nn.Module, str]:
+    info = backbone_info(name)
     with seeded(seed):
         if is_timm_name(name) and weights == PRETRAINED:
             model = pretrained_timm(info, image_size).eval()

@@ -7,7 +7,7 @@ import csv
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import nn
 
 from finetune_core.data.decode import BICUBIC, INTERPOLATIONS
 from finetune_core.errors import ConfigError, WeightsError
-from finetune_core.files import problem_with, read_regular, stamp
+from finetune_core.files import is_file, is_folder, problem_with, read_regular, stamp
 from finetune_core.models import hub
 from finetune_core.models.meta import allocating_on_meta
 
@@ -46,6 +46,7 @@ class TimmNetwork:
         arguments: of the architecture, beside its own.
         repository: on the Hugging Face Hub; None for a folder, and where there are no weights.
         file: on this machine, there or not; None where the Hub's cache has none.
+        version: changes when what describes it does; None where that cannot.
     """
 
     name: str
@@ -54,6 +55,7 @@ class TimmNetwork:
     arguments: Mapping[str, Any]
     repository: str | None
     file: Path | None
+    version: Hashable = None
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -159,9 +161,22 @@ def find(name: str) -> TimmNetwork:
             raise WeightsError(
                 f"The description of {name} is not on this machine yet: it is on {hub.page(repository)}, and fetched when a run starts."
             )
-        return TimmNetwork(name, *_described(description), repository, hub.cached(repository, WEIGHTS))
-    folder = Path(name.removeprefix(FOLDER)).expanduser()
-    return TimmNetwork(name, *_described(folder / DESCRIPTION), None, folder / WEIGHTS)
+        return TimmNetwork(name, *_described(description), repository, hub.cached(repository, WEIGHTS), str(description))
+    description = _in_folder(name.removeprefix(FOLDER))
+    weights = description.with_name(WEIGHTS)
+    return TimmNetwork(name, *_described(description), None, weights, stamp(description.resolve()))
+
+
+def _in_folder(folder: str) -> Path:
+    """The description in a folder.
+
+    Raises:
+        ConfigError: when there is none: says what is missing.
+    """
+    if not is_file(f"{folder}/{DESCRIPTION}"):
+        missing = f"no {DESCRIPTION} in" if is_folder(folder) else "no folder"
+        raise _refused(f"there is {missing} {folder}: put it back there, or choose another network")
+    return Path(folder).expanduser() / DESCRIPTION
 
 
 def build(
@@ -195,7 +210,7 @@ def build(
         model = create()
         if not seen and _note_fitting(network, model):
             model = create()
-        if not (network.classes or (dict(network.arguments) | head).get("num_classes")):
+        if not (head or network.classes):
             if not hasattr(model, "reset_classifier"):
                 raise headless(network.name)
             model.reset_classifier(CLASSES)  # type: ignore[operator]
@@ -286,6 +301,11 @@ def _note_fitting(network: TimmNetwork, model: nn.Module) -> bool:
     return _FITS_EMBEDDINGS.setdefault(_key(network), bool(getattr(model, "dynamic_img_size", False)))
 
 
+def is_built_for_a_size(network: TimmNetwork) -> bool:
+    """Whether its weights depend on the size of image that it is built for."""
+    return bool(network.config.get("fixed_input_size")) or _fits_embeddings(network)
+
+
 def _fits_embeddings(network: TimmNetwork) -> bool:
     if _key(network) not in _FITS_EMBEDDINGS:
         with allocating_on_meta():
@@ -317,7 +337,7 @@ def _described(description: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
     Raises:
         ConfigError: when it is none, or timm has no such architecture.
     """
-    found = _read_description(description, stamp(description))
+    found = _read_description(description, stamp(description.resolve()))
     if isinstance(found, str):
         raise _refused(f"{description} does not describe a network of timm: {found}")
     return found
@@ -348,8 +368,9 @@ def _read_description(description: Path, _version: object) -> tuple[str, dict[st
     config = usual | {key: value for key, value in config.items() if key in known}
     if arguments.get("dynamic_img_size") or arguments.get("strict_img_size") is False:
         config["fixed_input_size"] = False
-    if found.get("num_classes") is not None:
-        config["num_classes"] = found["num_classes"]
+    for source in (found, arguments):  # the later ones count, as in timm
+        if source.get("num_classes") is not None:
+            config["num_classes"] = source["num_classes"]
     return (architecture, config, arguments) if not (problem := _problem(config)) else problem
 
 

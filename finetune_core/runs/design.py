@@ -52,13 +52,15 @@ def design(
 
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, its weights and input,
-    share of the training images, and seed."""
+    share of the training images, and seed. Nothing of a backbone is looked at."""
     there = {features_of(config) for config in configs if config.strategy == BASELINE and not config.features_from}
     trained: dict[tuple[str, int], RunConfig] = {}
     for config in configs:
         if epochs_of(config) and features_of(config) not in there:
             trained.setdefault((features_of(config), config.seed), config)
-    return _cheapest_order([make_config(config.model_dump() | _strategy(config, BASELINE)) for config in trained.values()])
+    backbones = list(dict.fromkeys(config.backbone for config in trained.values()))
+    by_backbone = sorted(trained.values(), key=lambda config: backbones.index(config.backbone))
+    return [make_config(config.model_dump() | _strategy(config, BASELINE)) for config in by_backbone]
 
 
 def features_of(config: RunConfig) -> str:

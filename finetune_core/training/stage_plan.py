@@ -47,10 +47,10 @@ def last_used(config: RunConfig) -> str | None:
     backbone's own is none, the network ends before it.
 
     Raises:
-        ConfigError: when there is no backbone of that name.
+        ConfigError, WeightsError: when there is no backbone of that name, or it cannot take images of that size.
     """
-    if config.features_from is None and not epochs_of(config) and not has_linear_head(config.backbone):
-        return network_stages(config.backbone)[-2].name
+    if config.features_from is None and not epochs_of(config) and not has_linear_head(config.backbone, config.image_size):
+        return network_stages(config.backbone, image_size=config.image_size)[-2].name
     return config.features_from
 
 
@@ -58,9 +58,9 @@ def stages_of(config: RunConfig, classes: int = 1000) -> tuple[Stage, ...]:
     """The stages of a config's network, without building its weights.
 
     Raises:
-        ConfigError: when there is no such backbone, or it cannot end where it is to.
+        ConfigError, WeightsError: as ``last_used``; when it cannot end where it is to.
     """
-    return network_stages(config.backbone, classes, features_from=last_used(config))
+    return network_stages(config.backbone, classes, config.image_size, last_used(config))
 
 
 def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:

@@ -7,7 +7,14 @@ import torch
 from finetune_core.errors import ConfigError, WeightsError
 from finetune_core.models import network as networks
 from finetune_core.models.catalogue import PACKAGED, backbone_info, create
-from finetune_core.models.network import build_network, check_image_size, has_linear_head, head_paths, network_stages
+from finetune_core.models.network import (
+    build_network,
+    check_image_size,
+    has_linear_head,
+    head_paths,
+    network_stages,
+    parameter_count,
+)
 
 SMALL = "squeezenet1_1"
 
@@ -141,15 +148,39 @@ def test_all_that_a_page_asks_of_a_network_that_is_selected_builds_it_once(monke
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
     networks._structure.cache_clear()
-    check_image_size.cache_clear()
     info = backbone_info(name)
     check_image_size(name, info.image_size)
     assert has_linear_head(name)
     assert len(head_paths(name)) == 1
     many, few = network_stages(name), network_stages(name, 5, info.image_size)
     assert many[-1].parameter_count == 200 * few[-1].parameter_count
-    assert sum(stage.parameter_count for stage in many) == info.parameters
+    assert sum(stage.parameter_count for stage in many) == parameter_count(name)
     assert len(built) == 1
+
+
+@pytest.mark.parametrize(("name", "size"), [("timm/halonet_h1", 96), ("alexnet", 40)])
+def test_what_was_refused_is_refused_again_without_being_built(name, size, monkeypatch):
+    built, real = [], networks.create_on_meta
+    monkeypatch.setattr(networks, "create_on_meta", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    said = []
+    for _ in range(3):
+        with pytest.raises(ConfigError) as caught:
+            check_image_size(name, size)
+        said.append(caught.value)
+    assert len(built) == 1
+    assert said[0] is not said[1]  # else each time that it is raised would be added to its traceback
+    assert said[0].problems == said[1].problems
+
+
+@pytest.mark.parametrize("name", [PACKAGED, SMALL, "timm/test_resnet"])
+def test_a_network_that_is_the_same_for_all_sizes_is_held_once(name):
+    weights = "pretrained" if name == PACKAGED else "none"
+    assert build_network(name, weights, 2, 0, 64).pretrained is build_network(name, weights, 2, 0, 96).pretrained
+
+
+def test_a_network_that_is_built_for_a_size_is_held_for_each():
+    few, many = (build_network("timm/test_vit", "none", 2, 0, size).pretrained for size in (64, 96))
+    assert few.pos_embed.shape[1] < many.pos_embed.shape[1]
 
 
 @pytest.mark.parametrize(("name", "size"), [("timm/halonet_h1", 64), ("timm/crossvit_tiny_240", 64)])

@@ -6,8 +6,7 @@ import pytest
 import timm
 from safetensors.torch import save_file
 
-from finetune_core.config import make_config
-from finetune_core.models import network
+from finetune_core.models import timm_networks
 from pages.shared.configure.networks import offered
 from tests.pages.harness import open_page, unescaped
 
@@ -77,12 +76,27 @@ def test_the_list_of_the_form_is_short_and_holds_what_is_chosen():
 
 
 def test_choosing_a_network_builds_its_structure_once(configure, folder, monkeypatch):
-    built = []
-    real = network.create_on_meta
-    monkeypatch.setattr(network, "create_on_meta", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    built, build = [], timm_networks.build
+    monkeypatch.setattr(timm_networks, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
     at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
     at.button(key="networks_use_named").click().run()
     assert len(built) == 1
     at.number_input(key="form_epochs").set_value(3).run()
     assert len(built) == 1
-    assert make_config({"data": "any"}).image_size == 224
+
+
+def test_a_network_that_cannot_be_built_is_not_offered_for_use_and_built_once(configure, folder, monkeypatch):
+    built, build = [], timm_networks.build
+    monkeypatch.setattr(timm_networks, "build", lambda *args, **kwargs: built.append(args) or build(*args, **kwargs))
+    description = json.loads((folder / "config.json").read_text()) | {"model_args": {"depth": "six"}}
+    (folder / "config.json").write_text(json.dumps(description))
+    at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
+    at.number_input(key="form_epochs").set_value(3).run()
+    assert not at.exception
+    assert "cannot be built" in words(at)
+    assert "networks_use_named" not in {one.key for one in at.button}
+    assert len(built) == 1
+    del description["model_args"]
+    (folder / "config.json").write_text(json.dumps(description))
+    assert not at.run().exception
+    assert "networks_use_named" in {one.key for one in at.button}

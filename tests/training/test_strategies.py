@@ -4,12 +4,14 @@ from torch import nn
 
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
-from finetune_core.models.network import network_stages
+from finetune_core.models import network as networks
+from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.network import build_network, network_stages
 from finetune_core.models.stages import Stage
 from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.freezing import apply
 from finetune_core.training.parameter_groups import parameter_groups
-from finetune_core.training.stage_plan import StagePlan, cut_index, describe, plan, trainable_parameters
+from finetune_core.training.stage_plan import StagePlan, cut_index, describe, plan, stages_of, trainable_parameters
 
 
 def strategy_of(name, backbone="resnet18", **settings):
@@ -200,6 +202,19 @@ def test_description_is_what_pages_draw():
         "part": "all",
     }
     assert (rows[1]["trains"], rows[1]["trained"]) == (True, 10)
+
+
+@pytest.mark.parametrize("strategy", ["last_block", "prototypes"])
+def test_stages_are_those_of_the_network_at_the_size_of_the_run_and_looked_at_once(strategy, monkeypatch):
+    name, side, built, real = "timm/mobilenetv4_conv_small", 32, [], networks.create_on_meta
+    monkeypatch.setattr(networks, "create_on_meta", lambda *args, **kwargs: built.append(args) or real(*args, **kwargs))
+    networks._structure.cache_clear()
+    config = make_config({"data": "x", "backbone": name, "image_size": side, "strategy": strategy, "weights": "none"})
+    stages = stages_of(config, 3)
+    network = build_network(name, "none", 3, 0, side)
+    assert [stage.name for stage in stages] == [stage.name for stage in network.stages]
+    assert len(stages) < len(network_stages(name, 3))  # at its own size it has more
+    assert [side for _, side, _ in built] == [side, backbone_info(name).image_size]
 
 
 def test_depthwise_convolutions_that_train_run_in_fp32_under_autocast():

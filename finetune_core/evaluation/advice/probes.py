@@ -109,7 +109,7 @@ def _held_out(features: Features, sample: Dataset, seed: int) -> Work[np.ndarray
 def _timed(
     config: RunConfig, dataset: Dataset, stages: Sequence[str]
 ) -> Work[tuple[tuple[float | None, ...], dict[str, float]]]:
-    names, book = [stage.name for stage in network_stages(config.backbone)], SpeedBook()
+    names, book = [stage.name for stage in network_stages(config.backbone, image_size=config.image_size)], SpeedBook()
     cuts = [config.model_copy(update={"strategy": "custom", "cut": names[names.index(stage) + 1]}) for stage in stages]
     named = [one for one in comparable(config) if one.strategy in TIMED]
     yield from in_phase("timing", calibrate([*named, *cuts], dataset, book))

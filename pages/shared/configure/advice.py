@@ -97,10 +97,12 @@ def _ask(config: RunConfig, dataset: Dataset) -> None:
             key=_SIZE,
             persist_state="session",
         )
-    missing = [info for info in map(backbone_info, named) if not info.ready]
+    missing = [
+        info for info in map(backbone_info, filter(settings.is_known, named)) if not info.ready
+    ]  # of others the outcome says why
     if missing:
-        names = ", ".join(plain(info.name) for info in missing)
-        st.caption(f":material/download: The weights of {names} are downloaded first (about {download_size(missing)}).")
+        names, about = ", ".join(plain(info.name) for info in missing), download_size(missing)
+        st.caption(f":material/download: The weights of {names} are downloaded first{f' (about {about})' if about else ''}.")
     asked = named or ready
     work = partial(advise, dataset, config, asked, int(images), float(budget), own_sizes=size == _OWN)
     question = f"{config.model_dump_json()}{asked}{images}{budget}{size}"

@@ -8,7 +8,7 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.data.dataset import Dataset
-from finetune_core.errors import ConfigError
+from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.formatting import duration, memory, percent, short_number
 from finetune_core.models.catalogue import PACKAGED, backbone_info, ready_backbones
 from finetune_core.runs.earlier import best_before, way_to_train
@@ -21,7 +21,7 @@ from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.configure.cards import Card, choose_card
 from pages.shared.configure.stages import look
-from pages.shared.configure.weights import download_size
+from pages.shared.configure.weights import download_size, parameters_of
 from pages.shared.runs.backend import store
 
 _USUAL = (PACKAGED, "resnet18", "resnet50")  # shown beside the other backbones at hand
@@ -51,7 +51,7 @@ class Known:
         key = config.model_dump_json(exclude={"edits"})
         if key not in self._forecasts:
             self._forecasts[key] = None
-            with suppress(ConfigError):  # a stage of another backbone is named, say: its card says nothing of the time
+            with suppress(FinetuneError):  # a stage of another backbone is named, say: its card says nothing of the time
                 self._forecasts[key] = expected(config, self.dataset, self.book)
         return self._forecasts[key]
 
@@ -80,22 +80,27 @@ def strategy_cards(config: RunConfig, known: Known) -> None:
 
 def _at_hand(chosen: str, known: Known) -> list[str]:
     """Those used before, and whose weights are here; few, and the chosen one among them."""
-    used = dict.fromkeys(way[0] for way in known.best)
+    used = [name for name in dict.fromkeys(way[0] for way in known.best) if settings.is_known(name)]
     names = list(dict.fromkeys([*used, *ready_backbones(), *_USUAL]))[:_MOST_BACKBONES]
     return names if chosen in names else [*names[:-1], chosen]
 
 
 def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
-    info = backbone_info(name)
     best = max((share for way, share in known.best.items() if way[0] == name), default=None)
+    try:
+        info = backbone_info(name)
+    except FinetuneError:  # the field above says why
+        return Card(name, name, line="not on this machine", before=_before(best))
+    size = parameters_of(info)
+    count = f"{short_number(size)} parameters" if size else "size not known"
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
     research = " · research only" if info.research_only else ""
     return Card(
         name,
         name,
-        line=f"{short_number(info.parameters)} parameters{top1}{research}",
+        line=f"{count}{top1}{research}",
         facts=_costs(known.expects(config.model_copy(update=settings.for_backbone(name, config.backbone, config.image_size))))
-        or ("" if info.ready else f"download {download_size([info])}"),
+        or ("" if info.ready else f"download {download_size([info])}".rstrip()),
         before=_before(best),
     )
 
@@ -113,7 +118,11 @@ def _strategy_card(name: str, config: RunConfig, known: Known) -> Card:
         stages = stages_of(other, classes)
         rows = describe(plan(other, stages), stages)
     except ConfigError as error:
-        return Card(name, strategy.title, strategy.summary, facts="; ".join(error.problems.values()), tip=card.tip)
+        # What is wrong with the network itself is said beside its fields, once.
+        said = [problem for field, problem in error.problems.items() if field not in ("backbone", "image_size")]
+        return Card(name, strategy.title, strategy.summary, facts="; ".join(said), tip=card.tip)
+    except WeightsError:
+        return card
     share = sum(row["trained"] for row in rows) / sum(row["parameters"] for row in rows)
     costs = _costs(known.expects(other))
     return Card(

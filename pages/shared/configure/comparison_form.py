@@ -13,10 +13,9 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import effective
 from finetune_core.data.recent import data_id
 from finetune_core.data.sample import SAMPLE_NAME
-from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.formatting import duration, percent, things
-from finetune_core.models.network import network_stages
 from finetune_core.recipes import DEMO_RECIPE
 from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
 from finetune_core.training.lr_finder import find_rate
@@ -60,6 +59,9 @@ def start_form() -> list[str] | None:
         )
     except ConfigError as error:
         st.info(plain(" ".join(f"{form.label(name)}: {problem}." for name, problem in error.problems.items())))
+        return None
+    except WeightsError as error:
+        st.info(plain(str(error)))
         return None
     found = st.session_state.setdefault("compared_rates", {})
     rates = {arm: found.get(_search_key(some[0])) for arm, some in by_arm(configs).items()}
@@ -181,7 +183,7 @@ def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
     )
     cuts = st.multiselect(
         "First stage that trains",
-        [stage.name for stage in network_stages(base.backbone)][1:-1],
+        settings.stage_names()[1:-1],
         key=settings.comparison_key("cuts"),
         persist_state="session",
         placeholder="no additional cuts",

@@ -15,14 +15,14 @@ from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import ConfigError, DataError, FinetuneError
 from finetune_core.models.catalogue import backbone_info
-from finetune_core.models.timm_networks import FOLDER
+from finetune_core.models.timm_networks import FOLDER, is_described
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run
 from finetune_core.training.prepare import check_classes, check_config
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
-from pages.shared.configure.networks import about_network, offered
+from pages.shared.configure.networks import about_network, look_up, name_and_size, offered
 from pages.shared.data.chosen import chosen_data, data_folder, offer_data
 from pages.shared.data.datasets import answered, current_dataset
 from pages.shared.runs.backend import store
@@ -145,16 +145,23 @@ def backbone_field(problems: dict[str, str]) -> None:
     st.selectbox(
         label("backbone"),
         offered(chosen),
-        format_func=lambda name: f"{name} · {backbone_info(name).parameters / 1e6:.1f} M",
+        format_func=name_and_size,
         key=settings.key("backbone"),
         help=setting_of("backbone").help,
         persist_state="session",
         on_change=settings.follow_backbone,
         args=(chosen,),
     )
+    try:
+        info = backbone_info(chosen)
+    except FinetuneError as error:  # said even where the settings have other problems, which come first
+        found = error.problems if isinstance(error, ConfigError) else {"backbone": str(error)}
+        _problem("backbone", found | problems)
+        if not is_described(chosen):
+            look_up(chosen, "backbone")
+        return
     _problem("backbone", problems)
-    if "backbone" not in problems:
-        about_network(chosen)
+    about_network(info)
 
 
 def strategy_settings(problems: dict[str, str]) -> None:
@@ -244,7 +251,7 @@ def _custom_widgets() -> None:
     )
     if how == settings.FROM_STAGE:
         if st.session_state.get("custom_cut") not in names:
-            st.session_state["custom_cut"] = names[-2]
+            st.session_state["custom_cut"] = settings.last_block(names)
         st.selectbox("First stage that trains", names, key="custom_cut", persist_state="session")
         return
     st.caption("How many times the learning rate each stage gets; 0 is frozen.")

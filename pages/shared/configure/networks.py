@@ -1,5 +1,6 @@
 """All networks in one table that can be searched and filtered, and others by their repository or folder."""
 
+from contextlib import suppress
 from functools import partial
 
 import streamlit as st
@@ -15,9 +16,11 @@ from finetune_core.models.catalogue import (
     check_backbone_name,
     download_bytes,
     found_backbones,
+    known_parameters,
     ready_backbones,
 )
 from finetune_core.models.licences import licence_name
+from finetune_core.models.network import network_stages
 from finetune_core.models.timm_networks import FOLDER, HUB, is_described, is_timm_name
 from finetune_core.models.weights import fetch_description
 from pages.shared.chrome import plain
@@ -37,9 +40,16 @@ def offered(*chosen: str) -> list[str]:
     return list(dict.fromkeys([*listed, *ready_backbones(), *chosen]))
 
 
-def about_network(name: str) -> None:
+def name_and_size(name: str) -> str:
+    """A network in a list: what it is called, and how large it is where that is known without looking at it, which may be gone."""
+    count = None
+    with suppress(FinetuneError):
+        count = known_parameters(name)
+    return f"{name} · {count / 1e6:.1f} M" if count else name
+
+
+def about_network(info: BackboneInfo) -> None:
     """What the weights of a network come with: input, licence, and where they are described."""
-    info = backbone_info(name)
     mean, std = (", ".join(f"{value:g}" for value in values) for values in (info.mean, info.std))
     page = f" [{info.repository}]({info.page})" if info.page and info.repository else ""
     badge = f":{'orange' if info.research_only else 'gray'}-badge[:material/gavel: {plain(licence_name(info.licence))}]"
@@ -144,17 +154,29 @@ def _by_name() -> None:
         if name.startswith(FOLDER):
             check_roots(name.removeprefix(FOLDER), readable_roots())
         if not is_described(name):
-            _look_up(name)
-        elif backbone_info(name):
+            look_up(name, "named")
+        elif network_stages(name):
             st.button(f"Use {plain(name)}", key="networks_use_named", on_click=settings.use_backbone, args=(name,))
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
 
 
-def _look_up(name: str) -> None:
+def look_up(name: str, place: str) -> None:
+    """A button that fetches what the Hub says of a network.
+
+    Args:
+        place: on the page, of several where it may be.
+    """
     key = f"network:{name}"
     work = partial(fetch_description, name)
     st.button(
-        "Look it up", key="networks_look_up", on_click=begin, args=(key, f"Looking up {name}", work), kwargs={"kept": False}
+        "Look it up",
+        key=f"networks_look_up_{place}",
+        on_click=begin,
+        args=(key, f"Looking up {name}", work),
+        kwargs={"kept": False},
     )
-    outcome(key)
+    try:
+        outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")

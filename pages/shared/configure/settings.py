@@ -1,6 +1,7 @@
 """The settings of the next run as this session has them: what the form's widgets hold, kept under an id that the address carries."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import streamlit as st
@@ -9,8 +10,8 @@ from finetune_core.config import Edit, RunConfig, all_settings, make_config, nam
 from finetune_core.config.metadata import HARDWARE, SPLIT, numbers_text
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.entry import load_split
-from finetune_core.errors import ConfigError, FinetuneError, WeightsError
-from finetune_core.models.catalogue import backbone_info, default_backbone, usual_image_size
+from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.models.catalogue import backbone_info, check_backbone_name, default_backbone, usual_image_size
 from finetune_core.models.network import network_stages
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
@@ -39,6 +40,7 @@ PRETRAINED_WEIGHTS, EARLIER_RUN, FILE_OF_WEIGHTS, RANDOM_WEIGHTS = (
 )  # where to start from
 _NOT_KEPT = {"data", "edits", *names_in(SPLIT)}  # they belong to the data set
 _MOST_RATES = 200
+_SEEN = "stages_seen"  # backbone -> its stages when it could be looked at last, or what the settings name of them
 
 
 def defaults() -> dict[str, Any]:
@@ -85,10 +87,10 @@ def set_fields(values: Mapping[str, Any]) -> None:
         st.session_state[key(name)] = _as_widget(name, value)
 
 
-def is_known(backbone: object) -> bool:
-    """Whether there is a backbone of that name, and its description is on this machine."""
+def is_known(backbone: str) -> bool:
+    """Whether there is a backbone of that name, and what describes it is on this machine."""
     try:
-        return bool(backbone_info(str(backbone)))
+        return bool(backbone_info(backbone))
     except FinetuneError:
         return False
 
@@ -105,8 +107,12 @@ def follow_backbone(before: str) -> None:
 
 
 def for_backbone(name: str, before: str, image_size: int | None) -> dict[str, Any]:
-    """What changes where a network takes the place of the one ``before``: the size of images follows as long as it was that one's own."""
-    return {"backbone": name, "image_size": usual_image_size(name) if image_size == usual_image_size(before) else image_size}
+    """What changes where a network takes the place of the one ``before``: the size of images follows as long as it was that one's own,
+    and neither is gone."""
+    with suppress(FinetuneError):
+        if image_size == usual_image_size(before):
+            return {"backbone": name, "image_size": usual_image_size(name)}
+    return {"backbone": name, "image_size": image_size}
 
 
 def start_from(config: RunConfig) -> None:
@@ -153,9 +159,23 @@ def as_set() -> RunConfig:
     return valid_config(_widgets())
 
 
+def image_size() -> int | None:
+    """Of the form, pixels; None where it cannot be used."""
+    with suppress(ConfigError):
+        return make_config({"data": "any", "image_size": st.session_state.get(key("image_size"))}).image_size
+    return None
+
+
 def stage_names() -> list[str]:
-    """The stages of the backbone in the form."""
-    return [stage.name for stage in network_stages(st.session_state[key("backbone")])]
+    """The stages of the backbone in the form, for images of the size there. Where it cannot be looked at (its folder is gone, say), those
+    that it had before; else what the settings that were put in name of them, with the head."""
+    backbone = st.session_state[key("backbone")]
+    seen: dict[str, list[str]] = st.session_state.setdefault(_SEEN, {})
+    for size in (image_size(), None):  # where it cannot be of that size, the form says so
+        with suppress(FinetuneError):
+            seen[backbone] = [stage.name for stage in network_stages(backbone, image_size=size)]
+            break
+    return seen.get(backbone, ["head"])
 
 
 def valid_config(found: Mapping[str, Any]) -> RunConfig:
@@ -194,10 +214,10 @@ def restore(wanted: str) -> None:
         if not isinstance(settings, dict) or not isinstance(comparison, dict):
             raise ConfigError({"settings": f"what was saved under “{wanted}” are no settings"})
         config = make_config({name: value for name, value in settings.items() if name not in _NOT_KEPT} | {"data": "any"})
-        backbone_info(config.backbone)
-    except (ConfigError, WeightsError) as error:
+        check_backbone_name(config.backbone)
+    except ConfigError:
         _show(make_config({"data": "any"} | _at_first()), {})
-        raise error if isinstance(error, ConfigError) else ConfigError({"backbone": str(error)}) from None
+        raise
     _show(config, comparison)
 
 
@@ -216,16 +236,17 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     st.session_state["weights_file"] = "" if config.weights in known else config.weights
     st.session_state["weights_run"] = config.from_run
     st.session_state["custom_how"] = EVERY_STAGE if config.stage_rates is not None else FROM_STAGE
+    st.session_state.setdefault(_SEEN, {}).setdefault(config.backbone, _named_stages(config))
     names = stage_names()
-    st.session_state["custom_cut"] = config.cut if config.cut in names else names[-2]
+    st.session_state["custom_cut"] = config.cut if config.cut in names else last_block(names)
     st.session_state["features_from"] = config.features_from if config.features_from in names else None
     for name in names:
         st.session_state[rate_key(name)] = float((config.stage_rates or {"head": 1.0}).get(name, 0.0))
     for name, options in {
         "strategies": list(STRATEGIES),
-        "backbones": [one for one in comparison.get("backbones") or [] if is_known(one)],
+        "backbones": [one for one in comparison.get("backbones") or [] if _can_be(one)],
         "fractions": FRACTIONS,
-        "cuts": names[1:-1],
+        "cuts": names[1:-1] if is_known(config.backbone) else comparison.get("cuts") or [],
     }.items():
         st.session_state.pop(comparison_key(name), None)
         if isinstance(chosen := comparison.get(name), list):
@@ -255,8 +276,29 @@ def _custom_strategy() -> dict[str, Any]:
     names = stage_names()
     if st.session_state.get("custom_how", FROM_STAGE) == FROM_STAGE:
         cut = st.session_state.get("custom_cut")
-        return {"cut": cut if cut in names else names[-2]}
+        return {"cut": cut if cut in names else last_block(names)}
     return {"stage_rates": {name: st.session_state.get(rate_key(name), float(name == "head")) for name in names}}
+
+
+def last_block(names: Sequence[str]) -> str:
+    """The stage before the head, where there is one."""
+    return names[-2:][0]
+
+
+def _named_stages(config: RunConfig) -> list[str]:
+    """What a config says of the stages of its backbone, input to head."""
+    if config.stage_rates:
+        return list(config.stage_rates)
+    return [*dict.fromkeys(name for name in (config.cut, config.features_from) if name and name != "head"), "head"]
+
+
+def _can_be(backbone: object) -> bool:
+    """Whether a backbone can have that name, here or not."""
+    try:
+        check_backbone_name(str(backbone))
+    except ConfigError:
+        return False
+    return isinstance(backbone, str)
 
 
 def _weights() -> dict[str, str]:

@@ -98,7 +98,7 @@ def draw_strategy(
         on_click: called with the name of a stage that was clicked, and all stages as they were drawn.
 
     Raises:
-        ConfigError: when its strategy does not fit its backbone.
+        ConfigError, WeightsError: when its strategy does not fit its backbone, or that is not known any more.
     """
     stages = stages_of(config, classes)
     rows = with_unused(describe(plan(config, stages), stages), config)
@@ -112,7 +112,8 @@ def with_unused(stages: Sequence[Mapping[str, Any]], config: RunConfig) -> list[
         ConfigError, WeightsError: when the backbone is not known any more.
     """
     used = {stage["name"] for stage in stages}
-    unused = [stage for stage in network_stages(config.backbone) if stage.name not in used] if last_used(config) else []
+    whole = network_stages(config.backbone, image_size=config.image_size) if last_used(config) else ()
+    unused = [stage for stage in whole if stage.name not in used]
     rows = [
         {"name": stage.name, "parameters": 0, "trains": False, "rate": 0.0, "thaw_epoch": 1, "unused": True} for stage in unused
     ]

@@ -19,10 +19,9 @@ from pages.shared.jobs import begin, jobs, outcome
 def backbone_and_size() -> tuple[str, int]:
     """As Configure has them, where they can be used."""
     backbone = st.session_state.get("form_backbone", default_backbone())
-    size = st.session_state.get("form_image_size", settings.defaults()["image_size"])
-    if not settings.is_known(backbone) or not isinstance(size, int) or not 32 <= size <= 1024:
-        return PACKAGED, settings.defaults()["image_size"]
-    return backbone, size
+    usual = settings.defaults()["image_size"]
+    size = settings.image_size() if settings.key("image_size") in st.session_state else usual
+    return (backbone, size) if size and settings.is_known(backbone) else (PACKAGED, usual)
 
 
 def analyze(dataset: Dataset, key: str) -> None:

@@ -1,0 +1,194 @@
+"""Pages whose network is gone since: each can be used, says what is missing and what to do, and keeps the settings."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+from safetensors.torch import save_file
+from streamlit.testing.v1 import AppTest
+
+from finetune_core import paths
+from finetune_core.config import make_config, names_in
+from finetune_core.config.metadata import SPLIT
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import RunStore
+from finetune_core.saved_settings import save_settings
+from tests.trained import QUICK
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES = ("home", "dataset", "configure", "train", "runs", "evaluate", "compare", "predict")
+HUB = "hf-hub:somebody/mine"
+STRATEGIES = {
+    "last_block": {"strategy": "last_block"},
+    "cut": {"strategy": "custom", "cut": "block4"},
+    "rates": {"strategy": "custom", "stage_rates": {"block5": 0.5, "head": 1.0}},
+    "features": {"strategy": "prototypes", "features_from": "block3"},
+}
+
+
+def write_network(folder):
+    """A network of timm: what describes it, and its weights."""
+    folder.mkdir(parents=True)
+    config = {"input_size": [3, 160, 160], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
+    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": config}))
+    save_file(timm.create_model("test_vit").state_dict(), folder / "model.safetensors")
+
+
+def cached_at_the_hub(hub):
+    """The folder that the Hub's cache keeps ``HUB`` in, filled."""
+    repository = hub / "models--somebody--mine"
+    write_network(repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    return repository
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, image_folder_once):
+    """(images, networks, runs): two runs from each network; the networks are gone when a test begins."""
+    base = tmp_path_factory.mktemp("gone")
+    images = image_folder_once(base / "images", {"red": 12, "blue": 12})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(base / "hub"))
+        write_network(base / "mine")
+        cached_at_the_hub(base / "hub")
+        for name in (f"local-dir:{base / 'mine'}", HUB):
+            for settings in ({"strategy": "last_block"}, {"strategy": "feature_extraction"}):
+                config = make_config(QUICK | {"data": str(images), "backbone": name, "epochs": 1} | settings)
+                list(execute(create_run(config, base / "runs")))
+    shutil.move(base / "mine", base / "mine elsewhere")
+    shutil.move(base / "hub", base / "hub elsewhere")
+    return base
+
+
+@pytest.fixture(params=["folder", "hub"])
+def gone(request, trained, monkeypatch):
+    """The name of a network that is gone, with runs that were trained from it."""
+    name = f"local-dir:{trained / 'mine'}" if request.param == "folder" else HUB
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trained / "hub"))
+    monkeypatch.setenv("THAW_DATA_ROOTS", str(trained))
+    for run in RunStore(trained / "runs").runs():
+        if run.config.backbone == name:
+            shutil.copytree(run.run_dir, paths.runs_dir() / run.run_id)
+    return name
+
+
+def runs():
+    return sorted(RunStore(paths.runs_dir()).runs(), key=lambda run: run.config.strategy)
+
+
+def opened(name, **query):
+    at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+    for key, value in query.items():
+        at.query_params[key] = value
+    if name != "home":
+        at.switch_page(f"pages/{name}.py")
+    at.run()
+    assert not at.exception
+    return at
+
+
+def words(at):
+    kinds = ("markdown", "caption", "info", "warning", "error")
+    return "\n".join(element.value for kind in kinds for element in at.get(kind)).replace("\\", "")
+
+
+def what_is_missing(name):
+    if name == HUB:
+        return f"The description of {HUB} is not on this machine"
+    return f"there is no folder {name.removeprefix('local-dir:')}: put it back there, or choose another network"
+
+
+@pytest.fixture
+def address(gone, trained, known):
+    """``address(**settings)``: that of a page whose form held that network before it was gone."""
+
+    def kept(**changes):
+        config = make_config(QUICK | {"data": "any", "backbone": gone} | changes)
+        settings = config.model_dump(mode="json", exclude={"data", "edits", *names_in(SPLIT)})
+        comparison = {"backbones": [gone, "resnet18"], "cuts": ["block2"]}
+        return {"settings": save_settings({"settings": settings, "comparison": comparison}), "data": known(trained / "images")}
+
+    return kept
+
+
+def button(at, label):
+    return next(one for one in at.button if one.label == label)
+
+
+def stages_drawn(at):
+    drawn = [json.loads(one.proto.json) for one in at.get("bidi_component")]
+    return [tile["name"] for one in drawn for tile in one.get("tiles", [])]
+
+
+@pytest.mark.parametrize(
+    ("name", "strategy"),
+    [
+        *((name, "rates") for name in PAGES),
+        *(("configure", name) for name in STRATEGIES),
+        *(("home", name) for name in STRATEGIES),
+    ],
+)
+def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(gone, address, name, strategy):
+    asked = address(**STRATEGIES[strategy])
+    at = opened(name, **asked, run=runs()[0].run_id, runs=[run.run_id for run in runs()])
+    if name == "compare":
+        at.session_state["start_box-0"] = True
+        assert not at.run().exception
+    if name in ("configure", "compare", "predict"):
+        assert what_is_missing(gone) in words(at)
+    assert at.session_state["settings_id"] == asked["settings"]
+    at.run()
+    assert at.session_state["settings_id"] == asked["settings"]
+
+
+def test_what_was_measured_of_a_run_is_still_there(gone):
+    for tab in ("Metrics", "Curves", "Calibration", "Slices", "Robustness"):
+        at = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
+        at.session_state["evaluate_view"] = tab
+        at.switch_page("pages/evaluate.py").run()
+        assert not at.exception
+        assert [one.label for one in at.metric][:1] == ["Accuracy"]
+        assert not at.error
+    at = opened("compare", runs=[run.run_id for run in runs()])
+    assert any(one.value.startswith("Accuracy on") for one in at.header)
+    button(at, "Fit the linear probe as the baseline").click().run()
+    assert not at.exception
+    assert what_is_missing(gone) in words(at)
+
+
+def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(gone, address, trained):
+    at = opened("configure", **address(strategy="custom", cut="block4"))
+    assert button(at, "Start training").disabled
+    assert not stages_drawn(at)
+    for name in ("mine", "hub"):
+        shutil.copytree(trained / f"{name} elsewhere", trained / name)
+    try:
+        assert not at.run().exception
+        assert not button(at, "Start training").disabled
+        assert stages_drawn(at)[:2] == ["stem", "block1"]
+    finally:
+        for name in ("mine", "hub"):
+            shutil.rmtree(trained / name)
+    assert not at.run().exception
+    assert button(at, "Start training").disabled
+    at.selectbox(key="form_backbone").set_value("efficientnet_lite0").run()
+    assert not at.exception
+    assert not button(at, "Start training").disabled
+
+
+def test_settings_of_a_run_are_used_again(gone):
+    at = opened("train", run=runs()[-1].run_id)
+    button(at, "Use these settings again").click().run()
+    assert not at.exception
+    assert at.session_state["form_backbone"] == gone
+    assert at.session_state["form_image_size"] == QUICK["image_size"]
+    assert what_is_missing(gone) in words(at)
+
+
+def test_what_the_hub_says_can_be_fetched_where_it_is_missed(gone, address):
+    at = opened("configure", **address())
+    offered = [one for one in at.button if one.label == "Look it up"]
+    assert len(offered) == (gone == HUB)
