@@ -177,6 +177,17 @@ def backbone_info(name: str) -> BackboneInfo:
     )
 
 
+@cache
+def listed(name: str) -> BackboneInfo:
+    """``backbone_info`` of one of ``backbone_names``, without where its weights are on this machine: for tables of all of them, which
+    ask ``ready_backbones`` for that once.
+
+    Raises:
+        ConfigError: when there is none of that name.
+    """
+    return replace(backbone_info(name), file=None)
+
+
 def input_info(config: RunConfig) -> BackboneInfo:
     """A config's backbone, images prepared for it as the config says.
 

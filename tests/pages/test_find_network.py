@@ -93,7 +93,7 @@ def test_a_network_that_cannot_be_built_is_not_offered_for_use_and_built_once(co
     at = configure.text_input(key="networks_named").set_value(f"local-dir:{folder}").run()
     at.number_input(key="form_epochs").set_value(3).run()
     assert not at.exception
-    assert "cannot be built" in words(at)
+    assert "cannot be built" in unescaped(at)
     assert "networks_use_named" not in {one.key for one in at.button}
     assert len(built) == 1
     del description["model_args"]

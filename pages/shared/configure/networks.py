@@ -11,12 +11,12 @@ from finetune_core.errors import FinetuneError
 from finetune_core.formatting import percent
 from finetune_core.models.catalogue import (
     BackboneInfo,
-    backbone_info,
     backbone_names,
     check_backbone_name,
     download_bytes,
     found_backbones,
     known_parameters,
+    listed,
     ready_backbones,
 )
 from finetune_core.models.licences import licence_name
@@ -73,7 +73,9 @@ def network_finder() -> None:
 
 def _table() -> None:
     word, filters, largest = _wanted()
-    infos = [info for info in map(backbone_info, found_backbones(word)) if _fits(info, filters, largest)]
+    ready = set(ready_backbones())
+    found = [name for name in found_backbones(word) if name in ready or _READY not in filters]
+    infos = [info for info in map(listed, found) if _fits(info, filters, largest)]
     shown = st.dataframe(
         {
             "Network": [info.name for info in infos],
@@ -81,8 +83,8 @@ def _table() -> None:
             "Million parameters": [(info.known_parameters or 0) / 1e6 or None for info in infos],
             "Pixels": [info.image_size for info in infos],
             "ImageNet accuracy": [info.top1 for info in infos],
-            "Download": [_download(info) for info in infos],
-            "Ready": [info.ready for info in infos],
+            "Download": [None if info.name in ready else _megabytes(info) for info in infos],
+            "Ready": [info.name in ready for info in infos],
         },
         column_config={
             "Million parameters": st.column_config.NumberColumn(format="%.1f"),
@@ -110,10 +112,9 @@ def _table() -> None:
     )
 
 
-def _download(info: BackboneInfo) -> float | None:
-    """Megabytes that are still to be downloaded; None where that is nothing, or not known."""
-    parameters = None if info.ready else info.known_parameters
-    return download_bytes(parameters) / 1e6 if parameters else None
+def _megabytes(info: BackboneInfo) -> float | None:
+    """How much is to be downloaded; None where that is not known."""
+    return download_bytes(info.known_parameters) / 1e6 if info.known_parameters else None
 
 
 def _wanted() -> tuple[str, list[str], str]:
@@ -135,7 +136,7 @@ def _fits(info: BackboneInfo, filters: list[str], largest: str) -> bool:
     most = _SIZES[largest]
     if most and (info.known_parameters or 0) > most:  # what nobody has counted may fit
         return False
-    return not (_COMMERCIAL in filters and info.research_only) and not (_READY in filters and not info.ready)
+    return not (_COMMERCIAL in filters and info.research_only)
 
 
 def _by_name() -> None:
