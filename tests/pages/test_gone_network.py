@@ -1,6 +1,7 @@
 """Pages whose network is gone since: each can be used, says what is missing and what to do, and keeps the settings."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -164,3 +165,36 @@ def test_settings_of_a_run_are_used_again(gone):
 def test_what_the_hub_says_can_be_fetched_where_it_is_missed(gone, address):
     at = open_page("configure", **address())
     assert labels(at).count("Look it up") == (gone == HUB)
+
+
+def test_a_network_that_is_gone_can_be_taken_out_of_a_comparison(gone, trained, known):
+    at = open_page(
+        "compare",
+        data=known(trained / "images"),
+        form={"backbone": "efficientnet_lite0", "image_size": 32},
+        state={"start_box-0": True, "compare_backbones": [gone, "efficientnet_lite0"]},
+    )
+    assert what_is_missing(gone) in unescaped(at)
+    assert "Start 12 runs" not in labels(at)
+    at.multiselect(key="compare_backbones").set_value(["efficientnet_lite0"]).run()
+    assert not at.exception
+    assert any(label.startswith("Start ") for label in labels(at))
+
+
+def test_boxes_that_look_at_networks_open_without_it(gone, address):
+    at = open_page("configure", state={"networks_open": True, "advice_open": True, "more_settings": True}, **address())
+    assert what_is_missing(gone) in unescaped(at)
+    at.text_input(key="networks_named").set_value(gone).run()
+    assert not at.exception
+
+
+def test_weights_that_are_gone_from_a_folder_are_missed_there_and_no_download_is_offered(
+    trained, address, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(trained / "mine elsewhere", tmp_path / "described")
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setenv("THAW_DATA_ROOTS", os.pathsep.join(map(str, (trained, tmp_path))))
+    at = open_page("configure", **address(backbone=f"local-dir:{folder}"))
+    assert f"There are no weights at {folder / 'model.safetensors'}: put them there" in unescaped(at)
+    assert button(at, "Start training").disabled
+    assert not [label for label in labels(at) if label.startswith("Download")]

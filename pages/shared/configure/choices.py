@@ -11,6 +11,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.formatting import duration, memory, percent, short_number
 from finetune_core.models.catalogue import PACKAGED, backbone_info, ready_backbones
+from finetune_core.models.weights import why_no_download
 from finetune_core.runs.earlier import best_before, way_to_train
 from finetune_core.training.forecast import Forecast, expected
 from finetune_core.training.speed_book import SpeedBook
@@ -93,6 +94,7 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
         return Card(name, name, line="not on this machine", before=_before(best))
     size = parameters_of(info)
     count = f"{short_number(size)} parameters" if size else "size not known"
+    lacking = "no weights" if why_no_download(info) else f"download {download_size([info])}".rstrip()
     top1 = f" · {info.top1:.1f} % on ImageNet" if info.top1 else ""
     research = " · research only" if info.research_only else ""
     return Card(
@@ -100,7 +102,7 @@ def _backbone_card(name: str, config: RunConfig, known: Known) -> Card:
         name,
         line=f"{count}{top1}{research}",
         facts=_costs(known.expects(config.model_copy(update=settings.for_backbone(name, config.backbone, config.image_size))))
-        or ("" if info.ready else f"download {download_size([info])}".rstrip()),
+        or ("" if info.ready else lacking),
         before=_before(best),
     )
 

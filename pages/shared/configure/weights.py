@@ -11,6 +11,7 @@ from finetune_core.errors import FinetuneError
 from finetune_core.formatting import size
 from finetune_core.models.catalogue import PACKAGED, BackboneInfo, download_bytes
 from finetune_core.models.network import parameter_count
+from finetune_core.models.weights import why_no_download
 from finetune_core.training.prepare import fetch_weights, missing_weights
 from pages.shared.chrome import plain
 from pages.shared.jobs import begin, outcome
@@ -37,6 +38,11 @@ def offer_weights(configs: Sequence[RunConfig]) -> str | None:
         return None
     if not missing:
         return None
+    nowhere = [reason for info in missing if (reason := why_no_download(info))]
+    for reason in nowhere:
+        st.warning(plain(reason), icon=":material/folder_off:")
+    if nowhere:
+        return plain(nowhere[0])
     names = ", ".join(info.name for info in missing)
     st.info(
         f"The pretrained weights of {names} are not on this machine yet. Offline, use {PACKAGED} or a file of weights "
