@@ -276,8 +276,20 @@ def test_weights_of_another_network_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="cannot be read"):
         build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0)
     shutil.rmtree(tmp_path)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=f"there is no folder {tmp_path}: put it back there"):
         build_network(f"local-dir:{tmp_path}", PRETRAINED, 3, 0)
+
+
+def test_a_folder_is_looked_at_again_when_what_describes_it_has_changed(tmp_path):
+    name = f"local-dir:{tmp_path}"
+    with pytest.raises(ConfigError, match=f"there is no config.json in {tmp_path}"):
+        head_paths(name)
+    (tmp_path / "elsewhere.json").write_bytes(description(model_args={"depth": "six"}))
+    (tmp_path / "config.json").symlink_to("elsewhere.json")
+    with pytest.raises(ConfigError, match="cannot be built"):
+        head_paths(name)
+    (tmp_path / "elsewhere.json").write_bytes(description())
+    assert head_paths(name) == ("head",)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +305,8 @@ def test_weights_of_another_network_are_refused(tmp_path):
         "hf-hub:user/model@../../other",
         "hf-hub:user/model@/etc/hostname",
         "local-dir: ",
+        "local-dir:~nobody/mine",
+        "local-dir:a\0b",
     ],
 )
 def test_names_that_can_be_nobodys_are_refused(name):

@@ -13,9 +13,9 @@ from finetune_core.config.metadata import SPLIT, Setting
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
-from finetune_core.errors import ConfigError, DataError, FinetuneError
+from finetune_core.errors import ConfigError, DataError, FinetuneError, WeightsError
 from finetune_core.models.catalogue import backbone_info
-from finetune_core.models.timm_networks import FOLDER, is_described
+from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run
 from finetune_core.training.prepare import check_classes, check_config
@@ -154,14 +154,14 @@ def backbone_field(problems: dict[str, str]) -> None:
     )
     try:
         info = backbone_info(chosen)
-    except FinetuneError as error:  # said even where the settings have other problems, which come first
-        found = error.problems if isinstance(error, ConfigError) else {"backbone": str(error)}
-        _problem("backbone", found | problems)
-        if not is_described(chosen):
-            look_up(chosen, "backbone")
-        return
-    _problem("backbone", problems)
-    about_network(info)
+    except ConfigError as error:  # said even where the settings have other problems, which come first
+        _problem("backbone", error.problems | problems)
+    except WeightsError as error:
+        _problem("backbone", {"backbone": str(error)} | problems)
+        look_up(chosen, "backbone")
+    else:
+        _problem("backbone", problems)
+        about_network(info)
 
 
 def strategy_settings(problems: dict[str, str]) -> None:
