@@ -215,10 +215,17 @@ def evaluate(
             "--fp32", help="If the run was stopped in bf16: first evaluate its best epoch in fp32, and keep those predictions."
         ),
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help=f"Evaluate on all images of another data set with the same classes, beside the run's own. {DATA_HELP}",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run on images it did not train on."""
-    from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
+    from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation, shifted_run
     from finetune_core.commands.runs import opened
     from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 
@@ -227,7 +234,7 @@ def evaluate(
         if fp32 and can_be_evaluated(run):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(run))
-        result = evaluated_run(run, split, corrupt=robustness)
+        result = shifted_run(run, on, split, corrupt=robustness) if on else evaluated_run(run, split, corrupt=robustness)
     if as_json:
         print_json(evaluation_json(result))
     else:

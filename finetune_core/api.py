@@ -14,7 +14,7 @@ import pandas as pd
 from finetune_core import paths
 from finetune_core.commands.advise import advised
 from finetune_core.commands.compare import write_report
-from finetune_core.commands.evaluate import evaluated_run
+from finetune_core.commands.evaluate import evaluated_run, shifted_run
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected
 from finetune_core.commands.options import ADVISED
@@ -113,6 +113,7 @@ def evaluate(
     *,
     robustness: bool = False,
     fp32: bool = False,
+    on: AnyPath | None = None,
     progress: bool | None = None,
 ) -> RunEvaluation:
     """Evaluate a run on images it did not train on.
@@ -121,15 +122,20 @@ def evaluate(
         split: ``test`` or ``val``; the test images where there are some.
         robustness: also classify the images blurred, noisy, compressed, brighter and rotated.
         fp32: of a run that was stopped in bf16, first have its best epoch evaluated in fp32, and keep that.
+        on: another data set with the same classes, as ``train`` takes it; the result is then a ``ShiftedEvaluation``, which has the
+            run's own images as ``own``.
 
     Raises:
         RunError: when the run has no predictions for the split.
+        DataError: when the other data set cannot be used.
     """
     with progress_shown(progress):
         found = _opened(run)
         if fp32 and can_be_evaluated(found):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(found))
+        if on is not None:
+            return shifted_run(found, os.fspath(on), split, corrupt=robustness)
         return evaluated_run(found, split, corrupt=robustness)
 
 

@@ -1,6 +1,6 @@
 """Numbers, splits and phases of a run as a person would say them."""
 
-SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test"}
+SPLIT_WORDS = {"train": "Training", "val": "Validation", "test": "Test", "shifted": "Shifted"}
 PHASE_WORDS = {
     "device": "Waiting for the device, which is in use",
     "prepare": "Preparing the network",
@@ -9,6 +9,7 @@ PHASE_WORDS = {
     "unpack": "Unpacking",
     "name": "Classifying images",
     "decode": "Decoding images",
+    "copies": "Looking for copies of training images",
     "features": "Computing features",
     "probe": "Probing each layer",
     "labels": "Looking for label errors",

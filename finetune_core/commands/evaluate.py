@@ -8,10 +8,13 @@ from rich.markup import escape
 
 from finetune_core.commands.terminal import out, plain_table, progress_bar, show_work
 from finetune_core.evaluation.single_run.binning import BINS
-from finetune_core.evaluation.single_run.evaluate import evaluation, evaluation_precision, precision_note
+from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
 from finetune_core.evaluation.single_run.robustness import known_robustness, measure_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
 from finetune_core.evaluation.single_run.scores import AREAS
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import Shift
+from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, evaluate_shifted
 from finetune_core.runs.store import Run
 
 
@@ -32,8 +35,48 @@ def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluatio
     return evaluate_run(run, split, known)
 
 
+def shifted_run(run: Run, data: str, split: str | None, *, corrupt: bool) -> ShiftedEvaluation:
+    """Evaluate a run on another data set, beside its own images of a split; predict that set first where the run has not.
+
+    Args:
+        data: as a person names it.
+        corrupt: measure robustness of the run's own images if it is not known yet.
+
+    Raises:
+        FinetuneError: when the data set cannot be used, or there is no network to predict with.
+    """
+    own = evaluated_run(run, split, corrupt=corrupt)
+    with progress_bar() as bar:
+        fingerprint = show_work(bar, predict_shifted([run], data))
+    return evaluate_shifted(run, fingerprint, own.split)
+
+
+def shift_json(shift: Shift) -> dict[str, Any]:
+    """Which data set, and what of it was left out."""
+    copies = shift.copies
+    return {
+        "data": shift.data,
+        "fingerprint": shift.fingerprint,
+        "respelled_classes": shift.respelled,
+        "unknown_classes": shift.unknown,
+        "unreadable_images": shift.unreadable,
+        "training_copies": copies.training,
+        "near_copies": copies.near,
+        "validation_copies": copies.validation,
+        "copies_problem": copies.problem or None,
+    }
+
+
 def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
-    """What is not defined is null."""
+    """What is not defined is null. Of another data set, its facts, the run's own images and the drops stand beside the numbers."""
+    if not isinstance(result, ShiftedEvaluation):
+        return _evaluation_json(result)
+    drops = {row.pop("name"): row for row in _rows(result.drops)}
+    own = _evaluation_json(result.own)
+    return _evaluation_json(result) | {"on": shift_json(result.shift), "in_distribution": own, "drops": drops}
+
+
+def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
     numbers, confidence = result.scores, result.calibrated
     scaled = confidence.scaling
     return {
@@ -44,7 +87,7 @@ def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
         "accuracy_low": result.low,
         "accuracy_high": result.high,
         "loss": result.loss,
-        "precision": evaluation_precision(result.run),
+        "precision": result.precision,
         "classes": list(result.classes),
         "confusion": result.confusion.tolist(),
         "per_class": _rows(_with_areas(result)),
@@ -71,17 +114,18 @@ def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
 def print_evaluation(result: RunEvaluation) -> None:
     """The same for people, with slices only where a difference is clear."""
     for line in (result.in_words(), *result.caveats()):
-        out.print(line)
+        out.print(escape(line))
     if precision_note(result.run):
         out.print("To evaluate it in fp32: --fp32.")
-    out.print(plain_table(*result.scores.in_rows()))
+    out.print(plain_table(*(result.score_rows() if isinstance(result, ShiftedEvaluation) else result.scores.in_rows())))
     if absences := result.absences():
         out.print(escape(absences))
     out.print(plain_table(*result.class_table()))
     for line in result.details():
         out.print(escape(line))
-    if result.robustness:
-        out.print(plain_table(*result.robustness_rows()))
+    known = result.own if isinstance(result, ShiftedEvaluation) else result
+    if known.robustness:
+        out.print(plain_table(*known.robustness_rows()))
 
 
 def _with_areas(result: RunEvaluation) -> pd.DataFrame:

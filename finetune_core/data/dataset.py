@@ -101,9 +101,14 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """Changes when an image is added, removed, changed, relabelled or moved to another split."""
-        rows = self.table[["id", "class", "split", "content"]].sort_values("id")
-        hashed = pd.util.hash_pandas_object(rows.astype({"id": "str", "class": "str", "split": "str"}), index=False)
-        return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
+        return fingerprint_of(self.table)
+
+
+def fingerprint_of(table: pd.DataFrame) -> str:
+    """16 hexadecimal digits of ``id, class, split, content``, whatever the order of the rows."""
+    rows = table[["id", "class", "split", "content"]].sort_values("id")
+    hashed = pd.util.hash_pandas_object(rows.astype({"id": "str", "class": "str", "split": "str"}), index=False)
+    return hashlib.sha256(hashed.to_numpy().tobytes()).hexdigest()[:16]
 
 
 def load_dataset(data: str | Path, **settings: Any) -> Dataset:

@@ -42,6 +42,23 @@ def resolve_data(name: str) -> Work[str]:
     return str(path)
 
 
+def readable_data(name: str, roots: Sequence[Path]) -> Work[str]:
+    """``resolve_data`` of what the app may read.
+
+    Args:
+        roots: when given, what lies elsewhere is refused, an archive before it is unpacked.
+
+    Raises:
+        DataError: as ``resolve_data``, and when it may not be read.
+    """
+    if roots and (path := whole_path(name)).exists():
+        check_roots(path, roots)
+    data = yield from resolve_data(name)
+    if roots:
+        check_roots(data, roots)
+    return data
+
+
 def whole_path(name: str) -> Path:
     """What a person typed or pasted as an absolute path, links followed; it need not be there.
 

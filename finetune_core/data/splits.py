@@ -9,6 +9,7 @@ import pandas as pd
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
+SHIFTED = "shifted"  # no part of a split: the images of another data set, evaluated as if they were one
 FOLDER_NAMES = {
     "train": TRAIN,
     "training": TRAIN,

@@ -23,3 +23,12 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float, float]:
         return float("nan"), float("nan"), float("nan")
     low, high = wilson(correct, images)
     return correct / images, float(low), float(high)
+
+
+def difference_interval(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float, float]:
+    """``one`` less ``other``, each a value with its 95 % interval, with a 95 % interval, as of samples that have nothing to do with each
+    other: from the two intervals (MOVER, Zou & Donner 2008); of accuracies with Wilson's, Newcombe's (1998). NaN where one is not defined.
+    """
+    (a, a_low, a_high), (b, b_low, b_high) = one, other
+    down, up = np.hypot(a - a_low, b_high - b), np.hypot(a_high - a, b - b_low)
+    return a - b, a - b - float(down), a - b + float(up)

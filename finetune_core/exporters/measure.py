@@ -89,7 +89,7 @@ def measure(source: Source, file: str, answer: Answer) -> Work[Measured]:
     rows = _evaluated_rows(source, images)
     if not len(rows):
         return Measured(file, source.evaluation, precision, reason=_NOT_THERE)
-    logits = yield from answers(images, rows, source.network.info, source.image_size, answer, "measure")
+    logits = yield from answers(images.pixels, rows, source.network.info, source.image_size, answer, "measure")
     table = images.dataset.table.iloc[rows]
     evaluation = evaluate(
         prediction_table(table["id"], source.evaluation.split, table["label"].to_numpy(), logits),

@@ -1,6 +1,7 @@
 """The table that every metric, gallery and comparison is computed from: one row per image that the run did not train on."""
 
 import io
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated
 
@@ -33,11 +34,20 @@ def prediction_table(ids: pd.Series, split: str | np.ndarray, labels: np.ndarray
 
 def save_predictions(run_dir: Path, table: pd.DataFrame, precision: str) -> None:
     """Write the table, and the precision that its logits were computed in (``fp32``, ``bf16`` or ``fp16``); all of it or nothing."""
+    write_table(run_dir / PREDICTIONS_FILE, table, {_PRECISION: precision.encode()})
+
+
+def write_table(path: Path, table: pd.DataFrame, facts: Mapping[bytes, bytes]) -> None:
+    """Write a table of predictions, and what else is known of it under the keys of ``facts``; all of it or nothing.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
     stored = pa.Table.from_pandas(table, preserve_index=False)
-    stored = stored.replace_schema_metadata({**stored.schema.metadata, _PRECISION: precision.encode()})
+    stored = stored.replace_schema_metadata({**stored.schema.metadata, **facts})
     buffer = io.BytesIO()
     pq.write_table(stored, buffer, write_page_checksum=True)
-    write_bytes(run_dir / PREDICTIONS_FILE, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def remove_predictions(run_dir: Path) -> None:
@@ -54,11 +64,24 @@ def predictions_changed(run_dir: Path) -> int:
 def predictions_precision(run_dir: Path) -> str | None:
     """The precision that the run's logits were computed in; None where the file does not say so: earlier versions did not."""
     try:
-        with open(open_regular(run_dir / PREDICTIONS_FILE), "rb") as file:
-            metadata = pq.read_metadata(file).metadata or {}
-    except (OSError, pa.ArrowException, ValueError):  # missing or damaged: whoever reads the table says so
+        said = fact_of(run_dir / PREDICTIONS_FILE, _PRECISION)
+    except (OSError, ValueError):  # missing or damaged: whoever reads the table says so
         return None
-    return next((precision for precision in _PRECISIONS if metadata.get(_PRECISION) == precision.encode()), None)
+    return next((precision for precision in _PRECISIONS if said == precision.encode()), None)
+
+
+def fact_of(path: Path, key: bytes) -> bytes:
+    """What a file of predictions says under a key of ``write_table``, without its rows; empty where it says nothing.
+
+    Raises:
+        OSError, ValueError: when the file is missing or damaged.
+    """
+    with open(open_regular(path), "rb") as file:
+        try:
+            said: bytes = (pq.read_metadata(file).metadata or {}).get(key, b"")
+        except pa.ArrowException as error:
+            raise ValueError(str(error)) from None
+    return said
 
 
 def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:
@@ -70,19 +93,36 @@ def load_predictions(run_dir: Path, classes: int | None = None) -> pd.DataFrame:
     Raises:
         RunError: when the run has none, or it is damaged.
     """
-    path = run_dir / PREDICTIONS_FILE
     try:
-        with open(open_regular(path), "rb") as file:
-            return _checked(pq.ParquetFile(file, read_dictionary=["id", "split"], page_checksum_verification=True), classes)
+        return read_table(run_dir / PREDICTIONS_FILE, (VAL, TEST), classes)
     except FileNotFoundError:
         raise RunError(
             f"{run_dir} has nothing to evaluate: the run has not ended, or it ended before its first epoch did."
         ) from None
+
+
+def read_table(path: Path, splits: Collection[str], classes: int | None = None) -> pd.DataFrame:
+    """``id, split, label, logits`` of a file of predictions in a run's folder.
+
+    Args:
+        splits: those that it may name.
+        classes: how many logits there must be per image, where that is known.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        RunError: when it is damaged.
+    """
+    try:
+        with open(open_regular(path), "rb") as file:
+            found = pq.ParquetFile(file, read_dictionary=["id", "split"], page_checksum_verification=True)
+            return _checked(found, splits, classes)
+    except FileNotFoundError:
+        raise
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, OverflowError, MemoryError) as error:
-        raise RunError(f"{run_dir}: {problem_with(path, error)}.") from None
+        raise RunError(f"{path.parent}: {problem_with(path, error)}.") from None
 
 
-def _checked(file: pq.ParquetFile, classes: int | None) -> pd.DataFrame:
+def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None) -> pd.DataFrame:
     """
     Raises:
         ValueError: when it is no table of predictions.
@@ -92,7 +132,7 @@ def _checked(file: pq.ParquetFile, classes: int | None) -> pd.DataFrame:
     table.validate(full=True)
     if table.schema.names != _COLUMNS or any(column.null_count for column in table.columns):
         raise ValueError(f"it has no columns {', '.join(_COLUMNS)}, or some are not filled")
-    ids, splits, labels, logits = table.columns
+    ids, split, labels, logits = table.columns
     if not pa.types.is_integer(labels.type) or not pa.types.is_list(logits.type):
         raise ValueError("its labels or logits are of another kind")
     values = logits.combine_chunks().flatten()
@@ -101,10 +141,10 @@ def _checked(file: pq.ParquetFile, classes: int | None) -> pd.DataFrame:
     if pc.any(pc.not_equal(pc.list_value_length(logits), width)).as_py():
         raise ValueError("its rows do not have a logit for each class")
     found = pd.DataFrame(
-        {"id": _texts(ids, _LONGEST_ID), "split": _texts(splits, 10), "label": labels.to_numpy().astype(np.int64)}
+        {"id": _texts(ids, _LONGEST_ID), "split": _texts(split, 10), "label": labels.to_numpy().astype(np.int64)}
     )
     matrix = values.to_numpy().astype(np.float32, copy=False).reshape(-1, width)
-    _check_values(found, matrix)
+    _check_values(found, matrix, splits)
     return found.assign(logits=list(matrix))
 
 
@@ -139,8 +179,8 @@ def _texts(column: pa.ChunkedArray, longest: int) -> pd.Series:
     return texts
 
 
-def _check_values(found: pd.DataFrame, logits: np.ndarray) -> None:
-    if not set(found["split"]) <= {VAL, TEST}:
+def _check_values(found: pd.DataFrame, logits: np.ndarray, splits: Collection[str]) -> None:
+    if not set(found["split"]) <= set(splits):
         raise ValueError("it names splits that are not evaluated")
     if found.duplicated(["split", "id"]).any():
         raise ValueError("an image is in it twice")

@@ -156,7 +156,11 @@ def _class_curves(run_dir: Path, changed: int, classes: tuple[str, ...], split: 
 
 @lru_cache(maxsize=16)
 def _calibrated(run_dir: Path, changed: int, classes: int, split: str, binning: Binning) -> Calibrated:
-    table = _table(run_dir, changed, classes)
+    return calibrated_of(_table(run_dir, changed, classes), split, binning)
+
+
+def calibrated_of(table: pd.DataFrame, split: str, binning: Binning = "width") -> Calibrated:
+    """The same of predictions that are at hand: those of the split, and others to fit a temperature on."""
     rows, scaled = table[table["split"] == split], scale(table, split)
     labels, logits = rows["label"].to_numpy(), logits_of(rows)
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from finetune_core.data.pixels import Pixels
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.run_images import RunImages, run_images
+from finetune_core.evaluation.run_images import run_images
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, predicted_splits
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import BackboneInfo
@@ -29,11 +30,11 @@ _BATCH = 32
 Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> logits [n, classes]
 
 
-def answers(images: RunImages, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str) -> Work[np.ndarray]:
-    """Logits ``[len(rows), classes]`` of rows of a run's data set, prepared as *Predict* does."""
+def answers(pixels: Pixels, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str) -> Work[np.ndarray]:
+    """Logits ``[len(rows), classes]`` of decoded images, prepared as *Predict* does."""
 
     def batch(some: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(images.pixels.batch(some), size), info.mean, info.std)
+        return normalised(evaluated(pixels.batch(some), size), info.mean, info.std)
 
     found = []
     for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
@@ -75,7 +76,7 @@ def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     def answer(inputs: torch.Tensor) -> np.ndarray:
         return logits_of(predictor.network.model, inputs, predictor.device)
 
-    logits = yield from answers(images, rows, predictor.network.info, predictor.image_size, answer, "evaluate")
+    logits = yield from answers(images.pixels, rows, predictor.network.info, predictor.image_size, answer, "evaluate")
     table: pd.DataFrame = images.dataset.table.iloc[rows]
     new = prediction_table(table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits)
     save_predictions(run.run_dir, new, FINAL_PRECISION)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import log_softmax
 
-from finetune_core.data.splits import TEST, VAL
+from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.intervals import accuracy_interval, wilson
 from finetune_core.evaluation.single_run.scores import AREAS, NOT_DEFINED, score, share_text
@@ -100,7 +100,7 @@ class Evaluation:
 def evaluated_splits(table: pd.DataFrame) -> list[str]:
     """The splits that were predicted, the least biased first: the best epoch was chosen on the validation images."""
     present = set(table["split"])
-    return [split for split in (TEST, VAL) if split in present]
+    return [split for split in (TEST, VAL, SHIFTED) if split in present]
 
 
 def evaluate(table: pd.DataFrame, classes: tuple[str, ...], split: str | None = None) -> Evaluation:

@@ -7,7 +7,15 @@ import pandas as pd
 from finetune_core.data.splits import VAL
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.calibration import Calibration
-from finetune_core.evaluation.single_run.evaluate import Calibrated, calibrated, evaluation, precision_note, scores, sliced
+from finetune_core.evaluation.single_run.evaluate import (
+    Calibrated,
+    calibrated,
+    evaluation,
+    evaluation_precision,
+    precision_note,
+    scores,
+    sliced,
+)
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, Robustness
 from finetune_core.evaluation.single_run.scores import Scores
@@ -31,6 +39,11 @@ class RunEvaluation(Evaluation):
     calibrated: Calibrated
     slices: pd.DataFrame
     robustness: Robustness | None
+
+    @property
+    def precision(self) -> str | None:
+        """That the predictions were computed in; None where nothing tells."""
+        return evaluation_precision(self.run)
 
     def caveats(self) -> list[str]:
         """What to know before the numbers are read."""

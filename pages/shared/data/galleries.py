@@ -144,7 +144,7 @@ def map_of_images(dataset: Dataset) -> None:
         f"{things(len(places), 'image')}: images with similar features of {report.backbone} are close together. Click a point, or draw "
         "around some (box or lasso, at the top right), to see the images. Distances between distant groups mean little."
     )
-    names = SPLIT_WORDS if by == "split" else {name: name for name in dataset.classes}
+    names = {split: SPLIT_WORDS[split] for split in SPLITS} if by == "split" else {name: name for name in dataset.classes}
     event = st.plotly_chart(
         feature_map(places, by, names),
         key=f"map-{by}",

@@ -1,0 +1,180 @@
+"""A run on the images of another data set, beside its own test images: the same numbers of both, and by how much the other one is worse."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.data.splits import SHIFTED
+from finetune_core.evaluation.intervals import difference_interval
+from finetune_core.evaluation.single_run.evaluate import Calibrated, calibrated_of, predicted_splits, scores_of
+from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
+from finetune_core.evaluation.single_run.robustness import known_robustness
+from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
+from finetune_core.evaluation.single_run.scores import NAMES, Scores, share_text
+from finetune_core.evaluation.single_run.shift_files import Shift, read_shift, shift_changed, shifted_predictions
+from finetune_core.files import Stamp
+from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.runs.store import Run
+from finetune_core.training.evaluation import FINAL_PRECISION
+from finetune_core.training.predictions import load_predictions, predictions_changed
+
+Measured = tuple[float, float, float]  # a value, and the ends of its 95 % interval
+
+LOWER_IS_BETTER = ("log_loss", "brier", "ece")
+
+
+@dataclass(frozen=True, repr=False)
+class ShiftedEvaluation(RunEvaluation):
+    """An evaluation on the images of another data set. The temperature of ``calibrated`` was fitted on the run's own validation
+    images; ``slices`` are empty.
+
+    Attributes:
+        shift: which data set, and what of it is left out.
+        own: the same run on its own images.
+        drops: one row per number of ``scores.table`` that both have: ``name``, and by how much it is worse here, ``value, low, high``:
+            own less shifted, or, where lower is better, shifted less own.
+    """
+
+    shift: Shift
+    own: RunEvaluation
+    drops: pd.DataFrame
+
+    @property
+    def precision(self) -> str | None:
+        return FINAL_PRECISION
+
+    @property
+    def drop(self) -> tuple[float, float, float]:
+        """Of the accuracy, with its 95 % interval (Newcombe 1998)."""
+        return drop_of(_accuracy(self.own), _accuracy(self))
+
+    def drop_in_words(self) -> str:
+        """By how much the accuracy is lower here than on the run's own images, in one sentence."""
+        value, low, high = (100 * one for one in self.drop)
+        own = f"{percent(self.own.accuracy)} on {things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
+        how = f"{abs(value):.1f} points {'below' if value >= 0 else 'above'} the {own}"
+        return f"{how} (95 % interval of the drop {_signed(low)} to {_signed(high)} points)"
+
+    def in_words(self) -> str:
+        return f"{super().in_words()}, {self.drop_in_words()}"
+
+    def caveats(self) -> list[str]:
+        return [*self.own.caveats(), *left_out_in_words(self.shift)]
+
+    def score_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row per number: in-distribution, shifted, and the drop, each with its interval, for a reader."""
+        columns = [
+            "Metric",
+            "In-distribution",
+            "95 % interval",
+            "Shifted",
+            "95 % interval (shifted)",
+            "Drop",
+            "95 % interval (drop)",
+        ]
+        tables = [one.set_index("name") for one in (self.own.scores.table, self.scores.table, self.drops)]
+        rows = []
+        for name in tables[2].index:
+            cells = [NAMES[name]]
+            for one in tables:
+                value, low, high = one.loc[name, ["value", "low", "high"]]
+                cells += [share_text(value), "" if np.isnan(low) else f"{share_text(low)} to {share_text(high)}"]
+            rows.append(cells)
+        return columns, rows
+
+
+def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> ShiftedEvaluation:
+    """Evaluate what a run has predicted for another data set.
+
+    Args:
+        split: of its own images, to compare with; the least biased one when None.
+
+    Raises:
+        RunError: when it has not predicted that data set or its own images, or what it predicted is damaged.
+    """
+    split = split or predicted_splits(run)[0]
+    own = evaluate_run(run, split, known_robustness(run, split))
+    shift = read_shift(run, fingerprint)
+    changed = predictions_changed(run.run_dir), shift_changed(run, fingerprint)
+    result, found, confidence = _evaluated(run.run_dir, fingerprint, changed, tuple(shift.classes))
+    return ShiftedEvaluation(
+        **vars(result),
+        run=run,
+        scores=found,
+        calibrated=confidence,
+        slices=own.slices.iloc[:0],
+        robustness=None,
+        shift=shift,
+        own=own,
+        drops=_drops(own, result, found),
+    )
+
+
+def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) -> Measured:
+    """By how much a number is worse on other images: positive where it is, with a 95 % interval, as of images that have nothing to do with
+    each other. Of the same images made worse the interval is wider than it need be."""
+    return difference_interval(shifted, own) if lower_is_better else difference_interval(own, shifted)
+
+
+def left_out_in_words(shift: Shift) -> list[str]:
+    """What of the data set was left out, taken for something else, or known from training; nothing where there is nothing to say."""
+    found = []
+    if shift.respelled:
+        named = ", ".join(f"“{theirs}” as “{ours}”" for theirs, ours in shift.respelled.items())
+        found.append(f"Class names that differ in case or spaces were matched: {named}.")
+    if shift.unknown:
+        named = ", ".join(f"“{name}” ({things(count, 'image')})" for name, count in shift.unknown.items())
+        found.append(f"Left out, because the run has no such class: {named}.")
+    if shift.unreadable:
+        found.append(f"Left out, because they cannot be read: {things(shift.unreadable, 'image')}.")
+    copies = shift.copies
+    if copies.training:
+        found.append(f"Left out, because they are exact copies of training images: {things(copies.training, 'image')}.")
+    if copies.near:
+        found.append(
+            f"Contamination: {things(copies.near, 'image')} may be near-copies of training images; they are not left out, and "
+            "can make the accuracy look better than it is."
+        )
+    if copies.validation:
+        found.append(
+            f"{things(copies.validation, 'image')} {'is an exact copy' if copies.validation == 1 else 'are exact copies'} of "
+            "validation images, on which the best epoch was chosen."
+        )
+    return [*found, *filter(None, [copies.problem])]
+
+
+@lru_cache(maxsize=16)
+def _evaluated(
+    run_dir: Path, fingerprint: str, _changed: tuple[int, Stamp | None], classes: tuple[str, ...]
+) -> tuple[Evaluation, Scores, Calibrated]:
+    """What takes a moment, once for each table of predictions."""
+    table = shifted_predictions(run_dir, fingerprint, len(classes))
+    result = evaluate(table, classes, SHIFTED)
+    own = load_predictions(run_dir, len(classes))
+    return result, scores_of(result), calibrated_of(pd.concat([own, table], ignore_index=True), SHIFTED)
+
+
+def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFrame:
+    both = own.scores.table.merge(found.table, on="name", suffixes=("", "_shifted"))
+    rows = [
+        drop_of(
+            (row["value"], row["low"], row["high"]),
+            (row["value_shifted"], row["low_shifted"], row["high_shifted"]),
+            lower_is_better=row["name"] in LOWER_IS_BETTER,
+        )
+        for row in both.to_dict("records")
+    ]
+    # Of the accuracy from Wilson's intervals, which are better for few images.
+    rows[both["name"].tolist().index("accuracy")] = drop_of(_accuracy(own), _accuracy(result))
+    return pd.DataFrame(rows, columns=["value", "low", "high"]).assign(name=both["name"])[["name", "value", "low", "high"]]
+
+
+def _accuracy(result: Evaluation) -> Measured:
+    return result.accuracy, result.low, result.high
+
+
+def _signed(points: float) -> str:
+    return f"{points:.1f}".replace("-", "−")

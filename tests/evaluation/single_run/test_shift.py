@@ -1,0 +1,180 @@
+"""A run asked about the images of another data set."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_core.config import Edit
+from finetune_core.data.dataset import load_dataset
+from finetune_core.data.edits import add_edits
+from finetune_core.errors import DataError
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run import shift
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import known_shifts, read_shift, shifted_predictions
+from finetune_core.evaluation.single_run.shifted import evaluate_shifted
+from finetune_core.runs.store import read_run
+from finetune_core.work import finish
+from tests.drain import drained
+from tests.shifted import copied, darkened
+from tests.trained import NASTY
+
+
+@pytest.fixture
+def run(trained_once, tmp_path):
+    return read_run(*trained_once.copied(tmp_path / "runs", "last_block"))
+
+
+@pytest.fixture(scope="module")
+def ids(trained_once):
+    """Split -> ids of the run's images."""
+    table = load_dataset(trained_once.data).table
+    return {split: rows["id"].tolist() for split, rows in table.groupby("split")}
+
+
+def predicted(run, data, **settings):
+    return evaluate_shifted(run, finish(predict_shifted([run], str(data), **settings)))
+
+
+def test_the_same_images_in_another_folder_get_the_same_answers(run, ids, trained_once, tmp_path):
+    result = predicted(run, copied(ids["test"], trained_once.data, tmp_path / "same"))
+    own = evaluation(run, "test")
+    assert (result.split, result.images, result.accuracy) == ("shifted", own.images, own.accuracy)
+    assert result.confusion.tolist() == own.confusion.tolist()
+    mine, theirs = (one.predictions.set_index("id")["probabilities"] for one in (own, result))
+    assert np.abs(np.stack(mine) - np.stack(theirs[mine.index])).max() < 1e-5
+    assert result.drop[0] == 0
+    assert result.drop[1] < 0 < result.drop[2]
+    assert result.precision == "fp32"
+    copies = result.shift.copies
+    assert (copies.training, copies.near, copies.validation, copies.problem) == (0, 0, 0, "")
+
+
+def test_worse_images_are_predicted_as_predict_does_and_cost_accuracy(run, ids, trained_once, tmp_path):
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark", noise=110)
+    steps, fingerprint = drained(predict_shifted([run], str(folder)))
+    assert {"index", "copies", "decode", "evaluate"} <= {step.phase for step in steps}
+    table = shifted_predictions(run.run_dir, fingerprint, 3)
+    result = evaluate_shifted(run, fingerprint)
+    probabilities = load_predictor(run).probabilities([folder / sample for sample in table["id"]])
+    rows = result.predictions.set_index("id").loc[table["id"]]
+    np.testing.assert_allclose(np.stack(rows["probabilities"]), probabilities, atol=1e-5)
+    assert [result.classes[label] for label in table["label"]] == [sample.split("/")[0] for sample in table["id"]]
+    own = evaluation(run, "test")
+    assert result.accuracy < own.accuracy
+    assert result.drop[0] == pytest.approx(own.accuracy - result.accuracy)
+    assert result.drops.set_index("name").loc["log_loss", "value"] > 0  # worse, although the number is higher
+    assert result.calibrated.scaling is None or result.calibrated.scaling.source == "val"
+
+
+def test_a_data_set_is_predicted_once_until_it_changes(run, ids, trained_once, tmp_path, monkeypatch):
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
+    first = finish(predict_shifted([run], str(folder)))
+    load, loaded = shift.load_predictor, []
+    monkeypatch.setattr(shift, "load_predictor", lambda *given: loaded.append(given) or load(*given))
+    assert finish(predict_shifted([run], str(folder))) == first
+    assert not loaded
+    moved = folder.rename(tmp_path / "moved")  # what counts is what is in it
+    assert finish(predict_shifted([run], str(moved))) == first
+    assert not loaded
+    add_edits(moved, [Edit(action="exclude", paths=(ids["test"][0],))])
+    second = finish(predict_shifted([run], str(moved)))
+    assert second != first
+    assert len(loaded) == 1
+    assert {one.fingerprint for one in known_shifts(run)[0]} == {first, second}
+    assert len(shifted_predictions(run.run_dir, second, 3)) == len(ids["test"]) - 1
+
+
+def test_classes_are_matched_and_what_is_unknown_or_missing_is_named(run, ids, trained_once, tmp_path):
+    samples = [sample for sample in ids["test"] if not sample.startswith(NASTY)]
+    folder = darkened(samples, trained_once.data, tmp_path / "other", {"red": " RED "})
+    darkened(samples[:3], trained_once.data, folder, dict.fromkeys(("red", "blue"), "violet"))
+    result = predicted(run, folder)
+    assert result.images == len(samples)
+    assert result.shift.respelled == {" RED ": "red"}
+    assert result.shift.unknown == {"violet": 3}
+    assert [result.classes[label] for label in result.scores.absent] == [NASTY]
+    said = " ".join([*result.caveats(), result.absences()])
+    assert "“ RED ” as “red”" in said
+    assert "“violet” (3 images)" in said
+    assert NASTY in said
+
+
+def test_copies_of_training_images_are_left_out_and_near_ones_are_counted(run, ids, trained_once, tmp_path):
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
+    copied([f"{sample}" for sample in ids["train"][:4]], trained_once.data, folder)
+    copied(ids["val"][:2], trained_once.data, folder)
+    lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
+    Image.fromarray(np.uint8(lighter)).save(folder / "red" / "nearly.png")
+    result = predicted(run, folder)
+    copies = result.shift.copies
+    assert (copies.training, copies.near, copies.validation) == (4, 1, 2)
+    used = set(result.predictions["id"])
+    assert used.isdisjoint(ids["train"][:4])
+    assert {"red/nearly.png", *ids["val"][:2]} <= used
+    said = " ".join(result.caveats())
+    assert "exact copies of training images: 4 images" in said
+    assert "1 image may be near-copies of training images" in said
+    assert "2 images are exact copies of validation images" in said
+
+
+def test_the_whole_data_set_of_the_run_leaves_what_it_did_not_train_on(run, ids, trained_once):
+    result = predicted(run, trained_once.data)
+    assert set(result.predictions["id"]) == {*ids["test"], *ids["val"]}
+    assert result.shift.copies.training == len(ids["train"])
+
+
+def test_a_run_whose_images_are_gone_says_that_copies_were_not_looked_for(run, ids, trained_once, tmp_path):
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
+    config = run.config.model_copy(update={"data": str(tmp_path / "gone")})
+    (run.run_dir / "config.json").write_text(config.model_dump_json())
+    result = predicted(read_run(run.run_dir), folder)
+    assert result.images == len(ids["test"])
+    assert result.shift.copies.training is None
+    assert any("were not looked for" in line for line in result.caveats())
+
+
+def test_what_cannot_be_read_is_left_out_and_counted(run, ids, trained_once, tmp_path):
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
+    (folder / "red" / "broken.png").write_bytes(b"no image")
+    result = predicted(run, folder)
+    assert (result.images, result.shift.unreadable) == (len(ids["test"]), 1)
+
+
+def test_data_that_nothing_can_be_evaluated_on_are_refused_in_words(run, ids, trained_once, tmp_path, image_folder):
+    with pytest.raises(DataError, match="none of the classes"):
+        predicted(run, image_folder(tmp_path / "others", {"violet": 3, "pink": 3}))
+    with pytest.raises(DataError, match="exact copy of one of its training images"):
+        predicted(run, copied(ids["train"][:3], trained_once.data, tmp_path / "copies"))
+    with pytest.raises(DataError, match="no folder"):
+        predicted(run, tmp_path / "nowhere")
+    assert known_shifts(run) == ([], [])
+
+
+def test_what_lies_outside_the_readable_folders_is_refused_even_packed(run, ids, trained_once, tmp_path):
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "outside" / "dark")
+    packed = shutil.make_archive(str(tmp_path / "outside" / "dark"), "zip", folder)
+    roots = [trained_once.data.parent]
+    for data in (folder, packed):
+        with pytest.raises(DataError, match="lies outside the folders"):
+            predicted(run, data, roots=roots)
+    inside = shutil.copyfile(packed, tmp_path / "dark.zip")
+    result = predicted(run, inside, roots=[tmp_path, trained_once.data.parent, os.environ["THAW_HOME"]])
+    assert result.images == len(ids["test"])
+
+
+def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(trained_once, ids, tmp_path):
+    runs = [read_run(folder) for folder in trained_once.copied(tmp_path / "runs")]
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
+    work = predict_shifted(runs, str(folder))
+    assert next(step for step in work if step.phase == "evaluate").subject == runs[0].run_id
+    work.close()
+    assert [known_shifts(run) for run in runs] == [([], [])] * 2
+    steps, fingerprint = drained(predict_shifted(runs, str(folder)))
+    assert {step.subject for step in steps if step.phase == "evaluate"} == {run.run_id for run in runs}
+    assert [read_shift(run, fingerprint).data for run in runs] == [str(folder)] * 2
+    assert {step.subject for step in steps if step.phase == "copies"} == {runs[0].run_id}  # once: both have the same images

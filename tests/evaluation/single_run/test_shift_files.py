@@ -1,0 +1,168 @@
+"""What a run predicted for other data sets is input: what is not this run's, or damaged, is named and can be computed anew."""
+
+import json
+import os
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from finetune_core.errors import RunError
+from finetune_core.evaluation.single_run import shift_files
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import known_shifts, lacking_shift, read_shift, shifted_predictions
+from finetune_core.evaluation.single_run.shifted import evaluate_shifted
+from finetune_core.runs.store import read_run
+from finetune_core.work import finish
+from tests.evaluation.single_run.test_damaged_results import TABLES, written
+from tests.shifted import darkened
+from tests.trained import NASTY
+
+
+@pytest.fixture(scope="module")
+def predicted(trained_once, tmp_path_factory):
+    """(folder of a run, other data set, its fingerprint), predicted once."""
+    base = tmp_path_factory.mktemp("predicted")
+    (run_dir,) = trained_once.copied(base / "runs", "last_block")
+    run = read_run(run_dir)
+    folder = darkened(evaluation(run, "test").predictions["id"], trained_once.data, base / "dark")
+    return run_dir, folder, finish(predict_shifted([run], str(folder)))
+
+
+@pytest.fixture
+def stored(predicted, tmp_path):
+    """(the run, the file, the fingerprint)."""
+    run = read_run(shutil.copytree(predicted[0], tmp_path / "run"))
+    return run, run.run_dir / f"shifted-{predicted[2]}.parquet", predicted[2]
+
+
+def with_facts(file, change):
+    """Rewrite what the file says of its data set: ``change`` of what stands there, as bytes."""
+    table = pq.read_table(file)
+    metadata = table.schema.metadata
+    said = change(json.loads(metadata[b"thaw.shift"]))
+    raw = said if isinstance(said, bytes) else json.dumps(said).encode()
+    file.write_bytes(written(table.replace_schema_metadata(metadata | {b"thaw.shift": raw})))
+
+
+def test_what_is_stored_is_listed_without_its_table_and_survives_a_copy(stored, predicted, monkeypatch):
+    run, _, fingerprint = stored
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_, **__: pytest.fail("it was read"))
+    [known], problems = known_shifts(run)
+    assert problems == []
+    assert (known.fingerprint, known.data, known.name) == (fingerprint, str(predicted[1]), "dark")
+    assert known.classes == sorted(["red", "blue", NASTY])
+
+
+@pytest.mark.parametrize("change", TABLES.values(), ids=TABLES)
+def test_a_table_that_holds_no_predictions_is_named_and_computed_anew(stored, predicted, change):
+    run, file, fingerprint = stored
+    before = shifted_predictions(run.run_dir, fingerprint, 3)
+    table = pq.read_table(file)
+    facts = {b"thaw.shift": table.schema.metadata[b"thaw.shift"]}
+    file.write_bytes(written(change(table).replace_schema_metadata(facts)))
+    assert lacking_shift([run], fingerprint) == [run]
+    with pytest.raises(RunError, match=rf"{file.name} is damaged"):
+        evaluate_shifted(run, fingerprint)
+    if change is TABLES["no rows"]:  # one of them, end to end
+        assert finish(predict_shifted([run], str(predicted[1]))) == fingerprint
+        assert shifted_predictions(run.run_dir, fingerprint, 3).equals(before)
+
+
+FACTS = {
+    "nothing": lambda _: b"",
+    "a list": lambda _: [1],
+    "too deep": lambda _: b"[" * 100_000,
+    "no copies": lambda said: {name: one for name, one in said.items() if name != "copies"},
+    "a negative count": lambda said: said | {"unreadable": -1},
+    "a text for a count": lambda said: said | {"unknown": {"violet": "3"}},
+    "an endless name": lambda said: said | {"data": "x" * 100_000},
+    "no class": lambda said: said | {"classes": []},
+    "other classes": lambda said: said | {"classes": ["cat", "cow", "dog"]},
+    "the classes in another order": lambda said: said | {"classes": said["classes"][::-1]},
+    "another fingerprint": lambda said: said | {"fingerprint": "0" * 16},
+    "no fingerprint": lambda said: said | {"fingerprint": "../../secret"},
+}
+
+
+@pytest.mark.parametrize("change", FACTS.values(), ids=FACTS)
+def test_facts_that_are_not_this_runs_are_refused(stored, change):
+    run, file, fingerprint = stored
+    with_facts(file, change)
+    with pytest.raises(RunError, match=rf"{file.name} is damaged"):
+        read_shift(run, fingerprint)
+    assert known_shifts(run)[0] == []
+    assert file.name in known_shifts(run)[1][0]
+    assert lacking_shift([run], fingerprint) == [run]
+
+
+def test_facts_that_are_too_long_are_refused_before_they_are_parsed(stored, monkeypatch):
+    run, file, fingerprint = stored
+    monkeypatch.setattr(shift_files, "_LARGEST", 100)
+    with pytest.raises(RunError, match="too long"):
+        read_shift(run, fingerprint)
+    assert file.is_file()
+
+
+def test_predictions_of_an_earlier_state_of_the_run_do_not_count(stored):
+    run, _, fingerprint = stored
+    os.utime(run.run_dir / "predictions.parquet", ns=(1, 1))
+    with pytest.raises(RunError, match="earlier state"):
+        evaluate_shifted(run, fingerprint)
+    assert lacking_shift([run], fingerprint) == [run]
+    assert "dark" in known_shifts(run)[1][0]
+
+
+def test_no_link_is_followed_and_no_fifo_waited_for(stored, predicted):
+    run, file, fingerprint = stored
+    original = predicted[0] / file.name
+    for place in (lambda: file.symlink_to(original), lambda: os.mkfifo(file), file.mkdir):
+        file.unlink()
+        place()
+        assert known_shifts(run)[0] == []
+        with pytest.raises(RunError, match=rf"{file.name} is a"):
+            read_shift(run, fingerprint)
+        with pytest.raises(RunError, match=rf"{file.name} is a"):
+            shifted_predictions(run.run_dir, fingerprint, 3)
+        if file.is_dir() and not file.is_symlink():
+            with pytest.raises(RunError, match="cannot be kept"):
+                finish(predict_shifted([run], str(predicted[1])))
+            file.rmdir()
+            file.touch()
+    file.unlink()
+    file.symlink_to(original)
+    before = original.read_bytes()
+    finish(predict_shifted([run], str(predicted[1])))  # takes the place of the link, not of what it leads to
+    assert not file.is_symlink()
+    assert original.read_bytes() == before
+    assert len(shifted_predictions(run.run_dir, fingerprint, 3)) > 0
+
+
+def test_only_so_many_are_listed_and_other_names_are_none(stored, monkeypatch):
+    run, file, _ = stored
+    monkeypatch.setattr(shift_files, "MOST_LISTED", 3)
+    for number in range(5):
+        (run.run_dir / f"shifted-{number:016x}.parquet").write_bytes(b"")
+    (run.run_dir / "shifted-x.parquet").write_bytes(file.read_bytes())
+    found, problems = known_shifts(run)
+    assert len(found) + len(problems) == 3
+
+
+def test_a_flipped_bit_in_the_numbers_is_found(stored):
+    run, file, fingerprint = stored
+    content = bytearray(file.read_bytes())
+    place = pq.ParquetFile(file).metadata.row_group(0).column(3).data_page_offset
+    content[place + 60] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(RunError, match="damaged"):
+        evaluate_shifted(run, fingerprint)
+
+
+def test_a_runs_own_predictions_are_none_of_another_data_set(stored):
+    run, file, fingerprint = stored
+    file.write_bytes((run.run_dir / "predictions.parquet").read_bytes())
+    with pytest.raises(RunError, match="damaged"):
+        read_shift(run, fingerprint)
+    with pytest.raises(RunError, match="splits that are not evaluated"):
+        shifted_predictions(run.run_dir, fingerprint, 3)
