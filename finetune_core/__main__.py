@@ -263,6 +263,13 @@ def compare(
     measure: Annotated[
         str, typer.Option(metavar="NAME", help=f"The metric to compare by: {', '.join(MEASURES)}.")
     ] = ACCURACY.name,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help=f"Also compare on all images of another data set with the same classes; runs that have not predicted it do so first. {DATA_HELP}",
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the comparison to this HTML file.")] = None,
     config: Annotated[Path | None, typer.Option(help="The config.json of a run, for all other settings.")] = None,
     as_is: AsIs = False,
@@ -273,18 +280,25 @@ def compare(
     from finetune_core.commands.compare import (
         designed,
         found_rates,
+        on_shifted,
         print_comparison,
+        print_shifted,
         said_of_training,
         train_all,
         write_report,
     )
+    from finetune_core.commands.evaluate import shift_json
+    from finetune_core.commands.input import resolved
     from finetune_core.commands.runs import opened
+    from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
     from finetune_core.runs.store import is_run_folder, run_folder
 
     trained = None
     with refused_in_words():
         measure_of(measure)  # refused before anything trains
+        if on:
+            list_data(resolved(on))
         if is_run_folder(run_folder(targets[0])):
             runs = [opened(target) for target in targets]
         else:
@@ -299,13 +313,17 @@ def compare(
         if trained and not runs:
             raise typer.Exit(1)
         comparison = compare_runs(runs, measure)
+        shifted = on_shifted(runs, on, measure) if on else None
         if report:
             write_report(comparison, report)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
     if as_json:
-        print_json(comparison.to_json() | broken)
+        on_other = {"shifted": shift_json(shifted.shift) | shifted.to_json()} if shifted else {}
+        print_json(comparison.to_json() | on_other | broken)
     else:
         print_comparison(comparison)
+        if shifted:
+            print_shifted(shifted)
     if trained and (trained.failed or trained.stopped):
         raise typer.Exit(1)
 

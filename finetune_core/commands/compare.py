@@ -11,14 +11,16 @@ from rich.table import Column, Table
 from finetune_core.commands.input import integers, kept_split, names, rates, resolved, settings_in_file, shares
 from finetune_core.commands.options import COMPARED
 from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
-from finetune_core.commands.terminal import err, out, progress_bar, show_work
+from finetune_core.commands.terminal import err, out, plain_table, progress_bar, show_work
 from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.report import arms_table
+from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
+from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.figures.report import whole_report
 from finetune_core.files import write_bytes
 from finetune_core.formatting import things
@@ -141,13 +143,18 @@ def train_all(configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool) -> T
     return Trained(runs, failed, stopped=False)
 
 
-def print_comparison(comparison: Comparison) -> None:
-    """The verdict, what is behind it, and what to know."""
+def print_verdict(comparison: Comparison) -> None:
+    """What is known of the strategies, and of the networks."""
     out.print(f"[bold]{escape(comparison.headline)}[/bold] {escape(comparison.caveat)}")
     if comparison.baseline:
         out.print(escape(comparison.baseline))
     if comparison.networks:
         out.print(escape(comparison.networks))
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The verdict, what is behind it, and what to know."""
+    print_verdict(comparison)
     columns, rows = arms_table(comparison)
     columns_shown = ["Strategy", comparison.measure.title, "95 % interval", "Over seeds", "Time"]
     table = Table(*(Column(name, no_wrap=name != "Strategy") for name in columns_shown), box=None)
@@ -160,6 +167,27 @@ def print_comparison(comparison: Comparison) -> None:
             out.print(escape(f"{title}: {getattr(words, claim)}"))
     for note in comparison.notes:
         out.print(escape(note))
+
+
+def on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:
+    """Compare runs on another data set, too, which those that have not yet predict first.
+
+    Raises:
+        FinetuneError: when the data set cannot be used, or the runs did not predict the same images.
+    """
+    with progress_bar() as bar:
+        fingerprint = show_work(bar, predict_shifted(runs, data))
+    return compare_shift(runs, fingerprint, measure)
+
+
+def print_shifted(found: ShiftComparison) -> None:
+    """The verdict on the other images, and both axes in a table."""
+    shifted = found.shifted
+    out.print(escape(f"\nOn {found.shift.data} ({things(shifted.images, 'shifted image')}):"))
+    print_verdict(shifted)
+    out.print(plain_table(*found.in_rows()))
+    for line in found.left_out():
+        out.print(escape(line))
 
 
 def write_report(comparison: Comparison, file: Path) -> None:

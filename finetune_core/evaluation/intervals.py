@@ -5,7 +5,7 @@ import numpy as np
 _QUANTILE = 1.959963984540054  # of the normal distribution, at 97.5 %
 
 
-def wilson(right: np.ndarray | int, images: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+def wilson(right: np.ndarray | float, images: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
     """95 % intervals (Wilson 1927) of shares ``right / images``; NaN of no images."""
     right, images = np.asarray(right, dtype=float), np.asarray(images, dtype=float)
     with np.errstate(divide="ignore", invalid="ignore"):

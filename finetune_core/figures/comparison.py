@@ -151,6 +151,36 @@ def pareto(measure: CostName, arms: Sequence[Arm]) -> go.Figure:
     return figure
 
 
+def against_shifted(arms: Sequence[Arm], shifted: Sequence[Interval], title: str) -> go.Figure:
+    """The score of each arm on its own images against that on other ones, both with intervals. On the dotted line nothing is lost.
+
+    Args:
+        shifted: of each arm. title: what the other images are.
+    """
+    figure, measure = go.Figure(), arms[0].measure
+    ends = [end for one in (*(arm.score for arm in arms), *shifted) for end in (one.low, one.high)]
+    line = [min(ends), max(ends)]
+    figure.add_scatter(
+        x=line, y=line, mode="lines", line={"color": OTHER_COLOR, "width": 2, "dash": "dot"}, name="No drop", hoverinfo="skip"
+    )
+    for at, (arm, other) in enumerate(zip(arms, shifted, strict=True)):
+        figure.add_scatter(
+            x=[arm.score.value],
+            y=[other.value],
+            mode="markers",
+            marker=_marker(at),
+            error_x=_error(arm.score),
+            error_y=_error(other),
+            name=escaped(arm.title),
+            hovertemplate="%{x} in-distribution, %{y} shifted<extra>%{fullData.name}</extra>",
+        )
+    axis = share_axis(ends) if measure.share else {"hoverformat": ".3f"}
+    figure.update_xaxes(title_text=f"{measure.title}, in-distribution", **axis)
+    figure.update_yaxes(title_text=f"{measure.title}, {escaped(title)}", **axis)
+    figure.update_layout(height=460, margin=MARGIN, legend=LEGEND)
+    return figure
+
+
 def _cost_axis(measure: CostName, compared: Sequence[float], figure: go.Figure) -> dict[str, Any]:
     """From 0 on; logarithmic where what is compared differs much, with few round values and durations as people say them."""
     values = _drawn(figure, "x")

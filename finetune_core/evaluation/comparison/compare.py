@@ -1,6 +1,6 @@
 """Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finetune_core.data.splits import TEST, VAL
+from finetune_core.data.splits import SHIFTED, TEST, VAL
 from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison import verdicts
 from finetune_core.evaluation.comparison.arms import (
@@ -36,11 +36,14 @@ from finetune_core.evaluation.comparison.strategies import (
     seed_variances,
 )
 from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.single_run.shift_files import read_shift, shift_changed, shifted_predictions
 from finetune_core.formatting import things
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.predictions import load_predictions, predictions_changed
 from finetune_core.training.strategies import epochs_of
+
+_Key = tuple[Path, Hashable, int, str]  # of a table of predictions: run, version, classes, the other data set
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Comparison:
 
     Attributes:
         measure: the metric of the comparison.
-        split: ``test`` where all runs have it, else ``val``.
+        split: ``test`` where all runs have it, else ``val``; of another data set ``shifted``.
         best: the place of the arm that did best, of those whose strategies can be compared; of all, where none can.
         advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
         headline, caveat: about the strategies in any case: one sentence, and what else to know.
@@ -112,11 +115,13 @@ class Comparison:
         }
 
 
-def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Comparison:
+def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: str = "") -> Comparison:
     """Compare runs with each other.
 
     Args:
         measure: by what, one of ``MEASURES``.
+        on: the fingerprint of another data set that all of them have predicted (``predict_shifted``), to compare them on that; on their
+            own images when empty.
 
     Raises:
         ConfigError: when there is no such measure.
@@ -128,15 +133,13 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name) -> Compariso
         raise RunError("There is no run to compare.")
     if early := [run.run_id for run in runs if not run.history.has_predictions]:
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
-    tables = {run.run_dir: _answers(run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in runs}
-    split = TEST if all(TEST in set(table["split"]) for table in tables.values()) else VAL
+    keys = {run.run_dir: _key(run, on) for run in runs}
+    tables = {folder: _answers(*key) for folder, key in keys.items()}
+    split = SHIFTED if on else TEST if all(TEST in set(table["split"]) for table in tables.values()) else VAL
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
-    _check_same_images(runs, tables)
+    _check_same_images(runs, tables, on)
     grouped, titles, one_strategy = _grouped(runs)
-    keys = tuple(
-        tuple((run.run_dir, predictions_changed(run.run_dir), _class_count(run)) for run in group) for group in grouped
-    )
-    summaries = _summed_up(metric, keys, split)
+    summaries = _summed_up(metric, tuple(tuple(keys[run.run_dir] for run in group) for group in grouped), split)
     finished = [unfinished(group[0]) is None for group in grouped]
     alike = [ended and epochs_of(group[0].config) > 0 for ended, group in zip(finished, grouped, strict=True)]
     variances = known_variances(summaries, alike)
@@ -204,27 +207,46 @@ def _class_count(run: Run) -> int:
     return len(run.history.started["classes"]) if run.history.started else 0
 
 
+def _key(run: Run, on: str) -> _Key:
+    """Which table of predictions of a run, as it is now.
+
+    Raises:
+        RunError: when the run has not predicted that data set as it is now.
+    """
+    if on:
+        read_shift(run, on)
+    return run.run_dir, shift_changed(run, on) if on else predictions_changed(run.run_dir), _class_count(run), on
+
+
 @lru_cache(maxsize=64)
-def _answers(run_dir: Path, _changed: int, classes: int) -> pd.DataFrame:
+def _answers(run_dir: Path, _changed: Hashable, classes: int, on: str) -> pd.DataFrame:
     """``id, split, label, logits``, by id."""
+    if on:
+        return shifted_predictions(run_dir, on, classes)
     return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)
 
 
 @lru_cache(maxsize=16)  # a page asks for the same ones whenever it is redrawn
-def _summed_up(measure: Measure, arms: tuple[tuple[tuple[Path, int, int], ...], ...], split: str) -> list[Answers]:
+def _summed_up(measure: Measure, arms: tuple[tuple[_Key, ...], ...], split: str) -> list[Answers]:
     tables = [[_answers(*run) for run in arm] for arm in arms]
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]
     logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
     return measured(measure, tables[0][0]["label"].to_numpy(), logits)
 
 
-def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame]) -> None:
+def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: str) -> None:
     def ids_of(run: Run) -> list[tuple[str, str]]:
         classes, table = run.started["classes"], tables[run.run_dir]
         return [(name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)]
 
     first = ids_of(runs[0])
-    others = [run.run_id for run in runs[1:] if ids_of(run) != first or not _same_source(runs[0], run)]
+    others = [run.run_id for run in runs[1:] if ids_of(run) != first or not (on or _same_source(runs[0], run))]
+    if others and on:
+        raise RunError(
+            f"These runs did not predict the same images of the other data set: of {', '.join(others)} others were left out than of "
+            f"{runs[0].run_id}, because they are copies of training images or could not be read. Compare runs that trained on the same "
+            "images."
+        )
     if others:
         raise RunError(
             f"These runs were not evaluated on the same images, so their accuracies cannot be compared: {', '.join(others)} did not use "

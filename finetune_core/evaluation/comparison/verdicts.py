@@ -7,7 +7,7 @@ The headline is always about the strategies. What is known of the networks stand
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from finetune_core.data.splits import VAL
+from finetune_core.data.splits import SHIFTED, VAL
 from finetune_core.evaluation.comparison.arms import Arm, ArmVerdict, Standing
 from finetune_core.evaluation.comparison.choice import Choice
 from finetune_core.evaluation.comparison.measures import ACCURACY
@@ -223,7 +223,7 @@ def notes(split: str, arms: Sequence[Arm], variances: Sequence[SeedVariance | No
         for member in arm.members
         if (precision := evaluation_precision(member.run)) not in (None, "fp32")
     ]
-    if live:
+    if live and split != SHIFTED:  # those images are predicted in fp32
         found.append(
             f"Evaluated during training, not in fp32 as finished runs are, so a few predictions may differ: {'; '.join(live)}."
         )

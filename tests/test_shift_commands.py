@@ -1,0 +1,164 @@
+"""``evaluate --on`` and ``compare --on``: runs on the images of another data set, beside their own."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from finetune_core.__main__ import app
+from finetune_core.data.dataset import load_dataset
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.shift import compare_shift, corrupted_accuracies, corruptions_of, shifts_of
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.runs.store import RunStore
+from finetune_core.work import finish
+from tests.documents import missing_in_reference
+from tests.shifted import copied, darkened
+
+FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32", "--test-fraction", 0.3)
+TAG = "blue [b]"  # a class whose name means something to a terminal
+
+
+def thaw(*arguments, exit_code=0):
+    done = CliRunner().invoke(app, [*map(str, arguments)])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == exit_code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def compared(image_folder_once, tmp_path_factory):
+    """(folder of runs, data, other data, what was printed): two strategies with two seeds each, trained and compared on both."""
+    base = tmp_path_factory.mktemp("shifted")
+    data = image_folder_once(base / "images", {"red": 24, TAG: 24, "violet": 24})
+    other = darkened([f"{name}/{at:03d}.png" for name in ("red", "violet") for at in range(24)], data, base / "dark")
+    darkened([f"red/{at:03d}.png" for at in range(4)], data, other, {"red": "[bold]pink"})
+    choice = ("--strategies", "feature_extraction,last_block", "--seeds", "0,1")
+    done = thaw("compare", data, *choice, *FAST, "--on", other, "--runs-dir", base / "runs", "--json")
+    return base / "runs", data, other, json.loads(done.stdout)
+
+
+@pytest.fixture
+def runs(compared):
+    return [run for run in RunStore(compared[0]).runs() if run.status == "finished"]
+
+
+def test_a_comparison_has_a_verdict_and_numbers_on_either_axis(compared, runs):
+    *_, other, result = compared
+    shifted = result["shifted"]
+    assert (result["split"], shifted["split"], shifted["images"]) == ("test", "shifted", 48)
+    assert [arm["arm"] for arm in shifted["arms"]] == [arm["arm"] for arm in result["arms"]]
+    for one, worse, drop in zip(result["arms"], shifted["arms"], shifted["drops"], strict=True):
+        assert drop["arm"] == one["arm"]
+        assert drop["value"] == pytest.approx(one["accuracy"] - worse["accuracy"])
+        assert drop["low"] <= drop["value"] <= drop["high"]
+        assert worse["ci_low"] <= worse["accuracy"] <= worse["ci_high"]
+    assert shifted["pairs"][0]["strategies"]["verdict"] in shifted["pairs"][0]["verdict"]
+    assert shifted["strategies"] in shifted["verdict"]
+    assert shifted["unknown_classes"] == {"[bold]pink": 4}
+    assert shifted["data"] == str(other)
+    assert not missing_in_reference({*shifted, *shifted["drops"][0]})
+    assert shifts_of(runs).keys() == {shifted["fingerprint"]}
+
+
+def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(compared, runs, monkeypatch):
+    monkeypatch.setattr("finetune_core.evaluation.single_run.shift.load_predictor", lambda *_: pytest.fail("asked again"))
+    again = json.loads(thaw("compare", *(run.run_dir for run in runs), "--on", compared[2], "--json").stdout)
+    assert again["shifted"]["arms"] == compared[3]["shifted"]["arms"]
+
+
+def test_people_read_both_verdicts(compared, runs):
+    text = thaw("compare", *(run.run_dir for run in runs), "--on", compared[2]).stdout
+    assert compared[3]["strategies"] in text
+    assert compared[3]["shifted"]["strategies"] in text
+    assert "48 shifted images" in text
+    assert "“[bold]pink” (4 images)" in text
+
+
+@pytest.mark.parametrize("measure", ["accuracy", "macro_f1", "log_loss"])
+def test_on_the_same_images_both_axes_say_the_same(compared, runs, tmp_path, measure):
+    ids = evaluation(runs[0], "test").predictions["id"]
+    fingerprint = finish(predict_shifted(runs, str(copied(ids, compared[1], tmp_path / "same"))))
+    both = compare_shift(runs, fingerprint, measure)
+    own, shifted = both.own.to_json(), both.shifted.to_json()
+    for one, other in zip(own["pairs"], shifted["pairs"], strict=True):
+        for name in ("difference", "ci_low", "ci_high", "p", "holm_p", "mcnemar_p", "only_a", "only_b", "image_error"):
+            assert other[name] == pytest.approx(one[name], abs=1e-5), name
+        assert (other["different"], other["verdict"]) == (one["different"], one["verdict"])
+    assert shifted["verdict"] == own["verdict"]
+    assert [drop.value for drop in both.drops] == pytest.approx([0] * len(both.drops), abs=1e-5)
+    assert all(drop.low < 0 < drop.high for drop in both.drops)
+
+
+def test_of_log_loss_a_drop_is_what_it_rises_by(compared, runs):
+    fingerprint = compared[3]["shifted"]["fingerprint"]
+    both = compare_shift(runs, fingerprint, "log_loss")
+    for arm, other, drop in zip(both.own.arms, both.shifted.arms, both.drops, strict=True):
+        assert drop.value == pytest.approx(other.score.value - arm.score.value)
+
+
+def test_runs_that_left_out_other_images_are_refused_with_the_reason(compared, runs, tmp_path):
+    data, other = compared[1], compared[2]
+    split = thaw("train", data, *FAST, "--split-seed", 5, "--runs-dir", tmp_path / "runs", "--json")
+    trained = json.loads(split.stdout)["run_dir"]
+    done = thaw("compare", runs[0].run_dir, trained, "--on", other, "--json", exit_code=2)
+    assert "not evaluated on the same images" in " ".join(done.stderr.split())
+    table = load_dataset(data, test_fraction=0.3).table
+    mixed = copied(table["id"], data, tmp_path / "mixed")
+    elsewhere = RunStore(Path(trained).parent).run(Path(trained).name)
+    fingerprint = finish(predict_shifted([runs[0], elsewhere], str(mixed)))
+    with pytest.raises(Exception, match="copies of training images"):
+        compare_runs([runs[0], elsewhere], on=fingerprint)
+
+
+def test_other_data_that_are_not_there_are_refused_before_anything_trains(compared, tmp_path):
+    done = thaw("compare", compared[1], *FAST, "--on", tmp_path / "nowhere", "--runs-dir", tmp_path / "runs", exit_code=2)
+    assert "no folder" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_evaluation_on_other_data_holds_the_runs_own_and_the_drop(compared, runs):
+    done = thaw("evaluate", runs[0].run_dir, "--on", compared[2], "--json")
+    result = json.loads(done.stdout)
+    own = json.loads(thaw("evaluate", runs[0].run_dir, "--json").stdout)
+    assert result["in_distribution"] == own
+    assert (result["split"], result["images"], result["precision"]) == ("shifted", 48, "fp32")
+    assert result["on"]["unknown_classes"] == {"[bold]pink": 4}
+    assert result["absent_classes"] == [TAG]
+    assert result["drops"]["accuracy"]["value"] == pytest.approx(own["accuracy"] - result["accuracy"])
+    for drop in result["drops"].values():
+        assert drop["value"] is None or drop["low"] is None or drop["low"] <= drop["value"] <= drop["high"]
+    assert result["drops"]["log_loss"]["value"] == pytest.approx(result["loss"] - own["loss"])
+    assert not missing_in_reference({*result, *result["on"], *result["drops"]["accuracy"]})
+
+
+def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared, runs):
+    text = " ".join(thaw("evaluate", runs[0].run_dir, "--on", compared[2]).stdout.split())
+    assert "shifted images" in text
+    assert "95 % interval of the drop" in text
+    assert "“[bold]pink” (4 images)" in text
+    assert f"Without images here, and left out of averages: {TAG}." in text
+    assert "no folder" in thaw("evaluate", runs[0].run_dir, "--on", "/not/there", exit_code=2).stderr
+
+
+def test_corruptions_that_were_measured_for_all_runs_are_an_axis_too(runs):
+    some = runs[:2]
+    comparison = compare_runs(some)
+    assert corruptions_of(comparison) == []
+    known = [finish(measure_robustness(run, "test")) for run in some]
+    offered = corruptions_of(comparison)
+    assert len(offered) == 15
+    found, images = corrupted_accuracies(comparison, ("noise", 3))
+    assert images == comparison.images
+    by_run = {
+        run.run_id: one.rows.set_index(["corruption", "severity"])["accuracy"]["noise", 3]
+        for run, one in zip(some, known, strict=True)
+    }
+    for arm, accuracy in zip(comparison.arms, found, strict=True):
+        values = [by_run[member.run.run_id] for member in arm.members]
+        assert accuracy.value == pytest.approx(sum(values) / len(values))
+        assert accuracy.low <= accuracy.value <= accuracy.high
