@@ -39,6 +39,11 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{text} %"
 
 
+def points(difference: float) -> str:
+    """A difference of shares, in percentage points: 0.021 -> ``2.1``."""
+    return f"{difference * 100:.1f}".replace("-", "−")
+
+
 def memory(host: float, device: float | None) -> str:
     """``1.2 GB``; where a GPU trains, its memory apart: ``3.1 GB of GPU memory, 400.0 MB of memory``."""
     return size(host) if device is None else f"{size(device)} of GPU memory, {size(host)} of memory"

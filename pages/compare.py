@@ -9,7 +9,6 @@ from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
-from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.pairs import Pair
 from finetune_core.evaluation.comparison.report import arm_verdict_words, arms_table, pairs_table
 from finetune_core.evaluation.comparison.verdicts import CLAIM_HELP, CLAIMS, of_pair
@@ -33,7 +32,9 @@ from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure import form, settings
 from pages.shared.configure.comparison_form import start_form
 from pages.shared.data.chosen import readable_roots
+from pages.shared.evaluation.claims import CLAIM_LOOKS, claim_badge
 from pages.shared.evaluation.diagnostics import disagreements, what_moved
+from pages.shared.evaluation.shift_axis import distribution_shift
 from pages.shared.runs.backend import store, submit
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
@@ -43,7 +44,6 @@ from pages.shared.runs.queue import REFRESH, expected_seconds, queue_panel
 MOST_AT_FIRST = 12  # runs
 MOST_PAIRS = 6  # described in words
 AXES: dict[Axis, str] = {"epoch": "By epoch", "seconds": "By time"}  # of the learning curves
-CLAIM_LOOKS = {"strategies": ("blue", ":material/science:"), "networks": ("violet", ":material/hub:")}
 STANDING_LOOKS = {
     "taken": ("green", ":material/check:"),
     "best": ("blue", ":material/trending_up:"),
@@ -132,11 +132,6 @@ def start(*, expanded: bool) -> bool:
         remember(queued)
         st.rerun()
     return True
-
-
-def claim_badge(claim: About) -> str:
-    color, icon = CLAIM_LOOKS[claim]
-    return f":{color}-badge[{icon} {CLAIMS[claim]}]"
 
 
 def verdict(comparison: Comparison) -> None:
@@ -351,6 +346,7 @@ def judged_together(runs: list[Run]) -> None:
     arms(comparison)
     pairs(comparison)
     costs(comparison)
+    distribution_shift(comparison)
     shapes(comparison)
     curves(comparison)
     # One run an arm, each with its first seed: equal seeds saw the same images in the same order.

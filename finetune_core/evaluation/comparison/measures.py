@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune_core.errors import ConfigError
-from finetune_core.formatting import percent
+from finetune_core.formatting import percent, points
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Measure:
 
     def size(self, difference: float) -> str:
         """A difference, without its unit: 0.021 -> ``2.1``; of log loss ``0.021``."""
-        return (f"{difference * 100:.1f}" if self.share else f"{difference:.3f}").replace("-", "−")
+        return points(difference) if self.share else f"{difference:.3f}".replace("-", "−")
 
     @property
     def unit(self) -> str:

@@ -41,23 +41,7 @@ class ShiftComparison:
 
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per arm, for a reader."""
-        measure = self.own.measure
-        columns = [
-            "Strategy",
-            "In-distribution",
-            "95 % interval",
-            "Shifted",
-            "95 % interval (shifted)",
-            "Drop",
-            "95 % interval (drop)",
-        ]
-        rows = []
-        for arm, other, drop in zip(self.own.arms, self.shifted.arms, self.drops, strict=True):
-            cells = [arm.title]
-            for one, text in ((arm.score, measure.formatted), (other.score, measure.formatted), (drop, measure.size)):
-                cells += [text(one.value), f"{text(one.low)} to {text(one.high)}"]
-            rows.append(cells)
-        return columns, rows
+        return both_axes(self.own.arms, [arm.score for arm in self.shifted.arms])
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the comparison on the other images, as ``Comparison.to_json``, with ``drops`` (``arm, value, low, high``)."""
@@ -80,6 +64,26 @@ def compare_shift(runs: Sequence[Run], fingerprint: str, measure: str = ACCURACY
     """
     own, shifted = compare_runs(runs, measure), compare_runs(runs, measure, fingerprint)
     return ShiftComparison(own, shifted, read_shift(own.arms[0].members[0].run, fingerprint))
+
+
+def both_axes(arms: Sequence[Arm], shifted: Sequence[Interval]) -> tuple[list[str], list[list[str]]]:
+    """(columns, rows) with one row per arm, for a reader: its score on its own images, on others, and the drop, with intervals."""
+    columns = [
+        "Strategy",
+        "In-distribution",
+        "95 % interval",
+        "Shifted",
+        "95 % interval (shifted)",
+        "Drop",
+        "95 % interval (drop)",
+    ]
+    rows = []
+    for arm, other in zip(arms, shifted, strict=True):
+        cells, measure = [arm.title], arm.measure
+        for one, text in ((arm.score, measure.formatted), (other, measure.formatted), (drop_between(arm, other), measure.size)):
+            cells += [text(one.value), f"{text(one.low)} to {text(one.high)}"]
+        rows.append(cells)
+    return columns, rows
 
 
 def drop_between(arm: Arm, other: Interval) -> Interval:

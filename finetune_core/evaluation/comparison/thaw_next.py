@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers
-from finetune_core.evaluation.comparison.verdicts import points
-from finetune_core.formatting import percent
+from finetune_core.formatting import percent, points
 from finetune_core.inspection.deep import deepest_good
 
 RULE = (

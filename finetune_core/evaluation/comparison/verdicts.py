@@ -38,11 +38,6 @@ class PairWords:
         return f"{CLAIMS['strategies']}: {self.strategies} {CLAIMS['networks']}: {self.networks}"
 
 
-def points(share: float) -> str:
-    """A difference of accuracies, in percentage points: 0.021 -> ``2.1``."""
-    return f"{share * 100:.1f}".replace("-", "−")
-
-
 def quoted(title: str) -> str:
     """A strategy's title within a sentence."""
     return f"“{title}”"

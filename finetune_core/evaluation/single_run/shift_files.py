@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -147,15 +148,25 @@ def shift_changed(run: Run, fingerprint: str) -> Stamp | None:
 
 def lacking_shift(runs: Sequence[Run], fingerprint: str) -> list[Run]:
     """Those that have not predicted that data set, or whose predictions are of no use."""
+    return [run for run in runs if shift_problem(run, fingerprint)]
 
-    def lacks(run: Run) -> bool:
-        try:
-            shifted_predictions(run.run_dir, fingerprint, len(read_shift(run, fingerprint).classes))
-        except RunError:
-            return True
-        return False
 
-    return [run for run in runs if lacks(run)]
+def shift_problem(run: Run, fingerprint: str) -> str:
+    """Why a run's predictions for that data set are of no use, in words; empty where they are."""
+    try:
+        classes = len(read_shift(run, fingerprint).classes)
+    except RunError as error:
+        return str(error)
+    return _damage(run.run_dir, fingerprint, shift_changed(run, fingerprint), classes)
+
+
+@lru_cache(maxsize=1024)  # a page asks whenever it is redrawn
+def _damage(run_dir: Path, fingerprint: str, _version: Stamp | None, classes: int) -> str:
+    try:
+        shifted_predictions(run_dir, fingerprint, classes)
+    except RunError as error:
+        return str(error)
+    return ""
 
 
 def _file(run_dir: Path, fingerprint: str) -> Path:

@@ -1,8 +1,10 @@
 """A run on the images of another data set, beside its own test images: the same numbers of both, and by how much the other one is worse."""
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,10 +15,10 @@ from finetune_core.evaluation.single_run.evaluate import Calibrated, calibrated_
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.evaluation.single_run.robustness import known_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
-from finetune_core.evaluation.single_run.scores import NAMES, Scores, share_text
+from finetune_core.evaluation.single_run.scores import NAMES, NOT_DEFINED, Scores, share_text
 from finetune_core.evaluation.single_run.shift_files import Shift, read_shift, shift_changed, shifted_predictions
 from finetune_core.files import Stamp
-from finetune_core.formatting import SPLIT_WORDS, percent, things
+from finetune_core.formatting import SPLIT_WORDS, percent, points, things
 from finetune_core.runs.store import Run
 from finetune_core.training.evaluation import FINAL_PRECISION
 from finetune_core.training.predictions import load_predictions, predictions_changed
@@ -53,10 +55,10 @@ class ShiftedEvaluation(RunEvaluation):
 
     def drop_in_words(self) -> str:
         """By how much the accuracy is lower here than on the run's own images, in one sentence."""
-        value, low, high = (100 * one for one in self.drop)
+        value, low, high = self.drop
         own = f"{percent(self.own.accuracy)} on {things(self.own.images, f'{SPLIT_WORDS[self.own.split].lower()} image')}"
-        how = f"{abs(value):.1f} points {'below' if value >= 0 else 'above'} the {own}"
-        return f"{how} (95 % interval of the drop {_signed(low)} to {_signed(high)} points)"
+        how = f"{points(abs(value))} points {'below' if value >= 0 else 'above'} the {own}"
+        return f"{how} (95 % interval of the drop {points(low)} to {points(high)} points)"
 
     def in_words(self) -> str:
         return f"{super().in_words()}, {self.drop_in_words()}"
@@ -83,6 +85,22 @@ class ShiftedEvaluation(RunEvaluation):
                 value, low, high = one.loc[name, ["value", "low", "high"]]
                 cells += [share_text(value), "" if np.isnan(low) else f"{share_text(low)} to {share_text(high)}"]
             rows.append(cells)
+        return columns, rows
+
+    def class_rows(self) -> tuple[list[str], list[list[str]]]:
+        """(columns, rows) with one row per class that has images here: its recall on both, and the drop; the least recalled first."""
+        columns = ["Class", "Images", "Recall", "95 % interval", "In-distribution", "Drop", "95 % interval (drop)"]
+        both = self.per_class.merge(self.own.per_class, left_index=True, right_index=True, suffixes=("", "_own"))
+        rows = []
+        for one in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
+            here, own = _recall(one), _recall(one, "_own")
+            drop = drop_of(own, here)
+            cells = [one["class"], f"{one['images']:,}", percent(here[0]), f"{percent(here[1])} to {percent(here[2])}"]
+            if np.isnan(own[0]):
+                rows.append([*cells, NOT_DEFINED, NOT_DEFINED, ""])
+            else:
+                span = f"{points(drop[1])} to {points(drop[2])}"
+                rows.append([*cells, percent(own[0]), points(drop[0]), span])
         return columns, rows
 
 
@@ -176,5 +194,5 @@ def _accuracy(result: Evaluation) -> Measured:
     return result.accuracy, result.low, result.high
 
 
-def _signed(points: float) -> str:
-    return f"{points:.1f}".replace("-", "−")
+def _recall(row: Mapping[Hashable, Any], whose: str = "") -> Measured:
+    return row[f"recall{whose}"], row[f"recall_low{whose}"], row[f"recall_high{whose}"]

@@ -1,0 +1,121 @@
+"""The box that names another data set for runs to be evaluated on, and which of those that were is looked at."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import streamlit as st
+
+from finetune_core.data.recent import remember
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import read_shift
+from finetune_core.runs.store import Run
+from pages.shared.account import owner
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots, recent_data
+from pages.shared.jobs import begin, forget, jobs, outcome
+
+PARAMETER = "shifted"  # of the page's address: which of them is looked at
+_FIELD = "other_data"
+_HELP = (
+    "One subfolder of images per class, with or without train/, val/ and test/ above them: all of its images are predicted. Or a .zip or "
+    ".tar of that; or a .csv or .parquet table with the columns path and label. Class names are matched with the run's; changes made to "
+    "the data set on the Dataset page count."
+)
+
+
+def evaluate_on_other(runs: Sequence[Run]) -> None:
+    """Draw the box in which another data set is named, and the button that has the runs predict it (``taken``)."""
+    st.text_input(
+        "Other folder, archive or manifest", key=_FIELD, persist_state="session", placeholder="~/other-pictures", help=_HELP
+    )
+    own = {os.path.abspath(run.config.data) for run in runs}
+    others = [source.path for source in recent_data() if source.path not in own]
+    if others:
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.caption("Recent:", width="content")
+            for path in others:
+                st.button(
+                    plain(Path(path).name), key=f"other-{path}", type="tertiary", help=plain(path), on_click=_name, args=(path,)
+                )
+    st.button(
+        "Evaluate on these images",
+        icon=":material/photo_library:",
+        key="evaluate_on_other",
+        on_click=_ask,
+        args=(runs,),
+        disabled=going_on(runs),
+    )
+
+
+def ask(runs: Sequence[Run], data: str) -> None:
+    """Have runs predict another data set, those that have it as it is now left out (a callback)."""
+    key = f"shift:{data}:{_mark(runs)}"
+    st.session_state[_mark(runs)] = key
+    begin(key, "Predicting other images", partial(predict_shifted, runs, data, readable_roots()), kept=len(runs) > 1)
+
+
+def going_on(runs: Sequence[Run]) -> bool:
+    """Whether these runs are predicting another data set that this session asked for."""
+    return jobs().find(st.session_state.get(_mark(runs), "")) is not None
+
+
+def taken(runs: Sequence[Run]) -> None:
+    """What became of the work that was asked for: how far it is, or why it failed; or its data set is looked at from now on."""
+    mark = _mark(runs)
+    with st.container():  # always there, so that nothing below is drawn anew
+        key = st.session_state.get(mark)
+        if not key:
+            return
+        try:
+            fingerprint = outcome(key)
+            if fingerprint is None:
+                return
+            remember(read_shift(runs[0], fingerprint).data, owner())
+        except FinetuneError as error:
+            st.error(plain(str(error)), icon=":material/error:")
+            return
+        forget(key)
+        del st.session_state[mark]
+        st.query_params[PARAMETER] = fingerprint
+
+
+def chosen_shift(titles: Mapping[str, str]) -> str:
+    """A box to choose which one is looked at; the choice is in the page's address.
+
+    Args:
+        titles: what each is called, at least one.
+    """
+    asked = st.query_params.get(PARAMETER)
+    # The address wins, so that a link, a reload and the back button all show what they say.
+    st.session_state["shift_box"] = asked if asked in titles else next(iter(titles))
+    chosen = st.selectbox("Shifted data", list(titles), format_func=titles.__getitem__, key="shift_box", on_change=_to_address)
+    if asked != chosen:
+        st.query_params[PARAMETER] = chosen
+    return chosen
+
+
+def named_apart(names: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprint -> name, those that several have followed by what tells them apart."""
+    several = [name for name in names.values() if list(names.values()).count(name) > 1]
+    return {mark: f"{name} ({mark[:6]})" if name in several else name for mark, name in names.items()}
+
+
+def _ask(runs: Sequence[Run]) -> None:
+    if named := st.session_state[_FIELD].strip():
+        ask(runs, named)
+
+
+def _name(path: str) -> None:
+    st.session_state[_FIELD] = path
+
+
+def _mark(runs: Sequence[Run]) -> str:
+    """Tells apart what is asked of other runs."""
+    return f"shift-{','.join(run.run_id for run in runs)}"
+
+
+def _to_address() -> None:
+    st.query_params[PARAMETER] = st.session_state["shift_box"]

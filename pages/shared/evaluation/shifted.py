@@ -1,0 +1,99 @@
+"""The *Shifted data* tab of Evaluate: a run on the images of another data set, beside its own."""
+
+import streamlit as st
+
+from finetune_core.errors import RunError
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.shift_files import Shift, known_shifts
+from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, evaluate_shifted, left_out_in_words
+from finetune_core.formatting import SPLIT_WORDS, percent, points, things
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.evaluation.other_data import ask, chosen_shift, evaluate_on_other, going_on, named_apart, taken
+
+_DROP = (
+    "How much worse it is on the shifted data: in-distribution less shifted; of log loss, Brier score and ECE, what they rise by. Its "
+    "interval is that of two sets of images that have nothing to do with each other (Newcombe; MOVER for the other metrics): where one "
+    "holds the other's images, made worse, it is wider than need be."
+)
+
+
+def shifted_data(run: Run, result: Evaluation) -> None:
+    """Choose another data set, and see what the run is worth on it."""
+    st.markdown(
+        "All images of another data set with the same classes: another camera, place or season. They are predicted once, in fp32, and "
+        "the predictions are kept with the run."
+    )
+    evaluate_on_other([run])
+    taken([run])
+    known, problems = known_shifts(run)
+    for problem in problems:
+        st.warning(plain(problem), icon=":material/broken_image:")
+    if not known:
+        return
+    shifts = {shift.fingerprint: shift for shift in known}
+    chosen = chosen_shift(named_apart({mark: shift.name for mark, shift in shifts.items()}))
+    try:
+        with st.spinner("Bootstrapping the intervals"):
+            found = evaluate_shifted(run, chosen, result.split)
+    except RunError as error:
+        st.error(plain(str(error)), icon=":material/broken_image:")
+        st.button(
+            "Evaluate again",
+            icon=":material/refresh:",
+            on_click=ask,
+            args=([run], shifts[chosen].data),
+            disabled=going_on([run]),
+        )
+        return
+    _headline(found)
+    left_out(shifts[chosen], found.absences())
+    st.markdown("**All metrics**")
+    _table(*found.score_rows(), key="shifted-scores")
+    st.markdown("**By class**, the least recalled first")
+    _table(*found.class_rows(), key="shifted-classes")
+    st.caption("Intervals as on the other tabs: Wilson's of accuracy and recall, percentile bootstrap of the rest.")
+
+
+def left_out(shift: Shift, absences: str) -> None:
+    """What of a data set was left out, and what else is to be known of it."""
+    st.caption(plain(shift.data))
+    for line in filter(None, [*left_out_in_words(shift), absences]):
+        st.markdown(f"- {plain(line)}")
+
+
+def _headline(found: ShiftedEvaluation) -> None:
+    own, (drop, low, high) = found.own, found.drop
+    with st.container(horizontal=True):
+        for label, one in (("In-distribution accuracy", own), ("Shifted accuracy", found)):
+            st.metric(
+                label,
+                percent(one.accuracy),
+                delta=f"95 % interval {percent(one.low)} to {percent(one.high)}",
+                delta_color="off",
+                delta_arrow="off",
+                help=f"On {things(one.images, f'{SPLIT_WORDS[one.split].lower()} image')}. Interval: Wilson's.",
+                border=True,
+                height="stretch",
+            )
+        st.metric(
+            "Drop",
+            f"{points(drop)} points",
+            delta=f"95 % interval {points(low)} to {points(high)}",
+            delta_color="off",
+            delta_arrow="off",
+            help=_DROP,
+            border=True,
+            height="stretch",
+        )
+
+
+def _table(columns: list[str], rows: list[list[str]], key: str) -> None:
+    help_ = {name: st.column_config.TextColumn(help=_DROP) for name in columns if name == "Drop"}
+    st.dataframe(
+        [dict(zip(columns, row, strict=True)) for row in rows],
+        hide_index=True,
+        height="content" if len(rows) <= 20 else 400,
+        key=key,
+        column_config=help_,
+    )

@@ -1,0 +1,193 @@
+"""Shifted data on Evaluate and Compare, run by Streamlit's own test harness against real runs."""
+
+import pytest
+
+from finetune_core import paths
+from finetune_core.data.recent import recent_sources
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.shift import compare_shift, corrupted_accuracies
+from finetune_core.evaluation.single_run.evaluate import evaluation
+from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import known_shifts, lacking_shift
+from finetune_core.evaluation.single_run.shifted import evaluate_shifted
+from finetune_core.formatting import percent, points
+from finetune_core.runs.store import RunStore
+from finetune_core.work import finish
+from tests.pages.harness import button, labels, open_page, press, unescaped, words
+from tests.shifted import darkened
+from tests.trained import NASTY
+
+PINK = "pink <i>*x*"  # a class that no run has
+START = "Evaluate on these images"
+
+
+@pytest.fixture
+def runs(trained_once, monkeypatch, tmp_path):
+    """Both runs, in the app's own folder; their images may be read, and what lies in ``tmp_path``."""
+    paths.runs_dir().mkdir(parents=True)
+    trained_once.copied(paths.runs_dir())
+    monkeypatch.setenv("THAW_DATA_ROOTS", f"{trained_once.data.parent}:{tmp_path}")
+    return RunStore(paths.runs_dir()).runs()
+
+
+@pytest.fixture
+def dark(runs, trained_once, tmp_path):
+    """Darkened test images of two of the classes, and some of a class that is unknown."""
+    ids = [one for one in evaluation(runs[0], "test").predictions["id"] if not one.startswith(NASTY)]
+    folder = darkened(ids, trained_once.data, tmp_path / "dark *night*")
+    return darkened([one for one in ids if one.startswith("red")][:2], trained_once.data, folder, {"red": PINK})
+
+
+def opened(run, **query):
+    return open_page("evaluate", run=run.run_id, state={"evaluate_view": "Shifted data"}, **query)
+
+
+def metrics(at):
+    return {metric.label: (metric.value, metric.delta) for metric in at.metric}
+
+
+def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(runs, dark, finished):
+    run = runs[0]
+    at = opened(run)
+    assert "Drop" not in metrics(at)
+    at.text_input(key="other_data").set_value(str(dark))
+    press(at, START)
+    finished(at)
+    [shift], _ = known_shifts(run)
+    found = evaluate_shifted(run, shift.fingerprint)
+    drop, low, high = found.drop
+    assert metrics(at)["Drop"] == (f"{points(drop)} points", f"95 % interval {points(low)} to {points(high)}")
+    assert metrics(at)["Shifted accuracy"][0] == percent(found.accuracy)
+    assert metrics(at)["In-distribution accuracy"][0] == percent(evaluation(run, "test").accuracy)
+    scores, classes = (table.value for table in at.dataframe[-2:])
+    assert {"Accuracy", "Balanced accuracy", "F1 (macro)", "Log loss"} <= set(scores["Metric"])
+    assert sorted(classes["Class"]) == ["blue", "red"]
+    assert f"“{PINK}” (2 images)" in unescaped(at)
+    assert f"left out of averages: {NASTY}" in unescaped(at)
+    assert PINK not in words(at)  # escaped
+    assert NASTY not in words(at)
+    assert [source.path for source in recent_sources([dark.parent], 5)] == [str(dark)]
+    assert at.query_params["shifted"] in (shift.fingerprint, [shift.fingerprint])
+
+
+def test_what_was_predicted_is_there_at_once_and_offered_to_other_runs(runs, dark, finished):
+    at = opened(runs[0])
+    at.text_input(key="other_data").set_value(str(dark))
+    press(at, START)
+    finished(at)
+    assert "Drop" in metrics(opened(runs[0]))
+    other = opened(runs[1])
+    assert "Drop" not in metrics(other)
+    other.button(key=f"other-{dark}").click().run()
+    press(other, START)
+    finished(other)
+    assert "Drop" in metrics(other)
+
+
+def test_the_address_says_which_data_set(runs, dark, trained_once, tmp_path):
+    darker = darkened(evaluation(runs[0], "test").predictions["id"], trained_once.data, tmp_path / "darker", noise=120)
+    marks = [finish(predict_shifted([runs[0]], str(folder))) for folder in (dark, darker)]
+    for mark, folder in zip(marks, (dark, darker), strict=True):
+        at = opened(runs[0], shifted=mark)
+        assert at.selectbox(key="shift_box").value == mark
+        assert str(folder) in unescaped(at)
+    assert set(at.selectbox(key="shift_box").options) == {"dark *night*", "darker"}
+    at.selectbox(key="shift_box").set_value(marks[0]).run()
+    assert not at.exception
+    assert at.query_params["shifted"] in (marks[0], [marks[0]])
+    assert metrics(at)["Shifted accuracy"][0] == percent(evaluate_shifted(runs[0], marks[0]).accuracy)
+
+
+def test_while_it_goes_on_the_page_can_be_used_and_it_can_be_stopped(runs, dark, held_back, finished):
+    at = opened(runs[0])
+    at.text_input(key="other_data").set_value(str(dark))
+    gate = held_back("pages.shared.evaluation.other_data.predict_shifted")
+    press(at, START)
+    assert button(at, START).disabled
+    press(at, "Stop")
+    gate.set()
+    finished(at)
+    assert known_shifts(runs[0]) == ([], [])
+    assert not button(at, START).disabled
+
+
+@pytest.mark.parametrize("named", ["/", "nowhere", ""])
+def test_data_that_cannot_be_used_are_refused_in_words(runs, named, tmp_path, finished):
+    at = opened(runs[0])
+    at.text_input(key="other_data").set_value(str(tmp_path / named) if named == "nowhere" else named)
+    press(at, START)
+    finished(at)
+    said = [error.value for error in at.error]
+    assert len(said) == bool(named)
+    assert not named or "no folder" in said[0] or "lies outside the folders" in said[0]
+    assert known_shifts(runs[0]) == ([], [])
+
+
+def test_damaged_predictions_are_named_and_can_be_made_again(runs, dark, finished):
+    run = runs[0]
+    fingerprint = finish(predict_shifted([run], str(dark)))
+    file = run.run_dir / f"shifted-{fingerprint}.parquet"
+    content = bytearray(file.read_bytes())
+    content[8:40] = bytes(32)  # of its rows; what it says of itself is at its end
+    file.write_bytes(content)
+    at = opened(run)
+    assert any("is damaged" in error.value.replace("\\", "") for error in at.error)
+    press(at, "Evaluate again")
+    finished(at)
+    assert not at.error
+    assert "Drop" in metrics(at)
+    file.write_bytes(b"PAR1")
+    assert any("is damaged" in warning.value.replace("\\", "") for warning in opened(run).warning)
+
+
+def test_compare_has_two_axes_once_the_missing_runs_are_evaluated(runs, dark, finished):
+    fingerprint = finish(predict_shifted(runs[:1], str(dark)))
+    at = open_page("compare")
+    assert "1 run of 2 cannot be compared" in unescaped(at)
+    press(at, "Evaluate the missing 1 run")
+    finished(at)
+    assert lacking_shift(runs, fingerprint) == []
+    both = compare_shift(compared(runs), fingerprint)
+    text = unescaped(at)
+    assert both.shifted.headline in text
+    assert both.shifted.networks in text
+    assert text.count(both.own.headline) == 2  # at the top, and beside the other one
+    tables = [table.value for table in at.dataframe]
+    columns, rows = both.in_rows()
+    assert any(list(table.columns) == columns and table.values.tolist() == rows for table in tables)
+    assert not [label for label in labels(at) if label.startswith("Evaluate the missing")]
+    assert PINK not in words(at)
+
+
+def test_compare_evaluates_all_runs_on_a_data_set_that_is_named_there(runs, dark, finished):
+    at = open_page("compare")
+    assert "None of these runs was evaluated on shifted images yet." in unescaped(at)
+    at.text_input(key="other_data").set_value(str(dark))
+    press(at, START)
+    finished(at)
+    assert [len(known_shifts(run)[0]) for run in runs] == [1, 1]
+    at.segmented_control(key="judged_by").set_value("log_loss").run()
+    assert not at.exception
+    fingerprint = known_shifts(runs[0])[0][0].fingerprint
+    assert compare_shift(compared(runs), fingerprint, "log_loss").shifted.headline in unescaped(at)
+
+
+def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
+    finish(measure_robustness(runs[0], "test"))
+    assert "None of these runs" in unescaped(open_page("compare"))
+    finish(measure_robustness(runs[1], "test"))
+    at = open_page("compare", shifted="corrupted-noise-3")
+    assert len(at.selectbox(key="shift_box").options) == 15
+    assert "Gaussian noise, strong (0.38)" in at.selectbox(key="shift_box").options
+    found, _ = corrupted_accuracies(compare_runs(compared(runs)), ("noise", 3))
+    table = next(table.value for table in at.dataframe if "Shifted" in table.value.columns)
+    assert table["Shifted"].tolist() == [percent(one.value) for one in found]
+    assert "there is no paired verdict" in unescaped(at)
+    at.segmented_control(key="judged_by").set_value("log_loss").run()
+    assert "only accuracies are kept" in unescaped(at)
+
+
+def compared(runs):
+    """In the order of the page: the latest first."""
+    return sorted(runs, key=lambda run: run.run_id, reverse=True)
