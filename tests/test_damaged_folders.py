@@ -23,6 +23,7 @@ from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.exporters.formats import export_run
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
@@ -30,6 +31,7 @@ from finetune_core.runs.store import RunStore, read_run, summary
 from finetune_core.training.events import StepEnded
 from tests.damage import damage
 from tests.deadline import SECONDS, in_time
+from tests.shifted import darkened
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"image_size": 32, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32"}
@@ -56,7 +58,13 @@ def data(image_folder_once, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(home_of_shared_fixtures, data, tmp_path_factory):
+def other(data):
+    """Another data set with the same classes."""
+    return darkened(["red/000.png", "red/001.png", "blue/000.png"], data, data.parent / "other")
+
+
+@pytest.fixture(scope="module")
+def whole(home_of_shared_fixtures, data, other, tmp_path_factory):
     """A finished run, with everything that Thaw keeps in its folder."""
     reservation = create_run(make_config(SETTINGS | {"data": str(data)}), tmp_path_factory.mktemp("whole"))
     list(execute(reservation))
@@ -65,6 +73,7 @@ def whole(home_of_shared_fixtures, data, tmp_path_factory):
     for work in (
         measure_layers([run]),
         measure_robustness(run, "test"),
+        predict_shifted([run], str(other)),
         compute_neighbourhood(run, encoder(load_predictor(run))),
     ):
         list(work)
@@ -102,7 +111,7 @@ def beside(whole, tmp_path_factory):
     return runs, asked("evaluate", runs / GOOD, "--json").stdout, summary(read_run(runs / GOOD))
 
 
-def command_for(file, chance, bad, good, image):
+def command_for(file, chance, bad, good, image, other):
     """One that reads the file that was damaged, the quick ones more often."""
     quick = [
         ("evaluate", bad),
@@ -115,6 +124,8 @@ def command_for(file, chance, bad, good, image):
     slow = [("predict", bad, image), ("export", bad, "--format", "card")]
     if file.startswith("export/"):
         return ("predict", bad / "export" / "safetensors", image)
+    if file.startswith("shifted-"):
+        return ("evaluate", bad, "--on", other, "--json")
     if file in ("best.safetensors", "neighbours.npz"):
         return chance.choice(slow)
     return chance.choice(slow if chance.random() < 0.05 else quick)
@@ -123,18 +134,18 @@ def command_for(file, chance, bad, good, image):
 @pytest.mark.slow
 @settings(fuzzed, max_examples=CASES)
 @given(chance=st.randoms(use_true_random=True))
-def test_the_command_line_names_what_is_damaged_a_thousand_times(whole, data, beside, chance):
-    damaged_one_is_named(whole, data, beside, chance)
+def test_the_command_line_names_what_is_damaged_a_thousand_times(whole, data, other, beside, chance):
+    damaged_one_is_named(whole, data, other, beside, chance)
 
 
 @pytest.mark.slow
 @settings(fuzzed, max_examples=CASES // 25)
 @given(chance=st.randoms(use_true_random=True))
-def test_the_command_line_names_what_is_damaged(whole, data, beside, chance):
-    damaged_one_is_named(whole, data, beside, chance)
+def test_the_command_line_names_what_is_damaged(whole, data, other, beside, chance):
+    damaged_one_is_named(whole, data, other, beside, chance)
 
 
-def damaged_one_is_named(whole, data, beside, chance):
+def damaged_one_is_named(whole, data, other, beside, chance):
     runs, said, known = beside
     bad = runs / BAD
     shutil.rmtree(bad, ignore_errors=True)
@@ -144,7 +155,7 @@ def damaged_one_is_named(whole, data, beside, chance):
         found, damaged = RunStore(runs).all()
     assert {one.run_id for one in (*found, *damaged)} == {GOOD, BAD}, change
     assert [summary(run) | {"run_dir": ""} for run in found if run.run_id == GOOD] == [known | {"run_dir": ""}], change
-    command = command_for(change.partition(":")[0], chance, bad, runs / GOOD, data / "red" / "000.png")
+    command = command_for(change.partition(":")[0], chance, bad, runs / GOOD, data / "red" / "000.png", other)
     done = asked(*command, change=change)
     if damaged and command[0] != "train" and bad in command:
         assert done.exit_code == 2, change

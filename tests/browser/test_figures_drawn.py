@@ -77,6 +77,7 @@ def figures(folder):
         "curves-accuracy": comparison.learning_curves("accuracy", "epoch", compare),
         "curves-seconds": comparison.learning_curves("accuracy", "seconds", compare),
         **{f"pareto-{measure}": comparison.pareto(measure, compare) for measure in comparison.offered_costs(compare)[0]},
+        "shifted": comparison.against_shifted(compare, [Interval(0.98, 0.96, 0.99)] * len(compare), "another camera"),
         "depth": comparison.by_depth(compare),
         "data": comparison.by_data(compare),
         "advice": probes_by_stage(ranked(probed), {one.backbone: one.stages for one in probed}),

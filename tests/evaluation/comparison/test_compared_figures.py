@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.figures.comparison import accuracies, by_data, by_depth, frontier, learning_curves, offered_costs, pareto
+from finetune_core.evaluation.comparison.strategies import Interval
+from finetune_core.figures.comparison import (
+    accuracies,
+    against_shifted,
+    by_data,
+    by_depth,
+    frontier,
+    learning_curves,
+    offered_costs,
+    pareto,
+)
 
 
 def right(share, images=200):
@@ -130,3 +140,18 @@ def test_seeds_that_different_devices_trained_have_no_gpu_memory_in_common(made_
     [arm, _] = compare_runs([*runs, made_run(right(0.8), strategy="full", device="cuda", device_bytes=7)]).arms
     assert (arm.cost.device, arm.cost.device_bytes) == ("cuda, mps", None)
     assert "different devices" in offered_costs([arm])[1]
+
+
+def test_in_distribution_against_shifted_has_both_intervals_and_a_line_of_no_drop(arms):
+    shifted = [Interval(0.4 + 0.1 * at, 0.35 + 0.1 * at, 0.52 + 0.1 * at) for at in range(len(arms))]
+    figure = against_shifted(arms, shifted, "<i>night")
+    line, *points = figure.data
+    assert list(line.x) == list(line.y)
+    for arm, other, point in zip(arms, shifted, points, strict=True):
+        assert (point.x[0], point.y[0], point.name) == (arm.score.value, other.value, arm.title)
+        assert point.x[0] - point.error_x.arrayminus[0] == pytest.approx(arm.score.low)
+        assert point.y[0] + point.error_y.array[0] == pytest.approx(other.high)
+    assert figure.layout.xaxis.range == figure.layout.yaxis.range
+    assert figure.layout.yaxis.title.text == "Accuracy, &lt;i&gt;night"
+    markers = {trace.name: trace.marker for trace in pareto("seconds", arms).data if trace.mode == "markers"}
+    assert [point.marker.color for point in points] == [markers[arm.title].color for arm in arms]
