@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 
 import pyarrow.parquet as pq
@@ -15,6 +16,8 @@ from finetune_core.evaluation.single_run.shift_files import known_shifts, lackin
 from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.runs.store import read_run
 from finetune_core.work import finish
+from tests.damage import BYTES, KINDS, change_table
+from tests.deadline import in_time
 from tests.evaluation.single_run.test_damaged_results import TABLES, written
 from tests.shifted import darkened
 from tests.trained import NASTY
@@ -166,3 +169,23 @@ def test_a_runs_own_predictions_are_none_of_another_data_set(stored):
         read_shift(run, fingerprint)
     with pytest.raises(RunError, match="splits that are not evaluated"):
         shifted_predictions(run.run_dir, fingerprint, 3)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_stands_in_its_place_is_used_or_named_and_never_waited_for(stored, tmp_path, seed):
+    run, file, fingerprint = stored
+    chance, whole = random.Random(seed), file.read_bytes()
+    for number in range(12):
+        shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink(missing_ok=True)
+        file.write_bytes(whole)
+        way = chance.choice([*BYTES, *KINDS, *[change_table] * 12])
+        change = f"{number}: {way.__name__} {way(file, chance)}"
+        with in_time(change):
+            found, problems = known_shifts(run)
+            lacking = lacking_shift([run], fingerprint)
+        assert len(found) + len(problems) <= 1, change
+        if lacking:
+            with pytest.raises(RunError, match=r"shifted-|has not predicted"):
+                evaluate_shifted(run, fingerprint)
+        else:
+            assert 0 <= evaluate_shifted(run, fingerprint).accuracy <= 1, change
