@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import finetune_core
 from finetune_core.__main__ import app
 from finetune_core.data.dataset import load_dataset
 from finetune_core.evaluation.comparison.compare import compare_runs
@@ -143,6 +144,17 @@ def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared, 
     assert "“[bold]pink” (4 images)" in text
     assert f"Without images here, and left out of averages: {TAG}." in text
     assert "no folder" in thaw("evaluate", runs[0].run_dir, "--on", "/not/there", exit_code=2).stderr
+
+
+def test_in_python_the_evaluation_is_that_of_the_command(compared, runs):
+    found = finetune_core.evaluate(runs[0], on=compared[2])
+    result = json.loads(thaw("evaluate", runs[0].run_dir, "--on", compared[2], "--json").stdout)
+    assert (found.accuracy, found.own.accuracy) == (result["accuracy"], result["in_distribution"]["accuracy"])
+    assert found.drop == tuple(result["drops"]["accuracy"].values())
+    assert found.drop_in_words() in repr(found)
+    columns, rows = found.score_rows()
+    assert dict(zip(columns, rows[0], strict=True))["Drop"] == f"{found.drop[0]:.3f}".replace("-", "−")
+    assert f"{found.low:.3f} to {found.high:.3f}" in rows[0]
 
 
 def test_corruptions_that_were_measured_for_all_runs_are_an_axis_too(runs):

@@ -74,7 +74,7 @@ def both_axes(arms: Sequence[Arm], shifted: Sequence[Interval]) -> tuple[list[st
         "95 % interval",
         "Shifted",
         "95 % interval (shifted)",
-        "Drop",
+        f"Drop ({arms[0].measure.unit})",
         "95 % interval (drop)",
     ]
     rows = []

@@ -31,7 +31,7 @@ from finetune_core.work import Work, in_phase, with_subject
 
 
 @dataclass(frozen=True)
-class OtherData:
+class _OtherData:
     """Another data set, all of whose images are to be predicted, whatever their split.
 
     Attributes:
@@ -77,7 +77,7 @@ def predict_shifted(runs: Sequence[Run], data: str, roots: Sequence[Path] = ()) 
     return fingerprint
 
 
-def _looked_at(data: str, roots: Sequence[Path]) -> Work[OtherData]:
+def _looked_at(data: str, roots: Sequence[Path]) -> Work[_OtherData]:
     folder = yield from in_phase("unpack", readable_data(data, roots))
     seen = yield from in_phase("index", look_through(folder, roots))
     readable = seen.rows["problem"] == ""
@@ -85,7 +85,7 @@ def _looked_at(data: str, roots: Sequence[Path]) -> Work[OtherData]:
     if table.empty:
         raise DataError(f"None of the images in {folder} can be read, or all of them are excluded.")
     table = table[["id", "class", "split", "content", "thumb"]].sort_values("id", ignore_index=True)
-    return OtherData(folder, seen.listing.root, table, int((~readable).sum()))
+    return _OtherData(folder, seen.listing.root, table, int((~readable).sum()))
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class _Known:
         return Copies(training, near, validation, self.problem)
 
 
-def _kept(run: Run, other: OtherData, fingerprint: str, known: dict[str, _Known], roots: Sequence[Path]) -> Work[None]:
+def _kept(run: Run, other: _OtherData, fingerprint: str, known: dict[str, _Known], roots: Sequence[Path]) -> Work[None]:
     """Predict for one run, and keep it.
 
     Args:
@@ -137,7 +137,7 @@ def _kept(run: Run, other: OtherData, fingerprint: str, known: dict[str, _Known]
     yield from on_idle_device(partial(_predicted, run, other, rows, matched, shift), FINAL_PRECISION)
 
 
-def _shift(run: Run, other: OtherData, fingerprint: str, matched: SameClasses, copies: Copies) -> Shift:
+def _shift(run: Run, other: _OtherData, fingerprint: str, matched: SameClasses, copies: Copies) -> Shift:
     counts = other.table["class"].value_counts()
     return Shift(
         other.data,
@@ -151,7 +151,7 @@ def _shift(run: Run, other: OtherData, fingerprint: str, matched: SameClasses, c
     )
 
 
-def _predicted(run: Run, other: OtherData, rows: np.ndarray, matched: SameClasses, shift: Shift, device: Device) -> Work[None]:
+def _predicted(run: Run, other: _OtherData, rows: np.ndarray, matched: SameClasses, shift: Shift, device: Device) -> Work[None]:
     predictor = load_predictor(run, device)
     info = predictor.network.info
     keys = other.table["content"].to_numpy(np.uint64)
@@ -174,7 +174,7 @@ def _predicted(run: Run, other: OtherData, rows: np.ndarray, matched: SameClasse
     )
 
 
-def _known(run: Run, other: OtherData, roots: Sequence[Path]) -> Work[_Known]:
+def _known(run: Run, other: _OtherData, roots: Sequence[Path]) -> Work[_Known]:
     """Look for copies of the run's images; where those cannot be looked at, that is said, and nothing is left out.
 
     All images of the training split count, also those that a run on a share of them did not see: runs that are compared then leave
@@ -201,7 +201,7 @@ def _known(run: Run, other: OtherData, roots: Sequence[Path]) -> Work[_Known]:
     return _Known(exact, near & ~exact, validation & ~exact, problem)
 
 
-def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
+def _near(training: pd.DataFrame, root: Path, other: _OtherData) -> Work[np.ndarray]:
     """Bool ``[n]``: which of the other images are, or nearly are, one of the training images."""
     count = len(training)
     both = pd.concat([training[["thumb", "content"]], other.table[["thumb", "content"]]], ignore_index=True)

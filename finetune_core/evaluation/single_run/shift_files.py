@@ -33,7 +33,7 @@ class Copies:
     Attributes:
         training: exact copies of training images, which are left out.
         near: near-copies of training images, which are not.
-        validation: exact copies of validation images, on which the best epoch was chosen; they are not left out.
+        validation: exact copies of validation images, which are not left out either.
         problem: why the run's images could not be looked at, or not as they were; empty where they could.
     """
 

@@ -77,19 +77,26 @@ class ShiftedEvaluation(RunEvaluation):
             "Drop",
             "95 % interval (drop)",
         ]
-        tables = [one.set_index("name") for one in (self.own.scores.table, self.scores.table, self.drops)]
+        sides = [_by_name(one.scores.table) | {"accuracy": _accuracy(one)} for one in (self.own, self)]
         rows = []
-        for name in tables[2].index:
+        for name, drop in _by_name(self.drops).items():
             cells = [NAMES[name]]
-            for one in tables:
-                value, low, high = one.loc[name, ["value", "low", "high"]]
+            for value, low, high in (sides[0][name], sides[1][name], drop):
                 cells += [share_text(value), "" if np.isnan(low) else f"{share_text(low)} to {share_text(high)}"]
-            rows.append(cells)
+            rows.append([cell.replace("-", "−") if at else cell for at, cell in enumerate(cells)])
         return columns, rows
 
     def class_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per class that has images here: its recall on both, and the drop; the least recalled first."""
-        columns = ["Class", "Images", "Recall", "95 % interval", "In-distribution", "Drop", "95 % interval (drop)"]
+        columns = [
+            "Class",
+            "Images",
+            "Shifted recall",
+            "95 % interval",
+            "In-distribution recall",
+            "Drop",
+            "95 % interval (drop)",
+        ]
         both = self.per_class.merge(self.own.per_class, left_index=True, right_index=True, suffixes=("", "_own"))
         rows = []
         for one in both[both["images"] > 0].sort_values(["recall", "class"]).to_dict("records"):
@@ -158,8 +165,7 @@ def left_out_in_words(shift: Shift) -> list[str]:
         )
     if copies.validation:
         found.append(
-            f"{things(copies.validation, 'image')} {'is an exact copy' if copies.validation == 1 else 'are exact copies'} of "
-            "validation images, on which the best epoch was chosen."
+            f"Exact copies of the run's validation images, which are not left out: {things(copies.validation, 'image')}."
         )
     return [*found, *filter(None, [copies.problem])]
 
@@ -188,6 +194,10 @@ def _drops(own: RunEvaluation, result: Evaluation, found: Scores) -> pd.DataFram
     # Of the accuracy from Wilson's intervals, which are better for few images.
     rows[both["name"].tolist().index("accuracy")] = drop_of(_accuracy(own), _accuracy(result))
     return pd.DataFrame(rows, columns=["value", "low", "high"]).assign(name=both["name"])[["name", "value", "low", "high"]]
+
+
+def _by_name(table: pd.DataFrame) -> dict[str, Measured]:
+    return {row["name"]: (row["value"], row["low"], row["high"]) for row in table.to_dict("records")}
 
 
 def _accuracy(result: Evaluation) -> Measured:
