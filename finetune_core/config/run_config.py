@@ -57,10 +57,12 @@ StrategyName = Literal[
     "linear_probe",
     "prototypes",
     "nearest_neighbours",
+    "lora",
     "custom",
 ]
 FITTED: tuple[StrategyName, ...] = ("linear_probe", "prototypes", "nearest_neighbours")  # without epochs
 BatchNorm = Literal["auto", "frozen", "statistics"]
+LoraNorms = Literal["frozen", "train"]
 ClassWeights = Literal["none", "balanced"]
 Sampling = Literal["shuffled", "balanced"]
 EarlyStoppingMetric = Literal["off", "val_accuracy", "val_loss", "val_balanced_accuracy", "val_macro_f1"]
@@ -176,6 +178,47 @@ class RunConfig(BaseModel):
         gt=0,
         le=1,
         allow_inf_nan=False,
+    )
+    lora_rank: int = setting(
+        8,
+        label="LoRA rank",
+        section=NETWORK,
+        help="With LoRA: the rank of what is added to each weight matrix.",
+        in_script="repeated",
+        stepwise=True,
+        ge=1,
+        le=1024,
+    )
+    lora_alpha: float = setting(
+        16.0,
+        label="LoRA alpha",
+        section=NETWORK,
+        help="With LoRA: alpha / rank is how many times the factors' product is added to each weight matrix.",
+        in_script="repeated",
+        stepwise=True,
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+    )
+    lora_from: str | None = setting(
+        None,
+        label="First stage with LoRA",
+        section=NETWORK,
+        help="With LoRA: earlier stages stay as they are, so that their output can be cached. Empty: all stages have it.",
+        metavar="STAGE",
+        placeholder="all stages",
+        in_script="repeated",
+        own_widgets=True,
+        max_length=200,
+    )
+    lora_norms: LoraNorms = setting(
+        "frozen",
+        label="Normalization layers with LoRA",
+        section=NETWORK,
+        help="With LoRA: whether the normalization layers of its stages stay as they are ('frozen') or train, too ('train').",
+        choices={"frozen": "Frozen", "train": "Train"},
+        in_script="repeated",
+        stepwise=True,
     )
     batchnorm: BatchNorm = setting(
         "auto",
@@ -625,6 +668,10 @@ class RunConfig(BaseModel):
             problems["weights"] = "an earlier run to start from brings its own weights: choose one of the two"
         if self.features_from is not None and self.strategy not in FITTED:
             problems["features_from"] = f"belongs to {', '.join(FITTED)}, not to {self.strategy}"
+        if self.lora_from is not None and self.strategy != "lora":
+            problems["lora_from"] = f"belongs to lora, not to {self.strategy}"
+        if self.l2_sp and self.strategy == "lora":
+            problems["l2_sp"] = "pulls whole weights back, and with LoRA only factors train: weight decay pulls these to zero"
         if self.val_fraction + self.test_fraction >= 0.95:
             problems["val_fraction"] = "validation and test together leave too few images to train on"
         if self.schedule in ("cosine", "step") and self.warmup_epochs >= self.epochs:
@@ -656,6 +703,7 @@ class RunConfig(BaseModel):
             "cut": None,
             "stage_rates": None,
             "features_from": self.features_from if name in FITTED else None,
+            "lora_from": self.lora_from if name == "lora" else None,
         }
 
     @property

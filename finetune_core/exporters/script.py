@@ -175,8 +175,10 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
         "LAST_IS_ONE": training > config.batch_size > 1 and training % config.batch_size == 1,
         "BALANCED_SAMPLING": config.sampling == "balanced",
         "PARTS": parts != {"all"},
-        "NORMS": "norms" in parts,
+        "NORMS": bool(parts & {"norms", "lora_norms"}),
         "BIASES": "biases" in parts,
+        "LORA": bool(parts & {"lora", "lora_norms"}),
+        "LORA_ONLY": "lora" in parts,
         "FIXED_STATISTICS": modes == {"frozen"},
         "FIXED_AFFINE": parts == {"all"} and bool(modes & {"frozen", "statistics"}),
         "DECAY": config.weight_decay > 0,
@@ -204,7 +206,7 @@ def _facts(source: Source, dataset: Dataset, rows: np.ndarray) -> set[str]:
     facts = {name for name, true in truths.items() if true}
     together = {
         "READS_SAFETENSORS": ("SAFETENSORS", "START"),
-        "PICKED": ("NORMS", "BIASES", "FIXED_AFFINE"),
+        "PICKED": ("NORMS", "BIASES", "FIXED_AFFINE", "LORA"),
         "COUNTS_STEPS": ("SCHEDULE", "EMA", "DROPOUT"),
         "NUMBERS_STEPS": ("EMA", "DROPOUT"),
     }
@@ -238,6 +240,7 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
     found |= {"MEAN": list(network.info.mean), "STD": list(network.info.std)}
     found |= {"EPOCHS": config.epochs, "BATCH_SIZE": config.batch_size, "LEARNING_RATE": config.learning_rate}
     optional = {
+        "LORA": ("LORA_RANK", config.lora_rank),
         "DECAY": ("WEIGHT_DECAY", config.weight_decay),
         "MICRO": ("MICRO_BATCH", config.micro_batch or 2 * config.batch_size),
         "L2_SP": ("L2_SP", config.l2_sp),
@@ -246,6 +249,8 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
         "STOPS": ("PATIENCE", config.patience),
     }
     found |= dict(value for fact, value in optional.items() if fact in facts)
+    if "LORA" in facts:
+        found["LORA_SCALE"] = config.lora_alpha / config.lora_rank
     if config.schedule in ("cosine", "step"):
         found["WARMUP_EPOCHS"] = config.warmup_epochs
     found["SEED"] = config.seed

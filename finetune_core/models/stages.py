@@ -35,6 +35,8 @@ class Stage:
         parameter_count: numbers in its parameters.
         sizes: numbers in each of its parameters, by name.
         norms, batchnorms: names of the parameters of its normalisation layers, and of those of them that keep statistics.
+        matrices: name -> (rows, columns) of the weights that its input is multiplied by: of linear layers, of attention's projections,
+            and of convolutions but grouped ones, as one row per output channel. None of the head's.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Stage:
     sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
     norms: tuple[str, ...] = ()
     batchnorms: tuple[str, ...] = ()
+    matrices: Mapping[str, tuple[int, int]] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def derive_stages(model: nn.Module, heads: Sequence[str], image_size: int = 224)
     while groups and groups[-1] and isinstance(groups[-1][-1].module, _DROPOUTS):
         tail.insert(0, groups[-1].pop())
     stages = [_stage(_name(group, index), group, model) for index, group in enumerate(groups)]
-    stages.append(_stage("head", tail, model))
+    stages.append(replace(_stage("head", tail, model), matrices={}))
     return _with_loose_tensors(_distinct(stages), model, trace)
 
 
@@ -321,7 +324,19 @@ def _stage(name: str, units: list[_Unit], model: nn.Module) -> Stage:
     owners = {key: model.get_submodule(key.rpartition(".")[0]) for key in sizes}
     norms = tuple(key for key, owner in owners.items() if isinstance(owner, _NORM_LAYERS))
     batchnorms = tuple(key for key, owner in owners.items() if isinstance(owner, _BATCHNORM))
-    return Stage(name, paths, tuple(parameters), buffers, sum(sizes.values()), sizes, norms, batchnorms)
+    matrices = {
+        key: (len(weight), weight[0].numel())
+        for key, weight in parameters.items()
+        if _is_matrix(key.rpartition(".")[2], owners[key])
+    }
+    return Stage(name, paths, tuple(parameters), buffers, sum(sizes.values()), sizes, norms, batchnorms, matrices)
+
+
+def _is_matrix(name: str, owner: nn.Module) -> bool:
+    """Whether a layer's parameter of that name is what all of its input is multiplied by."""
+    if isinstance(owner, nn.MultiheadAttention):
+        return name == "in_proj_weight"
+    return name == "weight" and (isinstance(owner, nn.Linear) or (isinstance(owner, nn.Conv2d) and owner.groups == 1))
 
 
 def _owner(tensor: str, paths: tuple[str, ...]) -> bool:

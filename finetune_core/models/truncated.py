@@ -134,6 +134,7 @@ def _remaining(stage: Stage, model: nn.Module) -> Stage:
         sizes,
         tuple(name for name in stage.norms if name in there),
         tuple(name for name in stage.batchnorms if name in there),
+        {name: shape for name, shape in stage.matrices.items() if name in there},
     )
 
 

@@ -9,7 +9,8 @@ from finetune_core.runs.store import Run, summary
 def way_to_train(config: RunConfig) -> tuple[str, ...]:
     """Equal for configs of the same backbone, first weights and strategy; the backbone comes first."""
     rates = sorted((config.stage_rates or {}).items())
-    return config.backbone, config.starts_from, config.strategy, config.cut or config.features_from or "", str(rates)
+    stage = config.cut or config.features_from or config.lora_from or ""
+    return config.backbone, config.starts_from, config.strategy, stage, str(rates)
 
 
 def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], float]:

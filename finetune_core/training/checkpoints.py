@@ -19,9 +19,9 @@ from finetune_core.files import open_regular, problem_with, write_bytes
 from finetune_core.formatting import things
 from finetune_core.models.network import Network
 from finetune_core.models.stages import Stage
-from finetune_core.models.weights import put_tensors
 from finetune_core.training.events import Count, Lineage, Name
-from finetune_core.training.stage_plan import Strategy, cut_index, frozen_tensors
+from finetune_core.training.lora import NONE, LowRank, low_rank
+from finetune_core.training.stage_plan import Strategy, cut_index, factored_matrices, frozen_tensors
 
 LAST, BEST = "last", "best"
 START = "start"  # what a run that starts from another one keeps of that: the whole network
@@ -72,11 +72,25 @@ def checkpoint_path(run_dir: Path, name: str) -> Path:
     return run_dir / f"{name}.safetensors"
 
 
-def changing_tensors(model: nn.Module, stages: Sequence[Stage], strategy: Strategy) -> dict[str, torch.Tensor]:
-    """The parameters and buffers from the cut on: all that training may change."""
+def changing_tensors(
+    model: nn.Module, stages: Sequence[Stage], strategy: Strategy, low_rank: LowRank = NONE
+) -> dict[str, torch.Tensor]:
+    """All that training may change, the tensors that are in use: the parameters and buffers from the cut on; with LoRA, the factors, and what
+    else is neither frozen nor follows from them."""
     state = model.state_dict()
-    tail = stages[cut_index(strategy) :]
-    return {name: state[name] for stage in tail for name in (*stage.parameters, *stage.buffers) if name in state}
+    found = dict(low_rank.tensors)
+    for stage, plan in list(zip(stages, strategy, strict=True))[cut_index(strategy) :]:
+        left_out = {*frozen_tensors(plan, stage), *factored_matrices(plan, stage)} if low_rank else ()
+        names = [name for name in (*stage.parameters, *stage.buffers) if name in state and name not in left_out]
+        found |= {name: state[name] for name in names}
+    return found
+
+
+@torch.no_grad()
+def put_back(changing: Mapping[str, torch.Tensor], saved: Mapping[str, torch.Tensor]) -> None:
+    """Make tensors that are in use what they were when they were saved."""
+    for name, tensor in changing.items():
+        tensor.copy_(saved[name])
 
 
 def save_checkpoint(run_dir: Path, name: str, tensors: dict[str, torch.Tensor], info: CheckpointInfo) -> None:
@@ -131,14 +145,17 @@ def load_tensors(
 
 
 def restore_network(network: Network, strategy: Strategy, run_dir: Path, name: str) -> CheckpointInfo:
-    """Put a checkpoint's tensors into a network: exactly those that the strategy may change.
+    """Put a checkpoint's tensors into a network: exactly those that the strategy may change. Factors are merged into it.
 
     Raises:
         RunError: when it is missing, damaged, or holds other tensors than these, or frozen ones that have changed.
     """
-    tensors, info = load_tensors(run_dir, name, changing_tensors(network.model, network.stages, strategy))
+    factors = low_rank(network, strategy, seed=0)
+    changing = changing_tensors(network.model, network.stages, strategy, factors)
+    tensors, info = load_tensors(run_dir, name, changing)
     check_frozen(network, strategy, tensors, checkpoint_path(run_dir, name))
-    put_tensors(network.model, tensors)
+    put_back(changing, tensors)
+    factors.merge()
     return info
 
 

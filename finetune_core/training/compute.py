@@ -13,6 +13,7 @@ from finetune_core.models.network import Network
 from finetune_core.randomness import drawing_from, stream
 from finetune_core.training.device import Device
 from finetune_core.training.exact_layers import keep_depthwise_exact
+from finetune_core.training.lora import NONE, LowRank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
 from finetune_core.training.out_of_memory import explained, halving, parts
@@ -39,6 +40,7 @@ class StepRule:
         micro_batch: images that go through the network at a time; None: all.
         l2_sp: strength of L2-SP (Li et al. 2018), and (parameter, its pretrained value) for each that is pulled.
         mix: (images, labels) -> blended images and labels ``[n, classes]``; None: they stay as they are.
+        low_rank: the factors that train in place of weights.
     """
 
     label_smoothing: float = 0.0
@@ -47,6 +49,7 @@ class StepRule:
     micro_batch: int | None = None
     l2_sp: tuple[float, tuple[tuple[nn.Parameter, torch.Tensor], ...]] = (0.0, ())
     mix: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None = None
+    low_rank: LowRank = NONE
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def train_step(
 
     def attempt(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
+        rule.low_rank.forget_gradients()
         with _statistics_kept_if_it_fails(forward):
             return _accumulated(forward, inputs, labels, device, seed, rule, size, scale)
 
@@ -116,6 +120,7 @@ def train_step(
 def _descend(optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The optimizer's step along the gradients that are there, unless they are not finite; their norm before clipping, and whether
     it was skipped."""
+    rule.low_rank.take_gradients()
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [parameter.grad for parameter in parameters]
     if scale:
@@ -126,6 +131,7 @@ def _descend(optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale 
         nn.utils.clip_grads_with_norm_(parameters, rule.clip_norm, norm)
     skipped = norm.isfinite().logical_not().float()
     take_step(optimizer, skipped)
+    rule.low_rank.merge()
     if scale:
         scale.update(skipped)
     return norm, skipped

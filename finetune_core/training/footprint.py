@@ -58,9 +58,12 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
         *(parameter.grad for parameter in training if parameter.grad is not None),
         *(value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)),
         *(average.tensors.values() if average else ()),
+        *job.low_rank.tensors.values(),
     ]
     device = bytes_held(job.device, step_bytes)
     host = sum(_storages(tensor for tensor in held if tensor.device.type == "cpu").values())
+    if device is None:  # the gradients that were turned into the factors', and are gone again
+        host += sum(one.weight.nbytes for one in job.low_rank.factors.values())
     return Footprint(host + sum(map(_in_memory, job.source.lookups)) + (step_bytes if device is None else 0), device)
 
 

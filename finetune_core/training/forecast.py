@@ -12,7 +12,7 @@ from finetune_core.training.device import choose_device
 from finetune_core.training.feeding import forward_batch
 from finetune_core.training.placement import room_when_idle
 from finetune_core.training.speed_book import Speed, SpeedBook
-from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of, trainable_parameters
+from finetune_core.training.stage_plan import Strategy, cut_index, factored_numbers, plan, stages_of, trainable_parameters
 from finetune_core.training.strategies import STRATEGIES, epochs_of
 from finetune_core.training.trunk import chosen_views, why_uncached
 
@@ -65,7 +65,8 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
     cache_bytes = rows * speed.activation_bytes if cached else 0
     pixels = (train + val + test) * 3 * input_info(config).stored_side(config.image_size) ** 2
     weights = 4 * sum(stage.parameter_count for stage in stages)
-    memory_bytes, device_bytes = _memory(config, speed, weights, trainable, pixels, cache_bytes)
+    factored = 4 * factored_numbers(strategy, stages)
+    memory_bytes, device_bytes = _memory(config, speed, weights, trainable, factored, pixels, cache_bytes)
     return Forecast(
         config.strategy,
         trainable,
@@ -78,11 +79,12 @@ def forecast(config: RunConfig, dataset: Dataset, speed: Speed, decode_seconds: 
 
 
 def _memory(
-    config: RunConfig, speed: Speed, weights: int, trainable: int, pixels: int, cache_bytes: int
+    config: RunConfig, speed: Speed, weights: int, trainable: int, factored: int, pixels: int, cache_bytes: int
 ) -> tuple[int, int | None]:
     """Bytes of the program's memory, and of a GPU's: None where the processor trains."""
     device = choose_device(config.device, config.precision)
     network = weights + (8 if config.optimizer == "sgd" else 12) * trainable  # with gradients and moments
+    network += factored * (2 if device.is_gpu else 1)  # their gradients, and on a GPU what they were at the start
     if not device.is_gpu:
         return network + speed.step_bytes + pixels + cache_bytes, None
     rows = cache_bytes or pixels

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from finetune_core.models.stages import Stage
-from finetune_core.training.stage_plan import BatchNormMode, Strategy, trained_parameters
+from finetune_core.training.stage_plan import BatchNormMode, Strategy, factored_matrices, trained_parameters
 
 
 def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: int) -> None:
@@ -16,7 +16,7 @@ def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: 
     for stage, plan in zip(stages, strategy, strict=True):
         trains = plan.trains_in(epoch)
         batchnorm: BatchNormMode = plan.batchnorm if trains or plan.frozen else "frozen"
-        chosen = set(trained_parameters(plan, stage)) if trains else set()
+        chosen = {*trained_parameters(plan, stage), *factored_matrices(plan, stage)} if trains else set()
         for name in stage.parameters:
             parameters[name].requires_grad_(name in chosen)
         for path in stage.modules:

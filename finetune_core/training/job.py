@@ -14,10 +14,12 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.splits import TRAIN
 from finetune_core.models.network import Network
 from finetune_core.training.batches import TOO_LARGE_A_BATCH, balanced_batches, epoch_batches, in_order
+from finetune_core.training.checkpoints import changing_tensors
 from finetune_core.training.compute import StepRule
 from finetune_core.training.device import Device
 from finetune_core.training.events import CacheReport, Lineage
 from finetune_core.training.feeding import arriving, forward_batch
+from finetune_core.training.lora import LowRank, low_rank
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.stage_plan import Strategy, trained_parameters
 from finetune_core.training.training_images import TrainingImages
@@ -60,6 +62,15 @@ class Job:
     def forward(self) -> nn.Module:
         """What a step runs: the network, or its tail."""
         return self.source.tail if isinstance(self.source, CachedTrunk) else self.network.model
+
+    @cached_property
+    def low_rank(self) -> LowRank:
+        """What trains in place of weights, once the network is on its device."""
+        return low_rank(self.network, self.strategy, self.config.seed)
+
+    def changing(self) -> dict[str, torch.Tensor]:
+        """All that training may change, by name: the tensors that are in use, not copies."""
+        return changing_tensors(self.network.model, self.network.stages, self.strategy, self.low_rank)
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
         """The rows' labels, int64 ``[n]``, on the device."""
@@ -120,7 +131,7 @@ def step_rule(job: Job) -> StepRule:
             for name in trained_parameters(plan, stage):
                 pulled.append((parameters[name], start[name].to(job.device.torch_device)))
     l2_sp = (config.l2_sp, tuple(pulled))
-    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, l2_sp, _mix(job))
+    return StepRule(config.label_smoothing, weights, config.clip_norm, config.micro_batch, l2_sp, _mix(job), job.low_rank)
 
 
 def _mix(job: Job) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]] | None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from finetune_core.training.checkpoints import (
     BEST,
     LAST,
     CheckpointInfo,
-    changing_tensors,
     checkpoint_path,
     save_checkpoint,
 )
@@ -167,25 +166,34 @@ class _Trainer:
         """The rule, with as many images at a time as are known to fit."""
         return replace(self.rule, micro_batch=self.fitting[-1]) if self.fitting else self.rule
 
-    def evaluating(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
         """The network as it is evaluated and kept."""
-        return self.average.in_place(self.job.network.model) if self.average else nullcontext()
+        if self.average is None:
+            yield
+            return
+        try:
+            with self.average.in_place():
+                self.job.low_rank.merge()
+                yield
+        finally:
+            self.job.low_rank.merge()
 
 
 def _trainer(job: Job, run_dir: Path) -> _Trainer:
     config, network = job.config, job.network
-    optimizer = make_optimizer(config, job.strategy, network.stages, network.model)
-    changing = changing_tensors(network.model, network.stages, job.strategy)
-    average = WeightEMA(changing, config.ema) if config.ema else None
+    optimizer = make_optimizer(config, job.strategy, network.stages, network.model, job.low_rank)
+    average = WeightEMA(job.changing(), config.ema) if config.ema else None
     scale = loss_scale(job.device)
     return _Trainer(job, run_dir, optimizer, average, scale, step_rule(job), LostImages(job))
 
 
 def audit_frozen(job: Job) -> int:
-    """Compare every frozen parameter and buffer, bit for bit, with what the run began with.
+    """Compare every frozen parameter and buffer, bit for bit, with what the run began with, and weights that factors change with what
+    these say.
 
     Returns:
-        How many tensors were compared.
+        How many frozen tensors were compared.
     """
     now, before = job.network.model.state_dict(), job.network.pretrained.state_dict()
     names = [
@@ -196,6 +204,8 @@ def audit_frozen(job: Job) -> int:
     ]
     if moved := [name for name in names if not torch.equal(now[name].cpu(), before[name])]:
         raise AssertionError(f"frozen tensors have changed: {', '.join(moved)}")
+    if moved := job.low_rank.unmerged():
+        raise AssertionError(f"weights are not their start and their factors: {', '.join(moved)}")
     return len(names)
 
 
@@ -247,7 +257,7 @@ def _step(trainer: _Trainer, epoch: int, step: int, steps: int, rows: np.ndarray
         done = train_step(job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale)
     if trainer.average:
         with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
-            trainer.average.update(job.network.model, done.skipped if trainer.scale else None)
+            trainer.average.update(done.skipped if trainer.scale else None)
     short = done.micro_batch < min(rule.micro_batch or len(rows), len(rows))
     if short:
         trainer.fitting.append(done.micro_batch)
@@ -417,11 +427,10 @@ def _expected(job: Job) -> Expected | None:
 
 
 def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
-    tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
     dataset, network = job.dataset, job.network
     neighbours = neighbours_of(network)
     info = CheckpointInfo(
         epoch, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, neighbours=neighbours
     )
-    save_checkpoint(run_dir, BEST, tensors, info)
+    save_checkpoint(run_dir, BEST, job.changing(), info)
     return CheckpointSaved(BEST, epoch)

@@ -90,7 +90,7 @@ def suggested(rates: list[float], losses: list[float]) -> float | None:
 def _rise(job: Job) -> Work[tuple[list[float], list[float]]]:
     config, rule, scale = job.config, step_rule(job), loss_scale(job.device)
     apply(job.strategy, job.network.stages, job.network.model, config.epochs)
-    optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model)
+    optimizer = make_optimizer(config, job.strategy, job.network.stages, job.network.model, job.low_rank)
     rates: list[float] = []
     losses: list[float] = []
     mean = 0.0

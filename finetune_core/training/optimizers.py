@@ -7,15 +7,18 @@ from torch import nn
 
 from finetune_core.config import RunConfig
 from finetune_core.models.stages import Stage
+from finetune_core.training.lora import NONE, LowRank
 from finetune_core.training.parameter_groups import parameter_groups
 from finetune_core.training.stage_plan import Strategy
 
 _MOMENTUM = 0.9
 
 
-def make_optimizer(config: RunConfig, strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: RunConfig, strategy: Strategy, stages: Sequence[Stage], model: nn.Module, low_rank: LowRank = NONE
+) -> torch.optim.Optimizer:
     """The config's optimizer over what the strategy trains, one group per stage, each with its ``base_lr``."""
-    groups = parameter_groups(strategy, stages, model, config.learning_rate, config.weight_decay)
+    groups = parameter_groups(strategy, stages, model, config.learning_rate, config.weight_decay, low_rank)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=_MOMENTUM, fused=True)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW

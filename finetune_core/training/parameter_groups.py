@@ -6,19 +6,26 @@ from typing import Any
 from torch import nn
 
 from finetune_core.models.stages import Stage
-from finetune_core.training.stage_plan import Strategy, trained_parameters
+from finetune_core.training.lora import NONE, LowRank
+from finetune_core.training.stage_plan import Strategy, factored_matrices, trained_parameters
 
 
 def parameter_groups(
-    strategy: Strategy, stages: Sequence[Stage], model: nn.Module, learning_rate: float, weight_decay: float
+    strategy: Strategy,
+    stages: Sequence[Stage],
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    low_rank: LowRank = NONE,
 ) -> list[dict[str, Any]]:
     """Groups for a torch optimizer, named by stage. Norms and biases are not decayed (He et al. 2019, Bag of tricks)."""
     parameters = dict(model.named_parameters())
     groups = []
     for stage, plan in zip(stages, strategy, strict=True):
-        names = trained_parameters(plan, stage)
+        training = [parameters[name] for name in trained_parameters(plan, stage)]
+        training += low_rank.parameters(factored_matrices(plan, stage))
         for decay in (weight_decay, 0.0) if weight_decay else (0.0,):
-            chosen = [parameters[n] for n in names if not weight_decay or (parameters[n].ndim > 1) == bool(decay)]
+            chosen = [one for one in training if not weight_decay or (one.ndim > 1) == bool(decay)]
             if chosen:
                 rate = learning_rate * plan.rate
                 groups.append({"params": chosen, "lr": rate, "base_lr": rate, "weight_decay": decay, "stage": stage.name})

@@ -188,5 +188,7 @@ def conditions(config: RunConfig) -> tuple[Any, ...]:
 def _key(config: RunConfig) -> str:
     strategy = config.strategy if config.strategy != "custom" else f"custom {config.cut} {config.stage_rates}"
     strategy = f"{strategy} on {config.features_from}" if config.features_from else strategy
+    if strategy == "lora":
+        strategy = f"lora {config.lora_rank} from {config.lora_from}, norms {config.lora_norms}"
     device, precision, backbone, *sizes = conditions(config)
     return " | ".join(map(str, (device, precision, backbone, strategy, *sizes)))

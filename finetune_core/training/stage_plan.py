@@ -1,6 +1,6 @@
 """A strategy worked out for one network: per stage, whether it trains, how fast, and what its BatchNorm does. It is data."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +25,9 @@ class StagePlan:
         thaw_epoch: the epoch, counted from 1, from which it trains.
         batchnorm: ``frozen`` keeps running statistics and affine weights; ``statistics`` lets the statistics follow the
             data; ``train`` trains the affine weights, too.
-        part: which of its weights train: all, those of its normalisation layers, or its biases (those of norms among them).
+        part: which of its weights train: all, those of its normalisation layers, its biases (those of norms among them), or, with LoRA,
+            factors of what is added to its matrices; ``lora_norms``: its normalisation layers, too.
+        rank, scale: with LoRA: of those factors, at most, and what their product is multiplied by.
     """
 
     stage: str
@@ -34,6 +36,8 @@ class StagePlan:
     thaw_epoch: int
     batchnorm: BatchNormMode
     part: Part = "all"
+    rank: int = 0
+    scale: float = 0.0
 
     def trains_in(self, epoch: int) -> bool:
         return not self.frozen and epoch >= self.thaw_epoch
@@ -77,36 +81,43 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
 
 
 def _stage_plan(config: RunConfig, rule: Rule, stage: Stage) -> StagePlan:
-    planned = StagePlan(stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, _batchnorm(config, rule), rule.part)
-    if rule.rate and not trained_parameters(planned, stage):  # no norms here, say
+    rank, scale = (config.lora_rank, config.lora_alpha / config.lora_rank) if rule.part in ("lora", "lora_norms") else (0, 0.0)
+    batchnorm = _batchnorm(config, rule)
+    planned = StagePlan(stage.name, rule.rate == 0, rule.rate, rule.thaw_epoch, batchnorm, rule.part, rank, scale)
+    if rule.rate and not _trained_count(planned, stage):  # no norms here, say
         return StagePlan(stage.name, True, 0.0, 1, "frozen")
     return planned
 
 
 def _batchnorm(config: RunConfig, rule: Rule) -> BatchNormMode:
-    """Where only biases train, the statistics stay: a moving mean is a moving bias."""
-    if rule.rate == 0 or rule.part == "biases":
+    """Where only biases train, or factors, the statistics stay: a moving mean is a moving bias."""
+    if rule.rate == 0 or rule.part in ("biases", "lora"):
         return "frozen"
-    return "train" if rule.part == "norms" else _MODES[config.batchnorm]
+    return "train" if rule.part in ("norms", "lora_norms") else _MODES[config.batchnorm]
 
 
 def trained_parameters(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
-    """Names of the parameters of a stage that train, at the end of the run at the latest."""
-    if plan.frozen:
+    """Names of the parameters of a stage that train themselves, at the end of the run at the latest."""
+    if plan.frozen or plan.part == "lora":
         return ()
     if plan.part == "biases":
         return tuple(name for name in stage.parameters if name.endswith("bias"))
-    if plan.part == "norms":
+    if plan.part in ("norms", "lora_norms"):
         return stage.norms
     spared = set() if plan.batchnorm == "train" else set(stage.batchnorms)
     return tuple(name for name in stage.parameters if name not in spared)
+
+
+def factored_matrices(plan: StagePlan, stage: Stage) -> Mapping[str, tuple[int, int]]:
+    """Name -> (rows, columns) of the parameters of a stage that low-rank factors change."""
+    return stage.matrices if plan.rank and not plan.frozen else {}
 
 
 def frozen_tensors(plan: StagePlan, stage: Stage) -> tuple[str, ...]:
     """Names of the parameters and buffers of a stage that nothing may change: what an audit compares."""
     if plan.frozen and plan.batchnorm != "frozen":
         return ()
-    trained = set(trained_parameters(plan, stage))
+    trained = {*trained_parameters(plan, stage), *factored_matrices(plan, stage)}
     buffers = stage.buffers if plan.batchnorm == "frozen" else ()
     return tuple(name for name in (*stage.parameters, *buffers) if name not in trained)
 
@@ -121,8 +132,15 @@ def trainable_parameters(strategy: Strategy, stages: Sequence[Stage]) -> int:
     return sum(_trained_count(plan, stage) for stage, plan in zip(stages, strategy, strict=True))
 
 
+def factored_numbers(strategy: Strategy, stages: Sequence[Stage]) -> int:
+    """Numbers in the parameters that low-rank factors change."""
+    shapes = [factored_matrices(plan, stage).values() for stage, plan in zip(stages, strategy, strict=True)]
+    return sum(rows * columns for each in shapes for rows, columns in each)
+
+
 def _trained_count(plan: StagePlan, stage: Stage) -> int:
-    return sum(stage.sizes[name] for name in trained_parameters(plan, stage))
+    factors = sum(min(plan.rank, *shape) * sum(shape) for shape in factored_matrices(plan, stage).values())
+    return factors + sum(stage.sizes[name] for name in trained_parameters(plan, stage))
 
 
 def describe(strategy: Strategy, stages: Sequence[Stage]) -> list[StageRow]:

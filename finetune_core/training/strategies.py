@@ -8,7 +8,7 @@ from finetune_core.config import RunConfig
 from finetune_core.config.run_config import StrategyName
 from finetune_core.errors import ConfigError
 
-Part = Literal["all", "norms", "biases"]
+Part = Literal["all", "norms", "biases", "lora", "lora_norms"]
 Fit = Literal["linear_probe", "prototypes", "nearest_neighbours"]
 
 
@@ -71,6 +71,15 @@ def _only(part: Part) -> Rules:
         return [*[Rule(1.0, part=part)] * (len(names) - 1), Rule(1.0)]
 
     return rules
+
+
+def _lora(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
+    if config.lora_from is not None and config.lora_from not in names[:-1]:
+        known = f"the stages of {config.backbone} are {', '.join(names[:-1])}"
+        raise ConfigError({"lora_from": f"there is no stage {config.lora_from!r}; {known}"})
+    first = names.index(config.lora_from) if config.lora_from else 0
+    part: Part = "lora_norms" if config.lora_norms == "train" else "lora"
+    return [*[Rule(0.0)] * first, *[Rule(1.0, part=part)] * (len(names) - 1 - first), Rule(1.0)]
 
 
 def _discriminative(config: RunConfig, names: Sequence[str]) -> Sequence[Rule]:
@@ -216,6 +225,14 @@ STRATEGIES: dict[str, NamedStrategy] = {
         "Howard & Ruder 2018, ULMFiT; Bao et al. 2022, BEiT",
         _discriminative,
         settings=("layer_decay",),
+    ),
+    "lora": NamedStrategy(
+        "LoRA (low-rank updates)",
+        "Low-rank changes to frozen weights, and the head, train.",
+        "Far fewer numbers to train and to keep than full fine-tuning: each weight matrix moves within a low rank. It usually needs a higher learning rate.",
+        "Hu et al. 2021, LoRA: Low-rank adaptation of large language models",
+        _lora,
+        settings=("lora_rank", "lora_alpha", "lora_norms", "lora_from"),
     ),
     "custom": NamedStrategy(
         "Custom",

@@ -20,12 +20,13 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.network import Network, build_network
 from finetune_core.models.partition import CannotSplit
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.training.compute import place, train_step
+from finetune_core.training.compute import StepRule, place, train_step
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_memory import bytes_taken
 from finetune_core.training.device_turn import work_in_turn
 from finetune_core.training.footprint import kept_for_backward
 from finetune_core.training.freezing import apply
+from finetune_core.training.lora import low_rank
 from finetune_core.training.loss_scale import loss_scale
 from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.speed_book import Speed, SpeedBook, conditions
@@ -71,7 +72,7 @@ def calibrate(configs: Iterable[RunConfig], dataset: Dataset, book: SpeedBook, *
 def _work(config: RunConfig) -> tuple[Any, ...]:
     """Equal for configs whose last epoch computes the same; their learning rates may differ."""
     strategy = plan(config, stages_of(config))
-    passes = tuple((stage.frozen, stage.part, stage.batchnorm) for stage in strategy)
+    passes = tuple((stage.frozen, stage.part, stage.batchnorm, stage.rank) for stage in strategy)
     return (*conditions(config), epochs_of(config) > 0, config.features_from, passes)
 
 
@@ -132,13 +133,14 @@ def _measure_tail(
     passed = _without_gradients(tail.eval(), inputs, device)
     forward, forward_bytes = _seconds_an_image(passed, batch), bytes_taken(device, passed) // batch
     apply(strategy, network.stages, network.model, config.epochs)
-    optimizer = make_optimizer(config, strategy, network.stages, network.model)
+    rule = StepRule(low_rank=low_rank(network, strategy, config.seed))
+    optimizer = make_optimizer(config, strategy, network.stages, network.model, rule.low_rank)
     labels = torch.zeros(len(inputs), dtype=torch.long, device=inputs.device)
 
     scale = loss_scale(device)
 
     def step() -> None:
-        train_step(tail, inputs, labels, optimizer, device, config.seed, scale=scale)
+        train_step(tail, inputs, labels, optimizer, device, config.seed, rule, scale)
 
     with kept_for_backward(tail) as kept:
         step()

@@ -15,14 +15,13 @@ from pydantic import AliasChoices, Field, TypeAdapter
 
 from finetune_core.errors import RunError
 from finetune_core.files import problem_with
-from finetune_core.models.weights import put_tensors
 from finetune_core.training.checkpoints import (
     LAST,
     CheckpointInfo,
-    changing_tensors,
     check_frozen,
     checkpoint_path,
     load_tensors,
+    put_back,
     read_info,
     save_checkpoint,
 )
@@ -105,7 +104,7 @@ def save_training_state(
 ) -> CheckpointSaved:
     """Write ``last``: what has changed of the network, its average, the optimizer's state, the loss scale, and the position; all or
     nothing."""
-    tensors = changing_tensors(job.network.model, job.network.stages, job.strategy)
+    tensors = job.changing()
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"{_OPTIMIZER}{index}/{key}": value for key, value in state.items()}
     if average:
@@ -139,7 +138,8 @@ def restore_training_state(
         )
     path = checkpoint_path(run_dir, LAST)
     at, averaged = _position(job, info.training_state, path)
-    needed = changing_tensors(job.network.model, job.network.stages, job.strategy)
+    changing = job.changing()
+    needed = dict(changing)
     if average:
         needed |= {f"{_AVERAGE}{name}": tensor for name, tensor in average.tensors.items()}
     tensors, _ = load_tensors(run_dir, LAST, needed, _state_tensors(optimizer) | _SCALE_TENSORS)
@@ -153,7 +153,8 @@ def restore_training_state(
         raise RunError(f"{path} is damaged: its loss scale is not positive.")
     if any(len(kept) < len(_STATE[type(optimizer)]) for kept in state.values()):
         raise RunError(f"{path} is damaged: a part of the optimizer's state is missing.")
-    put_tensors(job.network.model, {name: tensor for name, tensor in tensors.items() if "/" not in name})
+    put_back(changing, tensors)
+    job.low_rank.merge()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     _like_their_parameters(optimizer)
     if average:

@@ -4,13 +4,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import nn
-
-from finetune_core.models.weights import put_tensors
 
 
 class WeightEMA:
-    """The average of those tensors of a network that change.
+    """The average of tensors that change.
 
     Attributes:
         tensors: by name; those that are no floating-point numbers are the latest.
@@ -18,11 +15,12 @@ class WeightEMA:
     """
 
     def __init__(self, changing: Mapping[str, torch.Tensor], decay: float) -> None:
+        self._live = dict(changing)
         self.tensors = {name: tensor.detach().clone() for name, tensor in changing.items()}
         self.steps = 0
         self._decay = decay
 
-    def update(self, model: nn.Module, skipped: torch.Tensor | None = None) -> None:
+    def update(self, skipped: torch.Tensor | None = None) -> None:
         """Take a step's weights in; the first ones count for more, so that the start is soon forgotten.
 
         Args:
@@ -30,7 +28,7 @@ class WeightEMA:
         """
         self.steps += 1
         decay = min(self._decay, self.steps / (9 + self.steps))
-        now = model.state_dict()
+        now = self._live
         averaged = [name for name, kept in self.tensors.items() if kept.is_floating_point()]
         counted = [name for name, kept in self.tensors.items() if not kept.is_floating_point()]
         kept, latest = [self.tensors[name] for name in averaged], [now[name] for name in averaged]
@@ -44,12 +42,15 @@ class WeightEMA:
             torch._foreach_copy_([self.tensors[name] for name in counted], [now[name] for name in counted])
 
     @contextmanager
-    def in_place(self, model: nn.Module) -> Iterator[None]:
-        """The network with the averaged weights, for as long as the block lasts."""
-        now = model.state_dict()
-        before = {name: now[name].clone() for name in self.tensors}
-        put_tensors(model, self.tensors)
+    def in_place(self) -> Iterator[None]:
+        """The averages in the place of the tensors, for as long as the block lasts."""
+        before = {name: tensor.clone() for name, tensor in self._live.items()}
+        self._put(self.tensors)
         try:
             yield
         finally:
-            put_tensors(model, before)
+            self._put(before)
+
+    def _put(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, tensor in self._live.items():
+            tensor.copy_(values[name])

@@ -33,6 +33,9 @@ MANY_SETTINGS = {
     "norms, by steps": SMALL | ADAM | {"strategy": "batchnorm_only", "schedule": "step", "weight_decay": 0.01},
     "head first, mixed, balanced": SMALL
     | {"strategy": "linear_probe_then_full", "mixup": 0.2, "cutmix": 1.0, "sampling": "balanced", "class_weights": "balanced"},
+    "low rank, averaged": {"strategy": "lora", "lora_rank": 4, "lora_from": "block6", "ema": 0.5, "clip_norm": 0.5, "epochs": 3}
+    | {"weight_decay": 0.01, "micro_batch": 3},
+    "low rank, norms": SMALL | {"strategy": "lora", "lora_norms": "train", "lora_alpha": 4.0},
     "frozen norms, early stop": {"batchnorm": "frozen", "early_stopping": "val_macro_f1", "patience": 1, "epochs": 5}
     | {"strategy": "last_two_blocks", "learning_rate": 0.01},
     "stop by recall": SMALL | {"early_stopping": "val_balanced_accuracy", "patience": 1, "epochs": 5, "strategy": "full"},

@@ -231,9 +231,9 @@ def test_an_average_lags_behind_and_is_put_back():
     for _ in range(20):
         with torch.no_grad():
             model.weight += 1
-        average.update(model)
+        average.update()
     assert average.tensors["weight"].item() == pytest.approx(19, abs=0.1)
-    with average.in_place(model):
+    with average.in_place():
         assert model.weight.item() == pytest.approx(19, abs=0.1)
     assert model.weight.item() == 20
     assert StepRule() == compute.PLAIN

@@ -14,7 +14,7 @@ from finetune_core.formatting import percent, things
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import STRATEGIES
 
-STRATEGY_FIELDS = ("strategy", "cut", "stage_rates", "features_from")
+STRATEGY_FIELDS = ("strategy", "cut", "stage_rates", "features_from", "lora_from")
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ def _strategy_title(config: RunConfig) -> str:
         return f"{title} from {config.cut} on"
     if config.features_from is not None:
         return f"{title} on {config.features_from}"
+    if config.lora_from is not None:
+        return f"{title} from {config.lora_from} on"
     if config.stage_rates is not None:
         return f"{title} ({', '.join(f'{name} {rate:g}' for name, rate in config.stage_rates.items() if rate)})"
     return title

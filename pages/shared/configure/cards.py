@@ -35,6 +35,7 @@ input { flex: none; margin: 0; accent-color: var(--st-primary-color); transform:
 }
 """
     + LOOKS_CSS
+    + ".strip .tinted { box-shadow: inset 0 -1px 0 #f0a35e; }\n"
 )
 _JS = """
 const parts = ["title", "line", "facts", "before"]

@@ -171,11 +171,11 @@ def strategy_settings(problems: dict[str, str]) -> None:
         if chosen == "custom":
             _custom_widgets()
         for name in STRATEGIES[chosen].settings:
-            if name == "features_from":
-                _last_used_widget()
+            if name in ("features_from", "lora_from"):
+                _stage_widget(name)
             elif name not in settings.NO_WIDGETS:
                 setting_field(name, problems)
-        for name in ("strategy", "cut", "stage_rates", "features_from"):
+        for name in ("strategy", "cut", "stage_rates", "features_from", "lora_from"):
             _problem(name, problems)
 
 
@@ -261,13 +261,12 @@ def _custom_widgets() -> None:
             st.number_input(name, key=settings.rate_key(name), step=0.1, persist_state="session")
 
 
-def _last_used_widget() -> None:
-    names, one = settings.stage_names()[:-1], setting_of("features_from")
-    if st.session_state.get("features_from") not in names:
-        st.session_state["features_from"] = None
-    st.selectbox(
-        one.label, names, None, placeholder=one.placeholder, help=one.help, key="features_from", persist_state="session"
-    )
+def _stage_widget(name: str) -> None:
+    """For a setting that names a stage, or none."""
+    names, one = settings.stage_names()[:-1], setting_of(name)
+    if st.session_state.get(name) not in names:
+        st.session_state[name] = None
+    st.selectbox(one.label, names, None, placeholder=one.placeholder, help=one.help, key=name, persist_state="session")
 
 
 def label(name: str) -> str:

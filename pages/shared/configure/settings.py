@@ -239,7 +239,9 @@ def _show(config: RunConfig, comparison: Mapping[str, Any]) -> None:
     st.session_state.setdefault(_SEEN, {}).setdefault(config.backbone, _named_stages(config))
     names = stage_names()
     st.session_state["custom_cut"] = config.cut if config.cut in names else last_block(names)
-    st.session_state["features_from"] = config.features_from if config.features_from in names else None
+    for setting in ("features_from", "lora_from"):
+        stage = getattr(config, setting)
+        st.session_state[setting] = stage if stage in names else None
     for name in names:
         st.session_state[rate_key(name)] = float((config.stage_rates or {"head": 1.0}).get(name, 0.0))
     for name, options in {
@@ -269,6 +271,8 @@ def _widgets() -> dict[str, Any]:
     found |= _weights()
     if found["strategy"] in FITTED and (last := st.session_state.get("features_from")) in stage_names():
         found["features_from"] = last
+    if found["strategy"] == "lora" and (first := st.session_state.get("lora_from")) in stage_names():
+        found["lora_from"] = first
     return found | _custom_strategy() if found["strategy"] == "custom" else found
 
 
@@ -289,7 +293,8 @@ def _named_stages(config: RunConfig) -> list[str]:
     """What a config says of the stages of its backbone, input to head."""
     if config.stage_rates:
         return list(config.stage_rates)
-    return [*dict.fromkeys(name for name in (config.cut, config.features_from) if name and name != "head"), "head"]
+    named = (config.cut, config.features_from, config.lora_from)
+    return [*dict.fromkeys(name for name in named if name and name != "head"), "head"]
 
 
 def _can_be(backbone: object) -> bool:

@@ -23,6 +23,7 @@ _PART_WORDS = {"norms": "norm layers only", "biases": "biases only"}
 LOOKS_CSS = """
 .unused { background: transparent; color: inherit; border-color: #8a8f98; border-style: dashed; }
 .frozen { background: #cfe8f7; color: #0b3c5d; border-color: #8cc4e6; }
+.tinted { background: #dfe6ea; color: #0b3c5d; border-color: #8cc4e6; box-shadow: inset 0 -5px 0 #f0a35e; }
 .thaws { background: #ece3dd; color: #4a3326; border-color: #f0a35e; }
 .warm { background: #ffd9b0; color: #6b2a00; border-color: #f0a35e; }
 .head { background: #ff9d57; color: #4a1a00; border-color: #d9622b; }
@@ -146,15 +147,20 @@ def draw_stages(
     total = sum(stage["parameters"] for stage in stages)
     share = percent(trained / total, 0 if trained == total else 1)
     caption = f"**{number(trained)}** of {number(total)} parameters {'are fitted' if fits else 'train'} ({share})."
+    if any(tile["look"] == "tinted" for tile in tiles):  # factors come on top of the network's own parameters
+        caption = f"**{number(trained)}** parameters train, {share} of the network's {number(total)}: LoRA's factors beside frozen weights."
     if fits == "nearest_neighbours":
         caption = "Nothing trains: the training images' features stand in for the head."
     st.markdown(caption + (" Click a stage to freeze it, or to let it train." if on_click else ""))
 
 
 def look(stage: Mapping[str, Any], is_head: bool) -> str:
-    """How a stage looks: ``unused``, ``frozen``, ``thaws`` (later), ``warm``, or ``head`` where it trains."""
+    """How a stage looks: ``unused``, ``frozen``, ``tinted`` (frozen with a small part that trains), ``thaws`` (later), ``warm``, or
+    ``head`` where it trains."""
     if stage.get("unused"):
         return "unused"
+    if stage["trains"] and stage.get("part", "all") in ("lora", "lora_norms"):
+        return "tinted"
     return "frozen" if not stage["trains"] else "head" if is_head else "thaws" if stage["thaw_epoch"] > 1 else "warm"
 
 
@@ -163,6 +169,7 @@ def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, 
     words = {
         "unused": "not used",
         "frozen": "frozen",
+        "tinted": f"LoRA {percent(stage.get('trained', 0) / stage['parameters'], 1)}",
         "thaws": f"from epoch {stage['thaw_epoch']}",
         "warm": _PART_WORDS.get(stage.get("part", "all"), "trains"),
         "head": _HEAD_WORDS[fits],
