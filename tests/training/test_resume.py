@@ -38,11 +38,12 @@ SETTINGS = {
     "last block, SGD, augmented": {"optimizer": "sgd", "augmentation": "random_resized_crop", "views": 2},
     "everything, fresh versions": {"strategy": "full", "augmentation": "flips", "epochs": 2},
     "balanced, blended": {"strategy": "full", "mixup": 0.2, "cutmix": 1.0, "sampling": "balanced", "epochs": 2},
+    "low rank, norms, averaged": {"strategy": "lora", "lora_from": "block6", "lora_norms": "train", "ema": 0.9},
     "dropout": {"backbone": "mobilenet_v3_small", "weights": "none", "strategy": "last_two_blocks", "epochs": 2},
 }
 
 
-QUICK = ("head, Adam", "last block, SGD, augmented")
+QUICK = ("head, Adam", "last block, SGD, augmented", "low rank, norms, averaged")
 
 
 @pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] * (one not in QUICK)) for one in SETTINGS])

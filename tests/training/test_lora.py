@@ -1,0 +1,378 @@
+"""LoRA: the weights that a network holds are their start and their factors, and nothing else of it moves."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.functional import conv2d, cross_entropy, linear, scaled_dot_product_attention
+
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError, RunError
+from finetune_core.models.catalogue import backbone_info
+from finetune_core.models.network import Network, build_network, network_stages
+from finetune_core.models.stages import derive_stages
+from finetune_core.training import events
+from finetune_core.training.checkpoints import BEST, LAST, checkpoint_path, load_tensors
+from finetune_core.training.compute import StepRule, train_step
+from finetune_core.training.device import Device
+from finetune_core.training.forecast import forecast
+from finetune_core.training.freezing import apply
+from finetune_core.training.loop import fit
+from finetune_core.training.lora import low_rank
+from finetune_core.training.loss_scale import LossScale
+from finetune_core.training.networks import best_network
+from finetune_core.training.optimizers import make_optimizer
+from finetune_core.training.prepare import check_config, prepare
+from finetune_core.training.speed_book import Speed
+from finetune_core.training.stage_plan import cut_index, describe, plan, trainable_parameters
+
+CPU = Device("cpu", "a processor", "fp32")
+RANK = 3
+
+
+@pytest.fixture
+def config(colour_config):
+    return partial(colour_config, batch_size=10, epochs=3, strategy="lora", lora_from="block6", lora_rank=4)
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, tokens):
+        normed = self.norm(tokens)
+        tokens = tokens + self.attention(normed, normed, normed, need_weights=False)[0]
+        return tokens + self.mlp(tokens)
+
+
+class Attending(nn.Module):
+    """A small transformer of torch's own attention, which never calls its output projection."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 8, 8)
+        self.blocks = nn.Sequential(Block(width), Block(width))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, images):
+        return self.head(self.blocks(self.stem(images).flatten(2).transpose(1, 2)).mean(1))
+
+
+def attending():
+    torch.manual_seed(0)
+    model, before = Attending().eval(), Attending().eval()
+    before.load_state_dict(model.state_dict())
+    stages = derive_stages(model, ["head"], 32)
+    return Network(model, before, stages, ("head",), "", backbone_info("resnet18")), 32
+
+
+NETWORKS = {
+    "nn.MultiheadAttention": attending,
+    "ViT of timm": lambda: (build_network("timm/test_vit", "none", 3, 0, 64), 64),
+    "CNN": lambda: (build_network("efficientnet_lite0", "none", 3, 0), 64),
+}
+
+
+def planned(network, **settings):
+    return plan(make_config({"data": "x", "strategy": "lora", "lora_rank": RANK} | settings), network.stages)
+
+
+def randomised(network, strategy):
+    """Factors of which none is zero, merged."""
+    factors = low_rank(network, strategy, 0)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for one in factors.factors.values():
+            one.up.normal_(0, 0.3 / len(one.up) ** 0.5)
+    factors.merge()
+    return factors
+
+
+def unmerged(model, factors):
+    """Have a network's layers compute what they did at the start, and the factors' part beside it."""
+
+    def beside(name, layer):
+        one = factors.factors[name]
+        start = one.start.view_as(one.weight)
+        if isinstance(layer, nn.Conv2d):
+            own = copy.deepcopy(layer)  # which pads in its own way
+            down = {"weight": one.down.view(-1, *one.weight.shape[1:])}
+            down |= {"bias": torch.zeros(len(one.down))} if layer.bias is not None else {}
+            up = one.up[:, :, None, None]
+            return lambda x: functional_call(own, {"weight": start}, x) + one.scale * conv2d(functional_call(own, down, x), up)
+        bias = layer.in_proj_bias if isinstance(layer, nn.MultiheadAttention) else layer.bias
+        return lambda x: linear(x, start, bias) + one.scale * (x @ one.down.T) @ one.up.T
+
+    def attend(project, end, heads, queries):
+        count, tokens, width = queries.shape
+        parts = project(queries).view(count, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+        return (end(scaled_dot_product_attention(*parts).transpose(1, 2).reshape(count, tokens, width)),)
+
+    for path, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            project = beside(f"{path}.in_proj_weight", module)
+            end = beside(f"{path}.out_proj.weight", module.out_proj)
+            given = project, end, module.num_heads
+            module.forward = lambda queries, _keys, _values, need_weights, given=given: attend(*given, queries)
+        elif f"{path}.weight" in factors.factors:
+            module.forward = beside(f"{path}.weight", module)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_merged_weights_answer_as_factors_beside_frozen_weights_do(name):
+    network, side = NETWORKS[name]()
+    images = torch.randn(4, 3, side, side)
+    with torch.no_grad():
+        before = network.model(images)
+        factors = randomised(network, planned(network))
+        merged = network.model(images)
+        unmerged(network.model, factors)
+        beside = network.model(images)
+    torch.testing.assert_close(merged, beside, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(merged, before, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_steps_gradients_are_those_that_autograd_gives_the_factors(name):
+    network, side = NETWORKS[name]()
+    strategy = planned(network)
+    factors = randomised(network, strategy)
+    apply(strategy, network.stages, network.model, 1)
+    network.model.eval()
+    images, labels = torch.randn(4, 3, side, side), torch.tensor([0, 1, 2, 0])
+    composed = {name: (one.start + one.scale * one.up @ one.down).view_as(one.weight) for name, one in factors.factors.items()}
+    pairs = [tensor for one in factors.factors.values() for tensor in (one.down, one.up)]
+    wanted = torch.autograd.grad(cross_entropy(functional_call(network.model, composed, images), labels), pairs)
+    cross_entropy(network.model(images), labels).backward()
+    factors.take_gradients()
+    for tensor, gradient in zip(pairs, wanted, strict=True):
+        torch.testing.assert_close(tensor.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert all(one.weight.grad is None for one in factors.factors.values())
+
+
+def step_on(network, strategy, side, *, optimizer="sgd", forward=None, scale=None, device=CPU, **rule):
+    """One step; the factors then."""
+    config = make_config({"data": "x", "strategy": "lora", "optimizer": optimizer, "learning_rate": 0.1})
+    factors = low_rank(network, strategy, 0)
+    apply(strategy, network.stages, network.model, 1)
+    made = make_optimizer(config, strategy, network.stages, network.model, factors)
+    torch.manual_seed(2)
+    images, labels = torch.randn(6, 3, side, side), torch.arange(6) % 3
+    for step in range(2):  # in the first one B is zero, so that A does not move
+        done = train_step(
+            forward or network.model, images, labels, made, device, step, StepRule(low_rank=factors, **rule), scale
+        )
+    return factors, done
+
+
+def test_what_attention_never_calls_trains_too_and_nothing_else_moves():
+    network, side = attending()
+    strategy = planned(network)
+    factors, _ = step_on(network, strategy, side)
+    assert set(factors.factors) == {
+        "stem.weight",
+        *(f"blocks.{block}.attention.{name}" for block in (0, 1) for name in ("in_proj_weight", "out_proj.weight")),
+        *(f"blocks.{block}.mlp.{layer}.weight" for block in (0, 1) for layer in (0, 2)),
+    }
+    before, now = network.pretrained.state_dict(), network.model.state_dict()
+    moved = {name for name, tensor in now.items() if not torch.equal(tensor, before[name])}
+    assert moved == {*factors.factors, "head.weight", "head.bias"}
+    for name, one in factors.factors.items():
+        change = (now[name] - before[name]).flatten(1).double()
+        assert torch.linalg.matrix_rank(change, rtol=1e-4) == RANK, name
+        assert torch.equal(now[name], one.merged())
+
+
+def test_parts_of_a_batch_and_a_loss_scale_make_the_same_step():
+    def weights(**how):
+        network, side = attending()
+        step_on(network, planned(network), side, **how)
+        return network.model.state_dict()
+
+    usual = weights()
+    scale = LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
+    for other in (weights(micro_batch=2), weights(scale=scale)):
+        for name, tensor in usual.items():
+            torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-5)
+    clipped = weights(clip_norm=1e-3)
+    assert not torch.allclose(clipped["head.weight"], usual["head.weight"], atol=1e-3)
+
+
+def test_gradients_of_an_attempt_that_ran_out_of_memory_are_forgotten():
+    class Short(nn.Module):
+        """Memory that ends in the second part of a batch, once."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner, self.passes = inner, 0
+
+        def forward(self, images):
+            self.passes += 1
+            if self.passes == 2:
+                raise torch.OutOfMemoryError("out of memory")
+            return self.inner(images)
+
+    network, side = attending()
+    _, done = step_on(network, planned(network), side, forward=Short(network.model), micro_batch=4)
+    other, _ = attending()
+    step_on(other, planned(other), side, micro_batch=4)
+    assert done.skipped == 0
+    for (name, tensor), expected in zip(network.model.state_dict().items(), other.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_step_that_is_skipped_changes_nothing(optimizer):
+    class Overflowing(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images):
+            return self.inner(images) * torch.inf
+
+    network, side = attending()
+    before = {name: tensor.clone() for name, tensor in network.model.state_dict().items()}
+    scale = LossScale(torch.tensor(1024.0), torch.zeros((), dtype=torch.int32))
+    _, done = step_on(network, planned(network), side, optimizer=optimizer, forward=Overflowing(network.model), scale=scale)
+    assert (done.skipped.item(), scale.factor.item()) == (1, 256)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.model.state_dict().items())
+
+
+def test_factors_are_counted_without_a_network_and_depthwise_convolutions_have_none():
+    stages = network_stages("efficientnet_lite0", 3)
+    names = {name for stage in stages for name in stage.matrices}
+    assert "blocks.1.0.conv_pw.weight" in names
+    assert not [name for name in names if "conv_dw" in name or "classifier" in name or "bn" in name]
+    stages = network_stages("resnet18", 3)
+    settings = {"data": "x", "backbone": "resnet18", "strategy": "lora", "lora_from": "layer4", "lora_rank": 8}
+    strategy = plan(make_config(settings), stages)
+    inputs = (256 * 9, 512 * 9, 256, 512 * 9, 512 * 9)  # of layer4's five convolutions, of 512 channels each
+    assert trainable_parameters(strategy, stages) == 8 * sum(512 + each for each in inputs) + 512 * 3 + 3
+    assert cut_index(strategy) == 4
+    rows = describe(strategy, stages)
+    assert [row["part"] for row in rows] == ["all"] * 4 + ["lora", "all"]
+    assert rows[4]["trained"] == 8 * sum(512 + each for each in inputs)
+    norms = plan(make_config(settings | {"lora_norms": "train"}), stages)
+    assert trainable_parameters(norms, stages) - trainable_parameters(strategy, stages) == 5 * 512 * 2
+    assert [one.batchnorm for one in (strategy[4], norms[4])] == ["frozen", "train"]
+
+
+def test_a_rank_beyond_a_matrix_is_its_own():
+    network, _ = attending()
+    factors = low_rank(network, planned(network, lora_rank=100, lora_alpha=50), 0)
+    assert {len(one.down) for one in factors.factors.values()} == {8}
+    assert {one.scale for one in factors.factors.values()} == {0.5}
+
+
+def test_settings_that_do_not_fit_are_refused_by_field(colour_config):
+    with pytest.raises(ConfigError, match="lora_from: belongs to lora, not to full"):
+        colour_config(strategy="full", lora_from="block3")
+    with pytest.raises(ConfigError, match="l2_sp: pulls whole weights back"):
+        colour_config(strategy="lora", l2_sp=0.1)
+    for stage in ("block9", "head"):
+        with pytest.raises(
+            ConfigError, match=f"lora_from: there is no stage '{stage}'; the stages of efficientnet_lite0 are stem"
+        ):
+            check_config(colour_config(strategy="lora", lora_from=stage))
+    other = colour_config(strategy="lora", lora_from="block3").for_strategy("full")
+    assert other["lora_from"] is None
+
+
+def trained(config, folder):
+    folder.mkdir()
+    return list(fit(config, folder))
+
+
+def test_a_checkpoint_holds_factors_and_the_head_and_makes_a_plain_network(config, tmp_path):
+    settings = config(lora_norms="train")
+    found = trained(settings, tmp_path / "run")
+    assert isinstance(found[-1], events.RunFinished)
+    tensors, info = load_tensors(tmp_path / "run", BEST)
+    kept = {name.removesuffix(".lora_A").removesuffix(".lora_B") for name in tensors if ".lora_" in name}
+    stages = network_stages("efficientnet_lite0", 3)
+    late = {name for stage in stages[6:] for name in stage.matrices}
+    norms = {name for stage in stages[6:-1] for name in (*stage.norms, *stage.buffers)}
+    assert kept == late
+    assert tensors.keys() - {f"{name}.lora_{kind}" for name in kept for kind in "AB"} == norms | {
+        "classifier.weight",
+        "classifier.bias",
+    }
+    network, _ = best_network(settings, tmp_path / "run")
+    assert network.model.state_dict().keys() == build_network("efficientnet_lite0", "none", 3, 0).model.state_dict().keys()
+    before = network.pretrained.state_dict()
+    for name in late:
+        factors = tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]
+        merged = torch.addmm(before[name].flatten(1), factors[1], factors[0], alpha=4.0)
+        assert torch.equal(network.model.get_parameter(name).flatten(1), merged)
+        assert not torch.equal(merged, before[name].flatten(1)), name
+    others = network.model.state_dict().keys() - late - norms - {"classifier.weight", "classifier.bias"}
+    assert all(torch.equal(network.model.state_dict()[name], before[name]) for name in others)
+    assert info.epoch == found[-1].best_epoch
+    assert checkpoint_path(tmp_path / "run", BEST).stat().st_size < 800_000
+
+
+def test_a_checkpoint_of_another_rank_is_refused(config, tmp_path):
+    trained(config(epochs=1), tmp_path / "run")
+    with pytest.raises(RunError, match=r"lora_A has another shape"):
+        best_network(config(epochs=1, lora_rank=2), tmp_path / "run")
+    with pytest.raises(RunError, match="tensors of"):
+        best_network(config(epochs=1, lora_from="block5"), tmp_path / "run")
+
+
+def test_the_frozen_stages_are_cached_and_that_changes_nothing(config, tmp_path):
+    cached, uncached = (trained(config(cache=how), tmp_path / how) for how in ("auto", "off"))
+    started = [next(event for event in found if isinstance(event, events.RunStarted)) for found in (cached, uncached)]
+    assert [event.cache.where for event in started] == ["memory", "off"]
+    ours, theirs = (load_tensors(tmp_path / how, LAST)[0] for how in ("auto", "off"))
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_the_audit_sees_a_weight_that_is_not_what_its_factors_say(config, tmp_path, monkeypatch):
+    job = finish_preparing(config())
+    job.low_rank.merge()
+    assert not job.low_rank.unmerged()
+    name = next(iter(job.low_rank.factors))
+    with torch.no_grad():
+        job.network.model.get_parameter(name).view(-1)[0] += 1e-6
+    assert job.low_rank.unmerged() == [name]
+
+
+def finish_preparing(config):
+    stream = prepare(config)
+    while True:
+        try:
+            next(stream)
+        except StopIteration as end:
+            return end.value
+
+
+def test_a_forecast_counts_factors_the_gradients_of_what_they_change_and_the_cache(config):
+    speed = Speed(trunk=0.01, step=0.02, forward=0.005, activation_bytes=1000, step_bytes=5_000_000, exact=0.0)
+    job = finish_preparing(config())
+    few, more = (forecast(config(lora_rank=rank), job.dataset, speed, 0.001) for rank in (1, 8))
+    stages = job.network.stages
+    assert more.trainable_parameters == trainable_parameters(plan(config(lora_rank=8), stages), stages)
+    assert more.memory_bytes - few.memory_bytes == 12 * (more.trainable_parameters - few.trainable_parameters)
+    alone = forecast(config(strategy="feature_extraction", lora_from=None), job.dataset, speed, 0.001)
+    matrices = sum(rows * columns for stage in stages[6:-1] for rows, columns in stage.matrices.values())
+    beside = few.memory_bytes - 12 * few.trainable_parameters - (alone.memory_bytes - 12 * alone.trainable_parameters)
+    assert beside == 4 * matrices
+
+
+def test_the_seed_decides_the_first_factors():
+    network, _ = attending()
+    strategy = planned(network)
+    one, again, other = (low_rank(network, strategy, seed).tensors for seed in (0, 0, 1))
+    for name, tensor in one.items():
+        assert torch.equal(tensor, again[name])
+        assert torch.equal(tensor, other[name]) == name.endswith("lora_B")
+    same = [tensor for name, tensor in one.items() if name.endswith("mlp.0.weight.lora_A")]
+    assert not torch.equal(*same)
