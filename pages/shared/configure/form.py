@@ -175,7 +175,8 @@ def strategy_settings(problems: dict[str, str]) -> None:
                 _stage_widget(name)
             elif name not in settings.NO_WIDGETS:
                 setting_field(name, problems)
-        for name in ("strategy", "cut", "stage_rates", "features_from", "lora_from"):
+        own = [name for one in STRATEGIES.values() for name in one.settings if name in settings.NO_WIDGETS]
+        for name in ("strategy", *dict.fromkeys(own)):
             _problem(name, problems)
 
 

@@ -166,10 +166,11 @@ def look(stage: Mapping[str, Any], is_head: bool) -> str:
 
 def _tile(stage: Mapping[str, Any], is_head: bool, learning_rate: float | None, fits: Fit | None) -> dict[str, str]:
     style = look(stage, is_head)
+    share = stage.get("trained", 0) / (stage["parameters"] or 1)  # of an unused stage none are counted
     words = {
         "unused": "not used",
         "frozen": "frozen",
-        "tinted": f"LoRA {percent(stage.get('trained', 0) / stage['parameters'], 1)}",
+        "tinted": f"LoRA {percent(share, 1)}",
         "thaws": f"from epoch {stage['thaw_epoch']}",
         "warm": _PART_WORDS.get(stage.get("part", "all"), "trains"),
         "head": _HEAD_WORDS[fits],
