@@ -133,6 +133,16 @@ def test_a_cut_or_rates_for_stages_add_the_strategy_that_they_describe(image_fol
         designed(fixed | {"strategy": "full,last_block"}, data, None, as_is=True)
 
 
+@pytest.mark.parametrize(("setting", "owner"), [("lora_from", "lora"), ("features_from", "prototypes")])
+def test_a_stage_that_one_of_the_strategies_is_told_is_no_setting_of_the_others(image_folder, tmp_path, setting, owner):
+    data = str(image_folder(tmp_path / "images", {"red": 9, "blue": 9}))
+    given = {"strategy": f"full,{owner}", "seed": "0", setting: "block6"}
+    configs = designed(given, data, None, as_is=True)
+    assert {config.strategy: getattr(config, setting) for config in configs} == {owner: "block6", "full": None}
+    with pytest.raises(ConfigError, match=f"{setting}: belongs to .*{owner}"):
+        designed(given | {"strategy": "full,last_block"}, data, None, as_is=True)
+
+
 def test_the_baseline_is_added_once_and_says_what_training_gained(image_folder, tmp_path):
     data = str(image_folder(tmp_path / "images", {"red": 14, "blue": 14}))
     fixed = {"strategy": "last_block", "seed": "0"}

@@ -14,6 +14,7 @@ from finetune_core.commands.runs import at_own_size, followed_by, with_descripti
 from finetune_core.commands.terminal import err, out, plain_table, progress_bar, show_work
 from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig, make_config
+from finetune_core.config.run_config import FITTED
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.compare import Comparison
@@ -71,6 +72,9 @@ def designed(
             strategies.append("custom")
         elif "custom" not in strategies:
             raise ConfigError(dict.fromkeys(customs, "describes the strategy custom: name that among the strategies, too"))
+    for name, owners in (("features_from", FITTED), ("lora_from", ("lora",))):  # left out of the other strategies' settings
+        if name in settings and (named_owners := [one for one in strategies if one in owners]):
+            settings.setdefault("strategy", named_owners[0])
     if baseline and BASELINE not in strategies:
         strategies.append(BASELINE)
     settings["data"] = resolved(data)
