@@ -315,7 +315,7 @@ def compare(
         comparison = compare_runs(runs, measure)
         shifted = on_shifted(runs, on, measure) if on else None
         if report:
-            write_report(comparison, report)
+            write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
     if as_json:
         on_other = {"shifted": shift_json(shifted.shift) | shifted.to_json()} if shifted else {}

@@ -11,6 +11,7 @@ from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.comparison.pairs import Pair
 from finetune_core.evaluation.comparison.report import arm_verdict_words, arms_table, pairs_table
+from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.verdicts import CLAIM_HELP, CLAIMS, of_pair
 from finetune_core.figures.comparison import (
     COSTS,
@@ -292,15 +293,15 @@ def curves(comparison: Comparison) -> None:
         column.plotly_chart(figure, key=f"curves-{kind}-{axis}", alt=f"Validation {kind} of every run on shared axes")
 
 
-def share(comparison: Comparison) -> None:
+def share(comparison: Comparison, shift: ShiftComparison | None) -> None:
     st.download_button(
         "Report, one HTML file",
-        lambda: whole_report(comparison, readable_roots()),
+        lambda: whole_report(comparison, readable_roots(), shift),
         "comparison.html",
         "text/html",
         icon=":material/download:",
         on_click="ignore",  # redrawing the page would let go of the very file that is asked for
-        help="Verdict, tables, figures, layer diagnostics if measured, and the clearest disagreements of the two best networks, in one file that opens offline, without Thaw. Anyone who can reach this server sees the same under the address of this page.",
+        help="Verdict, tables, figures, the shifted data that are chosen below, layer diagnostics if measured, and the clearest disagreements of the two best networks, in one file that opens offline, without Thaw. Anyone who can reach this server sees the same under the address of this page.",
     )
 
 
@@ -342,11 +343,13 @@ def judged_together(runs: list[Run]) -> None:
         st.error(plain(str(error)), icon=":material/error:")
         return
     verdict(comparison)
-    share(comparison)
+    sharing = st.container()  # above what the report holds, and drawn once that is known
     arms(comparison)
     pairs(comparison)
     costs(comparison)
-    distribution_shift(comparison)
+    shift = distribution_shift(comparison)
+    with sharing:
+        share(comparison, shift)
     shapes(comparison)
     curves(comparison)
     # One run an arm, each with its first seed: equal seeds saw the same images in the same order.

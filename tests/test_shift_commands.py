@@ -72,6 +72,18 @@ def test_runs_that_have_predicted_it_are_compared_without_asking_them_again(comp
     assert again["shifted"]["arms"] == compared[3]["shifted"]["arms"]
 
 
+def test_the_report_holds_the_other_axis(compared, runs, tmp_path):
+    usual = [*(run.run_dir for run in runs[:2]), "--json", "--report"]
+    thaw("compare", *usual, tmp_path / "without.html")
+    assert "Distribution shift" not in (tmp_path / "without.html").read_text()
+    done = thaw("compare", *usual, tmp_path / "with.html", "--on", compared[2])
+    page = (tmp_path / "with.html").read_text()
+    result = json.loads(done.stdout)
+    assert "<h2>Distribution shift</h2>" in page
+    assert result["shifted"]["networks"] in page
+    assert "48 images of another data set" in page
+
+
 def test_people_read_both_verdicts(compared, runs):
     text = thaw("compare", *(run.run_dir for run in runs), "--on", compared[2]).stdout
     assert compared[3]["strategies"] in text

@@ -194,14 +194,17 @@ def print_shifted(found: ShiftComparison) -> None:
         out.print(escape(line))
 
 
-def write_report(comparison: Comparison, file: Path) -> None:
+def write_report(comparison: Comparison, file: Path, shift: ShiftComparison | None = None) -> None:
     """The comparison as one HTML file.
+
+    Args:
+        shift: the same runs on another data set.
 
     Raises:
         RunError: when it cannot be written.
     """
     try:
-        write_bytes(file, whole_report(comparison).encode())
+        write_bytes(file, whole_report(comparison, shift=shift).encode())
     except OSError as error:
         raise RunError(f"The report cannot be written to {file}: {error}.") from None
     err.print(escape(f"The report is in {file}."))

@@ -9,16 +9,41 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
 from finetune_core.evaluation.comparison.pictured import pictured
 from finetune_core.evaluation.comparison.report import report_html
-from finetune_core.figures.comparison import COSTS, Axis, accuracies, by_data, by_depth, learning_curves, offered_costs, pareto
+from finetune_core.evaluation.comparison.shift import ShiftComparison
+from finetune_core.figures.comparison import (
+    COSTS,
+    Axis,
+    accuracies,
+    against_shifted,
+    by_data,
+    by_depth,
+    learning_curves,
+    offered_costs,
+    pareto,
+)
 from finetune_core.figures.layer_diagnostics import MEASURES as MOVES
 from finetune_core.figures.layer_diagnostics import by_stage, probe_profile
 
 Headed = list[tuple[str, go.Figure]]
 
 
-def whole_report(comparison: Comparison, roots: Sequence[Path] = ()) -> str:
-    """The report; takes the moments that two networks need to look at a few images: those in ``roots`` only, when given."""
-    return report_html(comparison, comparison_figures(comparison), moved_figures(comparison), pictured(comparison, roots))
+def whole_report(comparison: Comparison, roots: Sequence[Path] = (), shift: ShiftComparison | None = None) -> str:
+    """The report; takes the moments that two networks need to look at a few images: those in ``roots`` only, when given.
+
+    Args:
+        shift: the same runs on another data set.
+    """
+    return report_html(
+        comparison,
+        comparison_figures(comparison),
+        moved_figures(comparison),
+        pictured(comparison, roots),
+        shift=(shift, _both_axes(shift)) if shift else None,
+    )
+
+
+def _both_axes(shift: ShiftComparison) -> go.Figure:
+    return against_shifted(shift.own.arms, [arm.score for arm in shift.shifted.arms], shift.shift.name)
 
 
 def comparison_figures(comparison: Comparison) -> Headed:

@@ -12,6 +12,7 @@ from finetune_core.evaluation.prediction.neighbours import compute_neighbourhood
 from finetune_core.evaluation.prediction.predictor import load_predictor
 from finetune_core.evaluation.single_run.fp32 import evaluate_in_fp32
 from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.exporters.formats import export_run
 from finetune_core.inspection.features import compute_features
 from finetune_core.runs.store import read_run
@@ -40,6 +41,7 @@ WORK = {
     "batch with neighbours": _unlike,
     "neighbours": lambda run: partial(compute_neighbourhood, run, encoder(load_predictor(run))),
     "robustness": lambda run: partial(measure_robustness, run, "val"),
+    "shift": lambda run: partial(predict_shifted, [run], run.config.data),
     "fp32": lambda run: partial(evaluate_in_fp32, run),
     "layers": lambda run: partial(measure_layers, [run]),
     "features": lambda run: partial(compute_features, load_dataset(run.config.data), run.config.backbone, 32),

@@ -12,6 +12,7 @@ from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, 
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.pictured import Pictured
+from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, PairWords, errors_in_words, of_pair
 from finetune_core.formatting import duration, number, percent, size, things
@@ -57,11 +58,13 @@ def report_html(
     moved: Headed = (),
     pictures: Sequence[Pictured] = (),
     title: str = "Comparison of runs",
+    shift: tuple[ShiftComparison, go.Figure] | None = None,
 ) -> str:
     """The whole comparison: verdict, tables, figures and pictures, plotly's own script among it (about 5 MB).
 
     Args:
         figures, moved: (heading, figure); ``moved`` are those of what training moved, none where that was not measured.
+        shift: the same runs on another data set, and the figure of both axes.
     """
     from plotly.offline import get_plotlyjs
 
@@ -70,6 +73,7 @@ def report_html(
         comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
         *(_figure(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
+        _shifted(*shift) if shift else "",
         _pictured(pictures),
         _moved(comparison, moved),
         "<h2>Runs</h2>",
@@ -257,6 +261,14 @@ def _moved(comparison: Comparison, figures: Headed) -> str:
         lines.append(f"<li><b>{escaped(arm.title)}</b>: {escaped(advice.what)}. {escaped(advice.reason)}</li>")
     drawn = "".join(_figure(f"moved-{at}", "h3", *one) for at, one in enumerate(figures))
     return f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
+
+
+def _shifted(found: ShiftComparison, figure: go.Figure) -> str:
+    """The verdict on another data set, and both axes."""
+    on = f"On {things(found.shifted.images, 'image')} of another data set, {found.shift.data}."
+    drawn = _figure("shifted", "h3", "In-distribution against shifted", figure)
+    said = f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}{paragraphs(*found.left_out())}"
+    return f"<h2>Distribution shift</h2>{said}"
 
 
 _NOT_MEASURED = "Not measured when this report was made: Compare measures it when asked, and then a new report holds it."

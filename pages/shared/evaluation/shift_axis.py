@@ -35,8 +35,12 @@ _HELP = (
 _MOST_PAIRS = 6  # described in words
 
 
-def distribution_shift(comparison: Comparison) -> None:
-    """Draw in-distribution against shifted scores, with the verdicts on either."""
+def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
+    """Draw in-distribution against shifted scores, with the verdicts on either.
+
+    Returns:
+        The comparison on the data set that is chosen; None where there is none.
+    """
     st.header("Distribution shift", anchor=False, help=_HELP)
     runs = [member.run for arm in comparison.arms for member in arm.members]
     taken(runs)
@@ -44,19 +48,21 @@ def distribution_shift(comparison: Comparison) -> None:
     corrupted = {f"corrupted-{name}-{severity}": (name, severity) for name, severity in corruptions_of(comparison)}
     titles = named_apart({mark: shift.name for mark, shift in shifts.items()})
     titles |= {mark: corrupted_title(which) for mark, which in corrupted.items()}
+    found = None
     if titles:
         chosen = chosen_shift(titles)
         if chosen in corrupted:
             _corrupted(comparison, corrupted[chosen])
         else:
-            _shifted(comparison, runs, shifts[chosen])
+            found = _shifted(comparison, runs, shifts[chosen])
     else:
         st.markdown("None of these runs was evaluated on shifted images yet.")
     with st.expander("Evaluate on another data set", icon=":material/add_photo_alternate:"):
         evaluate_on_other(runs)
+    return found
 
 
-def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> None:
+def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> ShiftComparison | None:
     problems = {run.run_id: problem for run in runs if (problem := shift_problem(run, shift.fingerprint))}
     if problems:
         st.markdown(f"{things(len(problems), 'run')} of {len(runs)} cannot be compared on {plain(shift.data)} yet.")
@@ -70,18 +76,19 @@ def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> None:
             args=(runs, shift.data),
             disabled=going_on(runs),
         )
-        return
+        return None
     try:
         found = compare_shift(runs, shift.fingerprint, comparison.measure.name)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
-        return
+        return None
     _scatter(found.own, [arm.score for arm in found.shifted.arms], shift.name)
     _verdicts(found)
     _table(*found.in_rows(), key="shift-arms")
     for line in found.left_out():
         st.caption(plain(line))
     _pairs(found.shifted)
+    return found
 
 
 def _verdicts(found: ShiftComparison) -> None:

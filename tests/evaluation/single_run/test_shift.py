@@ -167,6 +167,23 @@ def test_what_lies_outside_the_readable_folders_is_refused_even_packed(run, ids,
     assert result.images == len(ids["test"])
 
 
+def test_splits_of_the_other_data_do_not_count_and_a_manifest_will_do(run, ids, trained_once, tmp_path):
+    half = len(ids["test"]) // 2
+    folder = tmp_path / "split"
+    darkened(ids["test"][:half], trained_once.data, folder / "train")
+    darkened(ids["test"][half:], trained_once.data, folder / "val")
+    result = predicted(run, folder)
+    assert result.images == len(ids["test"])
+    rows = [f"{sample},{'red' if at % 2 else 'blue'}" for at, sample in enumerate(result.predictions["id"])]
+    (folder / "set.csv").write_text("\n".join(["path,label", *rows]))
+    named = predicted(run, folder / "set.csv")
+    assert named.per_class.set_index("class")["images"].to_dict() == {
+        "blue": -(-len(rows) // 2),
+        "red": len(rows) // 2,
+        NASTY: 0,
+    }
+
+
 def test_work_that_is_broken_off_keeps_nothing_and_several_runs_are_named(trained_once, ids, tmp_path):
     runs = [read_run(folder) for folder in trained_once.copied(tmp_path / "runs")]
     folder = darkened(ids["test"], trained_once.data, tmp_path / "dark")
