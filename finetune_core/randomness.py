@@ -14,6 +14,11 @@ def stream(seed: int, kind: str = "cpu") -> torch.Generator:
     return torch.Generator(kind).manual_seed(seed)
 
 
+def step_seed(seed: int, step: int) -> int:
+    """Of what a run's step draws; different for each seed and step of it. On a processor torch looks at the low 32 bits alone."""
+    return (seed * 2_654_435_761 + step) % 2**32  # Knuth's multiplier keeps the steps of different seeds far apart
+
+
 @contextmanager
 def drawing_from(numbers: torch.Generator) -> Iterator[None]:
     """Within the block torch draws from ``numbers`` on their device, block after block where they were left; afterwards its own

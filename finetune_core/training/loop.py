@@ -14,6 +14,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.files import is_there
+from finetune_core.randomness import step_seed
 from finetune_core.training.checkpoints import (
     BEST,
     LAST,
@@ -253,7 +254,7 @@ def _step(trainer: _Trainer, epoch: int, step: int, steps: int, rows: np.ndarray
     before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
     # Dropout's randomness depends on the step alone.
     with kept_for_backward(job.forward) if before else nullcontext() as kept:
-        seed = (config.seed << 32) + position
+        seed = step_seed(config.seed, position)
         done = train_step(job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale)
     if trainer.average:
         with explained("to average the weights. Freeze more stages, or switch weight EMA off."):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_core.randomness import drawing_from, seeded, stream
+from finetune_core.randomness import drawing_from, seeded, step_seed, stream
 from finetune_core.training import compute
 from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import Device
@@ -128,3 +128,12 @@ def test_a_block_goes_on_where_the_last_one_stopped(gpu):
             gpu.set_state(torch.Generator().manual_seed(9).get_state())
     assert torch.equal(found[0], torch.rand(2, generator=stream(4)))
     assert torch.equal(found[1], torch.rand(2, generator=stream(9)))
+
+
+def test_each_seed_and_step_of_a_run_drops_other_units():
+    masks = []
+    for seed in (0, 1, 2**31 - 1):
+        for step in (0, 1, 100_000):
+            with seeded(step_seed(seed, step)):
+                masks.append(tuple(nn.functional.dropout(torch.ones(64), 0.5).tolist()))
+    assert len(set(masks)) == 9
