@@ -21,6 +21,7 @@ from finetune_core.commands.options import (
     AsJson,
     Data,
     RunFolder,
+    RunsDir,
     refused_in_words,
     takes_settings,
 )
@@ -176,7 +177,7 @@ def train(
         ),
     ] = False,
     as_is: AsIs = False,
-    runs_dir: Annotated[Path | None, typer.Option(help="The folder in which the run's folder is created.")] = None,
+    runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
@@ -199,6 +200,29 @@ def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
 
     with refused_in_words():
         reservation = reopen_run(opened(run_dir).run_dir)
+    train_to_the_end(reservation, as_json)
+
+
+@app.command()
+def average(
+    run_dirs: Annotated[list[str], typer.Argument(metavar="RUN_DIR…", help="Folders or ids of runs.")],
+    how: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="soup: the mean of all; greedy_soup: of those that do not lower the validation accuracy (Model soups); wise: between one "
+            "run and what it started from (WiSE-FT).",
+        ),
+    ],
+    runs_dir: RunsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Average the weights of runs into a new one: nothing trains, and one network predicts."""
+    from finetune_core.commands.average import average_of
+    from finetune_core.commands.train import begun, train_to_the_end
+
+    with refused_in_words():
+        reservation = begun(average_of(run_dirs, how), runs_dir or paths.runs_dir())
     train_to_the_end(reservation, as_json)
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from finetune_core import paths
 from finetune_core.commands.advise import advised
+from finetune_core.commands.average import average_of
 from finetune_core.commands.compare import write_report
 from finetune_core.commands.evaluate import evaluated_run, shifted_run
 from finetune_core.commands.input import settings_in_file
@@ -105,6 +106,22 @@ def resume(run: AnyRun, *, progress: bool | None = None) -> Run:
     """
     with progress_shown(progress):
         return trained(reopen_run(_opened(run).run_dir))
+
+
+def average(runs: Iterable[AnyRun], how: str, *, runs_dir: AnyPath | None = None, progress: bool | None = None) -> Run:
+    """Average the weights of runs into a new one, without training.
+
+    Args:
+        how: ``soup``, ``greedy_soup``, or ``wise`` of one run and what it started from.
+        runs_dir: where the new run's folder goes.
+
+    Raises:
+        ConfigError: when they cannot be averaged, naming each run and the reason.
+        FinetuneError: when the data or weights cannot be had.
+    """
+    with progress_shown(progress):
+        wanted = average_of([os.fspath(one.run_dir if isinstance(one, Run) else one) for one in runs], how)
+        return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
 
 
 def evaluate(

@@ -19,6 +19,7 @@ PHASE_WORDS = {
     "trunk": "Computing the frozen stages (once)",
     "choose": "Cross-validating",
     "fit": "Fitting the classifier",
+    "average": "Averaging weights",
     "rates": "Trying learning rates",
     "timing": "Timing a few training steps",
     "validate": "Validating",

@@ -10,7 +10,7 @@ from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
 from finetune_core.evaluation.comparison.measures import ACCURACY, MEASURES
 from finetune_core.evaluation.comparison.pairs import Pair
-from finetune_core.evaluation.comparison.report import arm_verdict_words, arms_table, pairs_table
+from finetune_core.evaluation.comparison.report import arm_verdict_words, arms_table, ensemble_in_words, pairs_table
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.comparison.verdicts import CLAIM_HELP, CLAIMS, of_pair
 from finetune_core.figures.comparison import (
@@ -33,6 +33,7 @@ from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure import form, settings
 from pages.shared.configure.comparison_form import start_form
 from pages.shared.data.chosen import readable_roots
+from pages.shared.evaluation.averages import offer_averages
 from pages.shared.evaluation.claims import CLAIM_LOOKS, claim_badge
 from pages.shared.evaluation.diagnostics import disagreements, what_moved
 from pages.shared.evaluation.shift_axis import distribution_shift
@@ -66,6 +67,7 @@ COLUMN_HELP = {
     "Log loss": "Mean cross-entropy in nats; mean over the seeds. Lower is better.",
     "95 % interval": "For new images and, with several seeds, new seeds.",
     "Over seeds": "The worst and the best seed, and the standard deviation over seeds: variation that has nothing to do with the images.",
+    "Ensemble of the seeds": "The mean of the seeds' probabilities, with its 95 % interval for new images. It takes as long to predict as all of them together.",
     "Time": "Of the median run. The first of several also computes the activation cache that the others reuse.",
     "Without the cache": "The time of the same run if its frozen stages ran in every epoch. A little too low where the cache was computed from that of another strategy.",
     "Trainable": "Parameters that are trained.",
@@ -213,6 +215,8 @@ def arms(comparison: Comparison) -> None:
     )
     st.caption("Large: mean over the seeds, with its 95 % interval. Small: each seed.")
     table(*arms_table(comparison), key="arms")
+    if words := ensemble_in_words(comparison):
+        st.caption(plain(words))
 
 
 def pairs(comparison: Comparison) -> None:
@@ -344,6 +348,9 @@ def judged_together(runs: list[Run]) -> None:
         return
     verdict(comparison)
     sharing = st.container()  # above what the report holds, and drawn once that is known
+    if queued := offer_averages([run for run in runs if run.judged]):
+        remember([*(run.run_id for run in runs), queued])
+        st.rerun()
     arms(comparison)
     pairs(comparison)
     costs(comparison)

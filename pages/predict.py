@@ -8,7 +8,6 @@ from finetune_core.data.decode import EXTENSIONS
 from finetune_core.errors import FinetuneError
 from finetune_core.formatting import things
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import epochs_of
 from pages.shared.account import gate
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.evaluation.export import export_buttons
@@ -128,7 +127,7 @@ def try_out(runs: list[Run]) -> None:
     if kind == "live":
         live(classifiers)
         offer_neighbours(classifiers, "Flag what is unlike the training images")
-        if not epochs_of(chosen.config):
+        if chosen.history.fitted:
             fine_tune(chosen)
     else:
         offer_neighbours(classifiers)

@@ -18,6 +18,7 @@ from pages.shared.account import may_change
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure.stages import draw_stages, with_unused
 from pages.shared.evaluation.live import show_live
+from pages.shared.runs.averaged import averaged
 from pages.shared.runs.backend import store
 from pages.shared.runs.controls import attempt, controls
 from pages.shared.runs.damaged import damaged_runs
@@ -97,7 +98,8 @@ def ending(run: Run) -> None:
         if run.status == "cancelled":
             st.info("It was cancelled before it began. *Resume* queues it again.", icon=":material/info:")
         if run.status in ("stopped", "paused", "interrupted"):
-            words = "No epoch had ended" if epochs_of(run.config) else "The classifier was not fitted yet"
+            at_once = "Nothing was averaged yet" if run.config.averaged else "The classifier was not fitted yet"
+            words = "No epoch had ended" if epochs_of(run.config) else at_once
             st.info(f"{words}, so there is nothing to evaluate.", icon=":material/info:")
         next_step("pages/configure.py", "Configure another run", primary=not run.resumable)
         return
@@ -108,7 +110,8 @@ def ending(run: Run) -> None:
         return
     best = summary(run)["best_epoch"]
     kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
-    kept = f"Epoch {best} was the best and is kept." if best else "Its head was fitted without epochs."
+    at_once = "Its weights are averaged." if run.config.averaged else "Its head was fitted without epochs."
+    kept = f"Epoch {best} was the best and is kept." if best else at_once
     took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
     st.info(
         f"**{percent(result.accuracy)} correct** on {number(result.images)} {kind} "
@@ -147,6 +150,7 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
         ending(run)
     numbers(run)
     fit_chosen(run)
+    averaged(run)
     if others and run.history.epochs:
         overlaid_charts([run, *others])
     else:

@@ -159,6 +159,14 @@ def test_a_comparison_is_that_of_the_command_and_is_written(runs, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_average_is_a_run_that_names_those_it_is_made_of(runs, base, tmp_path):
+    made = thaw.average(runs, "soup", runs_dir=tmp_path, progress=False)
+    assert (made.status, made.config.strategy) == ("finished", "last_block")
+    assert sorted(made.config.averaged.runs) == sorted(str(run.run_dir) for run in runs)
+    with pytest.raises(ConfigError, match="name one"):
+        thaw.average(runs, "wise", runs_dir=tmp_path)
+
+
 def test_an_inspection_is_that_of_the_command_and_escapes_names(base):
     found = thaw.inspect(base / "images", deep=True, val_fraction=0.2)
     assert found.to_json() == cli("inspect", base / "images", "--deep", "--val-fraction", "0.2")

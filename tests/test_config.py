@@ -142,8 +142,8 @@ def test_every_setting_has_a_label_and_a_help_text_of_its_own():
     assert len({one.label for one in described}) == len({one.help for one in described}) == len(described)
 
 
-def test_every_setting_has_a_section_but_for_the_data_and_the_changes_to_it():
-    assert all_settings().keys() - set(names_in(*SECTIONS)) == {"data", "edits"}
+def test_every_setting_has_a_section_but_for_what_no_form_asks_for():
+    assert all_settings().keys() - set(names_in(*SECTIONS)) == {"data", "edits", "averaged"}
 
 
 def test_every_choice_of_a_setting_has_a_word_for_it():

@@ -8,6 +8,7 @@ from finetune_core.evaluation.single_run.calibration import calibration
 from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest
 from finetune_core.evaluation.single_run.metrics import evaluate
 from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
+from finetune_core.figures.averages import mixing_curve
 from finetune_core.figures.calibration import coverage_figure, reliability_diagram
 from finetune_core.figures.curves import SMOOTHED, compared_curve, training_curve
 from finetune_core.figures.data import class_counts, feature_map, probe_curve
@@ -241,3 +242,12 @@ def test_nothing_is_outlined_before_a_cell_is_chosen():
 def test_a_share_that_is_not_all_does_not_read_100_percent():
     cells = confusion_heatmap(np.array([[999, 1], [0, 5]]), ["a", "b"], "true").data[0].text
     assert np.array(cells).tolist() == [["99%", "1%"], ["", "100%"]]
+
+
+def test_the_mixing_curve_shows_every_coefficient_and_marks_the_chosen_one():
+    curve = [{"coefficient": tenth / 10, "accuracy": 0.5 + tenth / 50, "loss": 1.0} for tenth in range(11)]
+    figure = mixing_curve(curve, 0.4)
+    assert list(figure.data[0].x) == [point["coefficient"] for point in curve]
+    assert list(figure.data[0].y) == [point["accuracy"] for point in curve]
+    assert figure.layout.shapes[0].x0 == figure.layout.shapes[0].x1 == 0.4
+    assert figure.layout.annotations[0].text == "chosen: 0.4"

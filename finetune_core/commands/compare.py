@@ -18,7 +18,7 @@ from finetune_core.config.run_config import FITTED
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.compare import Comparison
-from finetune_core.evaluation.comparison.report import arms_table
+from finetune_core.evaluation.comparison.report import arms_table, ensemble_in_words
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
 from finetune_core.evaluation.single_run.shift import predict_shifted
@@ -160,11 +160,14 @@ def print_comparison(comparison: Comparison) -> None:
     """The verdict, what is behind it, and what to know."""
     print_verdict(comparison)
     columns, rows = arms_table(comparison)
-    columns_shown = ["Strategy", comparison.measure.title, "95 % interval", "Over seeds", "Time"]
+    shown = ("Strategy", comparison.measure.title, "95 % interval", "Over seeds", "Ensemble of the seeds", "Time")
+    columns_shown = [name for name in shown if name in columns]
     table = Table(*(Column(name, no_wrap=name != "Strategy") for name in columns_shown), box=None)
     for row in rows:
         table.add_row(*(escape(row[columns.index(name)]) for name in columns_shown))
     out.print(table)
+    if together := ensemble_in_words(comparison):
+        out.print(escape(together))
     for pair in comparison.pairs:
         words = of_pair(comparison.arms, pair)
         for claim, title in CLAIMS.items():

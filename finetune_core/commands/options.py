@@ -29,6 +29,7 @@ AsIs = Annotated[
     ),
 ]
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
+RunsDir = Annotated[Path | None, typer.Option(help="The folder in which the run's folder is created.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 Command = Callable[..., Any]
@@ -48,6 +49,7 @@ COMPARED = {
 # Settings of ``advise``: of its probes, and of the runs that it forecasts.
 ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
+_ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
 _LAST = ("runs_dir", "as_json")  # options of a command that its help shows after the settings
 
 
@@ -82,8 +84,8 @@ def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingPro
 
 def option_of(field: str) -> str:
     """What names a field to somebody at the command line; other names than those of settings are options, too."""
-    if field == "data":
-        return "DATA"
+    if field in _ARGUMENTS:
+        return _ARGUMENTS[field]
     try:
         return f"--{setting_of(field).option}"
     except KeyError:

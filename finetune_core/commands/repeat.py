@@ -22,7 +22,7 @@ def train_command(config: RunConfig, config_file: Path) -> str:
 
 def train_arguments(config: RunConfig, config_file: Path) -> list[str]:
     """The arguments of ``train``."""
-    if config.edits or config.from_run:
+    if config.edits or config.from_run or config.averaged:
         return ["--config", str(config_file)]
     # The default backbone depends on what is installed, the default size of images on the backbone.
     always = {"backbone": config.backbone} | ({"image_size": config.image_size} if _has_another_size(config) else {})

@@ -136,7 +136,13 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                 err.print(f"{PHASE_WORDS['device']}.")
             case events.Progress(phase, done, total):
                 bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
-            case events.ImagesSkipped() | events.ImagesLost() | events.MemoryShort() | events.HeadFitted():
+            case (
+                events.ImagesSkipped()
+                | events.ImagesLost()
+                | events.MemoryShort()
+                | events.HeadFitted()
+                | events.WeightsAveraged()
+            ):
                 err.print(escape(log_line(event.to_json())))
             case events.RunStarted():
                 started = event

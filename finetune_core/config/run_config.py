@@ -14,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from finetune_core.config.averaged import Averaged
 from finetune_core.config.edit import LONGEST_PATH, Edit
 from finetune_core.config.metadata import (
     DATA,
@@ -630,6 +631,24 @@ class RunConfig(BaseModel):
         ge=0,
         le=_LARGEST_SEED,
     )
+    head_seed: int | None = setting(
+        None,
+        label="Seed of the head",
+        section=OPTIMIZATION,
+        help="Seed of the new head's first weights alone. Keep it equal where runs of several seeds are to be averaged: these then "
+        "differ in the order of the images and in augmentation only. Empty: the seed.",
+        placeholder="the seed",
+        in_script="repeated",
+        stepwise=True,
+        ge=0,
+        le=_LARGEST_SEED,
+    )
+    averaged: Averaged | None = setting(
+        None,
+        label="Averaged from",
+        help="The runs whose weights are averaged in the place of training, and how.",
+        own_widgets=True,
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -664,6 +683,8 @@ class RunConfig(BaseModel):
                     problems["stage_rates"] = f"rates go from 0 to 1000; look at {', '.join(bad)}"
         elif self.cut is not None or self.stage_rates is not None:
             problems["strategy"] = f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
+        if self.averaged is not None and self.strategy in FITTED:
+            problems["averaged"] = f"weights that trained are averaged, and {self.strategy} trains none"
         if self.from_run is not None and self.weights != "pretrained":
             problems["weights"] = "an earlier run to start from brings its own weights: choose one of the two"
         if self.features_from is not None and self.strategy not in FITTED:
@@ -696,6 +717,11 @@ class RunConfig(BaseModel):
         """The folder of the run that training starts from; None where it starts from other weights."""
         return None if self.strategy == "from_scratch" else self.from_run
 
+    @property
+    def first_seed(self) -> int:
+        """Of the weights that a run begins with where they are random: of the new head, and of all where the backbone's are, too."""
+        return self.seed if self.head_seed is None else self.head_seed
+
     def for_strategy(self, name: str) -> dict[str, Any]:
         """What changes where another strategy takes the place of this one: what belongs to this one alone is left out."""
         return {
@@ -704,6 +730,7 @@ class RunConfig(BaseModel):
             "stage_rates": None,
             "features_from": self.features_from if name in FITTED else None,
             "lora_from": self.lora_from if name == "lora" else None,
+            "averaged": None,
         }
 
     @property

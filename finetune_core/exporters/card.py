@@ -20,8 +20,8 @@ from finetune_core.models.licences import licence_name
 from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.runs.log import arithmetic, fitted_in_words, lineage_in_words
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.runs.log import arithmetic, averaged_in_words, fitted_in_words, lineage_in_words
+from finetune_core.training.strategies import epochs_of, run_kind
 
 CARD = "README.md"
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-!|~&])")
@@ -162,7 +162,7 @@ def _recipe(source: Source) -> str:
     rows = {
         "Backbone": f"{shared_name(config.backbone)}{_ending(source.network)}",
         **({"Lineage": words} if (words := lineage_in_words(started)) else {}),
-        "Strategy": f"{STRATEGIES[config.strategy].title}: {_stages(started.get('stages', []), epochs_of(config))}",
+        "Strategy": f"{run_kind(config)}: {_stages(source)}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         **_training(source),
         "Image size": f"{config.image_size} pixels",
@@ -181,6 +181,7 @@ def _recipe(source: Source) -> str:
         "batch_size",
         "image_size",
         "edits",
+        "averaged",
         "precision",
         "device",
     }
@@ -198,6 +199,8 @@ def _training(source: Source) -> dict[str, str]:
     config, fitted = source.run.config, source.run.history.fitted
     if fitted:
         return {"Fit": fitted_in_words(fitted)}
+    if averaged := source.run.history.averaged:
+        return {"Averaged": averaged_in_words(averaged)}
     return {
         "Optimizer": f"{config.optimizer}, learning rate {learning_rate_text(config.learning_rate)}, {config.schedule} schedule",
         "Length": f"{source.summary['epochs']} epochs of batches of {config.batch_size}; the best was epoch {source.epoch}",
@@ -210,11 +213,13 @@ def _setting(name: str, value: Any) -> str:
     return str(value).replace("\\", "/").rpartition("/")[2] if name == "weights" else str(value)
 
 
-def _stages(stages: list[dict[str, Any]], epochs: int) -> str:
-    rates = " at {:g} times the rate" if epochs else ""
+def _stages(source: Source) -> str:
+    stages = (source.run.history.started or {}).get("stages", [])
+    rates = " at {:g} times the rate" if epochs_of(source.run.config) else ""
+    how = "averaged " if source.run.config.averaged else "trained " if rates else "fitted "
     warm = [f"{stage['name']}{rates.format(stage['rate'])}" for stage in stages if stage["trains"]]
     cold = [stage["name"] for stage in stages if not stage["trains"]]
-    return ("trained " if epochs else "fitted ") + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
+    return how + ", ".join(warm) + ("; frozen " + ", ".join(cold) if cold else "")
 
 
 def _measurement(source: Source, measured: Measured | None) -> str:
@@ -257,7 +262,7 @@ def _limits(source: Source) -> str:
     few = [str(row["class"]) for row in evaluation.per_class.to_dict(orient="records") if row["images"] < 10]
     points = [
         "These images were used for nothing before: neither to train nor to choose anything."
-        if source.run.history.fitted
+        if source.run.history.fitted or (source.run.history.averaged and evaluation.split == TEST)
         else "These images were used for nothing before: neither to train nor to choose the best epoch."
         if evaluation.split == TEST
         else "There was no test split: the best epoch was chosen on these images, so the numbers are a little optimistic.",

@@ -74,7 +74,7 @@ def unrepeatable(source: Source) -> list[str]:
         for name, one in all_settings().items()
         if one.in_script == "missing" and getattr(config, name) != one.default
     ]
-    if not epochs_of(config):
+    if config.averaged is None and not epochs_of(config):
         problems.append("strategy: its head was fitted without epochs, and the script repeats training by epochs")
     if run.status != "finished":
         problems.append(f"the run is {run.status}, not finished (resume it first)")
@@ -96,6 +96,7 @@ def script(source: Source, dataset: Dataset, rows: np.ndarray) -> str:
         "package": _package_import(source),
         "evaluated": "average" if "EMA" in facts else "model",
         "watched": _WATCHED[source.run.config.early_stopping],
+        "first_seed": "SEED" if source.run.config.head_seed is None else "HEAD_SEED",
         "score_words": "mean of the classes' " + ("recalls" if "STOP_BALANCED" in facts else "F1"),
         "mixes": ", ".join(
             f"{way}(alpha={alpha!r}, num_classes=len(classes))"
@@ -254,6 +255,8 @@ def _constants(source: Source, facts: set[str]) -> list[str]:
     if config.schedule in ("cosine", "step"):
         found["WARMUP_EPOCHS"] = config.warmup_epochs
     found["SEED"] = config.seed
+    if config.head_seed is not None:
+        found["HEAD_SEED"] = config.head_seed
     lines = [f"{name} = {value!r}".replace("'", '"') for name, value in found.items() if name != "WEIGHTS_FILE"]
     if "FILE" in facts:
         lines.append(f"WEIGHTS_FILE = {config.starts_from!r}")

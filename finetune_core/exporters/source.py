@@ -96,5 +96,6 @@ def shared_settings(run: Run) -> dict[str, Any]:
         "backbone": shared_name(config.backbone),
         "weights": weights,
         "from_run": earlier or None,
+        "averaged": config.averaged and {"how": config.averaged.how, "runs": [_last_part(run) for run in config.averaged.runs]},
         "edits": len(config.edits),
     }

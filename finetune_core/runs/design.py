@@ -102,7 +102,7 @@ def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:
     if name == "custom":
         if base.strategy != "custom":
             raise ConfigError({"strategies": f"custom needs the first stage that trains; write {FROM}STAGE"})
-        return {}
+        return {"averaged": None}
     return base.for_strategy(name)
 
 

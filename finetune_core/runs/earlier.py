@@ -14,10 +14,11 @@ def way_to_train(config: RunConfig) -> tuple[str, ...]:
 
 
 def best_before(runs: Iterable[Run], fingerprint: str) -> dict[tuple[str, ...], float]:
-    """The best validation accuracy (0…1) of finished runs on the data set of that fingerprint, by ``way_to_train``."""
+    """The best validation accuracy (0…1) of finished runs on the data set of that fingerprint, by ``way_to_train``; averaged weights are
+    no way to train."""
     best: dict[tuple[str, ...], float] = {}
     for run in runs:
-        if run.status == "finished" and run.started["fingerprint"] == fingerprint:
+        if run.status == "finished" and not run.config.averaged and run.started["fingerprint"] == fingerprint:
             way = way_to_train(run.config)
             best[way] = max(best.get(way, 0.0), summary(run)["val_accuracy"])
     return best

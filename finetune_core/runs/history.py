@@ -17,6 +17,7 @@ _NOTABLE = {
     "RunResumed",
     "EpochEnded",
     "HeadFitted",
+    "WeightsAveraged",
     "CheckpointSaved",
     "ImagesSkipped",
     "ImagesLost",
@@ -35,7 +36,8 @@ class History:
             while steps go on.
         steps: StepEnded rows, the older ones thinned out.
         epochs: EpochEnded rows.
-        fitted: the HeadFitted row of a run without epochs; None in others.
+        fitted: the HeadFitted row of a run whose head is fitted in the place of epochs; None in others.
+        averaged: the WeightsAveraged row of a run whose weights are averaged in the place of epochs; None in others.
         measured: StepEnded rows with the values of each stage, the older ones thinned out.
         skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
         notable: what a log reports, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
@@ -50,6 +52,7 @@ class History:
     steps: list[Row] = field(default_factory=list)
     epochs: list[Row] = field(default_factory=list)
     fitted: Row | None = None
+    averaged: Row | None = None
     measured: list[Row] = field(default_factory=list)
     skipped: Row | None = None
     lost: Row | None = None
@@ -86,7 +89,7 @@ class History:
         """Why the run cannot be read from its events; empty where it can."""
         if self._orphans and self.started is None:
             return f"{EVENTS_FILE} does not say how the run began"
-        if self.end and self.end["event"] == "RunFinished" and not (self.epochs or self.fitted):
+        if self.end and self.end["event"] == "RunFinished" and not (self.epochs or self.done_at_once):
             return f"{EVENTS_FILE} has no epoch of a run that has finished"
         return self._lines.problem
 
@@ -113,7 +116,7 @@ class History:
                 )
             case "EpochEnded":
                 return bool((self.epochs[-1]["epoch"] if self.epochs else 0) < row["epoch"] <= started["epochs"])
-            case "HeadFitted":
+            case "HeadFitted" | "WeightsAveraged":
                 return bool(started["epochs"] == 0)
             case "RunResumed":
                 return bool(row["epoch"] <= started["epochs"] + 1 and row["step"] <= started["steps_per_epoch"])
@@ -134,8 +137,10 @@ class History:
             self.epochs.append(row)
         elif kind == "HeadFitted":
             self.fitted = row
+        elif kind == "WeightsAveraged":
+            self.averaged = row
         elif kind == "RunStarted":
-            self.started, self.fitted = row, None
+            self.started, self.fitted, self.averaged = row, None, None
         elif kind == "RunReopened":
             self.end = None
         elif kind == "RunResumed":
@@ -169,7 +174,12 @@ class History:
     @property
     def has_predictions(self) -> bool:
         """Whether the run has answered for its validation images: an epoch has ended, or it has finished without any."""
-        return bool(self.epochs) or (self.fitted is not None and (self.end or {}).get("event") == "RunFinished")
+        return bool(self.epochs) or (self.done_at_once is not None and (self.end or {}).get("event") == "RunFinished")
+
+    @property
+    def done_at_once(self) -> Row | None:
+        """What a run without epochs has done in their place; None in others."""
+        return self.averaged or self.fitted
 
     @property
     def begun(self) -> bool:
@@ -216,7 +226,8 @@ class History:
         return {
             "decode": self.started["decode_seconds"],
             "trunk": self.started["cache"]["trunk_seconds"],
-            "train": sum(row["train_seconds"] for row in self.epochs) + (self.fitted["seconds"] if self.fitted else 0.0),
+            "train": sum(row["train_seconds"] for row in self.epochs)
+            + (self.done_at_once["seconds"] if self.done_at_once else 0.0),
             "validate": sum(row["val_seconds"] for row in self.epochs),
             "evaluate": (self.end or {}).get("evaluation_seconds", 0.0),
         }

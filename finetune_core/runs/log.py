@@ -56,6 +56,8 @@ def log_line(row: Row) -> str:
             )
         case "HeadFitted":
             return fitted_in_words(row)
+        case "WeightsAveraged":
+            return averaged_in_words(row)
         case "CheckpointSaved":
             return f"The best epoch so far: {row['epoch']}. It is kept." if row["name"] == "best" and row["epoch"] else ""
         case "RunFinished":
@@ -98,6 +100,22 @@ def fitted_in_words(row: Row) -> str:
     )
 
 
+def averaged_in_words(row: Row) -> str:
+    """What a WeightsAveraged row says: from which runs, and what was chosen, how."""
+    parents = "; ".join(f"run {_ancestor(one)}" for one in row["parents"])
+    norms = row["batchnorm_layers"]
+    anew = f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the training images." if norms else ""
+    if row["how"] == "wise":
+        best = next(one for one in row["curve"] if one["coefficient"] == row["coefficient"])
+        return (
+            f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: {row['coefficient']:g} was chosen among "
+            f"{len(row['curve'])} mixing coefficients, the first with the highest validation accuracy, {percent(best['accuracy'])}.{anew}"
+        )
+    kept = [one for one in row["ingredients"] if one["kept"]]
+    greedy = f" Kept, because they do not lower the validation accuracy of the soup: {len(kept)} of them." if kept else ""
+    return f"The mean of the weights of {things(len(row['parents']), 'run')}: {parents}.{greedy}{anew}"
+
+
 def _started(row: Row) -> str:
     cache = row["cache"]
     compilation = f", {cache['compilation']}" if cache["compilation"] else ""
@@ -110,7 +128,11 @@ def _started(row: Row) -> str:
     rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
     where = f"{row['backbone']} on {row['device_label']} in {arithmetic(row)}"
     if not row["epochs"]:
-        return f"{where}: the head is fitted to the output of the frozen stages, without epochs; {kept}."
+        fits = STRATEGIES[row["strategy"]].fits if row["strategy"] in STRATEGIES else None
+        what = (
+            "the head is fitted to the output of the frozen stages" if fits else f"weights of {', '.join(trained)} are averaged"
+        )
+        return f"{where}: {what}, without epochs; {kept}."
     return (
         f"{where}: {', '.join(trained)} train{rates}; {kept}. "
         f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()

@@ -146,7 +146,8 @@ def summary(run: Run) -> dict[str, Any]:
     ``val_accuracy``, ``val_loss`` and ``test_accuracy`` of a finished run are those of its final evaluation, of others the best
     epoch's while it trained: ``evaluation_precision`` says in which precision they were computed. ``live_val_accuracy`` is the best
     epoch's while it trained, in any case, in ``precision``. ``started_from`` is the earlier run whose network it began with: ``run, data,
-    strategy, epoch, accuracy, weights``.
+    strategy, epoch, accuracy, weights``. ``averaged`` is how the weights of other runs were averaged: ``how, runs``, and once that is done
+    ``parents, ingredients, curve, coefficient, batchnorm_layers``.
     """
     started, end = run.history.started or {}, run.history.end or {}
     best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={})
@@ -159,6 +160,7 @@ def summary(run: Run) -> dict[str, Any]:
         "weights": run.config.starts_from,
         "started_from": next(iter(started.get("lineage", ())), None),
         "head_kept": started.get("head_kept"),
+        "averaged": _averaged(run),
         "trainable_parameters": started.get("trainable_parameters"),
         "total_parameters": started.get("total_parameters"),
         "epochs": len(run.history.epochs),
@@ -177,6 +179,14 @@ def summary(run: Run) -> dict[str, Any]:
         "frozen_tensors": end.get("frozen_tensors"),
         "message": end.get("message"),
     }
+
+
+def _averaged(run: Run) -> dict[str, Any] | None:
+    asked, done = run.config.averaged, run.history.averaged or {}
+    if asked is None:
+        return None
+    told = ("parents", "ingredients", "curve", "coefficient", "batchnorm_layers")
+    return {"how": asked.how, "runs": [Path(folder).name for folder in asked.runs]} | {name: done.get(name) for name in told}
 
 
 class RunStore:

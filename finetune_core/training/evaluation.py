@@ -28,7 +28,7 @@ from finetune_core.training.predictions import (
     save_predictions,
 )
 from finetune_core.training.prepare import EVENT_SECONDS, exact_job
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import epochs_of
 
 FINAL_PRECISION: Final = "fp32"
 
@@ -112,12 +112,11 @@ def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event,
     Raises:
         FinetuneError: when the checkpoint or too many of the images cannot be read.
     """
-    began, fits = time.monotonic(), STRATEGIES[job.config.strategy].fits  # then no epoch has left any predictions
-    kept = pd.DataFrame()
-    if not fits:
+    began, kept, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
+    if epochs:  # else none has left any predictions
         kept = load_predictions(run_dir, len(job.dataset.classes))
         kept = kept[kept["split"] == VAL]
-    splits = [VAL] if fits or predictions_precision(run_dir) != FINAL_PRECISION else []
+    splits = [VAL] if not epochs or predictions_precision(run_dir) != FINAL_PRECISION else []
     splits += [TEST] if len(job.rows[TEST]) else []
     if splits:
         yield Progress("evaluate", 0, sum(len(job.rows[split]) for split in splits))

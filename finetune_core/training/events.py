@@ -116,7 +116,7 @@ class Candidate(TypedDict):
 
 
 class Ancestor(TypedDict):
-    """A run that another one starts from, as it was then.
+    """A run that another one starts from, or whose weights it averages, as it was then.
 
     ``data``: the last part of its path. ``epoch``: the best one, 0 where it has none. ``accuracy``: of that on the validation images, 0…1,
     where its predictions could be read. ``weights``: what it started from itself.
@@ -128,6 +128,22 @@ class Ancestor(TypedDict):
     epoch: Count
     accuracy: Share | None
     weights: Literal["pretrained", "none", "file", "run"]
+
+
+class Ingredient(TypedDict):
+    """A network that was tried in a greedy soup: ``accuracy``, 0…1, on the validation images of the soup with it, and whether it stayed."""
+
+    run: Name
+    accuracy: Share
+    kept: bool
+
+
+class Mixture(TypedDict):
+    """A point between two networks, 0 the first and 1 the second: accuracy 0…1 and mean cross-entropy in nats on validation images."""
+
+    coefficient: Share
+    accuracy: Share
+    loss: Loss
 
 
 Lineage = Annotated[list[Ancestor], Field(max_length=1000)]
@@ -184,7 +200,7 @@ class RunStarted(Event):
     Attributes:
         counts: images by split.
         stages: one object per stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
-        epochs, steps_per_epoch: 0 where the head is fitted in one go instead.
+        epochs, steps_per_epoch: 0 where the head is fitted in one go, or weights are averaged, instead.
         findings: one object per finding of the data set: ``kind, severity, count, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
@@ -353,8 +369,34 @@ class HeadFitted(Event):
 
 
 @dataclass(frozen=True)
+class WeightsAveraged(Event):
+    """The weights of a run without epochs are averaged from those of other runs.
+
+    Attributes:
+        how: as in the config.
+        parents: the runs that they are from.
+        ingredients: of a greedy soup: in the order in which they were tried, the best network first.
+        curve: of WiSE-FT: from what the run started from, with its linear probe, to the run's own best network.
+        coefficient: of WiSE-FT: the one that was chosen on the validation images: the first of the most accurate.
+        batchnorm_layers: whose statistics were recomputed on the training images; 0 where the network kept is nobody's average.
+        seconds: for all of it.
+        memory_bytes, device_bytes: as in EpochEnded.
+    """
+
+    how: Literal["soup", "greedy_soup", "wise"]
+    parents: Annotated[list[Ancestor], Field(min_length=1, max_length=1000)]
+    seconds: Seconds
+    batchnorm_layers: Count = 0
+    ingredients: Annotated[list[Ingredient], Field(max_length=1000)] = field(default_factory=list)
+    curve: Annotated[list[Mixture], Field(max_length=1000)] = field(default_factory=list)
+    coefficient: Share | None = None
+    memory_bytes: Count = 0
+    device_bytes: Count | None = None
+
+
+@dataclass(frozen=True)
 class CheckpointSaved(Event):
-    """``last`` or ``best`` is on disk; ``epoch`` is 0 where the head is fitted in one go."""
+    """``last`` or ``best`` is on disk; ``epoch`` is 0 in a run without epochs."""
 
     name: Name
     epoch: Count
@@ -365,7 +407,7 @@ class RunFinished(Event):
     """The end that was wanted.
 
     Attributes:
-        epochs, best_epoch: 0 where the head is fitted in one go.
+        epochs, best_epoch: 0 in a run without epochs.
         best_epoch: by the accuracies in ``EpochEnded``, which are in the run's own precision.
         val_accuracy, val_loss: of the best epoch, whose weights are kept, evaluated in ``evaluation_precision``.
         test_accuracy: of the same weights in the same precision; None without a test split.

@@ -39,11 +39,7 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
     """
     began = time.monotonic()
     head = _linear_head(job)
-    with without_head(job.network):
-        rows, found = yield from predict_splits(job, [TRAIN], "features", lost)
-    if found.shape[1:] != (head.in_features,):
-        raise _no_place(job)
-    features, labels = torch.from_numpy(found).to(job.device.torch_device), job.targets(rows)
+    rows, features, labels = yield from _training_features(job, head, lost)
     with explained(_TOO_MANY_FEATURES):
         network, choice, logits = yield from _fitted(job, head, features, labels, sides(job.dataset.table.iloc[rows]))
     memory = footprint_of_fit(job, features)
@@ -62,6 +58,31 @@ def fit_head(job: Job, lost: LostImages) -> Generator[Event, None, Network]:
         device_bytes=memory.device,
     )
     return network
+
+
+def fit_probe(job: Job, lost: LostImages) -> Generator[Event, None, None]:
+    """Put a linear probe on the features of the job's network, as it is now, in the place of its head.
+
+    Raises:
+        TrainingError: as ``fit_head``.
+    """
+    head = _linear_head(job)
+    rows, features, labels = yield from _training_features(job, head, lost)
+    with explained(_TOO_MANY_FEATURES):
+        work = linear_probe(features, labels, sides(job.dataset.table.iloc[rows]), head.out_features, job.config.seed)
+        fitted, _ = yield from reported("fit", work)
+    _with_linear(job.network, head, fitted)
+
+
+def _training_features(
+    job: Job, head: nn.Linear, lost: LostImages
+) -> Generator[Event, None, tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+    """Rows of the readable training images, what goes into the head for each, float32 ``[n, d]``, and their labels, on the device."""
+    with without_head(job.network):
+        rows, found = yield from predict_splits(job, [TRAIN], "features", lost)
+    if found.shape[1:] != (head.in_features,):
+        raise _no_place(job)
+    return rows, torch.from_numpy(found).to(job.device.torch_device), job.targets(rows)
 
 
 def _fitted(

@@ -7,7 +7,7 @@ torch, which hands every run's back when it ends.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -69,9 +69,14 @@ def footprint(job: Job, optimizer: torch.optim.Optimizer, average: WeightEMA | N
 
 def footprint_of_fit(job: Job, features: torch.Tensor) -> Footprint:
     """Of the networks, the features that a head was fitted to without steps, and their standardised copy."""
-    own = [*job.network.model.state_dict().values(), *job.network.pretrained.state_dict().values(), features]
+    held = footprint_beside(job, [features])
+    return replace(held, host=held.host + (features.nbytes if features.device.type == "cpu" else 0))
+
+
+def footprint_beside(job: Job, tensors: Iterable[torch.Tensor]) -> Footprint:
+    """Of the networks of a run that takes no steps, what it holds of its images, and these tensors."""
+    own = [*job.network.model.state_dict().values(), *job.network.pretrained.state_dict().values(), *tensors]
     host = sum(_storages(tensor for tensor in own if tensor.device.type == "cpu").values())
-    host += features.nbytes if features.device.type == "cpu" else 0
     return Footprint(host + sum(map(_in_memory, job.source.lookups)), bytes_held(job.device, step_bytes=0))
 
 

@@ -100,7 +100,9 @@ def _thawed_share(strategy: Strategy, epochs: int) -> float:
 
 
 def expected(config: RunConfig, dataset: Dataset, book: SpeedBook, found: int = 0) -> Forecast | None:
-    """The run's time and memory by what was measured on this machine; None where something was not."""
+    """The run's time and memory by what was measured on this machine; None where something was not, or where nothing trains."""
+    if config.averaged:
+        return None
     speed, reading = book.speed(config), book.decode_seconds(dataset, config.image_size)
     if speed is None or not speed.step_bytes or reading is None:
         return None

@@ -97,6 +97,11 @@ class Job:
         """The same for a split's images, in the table's order and without augmentation."""
         return self._on_device(in_order(self.rows[split], self.evaluation_batch), None)
 
+    def plain_training_inputs(self) -> Inputs:
+        """The same for the batches of the first epoch without augmentation, of a run without epochs: others may have cached augmented
+        versions only."""
+        return self._on_device(self.training_batches(1), None)
+
     @property
     def evaluation_batch(self) -> int:
         """Images that are evaluated at a time."""

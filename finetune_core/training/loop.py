@@ -15,6 +15,7 @@ from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import TrainingError
 from finetune_core.files import is_there
 from finetune_core.randomness import step_seed
+from finetune_core.training.averaging import average_weights
 from finetune_core.training.checkpoints import (
     BEST,
     LAST,
@@ -59,7 +60,7 @@ from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.stage_plan import describe, frozen_tensors, trainable_parameters
-from finetune_core.training.strategies import STRATEGIES, epochs_of
+from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_state import TrainingState, restore_training_state, save_training_state
 from finetune_core.training.weight_ema import WeightEMA
 
@@ -92,8 +93,8 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
     at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
     try:
         job = yield from prepare(config, roots, run_dir)
-        if STRATEGIES[config.strategy].fits:
-            yield from _fit_in_one_go(job, run_dir, began)
+        if not epochs_of(config):
+            yield from _at_once(job, run_dir, began)
             return
         at.metrics = RunningMetrics.of(len(job.dataset.classes))
         yield _started(job)
@@ -115,12 +116,16 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
 
 
-def _fit_in_one_go(job: Job, run_dir: Path, began: float) -> Generator[Event, None, None]:
-    """A run without epochs. Nothing of it is kept before it is fitted: it resumes by starting again."""
+def _at_once(job: Job, run_dir: Path, began: float) -> Generator[Event, None, None]:
+    """A run without epochs. Nothing of it is kept before its network is there: it resumes by starting again."""
     lost = LostImages(job)
     yield _started(job)
-    remove_predictions(run_dir)  # of a head that was fitted before the run was cut off
-    network = yield from fit_head(job, lost)
+    remove_predictions(run_dir)  # of a network that was there before the run was cut off
+    network = job.network
+    if job.config.averaged:
+        yield from average_weights(job, lost)
+    else:
+        network = yield from fit_head(job, lost)
     yield _save_best(replace(job, network=network), run_dir, 0)
     final = yield from evaluate_best(job, run_dir, lost)
     yield _finished(job, final, 0, 0, time.monotonic() - began)

@@ -91,20 +91,20 @@ def start_of(config: RunConfig) -> Start:
             state_hash(tensors, network.heads),
             info.classes,
             info.fingerprint,
-            lineage=[_ancestor(folder, earlier, info), *before],
+            lineage=[ancestor(folder, earlier, info), *before],
         ),
     )
 
 
 def keep_start(config: RunConfig, run_dir: Path) -> None:
-    """Write what a run starts from into its folder, where that is an earlier run.
+    """Write what a run starts from into its folder, where that is an earlier run: of averaged weights, what the first of their runs kept.
 
     Raises:
         FinetuneError: as ``start_of``.
         OSError: when it cannot be written.
     """
     if config.earlier_run:
-        start = start_of(config)
+        start = kept_start(config, Path(config.averaged.runs[0])) if config.averaged else start_of(config)
         save_checkpoint(run_dir, START, dict(start.tensors), start.info)
 
 
@@ -129,7 +129,7 @@ def beginning_of(config: RunConfig, classes: Sequence[str], run_dir: Path | None
     Raises:
         FinetuneError: when weights are missing or damaged.
     """
-    built = config.seed, config.image_size, last_used(config)
+    built = config.first_seed, config.image_size, last_used(config)
     if not config.earlier_run:
         network = build_network(config.backbone, config.starts_from, len(classes), *built)
         return Beginning(replace(network, info=input_info(config)))
@@ -180,16 +180,27 @@ def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
     return info.neighbours
 
 
+def read_trained(folder: Path) -> tuple[RunConfig, CheckpointInfo]:
+    """The settings of the run in a folder, and what its best checkpoint says of itself; no tensor is read.
+
+    Raises:
+        FinetuneError: when there is none, it is a link or damaged, or has no best epoch.
+    """
+    if is_link(folder):
+        raise RunError(f"{folder} is a link, which is not followed")
+    if not regular_file(folder / CONFIG_FILE):
+        raise RunError(f"there is no run in {folder}")
+    config, info = make_config(read_config(folder / CONFIG_FILE)), read_info(folder, BEST)
+    if info.backbone != config.backbone:
+        raise RunError(f"{folder.name} is damaged: its checkpoint is of {info.backbone}")
+    return config, info
+
+
 def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
     """The folder of the run that a config starts from, and its settings."""
     folder = Path(config.earlier_run or "")
     try:
-        if is_link(folder):
-            raise RunError(f"{folder} is a link, which is not followed")
-        if not regular_file(folder / CONFIG_FILE):
-            raise RunError(f"there is no run in {folder}")
-        earlier = make_config(read_config(folder / CONFIG_FILE))
-        info = read_info(folder, BEST)
+        earlier, _ = read_trained(folder)
     except FinetuneError as error:
         raise ConfigError({"from_run": " ".join(str(error).split())}) from None
     if STRATEGIES[earlier.strategy].fits == "nearest_neighbours":
@@ -202,8 +213,6 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
         raise ConfigError(
             {"from_run": f"{folder.name} ends after {last} and lacks what follows: start from the backbone itself"}
         )
-    if info.backbone != earlier.backbone:
-        raise ConfigError({"from_run": f"{folder.name} is damaged: its checkpoint is of {info.backbone}"})
     if earlier.backbone != config.backbone:
         raise ConfigError(
             {"backbone": f"follows from the run to start from: {folder.name} has {earlier.backbone}, not {config.backbone}"}
@@ -211,7 +220,8 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
     return folder, earlier
 
 
-def _ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
+def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor:
+    """What a run tells of an earlier one that it is made from."""
     kinds = {PRETRAINED: "pretrained", RANDOM: "none"}
     data = Path(earlier.data.replace("\\", "/")).name
     return Ancestor(

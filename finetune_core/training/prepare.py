@@ -28,6 +28,7 @@ from finetune_core.training.device_memory import count_anew
 from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
+from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import placed, room_for_rows
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
 from finetune_core.training.strategies import epochs_of
@@ -77,8 +78,10 @@ def check_config(config: RunConfig, run_dir: Path | None = None) -> None:
     if "backbone" not in problems:
         attempt("strategy", lambda: plan(config, stages_of(config)))
         attempt("image_size", check_image_size, config.backbone, config.image_size)
+    if config.averaged and run_dir is None:
+        attempt("averaged", read_parents, config.averaged)
     if config.earlier_run:
-        if run_dir is None:
+        if run_dir is None and not config.averaged:
             attempt("from_run", check_earlier_run, config)
     elif config.starts_from not in (PRETRAINED, RANDOM) and not is_file(config.weights):
         problems["weights"] = f"there is no file {config.weights}"

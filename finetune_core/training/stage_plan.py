@@ -9,7 +9,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.models.network import has_linear_head, network_stages
 from finetune_core.models.stages import Stage
 from finetune_core.training.events import StageRow
-from finetune_core.training.strategies import STRATEGIES, Part, Rule, epochs_of
+from finetune_core.training.strategies import STRATEGIES, Part, Rule
 
 BatchNormMode = Literal["frozen", "statistics", "train"]
 _MODES: dict[str, BatchNormMode] = {"auto": "train", "frozen": "frozen", "statistics": "statistics"}
@@ -53,7 +53,11 @@ def last_used(config: RunConfig) -> str | None:
     Raises:
         ConfigError, WeightsError: when there is no backbone of that name, or it cannot take images of that size.
     """
-    if config.features_from is None and not epochs_of(config) and not has_linear_head(config.backbone, config.image_size):
+    if (
+        config.features_from is None
+        and STRATEGIES[config.strategy].fits
+        and not has_linear_head(config.backbone, config.image_size)
+    ):
         return network_stages(config.backbone, image_size=config.image_size)[-2].name
     return config.features_from
 
@@ -75,7 +79,7 @@ def plan(config: RunConfig, stages: Sequence[Stage]) -> Strategy:
             the last epoch.
     """
     rules = STRATEGIES[config.strategy].rules(config, [stage.name for stage in stages])
-    if (late := max(rule.thaw_epoch for rule in rules)) > (epochs_of(config) or 1):
+    if (late := max(rule.thaw_epoch for rule in rules)) > (1 if STRATEGIES[config.strategy].fits else config.epochs):
         raise ConfigError({"thaw_every": f"the last stage would thaw in epoch {late}, but there are {config.epochs}"})
     return tuple(_stage_plan(config, rule, stage) for stage, rule in zip(stages, rules, strict=True))
 

@@ -29,7 +29,7 @@ MANY_SETTINGS = {
     "biases, one cycle, smoothing": SMALL
     | ADAM
     | {"strategy": "bias_only", "optimizer": "adamw", "schedule": "one_cycle", "label_smoothing": 0.1, "augmentation": "flips"}
-    | {"batch_size": 10, "train_fraction": 0.6},
+    | {"batch_size": 10, "train_fraction": 0.6, "head_seed": 9},
     "norms, by steps": SMALL | ADAM | {"strategy": "batchnorm_only", "schedule": "step", "weight_decay": 0.01},
     "head first, mixed, balanced": SMALL
     | {"strategy": "linear_probe_then_full", "mixup": 0.2, "cutmix": 1.0, "sampling": "balanced", "class_weights": "balanced"},

@@ -12,9 +12,9 @@ from finetune_core.evaluation.comparison.paired import About
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.formatting import percent, things
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import run_kind
 
-STRATEGY_FIELDS = ("strategy", "cut", "stage_rates", "features_from", "lora_from")
+STRATEGY_FIELDS = ("strategy", "cut", "stage_rates", "features_from", "lora_from", "averaged")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Arm:
         accuracy: mean over seeds; its interval counts images and, with several seeds, seeds.
         measure: the metric of the comparison. score: of it, in its own sense, as ``accuracy``; the same where that is the metric.
         seed_deviation: standard deviation of the seeds' scores; None with one seed.
+        ensemble: the score of the mean probabilities of its networks; None with one.
         unfinished: how its runs ended, where they did not train to the end: ``stopped after 2 of 10 epochs``. None where they did.
     """
 
@@ -48,6 +49,7 @@ class Arm:
     cost: Cost
     depth: Depth
     unfinished: str | None = None
+    ensemble: Interval | None = None
 
     @property
     def runs(self) -> list[Run]:
@@ -126,7 +128,7 @@ def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
 
 
 def _strategy_title(config: RunConfig) -> str:
-    title = STRATEGIES[config.strategy].title
+    title = run_kind(config)
     if config.cut is not None:
         return f"{title} from {config.cut} on"
     if config.features_from is not None:

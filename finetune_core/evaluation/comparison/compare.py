@@ -1,8 +1,9 @@
 """Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from finetune_core.evaluation.comparison.arms import (
 )
 from finetune_core.evaluation.comparison.choice import choose
 from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rate, usual_cost
+from finetune_core.evaluation.comparison.ensemble import ensemble_score
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
 from finetune_core.evaluation.comparison.paired import Answers, answers, measured, summed
 from finetune_core.evaluation.comparison.pairs import Pair, Verdict, compare_pairs, known_variances
@@ -61,6 +63,7 @@ class Comparison:
         arm_verdicts: of each arm; none where there is one strategy only.
         notes: what has to be known to read it.
         differing: settings in which arms differ besides the strategy.
+        ensemble: of one strategy alone, whose runs are arms each: the score of their mean probabilities; else None.
     """
 
     measure: Measure
@@ -77,6 +80,7 @@ class Comparison:
     arm_verdicts: tuple[ArmVerdict, ...]
     notes: tuple[str, ...]
     differing: tuple[str, ...]
+    ensemble: Interval | None = None
 
     @property
     def verdict(self) -> str:
@@ -112,6 +116,7 @@ class Comparison:
             "baseline": self.baseline,
             "advised": None if self.advised is None else arms[self.advised].title,
             "notes": list(self.notes),
+            "ensemble": self.ensemble and asdict(self.ensemble),
         }
 
 
@@ -139,13 +144,15 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: str = ""
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
     _check_same_images(runs, tables, on)
     grouped, titles, one_strategy = _grouped(runs)
-    summaries = _summed_up(metric, tuple(tuple(keys[run.run_dir] for run in group) for group in grouped), split)
+    by_arm = tuple(tuple(keys[run.run_dir] for run in group) for group in grouped)
+    summaries = _summed_up(metric, by_arm, split)
     finished = [unfinished(group[0]) is None for group in grouped]
     alike = [ended and epochs_of(group[0].config) > 0 for ended, group in zip(finished, grouped, strict=True)]
     variances = known_variances(summaries, alike)
+    ensembles = _ensembled(metric, by_arm, split)
     arms = tuple(
-        _arm(title, group, answered, variance, runs)
-        for title, group, answered, variance in zip(titles, grouped, summaries, variances, strict=True)
+        replace(_arm(title, group, answered, variance, runs), ensemble=ensemble)
+        for title, group, answered, variance, ensemble in zip(titles, grouped, summaries, variances, ensembles, strict=True)
     )
     pairs = compare_pairs(summaries, finished, variances)
     choice = choose(arms, pairs)
@@ -172,6 +179,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: str = ""
         arm_verdicts,
         notes,
         differing,
+        _ensembled(metric, (tuple(chain.from_iterable(by_arm)),), split)[0] if one_strategy else None,
     )
 
 
@@ -232,6 +240,17 @@ def _summed_up(measure: Measure, arms: tuple[tuple[_Key, ...], ...], split: str)
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]
     logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
     return measured(measure, tables[0][0]["label"].to_numpy(), logits)
+
+
+@lru_cache(maxsize=16)
+def _ensembled(measure: Measure, arms: tuple[tuple[_Key, ...], ...], split: str) -> list[Interval | None]:
+    """Of each arm of several networks."""
+    found: list[Interval | None] = []
+    for arm in arms:
+        tables = [table[table["split"] == split] for table in (_answers(*run) for run in arm)]
+        logits = np.stack([logits_of(table) for table in tables])
+        found.append(ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None)
+    return found
 
 
 def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: str) -> None:
@@ -327,6 +346,7 @@ def _arm_json(arm: Arm) -> dict[str, Any]:
         "seed_low": low,
         "seed_high": high,
         "unfinished": arm.unfinished,
+        "ensemble": arm.ensemble and asdict(arm.ensemble),
         **asdict(arm.depth),
         **asdict(arm.cost),
     }

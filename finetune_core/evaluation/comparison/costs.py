@@ -60,7 +60,7 @@ def cost(run: Run, rate: float | None = None) -> Cost:
     history, started, best = run.history, run.started, regular_file(checkpoint_path(run.run_dir, BEST))
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
     counts, cache = started["counts"], started["cache"]
-    measured = [*history.epochs, *([history.fitted] if history.fitted else [])]
+    measured = [*history.epochs, *([history.done_at_once] if history.done_at_once else [])]
     passed = len(history.epochs) * (counts["train"] + counts["val"])
     return Cost(
         seconds,

@@ -9,10 +9,11 @@ from finetune_core.evaluation.comparison.arms import ArmVerdict
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.costs import Cost
 from finetune_core.evaluation.comparison.layer_diagnostics import known_layers, measured_run
-from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.comparison.measures import ACCURACY, Measure
 from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.pictured import Pictured
 from finetune_core.evaluation.comparison.shift import ShiftComparison
+from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.thaw_next import RULE, thaw_next
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, PairWords, errors_in_words, of_pair
 from finetune_core.formatting import duration, number, percent, size, things
@@ -89,7 +90,7 @@ def report_html(
 
 def comparison_html(comparison: Comparison) -> str:
     """What the report says in words and tables: the verdict, the strategies, the pairs."""
-    strategies = table(*arms_table(comparison))
+    strategies = table(*arms_table(comparison)) + paragraphs(ensemble_in_words(comparison))
     return f"{_verdict(comparison)}{paragraphs(*comparison.notes)}<h2>Strategies</h2>{strategies}{_pairs(comparison)}"
 
 
@@ -112,6 +113,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     measure = comparison.measure
     accuracy = [] if measure is ACCURACY else ["Accuracy"]
     on_gpu = any(arm.cost.device != "cpu" for arm in comparison.arms)
+    ensembles = any(arm.ensemble for arm in comparison.arms)
     columns = [
         "Strategy",
         measure.title,
@@ -119,6 +121,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         *accuracy,
         "Seeds",
         "Over seeds",
+        *(["Ensemble of the seeds"] if ensembles else []),
         "Time",
         "Without the cache",
         "Trainable",
@@ -143,6 +146,7 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
                 *([percent(arm.accuracy.value)] if accuracy else []),
                 ", ".join(str(member.run.config.seed) for member in arm.members),
                 spread,
+                *([_ensemble(measure, arm.ensemble)] if ensembles else []),
                 duration(cost.seconds),
                 _without_cache(cost),
                 number(cost.trainable_parameters),
@@ -152,6 +156,23 @@ def arms_table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return columns, rows
+
+
+def _ensemble(measure: Measure, score: Interval | None) -> str:
+    return measured_in_words(measure, score) if score else "one seed"
+
+
+def ensemble_in_words(comparison: Comparison) -> str:
+    """Of one strategy alone: what the mean of its seeds' probabilities reaches; empty otherwise."""
+    if comparison.ensemble is None:
+        return ""
+    reached = measured_in_words(comparison.measure, comparison.ensemble)
+    return f"Ensemble of the {len(comparison.arms)} seeds (mean of their probabilities): {comparison.measure.of} {reached}."
+
+
+def measured_in_words(measure: Measure, score: Interval) -> str:
+    """A score with its interval."""
+    return f"{measure.formatted(score.value)} ({measure.formatted(score.low)} to {measure.formatted(score.high)})"
 
 
 def _gpu_memory(cost: Cost) -> str:

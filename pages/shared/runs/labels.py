@@ -14,7 +14,7 @@ from finetune_core.config import RunConfig
 from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.formatting import percent
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import run_kind
 from pages.shared.runs.backend import STATUS_WORDS
 
 _MOST_REMEMBERED = 20_000
@@ -37,7 +37,7 @@ def run_title(run: Run) -> str:
     """Its name, when, and what."""
     began = run_began(run)
     when = f"{began:%d %b %H:%M}" if began else run.run_id
-    strategy = STRATEGIES[run.config.strategy].title.lower()
+    strategy = run_kind(run.config).lower()
     return " · ".join(filter(None, (run.name, when, data_in_short(run.config), run.config.backbone, strategy)))
 
 

@@ -31,7 +31,7 @@ _QUANTITIES: dict[Quantity, str] = {
 _REFRESH, _REFRESH_LATER = 2.0, 4.0
 _FIRST = 60.0  # seconds of a run during which it is watched closely
 
-_NO_EPOCHS = "The head of this run is fitted in one go: there are no epochs to follow."
+_NO_EPOCHS = "This run is done in one go: there are no epochs to follow."
 _STAGES, _FLIPS, _LOG, _ENGINE = "Stages", "Prediction flips", "Log", "Timing"
 
 

@@ -46,6 +46,8 @@ def run_settings(run: Run) -> None:
         st.code(train_command(config, run.run_dir / CONFIG_FILE), language="bash", wrap_lines=True)
         if edits := edits_in_words(config.edits):
             st.caption(plain(f"The command names the run's file, because changes to single images have no option: {edits}."))
+        elif config.averaged:
+            st.caption("The command names the run's file, which holds the runs whose weights are averaged.")
         elif config.from_run:
             st.caption("The command names the run's file, because other settings follow from the run to start from.")
         with st.container(horizontal=True):

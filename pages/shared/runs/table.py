@@ -12,7 +12,7 @@ from finetune_core.evaluation.run_accuracy import run_accuracy
 from finetune_core.figures.style import VAL_COLOR
 from finetune_core.formatting import SPLIT_WORDS, percent, things
 from finetune_core.runs.store import Run, summary
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.strategies import run_kind
 from pages.shared.runs.backend import STATUS_WORDS
 from pages.shared.runs.labels import data_in_short, run_began
 
@@ -77,7 +77,7 @@ def _text(run: Run) -> str:
         run.note,
         run.config.data,
         run.config.backbone,
-        STRATEGIES[run.config.strategy].title,
+        run_kind(run.config),
         STATUS_WORDS[run.status][0],
         run.owner,
         run.config.from_run or "",
@@ -95,7 +95,7 @@ def _row(run: Run) -> dict[str, Any]:
         "Name": run.name,
         "Data": data_in_short(run.config),
         "Backbone": run.config.backbone,
-        "Strategy": STRATEGIES[run.config.strategy].title,
+        "Strategy": run_kind(run.config),
         "Seed": run.config.seed,
         "Accuracy": accuracy.value * 100 if accuracy else None,
         "95 % interval": f"{100 * accuracy.low:.1f} – {percent(accuracy.high)}" if accuracy else "",

@@ -1,0 +1,32 @@
+"""What the ``average`` command does: the settings of a run whose weights are averaged from those of others."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune_core.commands.runs import opened
+from finetune_core.config import RunConfig
+from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.training.parents import averaged_config, why_not_averaged
+
+
+def average_of(named: Sequence[str], how: str) -> RunConfig:
+    """The config of a run that averages the weights of those that a person names.
+
+    Raises:
+        ConfigError: when one of them is none, is going on, or cannot be averaged with the others: all reasons at once.
+    """
+    folders: list[Path] = []
+    problems: list[str] = []
+    for name in named:
+        try:
+            run = opened(name)
+        except FinetuneError as error:
+            problems.append(str(error).rstrip("."))
+            continue
+        if run.active:
+            problems.append(f"{run.run_id}: it is going on; wait until it ends, or stop it")
+        else:
+            folders.append(run.run_dir)
+    if problems:
+        raise ConfigError({"averaged": "; ".join([*problems, *why_not_averaged(how, folders)])})
+    return averaged_config(how, folders)

@@ -1,0 +1,67 @@
+"""The statistics of BatchNorm layers, computed anew for weights that no step has led to."""
+
+from collections.abc import Generator
+
+import torch
+from torch import nn
+
+from finetune_core.data.splits import TRAIN
+from finetune_core.training.batches import TOO_LARGE_A_BATCH
+from finetune_core.training.events import Event, Progress
+from finetune_core.training.job import Job
+from finetune_core.training.lost import LostImages
+from finetune_core.training.out_of_memory import explained
+from finetune_core.training.stage_plan import frozen_tensors
+
+_Norm = nn.modules.batchnorm._BatchNorm
+
+
+def moving_norms(job: Job) -> list[_Norm]:
+    """The BatchNorm layers whose statistics the job's strategy does not freeze."""
+    pairs = zip(job.network.stages, job.strategy, strict=True)
+    frozen = {name for stage, plan in pairs for name in frozen_tensors(plan, stage)}
+    return [
+        module
+        for path, module in job.network.model.named_modules()
+        if isinstance(module, _Norm) and module.running_mean is not None and f"{path}.running_mean" not in frozen
+    ]
+
+
+@torch.no_grad()
+def recompute_statistics(job: Job, lost: LostImages) -> Generator[Event, None, int]:
+    """Set these statistics to their mean over the batches of the training images, shuffled and without augmentation.
+
+    As ``torch.optim.swa_utils.update_bn``, but frozen statistics stay, and so does all else in eval mode: dropout would add noise.
+
+    Yields:
+        Progress in images.
+
+    Returns:
+        How many layers were computed anew.
+
+    Raises:
+        TrainingError: when too many images are lost.
+    """
+    norms = moving_norms(job)
+    if not norms:
+        return 0
+    momenta = [norm.momentum for norm in norms]
+    job.network.model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+        norm.train()
+    try:
+        done = 0
+        for rows, inputs in job.plain_training_inputs():
+            yield from lost.report(job.lost)
+            if len(rows):
+                with job.device.autocast(), explained(TOO_LARGE_A_BATCH):
+                    job.forward(inputs)
+            done += len(rows)
+            yield Progress("average", done, len(job.rows[TRAIN]))
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        job.network.model.eval()
+    return len(norms)

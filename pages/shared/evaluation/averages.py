@@ -1,0 +1,87 @@
+"""The box on Compare that makes one network of several: a run whose weights are averaged, queued like any other."""
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from finetune_core.config.averaged import How
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.comparison.arms import arm_titles, run_titles
+from finetune_core.formatting import things
+from finetune_core.runs.design import arm_of
+from finetune_core.runs.store import Run
+from finetune_core.training.parents import averaged_config
+from finetune_core.training.strategies import epochs_of
+from pages.shared.chrome import plain
+from pages.shared.runs.backend import submit
+
+WAYS: dict[How, str] = {"greedy_soup": "Greedy soup", "soup": "Soup", "wise": "WiSE-FT"}
+_HELP = (
+    "Greedy soup: the mean of the weights of those networks that do not lower the validation accuracy, the best first. Soup: of all of "
+    "them (both Wortsman et al. 2022, Model soups). WiSE-FT: between one network and what it started from, with its linear probe; the mix is "
+    "chosen on validation images (Wortsman et al. 2022, Robust fine-tuning of zero-shot models)."
+)
+_ALL = "All of these runs"
+
+
+def offer_averages(runs: Sequence[Run]) -> str | None:
+    """Draw the box; returns the id of the run that was queued.
+
+    Args:
+        runs: those that are compared.
+    """
+    trained = [run for run in runs if epochs_of(run.config)]
+    if not trained:
+        return None
+    with st.expander("Average weights", icon=":material/blender:", key="average_box"):
+        st.caption(
+            "One network from several, without training: it takes a moment, and predicts as fast as one of them. A soup takes runs that "
+            "began with the same head: give *Seed of the head* a number before you train several seeds."
+        )
+        how: How = st.segmented_control(
+            "How",
+            list(WAYS),
+            format_func=WAYS.__getitem__,
+            default="greedy_soup",
+            required=True,
+            key="average_how",
+            persist_state="session",
+            help=_HELP,
+        )
+        offered = _single(trained) if how == "wise" else _several(trained)
+        if not offered:
+            st.caption("A soup takes two runs or more.")
+            return None
+        chosen = st.selectbox("Of", list(offered), key=f"average_of_{how}")
+        pressed = st.button("Average their weights" if how != "wise" else "Average its weights", key="average")
+        with st.container():
+            return _queued(how, offered[chosen]) if pressed else None
+
+
+def _queued(how: How, runs: Sequence[Run]) -> str | None:
+    """The id of the run; None, with the reasons on the page, where these runs cannot be averaged."""
+    try:
+        with st.spinner("Comparing what they began with"):
+            return submit(averaged_config(how, [run.run_dir for run in runs]))
+    except FinetuneError as error:
+        problems = getattr(error, "problems", {"": str(error)})
+        st.error(plain(f"These runs cannot be averaged. {'; '.join(problems.values())}."), icon=":material/error:")
+        return None
+
+
+def _single(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    return {title: [run] for title, run in zip(run_titles(runs), runs, strict=True)}
+
+
+def _several(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each arm that has several, and all together where there are several arms."""
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        arms.setdefault(arm_of(run.config), []).append(run)
+    titles = arm_titles([some[0].config for some in arms.values()])
+    found = {
+        f"{title} ({things(len(some), 'run')})": some
+        for title, some in zip(titles, arms.values(), strict=True)
+        if len(some) > 1
+    }
+    return found | ({_ALL: list(runs)} if len(arms) > 1 else {})

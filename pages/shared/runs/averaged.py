@@ -1,0 +1,29 @@
+"""What the Train page shows of a run whose weights are averaged."""
+
+import streamlit as st
+
+from finetune_core.figures.averages import mixing_curve
+from finetune_core.formatting import percent
+from finetune_core.runs.log import averaged_in_words
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+
+
+def averaged(run: Run) -> None:
+    """The runs that its weights are from, and what was chosen: of a greedy soup which networks, of WiSE-FT the mixing coefficient."""
+    done = run.history.averaged
+    if not done:
+        return
+    st.markdown(plain(averaged_in_words(done)))
+    if done["ingredients"]:
+        rows = [
+            {"Run": one["run"], "Validation accuracy with it": percent(one["accuracy"]), "Kept": "yes" if one["kept"] else "no"}
+            for one in done["ingredients"]
+        ]
+        with st.expander("Networks that were tried", icon=":material/table:"):
+            st.dataframe(rows, hide_index=True)
+            st.caption("In this order, the best network first. Test images play no part in the choice.")
+    if done["curve"]:
+        alt = "Validation accuracy against the mixing coefficient of WiSE-FT"
+        st.plotly_chart(mixing_curve(done["curve"], done["coefficient"]), key="mixing", alt=alt)
+        st.caption("Of equally accurate coefficients the smallest is taken, which stays closest to the start.")
