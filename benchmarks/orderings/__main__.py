@@ -1,0 +1,70 @@
+"""Published orderings of ways to fine-tune: do they hold here? Each is a file of data beside this one, fixed before anything was run.
+
+Says of each: reproduced, opposite, not distinguishable, or could not be tested and why. Online it fetches public data sets and pretrained
+weights; offline it takes the digits and packaged networks. Runs are kept in ordinary folders: what has trained is not trained again.
+
+python -m benchmarks.orderings [NAME…] [--offline] [--seeds N] [--json]
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.orderings.judging import judge, overall, untested
+from benchmarks.orderings.protocol import Ordering, Where, load, names
+from benchmarks.orderings.report import Result
+from benchmarks.orderings.running import predictions, tried
+from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.paths import home
+
+
+def result_of(ordering: Ordering, where: Where, seeds: int, base: Path) -> Result:
+    """Try an ordering; what keeps it from being tried is its result."""
+    setup = ordering.setup(where)
+    if setup.why_not:
+        return Result(ordering, where, seeds, untested(ordering.claims, setup.why_not))
+    try:
+        found = predictions(tried(ordering, setup, seeds, base))
+    except FinetuneError as error:
+        return Result(ordering, where, seeds, untested(ordering.claims, str(error)))
+    return Result(ordering, where, seeds, *judge(ordering.claims, found, ordering.measure))
+
+
+def main(chosen: list[str], where: Where, seeds: int | None, base: Path, as_json: bool) -> None:
+    orderings = [load(name) for name in chosen or names()]
+    results = []
+    for ordering in orderings:
+        result = result_of(ordering, where, seeds or ordering.seeds, base)
+        results.append(result)
+        if not as_json:
+            print(result.in_words(), flush=True)
+    if as_json:
+        print(json.dumps({"orderings": [result.to_json() for result in results]}, indent=2))
+        return
+    tested = [result.ordering.name for result in results if overall(result.judged) != "could not be tested"]
+    print(f"Tested {len(tested)} of {len(results)}, {where}: {', '.join(tested) or 'none'}.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("orderings", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all where none is named")
+    parser.add_argument(
+        "--offline", action="store_true", help="with what needs no connection, and say what cannot be tested so"
+    )
+    parser.add_argument("--seeds", type=int, help="in the place of each ordering's own")
+    parser.add_argument("--runs-dir", type=Path, default=home() / "orderings", help="where runs and their images are kept")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    try:
+        main(
+            arguments.orderings,
+            "offline" if arguments.offline else "online",
+            arguments.seeds,
+            arguments.runs_dir.resolve(),
+            arguments.json,
+        )
+    except ConfigError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Stopped; the same command goes on from there.")

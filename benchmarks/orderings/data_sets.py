@@ -1,0 +1,129 @@
+"""The folders that an ordering trains and is tested on: images drawn from one data set, changed as the ordering says."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from benchmarks.orderings.protocol import Adaptation, Corrupted, Ordering, Setup
+from finetune_core.data.dataset import Dataset
+from finetune_core.data.decode import read_square
+from finetune_core.data.splits import TEST, TRAIN, VAL
+from finetune_core.errors import DataError
+from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
+from finetune_core.files import settle, staging_folder
+
+_USUAL_SIDE = 224
+_SOURCE, _DATA, _SHIFTED = "source", "data", "shifted"
+
+Change = Callable[[Image.Image, int], Image.Image]
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What the arms train and are tested on; the same test images made worse; what the run before them trained on."""
+
+    data: Path
+    shifted: Path | None
+    source: Path | None
+
+
+def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path) -> Folders:
+    """Write the images, as squares of the side that runs are given, all or nothing; those that are there already are taken.
+
+    Raises:
+        DataError: when the data set has too few images.
+        OSError: when they cannot be written.
+    """
+    told = f"{setup.model_dump_json()}{ordering.shift}{ordering.adaptation}{dataset.fingerprint}"
+    folder = base / f"{ordering.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    if not folder.is_dir():
+        with staging_folder(base, ".writing-") as staging:
+            _write(ordering, setup, dataset, staging / folder.name)
+            settle(staging / folder.name, folder)
+    return Folders(
+        folder / _DATA,
+        folder / _SHIFTED if ordering.shift else None,
+        folder / _SOURCE if ordering.adaptation else None,
+    )
+
+
+def drawn(table: pd.DataFrame, setup: Setup, adaptation: Adaptation | None) -> dict[tuple[str, str], pd.DataFrame]:
+    """(folder, split) -> its images, each in one of them only.
+
+    Args:
+        table: ``id, class`` of all images.
+
+    Returns:
+        Tables of ``id, class``, with the class that the ordering gives them.
+
+    Raises:
+        DataError: when there are too few.
+    """
+    images = setup.images
+    order = np.random.default_rng(0).permutation(len(table))
+    rows = table.sort_values("id", ignore_index=True).iloc[order]
+    before, after = (rows, rows) if not adaptation else _both_sides(rows, adaptation)
+    # Where both sides draw from the same images, the second goes on where the first has ended.
+    shared = adaptation is None or adaptation.kind != "groups"
+    taken = images.source_train + images.source_val
+    found = _cut(before, _SOURCE, {TRAIN: images.source_train, VAL: images.source_val}) if taken else {}
+    rest = after.iloc[taken:] if shared else after
+    return found | _cut(rest, _DATA, {TRAIN: images.train, VAL: images.val, TEST: images.test})
+
+
+def _cut(rows: pd.DataFrame, folder: str, counts: Mapping[str, int]) -> dict[tuple[str, str], pd.DataFrame]:
+    if sum(counts.values()) > len(rows):
+        raise DataError(f"The ordering takes {sum(counts.values())} images for its {folder}, and there are {len(rows)}.")
+    ends = np.cumsum(list(counts.values()))
+    return {(folder, split): rows.iloc[end - count : end] for (split, count), end in zip(counts.items(), ends, strict=True)}
+
+
+def _both_sides(rows: pd.DataFrame, adaptation: Adaptation) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the first training may see, and what the second."""
+    if adaptation.kind == "groups":
+        return _grouped(rows, adaptation, "source"), _grouped(rows, adaptation, "target")
+    if adaptation.kind == "mirrored":
+        classes = sorted(rows["class"].unique())
+        return rows, rows.assign(**{"class": rows["class"].map(dict(zip(classes, reversed(classes), strict=True)))})
+    return rows, rows
+
+
+def _grouped(rows: pd.DataFrame, adaptation: Adaptation, side: str) -> pd.DataFrame:
+    names = {name.casefold(): group for group, one in adaptation.groups.items() for name in getattr(one, side)}
+    groups = rows["class"].str.casefold().map(names)
+    return rows.assign(**{"class": groups})[groups.notna()]
+
+
+def _write(ordering: Ordering, setup: Setup, dataset: Dataset, folder: Path) -> None:
+    side = int(setup.settings.get("image_size", _USUAL_SIDE))
+    adaptation = ordering.adaptation
+    worse = _corrupting(adaptation.corrupted) if adaptation and adaptation.corrupted else _unchanged
+    for (part, split), rows in drawn(dataset.table[["id", "class"]], setup, adaptation).items():
+        _write_images(folder / part / split, rows, dataset.root, side, worse if part == _DATA else _unchanged)
+        if ordering.shift and (part, split) == (_DATA, TEST):
+            _write_images(folder / _SHIFTED, rows, dataset.root, side, _corrupting(ordering.shift))
+
+
+def _write_images(folder: Path, rows: pd.DataFrame, root: Path, side: int, change: Change) -> None:
+    for number, (name, label) in enumerate(zip(rows["id"], rows["class"], strict=True)):
+        image = change(Image.fromarray(read_square(root / name, side)), number)
+        file = folder / label / f"{number:05d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image.save(file)
+
+
+def _unchanged(image: Image.Image, _number: int) -> Image.Image:
+    return image
+
+
+def _corrupting(how: Corrupted) -> Change:
+    def change(image: Image.Image, number: int) -> Image.Image:
+        corruption = CORRUPTIONS[how.corruptions[number % len(how.corruptions)]]
+        return corruption.apply(image, corruption.severities[how.severity - 1], np.random.default_rng(number))
+
+    return change

@@ -1,0 +1,94 @@
+"""What came of an ordering, as Markdown and as plain values."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.orderings.judging import Judged, Standing, overall
+from benchmarks.orderings.protocol import Ordering, Where
+from finetune_core.formatting import percent, points
+
+_AXES = {"test": "test images", "shifted": "shifted test images"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """An ordering that was tried, with as many seeds; ``standings`` are empty where it could not be."""
+
+    ordering: Ordering
+    where: Where
+    seeds: int
+    judged: Sequence[Judged]
+    standings: Sequence[Standing] = ()
+
+    @property
+    def why(self) -> str:
+        """Why claims could not be tested; empty where they were."""
+        return " ".join(dict.fromkeys(one.why for one in self.judged if one.why)) or (
+            self.ordering.setup(self.where).why_not if not self.judged else ""
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; ``low`` and ``high`` are the ends of 95 % intervals, shares."""
+        ordering, setup = self.ordering, self.ordering.setup(self.where)
+        return {
+            "name": ordering.name,
+            "authors": ordering.authors,
+            "year": ordering.year,
+            "claim": ordering.claim,
+            "departures": list(ordering.departures),
+            "measure": ordering.measure,
+            "where": self.where,
+            "setup": setup.model_dump(),
+            "seeds": self.seeds,
+            "outcome": overall(self.judged),
+            "why": self.why,
+            "claims": [
+                one.claim.model_dump() | {"outcome": one.outcome, "p": one.p, "why": one.why} | _numbers(one)
+                for one in self.judged
+            ],
+            "arms": [asdict(one) for one in self.standings],
+        }
+
+    def in_words(self) -> str:
+        """As Markdown."""
+        ordering, setup = self.ordering, self.ordering.setup(self.where)
+        lines = [f"## {ordering.name}: {overall(self.judged)}", "", f"{ordering.authors} {ordering.year}: {ordering.claim}", ""]
+        if not self.standings:
+            return "\n".join([*lines, f"Could not be tested ({self.where}): {self.why}", ""])
+        images = setup.images
+        lines += [
+            f"{setup.data}, {setup.backbone}, {images.train} training, {images.val} validation and {images.test} test images, "
+            f"{self.seeds} seeds.",
+            "",
+            "| arm | on | mean, 95 % interval | seed by seed |",
+            "|---|---|---|---|",
+            *(_standing_row(one) for one in self.standings),
+            "",
+            "| claim | on | published | difference, 95 % interval (points) | p (Holm) | outcome |",
+            "|---|---|---|---|---|---|",
+            *(_claim_row(one) for one in self.judged),
+            "",
+        ]
+        return "\n".join(lines)
+
+
+def _standing_row(one: Standing) -> str:
+    score, seeds = one.score, " ".join(f"{100 * value:.1f}" for value in one.seeds)
+    return f"| {one.arm} | {_AXES[one.on]} | {percent(score.value)}, {percent(score.low)} to {percent(score.high)} | {seeds} |"
+
+
+def _claim_row(one: Judged) -> str:
+    told = one.why
+    if found := one.difference:
+        told = f"{points(found.value)}, {points(found.low)} to {points(found.high)}"
+    p = "" if one.p is None else f"{one.p:.2g}"
+    return f"| {one.claim.words} | {_AXES[one.claim.on]} | {one.claim.published} | {told} | {p} | **{one.outcome}** |"
+
+
+def _numbers(one: Judged) -> dict[str, float | None]:
+    found = one.difference
+    return {
+        name: getattr(found, part) if found else None
+        for name, part in (("difference", "value"), ("low", "low"), ("high", "high"))
+    }

@@ -1,0 +1,123 @@
+"""The runs of an ordering: ordinary run folders, each trained once, and what their networks say of test and of shifted images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.orderings.data_sets import Folders, write_folders
+from benchmarks.orderings.judging import Predictions
+from benchmarks.orderings.plan import arm_configs, source_config
+from benchmarks.orderings.protocol import Axis, Ordering, Setup
+from finetune_core.commands.input import resolved
+from finetune_core.commands.runs import with_weights
+from finetune_core.commands.terminal import err, progress_bar, show_work
+from finetune_core.commands.train import trained
+from finetune_core.config import RunConfig, make_config
+from finetune_core.data.dataset import index_dataset
+from finetune_core.data.public import PUBLIC_SETS, fetch_public
+from finetune_core.data.splits import TEST
+from finetune_core.errors import RunError
+from finetune_core.evaluation.single_run.metrics import logits_of
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import shifted_predictions
+from finetune_core.runs.record import create_run, reopen_run
+from finetune_core.runs.store import Run, RunStore, summary
+from finetune_core.training.parents import averaged_config
+from finetune_core.training.predictions import load_predictions
+from finetune_core.training.stage_plan import stages_of
+from finetune_core.training.strategies import epochs_of
+from finetune_core.work import in_phase
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The finished runs of an ordering: of each arm that is compared, one per seed; and the folder of shifted images."""
+
+    arms: Mapping[str, Sequence[Run]]
+    shifted: Path | None
+
+
+def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> Tried:
+    """Get the data and train all runs, but for those that are in ``base`` already.
+
+    Raises:
+        FinetuneError: when data or weights cannot be had, or a run fails.
+        KeyboardInterrupt: when a run was stopped.
+    """
+    folders = _folders(ordering, setup, base / "data")
+    store = RunStore(base / "runs")
+    source = None
+    if folders.source:
+        source = _trained(source_config(ordering, setup, folders.source), store).run_dir
+    stages = [stage.name for stage in stages_of(make_config({"data": str(folders.data), "backbone": setup.backbone}))]
+    configs = arm_configs(ordering, setup, folders.data, stages, seeds, source)
+    with_weights([config for arm in configs.values() for seed in arm for config in seed])
+    runs = {name: [[_trained(config, store) for config in members] for members in by_seed] for name, by_seed in configs.items()}
+    made = {name: [_made(arm.how, members, store) for members in runs[arm.of]] for name, arm in ordering.arms.items() if arm.of}
+    single = {name: [members[0] for members in by_seed] for name, by_seed in runs.items() if ordering.arms[name].runs == 1}
+    return Tried(single | made, folders.shifted)
+
+
+def predictions(found: Tried) -> dict[Axis, Predictions]:
+    """Of all arms, on test images and, where the ordering has a shift, on shifted ones.
+
+    Raises:
+        FinetuneError: when a run's predictions cannot be read or made.
+    """
+    every = [run for runs in found.arms.values() for run in runs]
+    tables: dict[Axis, dict[Path, pd.DataFrame]] = {"test": {run.run_dir: _on_test(run) for run in every}}
+    if found.shifted:
+        with progress_bar() as bar:
+            fingerprint = show_work(bar, predict_shifted(every, str(found.shifted)))
+        tables["shifted"] = {run.run_dir: shifted_predictions(run.run_dir, fingerprint, _classes(run)) for run in every}
+    in_steps = frozenset(name for name, runs in found.arms.items() if epochs_of(runs[0].config) > 0)
+    return {
+        axis: Predictions(
+            next(iter(of_runs.values()))["label"].to_numpy(np.int64),
+            {name: np.stack([logits_of(of_runs[run.run_dir]) for run in runs]) for name, runs in found.arms.items()},
+            in_steps,
+        )
+        for axis, of_runs in tables.items()
+    }
+
+
+def _folders(ordering: Ordering, setup: Setup, base: Path) -> Folders:
+    with progress_bar() as bar:
+        if setup.data in PUBLIC_SETS:
+            show_work(bar, in_phase("download", fetch_public(setup.data)))
+        dataset = show_work(bar, in_phase("index", index_dataset(resolved(setup.data))))
+    return write_folders(ordering, setup, dataset, base)
+
+
+def _trained(config: RunConfig, store: RunStore) -> Run:
+    """The finished run of a config: the one that is there, or, where none is, that one gone on with or a new one."""
+    there = [run for run in store.runs() if run.config == config]
+    if finished := [run for run in there if run.status == "finished"]:
+        return finished[0]
+    err.print(f"{config.averaged.title if config.averaged else config.strategy}, seed {config.seed}")
+    begun = next((run for run in there if run.resumable), None)
+    run = trained(reopen_run(begun.run_dir) if begun else create_run(config, store.runs_dir))
+    if run.status == "failed":
+        raise RunError(f"{run.run_id} failed: {summary(run)['message']}")
+    if run.status != "finished":
+        raise KeyboardInterrupt
+    return run
+
+
+def _made(how: str, members: Sequence[Run], store: RunStore) -> Run:
+    """Of the runs of one seed: the best of them, or their average."""
+    if how == "best":
+        return max(members, key=lambda run: float(summary(run)["val_accuracy"]))
+    return _trained(averaged_config(how, [run.run_dir for run in members]), store)
+
+
+def _on_test(run: Run) -> pd.DataFrame:
+    table = load_predictions(run.run_dir, _classes(run))
+    return table[table["split"] == TEST].sort_values("id", ignore_index=True)
+
+
+def _classes(run: Run) -> int:
+    return len(run.started["classes"])
