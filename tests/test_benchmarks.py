@@ -17,19 +17,22 @@ from finetune_core.training.stage_plan import plan, trained_parameters
 from tests.test_documents import DOCUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = [file for file in sorted(ROOT.glob("benchmarks/*.py")) if '__name__ == "__main__"' in file.read_text()]
-TEXTS = [file.read_text() for file in (*DOCUMENTS, *ROOT.glob("benchmarks/*.py"))]
+FILES = [*sorted(ROOT.glob("benchmarks/*.py")), *sorted(ROOT.glob("benchmarks/*/*.py"))]
+SCRIPTS = [
+    file.parent.name if file.stem == "__main__" else file.stem for file in FILES if '__name__ == "__main__"' in file.read_text()
+]
+TEXTS = [file.read_text() for file in (*DOCUMENTS, *FILES)]
 COMMANDS = [command for text in TEXTS for command in re.findall(r"^ *(python .*benchmarks.*)$", text, re.M)]
 
 
 def test_documents_name_benchmarks_that_exist_in_one_form():
     named = [re.match(r"python -m benchmarks\.(\w+)", command) for command in COMMANDS]
     assert all(named), COMMANDS
-    assert {name[1] for name in named} == {file.stem for file in SCRIPTS}
+    assert {name[1] for name in named} == set(SCRIPTS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [file.stem for file in SCRIPTS])
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_it_says_what_it_measures_and_which_options_it_takes(name):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]

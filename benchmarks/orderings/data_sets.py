@@ -33,14 +33,15 @@ class Folders:
 
 
 def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path) -> Folders:
-    """Write the images, as squares of the side that runs are given, all or nothing; those that are there already are taken.
+    """Write the images, as squares of the side that runs are given, all or nothing; those that are there already are taken, those of
+    another ordering, too: then it shares the runs.
 
     Raises:
         DataError: when the data set has too few images.
         OSError: when they cannot be written.
     """
-    told = f"{setup.model_dump_json()}{ordering.shift}{ordering.adaptation}{dataset.fingerprint}"
-    folder = base / f"{ordering.name}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+    told = f"{dataset.fingerprint}{setup.images}{_side(setup)}{ordering.shift}{ordering.adaptation}"
+    folder = base / f"{setup.data}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
         with staging_folder(base, ".writing-") as staging:
             _write(ordering, setup, dataset, staging / folder.name)
@@ -99,8 +100,12 @@ def _grouped(rows: pd.DataFrame, adaptation: Adaptation, side: str) -> pd.DataFr
     return rows.assign(**{"class": groups})[groups.notna()]
 
 
+def _side(setup: Setup) -> int:
+    return int(setup.settings.get("image_size", _USUAL_SIDE))
+
+
 def _write(ordering: Ordering, setup: Setup, dataset: Dataset, folder: Path) -> None:
-    side = int(setup.settings.get("image_size", _USUAL_SIDE))
+    side = _side(setup)
     adaptation = ordering.adaptation
     worse = _corrupting(adaptation.corrupted) if adaptation and adaptation.corrupted else _unchanged
     for (part, split), rows in drawn(dataset.table[["id", "class"]], setup, adaptation).items():
