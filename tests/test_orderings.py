@@ -28,15 +28,15 @@ BETTER = Claim(better="a", than="b", on="test")
 WITHIN = Claim(better="a", than="b", on="test", margin=0.05)
 
 
-def setups():
-    for name in names():
-        ordering = load(name)
-        for setup in (ordering.online, ordering.offline):
-            if not setup.why_not:
-                yield pytest.param(ordering, setup, id=f"{name}-{setup.data}")
+SETUPS = [
+    pytest.param(ordering, setup, id=f"{ordering.name}-{setup.data}")
+    for ordering in map(load, names())
+    for setup in (ordering.online, ordering.offline)
+    if not setup.why_not
+]
 
 
-@pytest.mark.parametrize(("ordering", "setup"), setups())
+@pytest.mark.parametrize(("ordering", "setup"), SETUPS)
 def test_every_file_makes_configs_whose_strategies_and_settings_exist(ordering, setup, tmp_path):
     stages = stages_of(make_config({"data": "x", "backbone": setup.backbone}))
     source = tmp_path / "run" if ordering.adaptation else None
@@ -93,7 +93,7 @@ def ordering(**changes):
         "offline": {
             "data": "digits",
             "backbone": PACKAGED,
-            "images": {"train": 60, "val": 30, "test": 40},
+            "images": {"train": 32, "val": 20, "test": 30},
             "settings": {"epochs": 1, "image_size": 32, "precision": "fp32", "learning_rate": 1e-3},
         },
     }
@@ -284,7 +284,7 @@ def test_all_arms_go_on_from_one_run_and_one_that_was_stopped_is_gone_on_with(tm
         arms={"first": {"block": "first"}, "last": {"block": "last"}},
         claims=[{"better": "first", "than": "last", "on": "test"}],
         offline=ordering().offline.model_dump()
-        | {"images": {"train": 60, "val": 30, "test": 40, "source_train": 60, "source_val": 30}},
+        | {"images": {"train": 32, "val": 20, "test": 30, "source_train": 32, "source_val": 20}},
     )
     found = tried(blocks, blocks.offline, 1, tmp_path)
     source = next(run for run in RunStore(tmp_path / "runs").runs() if run.config.strategy == "full")

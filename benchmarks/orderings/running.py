@@ -98,7 +98,7 @@ def _trained(config: RunConfig, store: RunStore) -> Run:
     if finished := [run for run in there if run.status == "finished"]:
         return finished[0]
     err.print(f"{config.averaged.title if config.averaged else config.strategy}, seed {config.seed}")
-    begun = next((run for run in there if run.resumable), None)
+    begun = max((run for run in there if run.resumable), key=lambda run: len(run.history.epochs), default=None)
     run = trained(reopen_run(begun.run_dir) if begun else create_run(config, store.runs_dir))
     if run.status == "failed":
         raise RunError(f"{run.run_id} failed: {summary(run)['message']}")
