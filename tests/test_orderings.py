@@ -107,6 +107,7 @@ def ordering(**changes):
         {"arms": {"probe": {"strategy": "no_such"}, "full": {"strategy": "full"}, "wise": {"of": "full", "how": "wise"}}},
         {"shift": None},
         {"shift": {"corruptions": ["snow"], "severity": 1}},
+        {"adaptation": {"kind": "mirrored", "source_settings": {"no_such": 1}}},
         {"seeds": 1},
         {"online": {"data": "digits"}},
         {"online": {"data": "imagenet", "backbone": PACKAGED, "images": {"train": 1, "val": 1, "test": 1}}},

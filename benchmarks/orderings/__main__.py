@@ -56,6 +56,8 @@ if __name__ == "__main__":
     parser.add_argument("--runs-dir", type=Path, default=home() / "orderings", help="where runs and their images are kept")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.seeds is not None and arguments.seeds < 2:
+        parser.error("--seeds: a claim about ways to train needs two seeds or more")
     try:
         main(
             arguments.orderings,

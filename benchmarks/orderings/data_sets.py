@@ -37,15 +37,19 @@ def write_folders(ordering: Ordering, setup: Setup, dataset: Dataset, base: Path
     another ordering, too: then it shares the runs.
 
     Raises:
-        DataError: when the data set has too few images.
-        OSError: when they cannot be written.
+        DataError: when the data set has too few images, or they cannot be written.
     """
     told = f"{dataset.fingerprint}{setup.images}{_side(setup)}{ordering.shift}{ordering.adaptation}"
     folder = base / f"{setup.data}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     if not folder.is_dir():
-        with staging_folder(base, ".writing-") as staging:
-            _write(ordering, setup, dataset, staging / folder.name)
-            settle(staging / folder.name, folder)
+        try:
+            with staging_folder(base, ".writing-") as staging:
+                _write(ordering, setup, dataset, staging / folder.name)
+                settle(staging / folder.name, folder)
+        except OSError as error:
+            raise DataError(
+                f"The images cannot be written to {base}: {error}. Choose another --runs-dir, or make room."
+            ) from None
     return Folders(
         folder / _DATA,
         folder / _SHIFTED if ordering.shift else None,

@@ -4,7 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from finetune_core.config import setting_of
 from finetune_core.config.averaged import How
@@ -22,6 +22,20 @@ Where = Literal["online", "offline"]
 Block = Literal["first", "middle", "last"]
 
 _PLANNED = {"data", "backbone", "strategy", "stage_rates", "seed", "head_seed", "from_run", "averaged"}  # what ``plan`` decides
+
+
+def _known_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    for name in settings:
+        if name in _PLANNED:
+            raise ValueError(f"{name} is no setting to be given here")
+        try:
+            setting_of(name)
+        except KeyError:
+            raise ValueError(f"there is no setting {name}") from None
+    return settings
+
+
+Settings = Annotated[dict[str, Any], AfterValidator(_known_settings)]
 
 
 class _Fixed(BaseModel):
@@ -69,7 +83,7 @@ class Adaptation(_Fixed):
     kind: Literal["corrupted", "groups", "mirrored"]
     corrupted: Corrupted | None = None
     groups: dict[Text, Group] = {}
-    source_settings: dict[str, Any] = {}
+    source_settings: Settings = {}
 
     @model_validator(mode="after")
     def _is_told(self) -> Self:
@@ -90,12 +104,7 @@ class Setup(_Fixed):
     data: str = ""
     backbone: str = ""
     images: Images = Images(train=0, val=0, test=0)
-    settings: dict[str, Any] = {}
-
-    @field_validator("settings")
-    @classmethod
-    def _exist(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return _known_settings(settings)
+    settings: Settings = {}
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -123,12 +132,7 @@ class Arm(_Fixed):
     how: How | Literal["best", ""] = ""
     runs: int = Field(1, ge=1)
     rate: float = Field(1.0, gt=0)
-    settings: dict[str, Any] = {}
-
-    @field_validator("settings")
-    @classmethod
-    def _exist(cls, settings: dict[str, Any]) -> dict[str, Any]:
-        return _known_settings(settings)
+    settings: Settings = {}
 
     @model_validator(mode="after")
     def _is_one_thing(self) -> Self:
@@ -217,14 +221,3 @@ def load(name: str) -> Ordering:
         return Ordering.model_validate(tomllib.loads((FOLDER / f"{name}.toml").read_text()) | {"name": name})
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise ConfigError({name: str(error)}) from None
-
-
-def _known_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    for name in settings:
-        if name in _PLANNED:
-            raise ValueError(f"{name} is no setting to be given here")
-        try:
-            setting_of(name)
-        except KeyError:
-            raise ValueError(f"there is no setting {name}") from None
-    return settings

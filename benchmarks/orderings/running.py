@@ -15,7 +15,7 @@ from finetune_core.commands.input import resolved
 from finetune_core.commands.runs import with_weights
 from finetune_core.commands.terminal import err, progress_bar, show_work
 from finetune_core.commands.train import trained
-from finetune_core.config import RunConfig, make_config
+from finetune_core.config import RunConfig
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.public import PUBLIC_SETS, fetch_public
 from finetune_core.data.splits import TEST
@@ -52,7 +52,7 @@ def tried(ordering: Ordering, setup: Setup, seeds: int, base: Path) -> Tried:
     source = None
     if folders.source:
         source = _trained(source_config(ordering, setup, folders.source), store).run_dir
-    stages = [stage.name for stage in stages_of(make_config({"data": str(folders.data), "backbone": setup.backbone}))]
+    stages = [stage.name for stage in stages_of(source_config(ordering, setup, folders.data))]
     configs = arm_configs(ordering, setup, folders.data, stages, seeds, source)
     with_weights([config for arm in configs.values() for seed in arm for config in seed])
     runs = {name: [[_trained(config, store) for config in members] for members in by_seed] for name, by_seed in configs.items()}
