@@ -156,7 +156,8 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
     else:
         curves(run)
     if run.history.started:
-        draw_stages(run_stages(run), run.config.learning_rate, fits=STRATEGIES[run.config.strategy].fits)
+        rate = None if run.config.averaged else run.config.learning_rate
+        draw_stages(run_stages(run), rate, fits=STRATEGIES[run.config.strategy].fits)
     details(run)
 
 

@@ -636,7 +636,7 @@ class RunConfig(BaseModel):
         label="Seed of the head",
         section=OPTIMIZATION,
         help="Seed of the new head's first weights alone. Keep it equal where runs of several seeds are to be averaged: these then "
-        "differ in the order of the images and in augmentation only. Empty: the seed.",
+        "differ in the order of the images, augmentation and dropout only. Empty: the seed.",
         placeholder="the seed",
         in_script="repeated",
         stepwise=True,

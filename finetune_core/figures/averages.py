@@ -27,7 +27,12 @@ def mixing_curve(curve: Sequence[Mapping[str, Any]], chosen: float) -> go.Figure
         marker={"size": 8},
         hovertemplate="coefficient %{x}: accuracy %{y}, loss %{customdata:.3f}<extra></extra>",
     )
-    figure.add_vline(chosen, line={"color": WARM, "width": 2, "dash": "dash"}, annotation_text=f"chosen: {chosen:g}")
+    figure.add_vline(
+        chosen,
+        line={"color": WARM, "width": 2, "dash": "dash"},
+        annotation_text=f"chosen: {chosen:g}",
+        annotation_position="bottom left" if chosen > 0.5 else "bottom right",
+    )
     figure.update_xaxes(title_text="Mixing coefficient (0: start, 1: fine-tuned)", range=[-0.04, 1.04], dtick=0.1)
     figure.update_yaxes(title_text="Accuracy", **share_axis(accuracies))
     return figure
