@@ -75,14 +75,14 @@ def average_weights(job: Job, lost: LostImages) -> Generator[Event, None, None]:
     states = [parent.tensors(list(attempts.kept_tensors())) for parent in parents]
     match averaged.how:
         case "soup":
-            told = yield from _soup(attempts, states)
+            averages = yield from _soup(attempts, states)
         case "greedy_soup":
-            told = yield from _greedy_soup(attempts, parents, states)
+            averages = yield from _greedy_soup(attempts, parents, states)
         case "wise":
-            told = yield from _wise(attempts, states[0])
+            averages = yield from _wise(attempts, states[0])
     memory = footprint_beside(job, [tensor for state in states for tensor in state.values()])
     yield replace(
-        told,
+        averages,
         parents=[ancestor(one.folder, one.config, one.info) for one in parents],
         seconds=time.monotonic() - began,
         memory_bytes=memory.host,
