@@ -17,7 +17,7 @@ QUICK = {"image_size": 32, "epochs": 1, "batch_size": 16, "precision": "fp32"}
 
 @pytest.fixture(scope="module")
 def trained(image_folder_once, tmp_path_factory):
-    """(data, runs folder): two seeds that began with the same head, and one that did not; WiSE-FT and a greedy soup of the two."""
+    """(data, runs folder, names): two seeds that began with the same head, and one that did not; WiSE-FT and a greedy soup of the two."""
     base = tmp_path_factory.mktemp("averaged")
     data = image_folder_once(base / "images", {"red": 20, "blue": 20, "green": 20})
     folders = []
@@ -26,16 +26,19 @@ def trained(image_folder_once, tmp_path_factory):
         list(execute(reservation))
         folders.append(reservation.run_dir)
     for how, some in (("wise", folders[:1]), ("greedy_soup", folders[:2])):
-        list(execute(create_run(averaged_config(how, some), base / "runs")))
-    return data, base / "runs"
+        reservation = create_run(averaged_config(how, some), base / "runs")
+        list(execute(reservation))
+        folders.append(reservation.run_dir)
+    return data, base / "runs", [folder.name for folder in folders]
 
 
 @pytest.fixture
 def runs(trained, monkeypatch):
-    """The runs in the app's own folder, the first one first."""
+    """The runs in the app's own folder, in the order in which they were made: their names tell seconds only."""
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained[0].parent))
     shutil.copytree(trained[1], paths.runs_dir())
-    return sorted(RunStore(paths.runs_dir()).runs(), key=lambda run: run.run_id)
+    store = RunStore(paths.runs_dir())
+    return [store.run(name) for name in trained[2]]
 
 
 def compared(runs):
