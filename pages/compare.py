@@ -155,6 +155,8 @@ def verdict(comparison: Comparison) -> None:
             if comparison.baseline:
                 st.markdown(f":material/flag: {plain(comparison.baseline)}")
             offer_baseline([run for arm in comparison.arms for run in arm.runs])
+        for contradiction in comparison.published:
+            st.markdown(f":material/history_edu: {plain(contradiction)}")
         if comparison.networks:
             st.divider()
             st.markdown(

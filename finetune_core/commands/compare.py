@@ -152,6 +152,8 @@ def print_verdict(comparison: Comparison) -> None:
     out.print(f"[bold]{escape(comparison.headline)}[/bold] {escape(comparison.caveat)}")
     if comparison.baseline:
         out.print(escape(comparison.baseline))
+    for contradiction in comparison.published:
+        out.print(escape(contradiction))
     if comparison.networks:
         out.print(escape(comparison.networks))
 

@@ -28,6 +28,7 @@ from finetune_core.evaluation.comparison.choice import choose
 from finetune_core.evaluation.comparison.costs import cost, run_depth, trunk_rate, usual_cost
 from finetune_core.evaluation.comparison.ensemble import ensemble_score
 from finetune_core.evaluation.comparison.measures import ACCURACY, Measure, measure_of
+from finetune_core.evaluation.comparison.orderings import against_published
 from finetune_core.evaluation.comparison.paired import Answers, answers, measured, summed
 from finetune_core.evaluation.comparison.pairs import Pair, Verdict, compare_pairs, known_variances
 from finetune_core.evaluation.comparison.strategies import (
@@ -60,6 +61,7 @@ class Comparison:
         headline, caveat: about the strategies in any case: one sentence, and what else to know.
         networks: about the networks that were trained; empty where there is nothing to compare.
         baseline: what training in epochs gained over a linear probe; empty where there is none among the arms.
+        published: orderings of strategies, as published, that the verdicts contradict: a sentence each.
         arm_verdicts: of each arm; none where there is one strategy only.
         notes: what has to be known to read it.
         differing: settings in which arms differ besides the strategy.
@@ -77,6 +79,7 @@ class Comparison:
     caveat: str
     networks: str
     baseline: str
+    published: tuple[str, ...]
     arm_verdicts: tuple[ArmVerdict, ...]
     notes: tuple[str, ...]
     differing: tuple[str, ...]
@@ -100,7 +103,7 @@ class Comparison:
         return comparison_html(self)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies``, ``networks`` and ``baseline``, ``images``, ``split``,
+        """Plain values: ``runs``, ``arms``, ``pairs``, ``verdict``, its parts ``strategies``, ``networks`` and ``baseline``, ``published``, ``images``, ``split``,
         ``notes``, ``advised`` (None where there is too little to choose by)."""
         arms = self.arms
         return {
@@ -114,6 +117,7 @@ class Comparison:
             "strategies": f"{self.headline} {self.caveat}".strip(),
             "networks": self.networks,
             "baseline": self.baseline,
+            "published": list(self.published),
             "advised": None if self.advised is None else arms[self.advised].title,
             "notes": list(self.notes),
             "ensemble": self.ensemble and asdict(self.ensemble),
@@ -176,6 +180,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: str = ""
         caveat,
         networks,
         verdicts.baselines(arms, pairs),
+        against_published(arms, pairs, split),
         arm_verdicts,
         notes,
         differing,

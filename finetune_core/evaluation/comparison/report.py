@@ -253,7 +253,7 @@ def _verdict(comparison: Comparison) -> str:
         if comparison.networks
         else ""
     )
-    baseline = f"<p>{escaped(comparison.baseline)}</p>" if comparison.baseline else ""
+    baseline = paragraphs(comparison.baseline, *comparison.published)
     return (
         f'<div class="verdict"><p class="claim">{CLAIMS["strategies"]}</p><b>{escaped(comparison.headline)}</b> {escaped(comparison.caveat)}'
         f"{arm_verdicts}{baseline}{networks}</div>"

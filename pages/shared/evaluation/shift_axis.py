@@ -99,6 +99,8 @@ def _verdicts(found: ShiftComparison) -> None:
             lines = [f"**{title}**", f"{claim_badge('strategies')} {plain(f'{side.headline} {side.caveat}'.strip())}"]
             lines += [f"{claim_badge('networks')} {plain(side.networks)}"] if side.networks else []
             st.markdown("  \n".join(lines))
+        for contradiction in found.shifted.published:
+            st.markdown(f":material/history_edu: {plain(contradiction)}")
 
 
 def _pairs(shifted: Comparison) -> None:
