@@ -100,11 +100,11 @@ def _contradiction(ordering: Ordering, arms: Sequence[Arm], pair: Pair) -> str |
 
 
 def _alike(first: Arm, second: Arm) -> bool:
-    """Whether two arms trained to the end, on as much of the data, with the same network and input."""
+    """Whether two arms trained to the end, on as much of the data, with the same network and input, and are not averaged from others."""
 
     def task(arm: Arm) -> str:
         return arm.config.model_dump_json(
             include={"backbone", "from_run", "train_fraction", "epochs", *arm.config.input_settings}
         )
 
-    return not (first.unfinished or second.unfinished) and task(first) == task(second)
+    return task(first) == task(second) and not any(arm.unfinished or arm.config.averaged for arm in (first, second))
