@@ -302,10 +302,12 @@ def compare(
 ) -> None:
     """Compare strategies on the same images: train them, or use finished runs, and say which one to take."""
     from finetune_core.commands.compare import (
+        advised_next,
         designed,
         found_rates,
         on_shifted,
         print_comparison,
+        print_next,
         print_shifted,
         said_of_training,
         train_all,
@@ -316,6 +318,7 @@ def compare(
     from finetune_core.commands.runs import opened
     from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
+    from finetune_core.evaluation.comparison.next_experiment import experiment_json
     from finetune_core.runs.store import is_run_folder, run_folder
 
     trained = None
@@ -338,16 +341,19 @@ def compare(
             raise typer.Exit(1)
         comparison = compare_runs(runs, measure)
         shifted = on_shifted(runs, on, measure) if on else None
+        following, takes = advised_next(comparison, shifted.shifted if shifted else None)
         if report:
             write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
     if as_json:
         on_other = {"shifted": shift_json(shifted.shift) | shifted.to_json()} if shifted else {}
-        print_json(comparison.to_json() | on_other | broken)
+        print_json(comparison.to_json() | on_other | {"next": experiment_json(following, takes)} | broken)
     else:
         print_comparison(comparison)
         if shifted:
             print_shifted(shifted)
+        if following:
+            print_next(following, takes)
     if trained and (trained.failed or trained.stopped):
         raise typer.Exit(1)
 

@@ -36,6 +36,7 @@ from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.averages import offer_averages
 from pages.shared.evaluation.claims import CLAIM_LOOKS, claim_badge
 from pages.shared.evaluation.diagnostics import disagreements, what_moved
+from pages.shared.evaluation.next_experiment import draw_next
 from pages.shared.evaluation.shift_axis import distribution_shift
 from pages.shared.runs.backend import store, submit
 from pages.shared.runs.damaged import damaged_runs
@@ -358,6 +359,7 @@ def judged_together(runs: list[Run]) -> None:
     costs(comparison)
     shift = distribution_shift(comparison)
     with sharing:
+        draw_next(comparison, shift)
         share(comparison, shift)
     shapes(comparison)
     curves(comparison)

@@ -1,6 +1,7 @@
 """What the ``compare`` command does: trains the runs of a comparison one after the other, evaluates them together, prints the result."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,17 @@ from finetune_core.commands.terminal import err, out, plain_table, progress_bar,
 from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig, make_config
 from finetune_core.config.run_config import FITTED
+from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.evaluation.comparison.compare import Comparison
+from finetune_core.evaluation.comparison.next_experiment import (
+    Experiment,
+    evidence_of,
+    forecast_in_words,
+    forecast_of,
+    next_experiment,
+)
 from finetune_core.evaluation.comparison.report import arms_table, ensemble_in_words
 from finetune_core.evaluation.comparison.shift import ShiftComparison, compare_shift
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
@@ -29,8 +38,10 @@ from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.design import by_arm, design, with_rates
 from finetune_core.runs.record import create_run
 from finetune_core.runs.store import Run, RunStore
+from finetune_core.training.forecast import Forecast
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.prepare import check_config
+from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, epochs_of
 
 
@@ -176,6 +187,28 @@ def print_comparison(comparison: Comparison) -> None:
             out.print(escape(f"{title}: {getattr(words, claim)}"))
     for note in comparison.notes:
         out.print(escape(note))
+
+
+def advised_next(comparison: Comparison, shifted: Comparison | None) -> tuple[Experiment | None, Forecast | None]:
+    """The next experiment, and its forecast where the speeds are known and the data are still there.
+
+    Args:
+        shifted: the same runs on another data set.
+    """
+    experiment, book = next_experiment(evidence_of(comparison, shifted)), SpeedBook()
+    if not (experiment and experiment.configs and book.speed(experiment.configs[0])):
+        return experiment, None
+    config = experiment.configs[0]
+    with suppress(FinetuneError), progress_bar() as bar:
+        dataset = show_work(bar, index_dataset(config.data, **config.split_settings, edits=config.edits))
+        return experiment, forecast_of(experiment, dataset, book)
+    return experiment, None
+
+
+def print_next(experiment: Experiment, found: Forecast | None) -> None:
+    """The next experiment, its reason and its forecast."""
+    takes = f" Forecast: {forecast_in_words(found)}." if found else ""
+    out.print(escape(f"\nNext experiment: {experiment.what}. {experiment.reason}{takes}"))
 
 
 def on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:

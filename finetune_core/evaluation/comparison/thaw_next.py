@@ -1,4 +1,5 @@
-"""Which stage to thaw next, by one rule: does the deepest frozen stage lose what an earlier one still has?"""
+"""Which stage of a run to thaw next, by one rule: does the deepest frozen stage lose what an earlier one still has, and does training reach
+for it?"""
 
 from dataclasses import dataclass
 
@@ -6,12 +7,14 @@ from finetune_core.evaluation.comparison.layer_diagnostics import Layers
 from finetune_core.formatting import percent, points
 from finetune_core.inspection.deep import deepest_good
 
+IDLE = 0.01  # of the gradient, over all epochs: a stage that gets less hardly trains
 RULE = (
     "The deepest frozen stage is the next to thaw if a linear model on its features before training does worse on the validation images than "
-    "one on those of an earlier stage, by more than one standard error. The threshold is one standard error, which chance alone exceeds about one time in six: confirm it with a comparison. In every other case there is no advice."
+    "one on those of an earlier stage, by more than one standard error, unless the stage behind it, which trains already, got less than 1 % of the gradient. "
+    "The threshold is one standard error, which chance alone exceeds about one time in six: confirm it with a comparison. In every other case there is no advice."
 )
 _FITTED = 0.99  # of the training images classified correctly: more freedom would fit them no better
-_STEADY = 0.98  # CKA of a stage that trained without changing its features
+STEADY = 0.98  # CKA of a stage that trained without changing its features
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Advice:
 
 def thaw_next(layers: Layers) -> Advice:
     """Apply ``RULE``: the one-standard-error rule (Breiman et al. 1984) to the probes up to the deepest frozen stage. Deeper ones train
-    already, so what their pretrained features were worth does not matter."""
+    already, so what their pretrained features were worth does not matter. Where the first of these hardly trained, an earlier one would
+    not either."""
     frozen = [stage.name for stage in layers.stages[:-1] if not stage.trains]
     if not frozen:
         return Advice(None, "nothing left to thaw", f"Every stage trains already.{_steady(layers)}")
@@ -50,6 +54,10 @@ def thaw_next(layers: Layers) -> Advice:
         why = f"No earlier stage does better by more than one standard error (± {points(best.error)} points), so this cannot tell whether thawing it helps."
         return Advice(None, "nothing advised", f"{finding} {why}")
     better = f"The best classifies {percent(best.accuracy)} (± {points(best.error)} points), on those of {best.stage}: more than one standard error better."
+    behind = layers.stages[names.index(deepest) + 1]
+    if behind is not layers.stages[-1] and behind.gradient_share is not None and behind.gradient_share < IDLE:
+        idle = f"But {behind.name}, which trains behind it, got {percent(behind.gradient_share)} of the gradient only: training does not reach for earlier stages."
+        return Advice(None, "nothing advised", f"{finding} {better} {idle}")
     return Advice(deepest, f"thaw {deepest} next", f"{finding} {better}{_fitted(layers)}")
 
 
@@ -60,13 +68,21 @@ def _fitted(layers: Layers) -> str:
 
 
 def _steady(layers: Layers) -> str:
-    """The stages, from the image on, that might as well have stayed frozen."""
+    if not (steady := steady_stages(layers)):
+        return ""
+    return f" The features of {span(steady)} hardly changed (CKA {STEADY} or more): frozen again, with their output cached, training would cost less."
+
+
+def steady_stages(layers: Layers) -> list[str]:
+    """The stages, from the image on, that might as well have stayed frozen: their features are what they were."""
     steady = []
     for stage in layers.stages[:-1]:
-        if stage.likeness is None or stage.likeness < _STEADY:
+        if stage.likeness is None or stage.likeness < STEADY:
             break
         steady.append(stage.name)
-    if not steady:
-        return ""
-    first = steady[0] if len(steady) == 1 else f"{steady[0]} to {steady[-1]}"
-    return f" The features of {first} hardly changed (CKA {_STEADY} or more): frozen again, with their output cached, training would cost less."
+    return steady
+
+
+def span(names: list[str]) -> str:
+    """``stem``, ``stem to layer2``."""
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from finetune_core.config import RunConfig
 from finetune_core.data.edits import effective, load_edits
 from finetune_core.data.entry import load_split
 from finetune_core.errors import FinetuneError
@@ -12,13 +13,18 @@ from pages.shared.data.chosen import choose_data
 
 
 def use_again(run: Run, page: str = "pages/configure.py") -> None:
-    """Put a run's settings into the form, choose its data set, and go to that page; where the data cannot be had, say why and stay."""
+    """``use_settings`` of a run."""
+    use_settings(run.config, page)
+
+
+def use_settings(config: RunConfig, page: str = "pages/configure.py") -> None:
+    """Put settings into the form, choose their data set, and go to that page; where the data cannot be had, say why and stay."""
     try:
-        choose_data(run.config.data)
+        choose_data(config.data)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
-    settings.use(run.config)
+    settings.use(config)
     go(page)
 
 

@@ -271,12 +271,30 @@ def test_features_that_get_better_to_the_last_frozen_stage_give_no_reason_to_tha
         assert thaw_next(made(first_trained, RISING)).stage is None
 
 
-def test_the_gradient_plays_no_part_and_its_chart_says_so():
+def test_the_gradient_of_frozen_stages_plays_no_part_and_its_chart_says_so():
     pulled = made(8, RISING)
     strong = replace(pulled, stages=tuple(replace(stage, pull=stage.pull * 100) for stage in pulled.stages))
     assert thaw_next(strong) == thaw_next(pulled)
     help_text = next(measure.help for measure in MEASURES if measure.field == "pull")
     assert "plays no part" in help_text
+
+
+def with_gradient_shares(layers, shares):
+    return replace(layers, stages=tuple(replace(stage, gradient_share=shares.get(stage.name)) for stage in layers.stages))
+
+
+def test_where_the_stage_behind_hardly_trained_no_earlier_one_is_advised():
+    """The share of the gradient that a stage got while it trained, unlike the pull of a frozen one, was measured on what training did."""
+    result = made(7, PEAK_AT_BLOCK5)
+    assert thaw_next(with_gradient_shares(result, {"block7": 0.011, "head": 0.989})).stage == "block6"
+    advice = thaw_next(with_gradient_shares(result, {"block7": 0.004, "head": 0.996}))
+    assert (advice.stage, advice.what) == (None, "nothing advised")
+    assert "block7, which trains behind it, got 0.4 % of the gradient only" in advice.reason
+    assert "less than 1 % of the gradient" in RULE
+
+
+def test_the_head_alone_always_gets_all_of_the_gradient_which_says_nothing():
+    assert thaw_next(with_gradient_shares(made(8, PEAK_AT_BLOCK5), {"head": 0.001})).stage == "block7"
 
 
 def test_little_is_expected_where_everything_is_classified_correctly():

@@ -1,0 +1,329 @@
+"""The single most useful next experiment after a comparison, by rules that are asked in order: what is missing or was measured comes before what
+is inferred from features and gradients."""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from finetune_core.config import RunConfig, make_config
+from finetune_core.data.dataset import Dataset
+from finetune_core.errors import FinetuneError, RunError
+from finetune_core.evaluation.comparison.arms import Arm, arm_titles
+from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
+from finetune_core.evaluation.comparison.costs import depth
+from finetune_core.evaluation.comparison.layer_diagnostics import Layers, known_layers, measured_run
+from finetune_core.evaluation.comparison.shift import shifts_of
+from finetune_core.evaluation.comparison.strategies import Interval
+from finetune_core.evaluation.comparison.thaw_next import IDLE, STEADY, span, steady_stages, thaw_next
+from finetune_core.evaluation.comparison.verdicts import pair_of, quoted
+from finetune_core.evaluation.single_run.shift_files import shift_problem
+from finetune_core.formatting import duration, memory, percent, things
+from finetune_core.runs.design import arm_of, arm_seconds, features_of, lacking_baselines
+from finetune_core.training.forecast import Forecast, expected
+from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.strategies import STRATEGIES, epochs_of
+
+_SEEDS = 3  # that tell a better strategy from a lucky run
+_LP_FT = "linear_probe_then_full"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rules look at.
+
+    Attributes:
+        shifted: the same arms in the same order, on another data set; None where not all have predicted one.
+        layers: of each arm; None where they were not measured.
+    """
+
+    own: Comparison
+    shifted: Comparison | None
+    layers: tuple[Layers | None, ...]
+
+    @property
+    def ranked(self) -> list[int]:
+        """Places of the arms that trained to the end, the best first."""
+        arms = self.own.arms
+        return sorted((at for at, arm in enumerate(arms) if not arm.unfinished), key=lambda at: -arms[at].rank)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to do next.
+
+    Attributes:
+        kind: the rule that it follows from, by its name in ``RULES``.
+        what: in a few words. reason: one sentence, with the numbers that it rests on.
+        inferred: from features or gradients, not from accuracies that were measured.
+        configs: of its runs, which differ in their seeds only; empty where Thaw cannot train it.
+    """
+
+    kind: str
+    what: str
+    reason: str
+    inferred: bool
+    configs: tuple[RunConfig, ...]
+
+
+def evidence_of(comparison: Comparison, shifted: Comparison | None = None) -> Evidence:
+    """What is known of a comparison's runs; nothing is computed anew but verdicts.
+
+    Args:
+        shifted: the same runs compared on another data set; where there is none, on the first that all of them have predicted.
+    """
+    layers = tuple(known_layers(measured_run(arm.runs)) for arm in comparison.arms)
+    return Evidence(comparison, shifted or _shifted(comparison), layers)
+
+
+def next_experiment(evidence: Evidence) -> Experiment | None:
+    """By the first of ``RULES`` that has something to say; None where none has."""
+    return next((found for rule in RULES.values() if (found := rule(evidence))), None)
+
+
+def forecast_of(experiment: Experiment, dataset: Dataset, book: SpeedBook) -> Forecast | None:
+    """The time of all of its runs one after the other, and the memory of one; None where something was not timed, or nothing trains."""
+    if not experiment.configs:
+        return None
+    try:
+        one = expected(experiment.configs[0], dataset, book)
+        seconds = arm_seconds(experiment.configs, dataset, book)
+    except FinetuneError:  # the network is gone, say: the page that would train it says so
+        return None
+    return replace(one, seconds=sum(seconds)) if one and seconds else None
+
+
+def forecast_in_words(found: Forecast | None) -> str:
+    """``about 2 min 10 s, 1.2 GB``; empty where there is none."""
+    return f"about {duration(found.seconds)}, {memory(found.memory_bytes, found.device_bytes)}" if found else ""
+
+
+def experiment_json(experiment: Experiment | None, found: Forecast | None) -> dict[str, Any] | None:
+    """Plain values: ``kind, what, reason, inferred, runs`` (what is new of each, ``backbone, strategy, cut, train_fraction, seed``), and
+    ``forecast`` (``seconds, memory_bytes, device_bytes``, or None)."""
+    if experiment is None:
+        return None
+    runs = [
+        config.model_dump(mode="json", include={"backbone", "strategy", "cut", "train_fraction", "seed"})
+        for config in experiment.configs
+    ]
+    forecast = {name: getattr(found, name) for name in ("seconds", "memory_bytes", "device_bytes")} if found else None
+    return {
+        "kind": experiment.kind,
+        "what": experiment.what,
+        "reason": experiment.reason,
+        "inferred": experiment.inferred,
+        "runs": runs,
+        "forecast": forecast,
+    }
+
+
+def baseline(evidence: Evidence) -> Experiment | None:
+    """A linear probe for the best arm that was trained in epochs and has none to be measured against."""
+    arms = evidence.own.arms
+    lacking = lacking_baselines([run.config for arm in arms for run in arm.runs])
+    for at in evidence.ranked:
+        configs = tuple(config for config in lacking if features_of(config) == features_of(arms[at].config))
+        if configs and epochs_of(arms[at].config):
+            reason = f"{_scored(arms[at])} has no linear probe beside it, so what training gained over the frozen features is not known."
+            return Experiment("baseline", "fit a linear probe as the baseline", reason, False, configs)
+    return None
+
+
+def shift(evidence: Evidence) -> Experiment | None:
+    """LP-FT where training beat frozen features on images like the training images and lost to them on shifted ones."""
+    if not evidence.shifted:
+        return None
+    arms = evidence.own.arms
+    for tuned in (at for at in evidence.ranked if _may_distort(arms[at])):
+        for frozen in (at for at in evidence.ranked if _only_head(arms[at]) and _same_features(arms[at], arms[tuned])):
+            gain, loss = (_gain(side, tuned, frozen) for side in (evidence.own, evidence.shifted))
+            if gain and loss and gain.value > 0 > loss.value:
+                reason = (
+                    f"{quoted(arms[tuned].title)} beats {quoted(arms[frozen].title)} by {_sized(evidence.own, gain)} on their own images, but is "
+                    f"{_sized(evidence.own, loss)} worse on {things(evidence.shifted.images, 'shifted image')}."
+                )
+                return _against_distortion(arms, tuned, reason)
+    return None
+
+
+def images(evidence: Evidence) -> Experiment | None:
+    """More images where the best arm gained significantly by the last ones that were added."""
+    arms, ranked = evidence.own.arms, evidence.ranked
+    curve = [at for at in ranked if _but_for_images(arms[at].config) == _but_for_images(arms[ranked[0]].config)]
+    by_share = sorted(curve, key=lambda at: arms[at].config.train_fraction)[-2:]
+    if len({arms[at].config.train_fraction for at in by_share}) < 2:
+        return None
+    few, many = by_share
+    gain = _gain(evidence.own, many, few)
+    if not gain or gain.value < 0:
+        return None
+    before, share = (arms[at].config.train_fraction for at in by_share)
+    reason = (
+        f"From {percent(before, 0)} to {percent(share, 0)} of the training images, {quoted(arm_titles([arms[many].config])[0])} gained "
+        f"{_sized(evidence.own, gain)}, so its curve still rises."
+    )
+    if share == 1:
+        return Experiment("images", "label more images", reason, False, ())
+    more = min(1.0, 2 * share)
+    configs = tuple(_changed(run.config, train_fraction=more) for run in arms[many].runs)
+    return Experiment("images", f"train on {percent(more, 0)} of the training images", reason, False, configs)
+
+
+def seeds(evidence: Evidence) -> Experiment | None:
+    """More seeds where it is not known of the best two which strategy is better, and one of them has fewer than three."""
+    arms, ranked = evidence.own.arms, evidence.ranked
+    others = [at for at in ranked[1:] if arm_of(arms[at].config) != arm_of(arms[ranked[0]].config)]
+    if not others:
+        return None
+    best, rival = ranked[0], others[0]
+    pair = pair_of(evidence.own.pairs, best, rival)
+    fewer = min(best, rival, key=lambda at: (len(arms[at].members), at != best))
+    taken = {run.config.seed for run in arms[fewer].runs}
+    if (pair.strategies and pair.strategies.different) or len(taken) >= _SEEDS:
+        return None
+    new = [seed for seed in range(2 * _SEEDS) if seed not in taken][: _SEEDS - len(taken)]
+    both = f"{_scored(arms[best])} and {_scored(arms[rival])}"
+    counts = f"with {things(len(arms[best].members), 'seed')} and {things(len(arms[rival].members), 'seed')}"
+    reason = (
+        f"{both} are not distinguishable {counts}." if pair.strategies else f"{both} cannot be compared as strategies {counts}."
+    )
+    what = f"train {quoted(arms[fewer].title)} with seed{'s' if len(new) > 1 else ''} {' and '.join(map(str, new))}"
+    return Experiment("seeds", what, reason, False, tuple(_changed(arms[fewer].config, seed=seed) for seed in new))
+
+
+def thaw(evidence: Evidence) -> Experiment | None:
+    """The next stage where the probes of the best arm whose layers were measured say so, and no arm trained from it on."""
+    at, layers = _best_measured(evidence)
+    if layers is None:
+        return None
+    advice = thaw_next(layers)
+    if advice.stage is None or _tried(evidence, at, advice.stage):
+        return None
+    config = _from_stage(evidence.own.arms[at].config, layers, advice.stage)
+    return Experiment("thaw", advice.what, advice.reason, True, (config,))
+
+
+def freeze(evidence: Evidence) -> Experiment | None:
+    """Freeze again what trained without effect in the best arm whose layers were measured: the same for less time."""
+    at, layers = _best_measured(evidence)
+    if layers is None:
+        return None
+    steady = steady_stages(layers)
+    shares = [one.gradient_share for one in layers.stages if one.name in steady and one.trains]
+    known = [share for share in shares if share is not None]
+    stage = layers.stages[len(steady)].name
+    if not known or len(known) < len(shares) or sum(known) >= IDLE or _tried(evidence, at, stage):
+        return None
+    reason = (
+        f"The features of {span(steady)} in {_scored(evidence.own.arms[at])} hardly changed (CKA {STEADY} or more) with "
+        f"{percent(sum(known))} of the gradient, so frozen, with their output cached, they would cost less."
+    )
+    config = _from_stage(evidence.own.arms[at].config, layers, stage)
+    return Experiment("freeze", f"freeze {span(steady)} again", reason, True, (config,))
+
+
+RULES: dict[str, Callable[[Evidence], Experiment | None]] = {
+    "baseline": baseline,
+    "shift": shift,
+    "images": images,
+    "seeds": seeds,
+    "thaw": thaw,
+    "freeze": freeze,
+}
+HELP = (
+    "The first of these that applies. A linear probe where there is no baseline. LP-FT where training beats frozen features on the runs' own "
+    "images and loses to them on shifted ones. More images where the last ones that were added helped. More seeds where the best two are not "
+    "distinguishable. The next stage to thaw where linear models on the features say so. Fewer stages where the first ones got less than 1 % of the "
+    "gradient and their features hardly changed. The first four rest on what was measured; the last two are inferred, so confirm them with a comparison."
+)
+
+
+def _shifted(comparison: Comparison) -> Comparison | None:
+    """The same arms on another data set that all of the runs have predicted; None where there is none."""
+    runs = [run for arm in comparison.arms for run in arm.runs]
+    for fingerprint in shifts_of(runs):
+        if any(shift_problem(run, fingerprint) for run in runs):
+            continue
+        with suppress(RunError):  # they left different images out
+            return compare_runs(runs, comparison.measure.name, fingerprint)
+    return None
+
+
+def _gain(side: Comparison, one: int, other: int) -> Interval | None:
+    """By how much an arm is better than another, higher being better; None where that is not significant."""
+    pair = pair_of(side.pairs, one, other)
+    claim = pair.widest.claim
+    if not pair.widest.different:
+        return None
+    if pair.a == one:
+        return Interval(claim.difference, claim.low, claim.high)
+    return Interval(-claim.difference, -claim.high, -claim.low)
+
+
+def _sized(side: Comparison, gain: Interval) -> str:
+    """``2.1 points (0.4 to 3.8)``; of a loss, too."""
+    size = side.measure.size
+    low, high = sorted((abs(gain.low), abs(gain.high)))
+    return f"{size(abs(gain.value))} {side.measure.unit} ({size(low)} to {size(high)})"
+
+
+def _scored(arm: Arm) -> str:
+    """``“Last block” (84.0 %)``."""
+    return f"{quoted(arm.title)} ({arm.measure.formatted(arm.score.value)})"
+
+
+def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
+    """LP-FT in the place of an arm, with its seeds; None where it cannot run, or was tried."""
+    tried = any(arm.config.strategy == _LP_FT and _same_features(arm, arms[tuned]) for arm in arms)
+    if tried or arms[tuned].config.epochs < 2:
+        return None
+    configs = tuple(_changed(run.config, **run.config.for_strategy(_LP_FT)) for run in arms[tuned].runs)
+    return Experiment("shift", f"train {quoted(STRATEGIES[_LP_FT].title)}", reason, False, configs)
+
+
+def _only_head(arm: Arm) -> bool:
+    return arm.depth.trained_stages == 1 and arm.config.features_from is None
+
+
+def _may_distort(arm: Arm) -> bool:
+    """Whether it trained pretrained stages from the first step on."""
+    return arm.depth.trained_stages > 1 and arm.config.strategy not in (_LP_FT, "from_scratch")
+
+
+def _same_features(arm: Arm, other: Arm) -> bool:
+    return features_of(arm.config) == features_of(other.config)
+
+
+def _but_for_images(config: RunConfig) -> str:
+    return config.model_dump_json(exclude={"seed", "train_fraction"})
+
+
+def _changed(config: RunConfig, **changes: Any) -> RunConfig:
+    return make_config(config.model_dump() | changes)
+
+
+def _best_measured(evidence: Evidence) -> tuple[int, Layers | None]:
+    """The best arm that trains everything from one stage on, or a head alone, and whose layers were measured: its place, and its layers."""
+    for at in evidence.ranked:
+        config, layers = evidence.own.arms[at].config, evidence.layers[at]
+        cut = STRATEGIES[config.strategy].classic or config.cut is not None or _only_head(evidence.own.arms[at])
+        if layers and cut:
+            return at, layers
+    return 0, None
+
+
+def _tried(evidence: Evidence, at: int, stage: str) -> bool:
+    """Whether an arm trained everything from this stage on, on the same images with the same network."""
+    arms = evidence.own.arms
+    return any(arm.depth.first_stage == stage and arm.depth.whole and _same_features(arm, arms[at]) for arm in arms)
+
+
+def _from_stage(config: RunConfig, layers: Layers, stage: str) -> RunConfig:
+    """The same run where everything from this stage on trains: by the ready-made strategy, if there is one, which may have been timed."""
+    names = [one.name for one in layers.stages]
+    for name in (name for name, one in STRATEGIES.items() if one.classic):
+        ready = _changed(config, **config.for_strategy(name))
+        if depth(ready, names).first_stage == stage:
+            return ready
+    return _changed(config, **config.for_strategy("custom") | {"cut": stage})
