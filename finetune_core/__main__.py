@@ -341,7 +341,7 @@ def compare(
             raise typer.Exit(1)
         comparison = compare_runs(runs, measure)
         shifted = on_shifted(runs, on, measure) if on else None
-        following, takes = advised_next(comparison, shifted.shifted if shifted else None)
+        following, takes = advised_next(comparison, shifted.shifted if shifted else None, timed=trained is not None)
         if report:
             write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}

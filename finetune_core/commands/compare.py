@@ -43,6 +43,7 @@ from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.prepare import check_config
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, epochs_of
+from finetune_core.training.timing import calibrate
 
 
 @dataclass(frozen=True)
@@ -189,18 +190,23 @@ def print_comparison(comparison: Comparison) -> None:
         out.print(escape(note))
 
 
-def advised_next(comparison: Comparison, shifted: Comparison | None) -> tuple[Experiment | None, Forecast | None]:
+def advised_next(
+    comparison: Comparison, shifted: Comparison | None, *, timed: bool
+) -> tuple[Experiment | None, Forecast | None]:
     """The next experiment, and its forecast where the speeds are known and the data are still there.
 
     Args:
         shifted: the same runs on another data set.
+        timed: time a few steps of it where its speed is not known.
     """
     experiment, book = next_experiment(evidence_of(comparison, shifted)), SpeedBook()
-    if not (experiment and experiment.configs and book.speed(experiment.configs[0])):
+    if not (experiment and experiment.configs and (timed or book.speed(experiment.configs[0]))):
         return experiment, None
     config = experiment.configs[0]
-    with suppress(FinetuneError), progress_bar() as bar:
+    with suppress(FinetuneError), progress_bar() as bar:  # what cannot be timed cannot be forecast: the experiment stands
         dataset = show_work(bar, index_dataset(config.data, **config.split_settings, edits=config.edits))
+        if timed:
+            show_work(bar, calibrate([config], dataset, book), "Timing a few steps")
         return experiment, forecast_of(experiment, dataset, book)
     return experiment, None
 

@@ -1,5 +1,7 @@
 """The next experiment on Compare: named with its reason and forecast, filled in on Configure, never started from there."""
 
+from dataclasses import replace
+
 import pytest
 
 from finetune_core import paths
@@ -77,12 +79,18 @@ def test_where_nothing_stands_out_the_page_says_what_could_tell(probe):
     assert FILL_IN not in labels(at)
 
 
-def test_the_forecast_is_that_of_the_experiment_where_it_was_timed(probe, data):
+def test_the_forecast_is_measured_when_asked_for_on_the_data_of_the_runs(probe, data, finished):
     config = make_config(QUICK | {"data": str(data), "strategy": "last_block", "seed": 1})
     list(execute(create_run(config, paths.runs_dir())))
+    assert "while other data are chosen" in unescaped(open_page("compare"))
+    at = open_page("compare", state={"data_id": remember(str(data), None)})
+    assert "Forecast: " not in unescaped(at)
+    press(at, "Forecast")
+    finished(at)
     found = next_experiment(evidence_of(compare_runs(RunStore(paths.runs_dir()).runs())))
     takes = forecast_of(found, load_dataset(data, **config.split_settings), SpeedBook())
     assert takes
-    assert "Forecast" not in unescaped(open_page("compare"))
-    at = open_page("compare", state={"data_id": remember(str(data), None)})
     assert f"Forecast: {forecast_in_words(takes)}" in unescaped(at)
+    alone = forecast_of(replace(found, configs=found.configs[:1]), load_dataset(data, **config.split_settings), SpeedBook())
+    assert len(found.configs) == 2
+    assert takes.seconds > alone.seconds

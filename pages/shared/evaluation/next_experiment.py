@@ -1,7 +1,12 @@
 """The box on Compare that names the next experiment, and opens Configure with it filled in."""
 
+import hashlib
+from functools import partial
+
 import streamlit as st
 
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.next_experiment import (
@@ -14,10 +19,13 @@ from finetune_core.evaluation.comparison.next_experiment import (
 )
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.timing import calibrate
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
+from pages.shared.jobs import begin, outcome
 from pages.shared.runs.again import differs_now, use_settings
+from pages.shared.runs.backend import why_not_timed
 
 
 def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> None:
@@ -33,21 +41,15 @@ def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> None:
         if experiment is None:
             st.markdown(_nothing(measured=any(evidence.layers)))
             return
-        st.markdown(
-            f":material/science: **{plain(experiment.what[0].upper() + experiment.what[1:])}**. {plain(experiment.reason)}"
-        )
-        takes = _forecast(experiment)
-        inferred = "Inferred from features and gradients: confirm it with a comparison." if experiment.inferred else ""
-        st.caption(plain(" ".join(part for part in (takes, inferred) if part)))
-        if experiment.configs and st.button(
-            "Fill in on Configure",
-            icon=":material/tune:",
-            key="next_experiment",
-            help="Puts its settings into the form, with the first of its seeds. Nothing is started.",
-        ):
-            use_settings(experiment.configs[0])
-        if experiment.configs and (changed := differs_now(comparison.arms[0].runs[0])):
-            st.caption(plain(changed))
+        what = experiment.what[0].upper() + experiment.what[1:]
+        st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
+        if experiment.inferred:
+            st.caption("Inferred from features and gradients, not measured: confirm it with a comparison.")
+        if experiment.configs:
+            _forecast(experiment)
+            _fill_in(experiment.configs[0])
+            if changed := differs_now(comparison.arms[0].runs[0]):
+                st.caption(plain(changed))
 
 
 def _nothing(*, measured: bool) -> str:
@@ -56,16 +58,43 @@ def _nothing(*, measured: bool) -> str:
     return "None stands out from the verdicts. The layer diagnostics below, once measured, say whether to thaw another stage."
 
 
-def _forecast(experiment: Experiment) -> str:
-    """In words; empty where nothing trains."""
-    if not experiment.configs:
-        return ""
+def _fill_in(config: RunConfig) -> None:
+    if st.button(
+        "Fill in on Configure",
+        icon=":material/tune:",
+        key="next_experiment",
+        help="Puts its settings into the form, with the first of its seeds. Nothing is started.",
+    ):
+        use_settings(config)
+
+
+def _forecast(experiment: Experiment) -> None:
+    """Time and memory where they are known; where they are not, what measures them."""
     first = experiment.configs[0]
-    unknown = "Its time is not known here yet: Configure measures it."
     if data_folder() != first.data:
-        return unknown
+        st.caption("Its time is not known while other data are chosen: Configure has it.")
+        return
     try:
-        found = forecast_of(experiment, current_dataset(first.split_settings), SpeedBook())
-    except FinetuneError:  # the page that would train it says so
-        return unknown
-    return f"Forecast: {forecast_in_words(found)}." if found else unknown
+        dataset = current_dataset(first.split_settings)
+        found = forecast_of(experiment, dataset, SpeedBook())
+        if found:
+            st.caption(f"Forecast: {forecast_in_words(found)}.")
+        else:
+            _offer_timing(first, dataset)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+
+
+def _offer_timing(config: RunConfig, dataset: Dataset) -> None:
+    mark = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
+    job, reason = f"forecast:{mark}-{dataset.fingerprint}", why_not_timed()
+    st.button(
+        "Forecast",
+        icon=":material/timer:",
+        disabled=reason is not None,
+        help=reason or "Times a few steps of it.",
+        key="forecast_next",
+        on_click=begin,
+        args=(job, "Timing a few steps", partial(calibrate, [config], dataset, SpeedBook())),
+    )
+    outcome(job)
