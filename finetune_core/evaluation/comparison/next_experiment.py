@@ -43,9 +43,10 @@ class Evidence:
 
     @property
     def ranked(self) -> list[int]:
-        """Places of the arms that trained to the end, the best first."""
+        """Places of the arms that trained to the end, the best first: averaged weights are no training that can be repeated or changed."""
         arms = self.own.arms
-        return sorted((at for at, arm in enumerate(arms) if not arm.unfinished), key=lambda at: -arms[at].rank)
+        trained = (at for at, arm in enumerate(arms) if not arm.unfinished and not arm.config.averaged)
+        return sorted(trained, key=lambda at: -arms[at].rank)
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def baseline(evidence: Evidence) -> Experiment | None:
 
 
 def shift(evidence: Evidence) -> Experiment | None:
-    """LP-FT where training beat frozen features on images like the training images and lost to them on shifted ones."""
+    """LP-FT, or WiSE-FT, where training beat frozen features on images like the training images and lost to them on shifted ones."""
     if not evidence.shifted:
         return None
     arms = evidence.own.arms
@@ -232,7 +233,7 @@ RULES: dict[str, Callable[[Evidence], Experiment | None]] = {
     "freeze": freeze,
 }
 HELP = (
-    "The first of these that applies. A linear probe where there is no baseline. LP-FT where training beats frozen features on the runs' own "
+    "The first of these that applies. A linear probe where there is no baseline. LP-FT, then WiSE-FT, where training beats frozen features on the runs' own "
     "images and loses to them on shifted ones. More images where the last ones that were added helped. More seeds where the best two are not "
     "distinguishable. The next stage to thaw where linear models on the features say so. Fewer stages where the first ones got less than 1 % of the "
     "gradient and their features hardly changed. The first four rest on what was measured; the last two are inferred, so confirm them with a comparison."
@@ -274,12 +275,19 @@ def _scored(arm: Arm) -> str:
 
 
 def _against_distortion(arms: Sequence[Arm], tuned: int, reason: str) -> Experiment | None:
-    """LP-FT in the place of an arm, with its seeds; None where it cannot run, or was tried."""
-    tried = any(arm.config.strategy == _LP_FT and _same_features(arm, arms[tuned]) for arm in arms)
-    if tried or arms[tuned].config.epochs < 2:
+    """LP-FT in the place of an arm, with its seeds; where it cannot run, or was tried, WiSE-FT, which averages and trains nothing; None where
+    that was tried, too."""
+    arm = arms[tuned]
+    tried = any(other.config.strategy == _LP_FT and _same_features(other, arm) for other in arms)
+    if arm.config.epochs > 1 and not tried:
+        configs = tuple(_changed(run.config, **run.config.for_strategy(_LP_FT)) for run in arm.runs)
+        return Experiment("shift", f"train {quoted(STRATEGIES[_LP_FT].title)}", reason, False, configs)
+    averaged = [other.config.averaged for other in arms if other.config.averaged]
+    folders = {str(run.run_dir) for run in arm.runs}
+    if any(one.how == "wise" and folders & set(one.runs) for one in averaged):
         return None
-    configs = tuple(_changed(run.config, **run.config.for_strategy(_LP_FT)) for run in arms[tuned].runs)
-    return Experiment("shift", f"train {quoted(STRATEGIES[_LP_FT].title)}", reason, False, configs)
+    what = f"average the weights of {quoted(arm.title)} with those that it started from (WiSE-FT)"
+    return Experiment("shift", what, reason, False, ())
 
 
 def _only_head(arm: Arm) -> bool:

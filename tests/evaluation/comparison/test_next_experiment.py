@@ -115,11 +115,31 @@ def test_the_shifted_set_says_nothing_otherwise(compared, own, shifted):
     assert shifts(compared, own, shifted) is None
 
 
-def test_lp_ft_that_was_tried_is_not_advised_again_and_without_a_shifted_set_nothing_is_said(compared):
-    own = {"linear_probe": 0.80, "full": 0.90}
+def test_after_lp_ft_comes_wise_ft_which_trains_nothing_and_then_nothing(compared, made_run):
     tried = {"linear_probe_then_full": 0.85}
-    assert shifts(compared, own | tried, {"linear_probe": 0.80, "full": 0.60} | tried) is None
-    assert rules.shift(seen(compared(**own))) is None
+    own, shifted = (compared(linear_probe=0.80, full=share, **tried) for share in (0.90, 0.60))
+    found = rules.shift(seen(own, shifted))
+    assert (found.what, found.configs) == (
+        "average the weights of “Full fine-tuning” with those that it started from (WiSE-FT)",
+        (),
+    )
+    averaged = {"how": "wise", "runs": [str(arm(own, "full").runs[0].run_dir)]}
+    wise = made_run(right(0.88), strategy="full", averaged=averaged)
+    runs = [run for one in own.arms for run in one.runs]
+    assert (
+        rules.shift(seen(compare_runs([*runs, wise]), compare_runs([*(run for one in shifted.arms for run in one.runs), wise])))
+        is None
+    )
+
+
+def test_averaged_weights_get_no_seeds(compared, made_run):
+    averaged = {"how": "soup", "runs": ["/runs/one", "/runs/two"]}
+    soup = made_run(right(0.851), strategy="last_block", averaged=averaged)
+    assert rules.seeds(seen(compared(last_block=0.85, runs=[soup]))) is None
+
+
+def test_without_a_shifted_set_nothing_is_said_of_it(compared):
+    assert rules.shift(seen(compared(linear_probe=0.80, full=0.90))) is None
 
 
 # --- more images
