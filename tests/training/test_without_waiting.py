@@ -132,8 +132,8 @@ def steps_on_meta(settings, folder, monkeypatch, precision="fp32"):
 
 @pytest.mark.parametrize("strategy", [name for name, one in STRATEGIES.items() if not one.fits])
 def test_every_strategy_trains_where_nothing_can_be_read(config, tmp_path, monkeypatch, meta_trains, strategy):
-    own = {"stage_rates": {"block2": 1.0, "head": 1.0}} if strategy == "custom" else {}
-    settings = config(strategy=strategy, augmentation="random_resized_crop", mixup=0.2, cutmix=1.0, **own, **EVERYTHING)
+    own = {"custom": {"stage_rates": {"block2": 1.0, "head": 1.0}}, "lora": {"l2_sp": 0.0}}.get(strategy, {})
+    settings = config(strategy=strategy, augmentation="random_resized_crop", mixup=0.2, cutmix=1.0, **(EVERYTHING | own))
     for step in steps_on_meta(settings, tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match="meta"):
             step.numbers.tolist()
