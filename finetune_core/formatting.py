@@ -69,6 +69,12 @@ def things(count: int, one: str, many: str | None = None) -> str:
     return f"{number(count)} {one if count == 1 else many or one + 's'}"
 
 
+def mid_sentence(title: str) -> str:
+    """``Linear probe, then full (LP-FT)`` -> ``linear probe, then full (LP-FT)``; names such as LoRA and WiSE-FT stay as they are."""
+    first = title.split(" ", 1)[0]
+    return title if first[1:] != first[1:].lower() else title[:1].lower() + title[1:]
+
+
 def duration(seconds: float) -> str:
     """0.42 -> ``0.4 s``; 130 -> ``2 min 10 s``; 7300 -> ``2 h 2 min``."""
     if seconds < 0.05:

@@ -63,3 +63,16 @@ def test_a_gpus_memory_is_never_added_to_the_programs():
 @pytest.mark.parametrize(("value", "said"), [(0.0001, "0.0001"), (0.000012, "1.2e-05"), (1, "1")])
 def test_rate(value, said):
     assert formatting.learning_rate_text(value) == said
+
+
+@pytest.mark.parametrize(
+    ("title", "said"),
+    [
+        ("Last block", "last block"),
+        ("Linear probe, then full (LP-FT)", "linear probe, then full (LP-FT)"),
+        ("LoRA (low-rank updates)", "LoRA (low-rank updates)"),
+        ("WiSE-FT of 1 run", "WiSE-FT of 1 run"),
+    ],
+)
+def test_abbreviations_keep_their_capitals_in_a_sentence(title, said):
+    assert formatting.mid_sentence(title) == said

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from finetune_core.formatting import PHASE_WORDS, duration, number, percent, size, things
+from finetune_core.formatting import PHASE_WORDS, duration, mid_sentence, number, percent, size, things
 from finetune_core.training.strategies import STRATEGIES
 
 Row = Mapping[str, Any]
@@ -150,7 +150,7 @@ def lineage_in_words(started: Row) -> str:
 
 
 def _ancestor(one: Row) -> str:
-    strategy = STRATEGIES[one["strategy"]].title.lower() if one["strategy"] in STRATEGIES else one["strategy"]
+    strategy = mid_sentence(STRATEGIES[one["strategy"]].title) if one["strategy"] in STRATEGIES else one["strategy"]
     facts = [
         f"{strategy} on {one['data']}",
         f"best epoch {one['epoch']}" if one["epoch"] else "",

@@ -12,7 +12,7 @@ import streamlit as st
 
 from finetune_core.config import RunConfig
 from finetune_core.evaluation.run_accuracy import run_accuracy
-from finetune_core.formatting import percent
+from finetune_core.formatting import mid_sentence, percent
 from finetune_core.runs.store import Run
 from finetune_core.training.strategies import run_kind
 from pages.shared.runs.backend import STATUS_WORDS
@@ -37,7 +37,7 @@ def run_title(run: Run) -> str:
     """Its name, when, and what."""
     began = run_began(run)
     when = f"{began:%d %b %H:%M}" if began else run.run_id
-    strategy = run_kind(run.config).lower()
+    strategy = mid_sentence(run_kind(run.config))
     return " · ".join(filter(None, (run.name, when, data_in_short(run.config), run.config.backbone, strategy)))
 
 
