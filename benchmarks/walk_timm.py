@@ -14,7 +14,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,33 +60,51 @@ class Walked:
 
 def walk(name: str) -> Walked:
     """Look at one network, on the meta device."""
+    model, built = _built(name)
+    if model is None or built.problems:
+        return built
+    try:
+        boundaries, reason = trace(model, network_stages(name, CLASSES), backbone_info(name).image_size).boundaries, ""
+    except CannotSplit as error:
+        boundaries, reason = (None,) * (len(built.stages) - 1), str(error)
+    cuts = tuple(boundary is not None for boundary in boundaries)
+    if not reason and not any(cuts):
+        reason = "more than one value crosses between any two stages"
+    return replace(built, cuts=cuts, reason=reason)
+
+
+def problems(name: str) -> tuple[str, ...]:
+    """What is wrong with a network's stages and its head: half of the walk, without the cuts."""
+    return _built(name)[1].problems
+
+
+def _built(name: str) -> tuple[nn.Module | None, Walked]:
+    """A network with a new head, and what is found of it without its cuts; None where it cannot be built."""
     try:
         stages, heads, side = network_stages(name, CLASSES), head_paths(name), backbone_info(name).image_size
     except FinetuneError as error:
-        return Walked(name, problems=(str(error),))
+        return None, Walked(name, problems=(str(error),))
     model = create_on_meta(name).eval()
     for head in heads:
         replace_head(model, head, CLASSES)
     executions, output = _executed(model, side)
     found = (*_not_covered(model, stages), *_out_of_order(stages, executions), *_wrong_head(stages, heads, output))
-    try:
-        boundaries, reason = trace(model, stages, side).boundaries, ""
-    except CannotSplit as error:
-        boundaries, reason = (None,) * (len(stages) - 1), str(error)
-    cuts = tuple(boundary is not None for boundary in boundaries)
-    if not reason and not any(cuts):
-        reason = "more than one value crosses between any two stages"
-    return Walked(name, tuple(stage.name for stage in stages), found, cuts, reason)
+    return model, Walked(name, tuple(stage.name for stage in stages), found)
 
 
 def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
     """Paths of the modules that hold tensors themselves, each time they run, and what the network answers."""
     executions: list[str] = []
-    for path, module in model.named_modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_pre_hook(lambda _module, _inputs, path=path: executions.append(path))
+    hooks = [
+        module.register_forward_pre_hook(lambda _module, _inputs, path=path: executions.append(path))
+        for path, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
     with torch.no_grad():
-        return executions, model(torch.empty(2, 3, side, side, device="meta"))
+        output = model(torch.empty(2, 3, side, side, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return executions, output
 
 
 def _not_covered(model: nn.Module, stages: Sequence[Stage]) -> list[str]:

@@ -3,7 +3,7 @@
 import pytest
 import timm
 
-from benchmarks.walk_timm import UNUSUAL, walk
+from benchmarks.walk_timm import UNUSUAL, problems, walk
 from finetune_core.errors import ConfigError
 from finetune_core.models import timm_networks
 from finetune_core.models.catalogue import backbone_names, create_on_meta
@@ -47,12 +47,12 @@ def test_a_network_of_each_family_has_stages_in_forward_order_and_a_head_that_ca
 @pytest.mark.slow
 @pytest.mark.parametrize("module", timm.list_modules())
 def test_every_architecture_of_timm_has_them(module):
-    problems = {}
+    wrong = {}
     for architecture in timm.list_models(module=module):
-        found = walk(f"timm/{architecture}").problems
+        found = problems(f"timm/{architecture}")
         if found and not found[0].endswith("timm puts none on it"):  # it encodes images for a language model
-            problems[architecture] = found
-    assert not problems
+            wrong[architecture] = found
+    assert not wrong
 
 
 @pytest.mark.parametrize(
