@@ -25,6 +25,7 @@ from torch import nn
 from finetune_core.errors import FinetuneError
 from finetune_core.models import timm_networks
 from finetune_core.models.catalogue import backbone_info, create_on_meta
+from finetune_core.models.meta import norms_keep_shapes
 from finetune_core.models.network import head_paths, network_stages
 from finetune_core.models.partition import CannotSplit, trace
 from finetune_core.models.stages import Stage, replace_head
@@ -100,7 +101,7 @@ def _executed(model: nn.Module, side: int) -> tuple[list[str], object]:
         for path, module in model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
-    with torch.no_grad():
+    with torch.no_grad(), norms_keep_shapes():
         output = model(torch.empty(2, 3, side, side, device="meta"))
     for hook in hooks:
         hook.remove()

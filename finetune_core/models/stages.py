@@ -16,6 +16,8 @@ from torch import nn
 from torch.nn.utils import skip_init
 from torch.overrides import TorchFunctionMode
 
+from finetune_core.models.meta import norms_keep_shapes
+
 _OPEN_SHARE = 0.95  # of the backbone's parameters in one child: that child is a container, not a stage
 _OPEN_RESOLUTIONS = 3  # so many resolutions among its children: a container, too
 _SAME_RESOLUTION = 0.6  # unpadded convolutions lose a few rows within what is still one resolution
@@ -197,7 +199,7 @@ def _trace(model: nn.Module, image_size: int) -> _Trace:
     uses = _FirstUses({id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}, started)
     try:
         model.eval()
-        with torch.no_grad(), uses:
+        with torch.no_grad(), norms_keep_shapes(), uses:  # the later one is asked first
             model(torch.zeros(2, 3, image_size, image_size, device=device))
     finally:
         model.train(was_training)
