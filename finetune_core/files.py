@@ -197,6 +197,17 @@ def write_bytes(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def copy_regular(source: Path, target: Path) -> None:
+    """Copy a file that anybody may have put there, all of it or nothing.
+
+    Raises:
+        FileNotFoundError: when there is none.
+        OSError: when it is no regular file, or cannot be copied.
+    """
+    with open(open_regular(source), "rb") as read, replacing(target) as file:
+        shutil.copyfileobj(read, file)
+
+
 @contextmanager
 def staging_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """A folder in ``parent`` to fill and to ``settle``; gone when the block ends, with all that was not settled.

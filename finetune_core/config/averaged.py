@@ -1,4 +1,4 @@
-"""What a run is made of whose weights are averaged from those of others, in the place of training."""
+"""What a run is made of whose weights, or probabilities, are averaged from those of others, in the place of training."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,16 +8,18 @@ from pydantic_core import PydanticCustomError
 from finetune_core.config.edit import LONGEST_PATH
 from finetune_core.formatting import things
 
-How = Literal["soup", "greedy_soup", "wise"]
+How = Literal["soup", "greedy_soup", "wise", "ensemble"]
 _MOST_RUNS = 1000
+_TITLES = {"soup": "Soup", "greedy_soup": "Greedy soup", "ensemble": "Ensemble"}
 
 
 class Averaged(BaseModel):
-    """How a run's weights are averaged, and from which runs.
+    """How runs are averaged, and which.
 
     Attributes:
         how: ``soup``, the mean of all; ``greedy_soup``, of those that do not lower the validation accuracy (both Wortsman et al. 2022,
-            Model soups); ``wise``, of one run and what it started from (Wortsman et al. 2022, WiSE-FT).
+            Model soups); ``wise``, of one run and what it started from (Wortsman et al. 2022, WiSE-FT); ``ensemble``, the mean of their
+            probabilities: all networks stay.
         runs: their folders.
     """
 
@@ -31,7 +33,7 @@ class Averaged(BaseModel):
         if self.how == "wise" and len(self.runs) != 1:
             raise PydanticCustomError("runs", "WiSE-FT averages one run with what it started from: name one")
         if self.how != "wise" and len(set(self.runs)) < max(2, len(self.runs)):
-            raise PydanticCustomError("runs", "a soup is made of two runs or more, each named once")
+            raise PydanticCustomError("runs", f"{self._whole} is made of two runs or more, each named once")
         return self
 
     @property
@@ -39,4 +41,8 @@ class Averaged(BaseModel):
         """The field's term for it."""
         if self.how == "wise":
             return "WiSE-FT"
-        return f"{'Greedy soup' if self.how == 'greedy_soup' else 'Soup'} of {things(len(self.runs), 'run')}"
+        return f"{_TITLES[self.how]} of {things(len(self.runs), 'run')}"
+
+    @property
+    def _whole(self) -> str:
+        return "an ensemble" if self.how == "ensemble" else "a soup"

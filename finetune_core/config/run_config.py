@@ -646,7 +646,7 @@ class RunConfig(BaseModel):
     averaged: Averaged | None = setting(
         None,
         label="Averaged from",
-        help="The runs whose weights are averaged in the place of training, and how.",
+        help="The runs whose weights or probabilities are averaged in the place of training, and how.",
         own_widgets=True,
     )
 
@@ -683,7 +683,7 @@ class RunConfig(BaseModel):
                     problems["stage_rates"] = f"rates go from 0 to 1000; look at {', '.join(bad)}"
         elif self.cut is not None or self.stage_rates is not None:
             problems["strategy"] = f"a first stage and rates for stages belong to the custom strategy, not to {self.strategy}"
-        if self.averaged is not None and self.strategy in FITTED:
+        if self.averaged is not None and not self.is_ensemble and self.strategy in FITTED:
             problems["averaged"] = f"weights that trained are averaged, and {self.strategy} trains none"
         if self.from_run is not None and self.weights != "pretrained":
             problems["weights"] = "an earlier run to start from brings its own weights: choose one of the two"
@@ -716,6 +716,11 @@ class RunConfig(BaseModel):
     def earlier_run(self) -> str | None:
         """The folder of the run that training starts from; None where it starts from other weights."""
         return None if self.strategy == "from_scratch" else self.from_run
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether the run is several networks, whose mean probability it answers."""
+        return self.averaged is not None and self.averaged.how == "ensemble"
 
     @property
     def first_seed(self) -> int:

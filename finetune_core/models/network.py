@@ -38,6 +38,7 @@ class Network:
         info: the backbone's entry in the catalogue, its images prepared as the run says.
         image_size: of the images that it is for, pixels; None where that was not said.
         features_from: the stage that it ends after; None where it has all of them.
+        members: of an ensemble: its networks. None in others.
     """
 
     model: nn.Module
@@ -48,6 +49,7 @@ class Network:
     info: BackboneInfo
     image_size: int | None = None
     features_from: str | None = None
+    members: "tuple[Network, ...]" = ()
 
     @property
     def head_layers(self) -> list[nn.Linear | nn.Conv2d]:

@@ -101,8 +101,12 @@ def fitted_in_words(row: Row) -> str:
 
 
 def averaged_in_words(row: Row) -> str:
-    """What a WeightsAveraged row says: from which runs, and what was chosen, how."""
+    """What a WeightsAveraged row says: of which runs, and what was chosen, how."""
     parents = "; ".join(f"run {_ancestor(one)}" for one in row["parents"])
+    if row["how"] == "ensemble":
+        backbones = sorted({one.get("backbone", "") for one in row["parents"]})
+        of = f" of {', '.join(backbones)}" if len(backbones) > 1 else ""
+        return f"The mean of the probabilities of {things(len(row['parents']), 'network')}{of}, which it keeps: {parents}."
     norms = row["batchnorm_layers"]
     anew = f" The statistics of {things(norms, 'BatchNorm layer')} were computed anew on the training images." if norms else ""
     if row["how"] == "wise":
@@ -129,9 +133,10 @@ def _started(row: Row) -> str:
     where = f"{row['backbone']} on {row['device_label']} in {arithmetic(row)}"
     if not row["epochs"]:
         fits = STRATEGIES[row["strategy"]].fits if row["strategy"] in STRATEGIES else None
-        what = (
-            "the head is fitted to the output of the frozen stages" if fits else f"weights of {', '.join(trained)} are averaged"
-        )
+        averaged = f"weights of {', '.join(trained)} are averaged"
+        what = "the head is fitted to the output of the frozen stages" if fits else averaged
+        if row["averaged"] == "ensemble":
+            return "The probabilities that its runs have predicted are averaged; no image goes through a network."
         return f"{where}: {what}, without epochs; {kept}."
     return (
         f"{where}: {', '.join(trained)} train{rates}; {kept}. "

@@ -45,7 +45,7 @@ from finetune_core.training.events import (
     RunStopped,
 )
 from finetune_core.training.loop import StopRequested, fit
-from finetune_core.training.networks import keep_start
+from finetune_core.training.networks import keep_earlier
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config
@@ -78,7 +78,7 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
 
     Raises:
         ConfigError: when the config cannot work; then there is no folder.
-        RunError: when nothing can be written there, or what it is to start from is damaged.
+        RunError: when nothing can be written there, or what it is to start from, or to average, is damaged.
         WeightsError: when weights that an earlier run started from are not on this machine.
     """
     check_config(config)
@@ -93,7 +93,7 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
     lock = FileLock(run_dir / LOCK_FILE, thread_local=False)
     try:
         lock.acquire(timeout=0)
-        keep_start(config, run_dir)
+        keep_earlier(config, run_dir)
         if owner:  # before the config, without which it is no run: never one that has lost its owner
             write_about(run_dir, About(owner=owner))
         write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())

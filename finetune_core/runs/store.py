@@ -146,7 +146,7 @@ def summary(run: Run) -> dict[str, Any]:
     ``val_accuracy``, ``val_loss`` and ``test_accuracy`` of a finished run are those of its final evaluation, of others the best
     epoch's while it trained: ``evaluation_precision`` says in which precision they were computed. ``live_val_accuracy`` is the best
     epoch's while it trained, in any case, in ``precision``. ``started_from`` is the earlier run whose network it began with: ``run, data,
-    strategy, epoch, accuracy, weights``. ``averaged`` is how the weights of other runs were averaged: ``how, runs``, and once that is done
+    strategy, epoch, accuracy, weights``. ``averaged`` is how other runs were averaged: ``how, runs``, and once that is done
     ``parents, ingredients, curve, coefficient, batchnorm_layers``.
     """
     started, end = run.history.started or {}, run.history.end or {}

@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from finetune_core.data.splits import TRAIN, VAL
-from finetune_core.errors import TrainingError
 from finetune_core.models.weights import put_tensors
 from finetune_core.training.batchnorm import recompute_statistics
 from finetune_core.training.evaluation import predict_splits
@@ -19,7 +18,7 @@ from finetune_core.training.footprint import footprint_beside
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.networks import ancestor
-from finetune_core.training.parents import Parent, checked_parents
+from finetune_core.training.parents import Parent, check_unchanged, checked_parents
 
 State = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
@@ -66,11 +65,7 @@ def average_weights(job: Job, lost: LostImages) -> Generator[Event, None, None]:
     if averaged is None:
         raise ValueError("the config names no runs to average")
     parents = checked_parents(averaged)
-    if other := next((one for one in parents if one.info.fingerprint != job.dataset.fingerprint), None):
-        raise TrainingError(
-            f"The images in {job.config.data}, their labels or their split have changed since {other.folder.name} was trained on them. "
-            "Train the runs again, then average those."
-        )
+    check_unchanged(job.dataset, [one.folder.name for one in parents], parents)
     attempts = _Attempts(job, lost)
     states = [parent.tensors(list(attempts.kept_tensors())) for parent in parents]
     match averaged.how:

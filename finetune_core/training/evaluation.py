@@ -4,7 +4,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -22,6 +21,7 @@ from finetune_core.training.lost import LostImages
 from finetune_core.training.networks import best_network
 from finetune_core.training.out_of_memory import run_in_parts
 from finetune_core.training.predictions import (
+    FINAL_PRECISION,
     load_predictions,
     prediction_table,
     predictions_precision,
@@ -29,8 +29,6 @@ from finetune_core.training.predictions import (
 )
 from finetune_core.training.prepare import EVENT_SECONDS, exact_job
 from finetune_core.training.strategies import epochs_of
-
-FINAL_PRECISION: Final = "fp32"
 
 
 @dataclass(frozen=True)
@@ -129,10 +127,11 @@ def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event,
         table = predicted_table(exact, *(yield from predict_splits(exact, splits, "evaluate", lost)))
         kept = table if VAL in splits else pd.concat([kept, table], ignore_index=True)
         save_predictions(run_dir, kept, FINAL_PRECISION)
-    return _final(kept, time.monotonic() - began)
+    return final_evaluation(kept, time.monotonic() - began)
 
 
-def _final(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
+def final_evaluation(table: pd.DataFrame, seconds: float) -> FinalEvaluation:
+    """What a table of predictions in fp32 is worth, and the time that they took."""
     logits, labels = np.stack(table["logits"].tolist()), table["label"].to_numpy()
     right, val = logits.argmax(1) == labels, (table["split"] == VAL).to_numpy()
     loss = cross_entropy(torch.from_numpy(logits[val]).double(), torch.from_numpy(labels[val])).item()

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, Union
 from pydantic import AfterValidator, Field, TypeAdapter
 from typing_extensions import TypedDict
 
+from finetune_core.config.averaged import How
 from finetune_core.formatting import PHASE_WORDS
 
 LONGEST_LINE = 2**24  # bytes
@@ -116,13 +117,14 @@ class Candidate(TypedDict):
 
 
 class Ancestor(TypedDict):
-    """A run that another one starts from, or whose weights it averages, as it was then.
+    """A run that another one starts from, or that it averages, as it was then.
 
-    ``data``: the last part of its path. ``epoch``: the best one, 0 where it has none. ``accuracy``: of that on the validation images, 0…1,
+    ``backbone``: not told by earlier versions. ``data``: the last part of its path. ``epoch``: the best one, 0 where it has none. ``accuracy``: of that on the validation images, 0…1,
     where its predictions could be read. ``weights``: what it started from itself.
     """
 
     run: Name
+    backbone: NotRequired[Name]
     data: Text
     strategy: Name
     epoch: Count
@@ -200,7 +202,7 @@ class RunStarted(Event):
     Attributes:
         counts: images by split.
         stages: one object per stage: ``name, parameters, trains, rate, thaw_epoch``, input to head.
-        epochs, steps_per_epoch: 0 where the head is fitted in one go, or weights are averaged, instead.
+        epochs, steps_per_epoch: 0 where the head is fitted in one go, or other runs are averaged, instead.
         findings: one object per finding of the data set: ``kind, severity, count, message``.
         fingerprint: of the images, their labels and splits.
         weights_hash: of the backbone before training.
@@ -210,6 +212,8 @@ class RunStarted(Event):
         numerics: ``tf32, cudnn_benchmark``; None in runs of earlier versions.
         lineage: the run that it starts from, the one which that started from, and so on; none where it starts from other weights.
         head_kept: whether it starts with the head of that run, too.
+        averaged: how it averages other runs; None in others, and in those of earlier versions. Of an ensemble, ``stages`` are those of
+            its first network, and the parameters are counted over all of them.
     """
 
     backbone: Name
@@ -235,6 +239,7 @@ class RunStarted(Event):
     numerics: Numerics | None = None
     lineage: Lineage = field(default_factory=list)
     head_kept: bool = False
+    averaged: How | None = None
 
 
 @dataclass(frozen=True)
@@ -370,7 +375,7 @@ class HeadFitted(Event):
 
 @dataclass(frozen=True)
 class WeightsAveraged(Event):
-    """The weights of a run without epochs are averaged from those of other runs.
+    """The weights of a run without epochs, or, of an ensemble, its predictions, are averaged from those of other runs.
 
     Attributes:
         how: as in the config.
@@ -383,7 +388,7 @@ class WeightsAveraged(Event):
         memory_bytes, device_bytes: as in EpochEnded.
     """
 
-    how: Literal["soup", "greedy_soup", "wise"]
+    how: How
     parents: Annotated[list[Ancestor], Field(min_length=1, max_length=1000)]
     seconds: Seconds
     batchnorm_layers: Count = 0

@@ -27,7 +27,8 @@ from finetune_core.training.compute import StepRule, train_step
 from finetune_core.training.device import numerics
 from finetune_core.training.device_memory import bytes_held
 from finetune_core.training.early_stopping import EarlyStopping
-from finetune_core.training.evaluation import FINAL_PRECISION, FinalEvaluation, evaluate_best, predict_splits, predicted_table
+from finetune_core.training.ensembles import join_networks
+from finetune_core.training.evaluation import FinalEvaluation, evaluate_best, predict_splits, predicted_table
 from finetune_core.training.events import (
     CheckpointSaved,
     Counts,
@@ -54,8 +55,8 @@ from finetune_core.training.optimizers import make_optimizer
 from finetune_core.training.out_of_memory import explained
 from finetune_core.training.pending import PendingStep, ReadStep, pending_step, read_back, seconds_between_reads
 from finetune_core.training.prediction_history import add_predictions
-from finetune_core.training.predictions import remove_predictions, save_predictions
-from finetune_core.training.prepare import prepare
+from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
+from finetune_core.training.prepare import finding_rows, prepare
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
@@ -92,6 +93,9 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
     began = time.monotonic()
     at, trainer, stopping = TrainingState(RunningMetrics.of(0)), None, EarlyStopping.of(config)
     try:
+        if config.is_ensemble:
+            yield from join_networks(config, run_dir, roots)
+            return
         job = yield from prepare(config, roots, run_dir)
         if not epochs_of(config):
             yield from _at_once(job, run_dir, began)
@@ -393,10 +397,7 @@ def _started(job: Job) -> RunStarted:
         classes=list(dataset.classes),
         counts=_counts(job),
         fingerprint=dataset.fingerprint,
-        findings=[
-            {"kind": finding.kind, "severity": finding.severity, "count": finding.count, "message": finding.message}
-            for finding in dataset.findings
-        ],
+        findings=finding_rows(dataset),
         epochs=epochs_of(config),
         steps_per_epoch=len(job.training_batches(1)) if epochs_of(config) else 0,
         device=job.device.kind,
@@ -409,6 +410,7 @@ def _started(job: Job) -> RunStarted:
         numerics=numerics(),
         lineage=job.lineage,
         head_kept=job.head_kept,
+        averaged=config.averaged.how if config.averaged else None,
     )
 
 

@@ -1,7 +1,8 @@
 """A run's network as it begins, and as its best checkpoint holds it.
 
 A run begins with published weights, a file, random weights, or the best network of an earlier run. Of the last it keeps a copy in its own
-folder (``start``), so that it can be resumed, used and exported when the earlier run is gone.
+folder (``start``), so that it can be resumed, used and exported when the earlier run is gone. For the same reason an ensemble keeps a copy of
+what is needed of each of its runs (``members``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,9 @@ import torch
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.data.splits import VAL
 from finetune_core.errors import ConfigError, FinetuneError, RunError
-from finetune_core.files import is_link, regular_file
+from finetune_core.files import copy_regular, is_link, regular_file
 from finetune_core.models.catalogue import input_info
+from finetune_core.models.ensemble import joined
 from finetune_core.models.network import Network, build_network, headed_state, network_of
 from finetune_core.models.timm_networks import find, is_timm_name, resized
 from finetune_core.models.weights import PRETRAINED, RANDOM, of_head, put_tensors, state_hash
@@ -30,9 +32,11 @@ from finetune_core.training.checkpoints import (
 )
 from finetune_core.training.events import Ancestor
 from finetune_core.training.nearest import neighbours_width, with_empty_neighbours
-from finetune_core.training.predictions import load_predictions
+from finetune_core.training.predictions import PREDICTIONS_FILE, load_predictions
 from finetune_core.training.stage_plan import last_used, plan
 from finetune_core.training.strategies import STRATEGIES
+
+_MEMBERS = "members"  # folder of an ensemble's run
 
 
 @dataclass(frozen=True)
@@ -96,16 +100,40 @@ def start_of(config: RunConfig) -> Start:
     )
 
 
-def keep_start(config: RunConfig, run_dir: Path) -> None:
-    """Write what a run starts from into its folder, where that is an earlier run: of averaged weights, what the first of their runs kept.
+def keep_earlier(config: RunConfig, run_dir: Path) -> None:
+    """Write what a run needs of earlier ones into its folder: what it starts from (of averaged weights, what the first of their runs kept),
+    or an ensemble's members.
 
     Raises:
         FinetuneError: as ``start_of``.
         OSError: when it cannot be written.
     """
-    if config.earlier_run:
+    if config.averaged and config.is_ensemble:
+        for run, folder in zip(config.averaged.runs, member_folders(config, run_dir), strict=True):
+            _keep_member(Path(run), folder)
+    elif config.earlier_run:
         start = kept_start(config, Path(config.averaged.runs[0])) if config.averaged else start_of(config)
         save_checkpoint(run_dir, START, dict(start.tensors), start.info)
+
+
+def member_folders(config: RunConfig, run_dir: Path) -> list[Path]:
+    """Where an ensemble keeps what it needs of its runs, in the order in which its config names them: each holds the run's settings, best
+    network and predictions, and is read as a run's folder is."""
+    return [
+        run_dir / _MEMBERS / str(number) for number, _ in enumerate(config.averaged.runs if config.averaged else (), start=1)
+    ]
+
+
+def _keep_member(run: Path, folder: Path) -> None:
+    names = [CONFIG_FILE, checkpoint_path(run, BEST).name, PREDICTIONS_FILE]
+    if regular_file(checkpoint_path(run, START)):
+        names.append(checkpoint_path(run, START).name)
+    folder.mkdir(parents=True)
+    for name in names:
+        try:
+            copy_regular(run / name, folder / name)
+        except FileNotFoundError:
+            raise RunError(f"{run.name} has lost its {name}, so nothing can be made of it.") from None
 
 
 def kept_start(config: RunConfig, run_dir: Path) -> Start:
@@ -154,6 +182,8 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
         WeightsError: when they are not on this machine.
     """
     info = read_info(run_dir, BEST)
+    if config.is_ensemble:
+        return joined(_members(config, run_dir, info)), info
     network = beginning_of(config, info.classes, run_dir).network
     if network.weights_hash != info.weights_hash:
         where = checkpoint_path(run_dir, START) if config.earlier_run else f"The weights of {info.backbone} on this machine"
@@ -165,6 +195,20 @@ def best_network(config: RunConfig, run_dir: Path) -> tuple[Network, CheckpointI
     restore_network(network, strategy, run_dir, BEST)
     network.model.eval()
     return network, info
+
+
+def _members(config: RunConfig, run_dir: Path, info: CheckpointInfo) -> list[Network]:
+    """
+    Raises:
+        RunError: when one is missing or damaged.
+    """
+    found = []
+    for folder in member_folders(config, run_dir):
+        own, saved = read_trained(folder)
+        if own.is_ensemble or saved.classes != info.classes:
+            raise RunError(f"{folder} is damaged: it is no network for the classes of {run_dir.name}.")
+        found.append(best_network(own, folder)[0])
+    return found
 
 
 def _neighbours(run_dir: Path, info: CheckpointInfo, width: int) -> int:
@@ -203,6 +247,8 @@ def _earlier(config: RunConfig) -> tuple[Path, RunConfig]:
         earlier, _ = read_trained(folder)
     except FinetuneError as error:
         raise ConfigError({"from_run": " ".join(str(error).split())}) from None
+    if earlier.is_ensemble:
+        raise ConfigError({"from_run": f"{folder.name} is an ensemble: start from one of its runs"})
     if STRATEGIES[earlier.strategy].fits == "nearest_neighbours":
         raise ConfigError(
             {
@@ -226,6 +272,7 @@ def ancestor(folder: Path, earlier: RunConfig, info: CheckpointInfo) -> Ancestor
     data = Path(earlier.data.replace("\\", "/")).name
     return Ancestor(
         run=folder.name,
+        backbone=earlier.backbone,
         data=data,
         strategy=earlier.strategy,
         epoch=info.epoch,

@@ -1,7 +1,7 @@
-"""The runs whose weights another run averages: read from their folders, and checked against each other.
+"""The runs that another run averages: read from their folders, and checked against each other.
 
-Averages are good where networks lie in one basin of the loss: they have to begin with the same weights, those of the head included
-(Neyshabur et al. 2020, What is being transferred in transfer learning?).
+Averages of weights are good where networks lie in one basin of the loss: they have to begin with the same weights, those of the head included
+(Neyshabur et al. 2020, What is being transferred in transfer learning?). An ensemble needs the same images and classes only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 import torch
 
 from finetune_core.config import RunConfig, make_config
 from finetune_core.config.averaged import Averaged, How
-from finetune_core.errors import ConfigError, FinetuneError
+from finetune_core.data.dataset import Dataset
+from finetune_core.errors import ConfigError, FinetuneError, TrainingError
+from finetune_core.models.catalogue import input_info
 from finetune_core.models.network import has_linear_head
 from finetune_core.models.weights import RANDOM, of_head
 from finetune_core.training.checkpoints import CheckpointInfo
 from finetune_core.training.networks import beginning_of, best_network, read_trained
+from finetune_core.training.predictions import FINAL_PRECISION, load_predictions, predictions_precision
 from finetune_core.training.stage_plan import frozen_tensors, plan
 from finetune_core.training.strategies import STRATEGIES
 
@@ -36,7 +40,7 @@ class _Begun:
 
 @dataclass(frozen=True)
 class Parent:
-    """A run whose weights are averaged."""
+    """A run that is averaged."""
 
     folder: Path
     config: RunConfig
@@ -68,9 +72,18 @@ class Parent:
         state = network.model.state_dict()
         return {name: state[name].detach() for name in names}
 
+    @cached_property
+    def predictions(self) -> pd.DataFrame:
+        """``split, id, label, logits``, by the first two.
+
+        Raises:
+            RunError: when it has none, or they are damaged.
+        """
+        return load_predictions(self.folder, len(self.info.classes)).sort_values(["split", "id"], ignore_index=True)
+
 
 def averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
-    """The settings of the run that averages the weights of these: those of one of them, in fp32, so that what is chosen is what is kept.
+    """The settings of the run that averages these: those of one of them, in fp32, so that what is chosen is what is kept.
 
     The order of the folders makes no difference.
 
@@ -85,7 +98,7 @@ def averaged_config(how: str, folders: Sequence[Path]) -> RunConfig:
         raise _refused(problems)
     if not parents:
         raise ConfigError({"averaged": "name the runs to average"})
-    base = _base(parents)
+    base = min(parents, key=lambda one: str(one.folder)) if how == "ensemble" else _base(parents)
     runs = (base, *sorted((one for one in parents if one is not base), key=lambda one: str(one.folder)))
     averaged = {"how": how, "runs": [str(one.folder) for one in runs]}
     return make_config(base.config.model_dump() | {"averaged": averaged, "precision": "fp32"})
@@ -122,6 +135,35 @@ def checked_parents(averaged: Averaged) -> list[Parent]:
     return parents
 
 
+def checked_members(folders: Sequence[Path]) -> list[Parent]:
+    """What an ensemble has kept of its runs, in its order.
+
+    Raises:
+        ConfigError: when one is gone or damaged, or they cannot answer together.
+    """
+    members, problems = _read(folders)
+    problems |= _differences("ensemble", members)
+    if problems:
+        raise _refused(problems)
+    return members
+
+
+def check_unchanged(dataset: Dataset, names: Sequence[str], parents: Sequence[Parent]) -> None:
+    """
+    Args:
+        names: of the runs, in their order.
+
+    Raises:
+        TrainingError: when the images are not those that the runs were trained on.
+    """
+    for name, parent in zip(names, parents, strict=True):
+        if parent.info.fingerprint != dataset.fingerprint:
+            raise TrainingError(
+                f"The images in {parent.config.data}, their labels or their split have changed since {name} was trained on them. "
+                "Train the runs again, then average those."
+            )
+
+
 def _read(folders: Sequence[Path]) -> tuple[list[Parent], Problems]:
     parents: list[Parent] = []
     problems: Problems = {}
@@ -138,7 +180,8 @@ def _differences(how: str, parents: Sequence[Parent]) -> Problems:
     found: Problems = {}
     for parent in parents:
         try:
-            reason = _unfit(how, parent) or _differs(parent, parents[0])
+            differs = _answers_otherwise if how == "ensemble" else _differs
+            reason = _unfit(how, parent) or differs(parent, parents[0])
         except FinetuneError as error:
             reason = " ".join(str(error).split())
         if reason:
@@ -149,6 +192,14 @@ def _differences(how: str, parents: Sequence[Parent]) -> Problems:
 def _unfit(how: str, parent: Parent) -> str:
     """Why a run cannot be averaged with any; empty where it can."""
     config = parent.config
+    if config.is_ensemble:
+        return (
+            "it is an ensemble itself: name its runs"
+            if how == "ensemble"
+            else "it is an ensemble, which has no weights of its own"
+        )
+    if how == "ensemble":
+        return _not_predicted(parent)
     if STRATEGIES[config.strategy].fits:
         return "its head was fitted without epochs, so no weights have trained"
     if config.strategy == "lora":
@@ -181,6 +232,37 @@ def _differs(one: Parent, first: Parent) -> str:
         seeds = f"seed {one.config.first_seed}, not {first.config.first_seed}"
         return f"its head began with other weights than that of {name} ({seeds}): train them again with one seed of the head (--head-seed)"
     return ""
+
+
+def _not_predicted(parent: Parent) -> str:
+    """Why a run's predictions are not those of the network that it keeps; empty where they are."""
+    precision = predictions_precision(parent.folder)
+    if not parent.predictions.empty and precision != FINAL_PRECISION:
+        return f"it was evaluated in {precision or 'a precision that is not recorded'}: evaluate it in fp32 first (evaluate --fp32)"
+    return ""
+
+
+def _answers_otherwise(one: Parent, first: Parent) -> str:
+    """Why the probabilities of a run and those of the first mean different things; empty where they do not."""
+    name = first.folder.name
+    if one.info.classes != first.info.classes:
+        return f"its classes are not those of {name}"
+    if one.info.fingerprint != first.info.fingerprint:
+        return f"its images, their labels or their split are not those of {name}"
+    if differing := [what for what, value in _framing(one).items() if value != _framing(first)[what]]:
+        return f"its images are framed otherwise than those of {name} ({', '.join(differing)}), and one network takes one image"
+    ours, theirs = one.predictions[["split", "id", "label"]], first.predictions[["split", "id", "label"]]
+    return "" if ours.equals(theirs) else f"it has not predicted the same images as {name}"
+
+
+def _framing(parent: Parent) -> dict[str, int | str]:
+    """What decides which pixels a network sees. Their normalisation can be changed afterwards."""
+    config, info = parent.config, input_info(parent.config)
+    return {
+        "image size": config.image_size,
+        "centre crop": info.stored_side(config.image_size),
+        "interpolation": info.interpolation,
+    }
 
 
 def _base(parents: Sequence[Parent]) -> Parent:

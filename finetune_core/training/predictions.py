@@ -3,7 +3,7 @@
 import io
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Final
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from finetune_core.errors import RunError
 from finetune_core.files import open_regular, problem_with, regular_file, write_bytes
 
 PREDICTIONS_FILE = "predictions.parquet"
+FINAL_PRECISION: Final = "fp32"  # of the predictions that a run ends with: what is evaluated is what ships
 Moment = Annotated[int, Field(ge=0, lt=2**63)]  # nanoseconds: what ``predictions_changed`` tells
 _COLUMNS = ["id", "split", "label", "logits"]
 _MOST_BYTES = 2**32  # of the file, and of what comes out of it

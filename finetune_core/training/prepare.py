@@ -25,7 +25,7 @@ from finetune_core.training.batches import sample_keys, subset
 from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_memory import count_anew
-from finetune_core.training.events import CacheReport, Event, ImagesSkipped, Progress
+from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.job import Job
 from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
 from finetune_core.training.parents import read_parents
@@ -377,6 +377,14 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
     if pixels.failed and TRAIN in prepared.splits:  # later they are lost, not skipped
         yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
     return pixels
+
+
+def finding_rows(dataset: Dataset) -> list[FindingRow]:
+    """What was found in a data set, as a run records it."""
+    return [
+        {"kind": finding.kind, "severity": finding.severity, "count": finding.count, "message": finding.message}
+        for finding in dataset.findings
+    ]
 
 
 def _skipped(reasons: Sequence[str]) -> ImagesSkipped:

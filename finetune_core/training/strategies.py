@@ -248,11 +248,13 @@ BASELINE: StrategyName = "linear_probe"  # what training in epochs has to beat
 
 
 def epochs_of(config: RunConfig) -> int:
-    """How many epochs a run trains at most; 0 where its head is fitted, or its weights are averaged, instead."""
+    """How many epochs a run trains at most; 0 where its head is fitted, or others are averaged, instead."""
     return 0 if STRATEGIES[config.strategy].fits or config.averaged else config.epochs
 
 
 def run_kind(config: RunConfig) -> str:
-    """The strategy's title; before it, where the weights are averaged, how."""
+    """The strategy's title; before it, where weights are averaged, how; of an ensemble that alone: its networks' strategies may differ."""
     title = STRATEGIES[config.strategy].title
+    if config.averaged and config.is_ensemble:
+        return config.averaged.title
     return f"{config.averaged.title}: {title}" if config.averaged else title

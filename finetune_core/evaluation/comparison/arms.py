@@ -129,6 +129,8 @@ def arm_titles(configs: Sequence[RunConfig]) -> list[str]:
 
 def _strategy_title(config: RunConfig) -> str:
     title = run_kind(config)
+    if config.is_ensemble:
+        return title
     if config.cut is not None:
         return f"{title} from {config.cut} on"
     if config.features_from is not None:

@@ -9,6 +9,7 @@ from finetune_core.config import RunConfig
 from finetune_core.files import regular_file
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
+from finetune_core.training.networks import member_folders
 from finetune_core.training.stage_plan import stages_of
 from finetune_core.training.strategies import STRATEGIES
 
@@ -57,7 +58,7 @@ def cost(run: Run, rate: float | None = None) -> Cost:
     Args:
         rate: seconds that its frozen stages take for an image, by ``trunk_rate``.
     """
-    history, started, best = run.history, run.started, regular_file(checkpoint_path(run.run_dir, BEST))
+    history, started = run.history, run.started
     seconds = (history.end or {}).get("seconds") or timeline(run)[-1]["seconds"]
     counts, cache = started["counts"], started["cache"]
     measured = [*history.epochs, *([history.done_at_once] if history.done_at_once else [])]
@@ -69,8 +70,15 @@ def cost(run: Run, rate: float | None = None) -> Cost:
         max(*(row["memory_bytes"] for row in measured), (started.get("forecast") or {}).get("memory_bytes", 0)),
         _most([row["device_bytes"] for row in measured]),
         started["device"],
-        best.st_size if best else 0,
+        disk_bytes(run),
     )
+
+
+def disk_bytes(run: Run) -> int:
+    """Of the best checkpoint; of an ensemble, of all those that it keeps."""
+    folders = [run.run_dir, *(member_folders(run.config, run.run_dir) if run.config.is_ensemble else ())]
+    kept = [regular_file(checkpoint_path(folder, BEST)) for folder in folders]
+    return sum(file.st_size for file in kept if file)
 
 
 def trunk_rate(arm: Sequence[Run], runs: Sequence[Run]) -> float | None:

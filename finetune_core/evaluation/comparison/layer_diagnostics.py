@@ -132,12 +132,14 @@ def measure_layers(runs: Sequence[Run], roots: Sequence[Path] = ()) -> Work[None
         Steps of the phases ``index``, ``decode``, ``features`` and ``probe``.
 
     Raises:
-        FinetuneError: when a run's images or weights are not there any more, or its folder cannot be written to.
+        FinetuneError: when a run's images or weights are not there any more, its folder cannot be written to, or it is an ensemble.
     """
     yield from on_idle_device(partial(_measured, runs, roots))
 
 
 def _measured(runs: Sequence[Run], roots: Sequence[Path], device: Device) -> Work[None]:
+    if joined := next((run for run in runs if run.config.is_ensemble), None):
+        raise RunError(f"{joined.run_id} is an ensemble: it has no stages of its own. Measure its runs.")
     starts: dict[str, _Start] = {}
     for run in runs:
         changed = predictions_changed(run.run_dir)

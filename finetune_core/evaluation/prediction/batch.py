@@ -23,7 +23,7 @@ from finetune_core.paths import data_dir
 from finetune_core.training.compiled import Compiler
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import FINAL_PRECISION
+from finetune_core.training.predictions import FINAL_PRECISION
 from finetune_core.training.preview import network_input
 from finetune_core.work import Step, Work
 

@@ -92,8 +92,12 @@ def explain(predictor: Predictor, image: Path | bytes, classes: Sequence[int], l
 
     Raises:
         ImageError: when the image cannot be read.
-        RunError: when the backbone, or that stage, has no spatial feature map that the head uses.
+        RunError: when the backbone, or that stage, has no spatial feature map that the head uses; when it is an ensemble.
     """
+    if predictor.network.members:
+        raise RunError(
+            "There is no Grad-CAM for an ensemble: each of its networks has maps of its own. Look at its runs one by one."
+        )
     seen = network_input(image, predictor.network.info, predictor.image_size)
     model = copy.deepcopy(predictor.network.model).eval().requires_grad_(False)
     square = predictor.device.take(seen.tensor[None])

@@ -32,8 +32,8 @@ from finetune_core.runs.store import Run
 from finetune_core.training.compiled import Compiler, Part
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import FINAL_PRECISION
 from finetune_core.training.feeding import Forward
+from finetune_core.training.predictions import FINAL_PRECISION
 from finetune_core.training.preview import network_input
 from finetune_core.training.trunk import split_network
 from finetune_core.work import Step, Work
@@ -145,9 +145,11 @@ def encoder(predictor: Predictor) -> Encoder:
     """The predictor's network, cut before its head; the parts are its own.
 
     Raises:
-        RunError: when it cannot be cut there.
+        RunError: when it cannot be cut there, or is an ensemble.
     """
     network = predictor.network
+    if network.members:
+        raise RunError("An ensemble has no features to compare images with: each of its networks has its own.")
     last = len(network.stages) - 1
     try:
         segments = split_network(network)

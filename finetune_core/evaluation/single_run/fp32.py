@@ -21,8 +21,8 @@ from finetune_core.runs.store import Run
 from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import FINAL_PRECISION, logits_of
-from finetune_core.training.predictions import load_predictions, prediction_table, save_predictions
+from finetune_core.training.evaluation import logits_of
+from finetune_core.training.predictions import FINAL_PRECISION, load_predictions, prediction_table, save_predictions
 from finetune_core.work import Step, Work
 
 _BATCH = 32

@@ -29,10 +29,9 @@ from finetune_core.training.batches import evaluated, normalised
 from finetune_core.training.compiled import Compiler
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import FINAL_PRECISION
 from finetune_core.training.events import Count, Name, Share
 from finetune_core.training.feeding import Forward
-from finetune_core.training.predictions import Moment, predictions_changed
+from finetune_core.training.predictions import FINAL_PRECISION, Moment, predictions_changed
 from finetune_core.work import Step, Work
 
 MOST_IMAGES = 200

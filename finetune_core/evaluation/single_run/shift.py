@@ -25,8 +25,8 @@ from finetune_core.evaluation.single_run.shift_files import Copies, Shift, lacki
 from finetune_core.runs.store import Run
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
-from finetune_core.training.evaluation import FINAL_PRECISION, logits_of
-from finetune_core.training.predictions import prediction_table, predictions_changed
+from finetune_core.training.evaluation import logits_of
+from finetune_core.training.predictions import FINAL_PRECISION, prediction_table, predictions_changed
 from finetune_core.work import Work, in_phase, with_subject
 
 

@@ -20,8 +20,7 @@ from finetune_core.evaluation.single_run.shift_files import Shift, read_shift, s
 from finetune_core.files import Stamp
 from finetune_core.formatting import SPLIT_WORDS, percent, points, things
 from finetune_core.runs.store import Run
-from finetune_core.training.evaluation import FINAL_PRECISION
-from finetune_core.training.predictions import load_predictions, predictions_changed
+from finetune_core.training.predictions import FINAL_PRECISION, load_predictions, predictions_changed
 
 Measured = tuple[float, float, float]  # a value, and the ends of its 95 % interval
 

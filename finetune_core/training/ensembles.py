@@ -1,0 +1,163 @@
+"""An ensemble is a run without epochs: it keeps its runs' networks, and its predictions are the mean of the probabilities that they have left."""
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.config import RunConfig
+from finetune_core.data.dataset import Dataset, index_dataset
+from finetune_core.data.splits import TEST, TRAIN, VAL
+from finetune_core.models.ensemble import mean_log_probabilities
+from finetune_core.models.network import Network
+from finetune_core.training.batches import sample_keys, subset
+from finetune_core.training.checkpoints import BEST, START, CheckpointInfo, read_info, save_checkpoint
+from finetune_core.training.device import choose_device, numerics
+from finetune_core.training.evaluation import final_evaluation
+from finetune_core.training.events import (
+    Ancestor,
+    CacheReport,
+    CheckpointSaved,
+    Counts,
+    Event,
+    Lineage,
+    Progress,
+    RunFinished,
+    RunStarted,
+    WeightsAveraged,
+)
+from finetune_core.training.networks import ancestor, best_network, member_folders
+from finetune_core.training.parents import Parent, check_unchanged, checked_members
+from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
+from finetune_core.training.prepare import check_config, finding_rows, reported
+from finetune_core.training.stage_plan import describe, plan, trainable_parameters
+
+_NO_CACHE = "no image goes through a network"
+
+
+def join_networks(config: RunConfig, run_dir: Path, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+    """Make an ensemble of what its folder has kept of its runs: no image goes through a network. It starts again when it is stopped in here.
+
+    Args:
+        roots: when given, images that lie elsewhere are left out.
+
+    Raises:
+        FinetuneError: when the images have changed, or a network is gone, damaged, or has not predicted the same images.
+    """
+    began = time.monotonic()
+    check_config(config, run_dir)
+    dataset = yield from reported("index", index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots))
+    remove_predictions(run_dir)
+    yield Progress("prepare", 0, 0)
+    joined = _Joined.of(config, run_dir)
+    check_unchanged(dataset, joined.names, joined.parents)
+    yield joined.started(config, dataset)
+    table = joined.predictions()
+    yield WeightsAveraged("ensemble", joined.ancestors(), time.monotonic() - began, memory_bytes=joined.memory_bytes)
+    save_checkpoint(run_dir, BEST, {}, joined.info(dataset))
+    yield CheckpointSaved(BEST, 0)
+    save_predictions(run_dir, table, FINAL_PRECISION)
+    final = final_evaluation(table, 0.0)
+    yield RunFinished(
+        0,
+        0,
+        final.val_accuracy,
+        final.val_loss,
+        final.test_accuracy,
+        seconds=time.monotonic() - began,
+        evaluation_precision=FINAL_PRECISION,
+    )
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The runs of an ensemble, as their copies in its folder tell, with their networks.
+
+    Attributes:
+        names: of the runs that the copies are of.
+    """
+
+    names: list[str]
+    parents: list[Parent]
+    networks: list[Network]
+
+    @classmethod
+    def of(cls, config: RunConfig, run_dir: Path) -> "_Joined":
+        """
+        Raises:
+            FinetuneError: when one is gone, damaged, or does not fit the others.
+        """
+        parents = checked_members(member_folders(config, run_dir))
+        networks = [best_network(parent.config, parent.folder)[0] for parent in parents]
+        return cls([Path(run).name for run in config.averaged.runs] if config.averaged else [], parents, networks)
+
+    @property
+    def memory_bytes(self) -> int:
+        states = [network.model.state_dict() for network in self.networks]
+        return sum(tensor.numel() * tensor.element_size() for state in states for tensor in state.values())
+
+    def predictions(self) -> pd.DataFrame:
+        """``split, id, label, logits``: the logarithm of the mean probabilities."""
+        tables = [parent.predictions for parent in self.parents]
+        mean = mean_log_probabilities(np.stack([np.stack(table["logits"].tolist()) for table in tables]))
+        return tables[0].assign(logits=list(mean.astype(np.float32)))
+
+    def ancestors(self) -> list[Ancestor]:
+        """What is told of each, under the name of the run that it is a copy of."""
+        return [
+            {**ancestor(one.folder, one.config, one.info), "run": name}
+            for name, one in zip(self.names, self.parents, strict=True)
+        ]
+
+    def info(self, dataset: Dataset) -> CheckpointInfo:
+        """Of a checkpoint without tensors: these are the members' own."""
+        first = self.networks[0]
+        return CheckpointInfo(0, self.parents[0].config.backbone, first.weights_hash, dataset.classes, dataset.fingerprint)
+
+    def started(self, config: RunConfig, dataset: Dataset) -> RunStarted:
+        strategies = [plan(one.config, network.stages) for one, network in zip(self.parents, self.networks, strict=True)]
+        first, device = self.networks[0], choose_device("cpu", FINAL_PRECISION)
+        return RunStarted(
+            backbone=config.backbone,
+            weights=config.starts_from,
+            weights_hash=first.weights_hash,
+            strategy=config.strategy,
+            stages=describe(strategies[0], first.stages),
+            trainable_parameters=sum(
+                trainable_parameters(strategy, network.stages)
+                for strategy, network in zip(strategies, self.networks, strict=True)
+            ),
+            total_parameters=sum(stage.parameter_count for network in self.networks for stage in network.stages),
+            classes=list(dataset.classes),
+            counts=self._counts(dataset),
+            fingerprint=dataset.fingerprint,
+            findings=finding_rows(dataset),
+            epochs=0,
+            steps_per_epoch=0,
+            device=device.kind,
+            device_label=device.label,
+            precision=FINAL_PRECISION,
+            cache=CacheReport("off", _NO_CACHE),
+            numerics=numerics(),
+            lineage=self._lineage(),
+            averaged="ensemble",
+        )
+
+    def _counts(self, dataset: Dataset) -> Counts:
+        """Training images that at least one of them used, and those that all have predicted."""
+        table, predicted = dataset.table, self.parents[0].predictions["split"].value_counts()
+        training, keys = np.flatnonzero(table["split"] == TRAIN), sample_keys(table["id"])
+        used = [
+            subset(training, table["label"].to_numpy(), keys, one.config.train_fraction, one.config.seed)
+            for one in self.parents
+        ]
+        counts = Counts(train=len(np.unique(np.concatenate(used))), val=int(predicted[VAL]))
+        return {**counts, "test": int(predicted[TEST])} if TEST in predicted else counts
+
+    def _lineage(self) -> Lineage:
+        """The runs before theirs, where these are the same for all of them."""
+        first, *others = [read_info(one.folder, START).lineage if one.config.earlier_run else [] for one in self.parents]
+        return first if all(other == first for other in others) else []
