@@ -210,14 +210,14 @@ def average(
         str,
         typer.Option(
             metavar="NAME",
-            help="soup: the mean of all; greedy_soup: of those that do not lower the validation accuracy (Model soups); wise: between one "
-            "run and what it started from (WiSE-FT).",
+            help="soup: the mean of all weights; greedy_soup: of those that do not lower the validation accuracy (Model soups); wise: between "
+            "one run and what it started from (WiSE-FT); ensemble: the mean of the probabilities, of any networks.",
         ),
     ],
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Average the weights of runs into a new one: nothing trains, and one network predicts."""
+    """Average the weights or the probabilities of runs into a new one: nothing trains."""
     from finetune_core.commands.average import average_of
     from finetune_core.commands.train import begun, train_to_the_end
 

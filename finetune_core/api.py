@@ -109,10 +109,11 @@ def resume(run: AnyRun, *, progress: bool | None = None) -> Run:
 
 
 def average(runs: Iterable[AnyRun], how: str, *, runs_dir: AnyPath | None = None, progress: bool | None = None) -> Run:
-    """Average the weights of runs into a new one, without training.
+    """Average runs into a new one, without training.
 
     Args:
-        how: ``soup``, ``greedy_soup``, or ``wise`` of one run and what it started from.
+        how: of their weights ``soup``, ``greedy_soup``, or ``wise`` of one run and what it started from; of their probabilities
+            ``ensemble``, from stored predictions.
         runs_dir: where the new run's folder goes.
 
     Raises:

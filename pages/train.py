@@ -110,7 +110,9 @@ def ending(run: Run) -> None:
         return
     best = summary(run)["best_epoch"]
     kind = {"test": "test images, never used before", "val": "validation images"}[result.split]
-    at_once = "Its weights are averaged." if run.config.averaged else "Its head was fitted without epochs."
+    at_once = "Its head was fitted without epochs."
+    if run.config.averaged:
+        at_once = "Its networks answer together." if run.config.is_ensemble else "Its weights are averaged."
     kept = f"Epoch {best} was the best and is kept." if best else at_once
     took = f" The run took {duration(end['seconds'])}." if end and end.get("seconds") else ""
     st.info(
@@ -155,7 +157,7 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
         overlaid_charts([run, *others])
     else:
         curves(run)
-    if run.history.started:
+    if run.history.started and not run.config.is_ensemble:  # each of its networks has stages of its own
         rate = None if run.config.averaged else run.config.learning_rate
         draw_stages(run_stages(run), rate, fits=STRATEGIES[run.config.strategy].fits)
     details(run)

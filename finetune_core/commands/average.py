@@ -1,4 +1,4 @@
-"""What the ``average`` command does: the settings of a run whose weights are averaged from those of others."""
+"""What the ``average`` command does: the settings of a run that averages others."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from finetune_core.training.parents import averaged_config, why_not_averaged
 
 
 def average_of(named: Sequence[str], how: str) -> RunConfig:
-    """The config of a run that averages the weights of those that a person names.
+    """The config of a run that averages those that a person names.
 
     Raises:
         ConfigError: when one of them is none, is going on, or cannot be averaged with the others: all reasons at once.

@@ -16,6 +16,7 @@ from finetune_core.exporters.sidecar import preprocessing
 from finetune_core.exporters.source import Source
 from finetune_core.files import write_bytes
 from finetune_core.formatting import SPLIT_WORDS, duration, learning_rate_text, number, percent, things
+from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.models.licences import licence_name
 from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import shared_name
@@ -78,7 +79,7 @@ def _metadata(source: Source) -> str:
         library_name="torchvision" if source.network.info.source == "torchvision" else "timm",
         base_model=_base_model(source),
         pipeline_tag="image-classification",
-        tags=["image-classification", "fine-tuning", shared_name(source.run.config.backbone)],
+        tags=["image-classification", "fine-tuning", *source.backbones.split(", ")],
         eval_results=[
             EvalResult(
                 task_type="image-classification",
@@ -95,14 +96,17 @@ def _metadata(source: Source) -> str:
     return f"---\n{card.to_yaml()}\n---"
 
 
-def _base_model(source: Source) -> str | None:
-    """The repository that the pretrained weights are from."""
-    repository = source.network.info.repository if source.first_weights == PRETRAINED else None
-    return repository.partition("@")[0] if repository else None
+def _base_model(source: Source) -> str | list[str] | None:
+    """The repository that the pretrained weights are from; of an ensemble, perhaps several."""
+    if source.first_weights != PRETRAINED:
+        return None
+    named = [network.info.repository.partition("@")[0] for network in source.networks if network.info.repository]
+    found = list(dict.fromkeys(named))
+    return found if len(found) > 1 else next(iter(found), None)
 
 
 def _title(source: Source) -> str:
-    name = source.run.name or f"{shared_name(source.run.config.backbone)} on {source.data_name}"
+    name = source.run.name or f"{source.backbones} on {source.data_name}"
     return name.encode("utf-8", "replace").decode()
 
 
@@ -117,7 +121,7 @@ def _head(source: Source) -> str:
 
 
 def _origin(source: Source) -> str:
-    name, before = shared_name(source.run.config.backbone), (source.run.history.started or {}).get("lineage", ())
+    name, before = source.backbones, (source.run.history.started or {}).get("lineage", ())
     earlier = f", fine-tuned in {things(len(before), 'run')} before" if before else ""
     if source.first_weights == RANDOM:
         return f"The architecture of {name} with random weights, not pretrained{earlier}"
@@ -130,7 +134,7 @@ def _origin(source: Source) -> str:
 def _use(source: Source, format: str) -> str:
     if format not in _USE:
         return ""
-    if format == "safetensors" and source.network.features_from:
+    if format == "safetensors" and any(network.features_from for network in source.networks):
         return f"## Use\n\n{_USE[format]} The network ends after a stage, so its structure is in no library: only Thaw can read these weights."
     return f"## Use\n\n    python predict.py IMAGE…\n\n{_USE[format].format(size=source.image_size)} Neither needs Thaw."
 
@@ -160,9 +164,9 @@ def _recipe(source: Source) -> str:
     changed = {name for name in default if getattr(config, name) != default[name].default}
     changed -= set() if epochs_of(config) else {name for name, one in all_settings().items() if one.stepwise}
     rows = {
-        "Backbone": f"{shared_name(config.backbone)}{_ending(source.network)}",
+        "Backbone": f"{source.backbones}{_ending(source.network)}",
         **({"Lineage": words} if (words := lineage_in_words(started)) else {}),
-        "Strategy": f"{run_kind(config)}: {_stages(source)}",
+        "Strategy": run_kind(config) if config.is_ensemble else f"{run_kind(config)}: {_stages(source)}",
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         **_training(source),
         "Image size": f"{config.image_size} pixels",
@@ -280,20 +284,20 @@ def _limits(source: Source) -> str:
 
 def _licence(source: Source) -> str:
     warning = "**For research only**: the licence of the pretrained weights rules commercial use out.\n\n"
-    research = source.network.info.research_only and source.first_weights == PRETRAINED
+    research = any(network.info.research_only for network in source.networks) and source.first_weights == PRETRAINED
+    terms = " ".join(dict.fromkeys(_known_terms(source, network.info) for network in source.networks))
     return (
-        f"## Licence\n\n{warning if research else ''}{_known_terms(source)}\n\n"
+        f"## Licence\n\n{warning if research else ''}{terms}\n\n"
         "The licence of this fine-tuned network is for whoever trained it to choose, within those terms and those "
         "of the images that it was trained on; Thaw does not know the latter."
     )
 
 
-def _known_terms(source: Source) -> str:
-    """What is known of the terms of code and weights."""
-    config, info = source.run.config, source.network.info
+def _known_terms(source: Source, info: BackboneInfo) -> str:
+    """What is known of the terms of a network's code and weights."""
     if source.first_weights == RANDOM:
         code = "torchvision, BSD-3-Clause." if info.source == "torchvision" else "timm, Apache-2.0."
-        return f"The network started from random weights, so no one else's weights are in it. The code of {_plain(shared_name(config.backbone))}: {code}"
+        return f"The network started from random weights, so no one else's weights are in it. The code of {_plain(shared_name(info.name))}: {code}"
     if source.first_weights != PRETRAINED:
         return "It was started from a file of weights: their licence is not known to Thaw, and holds for this network, too."
     if info.source == "packaged":
@@ -304,7 +308,7 @@ def _known_terms(source: Source) -> str:
     if info.source == "timm":
         stated = f"are under {_plain(info.licence)}" if info.licence else "state no licence"
         where = f" (<{info.page}>)" if info.page else ""
-        return f"timm's code is Apache-2.0. The pretrained weights of {_plain(shared_name(config.backbone))}{where} {stated}; its terms hold for this network, too."
+        return f"timm's code is Apache-2.0. The pretrained weights of {_plain(shared_name(info.name))}{where} {stated}; its terms hold for this network, too."
     if info.licence:
         return f"torchvision's code is BSD-3-Clause. These pretrained weights are under {licence_name(info.licence)}: <{info.licence}>."
     return (

@@ -24,7 +24,7 @@ from finetune_core.markup import paragraphs
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.store import Run
 from finetune_core.training.checkpoints import BEST, checkpoint_path
-from finetune_core.training.strategies import STRATEGIES
+from finetune_core.training.nearest import NearestNeighbours
 from finetune_core.work import Work, finish
 
 _EXAMPLE = Path(__file__).with_name("standalone") / "predict.py"
@@ -98,11 +98,12 @@ def exporting(run: Run, format: str, out: Path | None = None, roots: Sequence[Pa
     """
     chosen = _format(format)
     target = _own_folder(run, format) if out is None else _new_folder(out)
-    if chosen.network and STRATEGIES[run.config.strategy].fits == "nearest_neighbours":
-        raise ExportError(
-            f"{run.run_id} classifies by its nearest training images, so it cannot be exported as a plain network; a linear probe can."
-        )
     source = None if chosen.events else load_source(run, roots)
+    if source and chosen.network and any(isinstance(module, NearestNeighbours) for module in source.network.model.modules()):
+        which = "one of its networks" if source.network.members else "it"
+        raise ExportError(
+            f"{run.run_id} cannot be exported as a plain network: {which} classifies by its nearest training images. A linear probe can."
+        )
     measured: Measured | None = None
     try:
         with staging_folder(target.parent, ".export-") as staging:

@@ -69,6 +69,8 @@ def _beginning(source: Source, dataset: Dataset) -> dict[str, torch.Tensor]:
 def unrepeatable(source: Source) -> list[str]:
     """What stands against a script, in words, each with its setting's name; empty when nothing does."""
     run, config = source.run, source.run.config
+    if source.network.members:
+        return ["averaged: an ensemble trains nothing that could be repeated; export its runs"]
     problems = [
         f"the setting {name} has no counterpart there"
         for name, one in all_settings().items()

@@ -10,6 +10,7 @@ from finetune_core.errors import ExportError
 from finetune_core.exporters.source import Source, shared_settings
 from finetune_core.files import problem_with, read_regular, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, build_recipe
+from finetune_core.models.network import Network
 
 SIDECAR = "model.json"
 _KIND, _VERSION = "thaw-export", 1
@@ -18,19 +19,14 @@ _LARGEST = 2**24  # bytes
 
 def describe_network(source: Source) -> dict[str, Any]:
     """Classes, preprocessing, structure and hashes of a run's network, as plain JSON values."""
-    network, config = source.network, source.run.config
+    network = source.network
     return {
         "kind": _KIND,
         "version": _VERSION,
         "classes": list(source.classes),
         "preprocessing": preprocessing(network.info, source.image_size),
         "output": "logits: one number per class; softmax turns them into probabilities",
-        "network": {
-            "backbone": config.backbone,
-            **build_recipe(config.backbone, config.image_size),
-            "heads": list(network.heads),
-            **({"features_from": network.features_from} if network.features_from else {}),
-        },
+        "network": _structure(network, source.image_size),
         "hashes": {
             "backbone_weights": network.weights_hash,
             "data": (source.run.history.started or {}).get("fingerprint", ""),
@@ -42,6 +38,21 @@ def describe_network(source: Source) -> dict[str, Any]:
             "settings": shared_settings(source.run),
         },
         "software": {name: version(name) for name in ("torch", "torchvision", "timm")},
+    }
+
+
+def _structure(network: Network, image_size: int) -> dict[str, Any]:
+    """What builds a network again; of an ensemble, each of its networks, with the normalisation that it was trained with."""
+    if network.members:
+        members = [
+            {**_structure(one, image_size), "mean": list(one.info.mean), "std": list(one.info.std)} for one in network.members
+        ]
+        return {"backbone": network.info.name, "members": members}
+    return {
+        "backbone": network.info.name,
+        **build_recipe(network.info.name, image_size),
+        "heads": list(network.heads),
+        **({"features_from": network.features_from} if network.features_from else {}),
     }
 
 

@@ -38,14 +38,30 @@ class Source:
     roots: tuple[Path, ...] = ()
 
     @property
+    def networks(self) -> tuple[Network, ...]:
+        """Those of an ensemble; else the one."""
+        return self.network.members or (self.network,)
+
+    @property
+    def backbones(self) -> str:
+        """Their names, as they can be handed on, each once."""
+        return ", ".join(dict.fromkeys(shared_name(network.info.name) for network in self.networks))
+
+    @property
     def image_size(self) -> int:
         return self.run.config.image_size
 
     @property
     def first_weights(self) -> str:
-        """What the network began with, through all runs before this one: ``pretrained``, ``none``, or ``file``."""
-        if lineage := (self.run.history.started or {}).get("lineage"):
-            return str(lineage[-1]["weights"])
+        """What the network began with, through all runs before this one: ``pretrained``, ``none``, or ``file``; of an ensemble, the first of
+        file, pretrained, none that holds for one of its networks."""
+        lineage = (self.run.history.started or {}).get("lineage")
+        before = str(lineage[-1]["weights"]) if lineage else "file"  # of an ensemble whose runs began differently: not known
+        if self.network.members and self.run.history.averaged:
+            kinds = {before if one["weights"] == "run" else one["weights"] for one in self.run.history.averaged["parents"]}
+            return next(kind for kind in ("file", PRETRAINED, RANDOM) if kind in kinds)
+        if lineage:
+            return before
         begun = self.run.config.starts_from
         return begun if begun in (PRETRAINED, RANDOM) else "file"
 

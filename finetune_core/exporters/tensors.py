@@ -18,6 +18,7 @@ from finetune_core.exporters.sidecar import SIDECAR, describe_network, file_hash
 from finetune_core.exporters.source import Source
 from finetune_core.files import is_there, open_regular, problem_with, write_bytes
 from finetune_core.models.catalogue import BackboneInfo, backbone_info, create
+from finetune_core.models.ensemble import joined
 from finetune_core.models.network import Network, ended_after, head_paths, network_stages
 from finetune_core.models.stages import Stage, replace_head
 from finetune_core.models.weights import put_tensors
@@ -31,12 +32,22 @@ from finetune_core.work import Step, Work
 WEIGHTS = "model.safetensors"
 
 
+_Colours = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+
+
+class _Member(TypedDict):
+    """One network of an ensemble."""
+
+    backbone: Name
+    features_from: NotRequired[Name | None]
+    mean: _Colours
+    std: _Colours
+
+
 class _Architecture(TypedDict):
     backbone: Name
     features_from: NotRequired[Name | None]
-
-
-_Colours = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
+    members: NotRequired[Annotated[list[_Member], Field(min_length=1, max_length=1000)]]
 
 
 class _Preprocessing(TypedDict):
@@ -92,21 +103,38 @@ def load_export(folder: Path) -> Predictor:
     """
     try:
         sidecar = _SIDECAR.validate_python(read_sidecar(folder), strict=True)
-        name, last = sidecar["network"]["backbone"], sidecar["network"].get("features_from")
         classes, size = tuple(sidecar["classes"]), sidecar["preprocessing"]["centre_crop_to"]
-        expected, backbone_hash = sidecar["hashes"].get(WEIGHTS), sidecar["hashes"]["backbone_weights"]
-        info = _prepared(backbone_info(name), sidecar["preprocessing"])
+        expected = sidecar["hashes"].get(WEIGHTS)
+        network = _described(sidecar, len(classes), size)
     except (ValueError, KeyError, ConfigError, WeightsError) as error:
         raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
-    try:
-        model, heads, stages = _empty(name, len(classes), size, last)
-    except ConfigError as error:
-        raise ExportError(f"{folder}: {problem_with(folder / SIDECAR, error)}.") from None
-    _fill(model, folder / WEIGHTS, expected)
+    _fill(network.model, folder / WEIGHTS, expected)
     device = choose_device("cpu", "fp32")
-    device.hold(model.eval())
-    network = Network(model, model, stages, heads, backbone_hash, info, size, last)
+    device.hold(network.model.eval())
     return Predictor(network, classes, device, size)
+
+
+def _described(sidecar: _Sidecar, classes: int, size: int) -> Network:
+    """The network that a ``model.json`` describes, without its weights.
+
+    Raises:
+        ValueError, KeyError, ConfigError, WeightsError: when it cannot be built.
+    """
+    architecture, steps, backbone_hash = sidecar["network"], sidecar["preprocessing"], sidecar["hashes"]["backbone_weights"]
+
+    def one(name: str, last: str | None, steps: _Preprocessing) -> Network:
+        info = _prepared(backbone_info(name), steps)
+        model, heads, stages = _empty(name, classes, size, last)
+        return Network(model, model, stages, heads, backbone_hash, info, size, last)
+
+    if "members" not in architecture:
+        return one(architecture["backbone"], architecture.get("features_from"), steps)
+    return joined(
+        [
+            one(each["backbone"], each.get("features_from"), {**steps, "mean": each["mean"], "std": each["std"]})
+            for each in architecture["members"]
+        ]
+    )
 
 
 def _prepared(info: BackboneInfo, steps: _Preprocessing) -> BackboneInfo:

@@ -75,6 +75,16 @@ def load(info):
 def rebuild(network, classes):
     """The network's structure from the library that defines it, filled with model.safetensors."""
     from safetensors.torch import load_file
+
+    model = ensemble(network["members"], classes) if "members" in network else structure(network, classes)
+    state = model.state_dict()  # with the versions of its layers, which a file of tensors lacks
+    state.update(load_file(FOLDER / "model.safetensors"))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def structure(network, classes):
+    """One network, its weights still to be filled in."""
     from torch import nn
 
     if "features_from" in network:
@@ -97,10 +107,31 @@ def rebuild(network, classes):
         else:
             head = nn.Conv2d(old.in_channels, classes, old.kernel_size, old.stride, old.padding)
         model.set_submodule(path, head)
-    state = model.state_dict()  # with the versions of its layers, which a file of tensors lacks
-    state.update(load_file(FOLDER / "model.safetensors"))
-    model.load_state_dict(state)
-    return model.eval()
+    return model
+
+
+def ensemble(members, classes):
+    """Several networks, which answer the logarithm of their mean probabilities. Each gets images normalised as in its training."""
+    import torch
+    from torch import nn
+
+    class Ensemble(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.members = nn.ModuleList(structure(one, classes) for one in members)
+            for at, one in enumerate(members):
+                if (one["mean"], one["std"]) != (members[0]["mean"], members[0]["std"]):
+                    self.register_buffer(f"scale_{at}", torch.ones(3, 1, 1))
+                    self.register_buffer(f"shift_{at}", torch.zeros(3, 1, 1))
+
+        def forward(self, images):
+            answers = []
+            for at, member in enumerate(self.members):
+                seen = images * getattr(self, f"scale_{at}", 1) + getattr(self, f"shift_{at}", 0)
+                answers.append(member(seen).log_softmax(dim=1))
+            return torch.stack(answers).logsumexp(dim=0) - np.log(len(answers))
+
+    return Ensemble()
 
 
 def main():

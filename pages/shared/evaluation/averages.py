@@ -1,4 +1,4 @@
-"""The box on Compare that makes one network of several: a run whose weights are averaged, queued like any other."""
+"""The box on Compare that makes one network of several: a run whose weights or probabilities are averaged, queued like any other."""
 
 from collections.abc import Sequence
 
@@ -15,13 +15,19 @@ from finetune_core.training.strategies import epochs_of
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import submit
 
-WAYS: dict[How, str] = {"greedy_soup": "Greedy soup", "soup": "Soup", "wise": "WiSE-FT"}
+WAYS: dict[How, str] = {"greedy_soup": "Greedy soup", "soup": "Soup", "ensemble": "Ensemble", "wise": "WiSE-FT"}
 _HELP = (
     "Greedy soup: the mean of the weights of those networks that do not lower the validation accuracy, the best first. Soup: of all of "
-    "them (both Wortsman et al. 2022, Model soups). WiSE-FT: between one network and what it started from, with its linear probe; the mix is "
+    "them (both Wortsman et al. 2022, Model soups). Ensemble: the mean of their probabilities; all networks stay, so it predicts as slowly "
+    "as all of them. WiSE-FT: between one network and what it started from, with its linear probe; the mix is "
     "chosen on validation images (Wortsman et al. 2022, Robust fine-tuning of zero-shot models)."
 )
 _ALL = "All of these runs"
+_BUTTONS: dict[How, str] = {"wise": "Average its weights", "ensemble": "Average their probabilities"}
+_TOO_FEW: dict[How, str] = {
+    "wise": "WiSE-FT takes a run that has trained in epochs.",
+    "ensemble": "An ensemble takes two runs or more.",
+}
 
 
 def offer_averages(runs: Sequence[Run]) -> str | None:
@@ -30,13 +36,14 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
     Args:
         runs: those that are compared.
     """
-    trained = [run for run in runs if epochs_of(run.config)]
-    if not trained:
+    trained, answering = [run for run in runs if epochs_of(run.config)], [run for run in runs if not run.config.is_ensemble]
+    if not trained and len(answering) < 2:
         return None
-    with st.expander("Average weights", icon=":material/blender:", key="average_box"):
+    with st.expander("Average weights or probabilities", icon=":material/blender:", key="average_box"):
         st.caption(
-            "One network from several, without training: it takes a moment, and predicts as fast as one of them. A soup takes runs that "
-            "began with the same head: give *Seed of the head* a number before you train several seeds."
+            "One run from several, without training: it takes a moment. A soup predicts as fast as one of its networks, and takes runs that "
+            "began with the same head: give *Seed of the head* a number before you train several seeds. An ensemble takes any runs that have "
+            "predicted the same images."
         )
         how: How = st.segmented_control(
             "How",
@@ -48,12 +55,12 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
             persist_state="session",
             help=_HELP,
         )
-        offered = _single(trained) if how == "wise" else _several(trained)
+        offered = _single(trained) if how == "wise" else _several(answering if how == "ensemble" else trained)
         if not offered:
-            st.caption("A soup takes two runs or more.")
+            st.caption(_TOO_FEW.get(how, "A soup takes two runs or more."))
             return None
         chosen = st.selectbox("Of", list(offered), key=f"average_of_{how}")
-        pressed = st.button("Average their weights" if how != "wise" else "Average its weights", key="average")
+        pressed = st.button(_BUTTONS.get(how, "Average their weights"), key="average")
         with st.container():
             return _queued(how, offered[chosen]) if pressed else None
 
@@ -61,7 +68,7 @@ def offer_averages(runs: Sequence[Run]) -> str | None:
 def _queued(how: How, runs: Sequence[Run]) -> str | None:
     """The id of the run; None, with the reasons on the page, where these runs cannot be averaged."""
     try:
-        with st.spinner("Comparing what they began with"):
+        with st.spinner("Comparing the runs"):
             return submit(averaged_config(how, [run.run_dir for run in runs]))
     except FinetuneError as error:
         problems = getattr(error, "problems", {"": str(error)})

@@ -32,6 +32,10 @@ def what_moved(runs: Sequence[Run]) -> None:
     st.header(
         "Layer diagnostics", anchor=False, help="How training changed each stage of the network, and which stage to thaw next."
     )
+    joined = [title for run, title in zip(runs, run_titles(runs), strict=True) if run.config.is_ensemble]
+    if joined:
+        st.caption(plain(f"Left out, because each of its networks has stages of its own: {', '.join(joined)}."))
+    runs = [run for run in runs if not run.config.is_ensemble]
     titles = run_titles(runs)
     known = {run.run_id: known_layers(run) for run in runs}
     for run, title in zip(runs, titles, strict=True):

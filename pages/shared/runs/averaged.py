@@ -1,4 +1,4 @@
-"""What the Train page shows of a run whose weights are averaged."""
+"""What the Train page shows of a run that averages others."""
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from pages.shared.chrome import plain
 
 
 def averaged(run: Run) -> None:
-    """The runs that its weights are from, and what was chosen: of a greedy soup which networks, of WiSE-FT the mixing coefficient."""
+    """The runs that it is made of, and what was chosen: of a greedy soup which networks, of WiSE-FT the mixing coefficient."""
     done = run.history.averaged
     if not done:
         return

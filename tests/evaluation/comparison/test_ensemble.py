@@ -8,8 +8,8 @@ from scipy.special import softmax
 from statsmodels.stats.proportion import proportion_confint
 
 from finetune_core.evaluation.comparison.compare import compare_runs
-from finetune_core.evaluation.comparison.ensemble import ensemble_logits
 from finetune_core.evaluation.comparison.report import arms_table, comparison_html, ensemble_in_words
+from finetune_core.models.ensemble import mean_log_probabilities
 from finetune_core.training.predictions import load_predictions
 from tests.evaluation.simulated import right
 
@@ -17,13 +17,15 @@ from tests.evaluation.simulated import right
 def test_it_is_the_mean_of_probabilities_whatever_the_scale_of_the_logits():
     logits = np.random.default_rng(0).normal(size=(3, 50, 4)) * np.array([1, 10, 900])[:, None, None]
     wanted = softmax(logits, axis=2).mean(0)
-    np.testing.assert_allclose(np.exp(ensemble_logits(logits)), wanted, atol=1e-12)
-    assert np.isfinite(ensemble_logits(logits)).all()
+    np.testing.assert_allclose(np.exp(mean_log_probabilities(logits)), wanted, atol=1e-12)
+    assert np.isfinite(mean_log_probabilities(logits)).all()
 
 
 def test_networks_that_agree_are_their_own_ensemble():
     logits = np.random.default_rng(0).normal(size=(1, 50, 4))
-    np.testing.assert_allclose(ensemble_logits(np.repeat(logits, 5, axis=0)), np.log(softmax(logits[0], axis=1)), atol=1e-12)
+    np.testing.assert_allclose(
+        mean_log_probabilities(np.repeat(logits, 5, axis=0)), np.log(softmax(logits[0], axis=1)), atol=1e-12
+    )
 
 
 def by_hand(runs):

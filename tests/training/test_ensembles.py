@@ -1,0 +1,277 @@
+"""Ensembles: what they answer, that they need their runs no more, what they are exported as, and which runs cannot answer together."""
+
+import importlib.util
+import itertools
+import json
+import shutil
+
+import hypothesis.strategies as some
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis.extra import numpy as arrays
+from scipy.special import log_softmax, softmax
+
+from finetune_core.config import make_config
+from finetune_core.errors import ConfigError, ExportError, FinetuneError, RunError
+from finetune_core.evaluation.comparison.arms import run_titles
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.costs import disk_bytes
+from finetune_core.evaluation.comparison.layer_diagnostics import measure_layers
+from finetune_core.evaluation.prediction.explain import explain
+from finetune_core.evaluation.prediction.neighbours import encoder
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.run_images import run_image
+from finetune_core.exporters.formats import export_run
+from finetune_core.exporters.tensors import load_export
+from finetune_core.models.ensemble import mean_log_probabilities
+from finetune_core.runs.log import log_lines
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.store import read_run, summary
+from finetune_core.training import events
+from finetune_core.training.checkpoints import BEST, checkpoint_path
+from finetune_core.training.evaluation import logits_of
+from finetune_core.training.parents import averaged_config
+from finetune_core.training.predictions import load_predictions, save_predictions
+from finetune_core.training.preview import network_input
+from finetune_core.work import finish
+
+QUICK = {"epochs": 1, "batch_size": 8, "image_size": 32, "learning_rate": 1e-3, "precision": "fp32"}
+OTHER_NORMALISATION = {"mean": (0.3, 0.4, 0.5), "std": (0.2, 0.3, 0.4)}
+EXACT = 2e-4  # of a logit: products are rounded otherwise by other kernels, and a cached trunk
+
+
+def config_of(data, **changes):
+    return make_config(QUICK | {"data": str(data)} | changes)
+
+
+def ran(config, runs):
+    reservation = create_run(config, runs)
+    return reservation.run_dir, list(execute(reservation))
+
+
+@pytest.fixture(scope="module")
+def data(image_folder_once, tmp_path_factory):
+    return image_folder_once(tmp_path_factory.mktemp("data") / "colours", dict.fromkeys(("blue", "green", "red"), 14))
+
+
+@pytest.fixture(scope="module")
+def made_once(home_of_shared_fixtures, data, tmp_path_factory):
+    """Runs by what they are: two seeds, one with LoRA whose images are normalised otherwise, a linear probe, nearest neighbours; and an
+    ensemble of the first four, with its events."""
+    runs = tmp_path_factory.mktemp("runs")
+    wanted = {
+        "seed 0": config_of(data, head_seed=7),
+        "seed 1": config_of(data, head_seed=7, seed=1),
+        "lora": config_of(data, strategy="lora", lora_from="block7", **OTHER_NORMALISATION),
+        "probe": config_of(data, strategy="linear_probe"),
+        "neighbours": config_of(data, strategy="nearest_neighbours"),
+    }
+    made = {name: ran(config, runs)[0] for name, config in wanted.items()}
+    made["ensemble"], seen = ran(averaged_config("ensemble", list(made.values())[:4]), runs)
+    return made, seen
+
+
+@pytest.fixture
+def made(made_once, tmp_path):
+    """Copies of them that a test may spoil."""
+    return {name: shutil.copytree(folder, tmp_path / "made" / folder.name) for name, folder in made_once[0].items()}
+
+
+def logits_in(folder):
+    table = load_predictions(folder).sort_values(["split", "id"], ignore_index=True)
+    return table, np.stack(table["logits"].tolist())
+
+
+def seen_by(run, network, size):
+    """The images that a run has predicted, as a network gets them, in the order of ``logits_in``."""
+    table, _ = logits_in(run.run_dir)
+    return torch.stack([network_input(run_image(run, sample), network.info, size).tensor for sample in table["id"]])
+
+
+# --- what an ensemble answers
+
+
+@some.composite
+def answers(draw, most=4):
+    shape = draw(some.tuples(some.integers(1, most), some.integers(1, 3), some.integers(2, 4)))
+    return draw(arrays.arrays(np.float32, shape, elements=some.floats(-80, 80, width=32)))
+
+
+@given(answers())
+@settings(max_examples=60)
+def test_it_is_the_mean_of_the_probabilities_whatever_the_order(found):
+    mean = mean_log_probabilities(found)
+    np.testing.assert_allclose(np.exp(mean), softmax(found.astype(np.float64), axis=2).mean(0), rtol=1e-9, atol=1e-300)
+    for order in itertools.permutations(range(len(found))):
+        assert mean_log_probabilities(found[list(order)]).tobytes() == mean.tobytes()
+
+
+@given(answers(most=1), some.integers(1, 9))
+def test_equal_networks_are_their_own_ensemble(found, count):
+    alone = log_softmax(found[0].astype(np.float64), axis=1)
+    np.testing.assert_allclose(mean_log_probabilities(np.repeat(found, count, axis=0)), alone, rtol=1e-12, atol=1e-12)
+
+
+# --- it is a run
+
+
+def test_its_predictions_are_the_mean_of_those_that_its_runs_have_left(made_once):
+    made, seen = made_once
+    kinds = [type(event) for event in seen if not isinstance(event, events.Progress)]
+    assert kinds == [events.RunStarted, events.WeightsAveraged, events.CheckpointSaved, events.RunFinished]
+    table, logits = logits_in(made["ensemble"])
+    parents = [logits_in(made[name]) for name in ("seed 0", "seed 1", "lora", "probe")]
+    assert all(one["id"].equals(table["id"]) for one, _ in parents)
+    wanted = np.mean([softmax(one.astype(np.float64), axis=1) for _, one in parents], axis=0)
+    np.testing.assert_allclose(softmax(logits.astype(np.float64), axis=1), wanted, atol=1e-6)
+
+
+def test_it_is_evaluated_compared_and_says_what_it_is(made_once):
+    made, _ = made_once
+    run, parents = read_run(made["ensemble"]), [read_run(made[name]) for name in ("seed 0", "seed 1", "lora", "probe")]
+    row, (table, logits) = summary(run), logits_in(run.run_dir)
+    right = (logits.argmax(1) == table["label"])[table["split"] == "test"]
+    assert (run.status, run.judged, row["epochs"], row["evaluation_precision"]) == ("finished", True, 0, "fp32")
+    assert row["test_accuracy"] == pytest.approx(right.mean())
+    assert row["total_parameters"] == sum(summary(one)["total_parameters"] for one in parents)
+    assert [one["run"] for one in row["averaged"]["parents"]] == sorted(one.run_id for one in parents)
+    assert disk_bytes(run) > sum(map(disk_bytes, parents))
+    assert run_titles([run]) == ["Ensemble of 4 runs"]
+    assert "Ensemble of 4 runs" in [arm.title for arm in compare_runs([*parents, run]).arms]
+    text = "\n".join(log_lines(run.history.notable))
+    assert "no image goes through a network" in text
+    assert all(one.run_id in text for one in parents)
+
+
+def test_it_predicts_what_it_has_predicted_and_needs_its_runs_no_more(made, tmp_path):
+    run = read_run(made["ensemble"])
+    moved = read_run(shutil.move(run.run_dir, tmp_path / "elsewhere"))
+    shutil.rmtree(tmp_path / "made")
+    predictor = load_predictor(moved)
+    found = logits_of(predictor.network.model, seen_by(moved, predictor.network, 32), predictor.device)
+    np.testing.assert_allclose(found, logits_in(moved.run_dir)[1], atol=EXACT)
+
+
+def test_in_whatever_order_its_runs_are_named_it_is_the_same(made_once):
+    folders = [made_once[0][name] for name in ("probe", "lora", "seed 1", "seed 0")]
+    assert averaged_config("ensemble", folders) == read_run(made_once[0]["ensemble"]).config
+
+
+# --- what it is exported as
+
+
+def onnx_answers(folder, images):
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return session.run(["logits"], {"image": images.numpy()})[0]
+
+
+def example_answers(folder, images):
+    """By the example that goes with an export, which is without Thaw."""
+    spec = importlib.util.spec_from_file_location("exported_example", folder / "predict.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example.load(json.loads((folder / "model.json").read_text()))(images.numpy())
+
+
+@pytest.mark.parametrize("of", ["ensemble", "soup"])
+def test_its_exports_answer_logit_by_logit_what_it_has_predicted(made_once, tmp_path, of):
+    made, _ = made_once
+    soup = averaged_config("soup", [made["seed 0"], made["seed 1"]])
+    run = read_run(made["ensemble"] if of == "ensemble" else ran(soup, tmp_path / "runs")[0])
+    onnx, tensors = (export_run(run, format, tmp_path / format) for format in ("onnx", "safetensors"))
+    exported = load_export(tensors.folder)
+    images, wanted = seen_by(run, exported.network, 32), logits_in(run.run_dir)[1]
+    np.testing.assert_allclose(onnx_answers(onnx.folder, images), wanted, atol=EXACT)
+    np.testing.assert_allclose(logits_of(exported.network.model, images, exported.device), wanted, atol=EXACT)
+    np.testing.assert_allclose(example_answers(tensors.folder, images), wanted, atol=EXACT)
+    assert onnx.measured.evaluation.accuracy == summary(run)["test_accuracy"]
+
+
+def test_its_card_names_its_networks_and_a_script_is_refused(made_once, tmp_path):
+    run = read_run(made_once[0]["ensemble"])
+    card = (export_run(run, "card", tmp_path / "card").folder / "README.md").read_text().replace("\\", "")
+    assert "| Strategy | Ensemble of 4 runs |" in card
+    assert "The mean of the probabilities of 4 networks, which it keeps: run " in card
+    with pytest.raises(ExportError, match="an ensemble trains nothing that could be repeated"):
+        export_run(run, "script", tmp_path / "script")
+
+
+def test_what_each_network_has_for_itself_is_refused_in_words(made_once):
+    run = read_run(made_once[0]["ensemble"])
+    predictor = load_predictor(run)
+    image = run_image(run, logits_in(run.run_dir)[0]["id"][0])
+    with pytest.raises(RunError, match="no Grad-CAM for an ensemble"):
+        explain(predictor, image, [0])
+    with pytest.raises(RunError, match="no features to compare"):
+        encoder(predictor)
+    with pytest.raises(RunError, match="no stages of its own"):
+        finish(measure_layers([run]))
+
+
+# --- which runs cannot answer together
+
+
+def refusal(folders, how="ensemble"):
+    with pytest.raises(ConfigError) as caught:
+        averaged_config(how, folders)
+    return caught.value.problems["averaged"]
+
+
+def test_runs_that_cannot_answer_together_are_refused_all_at_once(data, made, image_folder, tmp_path):
+    first = made["seed 0"].name
+    others = {
+        "size": (config_of(data, image_size=64), f"framed otherwise than those of {first} (image size, centre crop)"),
+        "split": (config_of(data, split_seed=3), f"its images, their labels or their split are not those of {first}"),
+        "classes": (
+            config_of(image_folder(tmp_path / "two", {"red": 14, "green": 14})),
+            f"its classes are not those of {first}",
+        ),
+    }
+    words = {ran(config, tmp_path / "others")[0]: reason for config, reason in others.values()}
+    table = load_predictions(made["seed 1"])
+    save_predictions(made["seed 1"], table.iloc[1:], "fp32")
+    save_predictions(made["lora"], table, "bf16")
+    words |= {made["seed 1"]: f"it has not predicted the same images as {first}", made["lora"]: "evaluate it in fp32 first"}
+    words |= {made["ensemble"]: "it is an ensemble itself: name its runs"}
+    said = refusal([made["seed 0"], *words])
+    parts = dict(part.split(": ", 1) for part in said.split("; "))
+    assert parts.keys() == {folder.name for folder in words}
+    for folder, reason in words.items():
+        assert reason in parts[folder.name]
+
+
+def test_an_ensemble_takes_two_runs_and_gives_no_weights_away(data, made):
+    assert "an ensemble is made of two runs or more" in refusal([made["seed 0"]])
+    assert "no weights of its own" in refusal([made["ensemble"], made["seed 0"]], "soup")
+    with pytest.raises(ConfigError, match="is an ensemble: start from one of its runs"):
+        create_run(config_of(data, from_run=str(made["ensemble"])), made["ensemble"].parent)
+
+
+def test_nearest_neighbours_answer_with_others_but_are_exported_with_none(made, tmp_path):
+    folder, _ = ran(averaged_config("ensemble", [made["neighbours"], made["seed 0"]]), tmp_path / "runs")
+    run = read_run(folder)
+    assert load_predictor(run).classes == ("blue", "green", "red")
+    with pytest.raises(ExportError, match="one of its networks classifies by its nearest training images"):
+        export_run(run, "onnx", tmp_path / "onnx")
+
+
+def test_a_member_that_is_lost_or_damaged_is_named(made):
+    run = read_run(made["ensemble"])
+    member = run.run_dir / "members" / "2"
+    checkpoint_path(member, BEST).write_bytes(b"nothing")
+    with pytest.raises(FinetuneError, match=r"best\.safetensors"):
+        load_predictor(run)
+    shutil.rmtree(member)
+    with pytest.raises(FinetuneError, match="there is no run in"):
+        load_predictor(run)
+
+
+def test_a_run_that_has_lost_its_network_makes_no_folder(made, tmp_path):
+    config = averaged_config("ensemble", [made["seed 0"], made["seed 1"]])
+    checkpoint_path(made["seed 1"], BEST).unlink()
+    with pytest.raises(FinetuneError, match=r"best\.safetensors|'best' checkpoint"):
+        create_run(config, tmp_path / "runs")
+    assert not any((tmp_path / "runs").glob("*"))
