@@ -246,10 +246,17 @@ def evaluate(
             help=f"Evaluate on all images of another data set with the same classes, beside the run's own. {DATA_HELP}",
         ),
     ] = None,
+    tta: Annotated[
+        str | None,
+        typer.Option(
+            metavar="flips",
+            help="Test-time augmentation: also evaluate the mean probabilities of each image and its mirror image, with a paired test.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a run on images it did not train on."""
-    from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation, shifted_run
+    from finetune_core.commands.evaluate import augment, evaluated_run, evaluation_json, print_evaluation, shifted_run
     from finetune_core.commands.runs import opened
     from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 
@@ -258,6 +265,8 @@ def evaluate(
         if fp32 and can_be_evaluated(run):
             with progress_bar() as bar:
                 show_work(bar, evaluate_in_fp32(run))
+        if tta is not None:
+            augment(run, tta)
         result = shifted_run(run, on, split, corrupt=robustness) if on else evaluated_run(run, split, corrupt=robustness)
     if as_json:
         print_json(evaluation_json(result))

@@ -19,6 +19,7 @@ from pages.shared.evaluation.calibration import calibration
 from pages.shared.evaluation.export import export_buttons
 from pages.shared.evaluation.galleries import mistakes, pictures
 from pages.shared.evaluation.shifted import shifted_data
+from pages.shared.evaluation.tta import flips_at_test_time
 from pages.shared.jobs import begin, jobs, outcome
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
@@ -292,6 +293,7 @@ try:
         "Slices": tabs.by_slice,
         "Robustness": tabs.robustness,
         "Shifted data": shifted_data,
+        "Flips at test time": flips_at_test_time,
     }
     for tab, body in zip(st.tabs(list(bodies), on_change="rerun", key="evaluate_view"), bodies.values(), strict=True):
         if tab.open:

@@ -7,6 +7,7 @@ import pandas as pd
 from rich.markup import escape
 
 from finetune_core.commands.terminal import out, plain_table, progress_bar, show_work
+from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
 from finetune_core.evaluation.single_run.robustness import known_robustness, measure_robustness
@@ -15,6 +16,7 @@ from finetune_core.evaluation.single_run.scores import AREAS
 from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.evaluation.single_run.shift_files import Shift
 from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, evaluate_shifted
+from finetune_core.evaluation.single_run.tta import check_tta, predict_with_flips, with_flips
 from finetune_core.runs.store import Run
 
 
@@ -33,6 +35,18 @@ def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluatio
         with progress_bar() as bar:
             known = show_work(bar, measure_robustness(run, split), "Predicting corrupted images")
     return evaluate_run(run, split, known)
+
+
+def augment(run: Run, how: str) -> None:
+    """Measure test-time augmentation, if it is not known yet.
+
+    Raises:
+        FinetuneError: when there is no such augmentation, or no network or images to measure with.
+    """
+    check_tta(how)
+    if with_flips(run) is None:
+        with progress_bar() as bar:
+            show_work(bar, predict_with_flips(run), "Predicting mirror images")
 
 
 def shifted_run(run: Run, data: str, split: str | None, *, corrupt: bool) -> ShiftedEvaluation:
@@ -108,6 +122,7 @@ def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:
         },
         "slices": _rows(result.slices),
         "robustness": _rows(result.robustness.rows) if result.robustness else None,
+        "tta": None if isinstance(result, ShiftedEvaluation) else tta_json(result.run),
     }
 
 
@@ -122,6 +137,9 @@ def print_evaluation(result: RunEvaluation) -> None:
         out.print(escape(absences))
     out.print(plain_table(*result.class_table()))
     for line in result.details():
+        out.print(escape(line))
+    flips = augmented(result.run)
+    for line in [*(flip_warnings(result.run) if flips else ()), *(one.in_words() for one in flips)]:
         out.print(escape(line))
     known = result.own if isinstance(result, ShiftedEvaluation) else result
     if known.robustness:

@@ -50,10 +50,22 @@ def test_what_is_tried_is_in_the_reference(compared, tmp_path):
     assert not missing_in_reference({*tried, *point})
 
 
+def test_an_ensemble_is_printed_as_a_trained_run_is(compared, tmp_path):
+    folders = [run["run_dir"] for run in compared[0]["runs"]]
+    done = thaw("average", *folders, "--how", "ensemble", "--runs-dir", tmp_path, "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result) <= set(compared[0]["runs"][0])
+    assert (result["status"], result["averaged"]["how"]) == ("finished", "ensemble")
+    assert result["test_accuracy"] == pytest.approx(compared[0]["ensemble"]["value"])
+    assert not missing_in_reference({*result["averaged"], *result["averaged"]["parents"][0]})
+    assert "The mean of the probabilities of 2 networks" in done.stderr
+
+
 def test_a_wrong_request_is_refused_in_words_and_makes_no_run(compared, tmp_path):
     first, second = (run["run_dir"] for run in compared[0]["runs"])
     for arguments, words in (
-        ((first, second, "--how", "stew"), "--how: must be one of soup, greedy_soup, wise, not 'stew'"),
+        ((first, second, "--how", "stew"), "--how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"),
         ((first, "--how", "soup"), "RUN_DIR: a soup is made of two runs or more"),
         ((first, second, "--how", "wise"), "RUN_DIR: WiSE-FT averages one run with what it started from: name one"),
         ((first, tmp_path / "nowhere", "--how", "soup"), "There is no run in"),

@@ -66,6 +66,26 @@ def test_one_click_makes_a_soup_of_an_arms_seeds(runs):
     assert at.selectbox(key="average_of_soup").options == ["Last block (2 runs)"]
 
 
+def test_one_click_makes_an_ensemble_of_runs_that_began_differently(runs):
+    at = compared(runs[:3])
+    at.button_group(key="average_how").set_value("ensemble").run()
+    at.selectbox(key="average_of_ensemble").set_value("All of these runs").run()
+    at.button(key="average").click().run()
+    assert not at.exception
+    store = RunStore(paths.runs_dir())
+    [made] = [run for run in store.runs() if run.config.is_ensemble]
+    wait_until(lambda: not store.run(made.run_id).active)
+    assert store.run(made.run_id).status == "finished"
+    at.run()
+    assert not at.exception
+    assert "Left out, because each of its networks has stages of its own: Ensemble of 3 runs" in unescaped(at)
+    text = unescaped(open_page("train", run=made.run_id))
+    assert "The mean of the probabilities of 3 networks" in text
+    assert "Its networks answer together." in text
+    for page in ("evaluate", "predict", "runs"):
+        open_page(page, run=made.run_id)
+
+
 def test_the_reason_is_shown_where_runs_cannot_be_averaged(runs):
     at = compared(runs[:3])
     at.selectbox(key="average_of_greedy_soup").set_value("All of these runs").run()

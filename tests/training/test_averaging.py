@@ -402,7 +402,7 @@ def test_damaged_runs_links_and_what_is_no_run_are_refused(seeds, tmp_path):
 def test_one_run_twice_is_no_soup(seeds):
     assert "each named once" in refusal("soup", [seeds[0], seeds[0]])
     assert "two runs or more" in refusal("soup", seeds[:1])
-    with pytest.raises(ConfigError, match="how: must be one of soup, greedy_soup, wise, not 'stew'"):
+    with pytest.raises(ConfigError, match="how: must be one of soup, greedy_soup, wise, ensemble, not 'stew'"):
         averaged_config("stew", seeds)
 
 

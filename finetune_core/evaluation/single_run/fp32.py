@@ -11,7 +11,7 @@ import torch
 
 from finetune_core.data.pixels import Pixels
 from finetune_core.errors import RunError
-from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.evaluation.run_images import run_images
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, predicted_splits
 from finetune_core.formatting import things
@@ -64,6 +64,22 @@ def evaluate_in_fp32(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
 
 def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     predictor = load_predictor(run, device)
+
+    def answer(inputs: torch.Tensor) -> np.ndarray:
+        return logits_of(predictor.network.model, inputs, predictor.device)
+
+    save_predictions(run.run_dir, (yield from predicted_again(run, predictor, answer, roots)), FINAL_PRECISION)
+
+
+def predicted_again(run: Run, predictor: Predictor, answer: Answer, roots: Sequence[Path]) -> Work[pd.DataFrame]:
+    """A table of predictions (``prediction_table``) of the images that a run was evaluated on, by another answer.
+
+    Args:
+        roots: when given, images that lie elsewhere are refused.
+
+    Raises:
+        FinetuneError: when the images have changed since the run was trained, or cannot be read.
+    """
     images = yield from run_images(run, dict.fromkeys(predicted_splits(run), sys.maxsize), roots)
     if not images.unchanged:
         raise RunError(f"The images, their labels or their split have changed since {run.run_id} was trained. Put them back.")
@@ -73,10 +89,6 @@ def _evaluated(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
     if gone := len(before) - len(rows):
         raise RunError(f"{things(gone, 'image')} of {run.run_id} cannot be read any more. Put them back.")
 
-    def answer(inputs: torch.Tensor) -> np.ndarray:
-        return logits_of(predictor.network.model, inputs, predictor.device)
-
     logits = yield from answers(images.pixels, rows, predictor.network.info, predictor.image_size, answer, "evaluate")
     table: pd.DataFrame = images.dataset.table.iloc[rows]
-    new = prediction_table(table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits)
-    save_predictions(run.run_dir, new, FINAL_PRECISION)
+    return prediction_table(table["id"], table["split"].to_numpy(), table["label"].to_numpy(), logits)

@@ -1,0 +1,108 @@
+"""What test-time augmentation is worth: a run with it and without it, on the same images."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune_core.data.checks import some
+from finetune_core.data.mirrored import directional
+from finetune_core.evaluation.comparison.paired import Claim, answers, is_different, networks_claim, only_one_right
+from finetune_core.evaluation.single_run.evaluate import evaluation, predicted_splits
+from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
+from finetune_core.evaluation.single_run.tta import FLIPS, with_flips
+from finetune_core.formatting import SPLIT_WORDS, percent, points, things
+from finetune_core.runs.store import Run
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """A split with flips and without.
+
+    Attributes:
+        claim: by how much it is more accurate with them; its p is McNemar's, exact.
+        only_with, only_without: images that are classified correctly in that way only.
+    """
+
+    plain: Evaluation
+    with_flips: Evaluation
+    claim: Claim
+    only_with: int
+    only_without: int
+
+    @property
+    def different(self) -> bool:
+        return is_different(self.claim, self.claim.p)
+
+    def in_words(self) -> str:
+        """The accuracy with flips, by how much it differs, and whether that can be told from chance: one sentence."""
+        found, claim = self.with_flips, self.claim
+        verdict = ("better" if claim.difference > 0 else "worse") if self.different else "not distinguishable from without"
+        return (
+            f"With flips: accuracy {percent(found.accuracy)} on {things(found.images, f'{SPLIT_WORDS[found.split].lower()} image')}, "
+            f"{points(claim.difference)} points against without (95 % interval {points(claim.low)} to {points(claim.high)}, McNemar p = "
+            f"{claim.p:.2g}): {verdict}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        found = self.with_flips
+        return {
+            "split": found.split,
+            "images": found.images,
+            "accuracy": found.accuracy,
+            "accuracy_low": found.low,
+            "accuracy_high": found.high,
+            "loss": found.loss,
+            "accuracy_without": self.plain.accuracy,
+            "loss_without": self.plain.loss,
+            "difference": self.claim.difference,
+            "difference_low": self.claim.low,
+            "difference_high": self.claim.high,
+            "p": self.claim.p,
+            "different": self.different,
+            "only_with": self.only_with,
+            "only_without": self.only_without,
+        }
+
+
+def augmented(run: Run) -> list[Augmented]:
+    """Each split that the run has predicted, the least biased first; empty where flips were not measured (``predict_with_flips``).
+
+    Raises:
+        RunError: when the run has no predictions.
+    """
+    table = with_flips(run)
+    if table is None:
+        return []
+    return [
+        _of_split(evaluation(run, split), evaluate(table, tuple(run.started["classes"]), split))
+        for split in predicted_splits(run)
+    ]
+
+
+def tta_json(run: Run) -> dict[str, Any] | None:
+    """All that is known of it, as plain values; None where it was not measured."""
+    found = augmented(run)
+    if not found:
+        return None
+    return {"how": FLIPS, "warnings": flip_warnings(run), "splits": [one.to_json() for one in found]}
+
+
+def flip_warnings(run: Run) -> list[str]:
+    """What speaks against mirror images of a run's classes, in sentences."""
+    found = []
+    if names := directional(run.started["classes"]):
+        found.append(
+            f"A mirror image may show another class, or none: {some([f'“{name}”' for name in names])} look like directions, letters or "
+            "digits. This is a guess from the names; the paired test on these images decides."
+        )
+    if run.config.augmentation == "none" and not run.config.averaged:
+        found.append("It was not trained on mirror images (Augmentation: none), so it may not know them.")
+    return found
+
+
+def _of_split(plain: Evaluation, flipped: Evaluation) -> Augmented:
+    both = plain.predictions[["id", "correct"]].merge(flipped.predictions[["id", "correct"]], on="id", validate="1:1")
+    without, having = (answers(both[column].to_numpy(bool)[None]) for column in ("correct_x", "correct_y"))
+    only_with, only_without = only_one_right(having, without)
+    return Augmented(plain, flipped, networks_claim(having, without), int(np.rint(only_with)), int(np.rint(only_without)))

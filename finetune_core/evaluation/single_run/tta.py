@@ -1,0 +1,100 @@
+"""Test-time augmentation: the mean of a network's probabilities over an image and its mirror image, kept beside its predictions."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
+
+from finetune_core.data.splits import TEST, VAL
+from finetune_core.errors import ConfigError, RunError
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.evaluate import evaluation_precision
+from finetune_core.evaluation.single_run.fp32 import predicted_again
+from finetune_core.files import Stamp, stamp
+from finetune_core.models.ensemble import mean_log_probabilities
+from finetune_core.runs.store import Run
+from finetune_core.training.device import Device
+from finetune_core.training.device_turn import on_idle_device
+from finetune_core.training.evaluation import logits_of
+from finetune_core.training.predictions import FINAL_PRECISION, Moment, fact_of, predictions_changed, read_table, write_table
+from finetune_core.work import Work
+
+FLIPS = "flips"
+_FILE = f"tta-{FLIPS}.parquet"
+_FACTS = b"thaw.tta"  # in the file's metadata
+_LONGEST = 1000  # bytes, of what it says
+
+
+class _Kept(TypedDict):
+    """Which predictions the run had when it was asked."""
+
+    predictions: Moment
+
+
+_KEPT = TypeAdapter(_Kept)
+
+
+def check_tta(how: str) -> None:
+    """
+    Raises:
+        ConfigError: when there is no such augmentation.
+    """
+    if how != FLIPS:
+        raise ConfigError({"tta": f"must be {FLIPS}, not {how!r}"})
+
+
+def predict_with_flips(run: Run, roots: Sequence[Path] = ()) -> Work[None]:
+    """Ask a run's best network about the images that it was evaluated on and about their mirror images, on the GPU where nothing uses it, and
+    keep the mean of the probabilities in the run's folder. The run's own predictions stay.
+
+    Args:
+        roots: when given, images that lie elsewhere are refused.
+
+    Yields:
+        Steps of the phases ``index``, ``decode`` and ``evaluate``.
+
+    Raises:
+        FinetuneError: when there is no network, the run was not evaluated in fp32, or its images have changed or cannot be read.
+    """
+    if (precision := evaluation_precision(run)) != FINAL_PRECISION:
+        raise RunError(
+            f"{run.run_id} was evaluated in {precision or 'a precision that is not recorded'}, and flips are in fp32: evaluate it in fp32 first."
+        )
+    yield from on_idle_device(partial(_predicted, run, roots), FINAL_PRECISION)
+
+
+def with_flips(run: Run) -> pd.DataFrame | None:
+    """``id, split, label, logits`` (logarithm of the mean probabilities); None where it was not measured since the run was trained."""
+    path, classes = run.run_dir / _FILE, len(run.started["classes"])
+    return _read(path, stamp(path), predictions_changed(run.run_dir), classes)
+
+
+def _predicted(run: Run, roots: Sequence[Path], device: Device) -> Work[None]:
+    changed, predictor = predictions_changed(run.run_dir), load_predictor(run, device)
+
+    def answer(inputs: torch.Tensor) -> np.ndarray:
+        both = [logits_of(predictor.network.model, one, predictor.device) for one in (inputs, inputs.flip(-1))]
+        return mean_log_probabilities(np.stack(both))
+
+    table = yield from predicted_again(run, predictor, answer, roots)
+    try:
+        write_table(run.run_dir / _FILE, table, {_FACTS: json.dumps({"predictions": changed}).encode()})
+    except OSError as error:
+        raise RunError(f"The predictions cannot be kept in {run.run_dir}: {error.strerror}.") from None
+
+
+@lru_cache(maxsize=16)  # a page asks whenever it is redrawn
+def _read(path: Path, _version: Stamp | None, predictions: int, classes: int) -> pd.DataFrame | None:
+    try:
+        said = fact_of(path, _FACTS)
+        if len(said) > _LONGEST or _KEPT.validate_json(said, strict=True)["predictions"] != predictions:
+            return None
+        return read_table(path, (VAL, TEST), classes)
+    except (OSError, ValueError, RunError):  # none, or damaged: it can be measured again
+        return None

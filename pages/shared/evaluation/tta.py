@@ -1,0 +1,62 @@
+"""The tab that shows what flips at test time are worth."""
+
+from functools import partial
+
+import streamlit as st
+
+from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.comparison.tta import augmented, flip_warnings
+from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.tta import predict_with_flips
+from finetune_core.formatting import SPLIT_WORDS, percent, points
+from finetune_core.runs.store import Run
+from pages.shared.chrome import plain
+from pages.shared.data.chosen import readable_roots
+from pages.shared.jobs import begin, jobs, outcome
+
+
+def flips_at_test_time(run: Run, _result: Evaluation) -> None:
+    """Draw what was measured, and the button that has it measured; both splits, whichever is chosen above."""
+    st.markdown("The mean of the probabilities of each image and its mirror image, against those of the image alone.")
+    for warning in flip_warnings(run):
+        st.caption(f":material/warning: {plain(warning)}")
+    found = augmented(run)
+    key = f"tta:{run.run_dir}"
+    st.button(
+        "Measure again" if found else "Evaluate with flips",
+        icon=":material/flip:",
+        type="tertiary" if found else "secondary",
+        key="measure-tta",
+        on_click=begin,
+        args=(key, "Predicting mirror images", partial(predict_with_flips, run, readable_roots())),
+        kwargs={"kept": False},
+        disabled=jobs().find(key) is not None,
+    )
+    try:
+        outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+    if not found:
+        return
+    st.dataframe(
+        [
+            {
+                "Images": SPLIT_WORDS[one.plain.split],
+                "Without": percent(one.plain.accuracy),
+                "With flips": percent(one.with_flips.accuracy),
+                "Difference (points)": points(one.claim.difference),
+                "95 % interval": f"{points(one.claim.low)} to {points(one.claim.high)}",
+                "McNemar p": f"{one.claim.p:.2g}",
+                "Loss without": f"{one.plain.loss:.3f}",
+                "Loss with flips": f"{one.with_flips.loss:.3f}",
+            }
+            for one in found
+        ],
+        hide_index=True,
+        key="tta",
+    )
+    for one in found:
+        st.markdown(plain(one.in_words()))
+    st.caption(
+        "Computed in fp32, from the same pixels. Predict and exports classify without flips. The result is kept with the run."
+    )

@@ -1,0 +1,121 @@
+"""Flips at test time: what is averaged, the paired test, that it is kept with the run, and when it is refused or warned of."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from scipy.stats import binomtest
+
+from finetune_core.commands.evaluate import augment, evaluated_run, evaluation_json, print_evaluation
+from finetune_core.errors import ConfigError, RunError
+from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
+from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.run_images import run_image
+from finetune_core.evaluation.single_run.tta import predict_with_flips, with_flips
+from finetune_core.runs.store import read_run
+from finetune_core.training.predictions import load_predictions, save_predictions
+from finetune_core.training.preview import network_input
+from finetune_core.work import finish
+from tests.documents import missing_in_reference
+
+
+@pytest.fixture(scope="module")
+def flipped_once(trained_once, tmp_path_factory):
+    run = read_run(trained_once.copied(tmp_path_factory.mktemp("flipped"), "last_block")[0])
+    finish(predict_with_flips(run))
+    return run
+
+
+@pytest.fixture
+def flipped(flipped_once, tmp_path):
+    return read_run(shutil.copytree(flipped_once.run_dir, tmp_path / flipped_once.run_id))
+
+
+def test_it_is_the_mean_over_the_image_and_its_mirror_image(flipped):
+    predictor, table = load_predictor(flipped), with_flips(flipped)
+    some = table.iloc[:: len(table) // 5]
+    inputs = [network_input(run_image(flipped, one), predictor.network.info, predictor.image_size).tensor for one in some["id"]]
+    straight, mirrored = (predictor.probabilities_of(torch.stack(each)) for each in (inputs, [one.flip(-1) for one in inputs]))
+    assert np.abs(straight - mirrored).max() > 1e-4
+    found = softmax(np.stack(some["logits"].tolist()).astype(np.float64), axis=1)
+    np.testing.assert_allclose(found, (straight + mirrored) / 2, atol=1e-5)
+    own = load_predictions(flipped.run_dir)
+    assert set(zip(table["split"], table["id"], strict=True)) == set(zip(own["split"], own["id"], strict=True))
+
+
+def test_the_paired_test_is_mcnemars_on_both_splits(flipped):
+    found, table, own = augmented(flipped), with_flips(flipped), load_predictions(flipped.run_dir)
+    assert [one.plain.split for one in found] == ["test", "val"]
+    for one in found:
+        without, having = (
+            each[each["split"] == one.plain.split]
+            .set_index("id")
+            .apply(lambda row: row["logits"].argmax() == row["label"], axis=1)
+            for each in (own, table)
+        )
+        without = without.loc[having.index]
+        gained, lost = int((having & ~without).sum()), int((without & ~having).sum())
+        assert (one.only_with, one.only_without) == (gained, lost)
+        assert one.with_flips.accuracy == pytest.approx(having.mean())
+        assert one.claim.difference == pytest.approx(having.mean() - without.mean())
+        assert one.claim.p == pytest.approx(binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
+
+
+def test_a_large_gain_is_told_from_chance_and_a_small_one_is_not(made_run):
+    right = np.arange(120) % 2 == 0
+    run, better, alike = made_run(right), made_run(right | (np.arange(120) < 60)), made_run(right | (np.arange(120) < 4))
+    words = []
+    for other in (better, alike):
+        keep_as_flips(run, other)
+        [test, _] = augmented(run)
+        words.append((test.different, test.in_words()))
+    assert [different for different, _ in words] == [True, False]
+    assert "25.0 points against without" in words[0][1]
+    assert words[0][1].endswith("better.")
+    assert words[1][1].endswith("not distinguishable from without.")
+
+
+def keep_as_flips(run, other):
+    """The predictions of another run as if they were those of this one with flips."""
+    from finetune_core.evaluation.single_run import tta
+    from finetune_core.training.predictions import predictions_changed, write_table
+
+    facts = {tta._FACTS: json.dumps({"predictions": predictions_changed(run.run_dir)}).encode()}
+    write_table(run.run_dir / tta._FILE, load_predictions(other.run_dir), facts)
+
+
+def test_it_is_kept_until_the_run_is_evaluated_anew(flipped):
+    assert with_flips(read_run(flipped.run_dir)) is not None
+    augment(flipped, "flips")  # known: nothing is computed
+    save_predictions(flipped.run_dir, load_predictions(flipped.run_dir), "fp32")
+    assert augmented(flipped) == []
+    (flipped.run_dir / "tta-flips.parquet").write_bytes(b"nothing")
+    assert tta_json(flipped) is None
+
+
+def test_what_is_asked_for_wrongly_is_refused(flipped):
+    with pytest.raises(ConfigError, match="tta: must be flips, not 'crops'"):
+        augment(flipped, "crops")
+    save_predictions(flipped.run_dir, load_predictions(flipped.run_dir), "bf16")
+    with pytest.raises(RunError, match="was evaluated in bf16"):
+        finish(predict_with_flips(flipped))
+
+
+def test_the_command_prints_it_and_every_field_is_in_the_reference(flipped, capsys):
+    result = json.loads(json.dumps(evaluation_json(evaluated_run(flipped, None, corrupt=False)), allow_nan=False))
+    assert result["tta"]["how"] == "flips"
+    assert not missing_in_reference({"tta", *result["tta"], *result["tta"]["splits"][0]})
+    print_evaluation(evaluated_run(flipped, None, corrupt=False))
+    assert "With flips: accuracy" in capsys.readouterr().out
+
+
+def test_names_that_look_directional_and_networks_that_saw_no_mirror_images_are_warned_of(made_run):
+    right = np.ones(20, bool)
+    assert flip_warnings(made_run(right, augmentation="flips")) == []
+    [untrained] = flip_warnings(made_run(right))
+    assert "not trained on mirror images" in untrained
+    [named] = flip_warnings(made_run(right, augmentation="flips", classes=("left", "7")))
+    assert "“left”, “7” look like directions, letters or digits" in named
