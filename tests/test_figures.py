@@ -244,6 +244,16 @@ def test_a_share_that_is_not_all_does_not_read_100_percent():
     assert np.array(cells).tolist() == [["99%", "1%"], ["", "100%"]]
 
 
+def test_the_mixing_curve_shows_other_data_sets_beside_it():
+    curve = [{"coefficient": at / 10, "accuracy": 0.5, "loss": 1.0} for at in range(11)]
+    other = {"data": "/pictures/night", "images": 9, "curve": [point | {"accuracy": 0.2} for point in curve]}
+    figure = mixing_curve(curve, 0.4, [other])
+    assert [trace.name for trace in figure.data] == ["validation", "shifted: night"]
+    assert figure.data[0].line.dash != figure.data[1].line.dash
+    low, high = figure.layout.yaxis.range
+    assert low <= 0.2 <= 0.5 <= high
+
+
 def test_the_mixing_curve_shows_every_coefficient_and_marks_the_chosen_one():
     curve = [{"coefficient": tenth / 10, "accuracy": 0.5 + tenth / 50, "loss": 1.0} for tenth in range(11)]
     figure = mixing_curve(curve, 0.4)

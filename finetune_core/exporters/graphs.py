@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from finetune_core.errors import ExportError
-from finetune_core.evaluation.single_run.fp32 import Answer
 from finetune_core.exporters.measure import Measured, measure
 from finetune_core.exporters.sidecar import SIDECAR, describe_network, write_sidecar
 from finetune_core.exporters.source import Source
+from finetune_core.training.answers import Answer
 from finetune_core.work import Step, Work
 
 ONNX, PROGRAM = "model.onnx", "model.pt2"

@@ -10,10 +10,10 @@ import pandas as pd
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.run_images import RunImages, run_images
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
-from finetune_core.evaluation.single_run.fp32 import Answer, answers
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
 from finetune_core.exporters.source import Source
 from finetune_core.formatting import SPLIT_WORDS, number, percent, things
+from finetune_core.training.answers import Answer, answers
 from finetune_core.training.predictions import prediction_table
 from finetune_core.work import Work
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from finetune_core.formatting import PHASE_WORDS, duration, mid_sentence, number, percent, size, things
@@ -113,11 +114,27 @@ def averaged_in_words(row: Row) -> str:
         best = next(one for one in row["curve"] if one["coefficient"] == row["coefficient"])
         return (
             f"Weights between the start, with its linear probe (0), and {parents} (1), WiSE-FT: {row['coefficient']:g} was chosen among "
-            f"{len(row['curve'])} mixing coefficients, the first with the highest validation accuracy, {percent(best['accuracy'])}.{anew}"
+            f"{len(row['curve'])} mixing coefficients, the first with the highest validation accuracy, {percent(best['accuracy'])}.{anew}{_on_shifted(row)}"
         )
     kept = [one for one in row["ingredients"] if one["kept"]]
     greedy = f" Kept, because they do not lower the validation accuracy of the soup: {len(kept)} of them." if kept else ""
     return f"The mean of the weights of {things(len(row['parents']), 'run')}: {parents}.{greedy}{anew}"
+
+
+def _on_shifted(row: Row) -> str:
+    """What WiSE-FT's curve is on other data sets, with a space before each sentence."""
+    words = ""
+    for other in row["shifted"]:
+        name = Path(other["data"]).name
+        if other["problem"]:
+            words += f" {name} could not be predicted: {other['problem']}"
+            continue
+        at = {point["coefficient"]: percent(point["accuracy"]) for point in other["curve"]}
+        words += (
+            f" On {things(other['images'], 'image')} of {name}, by which nothing was chosen: {at[0]} at the start, {at[row['coefficient']]} "
+            f"as chosen, {at[1]} fine-tuned."
+        )
+    return words
 
 
 def _started(row: Row) -> str:

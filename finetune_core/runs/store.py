@@ -147,7 +147,7 @@ def summary(run: Run) -> dict[str, Any]:
     epoch's while it trained: ``evaluation_precision`` says in which precision they were computed. ``live_val_accuracy`` is the best
     epoch's while it trained, in any case, in ``precision``. ``started_from`` is the earlier run whose network it began with: ``run, data,
     strategy, epoch, accuracy, weights``. ``averaged`` is how other runs were averaged: ``how, runs``, and once that is done
-    ``parents, ingredients, curve, coefficient, batchnorm_layers``.
+    ``parents, ingredients, curve, coefficient, shifted, batchnorm_layers``.
     """
     started, end = run.history.started or {}, run.history.end or {}
     best = max(run.history.epochs, key=lambda row: (row["val_accuracy"], -row["val_loss"]), default={})
@@ -185,7 +185,7 @@ def _averaged(run: Run) -> dict[str, Any] | None:
     asked, done = run.config.averaged, run.history.averaged or {}
     if asked is None:
         return None
-    told = ("parents", "ingredients", "curve", "coefficient", "batchnorm_layers")
+    told = ("parents", "ingredients", "curve", "coefficient", "shifted", "batchnorm_layers")
     return {"how": asked.how, "runs": [Path(folder).name for folder in asked.runs]} | {name: done.get(name) for name in told}
 
 

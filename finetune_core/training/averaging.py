@@ -3,6 +3,7 @@
 import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -12,13 +13,14 @@ from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.models.weights import put_tensors
 from finetune_core.training.batchnorm import recompute_statistics
 from finetune_core.training.evaluation import predict_splits
-from finetune_core.training.events import Event, Ingredient, Mixture, Progress, WeightsAveraged
+from finetune_core.training.events import Event, Ingredient, Mixture, Progress, ShiftedCurve, WeightsAveraged
 from finetune_core.training.fitting import fit_probe
 from finetune_core.training.footprint import footprint_beside
 from finetune_core.training.job import Job
 from finetune_core.training.lost import LostImages
 from finetune_core.training.networks import ancestor
 from finetune_core.training.parents import Parent, check_unchanged, checked_parents
+from finetune_core.training.shifted_images import ShiftedImages, shifted_images
 
 State = Mapping[str, torch.Tensor]
 Value = TypeVar("Value")
@@ -55,8 +57,11 @@ def mixed(start: State, end: State, coefficient: float) -> dict[str, torch.Tenso
     }
 
 
-def average_weights(job: Job, lost: LostImages) -> Generator[Event, None, None]:
+def average_weights(job: Job, lost: LostImages, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
     """Put the average into the job's network; a run that is stopped in here starts again.
+
+    Args:
+        roots: when given, images of other data sets that lie elsewhere are not read.
 
     Raises:
         FinetuneError: when a run to average is gone, damaged or does not fit the others; when too many images are lost.
@@ -74,7 +79,8 @@ def average_weights(job: Job, lost: LostImages) -> Generator[Event, None, None]:
         case "greedy_soup":
             averages = yield from _greedy_soup(attempts, parents, states)
         case "wise":
-            averages = yield from _wise(attempts, states[0])
+            shifted = yield from shifted_images(job, parents[0].folder, roots)
+            averages = yield from _wise(attempts, states[0], shifted)
     memory = footprint_beside(job, [tensor for state in states for tensor in state.values()])
     yield replace(
         averages,
@@ -116,22 +122,28 @@ def _greedy_soup(
     return WeightsAveraged("greedy_soup", [], 0.0, layers, ingredients=tried)
 
 
-def _wise(attempts: "_Attempts", tuned: State) -> Generator[Event, None, WeightsAveraged]:
+def _wise(attempts: "_Attempts", tuned: State, shifted: Sequence[ShiftedImages]) -> Generator[Event, None, WeightsAveraged]:
     """From the start with its linear probe to the fine-tuned network; kept is the first of the most accurate on the way.
 
-    BatchNorm statistics are mixed as weights are: the linear probe was fitted to what the start's own make of the images.
+    BatchNorm statistics are mixed as weights are: the linear probe was fitted to what the start's own make of the images. Of the accuracy on
+    other data sets the curve is kept, too; validation images alone decide.
     """
     attempts.total = len(COEFFICIENTS) * attempts.judged_on
     yield from fit_probe(attempts.job, attempts.lost)
     start, model = attempts.kept_tensors(), attempts.job.network.model
     curve: list[Mixture] = []
+    others = [ShiftedCurve(data=one.data, images=len(one.labels), curve=[], problem=one.problem) for one in shifted]
     for coefficient in COEFFICIENTS:
         put_tensors(model, mixed(start, tuned, coefficient))
         accuracy, loss = yield from attempts.judged()
         curve.append(Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss))
+        for one, other in zip(shifted, others, strict=True):
+            if not one.problem:
+                accuracy, loss = one.judged(attempts.job)
+                other["curve"].append(Mixture(coefficient=coefficient, accuracy=accuracy, loss=loss))
     chosen = max(curve, key=lambda one: one["accuracy"])["coefficient"]
     put_tensors(model, mixed(start, tuned, chosen))
-    return WeightsAveraged("wise", [], 0.0, curve=curve, coefficient=chosen)
+    return WeightsAveraged("wise", [], 0.0, curve=curve, coefficient=chosen, shifted=others)
 
 
 @dataclass

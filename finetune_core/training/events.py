@@ -141,11 +141,20 @@ class Ingredient(TypedDict):
 
 
 class Mixture(TypedDict):
-    """A point between two networks, 0 the first and 1 the second: accuracy 0…1 and mean cross-entropy in nats on validation images."""
+    """A point between two networks, 0 the first and 1 the second: accuracy 0…1 and mean cross-entropy in nats."""
 
     coefficient: Share
     accuracy: Share
     loss: Loss
+
+
+class ShiftedCurve(TypedDict):
+    """The same points on ``images`` of another data set, named by its folder or manifest; ``problem`` says why there are none."""
+
+    data: Text
+    images: Count
+    curve: Annotated[list[Mixture], Field(max_length=1000)]
+    problem: Text
 
 
 Lineage = Annotated[list[Ancestor], Field(max_length=1000)]
@@ -383,6 +392,7 @@ class WeightsAveraged(Event):
         ingredients: of a greedy soup: in the order in which they were tried, the best network first.
         curve: of WiSE-FT: from what the run started from, with its linear probe, to the run's own best network.
         coefficient: of WiSE-FT: the one that was chosen on the validation images: the first of the most accurate.
+        shifted: of WiSE-FT: on a sample of each of the other data sets that the run had predicted; nothing is chosen by it.
         batchnorm_layers: whose statistics were recomputed on the training images; 0 where the network kept is nobody's average.
         seconds: for all of it.
         memory_bytes, device_bytes: as in EpochEnded.
@@ -395,6 +405,7 @@ class WeightsAveraged(Event):
     ingredients: Annotated[list[Ingredient], Field(max_length=1000)] = field(default_factory=list)
     curve: Annotated[list[Mixture], Field(max_length=1000)] = field(default_factory=list)
     coefficient: Share | None = None
+    shifted: Annotated[list[ShiftedCurve], Field(max_length=1000)] = field(default_factory=list)
     memory_bytes: Count = 0
     device_bytes: Count | None = None
 

@@ -98,7 +98,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
             return
         job = yield from prepare(config, roots, run_dir)
         if not epochs_of(config):
-            yield from _at_once(job, run_dir, began)
+            yield from _at_once(job, run_dir, began, roots)
             return
         at.metrics = RunningMetrics.of(len(job.dataset.classes))
         yield _started(job)
@@ -120,14 +120,14 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         yield RunStopped(epoch, at.best_epoch, time.monotonic() - began + at.seconds, request.pause)
 
 
-def _at_once(job: Job, run_dir: Path, began: float) -> Generator[Event, None, None]:
+def _at_once(job: Job, run_dir: Path, began: float, roots: Sequence[Path]) -> Generator[Event, None, None]:
     """A run without epochs. Nothing of it is kept before its network is there: it resumes by starting again."""
     lost = LostImages(job)
     yield _started(job)
     remove_predictions(run_dir)  # of a network that was there before the run was cut off
     network = job.network
     if job.config.averaged:
-        yield from average_weights(job, lost)
+        yield from average_weights(job, lost, roots)
     else:
         network = yield from fit_head(job, lost)
     yield _save_best(replace(job, network=network), run_dir, 0)

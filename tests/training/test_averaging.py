@@ -20,6 +20,8 @@ from finetune_core.errors import ConfigError, TrainingError
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.prediction.predictor import load_predictor
+from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import known_shifts, shifted_predictions
 from finetune_core.exporters.formats import export_run
 from finetune_core.exporters.tensors import load_export
 from finetune_core.runs.log import averaged_in_words, log_lines
@@ -36,7 +38,10 @@ from finetune_core.training.networks import best_network
 from finetune_core.training.parents import averaged_config
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import prepare
+from finetune_core.training.shifted_images import shifted_images
+from finetune_core.work import finish
 from tests.drain import drained
+from tests.shifted import darkened
 
 QUICK = {"epochs": 2, "batch_size": 8, "image_size": 32, "learning_rate": 1e-3, "precision": "fp32", "augmentation": "flips"}
 
@@ -340,6 +345,60 @@ def test_wise_runs_from_the_linear_probe_to_the_fine_tuned_network(seeds_once, a
         ):  # a probe of separable classes ends elsewhere each time
             wanted = start[name] + first["coefficient"] * (end[name] - start[name])
             torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def shifted_parent(seeds, data, tmp_path):
+    """(a run that has predicted darkened images of its own test split, their folder)"""
+    table = load_predictions(seeds[0])
+    dark = darkened(table.loc[table["split"] == TEST, "id"], data, tmp_path / "dark")
+    finish(predict_shifted([read_run(seeds[0])], str(dark)))
+    return seeds[0], dark
+
+
+def test_the_curve_is_drawn_on_shifted_images_and_nothing_is_chosen_by_them(shifted_parent, averages_once, tmp_path):
+    parent, dark = shifted_parent
+    folder, _ = ran(averaged_config("wise", [parent]), tmp_path / "runs")
+    told, plain = (summary(read_run(one))["averaged"] for one in (folder, averages_once["wise"][0]))
+    [shifted] = told["shifted"]
+    [known] = known_shifts(read_run(parent))[0]
+    table = shifted_predictions(parent, known.fingerprint, 3)
+    right = np.array([logits.argmax() == label for logits, label in zip(table["logits"], table["label"], strict=True)])
+    assert (shifted["data"], shifted["images"], shifted["problem"]) == (str(dark), len(table), "")
+    assert [point["coefficient"] for point in shifted["curve"]] == list(COEFFICIENTS)
+    assert shifted["curve"][-1]["accuracy"] == pytest.approx(right.mean())
+    assert (told["coefficient"], told["curve"]) == (
+        plain["coefficient"],
+        [pytest.approx(point, rel=1e-3, abs=1e-4) for point in plain["curve"]],
+    )
+    assert f"On {len(table)} images of dark, by which nothing was chosen" in averaged_in_words(
+        read_run(folder).history.averaged
+    )
+
+
+def test_with_and_without_a_cache_the_shifted_curve_is_the_same(shifted_parent, job_of):
+    parent, _ = shifted_parent
+    found = []
+    for cache in ("auto", "off"):
+        job = job_of(read_run(parent).config.model_copy(update={"cache": cache}))
+        [images] = drained(shifted_images(job, parent))[1]
+        found.append(images.judged(job))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_shifted_images_that_are_gone_or_may_not_be_read_are_said(shifted_parent, data, tmp_path):
+    parent, dark = shifted_parent
+    reservation = create_run(averaged_config("wise", [parent]), tmp_path / "runs")
+    list(execute(reservation, roots=(data.parent,)))
+    [kept_out] = read_run(reservation.run_dir).history.averaged["shifted"]
+    shutil.rmtree(dark)
+    folder, _ = ran(averaged_config("wise", [parent]), tmp_path / "runs")
+    done = read_run(folder).history.averaged
+    [gone] = done["shifted"]
+    for one in (kept_out, gone):
+        assert (one["images"], one["curve"]) == (0, [])
+        assert one["problem"]
+    assert "dark could not be predicted" in averaged_in_words(done)
 
 
 def test_what_wise_cannot_be_made_of_is_refused(data, seeds, tmp_path):

@@ -1,7 +1,7 @@
 """A run's images classified anew: by an exported file, or by its best checkpoint in fp32, where the run was evaluated in bf16."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -9,38 +9,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from finetune_core.data.pixels import Pixels
 from finetune_core.errors import RunError
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
 from finetune_core.evaluation.run_images import run_images
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision, predicted_splits
 from finetune_core.formatting import things
-from finetune_core.models.catalogue import BackboneInfo
 from finetune_core.runs.locks import locked
 from finetune_core.runs.store import Run
-from finetune_core.training.batches import evaluated, in_order, normalised, prefetched
+from finetune_core.training.answers import Answer, answers
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import logits_of
 from finetune_core.training.predictions import FINAL_PRECISION, load_predictions, prediction_table, save_predictions
-from finetune_core.work import Step, Work
-
-_BATCH = 32
-
-Answer = Callable[[torch.Tensor], np.ndarray]  # float32 [n, 3, size, size] -> logits [n, classes]
-
-
-def answers(pixels: Pixels, rows: np.ndarray, info: BackboneInfo, size: int, answer: Answer, phase: str) -> Work[np.ndarray]:
-    """Logits ``[len(rows), classes]`` of decoded images, prepared as *Predict* does."""
-
-    def batch(some: np.ndarray) -> torch.Tensor:
-        return normalised(evaluated(pixels.batch(some), size), info.mean, info.std)
-
-    found = []
-    for _, inputs in prefetched(batch, in_order(rows, _BATCH)):
-        found.append(answer(inputs))
-        yield Step(sum(map(len, found)), len(rows), phase)
-    return np.concatenate(found)
+from finetune_core.work import Work
 
 
 def can_be_evaluated(run: Run) -> bool:

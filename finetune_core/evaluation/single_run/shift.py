@@ -20,9 +20,9 @@ from finetune_core.data.sources import check_roots, readable_data
 from finetune_core.data.splits import SHIFTED, TRAIN, VAL
 from finetune_core.errors import DataError, FinetuneError
 from finetune_core.evaluation.prediction.predictor import load_predictor
-from finetune_core.evaluation.single_run.fp32 import answers
 from finetune_core.evaluation.single_run.shift_files import Copies, Shift, lacking_shift, save_shift
 from finetune_core.runs.store import Run
+from finetune_core.training.answers import answers
 from finetune_core.training.device import Device
 from finetune_core.training.device_turn import on_idle_device
 from finetune_core.training.evaluation import logits_of

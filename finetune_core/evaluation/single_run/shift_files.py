@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -19,10 +18,9 @@ from finetune_core.files import Stamp, problem_with, stamp
 from finetune_core.runs.store import Run
 from finetune_core.training.events import Classes, Count, Name, Text
 from finetune_core.training.predictions import Moment, fact_of, predictions_changed, read_table, write_table
+from finetune_core.training.shifted_images import SHIFT_FACTS, SHIFTED_FILE
 
 MOST_LISTED = 100  # data sets per run
-_FACTS = b"thaw.shift"  # in the file's metadata
-_FILE = re.compile(r"shifted-([0-9a-f]{16})\.parquet")
 _LARGEST = 2**24  # bytes, of what a file says of its data set
 
 
@@ -82,7 +80,7 @@ def save_shift(run: Run, shift: Shift, table: pd.DataFrame) -> None:
         RunError: when it cannot be written.
     """
     try:
-        write_table(_file(run.run_dir, shift.fingerprint), table, {_FACTS: json.dumps(asdict(shift)).encode()})
+        write_table(_file(run.run_dir, shift.fingerprint), table, {SHIFT_FACTS: json.dumps(asdict(shift)).encode()})
     except OSError as error:
         raise RunError(f"The predictions cannot be kept in {run.run_dir}: {error.strerror}.") from None
 
@@ -110,7 +108,7 @@ def read_shift(run: Run, fingerprint: str) -> Shift:
     """
     path = _file(run.run_dir, fingerprint)
     try:
-        said = fact_of(path, _FACTS)
+        said = fact_of(path, SHIFT_FACTS)
         if len(said) > _LARGEST:
             raise ValueError("what it says of its data set is too long")
         shift: Shift = _SHIFT.validate_json(said, strict=True)
@@ -175,7 +173,7 @@ def _file(run_dir: Path, fingerprint: str) -> Path:
 
 def _files(run: Run) -> list[Path]:
     try:
-        names = sorted(entry.name for entry in os.scandir(run.run_dir) if _FILE.fullmatch(entry.name))
+        names = sorted(entry.name for entry in os.scandir(run.run_dir) if SHIFTED_FILE.fullmatch(entry.name))
     except OSError:
         return []
     return [run.run_dir / name for name in names[:MOST_LISTED]]

@@ -6,7 +6,10 @@ from finetune_core.figures.averages import mixing_curve
 from finetune_core.formatting import percent
 from finetune_core.runs.log import averaged_in_words
 from finetune_core.runs.store import Run
+from finetune_core.training.shifted_images import MOST_IMAGES
 from pages.shared.chrome import plain
+
+_NO_SHIFT = "Evaluate the run on another data set first (*Shifted data* on Evaluate), and its accuracy there is drawn, too."
 
 
 def averaged(run: Run) -> None:
@@ -24,6 +27,14 @@ def averaged(run: Run) -> None:
             st.dataframe(rows, hide_index=True)
             st.caption("In this order, the best network first. Test images play no part in the choice.")
     if done["curve"]:
-        alt = "Validation accuracy against the mixing coefficient of WiSE-FT"
-        st.plotly_chart(mixing_curve(done["curve"], done["coefficient"]), key="mixing", alt=alt)
-        st.caption("Of equally accurate coefficients the smallest is taken, which stays closest to the start.")
+        alt = "Validation accuracy against the mixing coefficient of WiSE-FT, and accuracy on other data sets where they were predicted"
+        others = [one for one in done["shifted"] if one["curve"]]
+        st.plotly_chart(mixing_curve(done["curve"], done["coefficient"], others), key="mixing", alt=alt)
+        st.caption(
+            "Of equally accurate coefficients the smallest is taken, which stays closest to the start. "
+            + (
+                f"Dotted: at most {MOST_IMAGES} images of each other data set that the run had predicted; nothing is chosen by them."
+                if others
+                else _NO_SHIFT
+            )
+        )

@@ -1,0 +1,155 @@
+"""The images of other data sets that an earlier run has predicted, for the networks of a run that is made of it.
+
+Such a run predicts a sample of them only, and only to show how accuracy there follows what it varies: it chooses nothing by it.
+"""
+
+import os
+import re
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, TypeAdapter
+from torch.nn.functional import cross_entropy
+from typing_extensions import TypedDict
+
+from finetune_core.data.dataset import look_through
+from finetune_core.data.pixels import decode_pixels
+from finetune_core.data.sources import check_roots
+from finetune_core.data.splits import SHIFTED
+from finetune_core.errors import DataError, FinetuneError
+from finetune_core.models.partition import Segments
+from finetune_core.training.answers import answers
+from finetune_core.training.evaluation import logits_in_parts
+from finetune_core.training.events import Event
+from finetune_core.training.job import Job
+from finetune_core.training.predictions import fact_of, read_table
+from finetune_core.training.prepare import reported
+from finetune_core.training.stage_plan import cut_index
+from finetune_core.training.trunk import CachedTrunk, split_network
+
+SHIFTED_FILE = re.compile(r"shifted-([0-9a-f]{16})\.parquet")  # beside predictions.parquet
+SHIFT_FACTS = b"thaw.shift"  # in the file's metadata
+
+MOST_SETS, MOST_IMAGES = 3, 500
+_LONGEST_FACTS = 2**24  # bytes
+
+
+class _Facts(TypedDict):
+    """What is needed of what such a file says of its data set."""
+
+    data: Annotated[str, Field(max_length=10_000)]
+
+
+_FACTS = TypeAdapter(_Facts)
+
+
+@dataclass(frozen=True)
+class ShiftedImages:
+    """A sample of the images of another data set.
+
+    Attributes:
+        data: its folder or manifest.
+        inputs: what goes into the job's ``forward``: float32 ``[n, …]``, on the processor; none where there is a problem.
+        labels: int64 ``[n]``.
+        problem: why it cannot be predicted any more, in words; empty where it can.
+    """
+
+    data: str
+    inputs: torch.Tensor
+    labels: torch.Tensor
+    problem: str = ""
+
+    def judged(self, job: Job) -> tuple[float, float]:
+        """Accuracy 0…1 and mean cross-entropy in nats of the job's network as it is now."""
+        found, size = [], job.evaluation_batch
+        with torch.no_grad():
+            for some in self.inputs.split(job.evaluation_batch):
+                logits, size = logits_in_parts(job.forward, some, job.device, size)
+                found.append(logits.cpu())
+        logits = torch.cat(found)
+        right = float((logits.argmax(1) == self.labels).double().mean())
+        return right, cross_entropy(logits.double(), self.labels).item()
+
+
+def shifted_images(job: Job, earlier: Path, roots: Sequence[Path] = ()) -> Generator[Event, None, list[ShiftedImages]]:
+    """Of the data sets that an earlier run with the job's classes has predicted, the latest; nothing fails where one is gone.
+
+    Args:
+        earlier: its folder.
+        roots: when given, images that lie elsewhere are not read.
+    """
+    found = []
+    for path in _latest(earlier):
+        try:
+            data, table = _said(path), read_table(path, (SHIFTED,), len(job.dataset.classes))
+        except (OSError, ValueError, FinetuneError):  # damaged: the earlier run's own page says so
+            continue
+        try:
+            found.append((yield from _decoded(job, data, table, roots)))
+        except FinetuneError as error:
+            found.append(ShiftedImages(data, torch.empty(0), torch.empty(0), str(error)))
+    return found
+
+
+def _latest(folder: Path) -> list[Path]:
+    try:
+        files = [Path(entry.path) for entry in os.scandir(folder) if SHIFTED_FILE.fullmatch(entry.name)]
+        return sorted(files, key=lambda file: (-file.lstat().st_mtime_ns, file.name))[:MOST_SETS]
+    except OSError:
+        return []
+
+
+def _said(path: Path) -> str:
+    """Which data set a file is of."""
+    said = fact_of(path, SHIFT_FACTS)
+    if len(said) > _LONGEST_FACTS:
+        raise ValueError("what it says of its data set is too long")
+    return _FACTS.validate_json(said)["data"]
+
+
+def _decoded(job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]) -> Generator[Event, None, ShiftedImages]:
+    """
+    Raises:
+        FinetuneError: when none of its images can be read any more, or none may be.
+    """
+    if roots:
+        check_roots(data, roots)
+    seen = yield from reported("index", look_through(data, roots))
+    there = seen.rows.loc[seen.rows["problem"] == "", ["id", "content"]]
+    rows = table.merge(there, on="id")
+    if rows.empty:
+        raise _gone(data)
+    rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
+    info, size = job.network.info, job.config.image_size
+    paths, keys = [seen.listing.root / sample for sample in rows["id"]], rows["content"].to_numpy(np.uint64)
+    decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.stored_side(size), info.interpolation)
+    pixels = yield from reported("decode", decoding)
+    readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))
+    if not len(readable):
+        raise _gone(data)
+    before = _before_forward(job)
+
+    def answer(images: torch.Tensor) -> np.ndarray:
+        return before(job.device.take(images)).float().cpu().numpy() if before else images.numpy()
+
+    with torch.no_grad():
+        inputs = yield from reported("average", answers(pixels, readable, info, size, answer, "average"))
+    labels = torch.from_numpy(rows["label"].to_numpy(np.int64)[readable])
+    return ShiftedImages(data, torch.from_numpy(inputs), labels)
+
+
+def _gone(data: str) -> DataError:
+    return DataError(f"None of the images in {data} that were predicted can be read any more.")
+
+
+def _before_forward(job: Job) -> torch.nn.Module | None:
+    """What images go through before ``forward`` takes them: the trunk, which all networks of the job share; None where that is nothing."""
+    if not isinstance(job.source, CachedTrunk):
+        return None
+    segments: Segments = split_network(job.network)
+    return segments.part(None, cut_index(job.strategy)).eval()
