@@ -322,7 +322,6 @@ def compare(
         train_all,
         write_report,
     )
-    from finetune_core.commands.evaluate import shift_json
     from finetune_core.commands.input import resolved
     from finetune_core.commands.runs import opened
     from finetune_core.data.listing import list_data
@@ -355,7 +354,7 @@ def compare(
             write_report(comparison, report, shifted)
     broken = {"failed": trained.failed, "stopped": trained.stopped} if trained else {}
     if as_json:
-        on_other = {"shifted": shift_json(shifted.shift) | shifted.to_json()} if shifted else {}
+        on_other = {"shifted": shifted.to_json()} if shifted else {}
         print_json(comparison.to_json() | on_other | {"next": experiment_json(following, takes)} | broken)
     else:
         print_comparison(comparison)

@@ -7,14 +7,14 @@ import inspect as introspection
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import pandas as pd
 
 from finetune_core import paths
 from finetune_core.commands.advise import advised
 from finetune_core.commands.average import average_of
-from finetune_core.commands.compare import write_report
+from finetune_core.commands.compare import on_shifted, write_report
 from finetune_core.commands.evaluate import evaluated_run, shifted_run
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected
@@ -29,6 +29,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.evaluation.advice.advise import BUDGET, IMAGES, Advice
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY
+from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.evaluation.prediction.batch import to_frame
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation
@@ -180,23 +181,50 @@ def predict(
     return to_frame(predictions, classes)
 
 
+@overload
 def compare(
-    runs: Iterable[AnyRun], *, measure: str = ACCURACY.name, report: AnyPath | None = None, progress: bool | None = None
-) -> Comparison:
+    runs: Iterable[AnyRun],
+    *,
+    measure: str = ...,
+    on: None = None,
+    report: AnyPath | None = None,
+    progress: bool | None = None,
+) -> Comparison: ...
+
+
+@overload
+def compare(
+    runs: Iterable[AnyRun], *, measure: str = ..., on: AnyPath, report: AnyPath | None = None, progress: bool | None = None
+) -> ShiftComparison: ...
+
+
+def compare(
+    runs: Iterable[AnyRun],
+    *,
+    measure: str = ACCURACY.name,
+    on: AnyPath | None = None,
+    report: AnyPath | None = None,
+    progress: bool | None = None,
+) -> Comparison | ShiftComparison:
     """Compare runs on the same images, and say which strategy to use.
 
     Args:
         measure: what the verdict is about: ``accuracy``, ``macro_f1``, ``log_loss``.
+        on: also compare on another data set with the same classes, as ``train`` takes it, which runs that have not yet predict first;
+            the result is then a ``ShiftComparison``: the ``Comparison`` on the runs' own images as ``own``, that on the others as
+            ``shifted``, and what each strategy loses between them as ``drops``.
         report: write the comparison to this HTML file.
 
     Raises:
-        FinetuneError: when there is no such measure, or the runs were not evaluated on the same images.
+        FinetuneError: when there is no such measure, the runs were not evaluated on the same images, or the other data set cannot be used.
     """
     with progress_shown(progress):
-        comparison = compare_runs([_opened(run) for run in runs], measure)
+        opened_runs = [_opened(run) for run in runs]
+        shift = None if on is None else on_shifted(opened_runs, os.fspath(on), measure)
+        comparison = shift.own if shift else compare_runs(opened_runs, measure)
         if report is not None:
-            write_report(comparison, Path(report))
-        return comparison
+            write_report(comparison, Path(report), shift)
+        return shift or comparison
 
 
 def export(run: AnyRun, format: str, output: AnyPath | None = None, *, progress: bool | None = None) -> Exported:

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from finetune_core.evaluation.single_run.calibration import calibration
+from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
 from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest
 from finetune_core.evaluation.single_run.metrics import evaluate
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.figures.averages import mixing_curve
 from finetune_core.figures.calibration import coverage_figure, reliability_diagram
 from finetune_core.figures.curves import SMOOTHED, compared_curve, training_curve

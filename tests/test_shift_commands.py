@@ -9,11 +9,15 @@ from typer.testing import CliRunner
 import finetune_core
 from finetune_core.__main__ import app
 from finetune_core.data.dataset import load_dataset
+from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.shift import compare_shift, corrupted_accuracies, corruptions_of, shifts_of
+from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.evaluation.single_run.shift import predict_shifted
+from finetune_core.evaluation.single_run.shift_files import Copies, Shift
+from finetune_core.evaluation.single_run.shifted import left_out_in_words
 from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
 from tests.documents import missing_in_reference
@@ -158,6 +162,11 @@ def test_people_read_the_drop_with_its_interval_and_what_was_left_out(compared, 
     assert "no folder" in thaw("evaluate", runs[0].run_dir, "--on", "/not/there", exit_code=2).stderr
 
 
+def test_copies_of_what_an_earlier_run_was_trained_on_are_contamination():
+    shift = Shift("/other", "0" * 16, 1, ["cat"], {}, {}, 0, Copies(0, 0, 0, earlier=3))
+    assert "3 images may be copies of training images of a run that this one started from" in " ".join(left_out_in_words(shift))
+
+
 def test_in_python_the_evaluation_is_that_of_the_command(compared, runs):
     found = finetune_core.evaluate(runs[0], on=compared[2])
     result = json.loads(thaw("evaluate", runs[0].run_dir, "--on", compared[2], "--json").stdout)
@@ -169,6 +178,22 @@ def test_in_python_the_evaluation_is_that_of_the_command(compared, runs):
     assert f"{found.low:.3f} to {found.high:.3f}" in rows[0]
 
 
+def test_in_python_the_comparison_is_that_of_the_command_and_shows_itself(compared, runs, tmp_path):
+    found = finetune_core.compare([run.run_dir for run in runs], on=compared[2], report=tmp_path / "report.html")
+    assert found.to_json() == compared[3]["shifted"]
+    assert found.own.to_json()["pairs"] == compared[3]["pairs"]
+    assert "<h2>Distribution shift</h2>" in (tmp_path / "report.html").read_text()
+    shown = found._repr_html_()
+    assert "48 images of another data set" in shown
+    assert "[bold]pink" in shown
+    assert found.shifted.networks in repr(found)
+    assert found.own.networks in repr(found)
+    alone = finetune_core.compare(runs)
+    assert alone.to_json()["pairs"] == compared[3]["pairs"]
+    with pytest.raises(FinetuneError, match="no folder"):
+        finetune_core.compare(runs, on=tmp_path / "nowhere")
+
+
 def test_corruptions_that_were_measured_for_all_runs_are_an_axis_too(runs):
     some = runs[:2]
     comparison = compare_runs(some)
@@ -176,7 +201,7 @@ def test_corruptions_that_were_measured_for_all_runs_are_an_axis_too(runs):
     known = [finish(measure_robustness(run, "test")) for run in some]
     offered = corruptions_of(comparison)
     assert len(offered) == 15
-    found, images = corrupted_accuracies(comparison, ("noise", 3))
+    found, images = corrupted_accuracies(comparison, Corrupted("test", "noise", 3))
     assert images == comparison.images
     by_run = {
         run.run_id: one.rows.set_index(["corruption", "severity"])["accuracy"]["noise", 3]

@@ -14,7 +14,7 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.decode import read_square
 from finetune_core.data.splits import TEST, TRAIN, VAL
 from finetune_core.errors import DataError
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
+from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
 from finetune_core.files import settle, staging_folder
 
 _USUAL_SIDE = 224

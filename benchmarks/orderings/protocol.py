@@ -12,7 +12,7 @@ from finetune_core.config.run_config import StrategyName
 from finetune_core.data.public import PUBLIC_SETS
 from finetune_core.data.sample import SAMPLE_NAME
 from finetune_core.errors import ConfigError
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
+from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
 
 FOLDER = Path(__file__).parent
 Text = Annotated[str, Field(min_length=1)]

@@ -231,7 +231,7 @@ def on_shifted(runs: Sequence[Run], data: str, measure: str) -> ShiftComparison:
 def print_shifted(found: ShiftComparison) -> None:
     """The verdict on the other images, and both axes in a table."""
     shifted = found.shifted
-    out.print(escape(f"\nOn {found.shift.data} ({things(shifted.images, 'shifted image')}):"))
+    out.print(escape(f"\nOn {things(shifted.images, 'shifted image')} of {found.other.described}:"))
     print_verdict(shifted)
     out.print(plain_table(*found.in_rows()))
     for line in found.left_out():

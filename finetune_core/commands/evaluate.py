@@ -10,11 +10,11 @@ from finetune_core.commands.terminal import out, plain_table, progress_bar, show
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings, tta_json
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.evaluate import evaluation, precision_note
-from finetune_core.evaluation.single_run.robustness import known_robustness, measure_robustness
+from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.evaluation.single_run.robustness_files import known_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
 from finetune_core.evaluation.single_run.scores import AREAS
 from finetune_core.evaluation.single_run.shift import predict_shifted
-from finetune_core.evaluation.single_run.shift_files import Shift
 from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, evaluate_shifted
 from finetune_core.evaluation.single_run.tta import check_tta, predict_with_flips, with_flips
 from finetune_core.runs.store import Run
@@ -24,14 +24,14 @@ def evaluated_run(run: Run, split: str | None, *, corrupt: bool) -> RunEvaluatio
     """Evaluate a split; when None, test if there is one, else validation.
 
     Args:
-        corrupt: measure robustness if it is not known yet.
+        corrupt: measure robustness if it is not known yet, or by accuracies only, as earlier versions kept it.
 
     Raises:
         FinetuneError: when there are no predictions, or no network or images to measure with.
     """
     split = evaluation(run, split).split
     known = known_robustness(run, split)
-    if corrupt and known is None:
+    if corrupt and not (known and known.predicted):
         with progress_bar() as bar:
             known = show_work(bar, measure_robustness(run, split), "Predicting corrupted images")
     return evaluate_run(run, split, known)
@@ -65,29 +65,13 @@ def shifted_run(run: Run, data: str, split: str | None, *, corrupt: bool) -> Shi
     return evaluate_shifted(run, fingerprint, own.split)
 
 
-def shift_json(shift: Shift) -> dict[str, Any]:
-    """Which data set, and what of it was left out."""
-    copies = shift.copies
-    return {
-        "data": shift.data,
-        "fingerprint": shift.fingerprint,
-        "respelled_classes": shift.respelled,
-        "unknown_classes": shift.unknown,
-        "unreadable_images": shift.unreadable,
-        "training_copies": copies.training,
-        "near_copies": copies.near,
-        "validation_copies": copies.validation,
-        "copies_problem": copies.problem or None,
-    }
-
-
 def evaluation_json(result: RunEvaluation) -> dict[str, Any]:
     """What is not defined is null. Of another data set, its facts, the run's own images and the drops stand beside the numbers."""
     if not isinstance(result, ShiftedEvaluation):
         return _evaluation_json(result)
     drops = {row.pop("name"): row for row in _rows(result.drops)}
     own = _evaluation_json(result.own)
-    return _evaluation_json(result) | {"on": shift_json(result.shift), "in_distribution": own, "drops": drops}
+    return _evaluation_json(result) | {"on": result.shift.to_json(), "in_distribution": own, "drops": drops}
 
 
 def _evaluation_json(result: RunEvaluation) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def whole_report(comparison: Comparison, roots: Sequence[Path] = (), shift: Shif
     """The report; takes the moments that two networks need to look at a few images: those in ``roots`` only, when given.
 
     Args:
-        shift: the same runs on another data set.
+        shift: the same runs on other images.
     """
     return report_html(
         comparison,
@@ -43,7 +43,7 @@ def whole_report(comparison: Comparison, roots: Sequence[Path] = (), shift: Shif
 
 
 def _both_axes(shift: ShiftComparison) -> go.Figure:
-    return against_shifted(shift.own.arms, [arm.score for arm in shift.shifted.arms], shift.shift.name)
+    return against_shifted(shift.own.arms, [arm.score for arm in shift.shifted.arms], shift.other.name)
 
 
 def comparison_figures(comparison: Comparison) -> Headed:

@@ -22,7 +22,7 @@ Moment = Annotated[int, Field(ge=0, lt=2**63)]  # nanoseconds: what ``prediction
 _COLUMNS = ["id", "split", "label", "logits"]
 _MOST_BYTES = 2**32  # of the file, and of what comes out of it
 _MOST_LOGITS = 2**29
-_LONGEST_ID = 4096  # bytes
+_LONGEST_ID, _LONGEST_SPLIT = 4096, 16  # bytes
 _CODECS = {"SNAPPY", "UNCOMPRESSED"}  # what it is written with; others can hold next to nothing that becomes enormous
 _PRECISION = b"thaw.precision"  # in the file's metadata
 _PRECISIONS = ("fp32", "bf16", "fp16")
@@ -142,7 +142,7 @@ def _checked(file: pq.ParquetFile, splits: Collection[str], classes: int | None)
     if pc.any(pc.not_equal(pc.list_value_length(logits), width)).as_py():
         raise ValueError("its rows do not have a logit for each class")
     found = pd.DataFrame(
-        {"id": _texts(ids, _LONGEST_ID), "split": _texts(split, 10), "label": labels.to_numpy().astype(np.int64)}
+        {"id": _texts(ids, _LONGEST_ID), "split": _texts(split, _LONGEST_SPLIT), "label": labels.to_numpy().astype(np.int64)}
     )
     matrix = values.to_numpy().astype(np.float32, copy=False).reshape(-1, width)
     _check_values(found, matrix, splits)

@@ -45,7 +45,7 @@ def test_a_click_on_a_cell_shows_its_images_and_a_measurement_can_be_broken_off(
     sample = result.cell(true, predicted)["id"].iloc[0]
     page.get_by_alt_text(f"{sample}: {result.classes[true]}").first.wait_for()
 
-    kept = run.run_dir / "robustness-test.json"
+    kept = run.run_dir / "robustness-test.parquet"
     page.get_by_role("tab", name="Robustness").click()
     measure = page.get_by_role("button", name="Measure on")
     measure.click()

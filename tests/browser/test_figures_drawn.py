@@ -15,9 +15,9 @@ from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageM
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.single_run.calibration import calibration
+from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
 from finetune_core.evaluation.single_run.curves import coverage_curve, one_vs_rest
 from finetune_core.evaluation.single_run.metrics import evaluate
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
 from finetune_core.figures import calibration as calibration_figures
 from finetune_core.figures import comparison, data, evaluation, layer_diagnostics
 from finetune_core.figures.advice import probes_by_stage

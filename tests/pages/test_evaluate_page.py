@@ -203,7 +203,7 @@ def test_slices_offer_what_a_manifest_says():
 
 def test_robustness_is_measured_once_and_stays_with_the_run_whatever_is_pressed_meanwhile(run, held_back, finished):
     at = opened(view="Robustness")
-    kept = run.run_dir / "robustness-test.json"
+    kept = run.run_dir / "robustness-test.parquet"
     assert not kept.exists()
     gate = held_back("pages.shared.evaluation.tabs.measure_robustness")
     at.button(key="measure").click().run()

@@ -1,6 +1,6 @@
 """Several runs on the same images -> arms, pairs, and a verdict. Runs that differ in nothing but the seed are one arm."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -38,15 +38,13 @@ from finetune_core.evaluation.comparison.strategies import (
     measure_interval,
     seed_variances,
 )
+from finetune_core.evaluation.comparison.tables import Images, Key, key_of, table_of
+from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.metrics import logits_of
-from finetune_core.evaluation.single_run.shift_files import read_shift, shift_changed, shifted_predictions
 from finetune_core.formatting import things
 from finetune_core.runs.design import arm_of
 from finetune_core.runs.store import Run, summary
-from finetune_core.training.predictions import load_predictions, predictions_changed
 from finetune_core.training.strategies import epochs_of
-
-_Key = tuple[Path, Hashable, int, str]  # of a table of predictions: run, version, classes, the other data set
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Comparison:
 
     Attributes:
         measure: the metric of the comparison.
-        split: ``test`` where all runs have it, else ``val``; of another data set ``shifted``.
+        split: ``test`` where all runs have it, else ``val``; of another data set, or of own images made worse, ``shifted``.
         best: the place of the arm that did best, of those whose strategies can be compared; of all, where none can.
         advised: of the cheapest arm that no other strategy beats; None where there is too little to choose by.
         headline, caveat: about the strategies in any case: one sentence, and what else to know.
@@ -124,13 +122,13 @@ class Comparison:
         }
 
 
-def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: str = "") -> Comparison:
+def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: Images = None) -> Comparison:
     """Compare runs with each other.
 
     Args:
         measure: by what, one of ``MEASURES``.
-        on: the fingerprint of another data set that all of them have predicted (``predict_shifted``), to compare them on that; on their
-            own images when empty.
+        on: which images all of them have predicted: the fingerprint of another data set (``predict_shifted``), or their own made worse
+            (``measure_robustness``); their own when None.
 
     Raises:
         ConfigError: when there is no such measure.
@@ -142,8 +140,8 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: str = ""
         raise RunError("There is no run to compare.")
     if early := [run.run_id for run in runs if not run.history.has_predictions]:
         raise RunError(f"There is nothing to compare of {', '.join(early)}: no epoch has ended.")
-    keys = {run.run_dir: _key(run, on) for run in runs}
-    tables = {folder: _answers(*key) for folder, key in keys.items()}
+    keys = {run.run_dir: key_of(run, on) for run in runs}
+    tables = {folder: table_of(key) for folder, key in keys.items()}
     split = SHIFTED if on else TEST if all(TEST in set(table["split"]) for table in tables.values()) else VAL
     tables = {folder: table[table["split"] == split] for folder, table in tables.items()}
     _check_same_images(runs, tables, on)
@@ -180,7 +178,7 @@ def compare_runs(runs: Sequence[Run], measure: str = ACCURACY.name, on: str = ""
         caveat,
         networks,
         verdicts.baselines(arms, pairs),
-        against_published(arms, pairs, split),
+        () if isinstance(on, Corrupted) else against_published(arms, pairs, split),
         arm_verdicts,
         notes,
         differing,
@@ -216,55 +214,37 @@ def _without_repeats(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
     return [run for run in runs if run.run_dir in kept], [run.run_id for run in runs if run.run_dir not in kept]
 
 
-def _class_count(run: Run) -> int:
-    return len(run.history.started["classes"]) if run.history.started else 0
-
-
-def _key(run: Run, on: str) -> _Key:
-    """Which table of predictions of a run, as it is now.
-
-    Raises:
-        RunError: when the run has not predicted that data set as it is now.
-    """
-    if on:
-        read_shift(run, on)
-    return run.run_dir, shift_changed(run, on) if on else predictions_changed(run.run_dir), _class_count(run), on
-
-
-@lru_cache(maxsize=64)
-def _answers(run_dir: Path, _changed: Hashable, classes: int, on: str) -> pd.DataFrame:
-    """``id, split, label, logits``, by id."""
-    if on:
-        return shifted_predictions(run_dir, on, classes)
-    return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)
-
-
 @lru_cache(maxsize=16)  # a page asks for the same ones whenever it is redrawn
-def _summed_up(measure: Measure, arms: tuple[tuple[_Key, ...], ...], split: str) -> list[Answers]:
-    tables = [[_answers(*run) for run in arm] for arm in arms]
+def _summed_up(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> list[Answers]:
+    tables = [[table_of(run) for run in arm] for arm in arms]
     tables = [[table[table["split"] == split] for table in arm] for arm in tables]
     logits = [np.stack([logits_of(table) for table in arm]) for arm in tables]
     return measured(measure, tables[0][0]["label"].to_numpy(), logits)
 
 
 @lru_cache(maxsize=16)
-def _ensembled(measure: Measure, arms: tuple[tuple[_Key, ...], ...], split: str) -> list[Interval | None]:
+def _ensembled(measure: Measure, arms: tuple[tuple[Key, ...], ...], split: str) -> list[Interval | None]:
     """Of each arm of several networks."""
     found: list[Interval | None] = []
     for arm in arms:
-        tables = [table[table["split"] == split] for table in (_answers(*run) for run in arm)]
+        tables = [table[table["split"] == split] for table in map(table_of, arm)]
         logits = np.stack([logits_of(table) for table in tables])
         found.append(ensemble_score(measure, tables[0]["label"].to_numpy(), logits) if len(arm) > 1 else None)
     return found
 
 
-def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: str) -> None:
+def _check_same_images(runs: Sequence[Run], tables: dict[Path, pd.DataFrame], on: Images) -> None:
     def ids_of(run: Run) -> list[tuple[str, str]]:
         classes, table = run.started["classes"], tables[run.run_dir]
         return [(name, classes[label]) for name, label in zip(table["id"], table["label"], strict=True)]
 
     first = ids_of(runs[0])
     others = [run.run_id for run in runs[1:] if ids_of(run) != first or not (on or _same_source(runs[0], run))]
+    if others and isinstance(on, Corrupted):
+        raise RunError(
+            f"These runs did not predict the same images made worse: {', '.join(others)} did not use those of {runs[0].run_id}, because "
+            "some could not be read. Measure their robustness again."
+        )
     if others and on:
         raise RunError(
             f"These runs did not predict the same images of the other data set: of {', '.join(others)} others were left out than of "

@@ -65,7 +65,7 @@ def report_html(
 
     Args:
         figures, moved: (heading, figure); ``moved`` are those of what training moved, none where that was not measured.
-        shift: the same runs on another data set, and the figure of both axes.
+        shift: the same runs on other images, and the figure of both axes.
     """
     from plotly.offline import get_plotlyjs
 
@@ -74,7 +74,7 @@ def report_html(
         comparison_html(comparison),
         f"<script>{get_plotlyjs()}</script>",
         *(_figure(f"figure-{at}", "h2", *one) for at, one in enumerate(figures)),
-        _shifted(*shift) if shift else "",
+        shift_html(*shift) if shift else "",
         _pictured(pictures),
         _moved(comparison, moved),
         "<h2>Runs</h2>",
@@ -284,10 +284,14 @@ def _moved(comparison: Comparison, figures: Headed) -> str:
     return f"<h2>Layer diagnostics</h2><h3>Which stage to thaw next</h3><p>{escaped(RULE)}</p><ul>{''.join(lines)}</ul>{drawn}"
 
 
-def _shifted(found: ShiftComparison, figure: go.Figure) -> str:
-    """The verdict on another data set, and both axes."""
-    on = f"On {things(found.shifted.images, 'image')} of another data set, {found.shift.data}."
-    drawn = _figure("shifted", "h3", "In-distribution against shifted", figure)
+def shift_html(found: ShiftComparison, figure: go.Figure | None = None) -> str:
+    """The verdict on the other images, and both axes.
+
+    Args:
+        figure: of both axes, on a page that has plotly's script.
+    """
+    on = f"On {things(found.shifted.images, 'image')} of {found.other.described}."
+    drawn = _figure("shifted", "h3", "In-distribution against shifted", figure) if figure else ""
     said = f"{paragraphs(on)}{_verdict(found.shifted)}{drawn}{table(*found.in_rows())}{paragraphs(*found.left_out())}"
     return f"<h2>Distribution shift</h2>{said}"
 

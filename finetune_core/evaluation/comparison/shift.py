@@ -9,26 +9,25 @@ from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.intervals import wilson
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, Robustness, known_robustness
+from finetune_core.evaluation.single_run.corruptions import CLEAN, Corrupted, corrupted
+from finetune_core.evaluation.single_run.robustness_files import Robustness, known_robustness
 from finetune_core.evaluation.single_run.shift_files import MOST_LISTED, Shift, known_shifts, read_shift
 from finetune_core.evaluation.single_run.shifted import drop_of, left_out_in_words
 from finetune_core.runs.store import Run
 
-SEVERITIES = {1: "mild", 2: "middle", 3: "strong"}
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShiftComparison:
-    """Runs compared on their own images, and on those of another data set.
+    """Runs compared on their own images, and on other ones.
 
     Attributes:
         own, shifted: the same arms in the same order, by the same measure.
-        shift: what the first run says of the data set.
+        other: which images the other ones are: a data set, as the first run knows it, or the runs' own made worse.
     """
 
     own: Comparison
     shifted: Comparison
-    shift: Shift
+    other: Shift | Corrupted
 
     @property
     def drops(self) -> tuple[Interval, ...]:
@@ -37,33 +36,42 @@ class ShiftComparison:
 
     def left_out(self) -> list[str]:
         """What of the data set was left out, or is known from training, run by run where that differs."""
-        return left_out_of([member.run for arm in self.shifted.arms for member in arm.members], self.shift.fingerprint)
+        return left_out_of(_runs(self.shifted), self.other.fingerprint) if isinstance(self.other, Shift) else []
 
     def in_rows(self) -> tuple[list[str], list[list[str]]]:
         """(columns, rows) with one row per arm, for a reader."""
         return both_axes(self.own.arms, [arm.score for arm in self.shifted.arms])
 
+    def __repr__(self) -> str:
+        return f"<{self.own!r}, on {self.other.described}: {self.shifted!r}>"
+
+    def _repr_html_(self) -> str:
+        from finetune_core.evaluation.comparison.report import comparison_html, shift_html  # which reports on comparisons
+
+        return comparison_html(self.own) + shift_html(self)
+
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the comparison on the other images, as ``Comparison.to_json``, with ``drops`` (``arm, value, low, high``)."""
+        """Plain values: the comparison on the other images, as ``Comparison.to_json``, with what these are (``Shift.to_json``), and
+        ``drops`` (``arm, value, low, high``)."""
         drops = [
             {"arm": arm.title, "value": drop.value, "low": drop.low, "high": drop.high}
             for arm, drop in zip(self.own.arms, self.drops, strict=True)
         ]
-        return self.shifted.to_json() | {"drops": drops}
+        return self.other.to_json() | self.shifted.to_json() | {"drops": drops}
 
 
-def compare_shift(runs: Sequence[Run], fingerprint: str, measure: str = ACCURACY.name) -> ShiftComparison:
+def compare_shift(runs: Sequence[Run], on: str | Corrupted, measure: str = ACCURACY.name) -> ShiftComparison:
     """Compare runs on both axes.
 
     Args:
-        fingerprint: of the other data set, which all of them have predicted.
+        on: the other images, which all of them have predicted: the fingerprint of a data set, or their own made worse.
 
     Raises:
         ConfigError: when there is no such measure.
-        RunError: when one has not predicted that data set, or they did not predict the same images of either.
+        RunError: when one has not predicted those images, or they did not predict the same images of either.
     """
-    own, shifted = compare_runs(runs, measure), compare_runs(runs, measure, fingerprint)
-    return ShiftComparison(own, shifted, read_shift(own.arms[0].members[0].run, fingerprint))
+    own, shifted = compare_runs(runs, measure), compare_runs(runs, measure, on)
+    return ShiftComparison(own, shifted, on if isinstance(on, Corrupted) else read_shift(_runs(own)[0], on))
 
 
 def both_axes(arms: Sequence[Arm], shifted: Sequence[Interval]) -> tuple[list[str], list[list[str]]]:
@@ -108,37 +116,30 @@ def left_out_of(runs: Sequence[Run], fingerprint: str) -> list[str]:
     return list(dict.fromkeys(line for run in runs for line in left_out_in_words(read_shift(run, fingerprint))))
 
 
-Corrupted = tuple[str, int]  # one of ``CORRUPTIONS``, and its severity, 1 to 3
-
-
-def corrupted_title(which: Corrupted) -> str:
-    """``Gaussian noise, strong (0.38)``."""
-    name, severity = which
-    corruption = CORRUPTIONS[name]
-    return f"{corruption.title}, {SEVERITIES[severity]} ({corruption.severities[severity - 1]:g})"
-
-
 def corruptions_of(comparison: Comparison) -> list[Corrupted]:
     """Those that were measured for all runs of a comparison, on its split and on as many images."""
-    known = [known_robustness(member.run, comparison.split) for arm in comparison.arms for member in arm.members]
+    known = [known_robustness(run, comparison.split) for run in _runs(comparison)]
     if len({one.images if one else 0 for one in known}) > 1 or not all(known):
         return []
-    return [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    return [which for which in corrupted(comparison.split) if which.corruption != CLEAN]
+
+
+def of_accuracies_only(comparison: Comparison) -> list[Run]:
+    """Runs whose robustness was measured by an earlier version, which kept no predictions: nothing paired can be said of them."""
+    known = [(run, known_robustness(run, comparison.split)) for run in _runs(comparison)]
+    return [run for run, one in known if one and not one.predicted]
 
 
 def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list[Interval], int]:
     """Accuracy of each arm on its own images made worse, mean over the seeds, with Wilson's interval for other images; and on how many
-    images.
-
-    Only accuracies are kept of corrupted images, so nothing paired can be said.
+    images. All that is known where some runs are ``of_accuracies_only``.
 
     Args:
         which: one of ``corruptions_of``.
     """
     found, images = [], 0
     for arm in comparison.arms:
-        known = [known_robustness(member.run, comparison.split) for member in arm.members]
-        measured = [one for one in known if one]
+        measured = [one for run in arm.runs if (one := known_robustness(run, which.split))]
         images = measured[0].images
         share = sum(_accuracy(one, which) for one in measured) / len(measured)
         low, high = wilson(share * images, images)
@@ -147,5 +148,9 @@ def corrupted_accuracies(comparison: Comparison, which: Corrupted) -> tuple[list
 
 
 def _accuracy(known: Robustness, which: Corrupted) -> float:
-    row = (known.rows["corruption"] == which[0]) & (known.rows["severity"] == which[1])
+    row = (known.rows["corruption"] == which.corruption) & (known.rows["severity"] == which.severity)
     return float(known.rows.loc[row, "accuracy"].iloc[0])
+
+
+def _runs(comparison: Comparison) -> list[Run]:
+    return [run for arm in comparison.arms for run in arm.runs]

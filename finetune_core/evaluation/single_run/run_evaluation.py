@@ -7,6 +7,7 @@ import pandas as pd
 from finetune_core.data.splits import VAL
 from finetune_core.evaluation.single_run.binning import BINS
 from finetune_core.evaluation.single_run.calibration import Calibration
+from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.evaluate import (
     Calibrated,
     calibrated,
@@ -17,7 +18,7 @@ from finetune_core.evaluation.single_run.evaluate import (
     sliced,
 )
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, Robustness
+from finetune_core.evaluation.single_run.robustness_files import Robustness
 from finetune_core.evaluation.single_run.scores import Scores
 from finetune_core.formatting import percent, things
 from finetune_core.markup import paragraphs, table
@@ -77,7 +78,7 @@ class RunEvaluation(Evaluation):
             return columns, []
         right = self.robustness.rows.set_index(["corruption", "severity"])["accuracy"]
         rows = [
-            [corruption.title, *(percent(one) for one in (right["none", 0], *(right[name, n] for n in (1, 2, 3))))]
+            [corruption.title, *(percent(one) for one in (right[CLEAN, 0], *(right[name, n] for n in (1, 2, 3))))]
             for name, corruption in CORRUPTIONS.items()
         ]
         return columns, rows

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 from pydantic import Field, TypeAdapter
@@ -32,13 +32,15 @@ class Copies:
         training: exact copies of training images, which are left out.
         near: near-copies of training images, which are not.
         validation: exact copies of validation images, which are not left out either.
-        problem: why the run's images could not be looked at, or not as they were; empty where they could.
+        problem: why images could not be looked at, or not as they were; empty where they could.
+        earlier: copies, exact and near ones, of training images of the runs that it started from, which are not left out.
     """
 
     training: Count | None
     near: Count | None
     validation: Count | None
     problem: Text = ""
+    earlier: Count = 0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,27 @@ class Shift:
     def name(self) -> str:
         """The data set as a person would call it, in a list."""
         return Path(self.data).name or self.data
+
+    @property
+    def described(self) -> str:
+        """Whose images they are, within a sentence."""
+        return f"another data set, {self.data}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: which data set, and what of it was left out."""
+        copies = self.copies
+        return {
+            "data": self.data,
+            "fingerprint": self.fingerprint,
+            "respelled_classes": self.respelled,
+            "unknown_classes": self.unknown,
+            "unreadable_images": self.unreadable,
+            "training_copies": copies.training,
+            "near_copies": copies.near,
+            "earlier_copies": copies.earlier,
+            "validation_copies": copies.validation,
+            "copies_problem": copies.problem or None,
+        }
 
 
 _SHIFT = TypeAdapter(Shift)

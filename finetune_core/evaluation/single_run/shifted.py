@@ -13,7 +13,7 @@ from finetune_core.data.splits import SHIFTED
 from finetune_core.evaluation.intervals import difference_interval
 from finetune_core.evaluation.single_run.evaluate import Calibrated, calibrated_of, predicted_splits, scores_of
 from finetune_core.evaluation.single_run.metrics import Evaluation, evaluate
-from finetune_core.evaluation.single_run.robustness import known_robustness
+from finetune_core.evaluation.single_run.robustness_files import known_robustness
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation, evaluate_run
 from finetune_core.evaluation.single_run.scores import NAMES, NOT_DEFINED, Scores, share_text
 from finetune_core.evaluation.single_run.shift_files import Shift, read_shift, shift_changed, shifted_predictions
@@ -137,6 +137,11 @@ def evaluate_shifted(run: Run, fingerprint: str, split: str | None = None) -> Sh
     )
 
 
+def data_of(run: Run, result: Evaluation) -> str:
+    """The data set whose images an evaluation of a run is of."""
+    return result.shift.data if isinstance(result, ShiftedEvaluation) else run.config.data
+
+
 def drop_of(own: Measured, shifted: Measured, *, lower_is_better: bool = False) -> Measured:
     """By how much a number is worse on other images: positive where it is, with a 95 % interval, as of images that have nothing to do with
     each other. Of the same images made worse the interval is wider than it need be."""
@@ -161,6 +166,11 @@ def left_out_in_words(shift: Shift) -> list[str]:
         found.append(
             f"Contamination: {things(copies.near, 'image')} may be near-copies of training images; they are not left out, and "
             "can make the accuracy look better than it is."
+        )
+    if copies.earlier:
+        found.append(
+            f"Contamination: {things(copies.earlier, 'image')} may be copies of training images of a run that this one started from; they "
+            "are not left out, and can make the accuracy look better than it is."
         )
     if copies.validation:
         found.append(

@@ -9,17 +9,17 @@ from finetune_core.evaluation.comparison.compare import Comparison
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.report import pairs_table
 from finetune_core.evaluation.comparison.shift import (
-    Corrupted,
     ShiftComparison,
     both_axes,
     compare_shift,
     corrupted_accuracies,
-    corrupted_title,
     corruptions_of,
+    of_accuracies_only,
     shifts_of,
 )
 from finetune_core.evaluation.comparison.strategies import Interval
 from finetune_core.evaluation.comparison.verdicts import CLAIMS, of_pair
+from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.shift_files import Shift, shift_problem
 from finetune_core.figures.comparison import against_shifted
 from finetune_core.formatting import things
@@ -39,22 +39,20 @@ def distribution_shift(comparison: Comparison) -> ShiftComparison | None:
     """Draw in-distribution against shifted scores, with the verdicts on either.
 
     Returns:
-        The comparison on the data set that is chosen; None where there is none.
+        The comparison on the images that are chosen; None where there is none.
     """
     st.header("Distribution shift", anchor=False, help=_HELP)
     runs = [member.run for arm in comparison.arms for member in arm.members]
     taken(runs)
     shifts = shifts_of(runs)
-    corrupted = {f"corrupted-{name}-{severity}": (name, severity) for name, severity in corruptions_of(comparison)}
+    corrupted = {f"corrupted-{which.key}": which for which in corruptions_of(comparison)}
     titles = named_apart({mark: shift.name for mark, shift in shifts.items()})
-    titles |= {mark: corrupted_title(which) for mark, which in corrupted.items()}
+    titles |= {mark: which.name for mark, which in corrupted.items()}
     found = None
     if titles:
         chosen = chosen_shift(titles)
-        if chosen in corrupted:
-            _corrupted(comparison, corrupted[chosen])
-        else:
-            found = _shifted(comparison, runs, shifts[chosen])
+        which = corrupted.get(chosen)
+        found = _corrupted(comparison, which) if which else _shifted(comparison, runs, shifts[chosen])
     else:
         st.markdown("None of these runs was evaluated on shifted images yet.")
     with st.expander("Evaluate on another data set", icon=":material/add_photo_alternate:"):
@@ -77,12 +75,25 @@ def _shifted(comparison: Comparison, runs: Sequence[Run], shift: Shift) -> Shift
             disabled=going_on(runs),
         )
         return None
+    return _compared(comparison, shift.fingerprint)
+
+
+def _corrupted(comparison: Comparison, which: Corrupted) -> ShiftComparison | None:
+    if earlier := of_accuracies_only(comparison):
+        _accuracies_only(comparison, which, earlier)
+        return None
+    return _compared(comparison, which)
+
+
+def _compared(comparison: Comparison, on: str | Corrupted) -> ShiftComparison | None:
+    """Both axes, drawn, with the verdicts on either; None where the runs cannot be compared on these images."""
+    runs = [run for arm in comparison.arms for run in arm.runs]
     try:
-        found = compare_shift(runs, shift.fingerprint, comparison.measure.name)
+        found = compare_shift(runs, on, comparison.measure.name)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return None
-    _scatter(found.own, [arm.score for arm in found.shifted.arms], shift.name)
+    _scatter(found.own, [arm.score for arm in found.shifted.arms], found.other.name)
     _verdicts(found)
     _table(*found.in_rows(), key="shift-arms")
     for line in found.left_out():
@@ -113,16 +124,20 @@ def _pairs(shifted: Comparison) -> None:
         _table(*pairs_table(shifted), key="shift-pairs")
 
 
-def _corrupted(comparison: Comparison, which: Corrupted) -> None:
-    if comparison.measure is not ACCURACY:
-        st.info("Of corrupted images only accuracies are kept: choose accuracy as the metric.", icon=":material/info:")
-        return
-    found, images = corrupted_accuracies(comparison, which)
-    _scatter(comparison, found, corrupted_title(which))
-    _table(*both_axes(comparison.arms, found), key="shift-corrupted")
-    st.caption(
-        f"{things(images, 'image')} of the runs' own, corrupted. Only accuracies are kept of them, so there is no paired verdict; intervals of "
-        "the corrupted accuracy are over images (Wilson)."
+def _accuracies_only(comparison: Comparison, which: Corrupted, earlier: Sequence[Run]) -> None:
+    """What can be said where an earlier version measured robustness, and what to do for a verdict."""
+    if comparison.measure is ACCURACY:
+        found, images = corrupted_accuracies(comparison, which)
+        _scatter(comparison, found, which.name)
+        _table(*both_axes(comparison.arms, found), key="shift-corrupted")
+        st.caption(f"On {things(images, 'image')}. Intervals of the corrupted accuracy are over images (Wilson).")
+    names = ", ".join(run.run_id for run in earlier)
+    st.info(
+        plain(
+            f"No verdict: an earlier version of Thaw measured the robustness of {names} and kept accuracies only. Measure it again (Evaluate, "
+            "Robustness) for intervals, a paired verdict and other metrics."
+        ),
+        icon=":material/info:",
     )
 
 

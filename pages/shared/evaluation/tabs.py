@@ -7,10 +7,12 @@ import pandas as pd
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
+from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.curves import BAND_RESAMPLES, OneVsRest
 from finetune_core.evaluation.single_run.evaluate import class_curves, scores, sliced
 from finetune_core.evaluation.single_run.metrics import Evaluation
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, MOST_IMAGES, known_robustness, measure_robustness
+from finetune_core.evaluation.single_run.robustness import MOST_IMAGES, measure_robustness
+from finetune_core.evaluation.single_run.robustness_files import known_robustness
 from finetune_core.evaluation.single_run.scores import AREAS, NAMES, Scores
 from finetune_core.evaluation.single_run.slices import FEW
 from finetune_core.figures.evaluation import (
@@ -211,9 +213,9 @@ def robustness(run: Run, result: Evaluation) -> None:
     if known is None:
         return
     right = known.rows.groupby("corruption")["accuracy"].min()
-    worst = str(right.drop("none").idxmin())
+    worst = str(right.drop(CLEAN).idxmin())
     st.markdown(
-        f"Clean accuracy: {percent(right['none'])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
+        f"Clean accuracy: {percent(right[CLEAN])}. Most harmful: **{CORRUPTIONS[worst].title}**, down to "
         f"{percent(right[worst])}."
     )
     st.plotly_chart(

@@ -2,27 +2,17 @@ import json
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from finetune_core.commands.evaluate import evaluated_run, evaluation_json, print_evaluation
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS
-from finetune_core.training.predictions import predictions_changed
 from tests.documents import missing_in_reference
+from tests.earlier_robustness import write_accuracies
 
 RIGHT = np.arange(120) % 5 > 0  # 80 %
 
 
-def with_robustness(run):
-    ways = [("none", 0), *((name, severity) for name in CORRUPTIONS for severity in (1, 2, 3))]
-    rows = pd.DataFrame(ways, columns=["corruption", "severity"]).assign(accuracy=0.25, low=0.2, high=0.3)
-    result = {"predictions": predictions_changed(run.run_dir), "images": 100, "rows": rows.to_dict(orient="records")}
-    (run.run_dir / "robustness-test.json").write_text(json.dumps(result))
-    return run
-
-
 def test_everything_that_the_page_says_is_in_the_json(made_run):
-    run = with_robustness(made_run(RIGHT, classes=("cat", "dog")))
+    run = write_accuracies(made_run(RIGHT, classes=("cat", "dog")))
     result = json.loads(json.dumps(evaluation_json(evaluated_run(run, None, corrupt=False)), allow_nan=False))
     assert (result["split"], result["images"], result["accuracy"]) == ("test", 120, 0.8)
     assert result["scores"]["accuracy"]["value"] == 0.8
@@ -41,7 +31,7 @@ def test_everything_that_the_page_says_is_in_the_json(made_run):
 
 
 def test_every_field_is_in_the_json_reference(made_run):
-    result = evaluation_json(evaluated_run(with_robustness(made_run(RIGHT)), None, corrupt=False))
+    result = evaluation_json(evaluated_run(write_accuracies(made_run(RIGHT)), None, corrupt=False))
     rows = (result["scores"]["accuracy"], result["calibration"], result["per_class"][0], result["robustness"][0])
     assert not missing_in_reference({*result, *result["scores"], *(name for row in rows for name in row)})
 
@@ -56,7 +46,7 @@ def test_what_is_not_defined_is_null(made_run):
 
 
 def test_people_read_the_same_and_that_validation_is_optimistic(made_run, capsys):
-    run = with_robustness(made_run(RIGHT))
+    run = write_accuracies(made_run(RIGHT))
     print_evaluation(evaluated_run(run, None, corrupt=False))
     text = capsys.readouterr().out
     assert "Accuracy 80.0 % on 120 test images" in text

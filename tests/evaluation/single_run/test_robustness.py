@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from dataclasses import replace
 
@@ -6,13 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune_core.commands.evaluate import evaluated_run
 from finetune_core.errors import RunError
 from finetune_core.evaluation.single_run import robustness
+from finetune_core.evaluation.single_run.corruptions import CORRUPTIONS
 from finetune_core.evaluation.single_run.evaluate import evaluation
-from finetune_core.evaluation.single_run.robustness import CORRUPTIONS, known_robustness, measure_robustness
+from finetune_core.evaluation.single_run.robustness import measure_robustness
+from finetune_core.evaluation.single_run.robustness_files import known_robustness
 from finetune_core.runs.store import read_run
 from finetune_core.work import Step, finish
 from tests.drain import drained
+from tests.earlier_robustness import write_accuracies
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +59,32 @@ def test_what_was_broken_off_or_is_of_another_training_does_not_count(run):
     next(work)
     work.close()
     assert known_robustness(run, "val") is None
-    finish(measure_robustness(run, "val"))
-    file = run.run_dir / "robustness-val.json"
-    result = json.loads(file.read_text())
-    file.write_text(json.dumps(result | {"predictions": 1}))
+    measured = finish(measure_robustness(run, "val"))
+    assert known_robustness(run, "val").rows.equals(measured.rows)
+    changed = (run.run_dir / "predictions.parquet").stat().st_mtime_ns
+    os.utime(run.run_dir / "predictions.parquet", ns=(1, 1))
     assert known_robustness(run, "val") is None
-    for damaged in ("[1]", json.dumps(result | {"rows": result["rows"][:4]}), json.dumps(result | {"rows": [{}]})):
+    os.utime(run.run_dir / "predictions.parquet", ns=(changed, changed))
+    assert known_robustness(run, "val").rows.equals(measured.rows)
+
+
+def test_accuracies_that_an_earlier_version_kept_count_unless_they_are_damaged(run):
+    measured = finish(measure_robustness(run, "val"))
+    file = write_accuracies(run, "val").run_dir / "robustness-val.json"
+    known = known_robustness(run, "val")
+    assert known.rows.equals(measured.rows)
+    assert (measured.predicted, known.predicted) == (True, False)
+    result = json.loads(file.read_text())
+    for damaged in (
+        "[1]",
+        json.dumps(result | {"predictions": 1}),
+        json.dumps(result | {"rows": result["rows"][:4]}),
+        json.dumps(result | {"rows": [{}]}),
+    ):
         file.write_text(damaged)
         assert known_robustness(run, "val") is None
     file.write_text(json.dumps(result))
-    assert known_robustness(run, "val") is not None
+    assert evaluated_run(run, "val", corrupt=True).robustness.predicted  # measured anew when it is asked for
 
 
 def test_images_that_are_gone_are_named_as_the_reason(run, tmp_path):

@@ -1,0 +1,55 @@
+"""The tables of predictions that runs are compared by: of their own images, of another data set, or of their own images made worse."""
+
+from collections.abc import Hashable
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from finetune_core.evaluation.single_run.corruptions import Corrupted
+from finetune_core.evaluation.single_run.robustness_files import corrupted_predictions, robustness_changed
+from finetune_core.evaluation.single_run.shift_files import read_shift, shift_changed, shifted_predictions
+from finetune_core.runs.store import Run
+from finetune_core.training.predictions import load_predictions, predictions_changed
+
+Images = str | Corrupted | None  # the fingerprint of another data set; own images made worse; None: a run's own images
+
+
+class Key(NamedTuple):
+    """Which table of a run, as it is now: of the same ``version``, it is the same table."""
+
+    run_dir: Path
+    version: Hashable
+    classes: int
+    images: Images
+
+
+def key_of(run: Run, images: Images) -> Key:
+    """Which table of predictions.
+
+    Raises:
+        RunError: when the run has not predicted that data set as it is now.
+    """
+    version: Hashable = predictions_changed(run.run_dir)
+    if isinstance(images, Corrupted):
+        version = version, robustness_changed(run.run_dir, images.split)
+    elif images:
+        read_shift(run, images)
+        version = shift_changed(run, images)
+    return Key(run.run_dir, version, len(run.started["classes"]), images)
+
+
+@lru_cache(maxsize=64)
+def table_of(key: Key) -> pd.DataFrame:
+    """``id, split, label, logits``, by id; of other images than the run's own, all of the split ``SHIFTED``.
+
+    Raises:
+        RunError: when there is none, or it is damaged.
+    """
+    run_dir, _, classes, images = key
+    if isinstance(images, Corrupted):
+        return corrupted_predictions(run_dir, images, classes)
+    if images:
+        return shifted_predictions(run_dir, images, classes)
+    return load_predictions(run_dir, classes).sort_values("id", ignore_index=True)

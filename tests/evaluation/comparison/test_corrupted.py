@@ -1,0 +1,107 @@
+"""Runs compared on their own images made worse: by the statistics of any other images."""
+
+import numpy as np
+import pytest
+
+from finetune_core.errors import RunError
+from finetune_core.evaluation.comparison.compare import compare_runs
+from finetune_core.evaluation.comparison.shift import (
+    compare_shift,
+    corrupted_accuracies,
+    corruptions_of,
+    of_accuracies_only,
+)
+from finetune_core.evaluation.single_run.corruptions import Corrupted, corrupted
+from finetune_core.evaluation.single_run.robustness_files import save_robustness
+from finetune_core.training.predictions import predictions_changed
+from tests.earlier_robustness import write_accuracies
+from tests.evaluation.simulated import IMAGES, right
+
+NOISE, BLUR = Corrupted("test", "noise", 3), Corrupted("test", "blur", 1)
+
+
+def measured(run, correct, noisy, images=IMAGES):
+    """A run's robustness, kept: right where ``correct`` says, and on noisy images (severity 3) where ``noisy`` does."""
+    labels = np.arange(images) % 2
+
+    def logits(answers):
+        return np.eye(2)[np.where(answers[:images], labels, 1 - labels)]
+
+    ids = [f"image{n:04d}.png" for n in range(images)]
+    answers = [logits(noisy if which == NOISE else correct) for which in corrupted("test")]
+    save_robustness(run, "test", ids, labels, answers, predictions_changed(run.run_dir))
+    return run
+
+
+@pytest.fixture
+def arms(made_run):
+    """Two strategies, two seeds each: alike on their own images, one of them much better on noisy ones."""
+    shares = {"feature_extraction": 0.8, "full": 0.5}
+    return [
+        (made_run(right(0.9, seed), strategy=name, seed=seed), right(0.9, seed), right(share, 10 * at + seed))
+        for at, (name, share) in enumerate(shares.items())
+        for seed in (0, 1)
+    ]
+
+
+def test_the_verdict_is_that_of_the_same_answers_to_any_images(arms, made_run):
+    runs = [measured(*arm) for arm in arms]
+    both = compare_shift(runs, NOISE)
+    same = compare_runs([made_run(noisy, strategy=run.config.strategy, seed=run.config.seed) for run, _, noisy in arms])
+    mine, theirs = both.shifted.to_json(), same.to_json()
+    assert mine["split"] == "shifted"
+    assert [arm["accuracy"] for arm in mine["arms"]] == [arm["accuracy"] for arm in theirs["arms"]]
+    assert [arm["ci_low"] for arm in mine["arms"]] == [arm["ci_low"] for arm in theirs["arms"]]
+    assert mine["pairs"] == theirs["pairs"]
+    assert mine["strategies"] == theirs["strategies"]
+    assert mine["pairs"][0]["strategies"]["different"]
+    assert not both.own.to_json()["pairs"][0]["strategies"]["different"]
+    assert [drop.value for drop in both.drops] == pytest.approx(
+        [own.score.value - other.score.value for own, other in zip(both.own.arms, both.shifted.arms, strict=True)]
+    )
+    assert not any(pair["networks"]["different"] for pair in compare_shift(runs, BLUR).shifted.to_json()["pairs"])
+
+
+@pytest.mark.parametrize("measure", ["macro_f1", "log_loss"])
+def test_other_metrics_have_a_verdict_too(arms, measure):
+    both = compare_shift([measured(*arm) for arm in arms], NOISE, measure)
+    assert both.shifted.measure.name == measure
+    assert both.shifted.pairs[0].networks.different
+
+
+def test_accuracies_are_the_same_with_and_without_predictions(arms):
+    runs = [measured(*arm) for arm in arms]
+    comparison = compare_runs(runs)
+    assert corruptions_of(comparison) == corrupted("test")[1:]
+    assert of_accuracies_only(comparison) == []
+    found, images = corrupted_accuracies(comparison, NOISE)
+    assert images == IMAGES
+    shifted = compare_shift(runs, NOISE).shifted
+    assert [one.value for one in found] == pytest.approx([arm.accuracy.value for arm in shifted.arms])
+    write_accuracies(runs[1])
+    assert corruptions_of(comparison) == corrupted("test")[1:]
+    assert of_accuracies_only(comparison) == [runs[1]]
+    assert corrupted_accuracies(comparison, NOISE) == (found, images)
+    with pytest.raises(RunError, match=rf"{runs[1].run_id}.*Measure its robustness"):
+        compare_shift(runs, NOISE)
+
+
+def test_runs_that_could_not_read_the_same_images_are_refused(arms):
+    runs = [measured(*arm) for arm in arms]
+    run, correct, noisy = arms[0]
+    measured(run, correct, noisy, IMAGES - 1)
+    assert corruptions_of(compare_runs(runs)) == []
+    with pytest.raises(RunError, match="could not be read"):
+        compare_shift(runs, NOISE)
+
+
+def test_corrupted_images_are_not_held_against_what_was_published_of_other_data_sets(made_run):
+    wins, loses = right(0.9, 1), right(0.4, 2)
+    runs = [
+        measured(made_run(wins, strategy=strategy, seed=seed), wins, wins if strategy == "full" else loses)
+        for strategy in ("full", "linear_probe_then_full")
+        for seed in (0, 1)
+    ]
+    both = compare_shift(runs, NOISE)
+    assert both.shifted.pairs[0].widest.different
+    assert both.shifted.published == ()
