@@ -36,18 +36,28 @@ class RunImages:
 
 
 def run_image(run: Run, sample: str, roots: Sequence[Path] = ()) -> Path:
-    """The file of one of a run's images. All that shows or reads single images of a run gets them here: what a run's folder says is input.
+    """The file of one of a run's images, as ``data_image`` finds it.
+
+    Raises:
+        DataError: when it may not be read.
+    """
+    return data_image(run.config.data, sample, roots)
+
+
+def data_image(data: str, sample: str, roots: Sequence[Path] = ()) -> Path:
+    """The file of an image. All that shows or reads single images that a run's folder names gets them here: what that says is input.
 
     Args:
+        data: the folder or manifest of its data set.
         sample: its id.
         roots: when given, an image that lies elsewhere is refused, links followed.
 
     Raises:
         DataError: when it may not be read.
     """
-    file = image_root(run.config.data) / sample
+    file = image_root(data) / sample
     if roots:
-        check_roots(run.config.data, roots)
+        check_roots(data, roots)
         check_roots(file, roots)
     return file
 

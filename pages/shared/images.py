@@ -11,7 +11,7 @@ import streamlit as st
 from finetune_core.data.decode import thumbnail
 from finetune_core.data.threads import in_threads
 from finetune_core.errors import DataError, ImageError
-from finetune_core.evaluation.run_images import run_image
+from finetune_core.evaluation.run_images import data_image
 from finetune_core.formatting import number
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
@@ -42,9 +42,14 @@ class Picture:
 
 
 def run_picture(run: Run, sample: str, caption: str, alt: str) -> Picture:
-    """One of a run's images, unless it lies outside the folders that this server may read."""
+    """One of a run's images, as ``data_picture`` shows it."""
+    return data_picture(run.config.data, sample, caption, alt)
+
+
+def data_picture(data: str, sample: str, caption: str, alt: str) -> Picture:
+    """An image of a data set that a run's folder names, unless it lies outside the folders that this server may read."""
     try:
-        return Picture(run_image(run, sample, readable_roots()), caption, alt, sample)
+        return Picture(data_image(data, sample, readable_roots()), caption, alt, sample)
     except DataError as error:
         return Picture(error, caption, alt, sample)
 

@@ -6,6 +6,7 @@ from finetune_core import paths
 from finetune_core.data.recent import recent_sources
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.shift import compare_shift, corrupted_accuracies
+from finetune_core.evaluation.single_run.corruptions import Corrupted
 from finetune_core.evaluation.single_run.evaluate import evaluation
 from finetune_core.evaluation.single_run.robustness import measure_robustness
 from finetune_core.evaluation.single_run.shift import predict_shifted
@@ -14,12 +15,14 @@ from finetune_core.evaluation.single_run.shifted import evaluate_shifted
 from finetune_core.formatting import percent, points
 from finetune_core.runs.store import RunStore
 from finetune_core.work import finish
+from tests.earlier_robustness import write_accuracies
 from tests.pages.harness import button, labels, open_page, press, unescaped, words
 from tests.shifted import darkened
 from tests.trained import NASTY
 
 PINK = "pink <i>*x*"  # a class that no run has
 START = "Evaluate on these images"
+NOISE = Corrupted("test", "noise", 3)
 
 
 @pytest.fixture
@@ -69,6 +72,23 @@ def test_a_run_is_evaluated_on_another_data_set_and_the_drop_has_an_interval(run
     assert NASTY not in words(at)
     assert [source.path for source in recent_sources([dark.parent], 5)] == [str(dark)]
     assert at.query_params["shifted"] in (shift.fingerprint, [shift.fingerprint])
+
+
+def test_its_mistakes_are_shown_from_the_other_data_set_and_can_be_opened(runs, dark):
+    found = evaluate_shifted(runs[0], finish(predict_shifted([runs[0]], str(dark))))
+    worst = found.mistakes.iloc[0]
+    at = opened(runs[0])
+    assert f"{len(found.mistakes)} mistakes" in unescaped(at)
+    assert len(at.get("image")) == min(12, len(found.mistakes))
+    at.button(key=f"open-mistakes-{runs[0].run_id}-{found.shift.fingerprint}-{worst['id']}").click().run(timeout=300)
+    assert not at.exception
+    assert f"True class: **{found.classes[worst['label']]}**" in unescaped(at)
+    assert not at.error
+    assert "Grad-CAM" in words(at)
+    at.segmented_control(key="mistakes-by").set_value("loss").run()
+    assert not at.exception
+    (dark / found.top_losses.iloc[0]["id"]).unlink()
+    assert "no longer exists" in unescaped(at.run())
 
 
 def test_what_was_predicted_is_there_at_once_and_offered_to_other_runs(runs, dark, finished):
@@ -180,12 +200,31 @@ def test_corruptions_that_all_runs_know_are_on_the_same_axis(runs):
     at = open_page("compare", shifted="corrupted-noise-3")
     assert len(at.selectbox(key="shift_box").options) == 15
     assert "Gaussian noise, strong (0.38)" in at.selectbox(key="shift_box").options
-    found, _ = corrupted_accuracies(compare_runs(compared(runs)), ("noise", 3))
-    table = next(table.value for table in at.dataframe if "Shifted" in table.value.columns)
-    assert table["Shifted"].tolist() == [percent(one.value) for one in found]
-    assert "there is no paired verdict" in unescaped(at)
+    both = compare_shift(compared(runs), NOISE)
+    assert shifted_column(at) == [percent(arm.score.value) for arm in both.shifted.arms]
+    assert both.shifted.networks in unescaped(at)
     at.segmented_control(key="judged_by").set_value("log_loss").run()
-    assert "only accuracies are kept" in unescaped(at)
+    assert not at.exception
+    assert compare_shift(compared(runs), NOISE, "log_loss").shifted.headline in unescaped(at)
+
+
+def test_corruptions_that_an_earlier_version_measured_have_no_verdict_until_they_are_measured_anew(runs):
+    for run in runs:
+        finish(measure_robustness(run, "test"))
+    write_accuracies(runs[0])
+    at = open_page("compare", shifted="corrupted-noise-3")
+    found, _ = corrupted_accuracies(compare_runs(compared(runs)), NOISE)
+    assert shifted_column(at) == [percent(one.value) for one in found]
+    assert f"measured the robustness of {runs[0].run_id} and kept accuracies only. Measure it again" in unescaped(at)
+    at.segmented_control(key="judged_by").set_value("log_loss").run()
+    assert not at.exception
+    assert "Measure it again" in unescaped(at)
+    finish(measure_robustness(runs[0], "test"))
+    assert "Measure it again" not in unescaped(open_page("compare", shifted="corrupted-noise-3"))
+
+
+def shifted_column(at):
+    return next(table.value for table in at.dataframe if "Shifted" in table.value.columns)["Shifted"].tolist()
 
 
 def compared(runs):

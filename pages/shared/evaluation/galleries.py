@@ -6,13 +6,15 @@ import pandas as pd
 import streamlit as st
 
 from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, data_of
 from finetune_core.formatting import percent, things
 from finetune_core.runs.store import Run
 from pages.shared.evaluation.opened import open_image
-from pages.shared.images import Picture, gallery, run_picture
+from pages.shared.images import Picture, data_picture, gallery
 
 
 def mistakes(run: Run, result: Evaluation) -> None:
+    """The mistakes of an evaluation, on the run's own images or on another data set's."""
     by = st.segmented_control(
         "Order",
         ["confidence", "loss"],
@@ -23,7 +25,7 @@ def mistakes(run: Run, result: Evaluation) -> None:
         persist_state="session",
         help="Loss: how little probability the true class was given. It also ranks images that are classified correctly, but barely.",
     )
-    mark = f"{run.run_id}-{result.split}"
+    mark = f"{run.run_id}-{result.shift.fingerprint if isinstance(result, ShiftedEvaluation) else result.split}"
     if by == "loss":
         pictures(run, result, result.top_losses, f"losses-{mark}", lambda row: f"{_named(result, row)}, loss {row['loss']:.2f}")
         return
@@ -53,7 +55,7 @@ def pictures(
 
     def picture(index: int) -> Picture:
         row = rows.iloc[index]
-        return run_picture(run, row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}")
+        return data_picture(data_of(run, result), row["id"], caption(row), f"{row['id']}: {_in_words(result, row)}")
 
     st.caption("Click an image to see it large, with its probabilities and Grad-CAM.")
     opened = gallery(len(rows), picture, key=key, per_page=per_page, can_open=True)

@@ -4,7 +4,7 @@ import streamlit as st
 
 from finetune_core.evaluation.prediction.explain import Explanation, explain
 from finetune_core.evaluation.prediction.predictor import Predictor, load_predictor
-from finetune_core.evaluation.run_images import run_image
+from finetune_core.evaluation.run_images import data_image
 from finetune_core.runs.store import Run
 from finetune_core.training.predictions import predictions_changed
 from pages.shared.data.chosen import readable_roots
@@ -20,13 +20,18 @@ def predictor(run: Run) -> Predictor:
     return _predictor(run.run_id, predictions_changed(run.run_dir))
 
 
-def explanation(run: Run, sample: str, classes: tuple[int, ...], layer: str | None = None) -> Explanation:
-    """Grad-CAM of some classes over an image of the run's data set, on the output of a stage (``explain`` chooses it when None).
+def explanation(
+    run: Run, sample: str, classes: tuple[int, ...], layer: str | None = None, data: str | None = None
+) -> Explanation:
+    """Grad-CAM of some classes over an image, on the output of a stage (``explain`` chooses it when None).
+
+    Args:
+        data: its data set; the run's when None.
 
     Raises:
         FinetuneError: when the image is gone, damaged or may not be read, or the backbone or stage has no spatial feature map.
     """
-    return _explanation(run.run_id, predictions_changed(run.run_dir), sample, classes, layer)
+    return _explanation(run.run_id, predictions_changed(run.run_dir), data or run.config.data, sample, classes, layer)
 
 
 # A run that was trained on has other weights under the same name: its predictions were written anew.
@@ -36,6 +41,6 @@ def _predictor(run_id: str, changed: int) -> Predictor:
 
 
 @st.cache_data(max_entries=100, show_spinner="Computing Grad-CAM")
-def _explanation(run_id: str, changed: int, sample: str, classes: tuple[int, ...], layer: str | None) -> Explanation:
-    run = store().run(run_id)
-    return explain(predictor(run), run_image(run, sample, readable_roots()), classes, layer)
+def _explanation(run_id: str, changed: int, data: str, sample: str, classes: tuple[int, ...], layer: str | None) -> Explanation:
+    image = data_image(data, sample, readable_roots())
+    return explain(predictor(store().run(run_id)), image, classes, layer)

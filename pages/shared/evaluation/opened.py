@@ -8,8 +8,9 @@ import streamlit as st
 from finetune_core.data.decode import read_scaled
 from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.prediction.explain import Explanation
-from finetune_core.evaluation.run_images import run_image
+from finetune_core.evaluation.run_images import data_image
 from finetune_core.evaluation.single_run.metrics import Evaluation
+from finetune_core.evaluation.single_run.shifted import data_of
 from finetune_core.figures.evaluation import probability_bars
 from finetune_core.formatting import percent
 from finetune_core.runs.store import Run
@@ -30,7 +31,7 @@ def open_image(run: Run, result: Evaluation, row: pd.Series) -> None:
 def _body(run: Run, result: Evaluation, row: pd.Series) -> None:
     sample = row["id"]
     try:
-        image = read_scaled(run_image(run, sample, readable_roots()), _SIDE)
+        image = read_scaled(data_image(data_of(run, result), sample, readable_roots()), _SIDE)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return
@@ -69,10 +70,11 @@ def _grad_cam(run: Run, result: Evaluation, row: pd.Series) -> None:
     likeliest = row["probabilities"].argsort()[::-1][:2]
     classes = tuple(dict.fromkeys([int(row["label"]), int(row["predicted"]), *map(int, likeliest)]))[:2]
     try:
-        seen = explanation(run, row["id"], classes)
+        data = data_of(run, result)
+        seen = explanation(run, row["id"], classes, data=data)
         layer = _layer(run, seen)
         if layer != seen.layer:
-            seen = explanation(run, row["id"], classes, layer)
+            seen = explanation(run, row["id"], classes, layer, data)
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
         return

@@ -9,6 +9,7 @@ from finetune_core.evaluation.single_run.shifted import ShiftedEvaluation, evalu
 from finetune_core.formatting import SPLIT_WORDS, percent, points, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
+from pages.shared.evaluation.galleries import mistakes
 from pages.shared.evaluation.other_data import ask, chosen_shift, evaluate_on_other, going_on, named_apart, taken
 
 _DROP = (
@@ -53,6 +54,8 @@ def shifted_data(run: Run, result: Evaluation) -> None:
     st.markdown("**By class**, the least recalled first")
     _table(*found.class_rows(), key="shifted-classes")
     st.caption("Intervals as on the other tabs: Wilson's of accuracy and recall, percentile bootstrap of the rest.")
+    st.markdown("**Mistakes**")
+    mistakes(run, found)
 
 
 def left_out(shift: Shift, absences: str) -> None:

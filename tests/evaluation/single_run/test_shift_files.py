@@ -142,6 +142,17 @@ def test_no_link_is_followed_and_no_fifo_waited_for(stored, predicted):
     assert len(shifted_predictions(run.run_dir, fingerprint, 3)) > 0
 
 
+def test_what_an_earlier_version_kept_says_nothing_of_the_runs_before(stored):
+    run, file, fingerprint = stored
+
+    def without(said):
+        said["copies"].pop("earlier")
+        return said
+
+    with_facts(file, without)
+    assert read_shift(run, fingerprint).copies.earlier == 0
+
+
 def test_only_so_many_are_listed_and_other_names_are_none(stored, monkeypatch):
     run, file, _ = stored
     monkeypatch.setattr(shift_files, "MOST_LISTED", 3)

@@ -1,0 +1,140 @@
+"""Which images of another data set a run has been trained or validated on: its own, and those of the runs that it started from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from finetune_core.config import RunConfig
+from finetune_core.data.closeness import gray_squares
+from finetune_core.data.dataset import Dataset, assemble, look_through
+from finetune_core.data.duplicates import near_sets
+from finetune_core.data.sources import check_roots
+from finetune_core.data.splits import TRAIN, VAL
+from finetune_core.errors import FinetuneError, RunError
+from finetune_core.evaluation.single_run.other_data import OtherData
+from finetune_core.evaluation.single_run.shift_files import Copies
+from finetune_core.runs.store import Run, is_run_folder, read_run
+from finetune_core.work import Work, in_phase
+
+_MOST_EARLIER = 20  # runs in a chain
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a run knows of another data set's images: bool ``[n]`` each, of which an image is in the first that holds only.
+
+    Attributes:
+        left_out: exact copies of training images.
+        near: near-copies of training images.
+        earlier: copies, exact and near ones, of training images of the runs that it started from.
+        validation: exact copies of validation images; may be in ``near`` and ``earlier``, too.
+        problem: what could not be looked for, in words.
+        looked: whether the run's own images could be looked at.
+    """
+
+    left_out: np.ndarray
+    near: np.ndarray
+    earlier: np.ndarray
+    validation: np.ndarray
+    problem: str = ""
+    looked: bool = True
+
+    def copies(self, used: np.ndarray) -> Copies:
+        """Of the images that a run's classes leave (bool ``[n]``)."""
+        earlier = int((self.earlier & used).sum())
+        if not self.looked:
+            return Copies(None, None, None, self.problem, earlier)
+        training, near, validation = (int((one & used).sum()) for one in (self.left_out, self.near, self.validation))
+        return Copies(training, near, validation, self.problem, earlier)
+
+
+def same_images(run: Run) -> str:
+    """Equal for runs that have the same images, and started from the same run."""
+    config = run.config
+    return f"{_which(config)} {config.earlier_run}"
+
+
+def look_for_copies(run: Run, other: OtherData, roots: Sequence[Path] = ()) -> Work[Known]:
+    """Look for copies of the images that a run knows; where those cannot be looked at, that is said, and nothing is left out.
+
+    All images of the training split count, also those that a run on a share of them did not see: runs that are compared then leave
+    out the same. What the runs before it trained on is counted only, for the same reason.
+
+    Yields:
+        Steps of the phases ``index`` and ``copies``.
+    """
+    none = np.zeros(len(other.table), dtype=bool)
+    earlier, problems = yield from _of_earlier_runs(run, other, roots)
+    try:
+        own, table = yield from _images(run.config, roots)
+    except FinetuneError as error:
+        problems.insert(0, f"Copies of training images were not looked for: {error}")
+        return Known(none, none, earlier, none, " ".join(problems), looked=False)
+    exact, near = yield from _copies(own, table, other)
+    validation = other.table["content"].isin(table.loc[table["split"] == VAL, "content"]).to_numpy()
+    if own.fingerprint != run.started["fingerprint"]:
+        problems.insert(0, "The run's own images have changed since: copies of the training images of now were looked for.")
+    return Known(exact, near & ~exact, earlier & ~exact & ~near, validation & ~exact, " ".join(problems))
+
+
+def _of_earlier_runs(run: Run, other: OtherData, roots: Sequence[Path]) -> Work[tuple[np.ndarray, list[str]]]:
+    """Bool ``[n]``: copies of what the runs before this one trained on; and what could not be looked for."""
+    found, problems = np.zeros(len(other.table), dtype=bool), []
+    looked_at = {_which(run.config)}
+    for _ in range(_MOST_EARLIER):
+        if run.config.earlier_run is None:
+            break
+        try:
+            run = _before(run, roots)
+            if _which(run.config) not in looked_at:
+                looked_at.add(_which(run.config))
+                exact, near = yield from _copies(*(yield from _images(run.config, roots)), other)
+                found |= exact | near
+        except FinetuneError as error:
+            problems.append(f"Copies of the training images of the run that it started from were not looked for: {error}")
+            break
+    return found, problems
+
+
+def _before(run: Run, roots: Sequence[Path]) -> Run:
+    """The run that a run started from: among those beside it or, where a person may read all there is, wherever its settings say."""
+    named = Path(run.config.earlier_run or "")
+    beside = run.run_dir.parent / named.name
+    if is_run_folder(beside) or not roots:
+        return read_run(beside if is_run_folder(beside) else named)
+    raise RunError(f"{named.name} is not among the runs any more.")
+
+
+def _which(config: RunConfig) -> str:
+    return str((config.data, config.split_settings, config.edits))
+
+
+def _images(config: RunConfig, roots: Sequence[Path]) -> Work[tuple[Dataset, pd.DataFrame]]:
+    """A run's data set as it is now, and its table with ``thumb``."""
+    if roots:
+        check_roots(config.data, roots)
+    seen = yield from in_phase("index", look_through(config.data, roots))
+    own = assemble(config.data, seen, **config.split_settings, edits=config.edits)
+    return own, own.table.merge(seen.rows[["id", "thumb"]], on="id")
+
+
+def _copies(own: Dataset, table: pd.DataFrame, other: OtherData) -> Work[tuple[np.ndarray, np.ndarray]]:
+    """Bool ``[n]`` each: which of the other images are one of the training images; which are that, or nearly."""
+    training = table[table["split"] == TRAIN]
+    exact = other.table["content"].isin(training["content"]).to_numpy()
+    return exact, (yield from in_phase("copies", _near(training, own.root, other)))
+
+
+def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
+    count = len(training)
+    both = pd.concat([training[["thumb", "content"]], other.table[["thumb", "content"]]], ignore_index=True)
+    paths = [*(root / sample for sample in training["id"]), *other.paths]
+
+    def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
+        return gray_squares([paths[at] for at in positions], side)
+
+    sets, _ = yield from near_sets(both["thumb"], both["content"].to_numpy(np.uint64), squares)
+    return np.isin(sets[count:], sets[:count])

@@ -1,0 +1,60 @@
+"""Another data set, all of whose images a run is asked about, whatever their split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from finetune_core.data.dataset import fingerprint_of, look_through
+from finetune_core.data.edits import apply_edits, load_edits
+from finetune_core.data.sources import readable_data
+from finetune_core.data.splits import SHIFTED
+from finetune_core.errors import DataError
+from finetune_core.work import Work, in_phase
+
+
+@dataclass(frozen=True)
+class OtherData:
+    """Its readable images.
+
+    Attributes:
+        table: one row per image: ``id, class, split, content, thumb``, by id.
+        unreadable: how many files could not be read.
+    """
+
+    data: str
+    root: Path
+    table: pd.DataFrame
+    unreadable: int
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.root / sample for sample in self.table["id"]]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.table)
+
+
+def look_at(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
+    """Find the images of a data set, with the changes that were made to it.
+
+    Args:
+        data: as a person names it (``resolve_data``).
+        roots: when given, what lies elsewhere is refused, and images that do are left out.
+
+    Yields:
+        Steps of the phases ``unpack`` and ``index``.
+
+    Raises:
+        DataError: when it cannot be read, or has no image that can.
+    """
+    folder = yield from in_phase("unpack", readable_data(data, roots))
+    seen = yield from in_phase("index", look_through(folder, roots))
+    readable = seen.rows["problem"] == ""
+    table = apply_edits(seen.rows[readable], load_edits(folder)).assign(split=SHIFTED)
+    if table.empty:
+        raise DataError(f"None of the images in {folder} can be read, or all of them are excluded.")
+    table = table[["id", "class", "split", "content", "thumb"]].sort_values("id", ignore_index=True)
+    return OtherData(folder, seen.listing.root, table, int((~readable).sum()))

@@ -1,0 +1,94 @@
+"""What a run and those before it were trained on is found in another data set."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune_core.data.dataset import load_dataset
+from finetune_core.evaluation.single_run.copies import look_for_copies
+from finetune_core.evaluation.single_run.other_data import look_at
+from finetune_core.runs.store import read_run
+from finetune_core.work import finish
+from tests.shifted import copied, darkened
+
+
+@pytest.fixture
+def parent(trained_once, tmp_path):
+    return read_run(*trained_once.copied(tmp_path / "runs", "last_block"))
+
+
+@pytest.fixture(scope="module")
+def ids(trained_once):
+    table = load_dataset(trained_once.data).table
+    return {split: rows["id"].tolist() for split, rows in table.groupby("split")}
+
+
+@pytest.fixture
+def child(parent, image_folder, tmp_path):
+    """A run on other images that started from that one."""
+    data = str(image_folder(tmp_path / "own", {"red": 9, "blue": 9}))
+    config = parent.config.model_copy(update={"data": data, "from_run": str(parent.run_dir)})
+    return replace(parent, run_dir=parent.run_dir.with_name("20260101-000000-child"), config=config)
+
+
+@pytest.fixture
+def mixed(ids, trained_once, tmp_path):
+    """Darkened test images, four training images of the first run, and one that is nearly a fifth."""
+    folder = darkened(ids["test"], trained_once.data, tmp_path / "mixed")
+    copied(ids["train"][:4], trained_once.data, folder)
+    lighter = np.asarray(Image.open(trained_once.data / ids["train"][5]), dtype=float) * 0.9
+    Image.fromarray(np.uint8(lighter)).save(folder / "red" / "nearly.png")
+    return folder
+
+
+def looked(run, data, roots=()):
+    other = finish(look_at(str(data)))
+    known = finish(look_for_copies(run, other, roots))
+    return known, known.copies(np.ones(len(other.table), bool)), other.table["id"]
+
+
+def test_what_the_run_before_was_trained_on_is_counted_and_said_but_not_left_out(child, mixed, ids):
+    known, copies, names = looked(child, mixed)
+    assert set(names[known.earlier]) == {*ids["train"][:4], "red/nearly.png"}
+    assert not known.left_out.any()
+    assert (copies.training, copies.near, copies.earlier) == (0, 0, 5)
+
+
+def test_images_that_both_know_are_the_runs_own(parent, mixed):
+    same = replace(parent, config=parent.config.model_copy(update={"from_run": str(parent.run_dir)}))
+    _, copies, _ = looked(same, mixed)
+    assert (copies.training, copies.near, copies.earlier) == (4, 1, 0)
+
+
+def test_training_from_scratch_knows_nothing_of_it(child, mixed):
+    config = child.config.model_copy(update={"strategy": "from_scratch"})
+    assert looked(replace(child, config=config), mixed)[1].earlier == 0
+
+
+def test_a_run_before_that_is_gone_is_said(child, parent, mixed, ids):
+    shutil.rmtree(parent.run_dir)
+    known, copies, _ = looked(child, mixed)
+    assert not known.earlier.any()
+    assert "the run that it started from were not looked for" in copies.problem
+    assert copies.training == 0  # its own were
+
+
+def test_a_run_elsewhere_and_data_that_may_not_be_read_are_not_looked_into(child, parent, mixed, trained_once, tmp_path):
+    elsewhere = shutil.move(parent.run_dir, tmp_path / "elsewhere")
+    config = child.config.model_copy(update={"from_run": str(elsewhere)})
+    moved = replace(child, config=config)
+    assert looked(moved, mixed)[1].earlier == 5  # a person reads what they may
+    assert "is not among the runs" in looked(moved, mixed, [tmp_path])[1].problem
+    shutil.move(elsewhere, parent.run_dir)
+    copies = looked(child, mixed, [tmp_path])[1]
+    assert copies.earlier == 0
+    assert "lies outside the folders" in copies.problem
+
+
+def test_a_circle_of_runs_ends(child, parent, mixed):
+    config = parent.config.model_copy(update={"from_run": str(parent.run_dir)})
+    (parent.run_dir / "config.json").write_text(config.model_dump_json())
+    assert looked(child, mixed)[1].earlier == 5
