@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from finetune_core.errors import FinetuneError, RunError
+from finetune_core.errors import RunError
 from finetune_core.evaluation.comparison.arms import run_titles
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import measured_run
@@ -26,9 +26,7 @@ from finetune_core.figures.comparison import (
 )
 from finetune_core.figures.report import whole_report
 from finetune_core.formatting import SPLIT_WORDS, number, things
-from finetune_core.runs.design import lacking_baselines
 from finetune_core.runs.store import Run
-from finetune_core.training.strategies import BASELINE, STRATEGIES
 from pages.shared.chrome import next_step, page, plain
 from pages.shared.configure import form, settings
 from pages.shared.configure.comparison_form import start_form
@@ -38,7 +36,7 @@ from pages.shared.evaluation.claims import CLAIM_LOOKS, claim_badge
 from pages.shared.evaluation.diagnostics import disagreements, what_moved
 from pages.shared.evaluation.next_experiment import draw_next
 from pages.shared.evaluation.shift_axis import distribution_shift
-from pages.shared.runs.backend import store, submit
+from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.picker import choose_runs
@@ -152,10 +150,8 @@ def verdict(comparison: Comparison) -> None:
             )
             title = plain(comparison.arms[one.arm].title)
             st.markdown(f":{color}-badge[{icon} {arm_verdict_words(one)}] **{title}**: {plain(one.words)}.")
-        with st.container():  # always there, so that nothing below is drawn anew
-            if comparison.baseline:
-                st.markdown(f":material/flag: {plain(comparison.baseline)}")
-            offer_baseline([run for arm in comparison.arms for run in arm.runs])
+        if comparison.baseline:
+            st.markdown(f":material/flag: {plain(comparison.baseline)}")
         for contradiction in comparison.published:
             st.markdown(f":material/history_edu: {plain(contradiction)}")
         if comparison.networks:
@@ -171,29 +167,6 @@ def verdict(comparison: Comparison) -> None:
     if comparison.differing:
         names = ", ".join(form.label(name).lower() for name in comparison.differing)
         st.caption(f"Besides the strategy, these settings differ: {names}.")
-
-
-def offer_baseline(runs: list[Run]) -> None:
-    """The button that fits the linear probes that these runs lack, and compares with them."""
-    if not (lacking := lacking_baselines([run.config for run in runs])):
-        return
-    pressed = st.button(
-        "Fit the linear probe as the baseline",
-        icon=":material/flag:",
-        type="tertiary",
-        key="fit_baseline",
-        help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained over it.",
-    )
-    if not pressed:
-        return
-    try:
-        with st.spinner("Queueing"):
-            queued = [submit(config) for config in lacking]
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
-        return
-    remember([*(run.run_id for run in runs), *queued])
-    st.rerun()
 
 
 def table(columns: list[str], rows: list[list[str]], key: str) -> None:
@@ -359,7 +332,9 @@ def judged_together(runs: list[Run]) -> None:
     costs(comparison)
     shift = distribution_shift(comparison)
     with sharing:
-        draw_next(comparison, shift)
+        if fitted := draw_next(comparison, shift):
+            remember([*(run.run_id for arm in comparison.arms for run in arm.runs), *fitted])
+            st.rerun()
         share(comparison, shift)
     shapes(comparison)
     curves(comparison)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from finetune_core.commands.compare import designed, train_all
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.disagree import disagreement
-from finetune_core.runs.store import RunStore
+from finetune_core.runs.store import RunStore, read_run
+from tests.answers import answer_rightly
+from tests.documents import missing_in_reference
 
 FAST = ("--epochs", 1, "--batch-size", 16, "--image-size", 32, "--lr", 0.003, "--precision", "fp32")
 CLAIM = {"difference", "ci_low", "ci_high", "p", "holm_p", "different", "smallest_seen", "verdict"}
@@ -53,6 +56,28 @@ def test_strategies_by_seeds_are_trained_and_compared(compared):
         assert result["pairs"][0][claim]["difference"] == pytest.approx(result["pairs"][0]["difference"])
         assert result[claim] in result["verdict"]
     assert (result["failed"], result["stopped"]) == ([], False)
+
+
+def test_the_next_experiment_is_told_with_its_forecast(compared):
+    *_, result = compared
+    following = result["next"]
+    assert (following["kind"], following["inferred"]) == ("baseline", False)
+    assert [(one["strategy"], one["seed"]) for one in following["runs"]] == [("linear_probe", 0), ("linear_probe", 1)]
+    assert "no linear probe beside it" in following["reason"]
+    assert following["forecast"]["seconds"] > 0  # timed after training
+    assert not missing_in_reference({*result, *following, *following["runs"][0], *following["forecast"]})
+
+
+def test_what_contradicts_a_published_ordering_is_told_with_its_source(compared, tmp_path):
+    runs = [read_run(shutil.copytree(run["run_dir"], tmp_path / run["run_id"])) for run in compared[3]["runs"]]
+    for run in runs:
+        answer_rightly(run, run.config.strategy == "feature_extraction")
+    folders = [run.run_dir for run in runs]
+    (told,) = json.loads(thaw("compare", *folders, "--json").stdout)["published"]
+    assert told.startswith("“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014)")
+    printed = " ".join(thaw("compare", *folders).stdout.split())
+    assert told in printed
+    assert "Next experiment: fit a linear probe as the baseline." in printed
 
 
 def test_the_report_holds_the_verdict_and_what_the_networks_looked_at_where_they_disagree(compared):

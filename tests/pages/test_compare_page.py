@@ -16,6 +16,7 @@ from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import RunStore
 from pages.shared.runs.backend import worker
+from tests.answers import answer_rightly
 from tests.deadline import wait_until
 from tests.pages.harness import ANN, BEN, button, open_page, unescaped
 
@@ -45,6 +46,14 @@ def four_runs(trained):
 def readable(trained, monkeypatch):
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained[0].parent))
     return trained[0]
+
+
+def test_a_published_ordering_that_a_verdict_contradicts_is_named_with_its_source(four_runs):
+    for run in four_runs:
+        answer_rightly(run, run.config.strategy == "feature_extraction")
+    comparison = compare_runs(four_runs)
+    said = "“Last block” is said to beat “Feature extraction” (Yosinski et al. 2014)"
+    assert f"{said}; on these {comparison.images} images it is 100.0 points worse" in unescaped(open_page("compare"))
 
 
 def test_runs_get_a_verdict_their_numbers_and_their_figures(four_runs):

@@ -11,11 +11,16 @@ from finetune_core.data.recent import remember
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.layer_diagnostics import Layers, StageMove
 from finetune_core.evaluation.comparison.next_experiment import evidence_of, forecast_in_words, forecast_of, next_experiment
+from finetune_core.evaluation.single_run.shift import predict_shifted
 from finetune_core.inspection.learned import Probe
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
+from finetune_core.training.predictions import load_predictions
 from finetune_core.training.speed_book import SpeedBook
+from finetune_core.work import finish
+from tests.answers import answer_rightly
 from tests.pages.harness import labels, open_page, press, unescaped
+from tests.shifted import darkened
 from tests.trained import QUICK
 
 FILL_IN = "Fill in on Configure"
@@ -42,18 +47,45 @@ def probe(data):
     return RunStore(paths.runs_dir()).runs()[0]
 
 
-def test_a_baseline_that_is_missing_is_filled_in_on_configure_and_nothing_starts(trained, data):
+def test_a_baseline_that_is_missing_is_offered_once(trained, data):
     found = next_experiment(evidence_of(compare_runs(trained)))
     at = open_page("compare")
     text = unescaped(at)
     assert "Fit a linear probe as the baseline" in text
     assert found.reason in text
+    assert labels(at).count("Fit the linear probe as the baseline") == 1
+    assert FILL_IN not in labels(at)
+
+
+@pytest.fixture
+def distorting(probe, data, tmp_path):
+    """A linear probe and a run of Last block, made to answer as if training had paid on its own images only; and the other data."""
+    config = make_config(QUICK | {"data": str(data), "strategy": "last_block"})
+    list(execute(create_run(config, paths.runs_dir())))
+    runs = RunStore(paths.runs_dir()).runs()
+    tested = load_predictions(probe.run_dir)
+    tested = tested.loc[tested["split"] == "test", "id"]
+    other = darkened(tested, data, tmp_path / "dark")
+    for run in runs:
+        answer_rightly(run, run.config.strategy == "last_block")
+    fingerprint = finish(predict_shifted(runs, str(other)))
+    for run in runs:
+        answer_rightly(run, run.config.strategy == "linear_probe", fingerprint)
+    return runs
+
+
+def test_where_training_lost_what_frozen_features_have_on_shifted_images_lp_ft_is_filled_in(distorting, data):
+    at = open_page("compare")
+    text = unescaped(at)
+    assert "Train “Linear probe, then full (LP-FT)”" in text
+    assert "beats “Linear probe” by 100.0 points" in text
+    assert "points (100.0 to 100.0) worse on" in text
     press(at, FILL_IN)
     assert at.title[0].value == "Configure"
-    assert at.session_state["form_strategy"] == "linear_probe"
+    assert at.session_state["form_strategy"] == "linear_probe_then_full"
     assert at.session_state["form_image_size"] == QUICK["image_size"]
     assert at.session_state["data_path"][1] == str(data)
-    assert len(RunStore(paths.runs_dir()).runs()) == len(trained)
+    assert len(RunStore(paths.runs_dir()).runs()) == len(distorting)
 
 
 def falling(run):

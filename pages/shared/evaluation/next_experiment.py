@@ -1,6 +1,7 @@
-"""The box on Compare that names the next experiment, and opens Configure with it filled in."""
+"""The box on Compare that names the next experiment, and opens Configure with it filled in; a missing baseline is fitted from here."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 
 import streamlit as st
@@ -19,20 +20,24 @@ from finetune_core.evaluation.comparison.next_experiment import (
 )
 from finetune_core.evaluation.comparison.shift import ShiftComparison
 from finetune_core.training.speed_book import SpeedBook
+from finetune_core.training.strategies import BASELINE, STRATEGIES
 from finetune_core.training.timing import calibrate
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
 from pages.shared.jobs import begin, outcome
 from pages.shared.runs.again import differs_now, use_settings
-from pages.shared.runs.backend import why_not_timed
+from pages.shared.runs.backend import submit, why_not_timed
 
 
-def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> None:
-    """Draw it, with its reason and its forecast; nothing is started from here.
+def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> list[str]:
+    """Draw it, with its reason and its forecast. Nothing is started from here but a linear probe, which has nothing to be set.
 
     Args:
-        shift: the same runs on the data set that is chosen on the page.
+        shift: the same runs on the other images that are chosen on the page.
+
+    Returns:
+        The ids of the linear probes that were queued at a press just now.
     """
     evidence = evidence_of(comparison, shift.shifted if shift else None)
     experiment = next_experiment(evidence)
@@ -40,22 +45,42 @@ def draw_next(comparison: Comparison, shift: ShiftComparison | None) -> None:
         st.markdown("**Next experiment**", help=HELP)
         if experiment is None:
             st.markdown(_nothing(measured=any(evidence.layers)))
-            return
+            return []
         what = experiment.what[0].upper() + experiment.what[1:]
         st.markdown(f":material/science: **{plain(what)}**. {plain(experiment.reason)}")
         if experiment.inferred:
             st.caption("Inferred from features and gradients, not measured: confirm it with a comparison.")
         if experiment.configs:
             _forecast(experiment)
+            if experiment.kind == "baseline":
+                return _fit(experiment.configs)
             _fill_in(experiment.configs[0])
             if changed := differs_now(comparison.arms[0].runs[0]):
                 st.caption(plain(changed))
+    return []
 
 
 def _nothing(*, measured: bool) -> str:
     if measured:
         return "None stands out: neither the verdicts nor the layer diagnostics ask for one."
     return "None stands out from the verdicts. The layer diagnostics below, once measured, say whether to thaw another stage."
+
+
+def _fit(configs: Sequence[RunConfig]) -> list[str]:
+    pressed = st.button(
+        "Fit the linear probe as the baseline",
+        icon=":material/flag:",
+        key="fit_baseline",
+        help=f"{STRATEGIES[BASELINE].help} The verdict then says what training gained over it.",
+    )
+    with st.container():  # always there, so that nothing below is drawn anew
+        if pressed:
+            try:
+                with st.spinner("Queueing"):
+                    return [submit(config) for config in configs]
+            except FinetuneError as error:
+                st.error(plain(str(error)), icon=":material/error:")
+    return []
 
 
 def _fill_in(config: RunConfig) -> None:
