@@ -20,6 +20,8 @@ from finetune_core.commands.options import (
     AsIs,
     AsJson,
     Data,
+    Executor,
+    RayAddress,
     RunFolder,
     RunsDir,
     refused_in_words,
@@ -177,30 +179,35 @@ def train(
         ),
     ] = False,
     as_is: AsIs = False,
+    executor: Executor = "here",
+    ray_address: RayAddress = None,
     runs_dir: RunsDir = None,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
     from finetune_core.commands.input import settings_in_file
     from finetune_core.commands.train import asked_for, begun, train_to_the_end
+    from finetune_core.runs.executors import executor_of
 
     with refused_in_words():
         earlier = settings_in_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
-        reservation = begun(wanted, runs_dir or paths.runs_dir())
-    train_to_the_end(reservation, as_json)
+        with executor_of(executor, ray_address) as trainer:
+            reservation = begun(wanted, runs_dir or paths.runs_dir(), elsewhere=trainer.elsewhere)
+            train_to_the_end(reservation, as_json, trainer)
 
 
 @app.command()
-def resume(run_dir: RunFolder, as_json: AsJson = False) -> None:
+def resume(run_dir: RunFolder, executor: Executor = "here", ray_address: RayAddress = None, as_json: AsJson = False) -> None:
     """Resume a run that was stopped, failed, or was interrupted, from its last checkpoint."""
     from finetune_core.commands.runs import opened
     from finetune_core.commands.train import train_to_the_end
+    from finetune_core.runs.executors import executor_of
     from finetune_core.runs.record import reopen_run
 
-    with refused_in_words():
-        reservation = reopen_run(opened(run_dir).run_dir)
-    train_to_the_end(reservation, as_json)
+    with refused_in_words(), executor_of(executor, ray_address) as trainer:
+        reservation = reopen_run(opened(run_dir).run_dir, elsewhere=trainer.elsewhere)
+        train_to_the_end(reservation, as_json, trainer)
 
 
 @app.command()
@@ -306,6 +313,8 @@ def compare(
     report: Annotated[Path | None, typer.Option(help="Write the comparison to this HTML file.")] = None,
     config: Annotated[Path | None, typer.Option(help="The config.json of a run, for all other settings.")] = None,
     as_is: AsIs = False,
+    executor: Executor = "here",
+    ray_address: RayAddress = None,
     runs_dir: Annotated[Path | None, typer.Option(help="The folder in which the runs' folders are created.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -318,15 +327,15 @@ def compare(
         print_comparison,
         print_next,
         print_shifted,
-        said_of_training,
-        train_all,
         write_report,
     )
     from finetune_core.commands.input import resolved
     from finetune_core.commands.runs import opened
+    from finetune_core.commands.train_all import said_of_training, train_all
     from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
     from finetune_core.evaluation.comparison.next_experiment import experiment_json
+    from finetune_core.runs.executors import executor_of
     from finetune_core.runs.store import is_run_folder, run_folder
 
     trained = None
@@ -339,10 +348,14 @@ def compare(
         else:
             if len(targets) > 1:
                 raise ConfigError({"data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"})
-            configs = designed(settings, targets[0], config, as_is=as_is, baseline=baseline)
-            trained = train_all(
-                found_rates(configs) if find_rates else configs, (runs_dir or paths.runs_dir()).resolve(), reuse=reuse
-            )
+            with executor_of(executor, ray_address) as trainer:
+                configs = designed(settings, targets[0], config, as_is=as_is, baseline=baseline, elsewhere=trainer.elsewhere)
+                trained = train_all(
+                    found_rates(configs) if find_rates else configs,
+                    (runs_dir or paths.runs_dir()).resolve(),
+                    reuse=reuse,
+                    executor=trainer,
+                )
             said_of_training(trained, len(configs))
             runs = trained.runs
         if trained and not runs:

@@ -1,4 +1,4 @@
-"""Where Thaw keeps what it writes: its checkout, or the folder that THAW_HOME names."""
+"""Where Thaw keeps what it writes: its checkout, or the folder that THAW_HOME names; what only saves time, also where THAW_CACHE_DIR says."""
 
 import os
 from pathlib import Path
@@ -14,15 +14,30 @@ def home() -> Path:
     Raises:
         FinetuneError: when THAW_HOME names what cannot be a folder.
     """
-    if named := os.environ.get("THAW_HOME"):
-        try:
-            folder = Path(named).expanduser().resolve()
-            folder.exists()
-        except (OSError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "there is no such person here"
-            raise FinetuneError(f"THAW_HOME cannot be {named}: {reason}. Set it to a folder that can be written.") from None
-        return folder
-    return APP.parent if APP.is_file() else Path.home() / ".thaw"
+    return _named("THAW_HOME") or (APP.parent if APP.is_file() else Path.home() / ".thaw")
+
+
+def cache_dir() -> Path:
+    """Where activations and decoded images go that do not fit into memory: ``THAW_CACHE_DIR``, a folder on a disk of this machine where
+    THAW_HOME is not; else ``cache`` in ``home``.
+
+    Raises:
+        FinetuneError: when a variable names what cannot be a folder.
+    """
+    return _named("THAW_CACHE_DIR") or home() / "cache"
+
+
+def _named(variable: str) -> Path | None:
+    named = os.environ.get(variable)
+    if not named:
+        return None
+    try:
+        folder = Path(named).expanduser().resolve()
+        folder.exists()
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such person here"
+        raise FinetuneError(f"{variable} cannot be {named}: {reason}. Set it to a folder that can be written.") from None
+    return folder
 
 
 def runs_dir() -> Path:

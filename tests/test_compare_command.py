@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
-from finetune_core.commands.compare import designed, train_all
+from finetune_core.commands.compare import designed
+from finetune_core.commands.train_all import train_all
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.comparison.disagree import disagreement

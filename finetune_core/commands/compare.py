@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from finetune_core.commands.input import integers, kept_split, names, rates, res
 from finetune_core.commands.options import COMPARED
 from finetune_core.commands.runs import at_own_size, followed_by, with_descriptions, with_weights
 from finetune_core.commands.terminal import err, out, plain_table, progress_bar, show_work
-from finetune_core.commands.train import trained
 from finetune_core.config import RunConfig, make_config
 from finetune_core.config.run_config import FITTED
 from finetune_core.data.dataset import index_dataset
@@ -36,32 +34,16 @@ from finetune_core.files import write_bytes
 from finetune_core.formatting import things
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.design import by_arm, design, with_rates
-from finetune_core.runs.record import create_run
-from finetune_core.runs.store import Run, RunStore
+from finetune_core.runs.store import Run
 from finetune_core.training.forecast import Forecast
 from finetune_core.training.lr_finder import find_rate
-from finetune_core.training.prepare import check_config
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, epochs_of
 from finetune_core.training.timing import calibrate
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What became of the runs of a comparison.
-
-    Attributes:
-        failed: one object per run that broke: ``run_dir, seed, problem``.
-        stopped: whether somebody stopped it before all had trained.
-    """
-
-    runs: list[Run]
-    failed: list[dict[str, str | int]]
-    stopped: bool
-
-
 def designed(
-    given: Mapping[str, str], data: str, config: Path | None, *, as_is: bool, baseline: bool = False
+    given: Mapping[str, str], data: str, config: Path | None, *, as_is: bool, baseline: bool = False, elsewhere: bool = False
 ) -> list[RunConfig]:
     """The runs of a comparison, once the weights that they begin with are here.
 
@@ -69,6 +51,7 @@ def designed(
         given: settings as they were typed; several values where they are what is compared.
         config: that of a run, for all other settings.
         baseline: compare with a linear probe, too.
+        elsewhere: they may train on other machines, with other devices.
 
     Raises:
         FinetuneError: when they cannot be used, or data or weights cannot be had.
@@ -108,7 +91,7 @@ def designed(
         backbones,
         shares("train_fraction", compared["train_fraction"]),
     )
-    with_weights(configs)
+    with_weights(configs, elsewhere=elsewhere)
     return configs
 
 
@@ -123,40 +106,6 @@ def found_rates(configs: Sequence[RunConfig]) -> list[RunConfig]:
         rate = f"{rates[arm]:g}" if rates[arm] else f"none found, {some[0].learning_rate:g} stays"
         err.print(f"{some[0].backbone}, {some[0].strategy}: learning rate {rate}")
     return with_rates(configs, rates)
-
-
-def train_all(configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool) -> Trained:
-    """Train one run after the other. One that breaks does not keep the others from training; Ctrl-C ends with the run it stops.
-
-    Args:
-        reuse: take finished runs with the same settings from ``runs_dir``.
-
-    Raises:
-        ConfigError, RunError: when a config cannot work or nothing can be written; then nothing is trained.
-    """
-    for config in configs:
-        check_config(config)
-    store = RunStore(runs_dir)
-    there = {run.config.model_dump_json(): run for run in store.runs() if run.status == "finished"} if reuse else {}
-    runs: list[Run] = []
-    failed: list[dict[str, str | int]] = []
-    for number, config in enumerate(configs, 1):
-        err.print(f"Run {number} of {len(configs)}: {config.strategy}, seed {config.seed}")
-        if found := there.get(config.model_dump_json()):
-            err.print(escape(f"Trained before: {found.run_id}"))
-            runs.append(found)
-            continue
-        reservation = create_run(config, runs_dir)
-        try:
-            run = trained(reservation)
-        except FinetuneError as error:
-            err.print(escape(str(error)))
-            failed.append({"run_dir": str(reservation.run_dir), "seed": config.seed, "problem": str(error)})
-            continue
-        if run.status != "finished":
-            return Trained(runs, failed, stopped=True)
-        runs.append(run)
-    return Trained(runs, failed, stopped=False)
 
 
 def print_verdict(comparison: Comparison) -> None:
@@ -252,11 +201,3 @@ def write_report(comparison: Comparison, file: Path, shift: ShiftComparison | No
     except OSError as error:
         raise RunError(f"The report cannot be written to {file}: {error}.") from None
     err.print(escape(f"The report is in {file}."))
-
-
-def said_of_training(done: Trained, wanted: int) -> None:
-    """On stderr: what did not train."""
-    if done.stopped:
-        err.print(f"Stopped: {things(len(done.runs), 'run')} of {wanted} trained to the end; --reuse goes on from there.")
-    if done.failed:
-        err.print(f"{things(len(done.failed), 'run')} of {wanted} failed; the others are compared.")

@@ -30,6 +30,22 @@ AsIs = Annotated[
 ]
 Data = Annotated[str, typer.Argument(help=DATA_HELP)]
 RunsDir = Annotated[Path | None, typer.Option(help="The folder in which the run's folder is created.")]
+Executor = Annotated[
+    str,
+    typer.Option(
+        "--executor",
+        metavar="NAME",
+        help="Who trains: here, this process; or ray, tasks of Ray on this machine's devices or a cluster's (needs ray>=2.60).",
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="The head of a Ray cluster, for --executor ray; without one, a Ray of this machine's own is started.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 Command = Callable[..., Any]
@@ -50,7 +66,7 @@ COMPARED = {
 ADVISED = ("backbone", *names_in(TRAINING, HARDWARE, SPLIT))
 
 _ARGUMENTS = {"data": "DATA", "averaged": "RUN_DIR"}  # fields that no option gives
-_LAST = ("runs_dir", "as_json")  # options of a command that its help shows after the settings
+_LAST = ("executor", "ray_address", "runs_dir", "as_json")  # options of a command that its help shows after the settings
 
 
 def takes_settings(names: Iterable[str], several: Mapping[str, str] = MappingProxyType({})) -> Callable[[Command], Command]:

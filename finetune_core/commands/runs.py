@@ -51,15 +51,18 @@ def followed_by(named: Run | str | os.PathLike[str], backbones: Sequence[str] = 
     return {"from_run": str(run.run_dir), "weights": PRETRAINED, "backbone": own} | run.config.input_settings
 
 
-def with_weights(configs: Sequence[RunConfig]) -> None:
+def with_weights(configs: Sequence[RunConfig], *, elsewhere: bool = False) -> None:
     """Download the pretrained weights that runs begin with, before any of them is made.
+
+    Args:
+        elsewhere: they may train on other machines, with other devices.
 
     Raises:
         ConfigError: when one cannot work at all.
         WeightsError: when they cannot be had.
     """
     for config in configs:
-        check_config(config)
+        check_config(config, elsewhere=elsewhere)
     if missing := missing_weights(configs):
         err.print(f"Downloading the pretrained weights of {', '.join(info.name for info in missing)} first")
         with progress_bar() as bar:

@@ -5,10 +5,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -20,7 +19,6 @@ from rich.text import Text
 from finetune_core.commands.notebook import NotebookProgress
 from finetune_core.formatting import PHASE_WORDS, duration, percent, things
 from finetune_core.runs.log import arithmetic, lineage_in_words, live_numbers, log_line, overflow
-from finetune_core.runs.stop_request import request_stop
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
 
@@ -137,7 +135,8 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
             case events.Progress(phase, done, total):
                 bar.update(task(PHASE_WORDS[phase], total), completed=done, visible=done != total)
             case (
-                events.ImagesSkipped()
+                events.RunPlaced()
+                | events.ImagesSkipped()
                 | events.ImagesLost()
                 | events.MemoryShort()
                 | events.HeadFitted()
@@ -172,8 +171,8 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
 
 
 @contextmanager
-def interrupts_stop(run_dir: Path) -> Iterator[None]:
-    """Ctrl-C asks the run to stop; a second one breaks off. Signals reach the main thread only: elsewhere nothing changes."""
+def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C calls ``stop``; a second one breaks off. Signals reach the main thread only: elsewhere nothing changes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -181,7 +180,7 @@ def interrupts_stop(run_dir: Path) -> Iterator[None]:
     def on_interrupt(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
         err.print("Stopping after this step; Ctrl-C again breaks off.")
-        request_stop(run_dir)
+        stop()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

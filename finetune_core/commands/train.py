@@ -1,6 +1,8 @@
 """What the ``train`` and ``resume`` commands do: put the settings together, and see a run through to its end."""
 
 from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,9 @@ from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
-from finetune_core.runs.record import Reservation, create_run, execute
+from finetune_core.runs.executors import Executor, InProcess
+from finetune_core.runs.record import Reservation, create_run
+from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, RunStore, summary
 from finetune_core.training.hyperrule import rule_of
 from finetune_core.work import in_phase
@@ -69,35 +73,42 @@ def asked_for(
     return config if at_given_size else at_own_size(config)
 
 
-def begun(config: RunConfig, runs_dir: Path) -> Reservation:
+def begun(config: RunConfig, runs_dir: Path, *, elsewhere: bool = False) -> Reservation:
     """The run, reserved, once the weights that it begins with are here.
+
+    Args:
+        elsewhere: as for ``create_run``.
 
     Raises:
         FinetuneError: when they cannot be had, or the folder cannot be written.
     """
-    with_weights([config])
-    return create_run(config, runs_dir.resolve())
+    with_weights([config], elsewhere=elsewhere)
+    return create_run(config, runs_dir.resolve(), elsewhere=elsewhere)
 
 
-def trained(reservation: Reservation) -> Run:
+def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
     """Train a run to its end, or until Ctrl-C stops it.
+
+    Args:
+        executor: who trains it; this process, unless another one is given.
 
     Raises:
         FinetuneError: as ``execute`` does.
     """
+    stop = partial(request_stop, reservation.run_dir)
     try:
-        with interrupts_stop(reservation.run_dir), progress_bar() as bar:
-            show_training(bar, execute(reservation))
+        with interrupts_stop(stop), progress_bar() as bar, closing((executor or InProcess()).execute(reservation)) as events:
+            show_training(bar, events)
     finally:
         if warning := report_to_mlflow(reservation.run_dir):
             err.print(escape(warning))
     return RunStore(reservation.run_dir.parent).read(reservation.run_dir)
 
 
-def train_to_the_end(reservation: Reservation, as_json: bool) -> None:
+def train_to_the_end(reservation: Reservation, as_json: bool, executor: Executor | None = None) -> None:
     """Train, and print what came of it; status 1 where that is no finished run."""
     with refused_in_words():
-        run = trained(reservation)
+        run = trained(reservation, executor)
     result = summary(run)
     if as_json:
         print_json(result)

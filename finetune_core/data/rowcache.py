@@ -145,10 +145,14 @@ class Lookup:
 
 
 class RowCache:
-    """The process's tables and their budgets."""
+    """The process's tables and their budgets.
+
+    Attributes:
+        shared: whether other processes of this machine will want the same rows: then they go to disk first.
+    """
 
     def __init__(self, folder: Callable[[], Path]) -> None:
-        self._folder = folder
+        self._folder, self.shared = folder, False
         self._tables: OrderedDict[str, Table] = OrderedDict()
         self._alive: WeakSet[Block] = WeakSet()
         self._lock = RLock()
@@ -176,15 +180,24 @@ class RowCache:
 
     def place_for(self, needed: int, keep: str) -> Where | None:
         """Where ``needed`` bytes may go, after making room there; ``keep`` is the table that must stay. None: nowhere."""
+        rooms: list[tuple[Where, Callable[[], bool]]] = [
+            ("memory", lambda: self._room_in_memory(needed, keep)),
+            ("disk", lambda: self._room_on_disk(needed)),
+        ]
+        return next((where for where, has_room in (reversed(rooms) if self.shared else rooms) if has_room()), None)
+
+    def _room_in_memory(self, needed: int, keep: str) -> bool:
         budget = self._memory_budget()
-        if needed <= budget:
-            self._evict(needed, keep, budget)
-            if self.held() + needed <= budget:
-                return "memory"
-        if needed <= self._disk_budget():
-            self._evict_files(self._disk_budget() - needed)
-            return "disk"
-        return None
+        if needed > budget:
+            return False
+        self._evict(needed, keep, budget)
+        return self.held() + needed <= budget
+
+    def _room_on_disk(self, needed: int) -> bool:
+        if needed > self._disk_budget():
+            return False
+        self._evict_files(self._disk_budget() - needed)
+        return True
 
     def fill(self, name: str, keys: np.ndarray, batches: Iterator[tuple[np.ndarray, torch.Tensor]]) -> Work[Where | None]:
         """Add rows to a table: ``batches`` yields (positions in ``keys``, rows) until all that can be computed are.
@@ -429,4 +442,4 @@ def _delete_leftovers(folder: Path) -> None:
                 file.unlink()
 
 
-CACHE = RowCache(lambda: paths.home() / "cache")
+CACHE = RowCache(paths.cache_dir)

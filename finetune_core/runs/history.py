@@ -15,6 +15,7 @@ _MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED, _MOST_NOTABLE = 3000, 100, 1000, 200
 _NOTABLE = {
     "RunStarted",
     "RunResumed",
+    "RunPlaced",
     "EpochEnded",
     "HeadFitted",
     "WeightsAveraged",
@@ -23,7 +24,7 @@ _NOTABLE = {
     "ImagesLost",
     "MemoryShort",
 } | _ENDS
-_BEFORE_START = {"Progress", "RunStarted", "RunReopened", "ImagesSkipped", "RunStopped", "RunFailed"}
+_BEFORE_START = {"Progress", "RunStarted", "RunReopened", "RunPlaced", "ImagesSkipped", "RunStopped", "RunFailed"}
 
 
 @dataclass
@@ -41,6 +42,7 @@ class History:
         measured: StepEnded rows with the values of each stage, the older ones thinned out.
         skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
         notable: what a log reports, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
+        places: RunPlaced rows: the machines that it was on, the latest last.
         reopened: whether it was reopened and has not gone on yet.
         end: the RunFinished, RunStopped or RunFailed row; None before the end.
     """
@@ -59,6 +61,7 @@ class History:
     short: Row | None = None
     notable: list[Row] = field(default_factory=list)
     end: Row | None = None
+    places: list[Row] = field(default_factory=list)
     reopened: bool = False
     _lines: EventLines = field(init=False, repr=False)
     _orphans: int = 0
@@ -143,6 +146,8 @@ class History:
             self.started, self.fitted, self.averaged = row, None, None
         elif kind == "RunReopened":
             self.end = None
+        elif kind == "RunPlaced":
+            self.places.append(row)
         elif kind == "RunResumed":
             position = (row["epoch"], row["step"])
             self.steps = [step for step in self.steps if (step["epoch"], step["step"]) <= position]
@@ -190,6 +195,12 @@ class History:
     def waits_for_device(self) -> bool:
         """Whether the last that was said is that another program trains on the device."""
         return self.progress is not None and self.progress["phase"] == WAITING
+
+    @property
+    def where(self) -> str:
+        """The device that it trains on, and of which machine where a task trains it; empty before it is known."""
+        host = self.places[-1]["host"] if self.places else ""
+        return ", ".join(filter(None, (host, self.started["device_label"] if self.started else "")))
 
     @property
     def fraction(self) -> float:

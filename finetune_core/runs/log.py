@@ -39,6 +39,9 @@ def log_line(row: Row) -> str:
             return f"{PHASE_WORDS[row['phase']]}."
         case "RunStarted":
             return f"{lineage_in_words(row)} {_started(row)}".strip()
+        case "RunPlaced":
+            gone = row["moved_from"]
+            return f"Moved to {row['host']}: the process on {gone} that trained it is gone." if gone else f"On {row['host']}."
         case "RunResumed":
             return f"Resuming after {things(row['step'], 'step')} of epoch {row['epoch']}."
         case "ImagesSkipped":

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from filelock import FileLock
 
@@ -28,7 +28,8 @@ from finetune_core.files import (
     write_bytes,
 )
 from finetune_core.runs.about import About, write_about
-from finetune_core.runs.locks import LOCK_FILE, acquire_lock, not_written
+from finetune_core.runs.locks import LOCK_FILE, RunLock, acquire_lock, not_written
+from finetune_core.runs.ownership import TakenOver
 from finetune_core.runs.stop_request import PAUSE, STOP_FILE, requested_stop
 from finetune_core.runs.turns import in_turn
 from finetune_core.training.checkpoints import BEST, LAST, START, checkpoint_path
@@ -55,13 +56,27 @@ EVENTS_FILE = "events.jsonl"
 _SAVED = (PREDICTIONS_FILE, PREDICTION_HISTORY_FILE)  # by whoever trains, beside the checkpoints
 
 
+class Held(Protocol):
+    """A run that this process has: see ``locks.RunLock``."""
+
+    def check(self) -> None: ...
+
+    def release(self) -> None: ...
+
+
 @dataclass(frozen=True)
 class Reservation:
-    """A run folder that this process has locked, so that everyone can see that it is queued or running here."""
+    """A run folder that this process has, so that everyone can see that it is queued or running here.
+
+    Attributes:
+        lock: what says so.
+        has_device: whether somebody else sees to it that nothing else uses its device.
+    """
 
     run_dir: Path
-    lock: FileLock
+    lock: Held
     resume: bool = False
+    has_device: bool = False
 
 
 _LAST_LINES = 2**16  # bytes
@@ -70,18 +85,19 @@ _LONGEST_NAME = 80
 _NAMES_TRIED = 10
 
 
-def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservation:
+def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere: bool = False) -> Reservation:
     """Make the folder of a new run, with its config, and lock it.
 
     Args:
         owner: who asked for it, where people sign in.
+        elsewhere: it may train on another machine, with other devices.
 
     Raises:
         ConfigError: when the config cannot work; then there is no folder.
         RunError: when nothing can be written there, or what it is to start from, or to average, is damaged.
         WeightsError: when weights that an earlier run started from are not on this machine.
     """
-    check_config(config)
+    check_config(config, elsewhere=elsewhere)
     if printable(str(runs_dir)) != str(runs_dir):
         raise RunError(
             f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. Choose another folder."
@@ -103,7 +119,7 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "") -> Reservatio
         if isinstance(error, OSError):
             raise _no_room(runs_dir, error) from None
         raise
-    return Reservation(run_dir, lock)
+    return Reservation(run_dir, RunLock(lock))
 
 
 def _as_file_name(backbone: str) -> str:
@@ -126,8 +142,11 @@ def _no_room(runs_dir: Path, error: OSError) -> RunError:
     return RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.")
 
 
-def reopen_run(run_dir: Path) -> Reservation:
+def reopen_run(run_dir: Path, *, elsewhere: bool = False) -> Reservation:
     """Lock a run that had ended, or was cut off, so that it can go on.
+
+    Args:
+        elsewhere: as for ``create_run``.
 
     Raises:
         ConfigError: when it cannot work any more: its data or its device are gone.
@@ -135,22 +154,22 @@ def reopen_run(run_dir: Path) -> Reservation:
     """
     if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
-    check_config(make_config(read_config(run_dir / CONFIG_FILE)), run_dir)
+    check_config(make_config(read_config(run_dir / CONFIG_FILE)), run_dir, elsewhere=elsewhere)
     lock = acquire_lock(run_dir)
     try:
         if _is_finished(run_dir):
-            lock.release(force=True)
+            lock.release()
             raise RunError(f"The run {run_dir.name} is finished; start a new one with its config.json to train it again.")
         (run_dir / STOP_FILE).unlink(missing_ok=True)
         with _events_file(run_dir) as file:
             _write(file, RunReopened())
     except OSError as error:
-        lock.release(force=True)
+        lock.release()
         raise not_written(run_dir, error) from None
     return Reservation(run_dir, lock, resume=True)
 
 
-def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Event]:
+def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
     """Train a reserved run to its end, writing every event to its folder before it is yielded.
 
     Args:
@@ -168,7 +187,7 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Iterator[Ev
     except OSError as error:  # of a full disk, its lock and its last checkpoint tell what to do
         raise TrainingError(_of_files(error)) from error
     finally:
-        reservation.lock.release(force=True)
+        reservation.lock.release()
 
 
 def _recorded(reservation: Reservation, roots: Sequence[Path], file: BinaryIO) -> Iterator[Event]:
@@ -177,15 +196,19 @@ def _recorded(reservation: Reservation, roots: Sequence[Path], file: BinaryIO) -
     events: list[Event] = []
     try:
         config = make_config(read_config(run_dir / CONFIG_FILE))
-        training = in_turn(fit(config, run_dir, resume=reservation.resume, roots=roots), choose_device(config.device).kind)
+        fitting = fit(config, run_dir, resume=reservation.resume, roots=roots)
+        training = fitting if reservation.has_device else in_turn(fitting, choose_device(config.device).kind)
         for event in _stoppable(training, run_dir):
             if isinstance(event, (RunStarted, EpochEnded, HeadFitted)):
                 events.append(event)
             if isinstance(event, RunFinished):
                 started, *epochs = [one.to_json() for one in events]
                 learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
+            reservation.lock.check()
             _write(file, event)
             yield event
+    except TakenOver:
+        raise
     except FinetuneError as error:
         _write_last(file, RunFailed(str(error), ""))
         raise
@@ -231,6 +254,19 @@ def _stopped(events: Iterable[Event | None], run_dir: Path) -> Iterator[Event]:
             yield replace(event, paused=requested_stop(run_dir) == PAUSE)
         elif event is not None:
             yield event
+
+
+def append_event(run_dir: Path, event: Event) -> None:
+    """Write an event to the folder of a run that this process has, beside those of ``execute``.
+
+    Raises:
+        RunError: when it cannot be written.
+    """
+    try:
+        with _events_file(run_dir) as file:
+            _write(file, event)
+    except OSError as error:
+        raise not_written(run_dir, error) from None
 
 
 def _events_file(run_dir: Path) -> BinaryIO:

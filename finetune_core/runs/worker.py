@@ -1,31 +1,42 @@
-"""Trains runs inside the app's own process: one thread per device, a queue before it. Knows nothing of Streamlit."""
+"""Sees runs through, a thread for each that trains, a queue before them: in this process, or wherever an executor has them trained."""
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Condition, Thread
 
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
-from finetune_core.training.device import choose_device
+from finetune_core.training.events import Event
 from finetune_core.training.prepare import missing_weights
 
 log = logging.getLogger(__name__)
 
+_LOOK = 1.0  # seconds
+
 
 class Worker:
-    """One per process. Runs on one device wait for each other; those on different devices do not.
+    """One per process. Runs of one queue of the executor wait for each other; those of different queues do not.
 
     Attributes:
+        executor: who trains them; this process, unless another one is given.
         roots: the folders that runs may read; empty where they may read all.
         after: called with each run that has ended, its folder -> a warning for the log, or an empty string.
     """
 
-    def __init__(self, runs_dir: Path, roots: Sequence[Path] = (), after: Callable[[Path], str] = lambda _: "") -> None:
+    def __init__(
+        self,
+        runs_dir: Path,
+        roots: Sequence[Path] = (),
+        after: Callable[[Path], str] = lambda _: "",
+        executor: Executor | None = None,
+    ) -> None:
         self.runs_dir, self.roots, self.after = runs_dir, tuple(roots), after
+        self.executor: Executor = executor or InProcess()
         self._queues: dict[str, _Queue] = {}
         self._changed = Condition()
 
@@ -43,7 +54,7 @@ class Worker:
             raise ConfigError({"backbone": f"the weights of {info.name} are not on this machine: download them first"})
         with self._changed:
             same = next((one for queue in self._queues.values() for one in queue.all() if one.config == config), None)
-            return same.run_id if same else self._put(create_run(config, self.runs_dir, owner), config)
+            return same.run_id if same else self._put(self._created(config, owner), config)
 
     def resume(self, run_id: str) -> None:
         """Queue a run that had ended, or was cut off, to go on.
@@ -52,7 +63,7 @@ class Worker:
             ConfigError, RunError: when it cannot.
         """
         with self._changed:
-            reservation = reopen_run(self.runs_dir / run_id)
+            reservation = reopen_run(self.runs_dir / run_id, elsewhere=self.executor.elsewhere)
             self._put(reservation, make_config(read_config(reservation.run_dir / CONFIG_FILE)))
 
     def waiting(self, run_id: str) -> tuple[int, int] | None:
@@ -65,7 +76,7 @@ class Worker:
         return None
 
     def queues(self) -> list[list[str]]:
-        """Ids of the runs in each queue that is not empty: the one that trains, if any, then those that wait, in their order."""
+        """Ids of the runs in each queue that is not empty: those that train, then those that wait, in their order."""
         with self._changed:
             found = [[one.run_id for one in queue.all()] for queue in self._queues.values()]
         return [ids for ids in found if ids]
@@ -93,7 +104,7 @@ class Worker:
             if queued is None:
                 raise RunError(f"The run {run_id} does not wait any more, so it was not cancelled. If it trains, stop it.")
             self._leave(queued, pause=False)
-        _drain(queued.reservation, self.roots)
+        _end(queued.reservation)
 
     def stop(self, run_id: str, *, pause: bool = False) -> None:
         """Stop a run, for now or for good, wherever it is: one that waits leaves its queue, one that trains ends soon, in whichever
@@ -107,7 +118,7 @@ class Worker:
             if queued:
                 self._leave(queued, pause=pause)
         if queued:
-            _drain(queued.reservation, self.roots)
+            _end(queued.reservation)
         else:
             request_stop(self.runs_dir / run_id, pause=pause)
 
@@ -120,25 +131,53 @@ class Worker:
         for queue in self._queues.values():
             queue.waiting = [one for one in queue.waiting if one is not queued]
 
+    def _created(self, config: RunConfig, owner: str) -> Reservation:
+        return create_run(config, self.runs_dir, owner, elsewhere=self.executor.elsewhere)
+
     def _put(self, reservation: Reservation, config: RunConfig) -> str:
-        device = choose_device(config.device).kind
-        if device not in self._queues:
-            self._queues[device] = _Queue()
-            Thread(target=self._work, args=(self._queues[device],), name=f"training-{device}", daemon=True).start()
-        self._queues[device].waiting.append(_Queued(reservation, config))
+        name = self.executor.queue_of(config)
+        queue = self._queues.setdefault(name, _Queue())
+        queue.waiting.append(_Queued(reservation, config))
+        self._hire(name, queue)
         self._changed.notify_all()
         return reservation.run_dir.name
 
-    def _work(self, queue: "_Queue") -> None:
+    def _hire(self, name: str, queue: "_Queue") -> None:
+        """A thread for each place that there is work for, and, where places can be added, one that looks for them."""
+        wanted = self.executor.places(name) + self.executor.elsewhere
+        while queue.threads < min(wanted, len(queue.all())):
+            queue.threads += 1
+            Thread(target=self._work, args=(name, queue), name=f"training-{name}-{queue.threads}", daemon=True).start()
+
+    def _work(self, name: str, queue: "_Queue") -> None:
+        """See runs through, one after the other, while a place is free."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: queue.waiting)
-                queue.training = queue.waiting.pop(0)
-            _drain(queue.training.reservation, self.roots)
-            if warning := self.after(queue.training.reservation.run_dir):
+                while not (queue.waiting and len(queue.training) < self.executor.places(name)):
+                    self._changed.wait(_LOOK if queue.waiting else None)
+                queued = queue.waiting.pop(0)
+                queue.training.append(queued)
+                self._hire(name, queue)
+            _drain(queued.run_id, self.executor.execute(queued.reservation, self.roots))
+            if warning := self.after(queued.reservation.run_dir):
                 log.warning("%s", warning)
             with self._changed:
-                queue.training = None
+                queue.training.remove(queued)
+
+
+def _drain(run_id: str, events: Iterator[Event]) -> None:
+    try:
+        for _ in events:
+            pass
+    except FinetuneError as error:
+        log.warning("run %s failed: %s", run_id, error)
+    except Exception:  # a bug in one run must not end the queue; it is in the run's events and in the log
+        log.exception("run %s failed", run_id)
+
+
+def _end(reservation: Reservation) -> None:
+    """Write that a run has ended which was asked to stop before it could begin, or go on."""
+    _drain(reservation.run_dir.name, execute(replace(reservation, has_device=True)))
 
 
 @dataclass(frozen=True)
@@ -154,17 +193,8 @@ class _Queued:
 @dataclass
 class _Queue:
     waiting: list[_Queued] = field(default_factory=list)
-    training: _Queued | None = None
+    training: list[_Queued] = field(default_factory=list)
+    threads: int = 0
 
     def all(self) -> list[_Queued]:
-        return [*([self.training] if self.training else []), *self.waiting]
-
-
-def _drain(reservation: Reservation, roots: Sequence[Path]) -> None:
-    try:
-        for _ in execute(reservation, roots):
-            pass
-    except FinetuneError as error:
-        log.warning("run %s failed: %s", reservation.run_dir.name, error)
-    except Exception:  # a bug in one run must not end the queue; it is in the run's events and in the log
-        log.exception("run %s failed", reservation.run_dir.name)
+        return [*self.training, *self.waiting]

@@ -257,6 +257,21 @@ class RunReopened(Event):
 
 
 @dataclass(frozen=True)
+class RunPlaced(Event):
+    """A task on some machine begins to train the run, or to go on with it.
+
+    Attributes:
+        host: the machine.
+        task: the same where it is tried again.
+        moved_from: then, the machine whose process that had the run is gone; empty at the first try.
+    """
+
+    host: Name
+    task: Name
+    moved_from: Name = ""
+
+
+@dataclass(frozen=True)
 class RunResumed(Event):
     """A run goes on after ``step`` steps of ``epoch``; events of later ones are reported again."""
 
@@ -488,6 +503,11 @@ def read_event(line: bytes) -> Row:
         ValueError: when it is no event.
     """
     return {name: _plain(value) for name, value in vars(_LINE.validate_json(line, strict=True)).items()}
+
+
+def event_of(row: Row) -> Event:
+    """The event that ``read_event`` has read."""
+    return _LINE.validate_python(row)
 
 
 def _plain(value: Any) -> Any:

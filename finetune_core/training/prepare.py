@@ -53,11 +53,12 @@ _EXAMPLES = 20
 Value = TypeVar("Value")
 
 
-def check_config(config: RunConfig, run_dir: Path | None = None) -> None:
+def check_config(config: RunConfig, run_dir: Path | None = None, *, elsewhere: bool = False) -> None:
     """Everything that can be known to be wrong before any work is done.
 
     Args:
         run_dir: of a run that is there already: it keeps what it starts from.
+        elsewhere: it may train on another machine: its device need not be here.
 
     Raises:
         ConfigError: all problems at once.
@@ -73,7 +74,8 @@ def check_config(config: RunConfig, run_dir: Path | None = None) -> None:
             problems[field] = str(error)
 
     attempt("data", check_data, config.data)
-    attempt("device", choose_device, config.device, config.precision)
+    if not elsewhere:
+        attempt("device", choose_device, config.device, config.precision)
     attempt("backbone", backbone_info, config.backbone)
     if "backbone" not in problems:
         attempt("strategy", lambda: plan(config, stages_of(config)))

@@ -59,7 +59,7 @@ def test_a_run_is_reported_once_with_settings_curves_and_card(server, run, colou
 def test_a_run_that_goes_on_later_is_added_to(server, run, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")
     reservation = create_run(run.config, tmp_path / "runs")
-    reservation.lock.release(force=True)
+    reservation.lock.release()
     RunStore(tmp_path / "runs").describe(reservation.run_dir.name, "it's", "a note")
     lines = (run.run_dir / "events.jsonl").read_bytes().splitlines(keepends=True)
     first = next(number for number, line in enumerate(lines) if b'"EpochEnded"' in line) + 1

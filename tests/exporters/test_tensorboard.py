@@ -90,7 +90,7 @@ def test_a_run_that_goes_on_can_be_looked_at_and_is_out_of_date_after_its_next_e
     assert finished_export(going_on, "tensorboard") == made.folder
     (reservation.run_dir / "events.jsonl").write_bytes(b"".join(lines))
     assert finished_export(going_on, "tensorboard") is None
-    reservation.lock.release(force=True)
+    reservation.lock.release()
 
 
 def test_without_tensorboard_it_says_what_to_install(run, tmp_path, monkeypatch):

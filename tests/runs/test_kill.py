@@ -54,7 +54,7 @@ def marks(run_dir):
 
 def new_run(config, runs):
     reservation = create_run(config, runs)
-    reservation.lock.release(force=True)
+    reservation.lock.release()
     return reservation.run_dir
 
 

@@ -306,7 +306,7 @@ def test_a_run_that_goes_on_is_not_opened_twice(config, tmp_path):
     reservation = reopen_run(run_dir)
     with pytest.raises(RunError, match="going on already"):
         reopen_run(run_dir)
-    reservation.lock.release(force=True)
+    reservation.lock.release()
 
 
 def test_half_a_line_of_a_crash_spoils_no_other(config, tmp_path):
@@ -471,7 +471,7 @@ def test_a_run_has_tags_that_are_checked_and_an_earlier_about_has_none(config, t
     for damaged in ('{"tags": "no list"}', '{"tags": [1]}', '{"tags": ["%s"]}' % ("x" * 2000)):
         about.write_text(damaged)
         assert (store.run(run_id).tags, len(store.run(run_id).notices)) == ((), 1)
-    reservation.lock.release(force=True)
+    reservation.lock.release()
 
 
 def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):
@@ -482,7 +482,7 @@ def test_a_run_has_a_name_and_a_note_that_it_keeps(config, tmp_path):
     assert (run.name, run.note) == ("baseline", "<b>first</b>")
     (run.run_dir / "about.json").write_text("[")
     assert store.run(run.run_id).name == ""
-    reservation.lock.release(force=True)
+    reservation.lock.release()
 
 
 TRAIN_AND_END = """

@@ -5,6 +5,7 @@ import streamlit as st
 from finetune_core import paths
 from finetune_core.config import RunConfig
 from finetune_core.exporters.mlflow import report_to_mlflow
+from finetune_core.runs.executors import app_executor
 from finetune_core.runs.store import RunStore, Status
 from finetune_core.runs.worker import Worker
 from pages.shared.account import owner
@@ -34,7 +35,7 @@ def store() -> RunStore:
 @st.cache_resource(show_spinner=False)
 def worker() -> Worker:
     """The process's one worker."""
-    return Worker(paths.runs_dir(), readable_roots(), report_to_mlflow)
+    return Worker(paths.runs_dir(), readable_roots(), report_to_mlflow, app_executor())
 
 
 def why_not_timed() -> str | None:

@@ -34,7 +34,7 @@ def controls(run: Run) -> None:
         if mine and run.active:
             _place(run)
         if started:
-            st.caption(plain(f"{started['device_label']} · {arithmetic(started)} · {run.run_id}"), width="stretch")
+            st.caption(plain(f"{run.history.where} · {arithmetic(started)} · {run.run_id}"), width="stretch")
         if not mine:
             st.caption(plain(f"started by {run.owner}" if run.owner else "started without signing in"))
     show_problem()

@@ -70,7 +70,9 @@ def queue_panel(run_ids: Sequence[str], expected: dict[str, float]) -> None:
             key="live-accuracy",
             alt="Validation accuracy of each run as it trains",
         )
-    st.dataframe([_row(titles[arm_of(run.config)], run) for run in runs], hide_index=True)
+    st.dataframe(
+        [_row(titles[arm_of(run.config)], run, placed=any(one.history.places for one in runs)) for run in runs], hide_index=True
+    )
     st.caption("Close the tab if you like: the queue goes on, and this address shows it again.")
 
 
@@ -83,7 +85,11 @@ def _there(run_ids: Sequence[str]) -> list[Run]:
     return found
 
 
-def _row(title: str, run: Run) -> dict[str, Any]:
+def _row(title: str, run: Run, *, placed: bool) -> dict[str, Any]:
+    """
+    Args:
+        placed: whether to say where it trains: on one machine all do on the same device.
+    """
     epochs, accuracy = run.history.epochs, summary(run)["val_accuracy"]
     return {
         "Strategy": title,
@@ -91,7 +97,7 @@ def _row(title: str, run: Run) -> dict[str, Any]:
         "Status": STATUS_WORDS[run.status][0],
         "Epochs": f"{len(epochs)} of {most}" if (most := epochs_of(run.config)) else "none",
         "Validation accuracy": "–" if accuracy is None else percent(accuracy),
-    }
+    } | ({"Trains on": run.history.where or "–"} if placed else {})
 
 
 def _arms(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -1,0 +1,91 @@
+"""Where runs train: in this process, one per device at a time, or wherever another executor has them trained."""
+
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from finetune_core.config import RunConfig
+from finetune_core.errors import ConfigError
+from finetune_core.runs.record import Reservation, execute
+from finetune_core.training.device import choose_device
+from finetune_core.training.events import Event
+
+if TYPE_CHECKING:
+    from finetune_core.runs.ray_executor import RayExecutor
+
+
+class Executor(Protocol):
+    """Trains reserved runs.
+
+    Attributes:
+        elsewhere: whether on other machines, whose devices differ from this one's.
+    """
+
+    elsewhere: bool
+
+    def queue_of(self, config: RunConfig) -> str:
+        """The name of the queue that a run waits in."""
+        ...
+
+    def places(self, queue: str) -> int:
+        """How many runs of a queue can train at a time, as far as is known now; 1 or more."""
+        ...
+
+    def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+        """See a run through to its end: as ``record.execute``."""
+        ...
+
+
+class InProcess:
+    """In this process: runs on one device wait for each other, those on different devices do not."""
+
+    elsewhere = False
+
+    def queue_of(self, config: RunConfig) -> str:
+        return choose_device(config.device).kind
+
+    def places(self, queue: str) -> int:
+        return 1
+
+    def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+        return execute(reservation, roots)
+
+
+def app_executor() -> Executor:
+    """The app's: this process, or Ray where ``THAW_RAY_ADDRESS`` names the head of a cluster, or ``local`` for one of this machine's own."""
+    address = os.environ.get("THAW_RAY_ADDRESS", "").strip()
+    return _ray("" if address == "local" else address) if address else InProcess()
+
+
+@contextmanager
+def executor_of(name: str, ray_address: str | None = None) -> Iterator[Executor]:
+    """The executor of that name: ``here`` or ``ray``, ready to train.
+
+    Args:
+        ray_address: see ``RayExecutor``.
+
+    Raises:
+        ConfigError: when there is none, or it is not installed.
+        RunError: when it cannot be reached.
+    """
+    if name not in ("here", "ray"):
+        raise ConfigError({"executor": f"there is no {name}; choose here or ray"})
+    if name == "here":
+        if ray_address is not None:
+            raise ConfigError({"ray_address": "goes with --executor ray"})
+        yield InProcess()
+        return
+    executor = _ray(ray_address or "")
+    try:
+        executor.driver()
+        yield executor
+    finally:
+        executor.close()
+
+
+def _ray(address: str) -> "RayExecutor":
+    from finetune_core.runs.ray_executor import RayExecutor
+
+    return RayExecutor(address)

@@ -1,0 +1,192 @@
+"""Ray's driver, in a process of its own: ``python -m finetune_core.runs.ray_driver [ADDRESS]``; without an address it starts a local Ray.
+
+Ray ends the processes of a local cluster with the thread that started it, replaces the handler of SIGTERM, and ends its driver where the
+cluster's head is gone: none of this may happen to a server or a command. Requests come on stdin and answers go to stdout, a JSON object a
+line each; the process ends when its stdin does, and what it started with it.
+"""
+
+import ipaddress
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from typing import Any, BinaryIO
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+_LOOK, _LOOK_AT_NODES = 0.1, 1.0  # seconds
+_OBJECT_STORE = 100 * 2**20  # bytes: tasks are given and give back a few words
+_TRIES = 5  # again, after the first
+
+Row = dict[str, Any]
+
+
+def connect(address: str) -> None:
+    """Connect to a cluster, or start one of this machine: on loopback, without a dashboard, with a token that nobody else knows.
+
+    Raises:
+        RuntimeError: when a local cluster could be reached from elsewhere.
+        Exception: as ``ray.init``.
+    """
+    if address:
+        ray.init(address, log_to_driver=False, logging_level="ERROR")
+        return
+    ray.init("local", include_dashboard=False, object_store_memory=_OBJECT_STORE, log_to_driver=False, logging_level="ERROR")
+    if not all(ipaddress.ip_address(node["NodeManagerAddress"]).is_loopback for node in ray.nodes()):
+        ray.shutdown()
+        raise RuntimeError("this version of Ray would listen beyond this machine")
+
+
+class Driver:
+    """Turns requests into tasks, and their ends into answers.
+
+    Requests: ``{"do": "train", "id", "run", "gpu", "task", "trunk"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id"}``.
+    Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with what a task returned, or ``{"id", "problem"}``.
+    """
+
+    def __init__(self, answers: BinaryIO) -> None:
+        self._answers = answers
+        self._going: dict[ray.ObjectRef, Row] = {}
+        self._looks: dict[ray.ObjectRef, tuple[int, str]] = {}
+        self._holders: dict[str, str] = {}  # trunk -> the node whose cache has it
+        self._nodes: list[Row] = []
+        self._looked = -_LOOK_AT_NODES
+
+    def serve(self, requests: "queue.Queue[Row | None]") -> None:
+        """Until there are no more requests."""
+        while True:
+            self._tell_nodes()
+            self._tell_ends()
+            try:
+                request = requests.get(timeout=_LOOK)
+            except queue.Empty:
+                continue
+            if request is None:
+                return
+            getattr(self, f"_{request['do']}")(request)
+
+    def _train(self, request: Row) -> None:
+        share = share_of(self._nodes, gpu=request["gpu"])
+        node = self._holders.get(request["trunk"])
+        # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
+        strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) if node else "SPREAD"
+        run = request["run"] | {"threads": 0 if request["gpu"] else int(share["num_cpus"])}
+        # A process that has used a GPU keeps it, so it does one task; others keep what they have imported.
+        task = ray.remote(max_calls=int(request["gpu"]))(_task).options(
+            **share, max_retries=_TRIES, scheduling_strategy=strategy, name=request["task"]
+        )
+        self._going[task.remote(run, request["task"])] = request
+
+    def _look(self, request: Row) -> None:
+        for node in self._nodes:
+            here = NodeAffinitySchedulingStrategy(node["id"], soft=False)
+            look = ray.remote(_look).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+            self._looks[look.remote(request["seen"])] = (request["id"], node["host"])
+
+    def _cancel(self, request: Row) -> None:
+        for task, other in self._going.items():
+            if other["id"] == request["id"]:
+                ray.cancel(task, force=True)
+
+    def _tell_ends(self) -> None:
+        waiting = [*self._going, *self._looks]
+        if not waiting:
+            return
+        for task in ray.wait(waiting, num_returns=len(waiting), timeout=0)[0]:
+            if task in self._looks:
+                number, host = self._looks.pop(task)
+                left = sum(other == number for other, _ in self._looks.values())
+                self._tell({"id": number, "host": host, "left": left} | _result(task))
+                continue
+            request, result = self._going.pop(task), _result(task)
+            if "node" in result:
+                self._holders[request["trunk"]] = result["node"]
+            self._tell({"id": request["id"]} | result)
+
+    def _tell_nodes(self) -> None:
+        if time.monotonic() - self._looked < _LOOK_AT_NODES:
+            return
+        self._looked = time.monotonic()
+        nodes = [
+            {
+                "id": node["NodeID"],
+                "host": node["NodeManagerHostname"],
+                "cpus": node["Resources"].get("CPU", 0.0),
+                "gpus": node["Resources"].get("GPU", 0.0),
+            }
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        if nodes != self._nodes:
+            self._nodes = nodes
+            self._tell({"nodes": nodes})
+
+    def _tell(self, answer: Row) -> None:
+        self._answers.write(json.dumps(answer).encode() + b"\n")
+        self._answers.flush()
+
+
+def share_of(nodes: list[Row], *, gpu: bool) -> dict[str, float]:
+    """What one run asks for: a GPU with its share of the machine's cores, or, on processors, all cores of the smallest machine."""
+    if gpu:
+        cores = min(node["cpus"] // node["gpus"] for node in nodes if node["gpus"])
+        return {"num_gpus": 1, "num_cpus": max(1, cores)}
+    return {"num_gpus": 0, "num_cpus": min((node["cpus"] for node in nodes if node["cpus"]), default=1)}
+
+
+def _task(run: Row, task: str) -> Row:
+    """Sent by value: what it imports has to be on the machine that it comes to."""
+    import ray
+
+    from finetune_core.runs.remote import outcome, remote_run
+
+    return outcome(remote_run(run), task) | {"node": ray.get_runtime_context().get_node_id()}
+
+
+def _look(seen: Row) -> Row:
+    """Likewise."""
+    from finetune_core.runs.storage import unseen
+
+    return {"problems": unseen(seen)}
+
+
+def _result(task: ray.ObjectRef) -> Row:
+    try:
+        result: Row = ray.get(task)
+    except ray.exceptions.TaskCancelledError:
+        return {"problem": "It was cancelled."}
+    except ray.exceptions.RayTaskError as error:
+        missing = isinstance(error.cause, ModuleNotFoundError)
+        return {"problem": f"Thaw is not installed there: {error.cause}"} if missing else {"traceback": str(error)}
+    except ray.exceptions.RayError as error:  # its process or machine is gone, and was so each time it was tried
+        return {"problem": f"Ray could not see it through: {str(error).strip().splitlines()[0]}"}
+    return result
+
+
+def _read(requests: "queue.Queue[Row | None]") -> None:
+    for line in sys.stdin.buffer:
+        requests.put(json.loads(line))
+    requests.put(None)
+
+
+def main(address: str) -> None:
+    """Serve until stdin ends."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what else is printed is no answer
+    requests: queue.Queue[Row | None] = queue.Queue()
+    threading.Thread(target=_read, args=(requests,), daemon=True).start()
+    try:
+        connect(address)
+    except Exception as error:
+        answers.write(json.dumps({"problem": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+        answers.flush()
+        sys.exit(1)
+    Driver(answers).serve(requests)
+    ray.shutdown()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "")

@@ -1,0 +1,289 @@
+"""Has runs trained by Ray, on this machine's devices or a cluster's: each as a task that works in the run's folder.
+
+Ray's own driver is another process (``ray_driver.py``). What happens in a run is read from its folder, as pages do.
+"""
+
+import json
+import logging
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from finetune_core import paths
+from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
+from finetune_core.errors import ConfigError, FinetuneError, RunError, TrainingError
+from finetune_core.runs.lines import EventLines
+from finetune_core.runs.ownership import claim, this_process
+from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event
+from finetune_core.runs.remote import RemoteRun
+from finetune_core.runs.storage import shown
+from finetune_core.training.events import Event, RunFailed, event_of
+
+log = logging.getLogger(__name__)
+
+_LOOK = 0.25  # seconds
+_START_SECONDS, _CHECK_SECONDS, _END_SECONDS = 300.0, 300.0, 20.0
+_PROJECT = Path(__file__).resolve().parents[2]
+
+Row = dict[str, Any]
+
+
+class RayExecutor:
+    """One per process; its driver starts when it is first needed, and anew where it was lost.
+
+    Args:
+        address: HOST:PORT of a cluster's head; empty: a Ray of this machine's own devices, which ends with this process.
+    """
+
+    elsewhere = True
+
+    def __init__(self, address: str = "") -> None:
+        self.address = address
+        self._driver: _Driver | None = None
+        self._starting = threading.Lock()
+        self._checked: set[tuple[str, ...]] = set()
+
+    def queue_of(self, config: RunConfig) -> str:
+        return "ray"
+
+    def places(self, queue: str) -> int:
+        nodes = self._driver.nodes if self._driver else []
+        if gpus := sum(int(node["gpus"]) for node in nodes):
+            return gpus
+        cores = [node["cpus"] for node in nodes if node["cpus"]]
+        return sum(int(own // min(cores)) for own in cores) or 1
+
+    def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+        """See a run through to its end on some machine; closed before that, it ends the task, and the run counts as interrupted.
+
+        Raises:
+            TrainingError: when it could not be seen through.
+            FinetuneError: when Ray cannot be had, or a machine does not see the run's folder or its data.
+        """
+        run_dir = reservation.run_dir
+        lines = EventLines(run_dir / EVENTS_FILE)
+        lines.new()
+        try:
+            try:
+                config = make_config(read_config(run_dir / CONFIG_FILE))
+                driver = self.driver()
+                gpu = _wants_gpu(config, driver.nodes)
+                self._check(driver, config, run_dir.parent)
+            except FinetuneError as error:
+                append_event(run_dir, RunFailed(str(error), ""))
+                raise
+            owner = claim(run_dir)
+            try:
+                request = _request(reservation, owner.number, roots, config, gpu)
+                yield from self._followed(driver, request, lines)
+            finally:
+                owner.release()
+        finally:
+            reservation.lock.release()
+
+    def driver(self) -> "_Driver":
+        """The driver, once it is connected.
+
+        Raises:
+            ConfigError: when Ray is not installed, or the address is none of a cluster.
+            RunError: when it cannot connect, or a local Ray cannot start.
+        """
+        if "://" in self.address:
+            raise ConfigError(
+                {"ray_address": f"{self.address} is no address of a cluster's head: give HOST:PORT, without ray://"}
+            )
+        if not find_spec("ray"):
+            raise ConfigError({"executor": 'Ray is not installed: pip install "ray>=2.60"'})
+        with self._starting:
+            if self._driver is None or not self._driver.lives:
+                self._driver, self._checked = _Driver(self.address), set()
+            return self._driver
+
+    def close(self) -> None:
+        """End the driver; a local Ray ends with it."""
+        with self._starting:
+            if self._driver:
+                self._driver.close()
+            self._driver = None
+
+    def _followed(self, driver: "_Driver", request: Row, lines: EventLines) -> Iterator[Event]:
+        """The run's events, as the task writes them."""
+        answers = driver.ask(request)
+        answer: Row | None = None
+        try:
+            while answer is None:
+                with suppress(Empty):
+                    answer = answers.get(timeout=_LOOK)
+                yield from map(event_of, lines.new())
+        finally:
+            if answer is None:
+                driver.send({"do": "cancel", "id": request["id"]})
+        if traceback := answer.get("traceback"):
+            raise RuntimeError(f"The task that trained {request['task']} has failed:\n{traceback}")
+        if problem := answer.get("problem"):
+            raise TrainingError(problem)
+
+    def _check(self, driver: "_Driver", config: RunConfig, runs_dir: Path) -> None:
+        """Whether every machine sees the run's folder and its data; each only once.
+
+        Raises:
+            RunError: naming each machine that does not.
+        """
+        data = [config.data, *([config.weights] if config.starts_from == "file" else [])]
+        key = (str(runs_dir), *data, *(node["id"] for node in driver.nodes))
+        if key in self._checked:
+            return
+        problems = []
+        with shown([runs_dir, paths.home()], data) as seen:
+            answers, left = driver.ask({"do": "look", "id": driver.number(), "seen": seen}), 1
+            while left:
+                try:
+                    answer = answers.get(timeout=_CHECK_SECONDS)
+                except Empty:
+                    raise RunError(f"Ray has not looked at all of its machines within {_CHECK_SECONDS:.0f} s.") from None
+                left = answer.get("left", 0)
+                wrong = answer.get("problems") or [answer[name] for name in ("problem", "traceback") if name in answer]
+                problems += [f"{answer.get('host', 'Ray')}: {one}." for one in wrong]
+        if problems:
+            raise RunError(
+                "Not every machine of the cluster can train this run. "
+                + " ".join(problems)
+                + " Put data, runs and THAW_HOME on storage that all of them see under the same names, and install the same versions."
+            )
+        self._checked.add(key)
+
+
+class _Driver:
+    """The process of ``ray_driver.py``.
+
+    Attributes:
+        nodes: machines of the cluster that are there: ``id, host, cpus, gpus``.
+
+    Raises:
+        RunError: when it cannot connect.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.nodes: list[Row] = []
+        self._numbers, self._waiting = count(1), dict[int, Queue[Row]]()
+        self._writing, self._first = threading.Lock(), Queue[Row]()
+        self._problems = tempfile.TemporaryFile()  # noqa: SIM115  closed with the driver
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_core.runs.ray_driver", address],
+            cwd=_PROJECT,
+            env=os.environ | ({} if address else _local()),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._problems,
+            start_new_session=True,  # Ctrl-C is for this process, which asks the runs to stop
+        )
+        threading.Thread(target=self._listen, name="Ray's answers", daemon=True).start()
+        try:
+            first = self._first.get(timeout=_START_SECONDS)
+        except Empty:
+            first = {"problem": f"it took longer than {_START_SECONDS:.0f} s"}
+        if problem := first.get("problem"):
+            self.close()
+            what = f"Ray's cluster at {address} cannot be reached" if address else "A local Ray cannot be started"
+            raise RunError(f"{what}: {problem}. Check the address, RAY_AUTH_TOKEN, and that all have the same version of Ray.")
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def number(self) -> int:
+        """For a request."""
+        return next(self._numbers)
+
+    def ask(self, request: Row) -> "Queue[Row]":
+        """Send a request; answers to its ``id`` come in the queue."""
+        answers = self._waiting[request.setdefault("id", self.number())] = Queue()
+        self.send(request)
+        return answers
+
+    def send(self, request: Row) -> None:
+        """Send a request that has no answer; where the driver is gone, nothing happens: ``ask`` has told so."""
+        assert self._process.stdin
+        try:
+            with self._writing:
+                self._process.stdin.write(json.dumps(request).encode() + b"\n")
+                self._process.stdin.flush()
+        except (OSError, ValueError):
+            if "id" in request and request["id"] in self._waiting:
+                self._waiting[request["id"]].put({"problem": _LOST})
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin
+        with self._writing:
+            self._process.stdin.close()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _listen(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as stdout:
+            for line in stdout:
+                answer = json.loads(line)
+                if "nodes" in answer:
+                    self.nodes = answer["nodes"]
+                if "id" in answer:
+                    self._waiting[answer["id"]].put(answer)
+                else:
+                    self._first.put(answer)
+        self._first.put({"problem": self._last_words() or "it has ended"})
+        for answers in self._waiting.values():
+            answers.put({"problem": _LOST})
+
+    def _last_words(self) -> str:
+        self._problems.seek(0)
+        lines = self._problems.read().decode(errors="replace").splitlines()
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
+
+
+_LOST = "Ray's cluster is gone. The run keeps all that it has saved: resume it."
+
+
+def _local() -> dict[str, str]:
+    """What a Ray of this machine's own finds in its environment: it listens on 127.0.0.1 only, as it always does on Windows and macOS, and
+    does as it is told by whoever has this token."""
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+def _request(reservation: Reservation, owner: int, roots: Sequence[Path], config: RunConfig, gpu: bool) -> Row:
+    run_dir = reservation.run_dir.resolve()
+    run = RemoteRun(run_dir, owner, reservation.resume, this_process().machine, paths.home(), tuple(roots))
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run).items()}
+    plain["roots"] = [str(root) for root in roots]
+    task = f"{run_dir.name}-{secrets.token_hex(4)}"
+    return {"do": "train", "run": plain, "gpu": gpu, "task": task, "trunk": _trunk_of(config)}
+
+
+def _trunk_of(config: RunConfig) -> str:
+    """The same for runs that can share the output of their frozen stages."""
+    return json.dumps([config.data, config.backbone, config.weights, config.image_size, config.strategy])
+
+
+def _wants_gpu(config: RunConfig, nodes: Sequence[Row]) -> bool:
+    """
+    Raises:
+        ConfigError: when it asks for what no machine of the cluster has.
+    """
+    there = any(node["gpus"] for node in nodes)
+    if config.device == "mps" or (config.device == "cuda" and not there):
+        raise ConfigError({"device": f"no machine of the cluster has {config.device}"})
+    return there and config.device != "cpu"

@@ -1,0 +1,149 @@
+"""A run that tasks train has one owner at a time, whatever happens to processes and machines."""
+
+import json
+import os
+import time
+from dataclasses import asdict, replace
+
+import pytest
+
+from finetune_core.errors import RunError
+from finetune_core.runs import ownership
+from finetune_core.runs.locks import acquire_lock, is_locked
+from finetune_core.runs.ownership import TakenOver, claim, is_owned, this_process
+from tests.deadline import in_time, wait_until
+
+
+def elsewhere(run_dir, number=1, **changes):
+    """The owner's file of a process on another machine."""
+    holder = replace(this_process("task"), host="far", machine="far", **changes)
+    (run_dir / f"owner-{number}.json").write_text(json.dumps(asdict(holder)))
+    return run_dir / f"owner-{number}.json"
+
+
+def hold(run_dir, line):
+    """Own the run, in a process of its own, until it is killed."""
+    owner = claim(run_dir, task="other")
+    line.send(owner.number)
+    line.poll(300)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Owners that say often that they live, and are not long waited for."""
+    monkeypatch.setattr(ownership, "BEAT", 0.05)
+    monkeypatch.setattr(ownership, "STALE", 0.6)
+
+
+def test_who_owns_a_run_is_asked_and_gives_it_back(tmp_path):
+    owner = claim(tmp_path, task="mine")
+    assert is_owned(tmp_path)
+    assert is_locked(tmp_path)
+    with pytest.raises(RunError, match="going on already on"):
+        claim(tmp_path)
+    owner.release()
+    assert not is_owned(tmp_path)
+    again = claim(tmp_path)
+    assert (again.number, again.before.task) == (2, "mine")
+    assert [file.name for file in tmp_path.iterdir()] == ["owner-2.json"]
+    again.release()
+
+
+def test_a_local_process_does_not_get_a_run_that_a_task_has(tmp_path, monkeypatch):
+    monkeypatch.setattr("finetune_core.runs.locks.LOCK_TIMEOUT", 0.2)
+    owner = claim(tmp_path)
+    with pytest.raises(RunError, match="going on already"):
+        acquire_lock(tmp_path)
+    owner.release()
+    lock = acquire_lock(tmp_path)
+    assert is_owned(tmp_path)
+    lock.release()
+    assert not is_locked(tmp_path)
+
+
+def test_the_run_of_a_killed_process_is_taken_over_at_once(tmp_path, processes):
+    line, far_end = processes.Pipe()
+    process = processes.Process(target=hold, args=(tmp_path, far_end))
+    process.start()
+    assert line.poll(300)
+    number = line.recv()
+    with pytest.raises(RunError, match="going on already"):
+        claim(tmp_path)
+    process.kill()
+    process.join(300)
+    assert not is_owned(tmp_path)
+    owner = claim(tmp_path)
+    assert owner.number == number + 1
+    owner.release()
+
+
+def test_an_owner_on_another_machine_is_waited_for_as_long_as_its_file_changes(tmp_path, quick):
+    file = elsewhere(tmp_path)
+    began = time.monotonic()
+    while time.monotonic() - began < 2 * ownership.STALE:
+        os.utime(file)
+        assert is_owned(tmp_path)
+        with pytest.raises(RunError, match="on far"):
+            claim(tmp_path)
+        time.sleep(0.02)
+    with in_time("a stale owner"):
+        owner = claim(tmp_path, patience=300)
+    assert owner.number == 2
+    owner.release()
+
+
+def test_one_that_has_not_been_seen_for_long_is_gone_at_the_first_look(tmp_path):
+    os.utime(elsewhere(tmp_path), (0, 0))
+    assert not is_owned(tmp_path)
+
+
+def test_two_that_wait_for_a_stale_owner_do_not_both_get_the_run(tmp_path, quick):
+    elsewhere(tmp_path)
+    wait_until(lambda: not is_owned(tmp_path))
+    first = ownership._take(tmp_path, 1, None, "a", lambda: None)
+    assert ownership._take(tmp_path, 1, None, "b", lambda: None) is None
+    first.release()
+
+
+def test_an_owner_that_lost_the_run_notices_and_touches_nothing(tmp_path, quick):
+    lost = []
+    owner = claim(tmp_path, lost=lambda: lost.append(True))
+    owner.check()
+    (tmp_path / "owner-1.json").unlink()
+    file = elsewhere(tmp_path, 2)
+    before = file.read_bytes()
+    wait_until(lambda: lost)
+    with pytest.raises(TakenOver, match="taken over"):
+        owner.check()
+    owner.release()
+    assert [one.name for one in tmp_path.iterdir()] == ["owner-2.json"]
+    assert file.read_bytes() == before
+
+
+def test_one_that_was_suspended_looks_before_it_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(ownership, "BEAT", 1000.0)  # its thread does not come to it
+    owner = claim(tmp_path)
+    elsewhere(tmp_path, 2)
+    monkeypatch.setattr(ownership, "BEAT", -1.0)
+    with pytest.raises(TakenOver):
+        owner.check()
+    owner.release()
+
+
+def test_a_run_is_handed_over_by_an_owner_that_is_still_there(tmp_path):
+    driver = claim(tmp_path)
+    task = claim(tmp_path, handed=driver.number, task="task")
+    driver.release()
+    assert is_owned(tmp_path)
+    with pytest.raises(RunError):
+        claim(tmp_path, handed=driver.number)
+    task.release()
+
+
+def test_a_file_that_is_no_owner_s_counts_while_it_is_new(tmp_path, quick):
+    (tmp_path / "owner-7.json").write_text("{")
+    assert is_owned(tmp_path)
+    wait_until(lambda: not is_owned(tmp_path))
+    owner = claim(tmp_path)
+    assert owner.number == 8
+    owner.release()
