@@ -36,7 +36,7 @@ def shown(folders: Iterable[Path], data: Iterable[str]) -> Iterator[dict[str, An
         yield {
             "files": {str(file): content for file, content in files.items()},
             "data": {path: _listing(path) for path in dict.fromkeys(data)},
-            "programs": _programs(),
+            "programs": dict(_programs()),
         }
     except OSError as error:
         raise RunError(f"Runs cannot be kept there: {error}. Choose another folder, or make room.") from None

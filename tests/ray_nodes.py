@@ -1,0 +1,72 @@
+"""A Ray cluster of two nodes on this machine, each with room for one run."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from tests.deadline import SECONDS
+
+AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+class Nodes:
+    """Attributes: address of the head; processes, the head's first."""
+
+    def __init__(self):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        # Ray takes 127.0.0.1 for the machine's own address on a network, which it may not have; this one it leaves as it is.
+        self.address, self.processes = f"127.0.0.2:{self.port}", []
+
+    def start(self, host, *arguments):
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--node-ip-address={host}"]
+        quiet = ["--block", "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]
+        process = subprocess.Popen(
+            [*command, *quiet],
+            env=os.environ | AUTH,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def kill(self, process):
+        """The node as if its machine had lost its power: all of its processes at once."""
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family, SECONDS)
+        process.wait(SECONDS)
+        self.processes.remove(process)
+
+    def wait_for_head(self):
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.2", self.port)) == 0:
+                    return
+            assert self.processes[0].poll() is None, "the head has ended"
+            time.sleep(0.2)
+        raise TimeoutError("the head does not listen")
+
+
+@contextmanager
+def two_nodes():
+    nodes = Nodes()
+    try:
+        nodes.start("127.0.0.2", "--head", f"--port={nodes.port}", "--include-dashboard=false")
+        nodes.wait_for_head()
+        nodes.start("127.0.0.3", f"--address={nodes.address}")
+        yield nodes
+    finally:
+        for process in list(reversed(nodes.processes)):
+            nodes.kill(process)

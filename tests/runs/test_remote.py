@@ -1,0 +1,168 @@
+"""What a task does with a run's folder, without Ray: it is tried again, and the run goes on exactly, once."""
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.data.rowcache import CACHE
+from finetune_core.runs.ownership import claim, this_process
+from finetune_core.runs.record import append_event, create_run
+from finetune_core.runs.remote import MOST_TRIES, RemoteRun, outcome, remote_run
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.runs.storage import shown, unseen
+from finetune_core.runs.store import RunStore
+from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.events import RunPlaced
+from tests.deadline import wait_until
+
+QUICK = {"backbone": "squeezenet1_1", "weights": "none", "strategy": "full", "image_size": 32, "batch_size": 8, "epochs": 4}
+
+
+@pytest.fixture(autouse=True)
+def own_settings(monkeypatch):
+    """A task changes its process, which is this one here."""
+    monkeypatch.setattr(CACHE, "shared", False)
+    monkeypatch.setenv("THAW_CACHE_DIR", "")
+
+
+@pytest.fixture
+def request_for(image_folder, tmp_path, home):
+    """Makes a run and its request, as whoever asks does; it is handed over by this process."""
+    data = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
+    owners = []
+
+    def make(**changes):
+        config = make_config(QUICK | {"precision": "fp32", "data": str(data)} | changes)
+        reservation = create_run(config, tmp_path / "runs", elsewhere=True)
+        owners.append(claim(reservation.run_dir))
+        return RemoteRun(reservation.run_dir, owners[-1].number, False, this_process().machine, home, threads=1)
+
+    yield make
+    for owner in owners:
+        owner.release()
+
+
+def trained_by_a_task(request):
+    outcome(request, "task")
+
+
+def weights(run_dir):
+    return {name: load_tensors(run_dir, name)[0] for name in ("best", "last")}
+
+
+def same(one, other):
+    return all(
+        one[name].keys() == other[name].keys() and all((one[name][key] == other[name][key]).all() for key in one[name])
+        for name in one
+    )
+
+
+def test_a_task_whose_process_is_killed_goes_on_when_it_is_tried_again(request_for, processes):
+    whole, cut = request_for(), request_for()
+    assert outcome(whole, "whole") == {}
+    process = processes.Process(target=trained_by_a_task, args=(cut,))
+    process.start()
+    store = RunStore(cut.run_dir.parent)
+    wait_until(lambda: store.run(cut.run_dir.name).history.epochs)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(300)
+    before = store.run(cut.run_dir.name).history
+    assert before.end is None, "it was killed too late"
+    assert outcome(cut, "task") == {}
+    run = store.run(cut.run_dir.name)
+    assert run.status == "finished"
+    assert same(weights(whole.run_dir), weights(cut.run_dir))
+    assert [place["moved_from"] == "" for place in run.history.places] == [True, False]
+    assert {place["task"] for place in run.history.places} == {"task"}
+    steps = [(row["epoch"], row["step"]) for row in run.history.steps]
+    assert steps == sorted(set(steps))
+    assert [row["epoch"] for row in run.history.epochs] == [1, 2, 3, 4]
+
+
+def test_a_task_that_had_ended_does_nothing_when_it_is_tried_again(request_for):
+    request = request_for(epochs=1)
+    assert outcome(request, "task") == {}
+    events = (request.run_dir / "events.jsonl").read_bytes()
+    assert outcome(request, "task") == {}
+    assert (request.run_dir / "events.jsonl").read_bytes() == events
+
+
+def test_a_stop_that_comes_while_nobody_trains_is_kept(request_for):
+    request = request_for()
+    append_event(request.run_dir, RunPlaced("here", "task"))
+    claim(request.run_dir, handed=request.owner, task="task").release()
+    request_stop(request.run_dir)
+    assert outcome(request, "task") == {}
+    run = RunStore(request.run_dir.parent).run(request.run_dir.name)
+    assert run.history.end["event"] == "RunStopped"
+    assert not run.history.steps
+
+
+def test_a_run_that_costs_process_after_process_their_lives_fails(request_for):
+    request = request_for()
+    for _ in range(MOST_TRIES):
+        append_event(request.run_dir, RunPlaced("there", "task"))
+    assert f"ended {MOST_TRIES} times" in outcome(request, "task")["problem"]
+    assert RunStore(request.run_dir.parent).run(request.run_dir.name).status == "failed"
+
+
+def test_a_task_does_not_take_a_run_that_another_process_has(request_for, monkeypatch):
+    request = request_for()
+    monkeypatch.setattr("finetune_core.runs.remote._PATIENCE", 0.0)
+    other = claim(request.run_dir, handed=request.owner, task="other")
+    assert "going on already" in outcome(request, "task")["problem"]
+    other.release()
+    assert not (request.run_dir / "events.jsonl").exists()
+
+
+def test_problems_and_bugs_are_told_apart(request_for, monkeypatch, tmp_path):
+    request = request_for()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    assert "images" in outcome(request, "task")["problem"]
+
+    def broken(*_):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr("finetune_core.runs.remote.train_here", broken)
+    assert "AssertionError: a bug" in outcome(request_for(data=str(tmp_path / "moved")), "task")["traceback"]
+
+
+def test_a_request_survives_json(request_for):
+    request = request_for()
+    row = {**vars(request), "run_dir": str(request.run_dir), "home": str(request.home), "roots": ["/data"]}
+    assert remote_run(row).roots == (Path("/data"),)
+    assert remote_run(row).run_dir == request.run_dir
+
+
+def test_another_machine_has_to_see_the_same_folders_data_and_programs(tmp_path, image_folder):
+    data = image_folder(tmp_path / "images", {"red": 1, "blue": 1})
+    runs = tmp_path / "runs"
+    with shown([runs], [str(data)]) as seen:
+        assert unseen(seen) == []
+        (data / "green").mkdir()
+        assert unseen(seen) == [f"{data} holds other files there"]
+        (data / "green").rmdir()
+        data.rename(tmp_path / "elsewhere")
+        assert unseen(seen) == [f"{data} is not there"]
+        (tmp_path / "elsewhere").rename(data)
+        seen["programs"]["torch"] = "1.0"
+        assert unseen(seen)[0].startswith("it has torch ")
+        seen["programs"].pop("torch")
+        for file in seen["files"]:
+            Path(file).write_text("of another folder")
+        assert unseen(seen) == [f"{runs} is not the same folder there"]
+    assert list(runs.iterdir()) == []
+
+
+def test_what_cannot_be_written_to_is_refused_in_words(tmp_path):
+    from finetune_core.errors import RunError
+
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be kept there"), shown([tmp_path / "file"], []):
+        pass
+    with suppress(FileNotFoundError):
+        assert not list((tmp_path / "file").parent.glob(".thaw-check*"))
