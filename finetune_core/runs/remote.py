@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from finetune_core.data.rowcache import CACHE
@@ -31,7 +32,7 @@ class RemoteRun:
         resume: whether it had begun before.
         machine, home: of whoever asks: see ``Holder``, and its THAW_HOME.
         roots: as for ``execute``.
-        threads: of torch on processors; 0: as many as it takes by itself.
+        threads: of torch on processors, but no more than there are cores; 0: as many as it takes by itself.
     """
 
     run_dir: Path
@@ -105,4 +106,4 @@ def _settle_in(run: RemoteRun) -> None:
         os.environ.setdefault("THAW_CACHE_DIR", str(Path.home() / ".cache" / "thaw"))
     CACHE.shared = True
     if run.threads:
-        torch.set_num_threads(run.threads)
+        torch.set_num_threads(min(run.threads, psutil.cpu_count(logical=False) or run.threads))
