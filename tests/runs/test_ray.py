@@ -1,0 +1,240 @@
+"""Runs that Ray trains, on two nodes of this machine: spread, killed, moved, stopped; and a Ray of this machine's own."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from finetune_core.__main__ import app
+from finetune_core.config import make_config
+from finetune_core.errors import RunError
+from finetune_core.runs.executors import executor_of
+from finetune_core.runs.ray_executor import RayExecutor
+from finetune_core.runs.record import create_run, execute
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.runs.store import RunStore
+from finetune_core.runs.worker import Worker
+from finetune_core.training.checkpoints import load_tensors
+from tests.deadline import wait_until
+from tests.ray_nodes import AUTH, two_nodes
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.60'")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="POSIX processes")]
+
+QUICK = {
+    "backbone": "squeezenet1_1",
+    "weights": "none",
+    "strategy": "full",
+    "image_size": 32,
+    "batch_size": 8,
+    "precision": "fp32",
+}
+OPTIONS = ("--backbone", "squeezenet1_1", "--weights", "none", "--image-size", 32, "--batch-size", 8, "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in AUTH.items():
+            patch.setenv(name, value)
+        with two_nodes() as started:
+            yield started
+
+
+@pytest.fixture(scope="module")
+def executor(nodes):
+    with executor_of("ray", nodes.address) as connected:
+        wait_until(lambda: connected.places("ray") == 2, "the second node does not come")
+        yield connected
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As many as a run has on a node."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def config(image_folder, tmp_path):
+    data = image_folder(tmp_path / "images", {"red": 20, "blue": 20})
+    return lambda **changes: make_config(QUICK | {"data": str(data)} | changes)
+
+
+def owner_of(run_dir):
+    """The process that has a run."""
+    files = sorted(run_dir.glob("owner-*.json"), key=lambda file: int(file.stem.split("-")[1]))
+    return json.loads(files[-1].read_text())
+
+
+def weights(run_dir):
+    return {(name, key): value for name in ("best", "last") for key, value in load_tensors(run_dir, name)[0].items()}
+
+
+def assert_same_weights(one, other):
+    ours, theirs = weights(one), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def undisturbed(config, folder):
+    reservation = create_run(config, folder)
+    list(execute(reservation))
+    return reservation.run_dir
+
+
+def compare(data, runs, *more):
+    arguments = ["compare", data, "--strategies", "feature_extraction,full", "--seeds", "0,1", "--epochs", 3, *OPTIONS]
+    return CliRunner().invoke(app, [*map(str, [*arguments, "--runs-dir", runs, "--json", *more])])
+
+
+def verdicts(result):
+    """What a comparison says, without what is of this machine and moment."""
+    told = ("headline", "verdict", "strategies", "networks", "pairs", "arms")
+    left_out = {"seconds", "run_id", "run_dir", "memory_bytes", "runs"}
+
+    def clean(value):
+        if isinstance(value, dict):
+            return {key: clean(inner) for key, inner in value.items() if key not in left_out}
+        return [clean(inner) for inner in value] if isinstance(value, list) else value
+
+    return {key: clean(result[key]) for key in told if key in result}
+
+
+def test_a_comparison_on_two_workers_gives_the_verdict_of_one_process(executor, nodes, config, tmp_path):
+    data = config().data
+    alone, spread = (
+        compare(data, tmp_path / "alone"),
+        compare(data, tmp_path / "ray", "--executor", "ray", "--ray-address", nodes.address),
+    )
+    assert (alone.exit_code, spread.exit_code) == (0, 0), spread.stderr
+    ours, theirs = (json.loads(done.stdout) for done in (alone, spread))
+    assert verdicts(ours) == verdicts(theirs)
+    assert verdicts(ours)
+    processes, by_config = set(), {}
+    for run in RunStore(tmp_path / "ray").runs():
+        assert run.history.places
+        processes.add(owner_of(run.run_dir)["pid"])
+        by_config[run.config.model_dump_json()] = run.run_dir
+    assert len(processes) >= 2
+    for run in RunStore(tmp_path / "alone").runs():
+        assert_same_weights(run.run_dir, by_config[run.config.model_dump_json()])
+
+
+def test_a_worker_that_is_killed_changes_nothing(executor, config, tmp_path):
+    wanted = undisturbed(config(epochs=6), tmp_path / "undisturbed")
+    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
+    run_id = worker.submit(config(epochs=6))
+    wait_until(lambda: store.run(run_id).history.epochs)
+    os.kill(owner_of(tmp_path / "runs" / run_id)["pid"], signal.SIGKILL)
+    wait_until(lambda: not worker.queues())
+    run = store.run(run_id)
+    assert run.status == "finished", run.history.end
+    assert [bool(place["moved_from"]) for place in run.history.places] == [False, True]
+    assert_same_weights(run.run_dir, wanted)
+
+
+def test_a_stop_reaches_a_run_on_another_node_and_ray_goes_on_with_it_later(executor, config, tmp_path):
+    wanted = undisturbed(config(epochs=6), tmp_path / "undisturbed")
+    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
+    run_id = worker.submit(config(epochs=6))
+    wait_until(lambda: store.run(run_id).history.epochs)
+    worker.stop(run_id, pause=True)
+    wait_until(lambda: not worker.queues())
+    assert store.run(run_id).status == "paused"
+    worker.resume(run_id)
+    wait_until(lambda: not worker.queues())
+    assert store.run(run_id).status == "finished"
+    assert_same_weights(tmp_path / "runs" / run_id, wanted)
+
+
+def test_what_the_nodes_do_not_see_is_said_before_anything_trains(executor, config, tmp_path, monkeypatch):
+    seen = {"files": {str(tmp_path / "not there"): "x"}, "data": {}, "programs": {"torch": "0.1"}}
+
+    class Shown:
+        def __init__(self, *_): ...
+        def __enter__(self):
+            return seen
+
+        def __exit__(self, *_): ...
+
+    monkeypatch.setattr("finetune_core.runs.ray_executor.shown", Shown)
+    monkeypatch.setattr(executor, "_checked", set())
+    reservation = create_run(config(epochs=1), tmp_path / "runs", elsewhere=True)
+    with pytest.raises(RunError, match="Not every machine") as caught:
+        list(executor.execute(reservation))
+    assert str(caught.value).count("is not the same folder there") == 2  # each node says it
+    assert "not 0.1" in str(caught.value)
+    assert RunStore(tmp_path / "runs").runs()[0].status == "failed"
+
+
+def test_a_node_that_dies_changes_nothing(executor, nodes, config, tmp_path):
+    """The last test of the cluster: one node is left."""
+    wanted = undisturbed(config(epochs=12), tmp_path / "undisturbed")
+    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
+    ids = [worker.submit(config(epochs=12, seed=seed)) for seed in (0, 1)]
+    wait_until(lambda: all(store.run(one).history.epochs for one in ids))
+    dying = {one.pid for one in psutil.Process(nodes.processes[1].pid).children(recursive=True)}
+    on_it = [one for one in ids if owner_of(tmp_path / "runs" / one)["pid"] in dying]
+    nodes.kill(nodes.processes[1])
+    assert len(on_it) == 1
+    wait_until(lambda: not worker.queues())
+    assert [store.run(one).status for one in ids] == ["finished", "finished"]
+    assert [len(store.run(one).history.places) for one in ids] == [1 + (one in on_it) for one in ids]
+    assert_same_weights(tmp_path / "runs" / ids[0], wanted)
+
+
+def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(config, tmp_path, monkeypatch):
+    for name in AUTH:
+        monkeypatch.delenv(name, raising=False)
+    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    executor = RayExecutor()
+    driver = executor.driver()
+    family = psutil.Process(driver._process.pid).children(recursive=True)
+    listening = [
+        (one.laddr.ip, one.laddr.port)
+        for process in (psutil.Process(driver._process.pid), *family)
+        for one in process.net_connections("inet")
+        if one.status == psutil.CONN_LISTEN
+    ]
+    assert listening
+    assert {ip.removeprefix("::ffff:") for ip, _ in listening} == {"127.0.0.1"}
+    assert 8265 not in {port for _, port in listening}, "the dashboard"
+    tokens = {process.environ().get("RAY_AUTH_TOKEN") for process in family}
+    assert len(tokens) == 1
+    assert all(len(token) == 64 for token in tokens)
+    assert dict(os.environ) == before
+    assert signal.getsignal(signal.SIGTERM) == handler
+    reservation = create_run(config(epochs=50), tmp_path / "runs", elsewhere=True)
+    events = executor.execute(reservation)
+    for event in events:
+        if type(event).__name__ == "RunStarted":
+            request_stop(reservation.run_dir)
+    assert RunStore(tmp_path / "runs").runs()[0].status == "stopped"
+    executor.close()
+    gone, alive = psutil.wait_procs(family, 60)
+    assert not alive, gone
+
+
+def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(config, tmp_path):
+    executor = RayExecutor()
+    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
+    run_id = worker.submit(config(epochs=50))
+    wait_until(lambda: store.run(run_id).history.epochs)
+    executor.driver()._process.kill()
+    wait_until(lambda: not worker.queues())
+    wait_until(lambda: store.run(run_id).status == "interrupted")
+    worker.resume(run_id)  # a new Ray is started
+    wait_until(lambda: store.run(run_id).status == "running")
+    worker.stop(run_id)
+    wait_until(lambda: not worker.queues())
+    assert store.run(run_id).status == "stopped"
+    executor.close()
+    assert Path(tmp_path, "runs", run_id, "best.safetensors").exists()
