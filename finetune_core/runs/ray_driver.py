@@ -43,7 +43,7 @@ def connect(address: str) -> None:
 class Driver:
     """Turns requests into tasks, and their ends into answers.
 
-    Requests: ``{"do": "train", "id", "run", "gpu", "task", "trunk"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id"}``.
+    Requests: ``{"do": "train", "id", "run", "gpu", "task", "shared"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id"}``.
     Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with what a task returned, or ``{"id", "problem"}``.
     """
 
@@ -51,7 +51,7 @@ class Driver:
         self._answers = answers
         self._going: dict[ray.ObjectRef, Row] = {}
         self._looks: dict[ray.ObjectRef, tuple[int, str]] = {}
-        self._holders: dict[str, str] = {}  # trunk -> the node whose cache has it
+        self._holders: dict[str, str] = {}  # a name of what runs can share -> the node that was the last to compute it
         self._nodes: list[Row] = []
         self._looked = -_LOOK_AT_NODES
 
@@ -70,7 +70,7 @@ class Driver:
 
     def _train(self, request: Row) -> None:
         share = share_of(self._nodes, gpu=request["gpu"])
-        node = self._holders.get(request["trunk"])
+        node = next((self._holders[name] for name in request["shared"] if name in self._holders), None)
         # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
         strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) if node else "SPREAD"
         run = request["run"] | {"threads": 0 if request["gpu"] else int(share["num_cpus"])}
@@ -103,7 +103,7 @@ class Driver:
                 continue
             request, result = self._going.pop(task), _result(task)
             if "node" in result:
-                self._holders[request["trunk"]] = result["node"]
+                self._holders |= dict.fromkeys(request["shared"], result["node"])
             self._tell({"id": request["id"]} | result)
 
     def _tell_nodes(self) -> None:

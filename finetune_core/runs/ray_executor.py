@@ -270,12 +270,14 @@ def _request(reservation: Reservation, owner: int, roots: Sequence[Path], config
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run).items()}
     plain["roots"] = [str(root) for root in roots]
     task = f"{run_dir.name}-{secrets.token_hex(4)}"
-    return {"do": "train", "run": plain, "gpu": gpu, "task": task, "trunk": _trunk_of(config)}
+    return {"do": "train", "run": plain, "gpu": gpu, "task": task, "shared": _shared(config)}
 
 
-def _trunk_of(config: RunConfig) -> str:
-    """The same for runs that can share the output of their frozen stages."""
-    return json.dumps([config.data, config.backbone, config.weights, config.image_size, config.strategy])
+def _shared(config: RunConfig) -> list[str]:
+    """Equal names, the best first, for runs that can use each other's activations: those of the same frozen stages; those of the same
+    network, whose deeper cuts are computed from shallower ones."""
+    network = [config.data, config.backbone, config.weights, config.from_run, config.precision, config.input_settings]
+    return [json.dumps([*network, config.strategy], default=str), json.dumps(network, default=str)]
 
 
 def _wants_gpu(config: RunConfig, nodes: Sequence[Row]) -> bool:
