@@ -4,7 +4,9 @@ The data are split by ``split_seed`` alone, and head and order of the images fol
 from the same head and see the same images in the same order, independent of what they freeze.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import Dataset
@@ -94,6 +96,36 @@ def arm_seconds(configs: Sequence[RunConfig], dataset: Dataset, book: SpeedBook)
     measured yet."""
     alone, shared = (expected(configs[0], dataset, book, found) for found in (0, _EVERYTHING_FOUND))
     return [alone.seconds, *[shared.seconds] * (len(configs) - 1)] if alone and shared else None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What runs take on several machines: seconds from the first to the last, and seconds of work that they save because they find
+    the output of their frozen stages on their machine."""
+
+    seconds: float
+    saved: float
+
+
+def spread(arms: Sequence[Sequence[float]], machines: Sequence[int]) -> Spread:
+    """Forecast runs that train beside each other, each beginning where a place is free first.
+
+    Args:
+        arms: ``arm_seconds`` of each.
+        machines: how many runs each trains at a time; at least one place in all.
+    """
+    free = [(0.0, machine) for machine, places in enumerate(machines) for _ in range(places)]
+    there: dict[tuple[int, int], float] = {}  # from when on a machine has the output of an arm's frozen stages
+    saved = 0.0
+    for arm, seconds in enumerate(arms):
+        for _ in seconds:
+            earliest = min(at for at, _ in free)
+            begins, machine = min(free, key=lambda one: (one[0] > earliest, there.get((arm, one[1]), math.inf) > earliest))
+            takes = seconds[-1] if there.get((arm, machine), math.inf) <= begins else seconds[0]
+            saved += seconds[0] - takes
+            there.setdefault((arm, machine), begins + takes)
+            free[free.index((begins, machine))] = (begins + takes, machine)
+    return Spread(max(at for at, _ in free), saved)
 
 
 def _strategy(base: RunConfig, name: str) -> dict[str, str | None]:

@@ -33,6 +33,10 @@ class Executor(Protocol):
         """How many runs of a queue can train at a time, as far as is known now; 1 or more."""
         ...
 
+    def machines(self) -> list[int]:
+        """How many runs each machine can train at a time, as far as is known now."""
+        ...
+
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
         """See a run through to its end: as ``record.execute``."""
         ...
@@ -49,6 +53,9 @@ class InProcess:
     def places(self, queue: str) -> int:
         return 1
 
+    def machines(self) -> list[int]:
+        return [1]
+
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
         return execute(reservation, roots)
 
@@ -56,7 +63,11 @@ class InProcess:
 def app_executor() -> Executor:
     """The app's: this process, or Ray where ``THAW_RAY_ADDRESS`` names the head of a cluster, or ``local`` for one of this machine's own."""
     address = os.environ.get("THAW_RAY_ADDRESS", "").strip()
-    return _ray("" if address == "local" else address) if address else InProcess()
+    if not address:
+        return InProcess()
+    executor = _ray("" if address == "local" else address)
+    executor.connect_meanwhile()
+    return executor
 
 
 @contextmanager

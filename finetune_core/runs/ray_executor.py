@@ -58,11 +58,14 @@ class RayExecutor:
         return "ray"
 
     def places(self, queue: str) -> int:
+        return sum(self.machines()) or 1
+
+    def machines(self) -> list[int]:
         nodes = self._driver.nodes if self._driver else []
-        if gpus := sum(int(node["gpus"]) for node in nodes):
-            return gpus
+        if any(node["gpus"] for node in nodes):
+            return [int(node["gpus"]) for node in nodes if node["gpus"]]
         cores = [node["cpus"] for node in nodes if node["cpus"]]
-        return sum(int(own // min(cores)) for own in cores) or 1
+        return [int(own // min(cores)) for own in cores]
 
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
         """See a run through to its end on some machine; closed before that, it ends the task, and the run counts as interrupted.
@@ -109,6 +112,15 @@ class RayExecutor:
             if self._driver is None or not self._driver.lives:
                 self._driver, self._checked = _Driver(self.address), set()
             return self._driver
+
+    def connect_meanwhile(self) -> None:
+        """Start the driver in a thread; whatever keeps it from connecting is said by the first run."""
+
+        def connect() -> None:
+            with suppress(FinetuneError):
+                self.driver()
+
+        threading.Thread(target=connect, name="connecting to Ray", daemon=True).start()
 
     def close(self) -> None:
         """End the driver; a local Ray ends with it."""

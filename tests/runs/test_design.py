@@ -7,7 +7,7 @@ from finetune_core.data.dataset import load_dataset
 from finetune_core.errors import ConfigError
 from finetune_core.models.network import build_network
 from finetune_core.models.weights import RANDOM
-from finetune_core.runs.design import arm_of, arm_seconds, by_arm, design, lacking_baselines, with_rates
+from finetune_core.runs.design import arm_of, arm_seconds, by_arm, design, lacking_baselines, spread, with_rates
 from finetune_core.training.speed_book import Speed, SpeedBook
 from finetune_core.training.strategies import STRATEGIES
 
@@ -135,3 +135,19 @@ def test_only_the_first_run_of_an_arm_pays_for_the_frozen_stages(image_folder, t
     assert others[0] == others[1]
     assert first - others[0] == pytest.approx(40 * (1.0 + 0.001), rel=0.05)
     assert len(set(arm_seconds(full, dataset, book))) == 1
+
+
+@pytest.mark.parametrize(
+    ("arms", "machines", "seconds", "saved"),
+    [
+        ([[10, 4, 4]], [1], 18, 12),  # as one after the other
+        ([[10, 4, 4]], [1, 1], 14, 6),  # each machine pays once for the frozen stages
+        ([[10, 4, 4]], [2], 14, 6),  # the second run begins before the first has computed anything
+        ([[10, 4], [10, 4]], [1, 1], 20, 0),  # no place waits for the machine that has the frozen stages
+        ([[10, 10]], [1, 1], 10, 0),
+        ([[5]], [3, 1], 5, 0),
+    ],
+)
+def test_a_comparison_on_several_machines_is_forecast(arms, machines, seconds, saved):
+    found = spread(arms, machines)
+    assert (found.seconds, found.saved) == (seconds, saved)

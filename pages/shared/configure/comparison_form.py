@@ -17,7 +17,7 @@ from finetune_core.errors import ConfigError, FinetuneError, WeightsError
 from finetune_core.evaluation.comparison.arms import arm_titles
 from finetune_core.formatting import duration, percent, things
 from finetune_core.recipes import DEMO_RECIPE
-from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, with_rates
+from finetune_core.runs.design import FROM, arm_seconds, by_arm, design, spread, with_rates
 from finetune_core.training.lr_finder import find_rate
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
@@ -30,7 +30,7 @@ from pages.shared.configure.networks import offered
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
 from pages.shared.jobs import begin, forget, outcome
-from pages.shared.runs.backend import submit, why_not_timed
+from pages.shared.runs.backend import submit, why_not_timed, worker
 
 
 @dataclass(frozen=True)
@@ -195,12 +195,12 @@ def _more_choices(base: RunConfig) -> tuple[list[str], list[float], list[str]]:
 def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
     """The forecast of each arm, and of all together."""
     book, rows = SpeedBook(), []
-    whole: float | None = 0.0
+    forecasts: list[list[float]] = []
     arms = list(by_arm(configs).values())
     for title, some in zip(arm_titles([some[0] for some in arms]), arms, strict=True):
         timed = arm_seconds(some, dataset, book)
         seconds = sum(timed) if timed else None
-        whole = whole + seconds if seconds is not None and whole is not None else None
+        forecasts += [timed] if timed else []
         rows.append(
             {
                 "Strategy": title,
@@ -210,8 +210,30 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
             }
         )
     st.dataframe(rows, hide_index=True)
-    total = f"about {duration(whole)}" if whole is not None else "*Forecast* times a few steps and estimates the duration"
-    st.markdown(f"**{things(len(configs), 'run')}** in total: {total}.")
+    st.markdown(
+        f"**{things(len(configs), 'run')}** in total: {_total(forecasts) if len(forecasts) == len(arms) else _NOT_TIMED}."
+    )
+
+
+_NOT_TIMED = "*Forecast* times a few steps and estimates the duration"
+
+
+def _total(forecasts: Sequence[Sequence[float]]) -> str:
+    """What all runs together take, by the forecasts of each arm: one after the other, or on all places that the executor has."""
+    machines = worker().executor.machines()
+    if sum(machines) < 2:
+        return f"about {duration(sum(map(sum, forecasts)))}"
+    found = spread(forecasts, machines)
+    saves = (
+        f" Runs that find the frozen stages' output on their machine save {duration(found.saved)} of work"
+        if found.saved
+        else ""
+    )
+    return (
+        f"about {duration(found.seconds)}, {sum(machines)} runs at a time on {things(len(machines), 'machine')}.{saves}".rstrip(
+            "."
+        )
+    )
 
 
 def _start_button(configs: Sequence[RunConfig], lacking: str | None) -> bool:
