@@ -113,6 +113,8 @@ def try_out(runs: list[Run]) -> None:
     chosen = choose_run(runs, damaged)
     classifiers = loaded([chosen, *beside(runs, chosen)])
     if not classifiers or classifiers[0].run is not chosen:
+        if len(runs) > 1:
+            st.markdown("Another run can be chosen above.")
         return
     kind = st.segmented_control(
         "Input",

@@ -320,7 +320,9 @@ def _registered(name: str) -> tuple[str, dict[str, Any]]:
 
     architecture = name.removeprefix(TIMM).partition(".")[0]
     if not timm.is_model(architecture):
-        raise _refused(f"timm has no network {architecture!r}; `python -m finetune_core backbones WORD` finds some")
+        raise _refused(
+            f"timm has no network {architecture!r}, though other versions of it may; `python -m finetune_core backbones WORD` finds some"
+        )
     if not classifies(architecture):
         raise headless(name)
     try:

@@ -324,17 +324,26 @@ def _about(run_dir: Path, _version: Stamp | None) -> About | str:
 def _config(file: Path, _version: Stamp | None) -> RunConfig | str:
     """A run's settings, or what is wrong with them."""
     try:
-        config = make_config(read_config(file))
-        check_backbone_name(config.backbone)
+        return make_config(read_config(file))
     except ConfigError as error:
-        return f"its settings cannot be read: {' '.join(str(error).split())[:300]}"
-    return config
+        return _unreadable(error)
+
+
+def _unreadable(error: ConfigError) -> str:
+    return f"its settings cannot be read: {' '.join(str(error).split())[:300]}"
 
 
 def _contradiction(config: RunConfig, history: History) -> str:
-    """How a run's settings and its events cannot belong to each other; empty where they can."""
+    """How a run's settings and its events cannot belong to each other; empty where they can.
+
+    A run that has begun to train had a network, be it one that the libraries of now do not have any more: what it left can be read.
+    """
     started = history.started
     if started is None:
+        try:
+            check_backbone_name(config.backbone)
+        except ConfigError as error:
+            return _unreadable(error)
         return ""
     for name, value in (("backbone", config.backbone), ("strategy", config.strategy), ("epochs", epochs_of(config))):
         if started[name] != value:

@@ -14,11 +14,13 @@ from finetune_core.config.metadata import SPLIT
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.store import RunStore
 from finetune_core.saved_settings import save_settings
+from tests.evaluation.single_run.test_damaged_results import rewritten
 from tests.pages.harness import button, labels, open_page, press, unescaped
 from tests.trained import QUICK
 
 PAGES = ("home", "dataset", "configure", "train", "runs", "evaluate", "compare", "predict")
 HUB = "hf-hub:somebody/mine"
+EARLIER = "timm/vanished_vit.r160_in1k"  # of another version of timm
 STRATEGIES = {
     "last_block": {"strategy": "last_block"},
     "cut": {"strategy": "custom", "cut": "block4"},
@@ -44,6 +46,18 @@ def cached_at_the_hub(hub):
     return repository
 
 
+def of_another_timm(config, folder):
+    """A run whose folder names an architecture that timm has no more."""
+    here = EARLIER.replace("vanished_vit", "test_vit")
+    reservation = create_run(make_config(config.model_dump() | {"backbone": here, "weights": "none"}), folder)
+    list(execute(reservation))
+    for name in ("config.json", "events.jsonl"):
+        file = reservation.run_dir / name
+        file.write_text(file.read_text().replace(here, EARLIER))
+    for name in ("best", "last"):
+        rewritten(reservation.run_dir / f"{name}.safetensors", backbone=EARLIER)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, image_folder_once):
     """(images, networks, runs): two runs from each network; the networks are gone when a test begins."""
@@ -57,6 +71,8 @@ def trained(tmp_path_factory, image_folder_once):
             for settings in ({"strategy": "last_block"}, {"strategy": "feature_extraction"}):
                 config = make_config(QUICK | {"data": str(images), "backbone": name, "epochs": 1} | settings)
                 list(execute(create_run(config, base / "runs")))
+                if name == HUB:
+                    of_another_timm(config, base / "runs")
     shutil.move(base / "mine", base / "mine elsewhere")
     shutil.move(base / "hub", base / "hub elsewhere")
     return base
@@ -65,7 +81,7 @@ def trained(tmp_path_factory, image_folder_once):
 @pytest.fixture(params=["folder", "hub"])
 def gone(request, trained, monkeypatch):
     """The name of a network that is gone, with runs that were trained from it."""
-    name = f"local-dir:{trained / 'mine'}" if request.param == "folder" else HUB
+    name = {"folder": f"local-dir:{trained / 'mine'}", "hub": HUB, "timm": EARLIER}[request.param]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trained / "hub"))
     monkeypatch.setenv("THAW_DATA_ROOTS", str(trained))
     for run in RunStore(trained / "runs").runs():
@@ -81,6 +97,8 @@ def runs():
 def what_is_missing(name):
     if name == HUB:
         return f"The description of {HUB} is not on this machine"
+    if name == EARLIER:
+        return "timm has no network 'vanished_vit', though other versions of it may"
     return f"there is no folder {name.removeprefix('local-dir:')}: put it back there, or choose another network"
 
 
@@ -102,6 +120,7 @@ def stages_drawn(at):
     return [tile["name"] for one in drawn for tile in one.get("tiles", [])]
 
 
+@pytest.mark.parametrize("gone", ["folder", "hub", "timm"], indirect=True)
 @pytest.mark.parametrize(
     ("name", "strategy"),
     [
@@ -123,7 +142,9 @@ def test_every_page_opens_says_what_is_missing_and_keeps_the_settings(gone, addr
     assert at.session_state["settings_id"] == asked["settings"]
 
 
+@pytest.mark.parametrize("gone", ["folder", "hub", "timm"], indirect=True)
 def test_what_was_measured_of_a_run_is_still_there(gone):
+    assert RunStore(paths.runs_dir()).damaged() == []
     for tab in ("Metrics", "Curves", "Calibration", "Slices", "Robustness"):
         at = open_page("evaluate", state={"evaluate_view": tab})
         assert [one.label for one in at.metric][:1] == ["Accuracy"]
@@ -154,12 +175,20 @@ def test_nothing_can_be_started_until_another_network_is_chosen_or_it_is_back(go
     assert not button(at, "Start training").disabled
 
 
+@pytest.mark.parametrize("gone", ["folder", "hub", "timm"], indirect=True)
 def test_settings_of_a_run_are_used_again(gone):
     at = open_page("train", run=runs()[-1].run_id)
     press(at, "Use these settings again")
     assert at.session_state["form_backbone"] == gone
     assert at.session_state["form_image_size"] == QUICK["image_size"]
     assert what_is_missing(gone) in unescaped(at)
+
+
+@pytest.mark.parametrize("gone", ["folder", "timm"], indirect=True)
+def test_predict_says_that_another_run_can_be_chosen(gone):
+    at = open_page("predict", run=runs()[0].run_id)
+    assert what_is_missing(gone) in unescaped(at)
+    assert "Another run can be chosen above." in unescaped(at)
 
 
 def test_what_the_hub_says_can_be_fetched_where_it_is_missed(gone, address):

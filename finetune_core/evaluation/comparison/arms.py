@@ -157,6 +157,11 @@ def _in_short(name: str, value: Any) -> str:
 
 
 def differing_settings(configs: Sequence[RunConfig]) -> list[str]:
-    """Names of the settings, the seed aside, that are not the same in all configs."""
-    names = [name for name in RunConfig.model_fields if name != "seed"]
-    return [name for name in names if len({str(getattr(config, name)) for config in configs}) > 1]
+    """Names of the settings, the seed aside, that are not the same in all configs. Averages are computed in fp32, whatever their runs
+    trained in: the precision of a training is not theirs."""
+    trained = [config for config in configs if not config.averaged]
+
+    def values(name: str) -> set[str]:
+        return {str(getattr(config, name)) for config in (trained if name == "precision" else configs)}
+
+    return [name for name in RunConfig.model_fields if name != "seed" and len(values(name)) > 1]

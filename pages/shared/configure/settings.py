@@ -13,6 +13,7 @@ from finetune_core.data.entry import load_split
 from finetune_core.errors import ConfigError, FinetuneError
 from finetune_core.models.catalogue import backbone_info, check_backbone_name, default_backbone, usual_image_size
 from finetune_core.models.network import network_stages
+from finetune_core.models.timm_networks import TIMM
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.saved_settings import save_settings, saved_settings
 from finetune_core.training.strategies import BASELINE, STRATEGIES
@@ -214,7 +215,7 @@ def restore(wanted: str) -> None:
         if not isinstance(settings, dict) or not isinstance(comparison, dict):
             raise ConfigError({"settings": f"what was saved under “{wanted}” are no settings"})
         config = make_config({name: value for name, value in settings.items() if name not in _NOT_KEPT} | {"data": "any"})
-        check_backbone_name(config.backbone)
+        _check_could_be(config.backbone)
     except ConfigError:
         _show(make_config({"data": "any"} | _at_first()), {})
         raise
@@ -300,10 +301,17 @@ def _named_stages(config: RunConfig) -> list[str]:
 def _can_be(backbone: object) -> bool:
     """Whether a backbone can have that name, here or not."""
     try:
-        check_backbone_name(str(backbone))
+        _check_could_be(str(backbone))
     except ConfigError:
         return False
     return isinstance(backbone, str)
+
+
+def _check_could_be(backbone: str) -> None:
+    """As ``check_backbone_name``, but any name in timm's catalogue will do: another version of timm may have it, and the form says what is
+    missing."""
+    if not backbone.startswith(TIMM):
+        check_backbone_name(backbone)
 
 
 def _weights() -> dict[str, str]:

@@ -4,7 +4,7 @@ import pytest
 
 from finetune_core.config import make_config
 from finetune_core.errors import RunError
-from finetune_core.evaluation.comparison.arms import arm_titles
+from finetune_core.evaluation.comparison.arms import arm_titles, differing_settings
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.costs import cost, run_depth, timeline, trunk_rate, usual_cost
 from finetune_core.evaluation.comparison.report import arms_table
@@ -37,6 +37,13 @@ def test_every_field_is_in_the_json_reference(three_strategies):
     result = compare_runs(three_strategies).to_json()
     [run, *_], [arm, *_], [pair, *_] = result["runs"], result["arms"], result["pairs"]
     assert not missing_in_reference({*result, *run, *arm, *pair, *pair["networks"]})
+
+
+def test_averages_have_no_precision_of_a_training_to_differ_in():
+    bf16, fp32 = (make_config({"data": "x", "precision": one}) for one in ("bf16", "fp32"))
+    average = make_config({"data": "x", "precision": "fp32", "averaged": {"how": "soup", "runs": ["a", "b"]}})
+    assert differing_settings([bf16, average]) == ["averaged"]
+    assert differing_settings([bf16, fp32, average]) == ["precision", "averaged"]
 
 
 @pytest.mark.parametrize("other", [{"names": "other"}, {"classes": ("dog", "cat")}, {"data": "/elsewhere"}, {"images": 300}])
