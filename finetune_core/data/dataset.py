@@ -169,10 +169,10 @@ class Seen:
     rows: pd.DataFrame
 
 
-def look_through(data: str | Path, roots: Sequence[Path] = ()) -> Work[Seen]:
-    """The first, slow half of ``index_dataset``."""
+def look_through(data: str | Path, roots: Sequence[Path] = (), *, thumbs: bool = False) -> Work[Seen]:
+    """The first, slow half of ``index_dataset``; with the thumbnails of the images where they are asked for."""
     listing = list_data(data, roots)
-    rows = yield from read_index(data, listing)
+    rows = yield from read_index(data, listing, thumbs=thumbs)
     return Seen(listing, rows)
 
 

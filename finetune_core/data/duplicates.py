@@ -1,6 +1,8 @@
 """Which images are copies of each other, or nearly: candidates from small colour thumbnails, then compared as larger gray squares."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from finetune_core.data.closeness import DETAIL_SIDE, chance_pairs, distance, same_picture
+from finetune_core.data.threads import in_threads, one_blas_thread
 from finetune_core.work import Step, Work
 
 # Correlation of two 12 × 12 colour thumbnails, and of two gray squares. Saving again, scaling, light and contrast stay above.
@@ -17,14 +20,19 @@ _LARGEST_SET, _LARGEST_SHARE = 20, 0.01
 _SMALLEST_NATURE, _NATURE = 8, 0.25  # so many that they are that share of a small set look alike by nature, too
 _SAME = 0.003  # distance: equal pixels, but for rounding
 _PLAIN = 2.0  # gray levels: with less contrast, the thumbnail is not informative
-MOST_COMPARED = 200_000  # all pairs of more would take hours
-_ENTRIES = 20_000_000  # of the matrix of products that is held at a time
+MOST_COMPARED = 2_000_000  # all pairs of more would take an hour
+_MOST_ALIKE = 200_000  # images that all look alike, and are compared as larger squares
+_TILE = (256, 1024)  # of the matrix of products: it stays in a core's cache
 _MOST_PAIRS = 2_000_000  # that are held: of a fixed camera's images, all pairs are alike
 _KEPT_DIRECTIONS = 31
 _COMPARED_WHOLE = 2000  # images: for no more, finding the directions takes longer than it saves
 _SIDE, _SMALL_SIDE, _MANY = 64, 32, 20_000  # pixels of a gray square; where more than so many have to be held at once
 
+_ROUNDING = 1e-3
+_AT_ONCE = 10_000  # images whose vectors are held
+
 Squares = Callable[[np.ndarray, int], Iterator[np.ndarray | None]]
+Vectors = Callable[[np.ndarray], np.ndarray]  # positions -> unit vectors [n, d]
 Found = tuple[np.ndarray, np.ndarray]  # pairs, and how alike each is
 
 
@@ -47,19 +55,34 @@ def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Work[
     closest = np.where(copies > 1, 1.0, 0.0)
     sets = np.arange(len(first))
     if 2 <= len(first) <= MOST_COMPARED:
-        vectors, telling = _vectors(thumbs.iloc[first])
-        pairs, _ = yield from _alike(vectors, np.flatnonzero(telling), _LIKENESS, _linking)
+        pixels = _pixels(thumbs, first)
+        telling = np.concatenate([_vectors(pixels[rows])[1] for rows in _portions(np.arange(len(first)))])
+        pairs, _ = yield from _alike(
+            lambda rows: _vectors(pixels[rows])[0], np.flatnonzero(telling), _LIKENESS, partial(_Connecting, len(first))
+        )
+        del pixels
         links, likeness = yield from _verified(_connected(pairs, len(first)), first, squares)
         sets = _connected(links, len(first))
         np.maximum.at(closest, links.ravel(), likeness.repeat(2))
     return _first_of_each(sets[same]), closest[same]
 
 
-def _vectors(thumbs: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors ``[n, d]``, each channel without its mean (light and tint do not count), and which of them are informative."""
-    pixels = np.frombuffer(b"".join(thumbs), dtype=np.uint8).reshape(len(thumbs), -1, 3).astype(np.float32)
-    pixels -= pixels.mean(axis=1, keepdims=True)
-    flat = pixels.reshape(len(thumbs), -1)
+def _pixels(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
+    """uint8 ``[n, d]``."""
+    some = (np.frombuffer(b"".join(thumbs.iloc[rows]), dtype=np.uint8).reshape(len(rows), -1) for rows in _portions(positions))
+    return np.concatenate(list(some))
+
+
+def _portions(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + _AT_ONCE] for start in range(0, len(rows), _AT_ONCE))
+
+
+def _vectors(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of thumbnails (uint8 ``[n, d]``) unit vectors, each channel without its mean (light and tint do not count), and which of them are
+    informative."""
+    coloured = pixels.reshape(len(pixels), -1, 3).astype(np.float32)
+    coloured -= coloured.mean(axis=1, keepdims=True)
+    flat = coloured.reshape(len(pixels), -1)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return flat / np.maximum(length, 1e-6), length[:, 0] / np.sqrt(flat.shape[1]) >= _PLAIN
 
@@ -71,7 +94,7 @@ def _verified(candidates: np.ndarray, positions: np.ndarray, squares: Squares) -
         positions: ``[n]``, by which ``squares`` knows the images.
     """
     sizes = np.bincount(candidates)
-    members = np.flatnonzero(sizes[candidates] > 1)
+    members = np.flatnonzero((sizes[candidates] > 1) & (sizes[candidates] <= _MOST_ALIKE))
     members = members[np.argsort(candidates[members], kind="stable")]
     side = _SIDE if len(members) <= _MANY else _SMALL_SIDE
     seen = np.zeros((len(members), side, side), dtype=np.uint8)
@@ -106,7 +129,7 @@ def _close(squares: np.ndarray, *, outstanding: bool) -> Work[Found]:
     if outstanding and len(rows) >= _SMALLEST_NATURE:
         chance = chance_pairs(flat[rows])
         least = max(least, 1 - max(chance.farthest(), _SAME) ** 2 / 2)
-    pairs, likeness = yield from _alike(flat, rows, least, _closest)
+    pairs, likeness = yield from _alike(flat.__getitem__, rows, least, _Closest)
     if chance:
         apart = distance(likeness)
         kept = chance.outstanding(apart) | (apart <= _SAME)
@@ -131,55 +154,132 @@ def _same_pictures(pairs: np.ndarray, positions: np.ndarray, squares: Squares) -
     return kept
 
 
-def _alike(
-    vectors: np.ndarray, rows: np.ndarray, least: float, thinned: Callable[[np.ndarray, np.ndarray, int], Found]
-) -> Work[Found]:
-    """All pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``, and the products.
+class _Connecting:
+    """Keeps fewer than ``count`` pairs, which connect the same images; how alike they are is not kept. What is connected already need not
+    be compared."""
+
+    def __init__(self, count: int) -> None:
+        self._sets = np.zeros(0, dtype=np.int64)
+        self._count = count
+        self._pairs = [np.empty((0, 2), dtype=np.int64)]
+        self._new = 0
+
+    def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
+        """Whether all of them are in one set."""
+        return len(self._sets) > 0 and bool(
+            (self._sets[left] == self._sets[left[0]]).all() and (self._sets[right] == self._sets[left[0]]).all()
+        )
+
+    def add(self, pairs: np.ndarray, _: np.ndarray) -> None:
+        if len(pairs) > sum(_TILE):
+            images, pairs = np.unique(pairs, return_inverse=True)
+            pairs = images[_spanning(pairs.reshape(-1, 2), len(images))]
+        self._pairs.append(pairs)
+        self._new += len(pairs)
+        if self._new > min(_MOST_PAIRS, self._count):
+            self._thin()
+
+    def _thin(self) -> None:
+        pairs = np.concatenate(self._pairs)
+        self._sets = _connected(pairs, self._count)
+        self._pairs, self._new = [_spanning(pairs, self._count)], 0
+
+    def found(self) -> Found:
+        pairs = np.concatenate(self._pairs)
+        return pairs, np.ones(len(pairs), dtype=np.float32)
+
+
+class _Closest:
+    """Keeps the pairs that are the most alike."""
+
+    def __init__(self) -> None:
+        self._pairs = [np.empty((0, 2), dtype=np.int64)]
+        self._likeness = [np.empty(0, dtype=np.float32)]
+        self._count = 0
+
+    def settled(self, left: np.ndarray, right: np.ndarray) -> bool:
+        return False
+
+    def add(self, pairs: np.ndarray, likeness: np.ndarray) -> None:
+        self._pairs.append(pairs)
+        self._likeness.append(likeness)
+        self._count += len(pairs)
+        if self._count > _MOST_PAIRS:
+            held, alike = self.found()
+            kept = np.argpartition(-alike, _MOST_PAIRS // 2)[: _MOST_PAIRS // 2]
+            self._pairs, self._likeness, self._count = [held[kept]], [alike[kept]], len(kept)
+
+    def found(self) -> Found:
+        pairs, likeness = np.concatenate(self._pairs), np.concatenate(self._likeness)
+        order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+        return pairs[order], likeness[order]
+
+
+def _alike(vectors: Vectors, rows: np.ndarray, least: float, keep: Callable[[], _Connecting] | type[_Closest]) -> Work[Found]:
+    """All pairs ``[m, 2]`` of ``rows`` whose product is at least ``least``, and the products; of too many those that are kept (``keep`` makes what collects them).
 
     Most pairs are ruled out in few dimensions: with p the part of a unit vector in the main directions and r the length of
-    the rest, v·w ≤ p·q + r·s, which is itself a product of short vectors.
-
-    Args:
-        thinned: what to keep where there are too many.
+    the rest, v·w ≤ p·q + r·s, which is itself a product of short vectors. They are sorted by the direction in which they differ the
+    most: no pair that is alike lies farther apart there than its distance.
     """
-    short = _shortened(vectors[rows]) if len(rows) > _COMPARED_WHOLE else vectors[rows]
-    pairs, likeness = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
-    block = max(16, _ENTRIES // max(1, len(rows)))
-    for start in range(0, len(rows), block):
-        likely = np.triu(short[start : start + block] @ short[start:].T >= least, 1)
-        if np.count_nonzero(likely) > _MOST_PAIRS // 40:  # then all products at once are quicker, and need less memory
-            products = vectors[rows[start : start + block]] @ vectors[rows[start:]].T
-            left, right = np.nonzero(likely & (products >= least))
-            alike = products[left, right]
-        else:
-            left, right = np.nonzero(likely)
-            alike = np.einsum("nd,nd->n", vectors[rows[left + start]], vectors[rows[right + start]])
-            left, right, alike = (values[alike >= least] for values in (left, right, alike))
-        pairs = np.concatenate([pairs, np.stack([rows[left + start], rows[right + start]], axis=1)])
-        likeness = np.concatenate([likeness, alike])
-        if len(likeness) > _MOST_PAIRS:
-            pairs, likeness = thinned(pairs, likeness, len(vectors))
-        yield Step(min(start + block, len(rows)), len(rows))
-    return pairs, likeness
+    kept = keep()
+    if not len(rows):
+        return kept.found()
+    with one_blas_thread():
+        short = _shortened(vectors, rows) if len(rows) > _COMPARED_WHOLE else vectors(rows)
+    spread = short[:, short.std(axis=0).argmax()]
+    order = np.argsort(spread, kind="stable")
+    short, spread, rows = short[order], spread[order], rows[order]
+    reach = float(distance(np.array([least]))[0]) + _ROUNDING
+    height, width = _TILE
+
+    def compared(start: int) -> Found:
+        """Of the rows from there on, with those behind them."""
+        part = keep()
+        head = slice(start, min(start + height, len(rows)))
+        last = int(np.searchsorted(spread, spread[head.stop - 1] + reach, side="right"))
+        for column in range(start, last, width):
+            across = slice(column, min(column + width, last))
+            if kept.settled(rows[head], rows[across]):
+                continue
+            likely = short[head] @ short[across].T >= least
+            if column < head.stop:
+                likely = np.triu(likely, start - column + 1)
+            if likely.any():
+                part.add(*_products(vectors, rows[head], rows[across], likely, least))
+        return part.found()
+
+    with one_blas_thread(), closing(in_threads(compared, range(0, len(rows), height))) as comparing:
+        for start, found in comparing:
+            kept.add(*found)
+            yield Step(min(start + height, len(rows)), len(rows))
+    return kept.found()
 
 
-def _linking(pairs: np.ndarray, _: np.ndarray, count: int) -> Found:
-    """Fewer than ``count`` pairs, which connect the same images; how alike they are is not kept."""
+def _products(vectors: Vectors, left: np.ndarray, right: np.ndarray, likely: np.ndarray, least: float) -> Found:
+    """Of the likely pairs (bool ``[left, right]``) those whose product is at least ``least``, and the products."""
+    first, second = np.nonzero(likely)
+    if len(first) > len(left) + len(right):  # then all products at once are quicker
+        products = (vectors(left) @ vectors(right).T)[first, second]
+    else:
+        products = np.einsum("nd,nd->n", vectors(left[first]), vectors(right[second]))
+    alike = products >= least
+    pairs = np.stack([left[first[alike]], right[second[alike]]], axis=1)
+    return np.sort(pairs, axis=1), products[alike]
+
+
+def _spanning(pairs: np.ndarray, count: int) -> np.ndarray:
+    """Fewer than ``count`` pairs, which connect the same images."""
     first = _first_of_each(_connected(pairs, count))
     others = np.flatnonzero(first != np.arange(count))
-    return np.stack([first[others], others], axis=1), np.ones(len(others), dtype=np.float32)
+    return np.stack([first[others], others], axis=1)
 
 
-def _closest(pairs: np.ndarray, likeness: np.ndarray, _: int) -> Found:
-    kept = np.argpartition(-likeness, _MOST_PAIRS // 2)[: _MOST_PAIRS // 2]
-    return pairs[kept], likeness[kept]
-
-
-def _shortened(vectors: np.ndarray) -> np.ndarray:
+def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     """``[n, 32]``: each vector in the main directions of some of them, and the length of what is left."""
-    some = vectors[:: -(-len(vectors) // 1000)]
+    some = vectors(rows[:: -(-len(rows) // 1000)])
     main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_KEPT_DIRECTIONS:])[0]
-    short = vectors @ main
+    short = np.concatenate([vectors(portion) @ main for portion in _portions(rows)])
     rest = np.sqrt(np.maximum(0, 1 - np.square(short).sum(axis=1, keepdims=True)))
     return np.concatenate([short, rest], axis=1)
 

@@ -1,7 +1,6 @@
 """The app's own folder for one data set: its index, its splits, the changes made to it. Nothing is written into the user's data."""
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from finetune_core import paths
 from finetune_core.config import make_config, names_in, read_config
 from finetune_core.config.metadata import SPLIT
 from finetune_core.errors import ConfigError, DataError
-from finetune_core.files import write_bytes
+from finetune_core.files import replacing, write_bytes
 
 _SPLIT = "split.json"
 
@@ -65,17 +64,15 @@ def save_split(data: str | Path, settings: Mapping[str, Any]) -> None:
         raise DataError(f"The split's settings cannot be kept in {file}: {error}.") from None
 
 
-def read_table(file: Path) -> pd.DataFrame | None:
-    """A Parquet file of the entry; None where there is none, or it is damaged: it can always be made again."""
+def read_table(file: Path, columns: list[str] | None = None) -> pd.DataFrame | None:
+    """A Parquet file of the entry, or some of its columns; None where there is none, or it is damaged: it can always be made again."""
     try:
-        return pd.read_parquet(file, page_checksum_verification=True)
+        return pd.read_parquet(file, columns=columns, page_checksum_verification=True)
     except Exception:  # on damaged bytes the reader raises nearly anything
         return None
 
 
 def write_table(file: Path, table: pd.DataFrame) -> None:
     """Keep a table; where nothing can be written, Thaw works without."""
-    buffer = io.BytesIO()
-    table.to_parquet(buffer, index=False, write_page_checksum=True)
-    with suppress(OSError):
-        write_bytes(file, buffer.getvalue())
+    with suppress(OSError), replacing(file) as opened:
+        table.to_parquet(opened, index=False, write_page_checksum=True)

@@ -17,7 +17,7 @@ _LOOKED_AT = 96  # pixels: what is blurred at this size, a network sees blurred
 _PLAIN = 1e-3  # gray levels
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Look:
     """What was seen.
 

@@ -3,12 +3,14 @@ looked at again (by size and time of change)."""
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow
 
 from finetune_core.data.closeness import gray_squares
 from finetune_core.data.duplicates import near_sets
@@ -22,16 +24,23 @@ from finetune_core.work import Step, Work
 _FILE = "index.parquet"
 _IDENTITY = ["id", "bytes", "changed"]
 _SEEN = [field.name for field in fields(Look)]
+_THUMB = "thumb"  # two thirds of what is kept: read only where images are to be compared
 _COLUMNS = [*_IDENTITY, *_SEEN, "near", "closeness"]
-_TYPES = dict.fromkeys(("bytes", "changed", "near", "width", "height", "frames"), "int64") | {
+_FACTS = [name for name in _COLUMNS if name != _THUMB]
+_TYPES: dict[str, Any] = dict.fromkeys(("bytes", "changed", "near", "width", "height", "frames"), "int64") | {
     "content": "uint64",
     "closeness": "float64",
+    _THUMB: pd.ArrowDtype(pyarrow.large_binary()),
 }
+_AT_ONCE = 10_000  # looks held as objects
 _UNKNOWN = -1  # the near set of a file that was not compared yet
 
 
-def read_index(data: str | Path, listing: Listing) -> Work[pd.DataFrame]:
+def read_index(data: str | Path, listing: Listing, *, thumbs: bool = False) -> Work[pd.DataFrame]:
     """Know every listed file, looking at those that are new or have changed. What was seen is kept, also when it is broken off.
+
+    Args:
+        thumbs: whether the thumbnails are asked for, too.
 
     Yields:
         Steps that count files looked at, then images compared.
@@ -41,33 +50,77 @@ def read_index(data: str | Path, listing: Listing) -> Work[pd.DataFrame]:
         of each to the nearest of those (see ``near_sets``).
     """
     file = entry_folder(data) / _FILE
-    known = _known(file)
+    columns = _COLUMNS if thumbs else _FACTS
+    known = _known(file, columns)
+    position = _positions(known, listing.files)
+    if len(known) != len(position) or (position < 0).any() or _uncompared(known).any():
+        del known
+        known, position = yield from _updated(file, listing, columns)
+    seen = known.drop(columns=_IDENTITY).iloc[position].reset_index(drop=True)
+    return pd.concat([listing.files, seen], axis=1)
+
+
+def _updated(file: Path, listing: Listing, columns: list[str]) -> Work[tuple[pd.DataFrame, np.ndarray]]:
+    """What is known from now on, and for each listed file its row there."""
+    known = _known(file, _COLUMNS)
     position = _positions(known, listing.files)
     fresh = np.flatnonzero(position < 0)
-    looks: list[Look] = []
-    kept = known[_COLUMNS].iloc[position[position >= 0]]
+    looks = _Looks()
+    kept = known.iloc[position[position >= 0]]
     if (kept["problem"] == "").sum() < (known["problem"] == "").sum():
         kept = kept.assign(near=_UNKNOWN)
-    near = None
+    rows = kept
     try:
-        for look in _looked_at(listing, fresh):
-            looks.append(look)
-            yield Step(len(looks), len(fresh))
-        near = yield from _near(_joined(kept, listing.files.iloc[fresh], looks), listing.root)
+        try:
+            for look in _looked_at(listing, fresh):
+                looks.add(look)
+                yield Step(len(looks), len(fresh))
+        finally:
+            rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks.table())
+        rows["near"], rows["closeness"] = yield from _near(rows, listing.root)
     finally:
-        rows = _joined(kept, listing.files.iloc[fresh[: len(looks)]], looks)
-        if near is not None:
-            rows["near"], rows["closeness"] = near
         if not rows.equals(known):
             write_table(file, rows)
-    seen = rows.drop(columns=["bytes", "changed"])
-    return listing.files.merge(seen, on="id", how="left", validate="one_to_one")
+    return rows[columns], np.argsort(np.concatenate([np.flatnonzero(position >= 0), fresh]))
+
+
+class _Looks:
+    """What was seen so far: in tables, where it takes a third of the memory of as many objects."""
+
+    def __init__(self) -> None:
+        self._tables: list[pd.DataFrame] = []
+        self._latest: list[Look] = []
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, look: Look) -> None:
+        self._latest.append(look)
+        self._count += 1
+        if len(self._latest) == _AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        columns = {name: [getattr(look, name) for look in self._latest] for name in _SEEN}
+        self._tables.append(_typed(pd.DataFrame(columns)))
+        self._latest = []
+
+    def table(self) -> pd.DataFrame:
+        """One row per look, in order."""
+        if self._latest or not self._tables:
+            self._settle()
+        return pd.concat(self._tables, ignore_index=True)
 
 
 def known_images(data: str | Path) -> pd.DataFrame:
     """What was seen of each image of a data set when it was last looked at (the fields of a ``Look``), by id; empty if never."""
-    known = _known(entry_folder(data) / _FILE)
-    return known[known["problem"] == ""].drop_duplicates("id").set_index("id")[["bytes", *_SEEN]]
+    known = _known(entry_folder(data) / _FILE, _FACTS)
+    return (
+        known[known["problem"] == ""]
+        .drop_duplicates("id")
+        .set_index("id")[["bytes", *(name for name in _SEEN if name != _THUMB)]]
+    )
 
 
 def index_changed(data: str | Path) -> Stamp | None:
@@ -75,26 +128,36 @@ def index_changed(data: str | Path) -> Stamp | None:
     return stamp(entry_folder(data) / _FILE)
 
 
+def _uncompared(rows: pd.DataFrame) -> pd.Series:
+    """Boolean a row: whether it is an image that was not compared with the others yet."""
+    uncompared: pd.Series = (rows["problem"] == "") & (rows["near"] == _UNKNOWN)
+    return uncompared
+
+
 def _near(rows: pd.DataFrame, root: Path) -> Work[tuple[np.ndarray, np.ndarray]]:
     """The near sets and how close: as they are known, unless an image came or went."""
-    usable = (rows["problem"] == "").to_numpy()
     near, closeness = rows["near"].to_numpy(copy=True), rows["closeness"].to_numpy(copy=True)
-    if (near[usable] == _UNKNOWN).any():
-        images = rows[usable]
+    if _uncompared(rows).any():
+        usable = (rows["problem"] == "").to_numpy()
+        images = rows.loc[usable, ["id", "content", _THUMB]]
 
         def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
             return gray_squares([root / sample for sample in images["id"].iloc[positions]], side)
 
-        comparing = near_sets(images["thumb"], images["content"].to_numpy(np.uint64), squares)
+        comparing = near_sets(images[_THUMB], images["content"].to_numpy(np.uint64), squares)
         near[usable], closeness[usable] = yield from comparing
     return near, closeness
 
 
-def _known(file: Path) -> pd.DataFrame:
-    table = read_table(file)
-    if table is None or set(_COLUMNS) - set(table.columns):
-        return _joined(pd.DataFrame(columns=_COLUMNS), pd.DataFrame(columns=_IDENTITY), [])
-    return table
+def _known(file: Path, columns: list[str]) -> pd.DataFrame:
+    table = read_table(file, columns)
+    if table is None or set(columns) - set(table.columns):
+        return _typed(pd.DataFrame(columns=columns))
+    return _typed(table)
+
+
+def _typed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.astype({name: kind for name, kind in _TYPES.items() if name in table.columns})
 
 
 def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
@@ -111,15 +174,14 @@ def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
 
 
 def _looked_at(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
-    paths = [listing.root / sample for sample in listing.files["id"].iloc[rows]]
+    paths = (listing.root / sample for sample in listing.files["id"].iloc[rows])
     with closing(in_threads(partial(look_at), paths)) as looking:
         for _, look in looking:
             yield look
 
 
-def _joined(kept: pd.DataFrame, files: pd.DataFrame, looks: list[Look]) -> pd.DataFrame:
-    seen = pd.DataFrame([asdict(look) for look in looks], columns=_SEEN, index=files.index)
-    fresh = pd.concat([files[_IDENTITY], seen], axis=1).assign(near=_UNKNOWN, closeness=0.0)
+def _joined(kept: pd.DataFrame, files: pd.DataFrame, seen: pd.DataFrame) -> pd.DataFrame:
+    fresh = pd.concat([files[_IDENTITY].reset_index(drop=True), seen], axis=1).assign(near=_UNKNOWN, closeness=0.0)
     # Each by itself: pandas joins int64 and uint64 to float64, which cannot hold a hash.
-    parts = [part.astype(_TYPES) for part in (kept, fresh) if len(part)]
-    return pd.concat(parts, ignore_index=True) if parts else fresh.astype(_TYPES)
+    parts = [_typed(part) for part in (kept, fresh) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else _typed(fresh)

@@ -1,10 +1,14 @@
-"""Reading many files at once. Decoders release the interpreter lock, so threads are enough."""
+"""Many files, or parts of an array, at once. Decoders and numpy release the interpreter lock, so threads are enough."""
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, TypeVar
+
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,3 +41,37 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Gen
             yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class _BlasLimit:
+    """Set by the first who asks for it, lifted by the last: it holds for the whole process, and whoever lifts it restores what was
+    there when it was set."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = Lock(), 0
+        self._limit: Any = None
+
+    def take(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                self._limit = ThreadpoolController().limit(limits=1, user_api="blas")
+            self._users += 1
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._limit.restore_original_limits()
+
+
+_blas_limit = _BlasLimit()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Products of small matrices are computed by the thread that asks for them: to share each takes longer than to compute it."""
+    _blas_limit.take()
+    try:
+        yield
+    finally:
+        _blas_limit.give_back()

@@ -1,4 +1,5 @@
 import io
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -211,28 +212,44 @@ def test_one_large_set_leaves_the_others_as_they_are():
 
 @pytest.mark.parametrize("whole", [0, 2000])
 @pytest.mark.parametrize("most", [duplicates._MOST_PAIRS, 200])
-@pytest.mark.parametrize("entries", [duplicates._ENTRIES, 2000])
+@pytest.mark.parametrize("tile", [duplicates._TILE, (7, 20), (20, 7)])
 @pytest.mark.parametrize("noise", [1, 5, 13])
-def test_few_dimensions_and_few_pairs_at_a_time_lose_no_set(monkeypatch, whole, most, entries, noise):
+def test_few_dimensions_and_few_pairs_at_a_time_lose_no_set(monkeypatch, whole, most, tile, noise):
     """Against all products of all vectors."""
     monkeypatch.setattr(duplicates, "_COMPARED_WHOLE", whole)
     monkeypatch.setattr(duplicates, "_MOST_PAIRS", most)
-    monkeypatch.setattr(duplicates, "_ENTRIES", entries)
+    monkeypatch.setattr(duplicates, "_TILE", tile)
     random = np.random.default_rng(noise)
     scenes = [alike(random, count, noise) for count in (30, 25, 6, 6, 2)]
     pixels = np.concatenate([*scenes, alike(random, 5, 2 * noise), random.integers(0, 256, (40, 432))])
-    vectors, _ = duplicates._vectors(pd.Series([one.astype(np.uint8).tobytes() for one in pixels]))
+    vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
     products = np.triu(vectors @ vectors.T, 1)
     pairs = np.argwhere(products >= 0.985)
-    found, _ = drained(duplicates._alike(vectors, np.arange(len(vectors)), 0.985, duplicates._linking))[1]
+    keep = partial(duplicates._Connecting, len(vectors))
+    found, _ = drained(duplicates._alike(vectors.__getitem__, np.arange(len(vectors)), 0.985, keep))[1]
     assert np.array_equal(duplicates._connected(found, len(vectors)), duplicates._connected(pairs, len(vectors)))
+
+
+@pytest.mark.parametrize("tile", [duplicates._TILE, (7, 20), (20, 7)])
+def test_all_pairs_that_are_close_are_found_in_order_with_their_products(monkeypatch, tile):
+    monkeypatch.setattr(duplicates, "_TILE", tile)
+    monkeypatch.setattr(duplicates, "_COMPARED_WHOLE", 0)
+    pixels = np.concatenate([alike(np.random.default_rng(seed), 20, 5) for seed in range(4)])
+    vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
+    rows = np.arange(len(vectors))[1::2]
+    products = np.triu(vectors @ vectors.T, 1)
+    expected = np.array([(left, right) for left, right in np.argwhere(products >= 0.98) if left in rows and right in rows])
+    assert 100 < len(expected) < len(rows) * (len(rows) - 1) / 2
+    pairs, likeness = drained(duplicates._alike(vectors.__getitem__, rows, 0.98, duplicates._Closest))[1]
+    assert np.array_equal(pairs, expected)
+    assert np.allclose(likeness, products[tuple(expected.T)], atol=1e-6)
 
 
 def test_the_short_vectors_never_say_less_than_the_whole_ones():
     random = np.random.default_rng(0)
     pixels = np.concatenate([alike(random, 100, noise) for noise in (2, 8, 30, 100)])
-    vectors, _ = duplicates._vectors(pd.Series([one.astype(np.uint8).tobytes() for one in pixels]))
-    short = duplicates._shortened(vectors)
+    vectors, _ = duplicates._vectors(pixels.astype(np.uint8))
+    short = duplicates._shortened(vectors.__getitem__, np.arange(400))
     assert short.shape == (400, 32)
     assert (short @ short.T >= vectors @ vectors.T - 1e-4).all()
 
@@ -249,10 +266,28 @@ def test_images_of_a_fixed_camera_need_no_memory_for_all_their_pairs(monkeypatch
     assert kept[-2] < 100_000
 
 
+def test_what_is_connected_already_is_not_compared_again(monkeypatch):
+    monkeypatch.setattr(duplicates, "_TILE", (10, 10))
+    products, pixels = duplicates._products, alike(np.random.default_rng(0), 1000, 1.5).astype(np.uint8)
+    vectors, _ = duplicates._vectors(pixels)
+    compared = []
+    monkeypatch.setattr(duplicates, "_products", lambda *given: compared.append(1) or products(*given))
+    keep = partial(duplicates._Connecting, len(vectors))
+    pairs, _ = drained(duplicates._alike(vectors.__getitem__, np.arange(1000), 0.985, keep))[1]
+    assert len(set(duplicates._connected(pairs, 1000))) == 1
+    assert len(compared) < 100 * 100 / 2 * 0.9  # tiles; those that threads have begun are compared
+
+
 def test_more_images_than_can_be_compared_keep_their_exact_copies(monkeypatch):
     monkeypatch.setattr(duplicates, "MOST_COMPARED", 3)
     pixels = alike(np.random.default_rng(0), 5, 1)
     assert sets_of_vectors(pixels, [1, 2, 3, 4, 1]).tolist() == [0, 1, 2, 3, 0]
+
+
+def test_more_that_look_alike_than_can_be_compared_are_left_and_the_others_compared(monkeypatch):
+    monkeypatch.setattr(duplicates, "_MOST_ALIKE", 4)
+    pixels = [*alike(np.random.default_rng(0), 5, 1), *alike(np.random.default_rng(1), 3, 1), *unlike()]
+    assert sets_of_vectors(pixels)[:8].tolist() == [0, 1, 2, 3, 4, 5, 5, 5]
 
 
 def test_united_rows_share_a_value_in_any_column():

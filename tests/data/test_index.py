@@ -47,9 +47,9 @@ def everything_below(root):
 
 
 def test_a_row_says_what_a_look_says(folder):
-    rows = indexed(folder).set_index("id")
+    _, rows = drained(read_index(folder, list_data(folder), thumbs=True))
     seen = look_at(folder / "red" / "000.png")
-    row = rows.loc["red/000.png"]
+    row = rows.set_index("id").loc["red/000.png"]
     assert len(rows) == 12
     assert (row["class"], row["problem"], row["content"], row["thumb"]) == ("red", "", seen.content, seen.thumb)
     assert (row["width"], row["height"], row["sharpness"]) == (40, 32, seen.sharpness)
@@ -86,6 +86,24 @@ def test_a_second_reading_looks_at_no_file_and_finds_the_same(folder, looked):
     second = indexed(folder)
     assert looked == []
     pd.testing.assert_frame_equal(first, second, check_dtype=False)
+
+
+def test_thumbnails_are_read_only_where_they_are_asked_for(folder, looked):
+    assert "thumb" not in indexed(folder)
+    kept = pd.read_parquet(index_file(folder)).set_index("id")["thumb"]
+    _, rows = drained(read_index(folder, list_data(folder), thumbs=True))
+    assert rows["thumb"].tolist() == kept[rows["id"]].tolist()
+    pd.testing.assert_frame_equal(rows.drop(columns="thumb"), indexed(folder))
+    assert len(looked) == 12
+
+
+def test_what_is_seen_of_more_images_than_are_held_as_objects_is_in_their_order(folder, image_folder, monkeypatch):
+    monkeypatch.setattr(index, "_AT_ONCE", 5)
+    indexed(folder)
+    image_folder(folder, {"aqua": 7, "green": 6})
+    rows = indexed(folder)
+    assert rows["id"].tolist() == list_data(folder).files["id"].tolist()
+    assert rows["content"].tolist() == [look_at(folder / sample).content for sample in rows["id"]]
 
 
 def test_a_second_reading_writes_nothing(folder):
@@ -235,7 +253,7 @@ def test_a_disk_that_is_full_does_not_stop_the_reading(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("finetune_core.data.entry.write_bytes", full)
+    monkeypatch.setattr("os.fsync", full)
     assert len(indexed(folder)) == 12
     assert not index_file(folder).exists()
 

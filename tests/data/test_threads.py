@@ -2,8 +2,9 @@ import os
 import threading
 
 import pytest
+from threadpoolctl import ThreadpoolController, threadpool_info
 
-from finetune_core.data.threads import in_threads
+from finetune_core.data.threads import in_threads, one_blas_thread
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 3), (12, 14), (64, 32)])
@@ -19,3 +20,20 @@ def test_files_are_read_in_two_threads_more_than_there_are_cores_for_this_proces
     items = range(2 * threads)
     assert list(in_threads(read, items)) == [(item, -item) for item in items]
     assert len(readers) == threads
+
+
+def blas_threads():
+    return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_whoever_is_the_last_to_need_one_blas_thread_gives_the_others_back():
+    """Two that overlap without one within the other, as two sessions do."""
+    with ThreadpoolController().limit(limits=2, user_api="blas"):
+        one, other = one_blas_thread(), one_blas_thread()
+        one.__enter__()
+        other.__enter__()
+        assert blas_threads() == {1}
+        one.__exit__(None, None, None)
+        assert blas_threads() == {1}
+        other.__exit__(None, None, None)
+        assert blas_threads() == {2}

@@ -51,7 +51,7 @@ def look_at(data: str, roots: Sequence[Path] = ()) -> Work[OtherData]:
         DataError: when it cannot be read, or has no image that can.
     """
     folder = yield from in_phase("unpack", readable_data(data, roots))
-    seen = yield from in_phase("index", look_through(folder, roots))
+    seen = yield from in_phase("index", look_through(folder, roots, thumbs=True))
     readable = seen.rows["problem"] == ""
     table = apply_edits(seen.rows[readable], load_edits(folder)).assign(split=SHIFTED)
     if table.empty:
