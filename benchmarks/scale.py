@@ -167,7 +167,7 @@ def page(part: Part, data: Path) -> None:
             raise RuntimeError(app.exception[0].message)
         part.found[name]["sent_kb"] = round(sent[0] / 1e3)
 
-    setattr(LocalScriptRunner, "forward_msgs", counted)  # noqa: B010
+    LocalScriptRunner.forward_msgs = counted  # type: ignore[assignment, method-assign]
     for view in ("Images", "Findings", "Classes and splits"):
         app.session_state["dataset_view"] = view
         drawn(f"page_{view.split()[0].lower()}")

@@ -5,6 +5,7 @@ files within a disk budget, else nowhere, and then the caller computes them agai
 room for new ones, the least recently used first. Other files that take long to make lie beside them, within the same budget.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -63,25 +64,41 @@ class Block:
 
 @dataclass
 class Table:
-    """All rows of one kind; ``seconds_per_row`` is what computing one took, None before any was."""
+    """All rows of one kind; ``seconds_per_row`` is what computing one took, None before any was.
+
+    Where each row is stands in two arrays, sorted by key: as a dict of tuples it takes ten times the memory.
+    """
 
     name: str
     blocks: list[Block] = field(default_factory=list)
-    index: dict[int, tuple[int, int]] = field(default_factory=dict)
     seconds_per_row: float | None = None
+    _known: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.uint64), np.empty((0, 2), np.int64))
 
     def missing(self, keys: np.ndarray) -> np.ndarray:
         """Boolean ``[n]``: which keys have no row yet."""
-        return np.fromiter((int(key) not in self.index for key in keys), bool, len(keys))
+        absent: np.ndarray = self._places(keys)[:, 0] < 0
+        return absent
 
     def add(self, block: Block) -> None:
-        number = len(self.blocks)
+        """The newest row of a key counts."""
+        places = np.stack([np.full(len(block.keys), len(self.blocks)), np.arange(len(block.keys))], axis=1)
         self.blocks.append(block)
-        self.index.update({int(key): (number, row) for row, key in enumerate(block.keys)})
+        keys, before = self._known
+        sorted_keys, first = np.unique(np.concatenate([block.keys[::-1], keys]), return_index=True)
+        self._known = sorted_keys, np.concatenate([places[::-1], before])[first]
 
     def lookup(self, keys: np.ndarray) -> "Lookup":
-        places = np.array([self.index.get(int(key), (-1, -1)) for key in keys], dtype=np.int64).reshape(-1, 2)
-        return Lookup(tuple(self.blocks), places)
+        return Lookup(tuple(self.blocks), self._places(keys))
+
+    def _places(self, keys: np.ndarray) -> np.ndarray:
+        """int64 ``[n, 2]``: block and row; -1 where there is none."""
+        known, places = self._known
+        found = np.full((len(keys), 2), -1)
+        if len(known):
+            at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            here = known[at] == keys
+            found[here] = places[at[here]]
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,20 +125,29 @@ class Lookup:
 
     def bytes_of(self, positions: np.ndarray) -> int:
         """What the rows of these positions take, each counted once; every one of them must be known."""
-        return len(np.unique(self.places[positions], axis=0)) * self.row_bytes
+        return len(self._used(positions)[0]) * self.row_bytes
 
     def on(self, device: torch.device, positions: np.ndarray) -> "Lookup":
         """A copy of the rows of these positions on a device, as one block; the others have none there. Every one of them must be known."""
-        used, numbers = np.unique(self.places[positions], axis=0, return_inverse=True)
+        used, numbers = self._used(positions)
         first, at_once = self.blocks[0], max(1, _SENT_AT_ONCE // self.row_bytes)
         rows = torch.empty((len(used), *first.rows.shape[1:]), dtype=first.rows.dtype, device=device)
         for start in range(0, len(used), at_once):
             some = used[start : start + at_once]
             rows[start : start + len(some)] = sent(self._stored(some), device)
-        keys = np.array([self.blocks[block].keys[row] for block, row in used], dtype=np.uint64)
+        keys = np.empty(len(used), np.uint64)
+        for number in np.unique(used[:, 0]):
+            here = used[:, 0] == number
+            keys[here] = self.blocks[int(number)].keys[used[here, 1]]
         places = np.full_like(self.places, -1)
-        places[positions, 0], places[positions, 1] = 0, numbers.reshape(-1)
+        places[positions, 0], places[positions, 1] = 0, numbers
         return Lookup((Block(keys, rows, None, first.channels_last),), places)
+
+    def _used(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The different places of these positions, int64 ``[m, 2]`` in order, and for each position its number among them."""
+        longest = max((len(block.keys) for block in self.blocks), default=1)
+        numbered, inverse = np.unique(self.places[positions] @ np.array([longest, 1]), return_inverse=True)
+        return np.stack(np.divmod(numbered, longest), axis=1), inverse
 
     def _stored(self, places: np.ndarray) -> torch.Tensor:
         """The rows at ``places``, in the blocks' layout."""
@@ -359,7 +385,7 @@ class _DiskWriter(_Writer):
         os.fsync(self._file.fileno())
         self._file.close()
         described = {
-            "keys": [int(key) for key in keys],
+            "keys": base64.b64encode(keys.astype("<u8").tobytes()).decode(),
             "shape": list(self._like.shape[1:]),
             "dtype": str(self._like.dtype).removeprefix("torch."),
             "channels_last": self._channels_last,
@@ -382,7 +408,7 @@ def _blocks_on_disk(folder: Path, name: str) -> Iterator[Block]:
     for file in sorted(folder.glob(f"{name}-*.rows")) if folder.is_dir() else ():
         try:
             described = json.loads(file.with_suffix(".json").read_text())
-            keys = np.array(described["keys"], dtype=np.uint64)
+            keys = _keys(described["keys"])
             dtype = getattr(torch, described["dtype"])
             rows = _mapped(file, (len(keys), *described["shape"]), dtype)
             if _checksum(file) != described["checksum"]:
@@ -391,6 +417,13 @@ def _blocks_on_disk(folder: Path, name: str) -> Iterator[Block]:
             _delete(file)
             continue
         yield Block(keys, rows, file, described["channels_last"])
+
+
+def _keys(described: str | list[int]) -> np.ndarray:
+    """As they are written now, or as numbers, which earlier versions wrote."""
+    if isinstance(described, list):
+        return np.array(described, dtype=np.uint64)
+    return np.frombuffer(base64.b64decode(described, validate=True), dtype="<u8").astype(np.uint64)
 
 
 def _mapped(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

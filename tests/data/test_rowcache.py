@@ -78,6 +78,40 @@ def test_another_process_finds_rows_on_disk(cache, folder, disk_only):
     assert torch.equal(again.lookup(KEYS).batch(np.arange(20)), ROWS)
 
 
+def test_rows_whose_keys_an_earlier_version_wrote_as_numbers_are_found(cache, folder, disk_only):
+    filled(cache)
+    file = next(folder.glob("*.json"))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"keys": KEYS.tolist()}))
+    assert torch.equal(RowCache(lambda: folder).table("t").lookup(KEYS).batch(np.arange(20)), ROWS)
+
+
+def test_keys_are_distinguished_to_the_last_bit(cache, folder, disk_only):
+    keys = np.array([2**63 + 1, 2**64 - 1, 0, 2**63], dtype=np.uint64)
+    filled(cache, keys=keys, rows=ROWS[:4])
+    for one in (cache, RowCache(lambda: folder)):
+        table = one.table("t")
+        assert torch.equal(table.lookup(keys).batch(np.arange(4)), ROWS[:4])
+        assert table.missing(keys ^ np.uint64(2)).all()
+
+
+def test_of_two_rows_of_a_key_the_newest_counts(cache):
+    filled(cache)
+    filled(cache, keys=KEYS[5:8], rows=ROWS[10:13])
+    assert torch.equal(cache.table("t").lookup(KEYS).batch(np.arange(4, 9)), ROWS[[4, 10, 11, 12, 8]])
+
+
+def test_rows_on_a_device_are_those_of_all_blocks_each_once(cache):
+    filled(cache, keys=KEYS[:12], rows=ROWS[:12])
+    filled(cache, keys=KEYS[12:], rows=ROWS[12:])
+    lookup = cache.table("t").lookup(np.concatenate([KEYS, KEYS]))
+    positions = np.array([25, 3, 17, 5, 13])  # the first is a second time the fourth
+    assert lookup.bytes_of(positions) == 4 * lookup.row_bytes
+    there = lookup.on(torch.device("cpu"), positions)
+    assert torch.equal(there.batch(positions), ROWS[[5, 3, 17, 5, 13]])
+    assert sorted(there.blocks[0].keys) == sorted(KEYS[[3, 5, 13, 17]])
+    assert not there.has(np.array([0]))
+
+
 def flip_a_bit(file):
     data = bytearray(file.read_bytes())
     data[100] ^= 1
