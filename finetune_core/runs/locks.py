@@ -35,6 +35,20 @@ class RunLock:
         if self._owner:
             self._owner.check()
 
+    def own(self) -> int:
+        """The number of this process as the run's owner, which it is from now on; a task can take the run over from it.
+
+        Raises:
+            RunError: when another process is.
+        """
+        if self._owner is None:
+            self._owner = claim(Path(self._lock.lock_file).parent)
+        return self._owner.number
+
+    def holds(self) -> bool:
+        """Whether no task has taken the run over."""
+        return self._owner is None or self._owner.holds()
+
     def release(self) -> None:
         """Let others have it."""
         if self._owner:

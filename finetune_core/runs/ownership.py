@@ -97,10 +97,14 @@ class Owner:
                 f"The run {self._file.parent.name} was taken over by another process while this one did not respond."
             )
 
-    def release(self, force: bool = True) -> None:
+    def own(self) -> int:
+        """Its number: see ``RunLock.own``."""
+        return self.number
+
+    def release(self) -> None:
         """Give the run back; of one that was lost, nothing is touched."""
         self._ended.set()
-        if self._is_last():
+        if self.holds():
             with suppress(OSError):  # then it counts as gone as soon as this process is
                 write_bytes(self._file, _written(replace(self._holder, released=True)))
 
@@ -113,7 +117,7 @@ class Owner:
 
     def _beat(self) -> bool:
         try:
-            if not self._is_last():
+            if not self.holds():
                 return False
             os.utime(self._file)
             self._last_beat = time.monotonic()
@@ -123,7 +127,8 @@ class Owner:
             pass
         return True
 
-    def _is_last(self) -> bool:
+    def holds(self) -> bool:
+        """Whether nobody has taken the run over."""
         return self._file.exists() and not self._next.exists()
 
 

@@ -43,7 +43,7 @@ def connect(address: str) -> None:
 class Driver:
     """Turns requests into tasks, and their ends into answers.
 
-    Requests: ``{"do": "train", "id", "run", "gpu", "task", "shared"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id"}``.
+    Requests: ``{"do": "train", "id", "run", "gpu", "task", "shared"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id", "force"}``.
     Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with what a task returned, or ``{"id", "problem"}``.
     """
 
@@ -89,7 +89,7 @@ class Driver:
     def _cancel(self, request: Row) -> None:
         for task, other in self._going.items():
             if other["id"] == request["id"]:
-                ray.cancel(task, force=True)
+                ray.cancel(task, force=request["force"])
 
     def _tell_ends(self) -> None:
         waiting = [*self._going, *self._looks]

@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -24,9 +24,10 @@ from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError, TrainingError
 from finetune_core.runs.lines import EventLines
-from finetune_core.runs.ownership import claim, this_process
-from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event
+from finetune_core.runs.ownership import this_process
+from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
 from finetune_core.runs.remote import RemoteRun
+from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.storage import shown
 from finetune_core.training.events import Event, RunFailed, event_of
 
@@ -86,12 +87,8 @@ class RayExecutor:
             except FinetuneError as error:
                 append_event(run_dir, RunFailed(str(error), ""))
                 raise
-            owner = claim(run_dir)
-            try:
-                request = _request(reservation, owner.number, roots, config, gpu)
-                yield from self._followed(driver, request, lines)
-            finally:
-                owner.release()
+            request = _request(reservation, reservation.lock.own(), roots, config, gpu)
+            yield from self._followed(driver, request, lines, reservation)
         finally:
             reservation.lock.release()
 
@@ -129,18 +126,25 @@ class RayExecutor:
                 self._driver.close()
             self._driver = None
 
-    def _followed(self, driver: "_Driver", request: Row, lines: EventLines) -> Iterator[Event]:
-        """The run's events, as the task writes them."""
+    def _followed(self, driver: "_Driver", request: Row, lines: EventLines, reservation: Reservation) -> Iterator[Event]:
+        """The run's events, as the task writes them; of one that is stopped while Ray has no place for it, as this process does."""
         answers = driver.ask(request)
         answer: Row | None = None
+        cancelled = False
         try:
             while answer is None:
                 with suppress(Empty):
                     answer = answers.get(timeout=_LOOK)
                 yield from map(event_of, lines.new())
+                if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.holds():
+                    driver.send({"do": "cancel", "id": request["id"], "force": False})
+                    cancelled = True
         finally:
             if answer is None:
-                driver.send({"do": "cancel", "id": request["id"]})
+                driver.send({"do": "cancel", "id": request["id"], "force": True})
+        if cancelled and reservation.lock.holds():
+            yield from execute(replace(reservation, has_device=True))
+            return
         if traceback := answer.get("traceback"):
             raise RuntimeError(f"The task that trained {request['task']} has failed:\n{traceback}")
         if problem := answer.get("problem"):

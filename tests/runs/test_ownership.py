@@ -140,6 +140,19 @@ def test_a_run_is_handed_over_by_an_owner_that_is_still_there(tmp_path):
     task.release()
 
 
+def test_a_run_that_a_task_had_can_be_given_to_the_next_one(tmp_path):
+    claim(tmp_path, task="first").release()
+    lock = acquire_lock(tmp_path)  # as whoever resumes it does
+    number = lock.own()
+    assert lock.own() == number
+    assert lock.holds()
+    task = claim(tmp_path, handed=number, task="second")
+    assert not lock.holds()
+    lock.release()
+    assert is_owned(tmp_path)
+    task.release()
+
+
 def test_a_file_that_is_no_owner_s_counts_while_it_is_new(tmp_path, quick):
     (tmp_path / "owner-7.json").write_text("{")
     assert is_owned(tmp_path)

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -20,12 +22,13 @@ from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.worker import Worker
 from finetune_core.training.checkpoints import load_tensors
-from tests.deadline import wait_until
+from tests.deadline import SECONDS, wait_until
 from tests.ray_nodes import AUTH, two_nodes
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.60'")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="POSIX processes")]
 
+ROOT = Path(__file__).resolve().parents[2]
 QUICK = {
     "backbone": "squeezenet1_1",
     "weights": "none",
@@ -146,6 +149,46 @@ def test_a_stop_reaches_a_run_on_another_node_and_ray_goes_on_with_it_later(exec
     wait_until(lambda: not worker.queues())
     assert store.run(run_id).status == "finished"
     assert_same_weights(tmp_path / "runs" / run_id, wanted)
+
+
+def test_a_run_that_ray_has_no_place_for_is_stopped_all_the_same(executor, config, tmp_path):
+    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
+    going = [worker.submit(config(epochs=500, seed=seed)) for seed in (0, 1)]
+    wait_until(lambda: all(store.run(one).status == "running" for one in going))
+    reservation = create_run(config(seed=2), tmp_path / "runs", elsewhere=True)
+    request_stop(reservation.run_dir)
+    assert [type(event).__name__ for event in executor.execute(reservation)] == ["RunStopped"]
+    for one in going:
+        worker.stop(one)
+    wait_until(lambda: not worker.queues())
+    assert [store.run(one).status for one in going] == ["stopped", "stopped"]
+    assert store.run(reservation.run_dir.name).status == "cancelled"
+
+
+def test_ctrl_c_stops_what_ray_trains(executor, nodes, config, tmp_path):
+    arguments = [
+        "train",
+        config().data,
+        "--executor",
+        "ray",
+        "--ray-address",
+        nodes.address,
+        "--epochs",
+        500,
+        *OPTIONS,
+        "--json",
+    ]
+    command = [sys.executable, "-m", "finetune_core", *map(str, arguments), "--runs-dir", str(tmp_path / "runs")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    store = RunStore(tmp_path / "runs")
+    wait_until(lambda: process.poll() is not None or any(run.history.epochs for run in store.runs()))
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, err
+    assert json.loads(out)["status"] == "stopped"
+    assert store.runs()[0].status == "stopped"
 
 
 def test_what_the_nodes_do_not_see_is_said_before_anything_trains(executor, config, tmp_path, monkeypatch):
