@@ -8,7 +8,7 @@ from finetune_core.config import make_config
 from finetune_core.runs.history import History
 from finetune_core.runs.log import arithmetic, log_line, log_lines
 from finetune_core.runs.record import create_run, execute
-from finetune_core.training.events import ImagesLost, ImagesSkipped, MemoryShort, RunFailed, RunStopped
+from finetune_core.training.events import ImagesLost, ImagesSkipped, MemoryShort, RunFailed, RunPlaced, RunStopped
 
 
 @pytest.fixture
@@ -51,6 +51,13 @@ def test_words_for_what_goes_wrong():
     assert "8 at a time" in log_line(MemoryShort(2, 5, 8).to_json())
     assert log_line(RunStopped(1, 1, 2.0, True).to_json()) == "Paused."
     assert log_line(RunFailed("The disk is full.", "").to_json()) == "Failed: The disk is full."
+
+
+def test_where_a_run_trains_and_that_it_moved():
+    assert log_line(RunPlaced("left", "task").to_json()) == "On left."
+    assert (
+        log_line(RunPlaced("right", "task", "left").to_json()) == "Moved to right: the process on left that trained it is gone."
+    )
 
 
 def test_a_run_on_an_nvidia_gpu_says_how_it_computed(started):

@@ -1,0 +1,91 @@
+"""The queue before an executor that trains several runs at a time, with places that come and go."""
+
+from threading import Event, Lock
+
+import pytest
+
+from finetune_core.config import make_config
+from finetune_core.runs.store import RunStore
+from finetune_core.runs.worker import Worker
+from tests.deadline import wait_until
+
+
+class Somewhere:
+    """Has as many places as it says; a run there goes on until it is let go."""
+
+    elsewhere = True
+
+    def __init__(self, places):
+        self.free, self.going, self.let_go, self.lock = places, [], {}, Lock()
+
+    def queue_of(self, config):
+        return "somewhere"
+
+    def places(self, queue):
+        return self.free
+
+    def machines(self):
+        return [self.free]
+
+    def execute(self, reservation, roots=()):
+        name, end = reservation.run_dir.name, Event()
+        with self.lock:
+            self.going.append(name)
+            self.let_go[name] = end
+        end.wait(300)
+        with self.lock:
+            self.going.remove(name)
+        reservation.lock.release()
+        yield from ()
+
+    def has_ended(self):
+        """Let all runs go; whether all have."""
+        with self.lock:
+            for end in self.let_go.values():
+                end.set()
+            return not self.going
+
+
+@pytest.fixture
+def submitted(image_folder, tmp_path):
+    """Makes (worker, executor, ids of runs that were given to it)."""
+    data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
+    executors = []
+
+    def make(places, runs):
+        executors.append(Somewhere(places))
+        worker = Worker(tmp_path / "runs", executor=executors[-1])
+        settings = {"data": str(data), "backbone": "squeezenet1_1", "weights": "none", "image_size": 32}
+        return worker, executors[-1], [worker.submit(make_config(settings | {"seed": seed})) for seed in range(runs)]
+
+    yield make
+    for executor in executors:
+        executor.free = 100
+        wait_until(executor.has_ended)
+
+
+def test_as_many_train_as_there_are_places_and_the_others_wait_in_their_order(submitted):
+    worker, executor, ids = submitted(2, 4)
+    wait_until(lambda: sorted(executor.going) == sorted(ids[:2]))
+    assert worker.queues()[0][2:] == ids[2:]
+    assert worker.waiting(ids[3]) == (2, 2)
+    worker.move(ids[3], -1)
+    executor.let_go[ids[0]].set()
+    wait_until(lambda: sorted(executor.going) == sorted([ids[1], ids[3]]))
+    assert worker.waiting(ids[2]) == (1, 1)
+
+
+def test_a_place_that_comes_later_is_used(submitted):
+    worker, executor, ids = submitted(1, 3)
+    wait_until(lambda: executor.going == ids[:1])
+    executor.free = 3
+    wait_until(lambda: sorted(executor.going) == sorted(ids))
+    assert worker.waiting(ids[2]) is None
+
+
+def test_a_run_that_waits_is_cancelled_without_the_executor(submitted):
+    worker, executor, ids = submitted(1, 2)
+    wait_until(lambda: executor.going == ids[:1])
+    worker.cancel(ids[1])
+    assert RunStore(worker.runs_dir).run(ids[1]).status == "cancelled"
+    assert ids[1] not in executor.let_go
