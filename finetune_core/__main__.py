@@ -185,14 +185,14 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
+    from finetune_core.commands.executor import asked_executor
     from finetune_core.commands.input import settings_in_file
     from finetune_core.commands.train import asked_for, begun, train_to_the_end
-    from finetune_core.runs.executors import executor_of
 
     with refused_in_words():
         earlier = settings_in_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
-        with executor_of(executor, ray_address) as trainer:
+        with asked_executor(executor, ray_address) as trainer:
             reservation = begun(wanted, runs_dir or paths.runs_dir(), elsewhere=trainer.elsewhere)
             train_to_the_end(reservation, as_json, trainer)
 
@@ -200,12 +200,12 @@ def train(
 @app.command()
 def resume(run_dir: RunFolder, executor: Executor = "here", ray_address: RayAddress = None, as_json: AsJson = False) -> None:
     """Resume a run that was stopped, failed, or was interrupted, from its last checkpoint."""
+    from finetune_core.commands.executor import asked_executor
     from finetune_core.commands.runs import opened
     from finetune_core.commands.train import train_to_the_end
-    from finetune_core.runs.executors import executor_of
     from finetune_core.runs.record import reopen_run
 
-    with refused_in_words(), executor_of(executor, ray_address) as trainer:
+    with refused_in_words(), asked_executor(executor, ray_address) as trainer:
         reservation = reopen_run(opened(run_dir).run_dir, elsewhere=trainer.elsewhere)
         train_to_the_end(reservation, as_json, trainer)
 
@@ -329,13 +329,13 @@ def compare(
         print_shifted,
         write_report,
     )
+    from finetune_core.commands.executor import asked_executor
     from finetune_core.commands.input import resolved
     from finetune_core.commands.runs import opened
     from finetune_core.commands.train_all import said_of_training, train_all
     from finetune_core.data.listing import list_data
     from finetune_core.evaluation.comparison.compare import compare_runs
     from finetune_core.evaluation.comparison.next_experiment import experiment_json
-    from finetune_core.runs.executors import executor_of
     from finetune_core.runs.store import is_run_folder, run_folder
 
     trained = None
@@ -348,7 +348,7 @@ def compare(
         else:
             if len(targets) > 1:
                 raise ConfigError({"data": f"one data set at a time; {targets[0]} is neither the folder nor the id of a run"})
-            with executor_of(executor, ray_address) as trainer:
+            with asked_executor(executor, ray_address) as trainer:
                 configs = designed(settings, targets[0], config, as_is=as_is, baseline=baseline, elsewhere=trainer.elsewhere)
                 trained = train_all(
                     found_rates(configs) if find_rates else configs,

@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _LOOK, _LOOK_AT_NODES = 0.1, 1.0  # seconds
 _OBJECT_STORE = 100 * 2**20  # bytes: tasks are given and give back a few words
+_END_SECONDS = 15.0  # to end a local cluster in good order
 _TRIES = 5  # again, after the first
 
 Row = dict[str, Any]
@@ -167,9 +168,12 @@ def _result(task: ray.ObjectRef) -> Row:
 
 
 def _read(requests: "queue.Queue[Row | None]") -> None:
+    """Requests, until there are no more; then nobody waits for this process, which ends even if it is still connecting."""
     for line in sys.stdin.buffer:
         requests.put(json.loads(line))
     requests.put(None)
+    time.sleep(_END_SECONDS)
+    os._exit(1)
 
 
 def main(address: str) -> None:

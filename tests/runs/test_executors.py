@@ -39,6 +39,7 @@ def test_without_ray_it_is_said_how_to_get_it(monkeypatch, image_folder, tmp_pat
 
 @pytest.mark.parametrize(("named", "address"), [("local", ""), ("host:6379", "host:6379")])
 def test_the_app_takes_its_executor_from_the_environment(monkeypatch, named, address):
+    monkeypatch.setattr(RayExecutor, "connect_meanwhile", lambda self: None)
     monkeypatch.setenv("THAW_RAY_ADDRESS", named)
     executor = app_executor()
     assert isinstance(executor, RayExecutor)

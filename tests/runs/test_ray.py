@@ -71,6 +71,14 @@ def config(image_folder, tmp_path):
     return lambda **changes: make_config(QUICK | {"data": str(data)} | changes)
 
 
+@pytest.fixture
+def local():
+    """A Ray of this machine's own."""
+    executor = RayExecutor()
+    yield executor
+    executor.close()
+
+
 def owner_of(run_dir):
     """The process that has a run."""
     files = sorted(run_dir.glob("owner-*.json"), key=lambda file: int(file.stem.split("-")[1]))
@@ -227,12 +235,11 @@ def test_a_node_that_dies_changes_nothing(executor, nodes, config, tmp_path):
     assert_same_weights(tmp_path / "runs" / ids[0], wanted)
 
 
-def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(config, tmp_path, monkeypatch):
+def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, config, tmp_path, monkeypatch):
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
-    executor = RayExecutor()
-    driver = executor.driver()
+    driver = local.driver()
     family = psutil.Process(driver._process.pid).children(recursive=True)
     listening = [
         (one.laddr.ip, one.laddr.port)
@@ -249,22 +256,20 @@ def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(config, 
     assert dict(os.environ) == before
     assert signal.getsignal(signal.SIGTERM) == handler
     reservation = create_run(config(epochs=50), tmp_path / "runs", elsewhere=True)
-    events = executor.execute(reservation)
-    for event in events:
+    for event in local.execute(reservation):
         if type(event).__name__ == "RunStarted":
             request_stop(reservation.run_dir)
     assert RunStore(tmp_path / "runs").runs()[0].status == "stopped"
-    executor.close()
+    local.close()
     gone, alive = psutil.wait_procs(family, 60)
     assert not alive, gone
 
 
-def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(config, tmp_path):
-    executor = RayExecutor()
-    worker, store = Worker(tmp_path / "runs", executor=executor), RunStore(tmp_path / "runs")
+def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, config, tmp_path):
+    worker, store = Worker(tmp_path / "runs", executor=local), RunStore(tmp_path / "runs")
     run_id = worker.submit(config(epochs=50))
     wait_until(lambda: store.run(run_id).history.epochs)
-    executor.driver()._process.kill()
+    local.driver()._process.kill()
     wait_until(lambda: not worker.queues())
     wait_until(lambda: store.run(run_id).status == "interrupted")
     worker.resume(run_id)  # a new Ray is started
@@ -272,5 +277,4 @@ def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(config, tmp_p
     worker.stop(run_id)
     wait_until(lambda: not worker.queues())
     assert store.run(run_id).status == "stopped"
-    executor.close()
     assert Path(tmp_path, "runs", run_id, "best.safetensors").exists()

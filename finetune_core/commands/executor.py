@@ -1,0 +1,22 @@
+"""Who trains, as somebody at the command line asks for it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.markup import escape
+
+from finetune_core.commands.terminal import err
+from finetune_core.runs.executors import Executor, executor_of
+
+
+@contextmanager
+def asked_executor(name: str, ray_address: str | None) -> Iterator[Executor]:
+    """``executor_of``; what takes a while is said on stderr.
+
+    Raises:
+        ConfigError, RunError: as ``executor_of``.
+    """
+    if name == "ray":
+        err.print(escape(f"Connecting to Ray at {ray_address}" if ray_address else "Starting Ray on this machine"))
+    with executor_of(name, ray_address) as executor:
+        yield executor
