@@ -33,8 +33,9 @@ def controls(run: Run) -> None:
         st.badge(word, color=color, icon=icon)
         if mine and run.active:
             _place(run)
-        if started:
-            st.caption(plain(f"{run.history.where} · {arithmetic(started)} · {run.run_id}"), width="stretch")
+        if where := run.history.where:
+            known = [where, *([arithmetic(started)] if started else []), run.run_id]
+            st.caption(plain(" · ".join(known)), width="stretch")
         if not mine:
             st.caption(plain(f"started by {run.owner}" if run.owner else "started without signing in"))
     show_problem()
