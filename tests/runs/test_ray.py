@@ -250,9 +250,9 @@ def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, c
     assert listening
     assert {ip.removeprefix("::ffff:") for ip, _ in listening} == {"127.0.0.1"}
     assert 8265 not in {port for _, port in listening}, "the dashboard"
-    tokens = {process.environ().get("RAY_AUTH_TOKEN") for process in family}
-    assert len(tokens) == 1
-    assert all(len(token) == 64 for token in tokens)
+    # A worker's title may have been written over its environment.
+    tokens = {process.environ().get("RAY_AUTH_TOKEN") for process in family} - {None}
+    assert [len(token) for token in tokens] == [64]
     assert dict(os.environ) == before
     assert signal.getsignal(signal.SIGTERM) == handler
     reservation = create_run(config(epochs=50), tmp_path / "runs", elsewhere=True)
