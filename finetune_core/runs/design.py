@@ -55,7 +55,7 @@ def design(
 def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     """The linear probes that runs trained in epochs can be measured against and are not yet: one per backbone, its weights and input,
     share of the training images, and seed. Nothing of a backbone is looked at."""
-    there = {features_of(config) for config in configs if config.strategy == BASELINE and not config.features_from}
+    there = {features_of(config) for config in configs if is_baseline(config)}
     trained: dict[tuple[str, int], RunConfig] = {}
     for config in configs:
         if epochs_of(config) and features_of(config) not in there:
@@ -63,6 +63,11 @@ def lacking_baselines(configs: Sequence[RunConfig]) -> list[RunConfig]:
     backbones = list(dict.fromkeys(config.backbone for config in trained.values()))
     by_backbone = sorted(trained.values(), key=lambda config: backbones.index(config.backbone))
     return [make_config(config.model_dump() | _strategy(config, BASELINE)) for config in by_backbone]
+
+
+def is_baseline(config: RunConfig) -> bool:
+    """Whether a run is a linear probe on what goes into the head, and not an ensemble of such."""
+    return config.strategy == BASELINE and config.features_from is None and config.averaged is None
 
 
 def features_of(config: RunConfig) -> str:

@@ -16,7 +16,7 @@ from finetune_core.evaluation.comparison.pairs import Pair, Verdict
 from finetune_core.evaluation.comparison.strategies import SeedVariance
 from finetune_core.evaluation.single_run.evaluate import evaluation_precision
 from finetune_core.formatting import duration, things
-from finetune_core.runs.design import features_of
+from finetune_core.runs.design import features_of, is_baseline
 from finetune_core.training.strategies import BASELINE, STRATEGIES, epochs_of
 
 CLAIMS: dict[About, str] = {"strategies": "Strategies", "networks": "Networks"}
@@ -134,7 +134,7 @@ def baselines(arms: Sequence[Arm], pairs: Sequence[Pair]) -> str:
     for at, probe in enumerate(arms):
         alike = features_of(probe.config)
         trained = [place for place, arm in enumerate(arms) if epochs_of(arm.config) and features_of(arm.config) == alike]
-        if probe.config.strategy == BASELINE and probe.config.features_from is None and trained:
+        if is_baseline(probe.config) and trained:
             found.append(_against(arms, pairs, at, trained))
     return " ".join(found)
 

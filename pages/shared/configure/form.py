@@ -226,7 +226,8 @@ def _run_field() -> None:
 
 def _runs_to_start_from() -> list[Run]:
     finished = [run for run in store().runs() if run.status == "finished"]
-    return [run for run in finished if STRATEGIES[run.config.strategy].fits != "nearest_neighbours"]
+    whole = [run for run in finished if not run.config.is_ensemble]
+    return [run for run in whole if STRATEGIES[run.config.strategy].fits != "nearest_neighbours"]
 
 
 def _follow_run() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from finetune_core.evaluation.comparison.compare import compare_runs
 from finetune_core.evaluation.comparison.report import comparison_html
+from finetune_core.runs.design import lacking_baselines
 from tests.evaluation.simulated import pair_of, right
 
 SEEDS = range(3)
@@ -51,6 +52,13 @@ def test_without_a_probe_or_with_one_of_another_backbone_there_is_no_baseline(ma
     probes = [made_run(right(0.8, seed), strategy="linear_probe", backbone="resnet18", seed=seed) for seed in SEEDS]
     assert compare_runs([*others, made_run(right(0.8), strategy="last_block")]).baseline == ""
     assert compare_runs([*others, *probes]).baseline == ""
+
+
+def test_an_ensemble_of_probes_is_no_baseline(made_run):
+    trained = [made_run(right(0.9, seed), strategy="full", seed=seed) for seed in SEEDS]
+    together = made_run(right(0.8), strategy="linear_probe", averaged={"how": "ensemble", "runs": ["/runs/a", "/runs/b"]})
+    assert compare_runs([*trained, together]).baseline == ""
+    assert len(lacking_baselines([run.config for run in [*trained, together]])) == len(SEEDS)
 
 
 def test_seeds_of_a_probe_do_not_make_other_seeds_look_alike(made_run):
