@@ -42,7 +42,7 @@ def percent(share: float, digits: int = 1) -> str:
 
 def points(difference: float) -> str:
     """A difference of shares, in percentage points: 0.021 -> ``2.1``."""
-    return f"{difference * 100:.1f}".replace("-", "−")
+    return f"{difference * 100:z.1f}".replace("-", "−")
 
 
 def memory(host: float, device: float | None) -> str:

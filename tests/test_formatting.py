@@ -23,6 +23,11 @@ def test_percent_without_decimals_is_not_rounded_to_a_perfect_score_either():
     assert formatting.percent(1, digits=0) == "100 %"
 
 
+@pytest.mark.parametrize(("difference", "said"), [(0.021, "2.1"), (-0.014, "−1.4"), (-0.0004, "0.0"), (-0.0, "0.0")])
+def test_points(difference, said):
+    assert formatting.points(difference) == said
+
+
 @pytest.mark.parametrize(("count", "said"), [(0, "0"), (999, "999"), (1234, "1,234"), (11_689_512, "11.7 million")])
 def test_number(count, said):
     assert formatting.number(count) == said
