@@ -548,6 +548,7 @@ def test_a_run_starts_from_another_one_and_says_so(trained, tmp_path):
     assert result["started_from"] == {
         "run": parent["run_id"],
         "data": "images",
+        "backbone": parent["backbone"],
         "strategy": "last_block",
         "epoch": parent["best_epoch"],
         "accuracy": pytest.approx(parent["val_accuracy"]),
