@@ -60,7 +60,7 @@ class Holder:
         """Whether a process of this machine is still there."""
         try:
             return bool(abs(psutil.Process(self.pid).create_time() - self.began) < 1)
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ValueError, OverflowError):  # a number that no process has: the file may be anybody's
             return False
 
 
@@ -196,7 +196,8 @@ def _take(run_dir: Path, before: int, holder: Holder | None, task: str, lost: Ca
     owner = Owner(run_dir, before + 1, own, holder, lost)
     for number in _numbers(run_dir):
         if number <= before:
-            _file(run_dir, number).unlink(missing_ok=True)
+            with suppress(OSError):  # it counts for nothing any more
+                _file(run_dir, number).unlink()
     return owner
 
 

@@ -160,3 +160,17 @@ def test_a_file_that_is_no_owner_s_counts_while_it_is_new(tmp_path, quick):
     owner = claim(tmp_path)
     assert owner.number == 8
     owner.release()
+
+
+@pytest.mark.parametrize("pid", [-5, 0, 2**22 + 1, 2**80])
+def test_a_number_that_no_process_has_is_nobody_s(tmp_path, pid):
+    holder = replace(this_process(), pid=pid)
+    (tmp_path / "owner-1.json").write_text(json.dumps(asdict(holder)))
+    assert not is_owned(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX links")
+def test_a_link_or_a_folder_is_no_owner_s_file(tmp_path):
+    (tmp_path / "owner-1.json").symlink_to("/etc/hostname")
+    (tmp_path / "owner-2.json").mkdir()
+    assert not is_owned(tmp_path)
