@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sys
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.deadline import wait_until
 from tests.ray_nodes import AUTH, two_nodes
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'ray>=2.60'")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="two nodes need two addresses of one machine")
 
 
 @pytest.fixture
