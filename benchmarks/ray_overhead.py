@@ -4,15 +4,20 @@
     python -m benchmarks.ray_overhead --runs 5
 
 Ray starts once a command or app, a worker process once per place, and looks at storage once per data set; each run then costs what it
-takes to hand it over and to notice its end. Wall times depend on what else the machine does: the load says how busy it was.
+takes to hand it over and to notice its end. Wall times depend on what else the machine does, and the load says how busy it was;
+processor times, of this process and all that it has started, much less.
 """
 
 import argparse
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
+
+import psutil
 
 from benchmarks.inspection import write_photos
 from finetune_core.config import RunConfig, make_config
@@ -21,12 +26,44 @@ from finetune_core.runs.ray_executor import RayExecutor
 from finetune_core.runs.record import create_run
 
 
-def seconds(executor: Executor, config: RunConfig, runs_dir: Path) -> float:
+class Cost(NamedTuple):
+    """Seconds by the clock, and of processors."""
+
+    wall: float
+    processor: float
+
+    def __str__(self) -> str:
+        return f"{self.wall:.1f} s ({self.processor:.1f} s of processors)"
+
+
+def now() -> Cost:
+    """Both so far."""
+    own = psutil.Process()
+    spent = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            spent += times.user + times.system
+    return Cost(time.perf_counter(), spent)
+
+
+def since(began: Cost) -> Cost:
+    """What it took."""
+    ended = now()
+    return Cost(ended.wall - began.wall, ended.processor - began.processor)
+
+
+def trained(executor: Executor, config: RunConfig, runs_dir: Path) -> Cost:
     """Of one run, from its folder to its last event."""
-    began = time.perf_counter()
+    began = now()
     for _ in executor.execute(create_run(config, runs_dir, elsewhere=executor.elsewhere)):
         pass
-    return time.perf_counter() - began
+    return since(began)
+
+
+def middle(costs: list[Cost]) -> Cost:
+    """The medians."""
+    return Cost(median(one.wall for one in costs), median(one.processor for one in costs))
 
 
 def main() -> None:
@@ -39,20 +76,17 @@ def main() -> None:
         usual = {"backbone": "squeezenet1_1", "weights": "none", "image_size": 32, "epochs": 1, "precision": "fp32"}
         configs = [make_config(usual | {"data": str(Path(home, "images")), "seed": seed}) for seed in range(asked.runs + 1)]
         runs_dir = Path(home, "runs")
-        here, *usual_here = (seconds(InProcess(), config, runs_dir) for config in configs)
-        began = time.perf_counter()
-        executor = RayExecutor()
+        here, *usual_here = (trained(InProcess(), config, runs_dir) for config in configs)
+        began, executor = now(), RayExecutor()
         executor.driver()
-        started = time.perf_counter() - began
+        started = since(began)
         try:
-            there, *usual_there = (seconds(executor, config, runs_dir) for config in configs)
+            there, *usual_there = (trained(executor, config, runs_dir) for config in configs)
         finally:
             executor.close()
-    print(f"Ray starts: {started:.1f} s; the first run: {there:.1f} s, in this process {here:.1f} s")
-    print(
-        f"Each further run: {median(usual_there):.2f} s, in this process {median(usual_here):.2f} s: "
-        f"{median(usual_there) - median(usual_here):.2f} s more; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
-    )
+    print(f"Ray starts: {started}; the first run: {there}, in this process {here}")
+    print(f"Each further run: {middle(usual_there)}, in this process {middle(usual_here)}")
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
 
 if __name__ == "__main__":
