@@ -5,12 +5,12 @@ import secrets
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 from contextlib import contextmanager, suppress
 
 import psutil
 
-from tests.deadline import SECONDS
+from tests.deadline import SECONDS, wait_until
 
 AUTH = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
@@ -28,15 +28,16 @@ class Nodes:
     def start(self, host, *arguments):
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--node-ip-address={host}"]
         quiet = ["--block", "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]
-        process = subprocess.Popen(
-            [*command, *quiet],
-            env=os.environ | AUTH,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self.processes.append(process)
-        return process
+        with tempfile.TemporaryFile() as said:
+            process = subprocess.Popen(
+                [*command, *quiet],
+                env=os.environ | AUTH | {"PYTHONUNBUFFERED": "1"},
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+            )
+            self.processes.append(process)
+            wait_until(lambda: self.is_up(process, said), "the node does not start")
 
     def kill(self, process):
         """The node as if its machine had lost its power: all of its processes at once."""
@@ -48,15 +49,10 @@ class Nodes:
         process.wait(SECONDS)
         self.processes.remove(process)
 
-    def wait_for_head(self):
-        end = time.monotonic() + SECONDS
-        while time.monotonic() < end:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.2", self.port)) == 0:
-                    return
-            assert self.processes[0].poll() is None, "the head has ended"
-            time.sleep(0.2)
-        raise TimeoutError("the head does not listen")
+    def is_up(self, process, said):
+        words = os.pread(said.fileno(), 2**20, 0).decode(errors="replace")
+        assert process.poll() is None, words
+        return "Ray runtime started" in words
 
 
 @contextmanager
@@ -64,7 +60,6 @@ def two_nodes():
     nodes = Nodes()
     try:
         nodes.start("127.0.0.2", "--head", f"--port={nodes.port}", "--include-dashboard=false")
-        nodes.wait_for_head()
         nodes.start("127.0.0.3", f"--address={nodes.address}")
         yield nodes
     finally:
