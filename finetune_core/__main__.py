@@ -3,6 +3,8 @@
 Commands import what they run when they run: torch alone takes seconds, and ``--help`` needs none of it.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +22,7 @@ from finetune_core.commands.options import (
     AsIs,
     AsJson,
     Data,
+    Devices,
     Executor,
     RayAddress,
     RunFolder,
@@ -179,6 +182,7 @@ def train(
         ),
     ] = False,
     as_is: AsIs = False,
+    devices: Devices = 1,
     executor: Executor = "here",
     ray_address: RayAddress = None,
     runs_dir: RunsDir = None,
@@ -187,27 +191,44 @@ def train(
     """Fine-tune a backbone. Ctrl-C stops cleanly and keeps the best epoch."""
     from finetune_core.commands.executor import asked_executor
     from finetune_core.commands.input import settings_in_file
-    from finetune_core.commands.train import asked_for, begun, train_to_the_end
+    from finetune_core.commands.train import Reserved, asked_for, begun, led
+    from finetune_core.training.ranks import Ranks
 
-    with refused_in_words():
+    @contextmanager
+    def reserved(ranks: Ranks) -> Iterator[Reserved]:
         earlier = settings_in_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
-        with asked_executor(executor, ray_address) as trainer:
-            reservation = begun(wanted, runs_dir or paths.runs_dir(), elsewhere=trainer.elsewhere)
-            train_to_the_end(reservation, as_json, trainer)
+        with asked_executor(executor, ray_address, ranks) as trainer:
+            folder = runs_dir or paths.runs_dir()
+            yield begun(wanted, folder, elsewhere=trainer.elsewhere, devices=ranks.world), trainer
+
+    led(reserved, devices, as_json)
 
 
 @app.command()
-def resume(run_dir: RunFolder, executor: Executor = "here", ray_address: RayAddress = None, as_json: AsJson = False) -> None:
+def resume(
+    run_dir: RunFolder,
+    devices: Devices = 1,
+    executor: Executor = "here",
+    ray_address: RayAddress = None,
+    as_json: AsJson = False,
+) -> None:
     """Resume a run that was stopped, failed, or was interrupted, from its last checkpoint."""
     from finetune_core.commands.executor import asked_executor
     from finetune_core.commands.runs import opened
-    from finetune_core.commands.train import train_to_the_end
+    from finetune_core.commands.train import Reserved, led
     from finetune_core.runs.record import reopen_run
+    from finetune_core.training.prepare import check_devices
+    from finetune_core.training.ranks import Ranks
 
-    with refused_in_words(), asked_executor(executor, ray_address) as trainer:
-        reservation = reopen_run(opened(run_dir).run_dir, elsewhere=trainer.elsewhere)
-        train_to_the_end(reservation, as_json, trainer)
+    @contextmanager
+    def reserved(ranks: Ranks) -> Iterator[Reserved]:
+        run = opened(run_dir)
+        check_devices(run.config, ranks.world)
+        with asked_executor(executor, ray_address, ranks) as trainer:
+            yield reopen_run(run.run_dir, elsewhere=trainer.elsewhere), trainer
+
+    led(reserved, devices, as_json)
 
 
 @app.command()

@@ -14,9 +14,10 @@ def stream(seed: int, kind: str = "cpu") -> torch.Generator:
     return torch.Generator(kind).manual_seed(seed)
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Of what a run's step draws; different for each seed and step of it. On a processor torch looks at the low 32 bits alone."""
-    return (seed * 2_654_435_761 + step) % 2**32  # Knuth's multiplier keeps the steps of different seeds far apart
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Of what a run's step draws on a rank; different for each seed, step and rank. On a processor torch looks at the low 32 bits alone."""
+    # Knuth's multiplier keeps the steps of different seeds far apart, another one those of different ranks.
+    return (seed * 2_654_435_761 + rank * 2_246_822_507 + step) % 2**32
 
 
 @contextmanager

@@ -7,10 +7,11 @@ from rich.markup import escape
 
 from finetune_core.commands.terminal import err
 from finetune_core.runs.executors import Executor, executor_of
+from finetune_core.training.ranks import ALONE, Ranks
 
 
 @contextmanager
-def asked_executor(name: str, ray_address: str | None) -> Iterator[Executor]:
+def asked_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> Iterator[Executor]:
     """``executor_of``; what takes a while is said on stderr.
 
     Raises:
@@ -18,5 +19,5 @@ def asked_executor(name: str, ray_address: str | None) -> Iterator[Executor]:
     """
     if name == "ray":
         err.print(escape(f"Connecting to Ray at {ray_address}" if ray_address else "Starting Ray on this machine"))
-    with executor_of(name, ray_address) as executor:
+    with executor_of(name, ray_address, ranks) as executor:
         yield executor

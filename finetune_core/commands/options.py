@@ -46,6 +46,14 @@ RayAddress = Annotated[
         help="The head of a Ray cluster, for --executor ray; without one, a Ray of this machine's own is started.",
     ),
 ]
+Devices = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Train one run on so many GPUs, or parts of the processor, of this machine, as torchrun would; the same run, to rounding.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]
 
 Command = Callable[..., Any]

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from finetune_core.commands.notebook import NotebookProgress
 from finetune_core.formatting import PHASE_WORDS, duration, percent, things
-from finetune_core.runs.log import arithmetic, lineage_in_words, live_numbers, log_line, overflow
+from finetune_core.runs.log import arithmetic, devices_in_words, lineage_in_words, live_numbers, log_line, overflow
 from finetune_core.training import events
 from finetune_core.work import Step, Work, finish
 
@@ -149,7 +149,7 @@ def show_training(bar: Progress, stream: Iterator[events.Event]) -> None:
                     err.print("The backbone starts from random weights.")
                 err.print(
                     f"{event.backbone}, {event.strategy}: {event.trainable_parameters:,} of {event.total_parameters:,} parameters "
-                    f"train on {escape(event.device_label)} in {arithmetic(event.to_json())}"
+                    f"train on {escape(devices_in_words(event.to_json()))} in {arithmetic(event.to_json())}"
                 )
                 if words := lineage_in_words(event.to_json()):
                     err.print(escape(words))
@@ -183,6 +183,19 @@ def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
         stop()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def interrupts_ignored() -> Iterator[None]:
+    """Ctrl-C reaches all processes of a run; its first one stops the others."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:

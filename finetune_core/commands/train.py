@@ -1,7 +1,8 @@
 """What the ``train`` and ``resume`` commands do: put the settings together, and see a run through to its end."""
 
-from collections.abc import Mapping
-from contextlib import closing
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from finetune_core.commands.options import refused_in_words
 from finetune_core.commands.runs import at_own_size, followed_by, with_weights
 from finetune_core.commands.terminal import (
     err,
+    interrupts_ignored,
     interrupts_stop,
     out,
     print_json,
     progress_bar,
+    progress_shown,
     result_in_words,
     show_training,
     show_work,
@@ -28,11 +31,16 @@ from finetune_core.data.edits import edits_in_words, effective, load_edits
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.executors import Executor, InProcess
-from finetune_core.runs.record import Reservation, create_run
+from finetune_core.runs.launch import launch
+from finetune_core.runs.record import Reservation, create_run, follow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, RunStore, summary
 from finetune_core.training.hyperrule import rule_of
+from finetune_core.training.prepare import check_devices
+from finetune_core.training.ranks import Ranks, check_gpus, launched
 from finetune_core.work import in_phase
+
+Reserved = tuple[Reservation, Executor]
 
 
 def asked_for(
@@ -73,15 +81,17 @@ def asked_for(
     return config if at_given_size else at_own_size(config)
 
 
-def begun(config: RunConfig, runs_dir: Path, *, elsewhere: bool = False) -> Reservation:
+def begun(config: RunConfig, runs_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> Reservation:
     """The run, reserved, once the weights that it begins with are here.
 
     Args:
         elsewhere: as for ``create_run``.
+        devices: how many train it.
 
     Raises:
-        FinetuneError: when they cannot be had, or the folder cannot be written.
+        FinetuneError: when they cannot be had, the folder cannot be written, or so many devices cannot share the run.
     """
+    check_devices(config, devices)
     with_weights([config], elsewhere=elsewhere)
     return create_run(config, runs_dir.resolve(), elsewhere=elsewhere)
 
@@ -116,6 +126,23 @@ def train_to_the_end(reservation: Reservation, as_json: bool, executor: Executor
         out.print(result_in_words(result))
     if run.status != "finished":
         raise typer.Exit(1)
+
+
+def led(reserved: Callable[[Ranks], AbstractContextManager[Reserved]], devices: int, as_json: bool) -> None:
+    """Train the run that is ``reserved`` on that many devices. Where torchrun, or this function, has started a process for each, the
+    first of them does what a process alone does, and the others take part and are silent."""
+    ranks = launched()
+    if devices > 1 and not ranks.several:
+        with refused_in_words():
+            check_gpus(devices)
+        raise typer.Exit(launch(devices, sys.argv[1:]))
+    with nullcontext() if ranks.leads else progress_shown(False), refused_in_words(), ranks.joined():
+        if ranks.leads:
+            with refused_in_words(), reserved(ranks) as (reservation, executor):
+                train_to_the_end(reservation, as_json, executor)
+        else:
+            with interrupts_ignored():
+                follow(ranks)
 
 
 def _by_size(config: RunConfig) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def decode_pixels(
     """
     way = "" if interpolation == BILINEAR else f"{interpolation}-"
     name = f"pixels-{side}-{way}{PIL.__version__}"  # another version may decode or resize otherwise
+    CACHE.look_again(name)
     asked, wanted = wanted, wanted[CACHE.table(name).missing(keys[wanted])]
     failed: dict[int, str] = {}
     if len(wanted):

@@ -194,6 +194,12 @@ class RowCache:
             self._tables.move_to_end(name)
             return self._tables[name]
 
+    def look_again(self, name: str) -> None:
+        """Where rows are shared, others may have written some of that table: unless it is in memory, its files are looked at anew."""
+        with self._lock:
+            if self.shared and name in self._tables and all(block.file for block in self._tables[name].blocks):
+                del self._tables[name]
+
     def clear(self) -> None:
         """Forget everything held in memory."""
         with self._lock:

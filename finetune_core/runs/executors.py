@@ -11,6 +11,7 @@ from finetune_core.errors import ConfigError
 from finetune_core.runs.record import Reservation, execute
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Event
+from finetune_core.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from finetune_core.runs.ray_executor import RayExecutor
@@ -43,9 +44,16 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """In this process: runs on one device wait for each other, those on different devices do not."""
+    """In this process: runs on one device wait for each other, those on different devices do not.
+
+    Args:
+        ranks: where several processes train each run: this is the first of them.
+    """
 
     elsewhere = False
+
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
 
     def queue_of(self, config: RunConfig) -> str:
         return choose_device(config.device).kind
@@ -57,7 +65,7 @@ class InProcess:
         return [1]
 
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
-        return execute(reservation, roots)
+        return execute(reservation, roots, self._ranks)
 
 
 def app_executor() -> Executor:
@@ -71,11 +79,12 @@ def app_executor() -> Executor:
 
 
 @contextmanager
-def executor_of(name: str, ray_address: str | None = None) -> Iterator[Executor]:
+def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE) -> Iterator[Executor]:
     """The executor of that name: ``here`` or ``ray``, ready to train.
 
     Args:
         ray_address: see ``RayExecutor``.
+        ranks: see ``InProcess``.
 
     Raises:
         ConfigError: when there is none, or it is not installed.
@@ -86,8 +95,10 @@ def executor_of(name: str, ray_address: str | None = None) -> Iterator[Executor]
     if name == "here":
         if ray_address is not None:
             raise ConfigError({"ray_address": "goes with --executor ray"})
-        yield InProcess()
+        yield InProcess(ranks)
         return
+    if ranks.several:
+        raise ConfigError({"executor": "Ray trains each run on one device; leave it out to train one run on several"})
     executor = _ray(ray_address or "")
     try:
         executor.driver()

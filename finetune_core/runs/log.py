@@ -150,7 +150,7 @@ def _started(row: Row) -> str:
     )
     trained = [stage["name"] for stage in row["stages"] if stage["trains"]]
     rates = "" if len({stage["rate"] for stage in row["stages"] if stage["trains"]}) == 1 else ", each at its own rate"
-    where = f"{row['backbone']} on {row['device_label']} in {arithmetic(row)}"
+    where = f"{row['backbone']} on {devices_in_words(row)} in {arithmetic(row)}"
     if not row["epochs"]:
         fits = STRATEGIES[row["strategy"]].fits if row["strategy"] in STRATEGIES else None
         averaged = f"weights of {', '.join(trained)} are averaged"
@@ -162,6 +162,14 @@ def _started(row: Row) -> str:
         f"{where}: {', '.join(trained)} train{rates}; {kept}. "
         f"{things(row['steps_per_epoch'], 'step')} per epoch, {things(row['epochs'], 'epoch')}. {live_numbers(row)}".rstrip()
     )
+
+
+def devices_in_words(started: Row) -> str:
+    """What trains a run, and how BatchNorm trains where that is several devices, from its RunStarted row."""
+    if started.get("ranks", 1) == 1:
+        return str(started["device_label"])
+    norms = ", BatchNorm on the statistics of each one's share," if started["batchnorm"] else ""
+    return f"{started['ranks']} × {started['device_label']}{norms}"
 
 
 def lineage_in_words(started: Row) -> str:

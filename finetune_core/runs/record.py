@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
@@ -50,6 +51,7 @@ from finetune_core.training.networks import keep_earlier
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
 from finetune_core.training.prepare import check_config
+from finetune_core.training.ranks import ALONE, LeaderEnded, RankLost, Ranks
 from finetune_core.training.speed_book import SpeedBook, learn_from_run
 
 EVENTS_FILE = "events.jsonl"
@@ -173,11 +175,12 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False) -> Reservation:
     return Reservation(run_dir, lock, resume=True)
 
 
-def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+def execute(reservation: Reservation, roots: Sequence[Path] = (), ranks: Ranks = ALONE) -> Generator[Event, None, None]:
     """Train a reserved run to its end, writing every event to its folder before it is yielded.
 
     Args:
         roots: when given, images that lie elsewhere are left out.
+        ranks: where several processes train it: this is the first, and the others ``follow``.
 
     Raises:
         FinetuneError: as ``fit`` does, once RunFailed is written; anything else that is raised is a bug, and written, too.
@@ -187,31 +190,57 @@ def execute(reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[E
         for path in (*(checkpoint_path(run_dir, name) for name in (START, LAST, BEST)), *(run_dir / name for name in _SAVED)):
             sweep(path, older_than=0)  # the lock is held: who else has written them has been killed
         with _events_file(run_dir) as file:
-            yield from _recorded(reservation, roots, file)
+            ranks.meet(_Task(str(run_dir.resolve()), reservation.resume, tuple(map(str, roots))))
+            yield from _recorded(reservation, roots, ranks, file)
     except OSError as error:  # of a full disk, its lock and its last checkpoint tell what to do
         raise TrainingError(_of_files(error)) from error
     finally:
         reservation.lock.release()
 
 
-def _recorded(reservation: Reservation, roots: Sequence[Path], file: BinaryIO) -> Iterator[Event]:
+@dataclass(frozen=True)
+class _Task:
+    """What the first rank tells the others."""
+
+    run_dir: str
+    resume: bool
+    roots: tuple[str, ...]
+
+
+def follow(ranks: Ranks) -> None:
+    """Take part in the run that the first rank executes, to its end; that one records and reports it.
+
+    Raises:
+        FinetuneError: when this rank cannot go on; the first one learns why.
+    """
+    with suppress(LeaderEnded):
+        task = ranks.decided(_Task("", False, ()))
+        run_dir = Path(task.run_dir)
+        if not is_there(run_dir / CONFIG_FILE):
+            raise RunError(f"there is no {run_dir} on {platform.node()}. Keep runs in a folder that all machines see.")
+        config = make_config(read_config(run_dir / CONFIG_FILE))
+        for _ in fit(config, run_dir, resume=task.resume, roots=tuple(map(Path, task.roots)), ranks=ranks):
+            pass
+
+
+def _recorded(reservation: Reservation, roots: Sequence[Path], ranks: Ranks, file: BinaryIO) -> Iterator[Event]:
     """The events, each once it is written, and why the run failed where it does."""
     run_dir = reservation.run_dir
     events: list[Event] = []
     try:
         config = make_config(read_config(run_dir / CONFIG_FILE))
-        fitting = fit(config, run_dir, resume=reservation.resume, roots=roots)
+        fitting = fit(config, run_dir, resume=reservation.resume, roots=roots, ranks=ranks)
         training = fitting if reservation.has_device else in_turn(fitting, choose_device(config.device).kind)
         for event in _stoppable(training, run_dir):
             if isinstance(event, (RunStarted, EpochEnded, HeadFitted)):
                 events.append(event)
-            if isinstance(event, RunFinished):
+            if isinstance(event, RunFinished) and not ranks.several:  # forecasts are of one device
                 started, *epochs = [one.to_json() for one in events]
                 learn_from_run(SpeedBook(), config, started, epochs, event.to_json())
             reservation.lock.check()
             _write(file, event)
             yield event
-    except TakenOver:
+    except (TakenOver, RankLost):  # without a last word: somebody else has the run, or it is cut off and counts as interrupted
         raise
     except FinetuneError as error:
         _write_last(file, RunFailed(str(error), ""))

@@ -16,7 +16,8 @@ from finetune_core.training.exact_layers import keep_depthwise_exact
 from finetune_core.training.lora import NONE, LowRank
 from finetune_core.training.loss_scale import LossScale
 from finetune_core.training.optimizers import take_step
-from finetune_core.training.out_of_memory import explained, halving, parts
+from finetune_core.training.out_of_memory import explained, halving, parts, ran_out
+from finetune_core.training.ranks import GradientSum, Ranks
 from finetune_core.training.stage_plan import Strategy
 from finetune_core.training.weight_gradients import use_products
 
@@ -53,12 +54,32 @@ class StepRule:
 
 
 @dataclass(frozen=True)
+class Together:
+    """How a rank takes its part of a step.
+
+    Attributes:
+        gradients: where they are added up.
+        images: how many each rank has of the batch.
+        labels: int64 ``[n]``, on the device: of the whole batch.
+        drawn: the seed that all ranks have in common: how images are mixed follows from it.
+        partners: how many images, at the end of this rank's own, only take part in mixing.
+    """
+
+    ranks: Ranks
+    gradients: GradientSum
+    images: Sequence[int]
+    labels: torch.Tensor
+    drawn: int
+    partners: int = 0
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What came of a step; tensors stay on the device: reading one waits for all that a GPU still has to do.
 
     Attributes:
         loss: mean over the batch.
-        logits: ``[n, classes]``.
+        logits: ``[n, classes]``, of this rank's images.
         gradient_norm: of all that trains, before clipping.
         skipped: 1 where that is not finite, else 0: then neither weights nor the optimizer's state have changed (on Apple's GPU,
             whose kernels do not look at it, they have).
@@ -86,18 +107,21 @@ def train_step(
     seed: int,
     rule: StepRule = PLAIN,
     scale: LossScale | None = None,
+    together: Together | None = None,
 ) -> StepResult:
     """One step of gradient descent on the cross-entropy. Nothing in it waits for the device.
 
     Where memory runs out, half as many images go through at a time, and their gradients add up to the same step. BatchNorm's
-    statistics are then those of the pass that succeeded, only.
+    statistics are then those of the pass that succeeded, only. Ranks that take a step together do so alike, and are equal after it:
+    BatchNorm computes with the statistics of each rank's images, and its running statistics become the ranks' mean, weighted by images.
 
     Args:
         forward: a network, or its tail.
-        inputs, labels: one batch, on the device; ``labels`` int64 ``[n]``.
+        inputs, labels: one batch, on the device; ``labels`` int64 ``[n]``. With ``together``: this rank's share of it.
         optimizer: a fused one.
         seed: of dropout.
         scale: of the loss, in fp16; it learns from the step.
+        together: where several ranks take the step.
 
     Raises:
         TrainingError: when BatchNorm is left with a single value, or memory holds not even one image, or not the optimizer's step.
@@ -106,21 +130,74 @@ def train_step(
     def attempt(size: int) -> tuple[torch.Tensor, torch.Tensor]:
         optimizer.zero_grad(set_to_none=True)
         rule.low_rank.forget_gradients()
-        with _statistics_kept_if_it_fails(forward):
-            return _accumulated(forward, inputs, labels, device, seed, rule, size, scale)
+        with _statistics_kept_if_it_fails(forward), _agreed(together, forward, optimizer):
+            return _accumulated(forward, inputs, labels, device, seed, rule, size, scale, together)
 
-    (loss, logits), size = halving(attempt, min(rule.micro_batch or len(inputs), len(inputs)))
+    most = max(together.images) if together else len(inputs)
+    (loss, logits), size = halving(attempt, min(rule.micro_batch or most, most))
     with explained(
         "for the optimizer's step. Freeze more stages, or choose SGD. Then start again, or resume from the last checkpoint."
     ):
+        rule.low_rank.take_gradients()
+        if together:
+            _add_up(together, optimizer, forward, loss)
         norm, skipped = _descend(optimizer, rule, scale)
     return StepResult(loss, logits, norm, skipped, scale.factor.clone() if scale else torch.zeros_like(loss), size)
+
+
+@contextmanager
+def _agreed(together: Together | None, forward: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Within: a pass that some ranks have no memory for fails on all of them. After it all have gradients of the same parameters.
+
+    Raises:
+        MemoryError: where it failed on another rank only.
+    """
+    if together is None:
+        yield
+        return
+    parameters = list(forward.parameters())
+    failed: BaseException | None = None
+    try:
+        yield
+        together.gradients.reserve([*_trained(optimizer), *_statistics(forward), torch.zeros(())])
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out(error):
+            raise
+        failed = error
+    has_gradient = None if failed else [parameter.grad is not None for parameter in parameters]
+    words = together.ranks.meet(has_gradient)
+    if any(word is None for word in words):
+        try:
+            raise failed or MemoryError
+        finally:
+            failed = None  # with its traceback it would hold the tensors of the pass
+    for parameter, found in zip(parameters, map(any, zip(*words, strict=True)), strict=True):
+        if found and parameter.grad is None:  # a rank that has no images of this batch
+            parameter.grad = torch.zeros_like(parameter)
+
+
+def _add_up(together: Together, optimizer: torch.optim.Optimizer, forward: nn.Module, loss: torch.Tensor) -> None:
+    """Put the whole batch's gradients, loss and mean statistics in the place of this rank's."""
+    statistics = _statistics(forward)
+    if statistics:
+        torch._foreach_mul_(statistics, together.images[together.ranks.rank] / sum(together.images))
+    gradients = [parameter.grad for parameter in _trained(optimizer) if parameter.grad is not None]
+    together.gradients.add_up([*gradients, *statistics, loss])
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _statistics(forward: nn.Module) -> list[torch.Tensor]:
+    """Running means and variances that a pass in training mode moves."""
+    norms = [one for one in forward.modules() if isinstance(one, nn.modules.batchnorm._NormBase) and one.training]
+    return [kept for norm in norms for kept in (norm.running_mean, norm.running_var) if kept is not None]
 
 
 def _descend(optimizer: torch.optim.Optimizer, rule: StepRule, scale: LossScale | None) -> tuple[torch.Tensor, torch.Tensor]:
     """The optimizer's step along the gradients that are there, unless they are not finite; their norm before clipping, and whether
     it was skipped."""
-    rule.low_rank.take_gradients()
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     gradients = [parameter.grad for parameter in parameters]
     if scale:
@@ -155,15 +232,22 @@ def _accumulated(
     rule: StepRule,
     size: int,
     scale: LossScale | None,
+    together: Together | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of the whole batch, ``size`` images at a time; its loss and logits."""
+    """Gradients of the batch, ``size`` images at a time; its loss and logits. Of a rank's share: what they add to those of the whole."""
+    if not len(inputs):
+        return torch.zeros((), device=device.torch_device), torch.empty(0, 1, device=device.torch_device)
     weights = rule.class_weights
     losses, logits = [], []
     chance = stream(seed, device.kind)
     if rule.mix:
-        with drawing_from(chance if device.kind == "cpu" else stream(seed)):  # how images are mixed is drawn on the processor
+        common = together.drawn if together else seed
+        # How images are mixed is drawn on the processor.
+        with drawing_from(chance if device.kind == "cpu" and common == seed else stream(common)):
             inputs, labels = rule.mix(inputs, labels)
-    whole = _weight(labels, weights)
+    if together:
+        inputs, labels = (mixed[: len(mixed) - together.partners] for mixed in (inputs, labels))
+    whole = _weight(together.labels if together else labels, weights)
     for some, targets in zip(parts(inputs, size), parts(labels, size), strict=True):
         with drawing_from(chance), device.autocast(), _batchnorm_in_words():
             output = forward(some).float()

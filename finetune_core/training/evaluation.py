@@ -58,28 +58,38 @@ def predict_splits(
     job: Job, splits: Sequence[str], phase: str, lost: LostImages
 ) -> Generator[Event, None, tuple[np.ndarray, np.ndarray]]:
     """Rows int ``[n]`` and logits float32 ``[n, classes]`` of the splits' readable images, in the table's order within each; in the
-    run's precision, but the head in fp32.
+    run's precision, but the head in fp32. Ranks predict a share of them each, and all get all.
 
     Raises:
         TrainingError: when none of a split's images can be read, or too many are lost.
     """
     job.network.model.eval()
-    seen: list[np.ndarray] = []
-    found: list[np.ndarray] = []
+    mine: list[tuple[np.ndarray, np.ndarray]] = []
     reported, total = time.monotonic(), sum(len(job.rows[split]) for split in splits)
     for rows, logits in brought_back(_answers(job, splits), job.device):
-        yield from lost.report(job.lost)
+        if not job.ranks.several:  # else all report together, below
+            yield from lost.report(job.lost)
         if len(rows):
-            seen.append(rows)
-            found.append(logits.numpy())
+            mine.append((rows, logits.numpy()))
         if time.monotonic() - reported >= EVENT_SECONDS:
             reported = time.monotonic()
-            yield Progress(phase, sum(map(len, seen)), total)
-    answered = np.concatenate(seen) if seen else np.empty(0, int)
+            yield Progress(phase, min(total, job.ranks.world * sum(len(rows) for rows, _ in mine)), total)
+    words = job.ranks.meet((mine, job.lost))
+    yield from lost.report({row: reason for _, gone in words for row, reason in gone.items()})
+    answers = _in_order(job, splits, [answer for found, _ in words for answer in found])
+    answered = np.concatenate([rows for rows, _ in answers]) if answers else np.empty(0, int)
     for split in splits:
         if not np.isin(job.rows[split], answered).any():
             raise TrainingError(f"None of the {split} images can be read any more. Put them back and resume the run.")
-    return answered, np.concatenate(found)
+    return answered, np.concatenate([logits for _, logits in answers])
+
+
+def _in_order(
+    job: Job, splits: Sequence[str], answers: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Batches of rows and logits of all ranks, as one rank alone would have come to them."""
+    order = {int(row): place for place, row in enumerate(np.concatenate([job.rows[split] for split in splits]))}
+    return sorted(answers, key=lambda answer: order[int(answer[0][0])])
 
 
 def _answers(job: Job, splits: Sequence[str]) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
@@ -111,6 +121,7 @@ def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event,
         FinetuneError: when the checkpoint or too many of the images cannot be read.
     """
     began, kept, epochs = time.monotonic(), pd.DataFrame(), epochs_of(job.config)
+    job.ranks.meet(None)  # what the first one has written can be read
     if epochs:  # else none has left any predictions
         kept = load_predictions(run_dir, len(job.dataset.classes))
         kept = kept[kept["split"] == VAL]
@@ -126,7 +137,8 @@ def evaluate_best(job: Job, run_dir: Path, lost: LostImages) -> Generator[Event,
         yield from lost.report({int(row): f"{job.dataset.table['id'].iloc[row]} cannot be read" for row in gone})
         table = predicted_table(exact, *(yield from predict_splits(exact, splits, "evaluate", lost)))
         kept = table if VAL in splits else pd.concat([kept, table], ignore_index=True)
-        save_predictions(run_dir, kept, FINAL_PRECISION)
+        if job.ranks.leads:
+            save_predictions(run_dir, kept, FINAL_PRECISION)
     return final_evaluation(kept, time.monotonic() - began)
 
 

@@ -223,6 +223,8 @@ class RunStarted(Event):
         head_kept: whether it starts with the head of that run, too.
         averaged: how it averages other runs; None in others, and in those of earlier versions. Of an ensemble, ``stages`` are those of
             its first network, and the parameters are counted over all of them.
+        ranks: how many processes train it together, each on a device of its own.
+        batchnorm: ``per_rank`` where several do, and BatchNorm trains: on the statistics of each rank's share of a batch; else empty.
     """
 
     backbone: Name
@@ -249,6 +251,8 @@ class RunStarted(Event):
     lineage: Lineage = field(default_factory=list)
     head_kept: bool = False
     averaged: How | None = None
+    ranks: Positive = 1
+    batchnorm: Literal["", "per_rank"] = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,17 @@ from finetune_core.models.stages import Stage
 from finetune_core.training.stage_plan import BatchNormMode, Strategy, factored_matrices, trained_parameters
 
 
+def trains_batchnorm(strategy: Strategy, stages: Sequence[Stage], model: nn.Module) -> bool:
+    """Whether a BatchNorm layer computes with the statistics of its batch, at the end of the run at the latest."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for stage, plan in zip(stages, strategy, strict=True)
+        if plan.batchnorm != "frozen"
+        for path in stage.modules
+        for module in model.get_submodule(path).modules()
+    )
+
+
 def apply(strategy: Strategy, stages: Sequence[Stage], model: nn.Module, epoch: int) -> None:
     """Put the model into training as the strategy has it in this epoch: gradients where a stage trains, and ``eval()``
     wherever it is frozen, so that neither BatchNorm statistics nor dropout move."""

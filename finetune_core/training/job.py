@@ -21,6 +21,7 @@ from finetune_core.training.events import CacheReport, Lineage
 from finetune_core.training.feeding import arriving, forward_batch
 from finetune_core.training.lora import LowRank, low_rank
 from finetune_core.training.out_of_memory import explained
+from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.stage_plan import Strategy, trained_parameters
 from finetune_core.training.training_images import TrainingImages
 from finetune_core.training.trunk import CachedTrunk
@@ -41,6 +42,7 @@ class Job:
         report: what the cache did, or why there is none.
         decode_seconds, decoded: spent on reading images that no run had read before, and how many.
         lineage, head_kept: as in RunStarted.
+        ranks: that train it together.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class Job:
     decoded: int
     lineage: Lineage = field(default_factory=list)
     head_kept: bool = False
+    ranks: Ranks = ALONE
 
     @property
     def forward(self) -> nn.Module:
@@ -88,19 +91,38 @@ class Job:
         return epoch_batches(rows, self.keys, config.batch_size, config.seed, epoch)
 
     def training_inputs(self, batches: list[np.ndarray], epoch: int) -> Inputs:
-        """(row numbers, what ``forward`` takes, on the device) for each batch; without those whose image is lost."""
+        """(row numbers, what ``forward`` takes, on the device) of this rank's share of each batch, without those whose image is lost; the
+        last ``partners`` of them are not of the share."""
         views = self.report.views
         version = (epoch - 1) % views if views else epoch - 1
-        return self._on_device(batches, version)
+        return self._on_device(batches, lambda batch: self._share(batch, version), version)
+
+    def partners(self, batch: np.ndarray) -> int:
+        """How many images beside its share of a batch a rank has, if it has any: mixing blends each with the one before it."""
+        share = self.ranks.share(len(batch))
+        return int(bool(self.config.mixup or self.config.cutmix) and share.stop - share.start < len(batch))
+
+    def _share(self, batch: np.ndarray, version: int) -> tuple[np.ndarray, torch.Tensor]:
+        share = self.ranks.share(len(batch))
+        own, loaded = self.source.readable(batch[share], version)
+        if not (len(own) and self.partners(batch)):
+            return own, loaded
+        for before in np.roll(batch, -share.start)[::-1]:
+            partner, image = self.source.readable(before[None], version)
+            if len(partner):
+                break
+        return np.concatenate([own, partner]), torch.cat([loaded, image])
 
     def evaluation_inputs(self, split: str) -> Inputs:
-        """The same for a split's images, in the table's order and without augmentation."""
-        return self._on_device(in_order(self.rows[split], self.evaluation_batch), None)
+        """(row numbers, what ``forward`` takes, on the device) of this rank's batches of a split's images, in the table's order and without
+        augmentation: every so many of all, because a batch is computed to the last bit as it is by one rank alone."""
+        batches = in_order(self.rows[split], self.evaluation_batch)
+        return self._unaugmented(batches[self.ranks.rank :: self.ranks.world])
 
     def plain_training_inputs(self) -> Inputs:
         """The same for the batches of the first epoch without augmentation, of a run without epochs: others may have cached augmented
         versions only."""
-        return self._on_device(self.training_batches(1), None)
+        return self._unaugmented(self.training_batches(1))
 
     @property
     def evaluation_batch(self) -> int:
@@ -112,8 +134,13 @@ class Job:
         """Row -> why its image can no longer be read."""
         return dict(self.source.pixels.lost) if isinstance(self.source, TrainingImages) else {}
 
-    def _on_device(self, batches: list[np.ndarray], version: int | None) -> Inputs:
-        for rows, loaded in arriving(lambda rows: self.source.readable(rows, version), batches, self.device):
+    def _unaugmented(self, batches: list[np.ndarray]) -> Inputs:
+        return self._on_device(batches, lambda rows: self.source.readable(rows, None), None)
+
+    def _on_device(
+        self, batches: list[np.ndarray], load: Callable[[np.ndarray], tuple[np.ndarray, torch.Tensor]], version: int | None
+    ) -> Inputs:
+        for rows, loaded in arriving(load, batches, self.device):
             with explained(TOO_LARGE_A_BATCH):
                 inputs = self.device.take(self.source.finished(loaded, rows, version))
             yield rows, inputs

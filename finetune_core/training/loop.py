@@ -23,7 +23,7 @@ from finetune_core.training.checkpoints import (
     checkpoint_path,
     save_checkpoint,
 )
-from finetune_core.training.compute import StepRule, train_step
+from finetune_core.training.compute import StepRule, Together, train_step
 from finetune_core.training.device import numerics
 from finetune_core.training.device_memory import bytes_held
 from finetune_core.training.early_stopping import EarlyStopping
@@ -45,7 +45,7 @@ from finetune_core.training.events import (
 from finetune_core.training.fitting import fit_head
 from finetune_core.training.footprint import Footprint, footprint, kept_for_backward, most
 from finetune_core.training.forecast import expected
-from finetune_core.training.freezing import apply
+from finetune_core.training.freezing import apply, trains_batchnorm
 from finetune_core.training.job import Job, step_rule
 from finetune_core.training.loss_scale import LossScale, loss_scale
 from finetune_core.training.lost import LostImages
@@ -57,6 +57,7 @@ from finetune_core.training.pending import PendingStep, ReadStep, pending_step, 
 from finetune_core.training.prediction_history import add_predictions
 from finetune_core.training.predictions import FINAL_PRECISION, remove_predictions, save_predictions
 from finetune_core.training.prepare import finding_rows, prepare
+from finetune_core.training.ranks import ALONE, GradientSum, Ranks
 from finetune_core.training.running_metrics import RunningMetrics
 from finetune_core.training.schedules import learning_rate_factor, set_learning_rate
 from finetune_core.training.speed_book import SpeedBook
@@ -76,7 +77,9 @@ class StopRequested(Exception):
         self.pause = pause
 
 
-def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+def fit(
+    config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequence[Path] = (), ranks: Ranks = ALONE
+) -> Generator[Event, None, None]:
     """Train, validate, keep the best epoch, evaluate it in fp32; checkpoints and predictions go to ``run_dir``.
 
     The last event is RunFinished, or RunStopped after ``throw(StopRequested())``. The predictions are those of the best
@@ -86,6 +89,8 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
     Args:
         resume: go on from where ``last`` was written, as if nothing had happened.
         roots: when given, images that lie elsewhere are left out.
+        ranks: that train this run together. Only the first one writes to the folder, which all of them read; only its events count,
+            and only it may be asked to stop.
 
     Raises:
         FinetuneError: when the run cannot start, or cannot go on.
@@ -96,7 +101,7 @@ def fit(config: RunConfig, run_dir: Path, *, resume: bool = False, roots: Sequen
         if config.is_ensemble:
             yield from join_networks(config, run_dir, roots)
             return
-        job = yield from prepare(config, roots, run_dir)
+        job = yield from prepare(config, roots, run_dir, ranks)
         if not epochs_of(config):
             yield from _at_once(job, run_dir, began, roots)
             return
@@ -165,11 +170,14 @@ class _Trainer:
     scale: LossScale | None
     rule: StepRule
     lost: LostImages
+    gradients: GradientSum
     fitting: list[int] = field(default_factory=list)
     footprints: list[Footprint] = field(default_factory=list)
 
     def save(self, at: TrainingState) -> CheckpointSaved:
-        return save_training_state(self.job, self.optimizer, self.average, self.scale, at, self.run_dir)
+        if self.job.ranks.leads:
+            save_training_state(self.job, self.optimizer, self.average, self.scale, at, self.run_dir)
+        return CheckpointSaved(LAST, at.epoch - 1)
 
     @property
     def step_rule(self) -> StepRule:
@@ -195,7 +203,7 @@ def _trainer(job: Job, run_dir: Path) -> _Trainer:
     optimizer = make_optimizer(config, job.strategy, network.stages, network.model, job.low_rank)
     average = WeightEMA(job.changing(), config.ema) if config.ema else None
     scale = loss_scale(job.device)
-    return _Trainer(job, run_dir, optimizer, average, scale, step_rule(job), LostImages(job))
+    return _Trainer(job, run_dir, optimizer, average, scale, step_rule(job), LostImages(job), GradientSum(job.ranks))
 
 
 def audit_frozen(job: Job) -> int:
@@ -242,38 +250,55 @@ def _train(trainer: _Trainer, at: TrainingState) -> Iterator[Event]:
     batches, between = job.training_batches(epoch), seconds_between_reads(job.device)
     unread = _Unread(time.monotonic() - at.train_seconds, at.elapsed)
     for step, (rows, inputs) in enumerate(job.training_inputs(batches[at.step :], epoch), start=at.step + 1):
-        if job.lost.keys() - trainer.lost.known.keys():
+        own = rows[: len(rows) - job.partners(batches[step - 1])]
+        words = job.ranks.meet((own, job.lost))
+        lost = {row: reason for _, gone in words for row, reason in gone.items()}
+        if lost.keys() - trainer.lost.known.keys():
             yield from _read_back(trainer, at, unread)
-            yield from trainer.lost.report(job.lost)
+            yield from trainer.lost.report(lost)
         at.step = step
-        if not len(rows):
+        shares = [share for share, _ in words]
+        if not any(map(len, shares)):
             continue
-        unread.steps.append(_step(trainer, epoch, step, len(batches), rows, inputs))
-        if at.elapsed - unread.read >= between:
+        unread.steps.append(_step(trainer, epoch, step, len(batches), shares, rows, inputs))
+        if not between or job.ranks.decided(at.elapsed - unread.read >= between):
             yield from _read_back(trainer, at, unread)
     yield from _read_back(trainer, at, unread)
 
 
-def _step(trainer: _Trainer, epoch: int, step: int, steps: int, rows: np.ndarray, inputs: torch.Tensor) -> PendingStep:
-    """Give a step to the device; wait for nothing that comes of it."""
+def _step(
+    trainer: _Trainer, epoch: int, step: int, steps: int, shares: Sequence[np.ndarray], rows: np.ndarray, inputs: torch.Tensor
+) -> PendingStep:
+    """Give a step to the device; wait for nothing that comes of it.
+
+    Args:
+        shares: the row numbers that each rank has of the batch.
+        rows, inputs: this rank's, its partners among them.
+    """
     job, optimizer, config = trainer.job, trainer.optimizer, trainer.job.config
     position = (epoch - 1) * steps + step - 1
     rate = config.learning_rate * set_learning_rate(optimizer, learning_rate_factor(config, position, steps))
-    labels = job.targets(rows)
+    labels, batch = job.targets(rows), np.concatenate(shares)
     before, rule = copied(optimizer) if is_measured(step, steps) else None, trainer.step_rule
-    # Dropout's randomness depends on the step alone.
+    together = None
+    if job.ranks.several:
+        images, drawn = [len(share) for share in shares], step_seed(config.seed, position)
+        partners = len(rows) - images[job.ranks.rank]
+        together = Together(job.ranks, trainer.gradients, images, job.targets(batch), drawn, partners)
+    # Dropout's randomness depends on the step, and the rank, alone.
     with kept_for_backward(job.forward) if before else nullcontext() as kept:
-        seed = step_seed(config.seed, position)
-        done = train_step(job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale)
+        seed = step_seed(config.seed, position, job.ranks.rank)
+        done = train_step(job.forward, inputs, labels, optimizer, job.device, seed, rule, trainer.scale, together)
     if trainer.average:
         with explained("to average the weights. Freeze more stages, or switch weight EMA off."):
             trainer.average.update(done.skipped if trainer.scale else None)
-    short = done.micro_batch < min(rule.micro_batch or len(rows), len(rows))
+    most = max(map(len, shares))
+    short = done.micro_batch < min(rule.micro_batch or most, most)
     if short:
         trainer.fitting.append(done.micro_batch)
     if kept is not None:
         trainer.footprints.append(footprint(job, optimizer, trainer.average, sum(kept.values())))
-    return pending_step(step, job.labels[rows], rate, done, short, measured(optimizer, before) if before else None)
+    return pending_step(step, job.labels[batch], rate, done, short, measured(optimizer, before) if before else None)
 
 
 def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterator[Event]:
@@ -284,7 +309,7 @@ def _read_back(trainer: _Trainer, at: TrainingState, unread: _Unread) -> Iterato
     """
     found: list[Event] = []
     diverged: TrainingError | None = None
-    for place, (step, numbers) in enumerate(read_back(unread.steps), start=1):
+    for place, (step, numbers) in enumerate(read_back(unread.steps, trainer.job.ranks), start=1):
         if numbers.has_diverged:
             diverged = _diverged(trainer.job, f"at step {step.step} of epoch {at.epoch}", step.learning_rate)
             break
@@ -339,6 +364,7 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
     job, run_dir, epoch, began = trainer.job, trainer.run_dir, at.epoch, time.monotonic()
     if not at.metrics.seen:
         raise TrainingError("None of the training images can be read any more. Put them back and resume the run.")
+    _check_alike(job)
     with trainer.evaluating():
         rows, logits = yield from predict_splits(job, [VAL], "validate", trainer.lost)
         if not np.isfinite(logits).all():
@@ -348,10 +374,12 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
         found = RunningMetrics.of(len(job.dataset.classes))
         found.add(labels, predicted, loss)
         # On disk before it is reported: whoever stops the run at one of these events finds what they speak of.
-        add_predictions(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
+        if job.ranks.leads:
+            add_predictions(run_dir, epoch, job.dataset.table["id"].to_numpy()[rows], job.keys[rows], labels, predicted)
         saved = []
         if at.take(epoch, found.accuracy, loss, EarlyStopping.of(job.config).value(found)):
-            save_predictions(run_dir, predicted_table(job, rows, logits), job.device.precision)
+            if job.ranks.leads:
+                save_predictions(run_dir, predicted_table(job, rows, logits), job.device.precision)
             saved.append(_save_best(job, run_dir, epoch))
     memory = most(trainer.footprints, bytes_held(job.device, step_bytes=0))
     ended = EpochEnded(
@@ -374,6 +402,21 @@ def _validate(trainer: _Trainer, at: TrainingState) -> Generator[Event, None, No
     yield ended  # before it is saved: a run that is killed between the two reports the epoch again, and none is lost
     yield from saved
     yield trainer.save(at)
+
+
+def _check_alike(job: Job) -> None:
+    """
+    Raises:
+        TrainingError: when the ranks' weights are not the same any more.
+    """
+    if not job.ranks.several:
+        return
+    floats = [tensor.sum(dtype=torch.float64) for tensor in job.changing().values() if tensor.is_floating_point()]
+    if len(set(job.ranks.meet(torch.stack(floats).cpu().numpy().tobytes()))) > 1:
+        raise TrainingError(
+            "The processes of this run have come to different weights: their processors or libraries do not compute alike. Resume the run "
+            "on equal machines."
+        )
 
 
 def _diverged(job: Job, when: str, learning_rate: float) -> TrainingError:
@@ -411,6 +454,8 @@ def _started(job: Job) -> RunStarted:
         lineage=job.lineage,
         head_kept=job.head_kept,
         averaged=config.averaged.how if config.averaged else None,
+        ranks=job.ranks.world,
+        batchnorm="per_rank" if job.ranks.several and trains_batchnorm(job.strategy, stages, job.network.model) else "",
     )
 
 
@@ -423,7 +468,7 @@ def _counts(job: Job) -> Counts:
 
 def _expected(job: Job) -> Expected | None:
     found = expected(job.config, job.dataset, SpeedBook(), job.report.found)
-    if found is None:
+    if found is None or job.ranks.several:  # what was timed is one device
         return None
     return Expected(
         seconds=found.seconds,
@@ -440,5 +485,6 @@ def _save_best(job: Job, run_dir: Path, epoch: int) -> CheckpointSaved:
     info = CheckpointInfo(
         epoch, job.config.backbone, network.weights_hash, dataset.classes, dataset.fingerprint, neighbours=neighbours
     )
-    save_checkpoint(run_dir, BEST, job.changing(), info)
+    if job.ranks.leads:
+        save_checkpoint(run_dir, BEST, job.changing(), info)
     return CheckpointSaved(BEST, epoch)

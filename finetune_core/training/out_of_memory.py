@@ -26,6 +26,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or (isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES))
 
 
+def ran_out(error: BaseException) -> bool:
+    """The same, in the middle of a network, where what may be short of memory is taken to be."""
+    return is_out_of_memory(error) or _POSSIBLY in str(error)
+
+
 @contextmanager
 def explained(advice: str) -> Iterator[None]:
     """Within: memory that runs out is a TrainingError that gives this advice."""
@@ -47,7 +52,7 @@ def halving(work: Callable[[int], Result], size: int) -> tuple[Result, int]:
         try:
             return work(size), size
         except (MemoryError, RuntimeError) as error:
-            if not (is_out_of_memory(error) or _POSSIBLY in str(error)):
+            if not ran_out(error):
                 raise
         size = -(-size // 2)  # after the error is gone, and with it the tensors that its traceback holds
     with explained("for a single image. Choose a smaller image size, or freeze more stages."):

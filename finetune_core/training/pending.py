@@ -11,6 +11,7 @@ from finetune_core.training.compute import StepResult
 from finetune_core.training.device import Device
 from finetune_core.training.events import StageMeasures
 from finetune_core.training.movement import Measured
+from finetune_core.training.ranks import ALONE, Ranks
 
 _READ_BACK_SECONDS = 0.25
 _SMALLEST_SCALE = 1.0  # below it, it is not the scale that makes gradients overflow
@@ -27,10 +28,10 @@ class PendingStep:
 
     Attributes:
         step: within its epoch, counted from 1.
-        labels: int64 ``[n]``.
+        labels: int64 ``[n]``: of the whole batch.
         learning_rate: of the step.
         numbers: float32 ``[4]``: its loss, gradient norm, whether it was skipped, and the loss scale.
-        predicted: int64 ``[n]``.
+        predicted: int64: of this rank's share of it.
         micro_batch: images that went through the network at a time.
         memory_short: whether fewer images than asked went through at a time.
         measured: of the stages, in the few steps where they are.
@@ -77,13 +78,14 @@ def pending_step(
     return PendingStep(step, labels, learning_rate, numbers, done.logits.argmax(1), done.micro_batch, memory_short, measured)
 
 
-def read_back(pending: Sequence[PendingStep]) -> Iterator[tuple[PendingStep, ReadStep]]:
-    """Wait for the device, and read what came of each step."""
+def read_back(pending: Sequence[PendingStep], ranks: Ranks = ALONE) -> Iterator[tuple[PendingStep, ReadStep]]:
+    """Wait for the device, and read what came of each step; all ranks have taken the same ones."""
     if not pending:
         return
     numbers = torch.stack([each.numbers for each in pending]).tolist()
     predicted = torch.cat([each.predicted for each in pending]).cpu().numpy()
-    ends = np.cumsum([len(each.labels) for each in pending])
-    for each, (loss, norm, skipped, scale), mine in zip(pending, numbers, np.split(predicted, ends[:-1]), strict=True):
+    ends = np.cumsum([len(each.predicted) for each in pending])
+    words = ranks.meet(np.split(predicted, ends[:-1]))
+    for each, (loss, norm, skipped, scale), shares in zip(pending, numbers, zip(*words, strict=True), strict=True):
         stages = each.measured.read() if each.measured and not skipped else None
-        yield each, ReadStep(loss, norm, bool(skipped), scale, mine, stages)
+        yield each, ReadStep(loss, norm, bool(skipped), scale, np.concatenate(shares), stages)

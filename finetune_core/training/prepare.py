@@ -15,7 +15,7 @@ from finetune_core.data.listing import check_data
 from finetune_core.data.pixels import Pixels, decode_pixels
 from finetune_core.data.rowcache import Lookup
 from finetune_core.data.splits import SPLITS, TEST, TRAIN, VAL
-from finetune_core.errors import ConfigError, DataError, FinetuneError
+from finetune_core.errors import ConfigError, DataError, FinetuneError, TrainingError
 from finetune_core.files import is_file
 from finetune_core.models.catalogue import BackboneInfo, backbone_info
 from finetune_core.models.network import Network, check_image_size
@@ -26,10 +26,12 @@ from finetune_core.training.compute import place
 from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_memory import count_anew
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
+from finetune_core.training.feeding import forward_batch
 from finetune_core.training.job import Job
 from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
 from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import placed, room_for_rows
+from finetune_core.training.ranks import ALONE, Ranks
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
 from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_images import TrainingImages
@@ -91,6 +93,25 @@ def check_config(config: RunConfig, run_dir: Path | None = None, *, elsewhere: b
         raise ConfigError(problems)
 
 
+def check_devices(config: RunConfig, devices: int) -> None:
+    """Whether a run can be shared by that many devices.
+
+    Raises:
+        ConfigError: when it has no steps to share, or these devices cannot.
+    """
+    if devices == 1:
+        return
+    if not epochs_of(config):
+        raise ConfigError(
+            {
+                "devices": "this run takes no steps that devices could share: what it computes of frozen features is too little to be "
+                "distributed. Train it on one device"
+            }
+        )
+    if choose_device(config.device, config.precision).kind == "mps":
+        raise ConfigError({"devices": "an Apple GPU is the only one of its machine: train on one device, or with --device cpu"})
+
+
 def missing_weights(configs: Iterable[RunConfig]) -> list[BackboneInfo]:
     """The backbones whose pretrained weights runs would begin with, and which are not on this machine."""
     names = dict.fromkeys(config.backbone for config in configs if config.starts_from == PRETRAINED)
@@ -125,30 +146,32 @@ def check_classes(dataset: Dataset) -> None:
         )
 
 
-def prepare(config: RunConfig, roots: Sequence[Path] = (), run_dir: Path | None = None) -> Generator[Event, None, Job]:
+def prepare(
+    config: RunConfig, roots: Sequence[Path] = (), run_dir: Path | None = None, ranks: Ranks = ALONE
+) -> Generator[Event, None, Job]:
     """Do what comes before the first step, saying how far it is.
 
     Args:
         run_dir: the run's folder, where it has one.
         roots: when given, images that lie elsewhere are left out.
+        ranks: that prepare the same run, each its share of the images.
 
     Raises:
         FinetuneError: when the data, the weights or a setting cannot be used.
     """
     check_config(config, run_dir)
-    dataset = yield from reported(
-        "index",
-        index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots),
-    )
+    check_devices(config, ranks.world)
+    indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
+    dataset = yield from _one_first(ranks, reported("index", indexing))
     check_classes(dataset)
     if dataset.unreadable:
         yield _skipped(dataset.unreadable)
-    for info in missing_weights([config]):
-        yield from reported("download", download(info))
+    yield from _one_first(ranks, _weights(config))
     device = choose_device(config.device, config.precision)
     beginning = beginning_of(config, dataset.classes, run_dir)
     network = beginning.network
-    prepared = _Prepared(config, dataset, beginning, plan(config, network.stages), device)
+    _check_equal(ranks, dataset.fingerprint, network.weights_hash, device)
+    prepared = _Prepared(config, dataset, beginning, plan(config, network.stages), device, ranks)
     place(network, prepared.strategy, device)
     count_anew(device)
     reason = why_uncached(config, cut_index(prepared.strategy))
@@ -158,6 +181,36 @@ def prepare(config: RunConfig, roots: Sequence[Path] = (), run_dir: Path | None 
         except CannotSplit as error:
             reason = str(error)
     return (yield from _with_images(prepared, reason))
+
+
+def _weights(config: RunConfig) -> Generator[Event, None, None]:
+    for info in missing_weights([config]):
+        yield from reported("download", download(info))
+
+
+def _one_first(ranks: Ranks, work: Generator[Event, None, Value]) -> Generator[Event, None, Value]:
+    """The work of one rank of each machine, and then, when what it has written can be read, of the others."""
+    if ranks.local_rank == 0:
+        found = yield from work
+        ranks.meet(None)
+        return found
+    ranks.meet(None)
+    return (yield from work)
+
+
+def _check_equal(ranks: Ranks, fingerprint: str, weights_hash: str, device: Device) -> None:
+    """Whether all ranks have the same images, weights and precision.
+
+    Raises:
+        TrainingError: when they do not.
+    """
+    words = ranks.meet((fingerprint, weights_hash, device.kind, device.precision))
+    for number, what in enumerate(("images, labels or splits", "pretrained weights", "kind of device", "precision")):
+        if len({word[number] for word in words}) > 1:
+            raise TrainingError(
+                f"The processes of this run do not have the same {what}. Give all machines the same data, weights and libraries, then "
+                "start it again."
+            )
 
 
 def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Event, None, Job]:
@@ -178,7 +231,8 @@ def exact_job(job: Job, network: Network, splits: Sequence[str]) -> Generator[Ev
         return replace(job, network=network, source=replace(job.source, tail=segments.part(cut, None)))
     used = np.concatenate(list(job.rows.values()))
     unused = frozenset(np.setdiff1d(np.arange(len(job.dataset.table)), used).tolist())
-    prepared = _Prepared(job.config, job.dataset, Beginning(network), job.strategy, job.device.exact, tuple(splits), unused)
+    beginning, exact = Beginning(network), job.device.exact
+    prepared = _Prepared(job.config, job.dataset, beginning, job.strategy, exact, job.ranks, tuple(splits), unused)
     return (yield from _with_trunk(prepared, segments))
 
 
@@ -196,6 +250,7 @@ class _Prepared:
     beginning: Beginning
     strategy: Strategy
     device: Device
+    ranks: Ranks
     splits: tuple[str, ...] = SPLITS
     unused: frozenset[int] = frozenset()
 
@@ -263,6 +318,7 @@ class _Prepared:
             decoded,
             self.beginning.start.info.lineage if self.beginning.start else [],
             self.beginning.head_kept,
+            self.ranks,
         )
 
 
@@ -330,16 +386,25 @@ def _filled(
     prepared: _Prepared, tables: TrunkTables, segments: Segments, passes: "list[_Pass]", images: TrainingImages
 ) -> Generator[Event, None, _Filled | None]:
     """None where there is no room."""
-    cut, lookups, found, seconds = cut_index(prepared.strategy), [], 0, 0.0
-    left = sum(len(lacking(tables, cut, one.keys, one.rows, one.view)) for one in passes)
+    cut, lookups, found, seconds, ranks = cut_index(prepared.strategy), [], 0, 0.0, prepared.ranks
+    shares = [replace(one, rows=ranks.local_share(one.rows, forward_batch(prepared.device))) for one in passes]
+    left = sum(len(lacking(tables, cut, one.keys, one.rows, one.view)) for one in shares)
+    phase = "trunk" if TRAIN in prepared.splits else "evaluate"
     with trunk_compiler(prepared.device, left, why_eager(prepared.config, prepared.device)) as compiler:
-        for one in passes:
-            filling = fill_trunk(tables, segments, cut, one.keys, one.rows, images.feed(one.version), compiler, one.view)
-            lookup, before, spent = yield from reported("trunk" if TRAIN in prepared.splits else "evaluate", filling)
-            if lookup is None:
+
+        def filled(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, int, float]]:
+            feed = images.feed(one.version)
+            filling = fill_trunk(tables, segments, cut, one.keys, one.rows, feed, compiler, one.view)
+            return (yield from reported(phase, filling))
+
+        for one, share in zip(passes, shares, strict=True):
+            lookup, before, spent = yield from filled(share)
+            if ranks.several and all(ranks.meet(lookup is not None)):  # the others' rows are on the disk now
+                lookup, *_ = yield from filled(one)
+            if not all(ranks.meet(lookup is not None)) or lookup is None:
                 return None
             lookups.append(lookup)
-            found, seconds = found + before, seconds + spent
+            found, seconds = found + sum(ranks.meet(before)[: ranks.local_world]), seconds + spent
     return _Filled(lookups, found, seconds, compiler.report)
 
 
@@ -374,8 +439,21 @@ def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:
 def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, Pixels]:
     info = prepared.network.info
     side = info.stored_side(prepared.config.image_size)
-    decoding = decode_pixels(prepared.paths, prepared.content, wanted, side, info.interpolation)
-    pixels = yield from reported("decode", decoding)
+    ranks = prepared.ranks
+
+    def decoded(rows: np.ndarray) -> Generator[Event, None, Pixels]:
+        work = decode_pixels(prepared.paths, prepared.content, rows, side, info.interpolation)
+        return (yield from reported("decode", work))
+
+    pixels = yield from decoded(ranks.local_share(wanted, forward_batch(prepared.device)))
+    if ranks.several:
+        words = ranks.meet((pixels.failed, pixels.decoded, pixels.kept is not None))
+        failed = {row: reason for each, _, _ in words for row, reason in each.items()}
+        if all(kept for _, _, kept in words):  # those that the others have decoded are on the disk now
+            pixels = yield from decoded(np.setdiff1d(wanted, list(failed)))
+        kept = all(ranks.meet(pixels.kept is not None))
+        count = sum(count for _, count, _ in words[: ranks.local_world])
+        pixels = replace(pixels, kept=pixels.kept if kept else None, failed=failed, decoded=count)
     if pixels.failed and TRAIN in prepared.splits:  # later they are lost, not skipped
         yield _skipped([*prepared.dataset.unreadable, *pixels.failed.values()])
     return pixels

@@ -170,6 +170,7 @@ def fill_trunk(
         The rows by index (None where there is no room), how many were there before, and the seconds that the others took.
     """
     name, spent = tables.name(cut, view), 0.0
+    CACHE.look_again(name)
     needed = lacking(tables, cut, keys, wanted, view)
     for start, rows, shallower in _sources(tables, cut, keys, needed, view):
         began = time.monotonic()

@@ -91,10 +91,10 @@ def unread(monkeypatch):
     """No step is read back before its epoch ends: the lists of steps that were to be read, then."""
     read, read_back = [], loop.read_back
 
-    def noted(steps):
+    def noted(steps, ranks):
         if steps:
             read.append(list(steps))
-        return read_back(steps)
+        return read_back(steps, ranks)
 
     monkeypatch.setattr(loop, "seconds_between_reads", lambda device: math.inf)
     monkeypatch.setattr(loop, "read_back", noted)
@@ -120,7 +120,7 @@ def steps_on_meta(settings, folder, monkeypatch, precision="fp32"):
     job = on_meta(drained(prepare(settings))[1], precision)
     waiting = []
     monkeypatch.setattr(loop, "seconds_between_reads", lambda device: math.inf)
-    monkeypatch.setattr(loop, "read_back", lambda steps: waiting.extend(steps) or iter(()))
+    monkeypatch.setattr(loop, "read_back", lambda steps, ranks: waiting.extend(steps) or iter(()))
     trainer, training = last_epoch(job, folder)
     with OnlyThere():
         assert list(training) == []

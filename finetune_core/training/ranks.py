@@ -1,0 +1,221 @@
+"""The processes that train one run together, one per device: torch.distributed, as torchrun starts them.
+
+Ranks are equal between two steps: same weights, same optimizer, same position. What they tell each other goes through ``meet``, where
+each says its word and hears everyone's; sums of gradients (``GradientSum``) directly follow one. So a rank that ends, for whatever
+reason, says so in the place of its word, and nobody waits for one that is gone.
+
+A process that is alone is a rank, too: then every function here gives back what it was given, and costs nothing.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from finetune_core.data.rowcache import CACHE
+from finetune_core.errors import ConfigError, TrainingError
+from finetune_core.formatting import things
+
+Word = TypeVar("Word")
+
+_PATIENCE = timedelta(days=7)  # a run may wait for its device; that a rank has died is noticed by who launched them
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class LeaderEnded(Exception):
+    """The first rank has ended, for whatever reason, which it reports itself: the others end, too."""
+
+
+class RankLost(TrainingError):
+    """A rank is gone without a word: the run is cut off, and can be resumed."""
+
+
+@dataclass(frozen=True)
+class _Left:
+    """In the place of a word: a rank has ended, and why, where it broke."""
+
+    reason: str
+
+
+class Ranks:
+    """What this process is among those that train the same run.
+
+    Attributes:
+        rank: 0 leads: it alone writes to the run's folder and speaks to people.
+        world: how many there are.
+        local_rank, local_world: the same among those of this machine.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, local_world: int = 1) -> None:
+        self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
+        self._over = False
+
+    @property
+    def several(self) -> bool:
+        return self.world > 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def meet(self, word: Word) -> list[Word]:
+        """Every rank's word, in the order of the ranks, once all have said theirs.
+
+        Raises:
+            LeaderEnded: when the first rank has ended.
+            TrainingError: when another one could not go on; RankLost when one is gone.
+        """
+        if not self.several:
+            return [word]
+        words = self._hear(word)
+        self._over = any(isinstance(said, _Left) for said in words)
+        if isinstance(words[0], _Left):
+            raise LeaderEnded
+        for rank, said in enumerate(words):
+            if isinstance(said, _Left):
+                raise TrainingError(f"Rank {rank} of {self.world} could not go on: {said.reason}")
+        return words
+
+    def decided(self, answer: Word) -> Word:
+        """What the first rank says."""
+        return self.meet(answer)[0]
+
+    def _hear(self, word: Any) -> list[Any]:
+        words = [None] * self.world
+        with _in_words():
+            dist.all_gather_object(words, word)
+        return words
+
+    def share(self, count: int) -> slice:
+        """Which of ``count`` images of a batch are this rank's: a stretch, nearly as long as everyone's. Nobody gets a single one of
+        several, on which BatchNorm could not train: rather the last ranks have none."""
+        busy = max(1, min(self.world, count // 2))
+        if self.rank >= busy:
+            return slice(count, count)
+        return slice(self.rank * count // busy, (self.rank + 1) * count // busy)
+
+    def local_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
+        """The rows that this rank computes for all ranks of its machine: whole batches, so that each is computed as by one rank alone."""
+        if self.local_world == 1:
+            return rows
+        starts = range(self.local_rank * batch, len(rows), self.local_world * batch)
+        return np.concatenate([rows[:0], *(rows[start : start + batch] for start in starts)])
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Within the block this rank takes part; who leaves it, for whatever reason, ends the others, and waits for them.
+
+        Raises:
+            FinetuneError: when there are too few GPUs, or the others cannot be reached.
+        """
+        if not self.several:
+            yield
+            return
+        _see_one_device(self.local_rank, self.local_world)
+        CACHE.shared = True
+        with _in_words():
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+        try:
+            yield
+        except RankLost:
+            raise
+        except Exception as error:
+            self._part(str(error) or type(error).__name__)
+            raise
+        else:
+            self._part("")
+        finally:
+            dist.destroy_process_group()
+
+    def _part(self, reason: str) -> None:
+        if not self._over:
+            self._over = True
+            self._hear(_Left(reason))
+        self._hear(None)  # nobody goes while the first rank still writes: whoever launched them would end it, too
+
+
+ALONE = Ranks()
+
+
+class GradientSum:
+    """Sums tensors over the ranks, in place, in one buffer that is kept: what it takes is known before the ranks meet."""
+
+    BUCKET = 2**23  # numbers: the first are summed while the last are still sent
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._buffer = torch.empty(0)
+
+    def reserve(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Make room for float32 tensors of one device."""
+        needed = sum(tensor.numel() for tensor in tensors)
+        if self._buffer.numel() < needed or self._buffer.device != tensors[0].device:
+            self._buffer = torch.empty(needed, device=tensors[0].device)
+
+    @torch.no_grad()
+    def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Put the ranks' sum into each tensor; there is room, and all ranks have just met."""
+        sizes = [tensor.numel() for tensor in tensors]
+        flat = self._buffer[: sum(sizes)]
+        pieces = [piece.view(tensor.shape) for piece, tensor in zip(flat.split(sizes), tensors, strict=True)]
+        torch._foreach_copy_(pieces, list(tensors))
+        with _in_words():
+            for sum_ in [dist.all_reduce(part, async_op=True) for part in flat.split(self.BUCKET)]:
+                sum_.wait()
+        torch._foreach_copy_(list(tensors), pieces)
+
+
+def launched() -> Ranks:
+    """What torchrun has made of this process; it is alone where torchrun has not started it."""
+    if not dist.is_torchelastic_launched():
+        return ALONE
+    return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+
+
+def _see_one_device(local_rank: int, local_world: int) -> None:
+    """Leave this process one GPU, which is then the only one for all of its threads; before CUDA is asked for anything.
+
+    Raises:
+        ConfigError: as ``check_gpus``.
+    """
+    check_gpus(local_world)
+    if there := _gpus():
+        os.environ[_VISIBLE] = there[local_rank]
+
+
+def check_gpus(devices: int) -> None:
+    """Whether that many processes of this machine have a GPU each; where there is none at all, they share the processor.
+
+    Raises:
+        ConfigError: when there are too few.
+    """
+    if 0 < len(_gpus()) < devices:
+        raise ConfigError(
+            {
+                "devices": f"this machine has {things(len(_gpus()), 'GPU')}, not {devices}: start fewer processes, or set {_VISIBLE} to "
+                "nothing, to train on the processor"
+            }
+        )
+
+
+def _gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them; CUDA is not asked for anything."""
+    if named := os.environ.get(_VISIBLE):
+        return [name.strip() for name in named.split(",")]
+    return [] if named == "" else [str(number) for number in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLost(
+            "Another process of the run has ended, or cannot be reached. Resume the run, on as many devices as there are."
+        ) from error

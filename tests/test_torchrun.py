@@ -1,0 +1,106 @@
+"""Runs that torchrun starts on two processes: what a user sees of them, and what is left when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from finetune_core.runs.record import execute, reopen_run
+from finetune_core.runs.stop_request import request_stop
+from finetune_core.runs.store import read_run
+from tests.deadline import SECONDS, wait_until
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = {
+    "backbone": "timm/test_vit",
+    "weights": "none",
+    "strategy": "full",
+    "image-size": 32,
+    "batch-size": 10,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="module")
+def data(image_folder_once, tmp_path_factory):
+    return image_folder_once(tmp_path_factory.mktemp("images"), {"red": 14, "blue": 14, "green": 14})
+
+
+def torchrun(*arguments):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "finetune_core", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def training(data, runs, **settings):
+    options = [part for name, value in (SMALL | settings).items() for part in (f"--{name}", value)]
+    return torchrun("train", data, *options, "--runs-dir", runs, "--json")
+
+
+def ended(process):
+    """(status, stdout, stderr); nothing that it has started outlives it."""
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, out, err
+
+
+def the_run(runs):
+    return read_run(next(folder for folder in runs.iterdir()))
+
+
+def wait_for_epoch(runs):
+    def has_one():
+        return any(b'"event": "EpochEnded"' in file.read_bytes() for file in runs.glob("*/events.jsonl"))
+
+    wait_until(has_one, "no epoch ended")
+
+
+def test_a_run_stops_when_it_is_asked_to_and_prints_one_object(data, tmp_path):
+    process = training(data, tmp_path, epochs=10000)
+    wait_for_epoch(tmp_path)
+    request_stop(the_run(tmp_path).run_dir)
+    status, out, err = ended(process)
+    assert json.loads(out)["status"] == "stopped", err
+    assert status == 1
+    assert err.count("parameters train on") == 1
+
+
+def test_a_run_that_loses_a_rank_is_interrupted_and_goes_on_alone(data, tmp_path):
+    process = training(data, tmp_path, epochs=10000)
+    wait_for_epoch(tmp_path)
+    ranks = [one for one in psutil.Process(process.pid).children() if "finetune_core" in one.cmdline()]
+    rank = next(one for one in ranks if one.environ()["RANK"] == "1")
+    rank.kill()
+    status, out, _ = ended(process)
+    assert (status != 0, out) == (True, "")
+    run = the_run(tmp_path)
+    assert (run.status, run.resumable) == ("interrupted", True)
+    assert not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in ranks)
+    for event in execute(reopen_run(run.run_dir)):
+        if type(event).__name__ == "EpochEnded":
+            request_stop(run.run_dir)
+    assert read_run(run.run_dir).status == "stopped"
+
+
+def test_a_wrong_request_is_refused_once_and_leaves_nothing(data, tmp_path):
+    status, out, err = ended(training(data, tmp_path / "runs", strategy="linear_probe"))
+    assert (status != 0, out) == (True, "")
+    assert err.count("--devices: this run takes no steps") == 1
+    assert not (tmp_path / "runs").exists()
