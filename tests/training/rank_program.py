@@ -55,17 +55,20 @@ def trained_together(world, home, tasks):
         for process, (_, line) in zip(processes, ends, strict=True):
             process.start()
             line.close()
-        with in_time("ranks that train together"):
-            answers = [end.recv() for end, _ in ends]
-            for process in processes:
-                process.join()
+        found = {name: _heard(ends, name) for name in tasks}
+        for process in processes:
+            process.join()
     finally:
         for process in processes:
             process.kill()
+    return found
+
+
+def _heard(ends, name):
+    with in_time(f"ranks that train {name}"):
+        answers = [end.recv() for end, _ in ends]
     assert not (bugs := [bug for _, _, bug in answers if bug]), "\n".join(bugs)
-    found, _, _ = answers[0]
-    errors = {name: [failed[name] for _, failed, _ in answers] for name in answers[0][1]}
-    return found | errors
+    return answers[0][0] if answers[0][1] is None else [error for _, error, _ in answers]
 
 
 def _take_part(rank, world, port, home, tasks, line):
@@ -86,16 +89,20 @@ def _take_part(rank, world, port, home, tasks, line):
     from finetune_core.training.ranks import LeaderEnded, launched
 
     torch.set_num_threads(1)
-    ranks, found, failed, bug, name = launched(), {}, {}, "", ""
-    try:
-        with suppress(LeaderEnded), ranks.joined():
-            for name, task in tasks.items():
-                found[name] = _trained(task, ranks)
-    except TrainingError as error:
-        failed[name] = str(error)
-    except BaseException:
-        bug = traceback.format_exc()
-    line.send((found, failed, bug))
+    ranks = launched()
+    with suppress(LeaderEnded, TrainingError), ranks.joined():
+        for task in tasks.values():
+            try:
+                line.send((_trained(task, ranks), None, ""))
+            except LeaderEnded:  # what the first rank has to say of it counts
+                line.send(([], None, ""))
+                raise
+            except TrainingError as error:
+                line.send(([], str(error), ""))
+                raise
+            except BaseException:
+                line.send(([], None, traceback.format_exc()))
+                raise
 
 
 def _trained(task, ranks):
