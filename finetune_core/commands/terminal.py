@@ -183,6 +183,8 @@ def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
         stop()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
+    if before is signal.SIG_IGN:  # by the program that has started this one, which leaves them to it
+        before = signal.default_int_handler
     try:
         yield
     finally:
