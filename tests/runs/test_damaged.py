@@ -282,7 +282,7 @@ def test_asking_a_run_to_stop_writes_through_no_link(runs, tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "loop", "link", "device", "socket"])
 def test_a_lock_that_is_no_file_is_neither_opened_nor_waited_for(runs, kind, monkeypatch):
-    monkeypatch.setattr("finetune_core.runs.record.check_config", lambda *_: None)  # its data are not there
+    monkeypatch.setattr("finetune_core.runs.record.check_config", lambda *_, **_named: None)  # its data are not there
     run_dir = runs("one")
     replaced_by(kind)(run_dir / "lock")
     with in_time(kind):
