@@ -9,7 +9,7 @@ A process that is alone is a rank, too: then every function here gives back what
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -123,8 +123,6 @@ class Ranks:
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
         try:
             yield
-        except RankLost:
-            raise
         except Exception as error:
             self._part(str(error) or type(error).__name__)
             raise
@@ -134,10 +132,11 @@ class Ranks:
             dist.destroy_process_group()
 
     def _part(self, reason: str) -> None:
-        if not self._over:
-            self._over = True
-            self._hear(_Left(reason))
-        self._hear(None)  # nobody goes while the first rank still writes: whoever launched them would end it, too
+        with suppress(RankLost):  # where one is gone without a word, the others learn it as this one did
+            if not self._over:
+                self._over = True
+                self._hear(_Left(reason))
+            self._hear(None)  # nobody goes while the first rank still writes: whoever launched them would end it, too
 
 
 ALONE = Ranks()
