@@ -37,7 +37,7 @@ def test_two_seeds_become_one_run_in_two_ways_each_of_which_is_evaluated_and_exp
         page.get_by_role("radio", name=how, exact=True).click()
         page.get_by_role("button", name=button, exact=True).click()
         page.wait_for_url(re.compile(r"/compare\?.*runs=.+&runs=.+&runs="))
-        page.get_by_text(title).first.wait_for()
+        page.get_by_text(re.compile(re.escape(title))).first.wait_for()
         page.get_by_text("Accuracy on").first.wait_for()
         no_error_on(page)
 
