@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 
 import psutil
@@ -26,6 +27,22 @@ class Nodes:
         self.address, self.processes = f"127.0.0.2:{self.port}", []
 
     def start(self, host, *arguments):
+        """A node; Ray gives it 30 s, which may be too short on a busy machine: then it is tried again."""
+        wait_until(lambda: self._is_started(host, arguments), "the node does not start")
+
+    def kill(self, process):
+        """The node as if its machine had lost its power: all of its processes at once."""
+        self.processes.remove(process)
+        family = []
+        with suppress(psutil.NoSuchProcess):
+            family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        psutil.wait_procs(family, SECONDS)
+        process.wait(SECONDS)
+
+    def _is_started(self, host, arguments):
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, f"--node-ip-address={host}"]
         quiet = ["--block", "--num-cpus=1", "--num-gpus=0", f"--object-store-memory={100 * 2**20}", "--disable-usage-stats"]
         with tempfile.TemporaryFile() as said:
@@ -37,22 +54,13 @@ class Nodes:
                 start_new_session=True,
             )
             self.processes.append(process)
-            wait_until(lambda: self.is_up(process, said), "the node does not start")
-
-    def kill(self, process):
-        """The node as if its machine had lost its power: all of its processes at once."""
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for one in family:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
-        psutil.wait_procs(family, SECONDS)
-        process.wait(SECONDS)
-        self.processes.remove(process)
-
-    def is_up(self, process, said):
-        words = os.pread(said.fileno(), 2**20, 0).decode(errors="replace")
-        assert process.poll() is None, words
-        return "Ray runtime started" in words
+            is_up = False
+            while process.poll() is None and not is_up:
+                time.sleep(0.2)
+                is_up = b"Ray runtime started" in os.pread(said.fileno(), 2**20, 0)
+        if not is_up:
+            self.kill(process)
+        return is_up
 
 
 @contextmanager

@@ -39,10 +39,14 @@ class RunLock:
         """The number of this process as the run's owner, which it is from now on; a task can take the run over from it.
 
         Raises:
-            RunError: when another process is.
+            RunError: when another process is, or nothing can be written there.
         """
         if self._owner is None:
-            self._owner = claim(Path(self._lock.lock_file).parent)
+            run_dir = Path(self._lock.lock_file).parent
+            try:
+                self._owner = claim(run_dir)
+            except OSError as error:
+                raise not_written(run_dir, error) from None
         return self._owner.number
 
     def holds(self) -> bool:

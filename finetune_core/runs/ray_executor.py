@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _LOOK = 0.25  # seconds
 _START_SECONDS, _CHECK_SECONDS, _END_SECONDS = 300.0, 300.0, 20.0
+_MORE_TRIES = 2
 _PROJECT = Path(__file__).resolve().parents[2]
 
 Row = dict[str, Any]
@@ -107,8 +108,15 @@ class RayExecutor:
             raise ConfigError({"executor": 'Ray is not installed: pip install "ray>=2.60"'})
         with self._starting:
             if self._driver is None or not self._driver.lives:
-                self._driver, self._checked = _Driver(self.address), set()
+                self._driver, self._checked = self._started(), set()
             return self._driver
+
+    def _started(self) -> "_Driver":
+        """A local Ray gives its own processes 30 s to come up, which is too short on a busy machine: it is tried again."""
+        for _ in range(0 if self.address else _MORE_TRIES):
+            with suppress(RunError):
+                return _Driver(self.address)
+        return _Driver(self.address)
 
     def connect_meanwhile(self) -> None:
         """Start the driver in a thread; whatever keeps it from connecting is said by the first run."""
