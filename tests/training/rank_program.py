@@ -1,5 +1,6 @@
 """Ranks in processes of their own, one thread each, which train one run after the other: what torchrun would start, started faster."""
 
+import math
 import multiprocessing
 import os
 import socket
@@ -22,6 +23,7 @@ class Task:
         stop_after: ask it to stop after so many steps; this ends the ranks, too.
         gone: files that vanish when the first epoch has ended.
         memory: images for which the second rank has memory at a time; 0: as many as it gets.
+        not_finite: whether the second rank's loss is not.
     """
 
     config: RunConfig
@@ -30,6 +32,7 @@ class Task:
     stop_after: int = 0
     gone: tuple[Path, ...] = ()
     memory: int = 0
+    not_finite: bool = False
 
 
 def trained_together(world, home, tasks):
@@ -112,13 +115,13 @@ def _trained(task, ranks):
 
     usual = compute.cross_entropy
 
-    def short_of_memory(output, *arguments, **options):
-        if len(output) > task.memory:
+    def troubled(output, *arguments, **options):
+        if task.memory and len(output) > task.memory:
             raise MemoryError
-        return usual(output, *arguments, **options)
+        return usual(output, *arguments, **options) * (math.nan if task.not_finite else 1)
 
-    if task.memory and ranks.rank == 1:
-        compute.cross_entropy = short_of_memory
+    if ranks.rank == 1:
+        compute.cross_entropy = troubled
     stream, events, steps = fit(task.config, task.folder, resume=task.resume, ranks=ranks), [], 0
     for event in stream:
         events.append(event)
