@@ -57,13 +57,10 @@ def file_findings(rows: pd.DataFrame, notes: Sequence[Note]) -> Iterator[Finding
 
 def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
     """What single images are like; ``table`` is the data set's."""
-    extension = table["id"].str.lower().str.extract(r"(\.[^./]*)$", expand=False).fillna("")
-    expected = table["format"].map(_FORMATS)
-    misnamed = [bool(names) and ending not in names for names, ending in zip(expected, extension, strict=True)]
     shorter, longer = table[["width", "height"]].min(axis=1), table[["width", "height"]].max(axis=1)
     sharp = _log_sharpness(table)
     found = {
-        "wrong_extension": (np.array(misnamed, dtype=bool), "are not what the extension says", table["id"]),
+        "wrong_extension": (_misnamed(table), "are not what the extension says", table["id"]),
         "animated": (table["frames"] > 1, "have more than one frame; the first is used", table["id"]),
         "extreme_aspect": (longer > _LONG * shorter, f"are more than {_LONG:.0f} times as long as wide", -longer / shorter),
         "tiny": (shorter < _TINY, f"are smaller than {_TINY} pixels on the shorter side", shorter),
@@ -81,7 +78,7 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
         rows = rows.iloc[order[rows.index].argsort(kind="stable")]
         nature = len(rows) > _WHOLE_SET * len(table)
         severity: Severity = "info" if nature or kind in ("wrong_extension", "over_large", "odd_mode") else "warning"
-        notes = dict(zip(rows["id"], rows["format"] if kind == "wrong_extension" else _sizes(rows), strict=True))
+        notes = rows["format"] if kind == "wrong_extension" else _sizes(rows)
         yield _on_images(kind, severity, rows["id"], words, len(table), notes)
 
 
@@ -140,15 +137,30 @@ def _thing(kind: str) -> str:
     return {"no_class": "image", "empty_class": "folder", "ignored_folder": "folder"}.get(kind, "file")
 
 
-def _sizes(rows: pd.DataFrame) -> list[str]:
-    return [f"{w} × {h}, {mode}" for w, h, mode in zip(rows["width"], rows["height"], rows["mode"], strict=True)]
+def _misnamed(table: pd.DataFrame) -> np.ndarray:
+    """Boolean a row: whether its format has extensions, and its name none of them."""
+    names, misnamed = table["id"].str.lower(), np.zeros(len(table), dtype=bool)
+    for name, endings in _FORMATS.items():
+        misnamed |= ((table["format"] == name) & ~names.str.endswith(endings)).to_numpy(dtype=bool)
+    return misnamed
 
 
-def _on_images(kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: dict[str, str]) -> Finding:
-    message = f"{things(len(ids), 'image')} ({percent(len(ids) / total)}) {words}."
-    if len(ids) == 1:
+def _sizes(rows: pd.DataFrame) -> pd.Series:
+    """In words; equal ones are one object."""
+    number, kinds = (
+        rows.groupby(["width", "height", "mode"], sort=False).ngroup(),
+        rows[["width", "height", "mode"]].drop_duplicates(),
+    )
+    words = [f"{w} × {h}, {mode}" for w, h, mode in zip(kinds["width"], kinds["height"], kinds["mode"], strict=True)]
+    return pd.Series(np.array(words, dtype=object)[number], dtype=object)
+
+
+def _on_images(kind: str, severity: Severity, ids: pd.Series, words: str, total: int, notes: pd.Series) -> Finding:
+    paths = tuple(ids)
+    message = f"{things(len(paths), 'image')} ({percent(len(paths) / total)}) {words}."
+    if len(paths) == 1:
         message = message.replace(" are ", " is ", 1).replace(" have ", " has ", 1).replace(" show ", " shows ", 1)
-    return Finding(kind, severity, message, len(ids), tuple(ids), notes=notes)
+    return Finding(kind, severity, message, len(paths), paths, notes=dict(zip(paths, notes, strict=True)))
 
 
 def _log_sharpness(table: pd.DataFrame) -> pd.Series:

@@ -51,10 +51,7 @@ def read_header(source: Path | bytes) -> ImageHeader:
         ImageError: when the file is no image, has no allowed format, or claims too many pixels.
     """
     with _opened(source) as image:
-        width, height = image.size
-        if _lies_on_its_side(image):
-            width, height = height, width
-        return ImageHeader(width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False))
+        return _header(image)
 
 
 def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.Image:
@@ -68,10 +65,24 @@ def read_image(source: Path | bytes, shorter_side: int | None = None) -> Image.I
         ImageError: when it cannot be decoded to the last row.
     """
     with _opened(source) as image:
-        if shorter_side is not None:
-            image.draft("RGB", (shorter_side, shorter_side))
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _decoded(image, shorter_side)
+
+
+def read_with_header(source: Path | bytes, shorter_side: int | None = None) -> tuple[ImageHeader, Image.Image | ImageError]:
+    """What ``read_header`` and ``read_image`` give, of an image that is opened once; why it cannot be decoded in the image's place.
+
+    Raises:
+        ImageError: as ``read_header``.
+    """
+    header = None
+    try:
+        with _opened(source) as image:
+            header = _header(image)
+            return header, _decoded(image, shorter_side)
+    except ImageError as error:
+        if header is None:
+            raise
+        return header, error
 
 
 def read_square(source: Path | bytes, side: int, interpolation: str = BILINEAR) -> np.ndarray:
@@ -114,6 +125,20 @@ def thumbnail(source: Path | bytes, side: int) -> bytes:
     buffer = io.BytesIO()
     square.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    width, height = image.size
+    if _lies_on_its_side(image):
+        width, height = height, width
+    return ImageHeader(width, height, image.mode, image.format or "", 1 + getattr(image, "is_animated", False))
+
+
+def _decoded(image: Image.Image, shorter_side: int | None) -> Image.Image:
+    if shorter_side is not None:
+        image.draft("RGB", (shorter_side, shorter_side))
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:

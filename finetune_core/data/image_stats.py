@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from finetune_core.data.decode import read_header, read_image
+from finetune_core.data.decode import read_with_header
 from finetune_core.errors import ImageError
 from finetune_core.files import NotRegular, open_regular
 
@@ -62,13 +62,11 @@ def look_at(path: Path) -> Look:
         return Look("empty_file", f"{path.name} is empty (0 bytes)")
     digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
     try:
-        header = read_header(content)
+        header, image = read_with_header(content, _LOOKED_AT)
     except ImageError as error:
         return Look("unreadable", _named(error, path), digest)
-    try:
-        image = read_image(content, _LOOKED_AT)
-    except ImageError as error:
-        return Look("damaged", _named(error, path), digest, header.width, header.height, header.mode, header.format)
+    if isinstance(image, ImageError):
+        return Look("damaged", _named(image, path), digest, header.width, header.height, header.mode, header.format)
     # Bilinear: a box filter rounds its borders to whole pixels, so that a copy in another size would look shifted.
     thumb = image.resize((THUMB_SIDE, THUMB_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0).tobytes()
     return Look(
@@ -89,14 +87,14 @@ def _light_and_sharpness(image: Image.Image) -> tuple[float, float, float, float
     """Mean, 5th and 95th percentile, standard deviation, sharpness."""
     gray = image.convert("L")
     gray.thumbnail((_LOOKED_AT, _LOOKED_AT), Image.Resampling.BOX)
-    counts = np.array(gray.histogram(), dtype=np.float64)
-    levels, shares = np.arange(256), counts / counts.sum()
+    pixels = np.asarray(gray)
+    levels, shares = np.arange(256), np.bincount(pixels.ravel(), minlength=256) / pixels.size
     low, high = np.searchsorted(np.cumsum(shares), (0.05, 0.95))
     mean = float(shares @ levels)
     spread = math.sqrt(max(0.0, float(shares @ levels**2) - mean**2))
     if min(gray.size) < 3 or spread < _PLAIN:
         return mean, float(low), float(high), spread, 0.0
-    values = np.asarray(gray, dtype=np.int16)
+    values = pixels.astype(np.int16)
     inner = values[1:-1, 1:-1]
     laplacian = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * inner
     return mean, float(low), float(high), spread, float(laplacian.var(dtype=np.float32)) / spread**2

@@ -1,11 +1,13 @@
 """A folder, or a manifest -> which image files there are, and what their place says about them. No file is opened."""
 
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from finetune_core.data import splits
@@ -18,6 +20,8 @@ from finetune_core.formatting import things
 
 EXPECTED = "Thaw expects one subfolder of images per class, or train/ and val/ with such subfolders."
 _COLUMNS = {"id": "str", "class": "str", "split": "str", "group": "str", "bytes": "int64", "changed": "int64"}
+
+_ENDINGS = tuple(EXTENSIONS)
 
 Note = tuple[str, str]  # (kind of finding, the path as shown)
 
@@ -82,16 +86,15 @@ def list_data(data: str | Path, roots: Sequence[Path] = ()) -> Listing:
 def _listed_folder(path: Path, roots: Sequence[Path]) -> Listing:
     top = _unwrapped(path)
     split_folders = _split_folders(top)
-    walk = _Walk(path, roots, [], [])
+    walk = _Walk(path, roots)
     for folder, split in (split_folders or {top: ""}).items():
         walk.class_folders(folder, split)
     if split_folders:
         walk.notes += [("ignored_folder", walk.relative(folder)) for folder in _subfolders(top) if folder not in split_folders]
         walk.notes += [("no_class", walk.relative(file)) for file in _images_in(top)]
-    if not walk.rows:
+    if not len(walk):
         raise DataError(_nothing_found(path, walk.notes))
-    files = pd.DataFrame(walk.rows, columns=list(_COLUMNS)).astype(_COLUMNS).sort_values("id", ignore_index=True)
-    return Listing(path, files, tuple(walk.notes))
+    return Listing(path, walk.files().sort_values("id", ignore_index=True), tuple(walk.notes))
 
 
 def is_within(path: str | Path, roots: Sequence[Path]) -> bool:
@@ -100,14 +103,25 @@ def is_within(path: str | Path, roots: Sequence[Path]) -> bool:
     return any(real.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
-@dataclass
 class _Walk:
-    """Collects the files of one folder."""
+    """Collects the files of one folder, column by column: of a million files, as many rows would be objects."""
 
-    root: Path
-    roots: Sequence[Path]
-    rows: list[tuple[str, str, str, str, int, int]]
-    notes: list[Note]
+    def __init__(self, root: Path, roots: Sequence[Path]) -> None:
+        self.root, self.roots = root, roots
+        self.notes: list[Note] = []
+        self._ids: list[str] = []
+        self._classes: list[str] = []
+        self._splits: list[str] = []
+        self._bytes, self._changed = array("q"), array("q")
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def files(self) -> pd.DataFrame:
+        """As in a ``Listing``, in the order of the walk."""
+        columns = {"id": self._ids, "class": self._classes, "split": self._splits, "group": ""}
+        sizes = {"bytes": np.array(self._bytes), "changed": np.array(self._changed)}
+        return pd.DataFrame(columns | sizes).astype(_COLUMNS)
 
     def class_folders(self, folder: Path, split: str) -> None:
         self.notes += [("no_class", self.relative(file)) for file in _images_in(folder)]
@@ -115,15 +129,15 @@ class _Walk:
             if self.roots and not is_within(class_folder, self.roots):
                 self.notes.append(("outside", self.relative(class_folder)))
                 continue
-            before = len(self.rows)
+            before = len(self)
             self._files(class_folder, class_folder.name, split)
-            if len(self.rows) == before:
+            if len(self) == before:
                 self.notes.append(("empty_class", self.relative(class_folder)))
 
     def _files(self, folder: Path, name: str, split: str) -> None:
         prefix = folder.relative_to(self.root).as_posix()
         for entry, below in _entries_below(folder, prefix):
-            if entry.name.lower().endswith(tuple(EXTENSIONS)):
+            if entry.name.lower().endswith(_ENDINGS):
                 self._image(entry, below, name, split)
             else:
                 self.notes.append(("not_an_image", printable(below)))
@@ -134,7 +148,12 @@ class _Walk:
         elif self.roots and entry.is_symlink() and not is_within(entry.path, self.roots):
             self.notes.append(("outside", sample))
         else:
-            self.rows.append((sample, name, split, "", *_size_and_time(entry)))
+            size, time = _size_and_time(entry)
+            self._ids.append(sample)
+            self._classes.append(name)
+            self._splits.append(split)
+            self._bytes.append(size)
+            self._changed.append(time)
 
     def relative(self, path: Path) -> str:
         return printable(path.relative_to(self.root).as_posix())
@@ -142,7 +161,7 @@ class _Walk:
 
 def printable(name: str) -> str:
     """A file system's name need not be valid Unicode; what is shown must be."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _irregular(path: Path) -> str:

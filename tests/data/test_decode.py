@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from PIL.GifImagePlugin import GifImageFile
 
 from finetune_core.data import decode
-from finetune_core.data.decode import ImageHeader, read_header, read_image, read_square, thumbnail
+from finetune_core.data.decode import ImageHeader, read_header, read_image, read_square, read_with_header, thumbnail
 from finetune_core.errors import ImageError
 from tests.deadline import in_time
 
@@ -210,6 +210,46 @@ def test_a_file_and_its_bytes_give_the_same(tmp_path):
     file.write_bytes(encoded(quarters()))
     np.testing.assert_array_equal(np.asarray(read_image(file)), np.asarray(read_image(file.read_bytes())))
     assert read_header(file) == read_header(file.read_bytes()) == ImageHeader(16, 8, "RGB", "PNG")
+
+
+def several(kind, count):
+    frames = [quarters().rotate(90 * number) for number in range(count)]
+    return encoded(frames[0], kind, **({"save_all": True, "append_images": frames[1:]} if count > 1 else {}))
+
+
+KINDS = {
+    **{f"{kind} turned {turn}": turned(kind, turn) for kind in ("PNG", "TIFF", "WEBP", "JPEG") for turn in (1, 6, 7)},
+    **{f"{count} of {kind}": several(kind, count) for kind in ("GIF", "WEBP", "TIFF", "PNG") for count in (1, 2, 3)},
+    **{mode: encoded(quarters().convert(mode), "PNG") for mode in ("P", "L", "1", "RGBA", "LA", "I;16")},
+    "palette of GIF": encoded(quarters().convert("P"), "GIF", transparency=0),
+    "CMYK": encoded(quarters().convert("CMYK"), "JPEG"),
+    "large JPEG": encoded(quarters().resize((640, 320)), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("side", [None, 5, 96])
+def test_header_and_image_at_once_are_those_that_are_read_apart(kind, side):
+    header, image = read_with_header(KINDS[kind], side)
+    apart = read_image(KINDS[kind], side)
+    assert header == read_header(KINDS[kind])
+    assert (image.mode, image.size, image.tobytes()) == (apart.mode, apart.size, apart.tobytes())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_header_and_image_at_once_fail_as_they_do_apart(kind):
+    for keep in (0.1, 0.5, 0.8, 0.95):
+        content = KINDS[kind][: int(keep * len(KINDS[kind]))]
+        try:
+            expected = read_header(content), read_image(content).tobytes()
+        except ImageError as error:
+            expected = str(error)
+        try:
+            header, image = read_with_header(content)
+            found = str(image) if isinstance(image, ImageError) else (header, image.tobytes())
+        except ImageError as error:
+            found = str(error)
+        assert found == expected
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

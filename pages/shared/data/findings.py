@@ -22,6 +22,7 @@ _ORDER = {"error": 0, "warning": 1, "info": 2}
 _VERBS: dict[Action, str] = {"exclude": "Exclude", "move": "Move to the other split", "relabel": "Relabel"}
 _PER_PAGE = 6
 _ORDERS = {"label": "Label confidence, lowest first", "confidence": "Prediction confidence, highest first"}
+_MOST_LISTED = 1000  # paths sent to the browser
 _BORDER = 3  # images shown on each side of a threshold
 
 
@@ -39,23 +40,31 @@ def _card(dataset: Dataset, finding: Finding) -> None:
         st.badge(f"{kind.title}: {number(finding.count)}", color=color, icon=icon)
         st.markdown(plain(finding.message), width="stretch")
     st.caption(plain(kind.why))
-    pictured = [path for path in finding.paths if path in dataset.by_id.index]
-    if finding.kind == "shift" or not pictured:
+    # All of a finding's paths are images of the table, or none is: they may be a million.
+    if finding.kind == "shift" or not finding.paths or finding.paths[0] not in dataset.by_id.index:
         _as_text(finding)
         _answers(finding, set())
     elif finding.kind == "similar_class_names":
         _spellings(dataset, finding)
         _leave(finding)
     else:
-        pictured = list(_in_order(finding, pictured))
+        pictured = _in_order(finding, finding.paths)
         picture = _pictures(dataset, finding)
-        partners = {one[0]: one[1] for one in finding.sets if len(one) == 2 and set(one) <= set(pictured)}
-        leads = [path for path in pictured if path not in partners.values()]
+        partners = _partners(finding)
+        beside = set(partners.values())
+        leads = [path for path in pictured if path not in beside] if beside else pictured
         key = f"finding-{finding.kind}"
         chosen = chooser(leads, lambda index: picture(leads[index], partners), key, _PER_PAGE, partners)
         if kind.ranked and kind.action and len(pictured) > 1:
             _several(finding, kind.action, pictured, picture)
         _answers(finding, chosen)
+
+
+def _partners(finding: Finding) -> dict[str, str]:
+    """Of each pair that can be selected on both sides, the first -> the second."""
+    pairs = [one for one in finding.sets if len(one) == 2]
+    selectable = set(finding.paths) if pairs else set()
+    return {first: second for first, second in pairs if {first, second} <= selectable}
 
 
 def _in_order(finding: Finding, paths: Sequence[str]) -> Sequence[str]:
@@ -111,8 +120,8 @@ def _several(finding: Finding, action: Action, paths: Sequence[str], picture: Ca
         st.button(
             f"{_VERBS[action]} these {number(count)}",
             key=f"act-several-{finding.kind}",
-            on_click=change_undoably,
-            args=finding.edits(paths[:count]),
+            on_click=_act,
+            args=(finding, paths[:count]),
         )
 
 
@@ -132,14 +141,16 @@ def _spellings(dataset: Dataset, finding: Finding) -> None:
         gallery(len(examples), picture, key=f"spelling-{name}-{target}")
         words = f"Relabel {things(len(paths), 'image')} of {name} as {target}"
         key = f"act-spelling-{name}-{target}"
-        st.button(plain(words), key=key, on_click=change_undoably, args=finding.edits(paths))
+        st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
 
 
 def _as_text(finding: Finding) -> None:
     names = finding.paths or finding.classes
     if names:
-        with st.expander(f"All {number(len(names))}" if len(names) > 1 else "Which one"):
-            st.dataframe([{"Path": path, "Why": finding.notes.get(path, "")} for path in names], hide_index=True)
+        shown = names[:_MOST_LISTED]
+        words = f"All {number(len(names))}" if len(shown) == len(names) else f"{number(len(shown))} of {number(len(names))}"
+        with st.expander(words if len(names) > 1 else "Which one"):
+            st.dataframe([{"Path": path, "Why": finding.notes.get(path, "")} for path in shown], hide_index=True)
 
 
 def _answers(finding: Finding, chosen: set[str]) -> None:
@@ -154,15 +165,24 @@ def _answers(finding: Finding, chosen: set[str]) -> None:
             words = f"{_VERBS[action]} {_which(paths, chosen)}" + (f" as {min(targets)}" if len(targets) == 1 else "")
             # A click that was on its way to all of them must not act on those that were selected meanwhile, nor the other way round.
             key = f"act-{'selected' if chosen else 'all'}-{finding.kind}"
-            st.button(plain(words), key=key, on_click=change_undoably, args=finding.edits(paths))
+            st.button(plain(words), key=key, on_click=_act, args=(finding, paths))
         elif action:
             st.caption(f"Select the images to {_VERBS[action].lower()}.", width="content")
         _leave(finding)
 
 
 def _leave(finding: Finding) -> None:
-    leave = Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind)
-    st.button("Leave as it is", key=f"ignore-{finding.kind}", type="tertiary", on_click=change_undoably, args=(leave,))
+    st.button("Leave as it is", key=f"ignore-{finding.kind}", type="tertiary", on_click=_ignore, args=(finding,))
+
+
+def _act(finding: Finding, paths: Sequence[str]) -> None:
+    """A callback: the change is made once it is asked for, and not for each button that is drawn."""
+    change_undoably(*finding.edits(paths))
+
+
+def _ignore(finding: Finding) -> None:
+    """A callback."""
+    change_undoably(Edit(action="ignore", paths=finding.paths or finding.classes, kind=finding.kind))
 
 
 def _which(paths: Sequence[str], chosen: set[str]) -> str:

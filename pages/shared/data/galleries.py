@@ -65,12 +65,13 @@ def _kept(filtered_by: str) -> dict[str, Any]:
 
 def _sorted(rows: pd.DataFrame, order: str, predictions: pd.DataFrame | None) -> list[str]:
     """The ids in the order asked for; images without a prediction come last."""
+    ids = rows["id"]
     if predictions is not None:
-        confidence = rows["id"].map(predictions["label_confidence"])
-        rows = rows.loc[confidence.sort_values(ascending=order == "unsure", kind="stable", na_position="last").index]
+        confidence = ids.map(predictions["label_confidence"])
+        ids = ids.loc[confidence.sort_values(ascending=order == "unsure", kind="stable", na_position="last").index]
     elif order == "class":
-        rows = rows.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
-    return rows["id"].tolist()
+        ids = ids.iloc[rows.groupby("label").cumcount().argsort(kind="stable")]  # all classes on the first page
+    return ids.tolist()
 
 
 def _selection(
