@@ -111,12 +111,12 @@ def look(part: Part, data: Path) -> None:
     """The share of the index that lists files, and that looks at them: without comparing, keeping nothing."""
     from finetune_core.data.image_stats import look_at
     from finetune_core.data.listing import list_data
-    from finetune_core.data.threads import in_threads
+    from finetune_core.data.threads import applied
 
     with part.timed("list"):
         listing = list_data(data)
     with part.timed("look"):
-        for _ in in_threads(look_at, [listing.root / sample for sample in listing.files["id"]]):
+        for _ in applied(look_at, (listing.root / sample for sample in listing.files["id"])):
             pass
 
 

@@ -17,7 +17,7 @@ from finetune_core.data.duplicates import near_sets
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.image_stats import Look, look_at
 from finetune_core.data.listing import Listing
-from finetune_core.data.threads import in_threads
+from finetune_core.data.threads import applied
 from finetune_core.files import Stamp, stamp
 from finetune_core.work import Step, Work
 
@@ -175,7 +175,7 @@ def _positions(known: pd.DataFrame, files: pd.DataFrame) -> np.ndarray:
 
 def _looked_at(listing: Listing, rows: np.ndarray) -> Generator[Look, None, None]:
     paths = (listing.root / sample for sample in listing.files["id"].iloc[rows])
-    with closing(in_threads(partial(look_at), paths)) as looking:
+    with closing(applied(partial(look_at), paths)) as looking:
         for _, look in looking:
             yield look
 

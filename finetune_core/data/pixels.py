@@ -10,7 +10,7 @@ import torch
 
 from finetune_core.data.decode import BILINEAR, read_square
 from finetune_core.data.rowcache import CACHE, Lookup
-from finetune_core.data.threads import in_threads
+from finetune_core.data.threads import applied, in_threads
 from finetune_core.errors import ImageError
 from finetune_core.work import Step, Work
 
@@ -123,7 +123,7 @@ def _decoded(
     """(positions in ``wanted``, squares) in batches; what cannot be read goes to ``failed``."""
     positions: list[int] = []
     squares: list[np.ndarray] = []
-    for position, (index, square) in enumerate(in_threads(lambda i: _square(paths[i], side, interpolation), wanted)):
+    for position, (index, square) in enumerate(applied(lambda i: _square(paths[i], side, interpolation), wanted)):
         if isinstance(square, str):
             failed[int(index)] = square
         else:

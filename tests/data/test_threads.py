@@ -4,7 +4,8 @@ import threading
 import pytest
 from threadpoolctl import ThreadpoolController, threadpool_info
 
-from finetune_core.data.threads import in_threads, one_blas_thread
+from finetune_core.data import threads
+from finetune_core.data.threads import applied, in_threads, one_blas_thread
 
 
 @pytest.mark.parametrize(("cores", "threads"), [(1, 3), (12, 14), (64, 32)])
@@ -20,6 +21,36 @@ def test_files_are_read_in_two_threads_more_than_there_are_cores_for_this_proces
     items = range(2 * threads)
     assert list(in_threads(read, items)) == [(item, -item) for item in items]
     assert len(readers) == threads
+
+
+@pytest.mark.parametrize(
+    ("wall", "busy", "here"),
+    [(0.0004, 0.0003, True), (0.004, 0.003, False), (0.004, 0.0003, False)],
+    ids=["small", "large", "waited for"],
+)
+def test_items_are_spread_over_threads_where_they_are_large_or_waited_for(monkeypatch, wall, busy, here):
+    clocks = {"perf_counter": 0.0, "thread_time": 0.0}
+    for clock in clocks:
+        monkeypatch.setattr(threads, clock, lambda clock=clock: clocks[clock])
+    used = set()
+
+    def work(item):
+        used.add(threading.get_ident())
+        clocks["perf_counter"] += wall
+        clocks["thread_time"] += busy
+        return -item
+
+    assert list(applied(work, range(3000))) == [(item, -item) for item in range(3000)]
+    assert (used == {threading.get_ident()}) == here
+
+
+def test_what_is_left_is_not_begun_once_nobody_takes_it():
+    begun = []
+    taking = applied(begun.append, range(5000))
+    for _ in range(40):
+        next(taking)
+    taking.close()
+    assert len(begun) < 500
 
 
 def blas_threads():
