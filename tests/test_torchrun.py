@@ -73,7 +73,7 @@ def wait_for_epoch(runs):
 
 
 def test_a_run_stops_when_it_is_asked_to_and_prints_one_object(data, tmp_path):
-    process = training(data, tmp_path, epochs=10000)
+    process = training(data, tmp_path, epochs=1000)
     wait_for_epoch(tmp_path)
     request_stop(the_run(tmp_path).run_dir)
     status, out, err = ended(process)
@@ -83,7 +83,7 @@ def test_a_run_stops_when_it_is_asked_to_and_prints_one_object(data, tmp_path):
 
 
 def test_a_run_that_loses_a_rank_is_interrupted_and_goes_on_alone(data, tmp_path):
-    process = training(data, tmp_path, epochs=10000)
+    process = training(data, tmp_path, epochs=1000)
     wait_for_epoch(tmp_path)
     ranks = [one for one in psutil.Process(process.pid).children() if "finetune_core" in one.cmdline()]
     rank = next(one for one in ranks if one.environ()["RANK"] == "1")
