@@ -27,6 +27,7 @@ from finetune_core.commands.options import (
     RayAddress,
     RunFolder,
     RunsDir,
+    refuse_torchrun,
     refused_in_words,
     takes_settings,
 )
@@ -45,6 +46,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _any(context: typer.Context) -> None:
+    refuse_torchrun(context.invoked_subcommand)
 
 
 @app.command("app", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

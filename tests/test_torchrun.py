@@ -104,3 +104,9 @@ def test_a_wrong_request_is_refused_once_and_leaves_nothing(data, tmp_path):
     assert (status != 0, out) == (True, "")
     assert err.count("--devices: this run takes no steps") == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_is_no_training_is_refused_once(data):
+    status, out, err = ended(torchrun("inspect", data))
+    assert (status != 0, out) == (True, "")
+    assert err.count("torchrun is for train and resume: start inspect without it.") == 1

@@ -1,6 +1,7 @@
 """What the commands of the command line share: arguments, options, and an option for each setting, as the config declares it."""
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -128,6 +129,19 @@ def refused_in_words() -> Iterator[None]:
     except FinetuneError as error:
         err.print(escape(str(error)))
         raise typer.Exit(1 if isinstance(error, TrainingError) else 2) from None
+
+
+def refuse_torchrun(command: str | None) -> None:
+    """torchrun starts a process per device. Those that train take part in one run; any other command each would do for itself.
+
+    Raises:
+        typer.Exit: in every process but a lone one; the first says why.
+    """
+    if command in ("train", "resume") or "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if os.environ.get("RANK", "0") == "0":
+        err.print(f"torchrun is for train and resume: start {command} without it.")
+    raise typer.Exit(2)
 
 
 def _parameter(one: Setting, several: str) -> inspect.Parameter:
