@@ -3,12 +3,16 @@
 import io
 import re
 import zipfile
+from contextlib import suppress
 
 import pytest
 
 from finetune_core import paths
 from finetune_core.runs.store import RunStore
 from finetune_core.training.checkpoints import load_checkpoint
+from tests.browser.conftest import MINUTE
+
+playwright = pytest.importorskip("playwright.sync_api")
 
 EXPORTS = {"safetensors": "model.safetensors", "onnx": "model.onnx", "script": "train.py"}
 
@@ -24,11 +28,21 @@ def started(server, page, tmp_path, monkeypatch):
     page.get_by_label("Learning rate", exact=True).fill("0.003")
     page.get_by_label("Learning rate", exact=True).press("Enter")
     page.get_by_role("radio", name=re.compile("^LoRA")).click()
-    page.get_by_role("combobox", name="First stage with LoRA").click()
-    page.get_by_role("option", name="block7", exact=True).click()
+    choose(page, "First stage with LoRA", "block7")
     page.get_by_text("LoRA's factors beside frozen weights").wait_for()
     page.get_by_role("button", name="Start training").click()
     page.wait_for_url(re.compile(r"/train\?run="))
+
+
+def choose(page, label, option):
+    """Until the list stays open long enough: where the page is drawn anew under it, it closes."""
+    wanted = page.get_by_role("option", name=option, exact=True)
+    for _ in range(30):
+        page.get_by_role("combobox", name=label).click()
+        with suppress(playwright.TimeoutError):
+            wanted.click(timeout=MINUTE / 6)
+            return
+    raise AssertionError(f"{label} never offered {option}")
 
 
 def only_run():
