@@ -193,7 +193,7 @@ def interrupts_stop(stop: Callable[[], object]) -> Iterator[None]:
 
 @contextmanager
 def interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a run; its first one stops the others."""
+    """Ctrl-C reaches all processes of a run: the first that trains stops it, and the others wait for that."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

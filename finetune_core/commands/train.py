@@ -135,7 +135,9 @@ def led(reserved: Callable[[Ranks], AbstractContextManager[Reserved]], devices: 
     if devices > 1 and not ranks.several:
         with refused_in_words():
             check_gpus(devices)
-        raise typer.Exit(launch(devices, sys.argv[1:]))
+        with interrupts_ignored():
+            status = launch(devices, sys.argv[1:])
+        raise typer.Exit(status)
     with nullcontext() if ranks.leads else progress_shown(False), refused_in_words(), ranks.joined():
         if ranks.leads:
             with refused_in_words(), reserved(ranks) as (reservation, executor):

@@ -2,12 +2,9 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -37,23 +34,9 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
     os.environ.setdefault(_THREADS, str(max(1, usable_cores() // devices)))
-    with _interrupts_left_to_them():
-        try:
-            elastic_launch(config, sys.executable)("-m", "finetune_core", *arguments)
-        except ChildFailedError as error:
-            status = error.failures[0].exitcode if 0 in error.failures else 1
-            return status if status > 0 else 1
-    return 0
-
-
-@contextmanager
-def _interrupts_left_to_them() -> Iterator[None]:
-    """Ctrl-C reaches all processes of a terminal: the first of them stops the run, and this one waits for it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+        elastic_launch(config, sys.executable)("-m", "finetune_core", *arguments)
+    except ChildFailedError as error:
+        status = error.failures[0].exitcode if 0 in error.failures else 1
+        return status if status > 0 else 1
+    return 0
