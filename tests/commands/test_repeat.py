@@ -55,7 +55,7 @@ def trained_with(line):
     """The config that a command line would train with."""
     found = []
 
-    def begun(config, _, elsewhere):
+    def begun(config, *_, **__):
         found.append(config)
         raise TrainingError("that is enough")
 
