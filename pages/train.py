@@ -143,16 +143,17 @@ def live(run_id: str, paced: float | None, others: list[Run]) -> None:
         return
     if paced != pace(run):  # only the page around it can change that, and when it ends more than this panel changes
         st.rerun()
-    controls(run)
-    lineage(run)
-    notices(run)
-    if run.active:
-        bar(run)
-    else:
-        ending(run)
-    numbers(run)
-    fit_chosen(run)
-    averaged(run)
+    with st.container():  # of one place, whatever comes up in it: or what follows would be drawn anew, and charts flicker
+        controls(run)
+        lineage(run)
+        notices(run)
+        if run.active:
+            bar(run)
+        else:
+            ending(run)
+        numbers(run)
+        fit_chosen(run)
+        averaged(run)
     if others and run.history.epochs:
         overlaid_charts([run, *others])
     else:

@@ -6,6 +6,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from finetune_core.runs.about import ABOUT_FILE
+
 PAGES = ("", "dataset", "configure", "train", "runs", "evaluate", "compare", "predict")
 LINKS = ["Home", "Dataset", "Configure", "Train", "Runs", "Evaluate", "Compare", "Predict"]
 SIZES = {"train": 14, "val": 5}
@@ -23,7 +25,7 @@ def test_try_it_now_leads_to_an_evaluated_model_without_typing(server, page, no_
     no_error_on(page)
 
 
-def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page, no_error_on):
+def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page, no_error_on, tmp_path):
     page.goto(f"{server.url}/configure?data=digits")
     page.get_by_label("Epochs", exact=True).fill("300")
     page.get_by_label("Image size (pixels)", exact=True).fill("32")
@@ -36,6 +38,9 @@ def test_a_reload_in_mid_training_loses_nothing_and_stop_stops(server, page, no_
     chart.evaluate("node => { node.dataset.seen = 'yes' }")
     page.get_by_text(re.compile(r"Epoch ([3-9]|\d\d) of 300")).wait_for()
     assert chart.get_attribute("data-seen") == "yes", "the chart was replaced, not updated: it flickers"
+    (tmp_path / "runs" / parse_qs(urlsplit(address).query)["run"][0] / ABOUT_FILE).write_text("{")
+    page.get_by_text("cannot be read").wait_for()
+    assert chart.get_attribute("data-seen") == "yes", "a notice that comes up replaces the chart"
     page.reload()
     page.get_by_text(re.compile(r"Epoch \d+ of 300")).wait_for()
     assert parse_qs(urlsplit(page.url).query) == parse_qs(urlsplit(address).query)
