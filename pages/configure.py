@@ -30,7 +30,7 @@ from pages.shared.configure.presets import draw_presets
 from pages.shared.configure.stages import draw_strategy
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
-from pages.shared.jobs import begin, outcome
+from pages.shared.jobs import begin, offer, shown_outcome
 from pages.shared.runs.backend import submit, why_not_timed
 
 MORE_KEY = "more_settings"
@@ -84,7 +84,7 @@ def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dic
         timing = measure_button(config, known, known.dataset) if config and known.dataset else None
     with st.container():
         if timing:
-            show_outcome(timing)
+            shown_outcome(timing)
     strategy_cards(valid, known)
     form.strategy_settings(problems)
     with st.container():
@@ -136,14 +136,6 @@ def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
     return key
 
 
-def show_outcome(timing: str) -> None:
-    """How far the timing is, and what went wrong."""
-    try:
-        outcome(timing)
-    except FinetuneError as error:
-        st.error(plain(str(error)))
-
-
 def forecast_table(config: RunConfig, known: Known) -> None:
     """All strategies that were timed, side by side."""
     forecasts = {one.strategy: known.expects(one) for one in comparable(config)}
@@ -176,19 +168,15 @@ def forecast_table(config: RunConfig, known: Known) -> None:
 
 def rate_finder(config: RunConfig) -> None:
     """Run a learning-rate range test, and offer its suggestion."""
-    key = f"rates:{config.model_dump_json(exclude={'learning_rate', 'epochs'})}"
-    st.button(
+    curve: RateCurve | None = offer(
         "Find a learning rate",
+        f"rates:{config.model_dump_json(exclude={'learning_rate', 'epochs'})}",
+        "Trying learning rates",
+        partial(find_rate, config, readable_roots()),
+        button_key="find-rate",
         icon=":material/speed:",
         help="Learning-rate range test (Smith 2017): trains a copy for a hundred steps at rising rates. A good rate is one where the loss still falls.",
-        on_click=begin,
-        args=(key, "Trying learning rates", partial(find_rate, config, readable_roots())),
     )
-    try:
-        curve: RateCurve | None = outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)))
-        return
     if curve is None:
         return
     st.plotly_chart(

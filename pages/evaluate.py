@@ -20,7 +20,7 @@ from pages.shared.evaluation.export import export_buttons
 from pages.shared.evaluation.galleries import mistakes, pictures
 from pages.shared.evaluation.shifted import shifted_data
 from pages.shared.evaluation.tta import flips_at_test_time
-from pages.shared.jobs import begin, jobs, outcome
+from pages.shared.jobs import offer
 from pages.shared.runs.backend import store
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
@@ -70,20 +70,16 @@ def headline(run: Run, result: Evaluation) -> None:
 
 def in_fp32(run: Run) -> None:
     """The way to numbers that hold for the network as it is used."""
-    key = f"evaluate:{run.run_dir}"
-    st.button(
+    offer(
         "Evaluate in fp32",
+        f"evaluate:{run.run_dir}",
+        "Evaluating the best epoch in fp32",
+        partial(evaluate_in_fp32, run, readable_roots()),
+        kept=False,
+        button_key="evaluate-fp32",
         icon=":material/refresh:",
         help="Runs the best epoch's network on these images again, and replaces these predictions.",
-        on_click=begin,
-        args=(key, "Evaluating the best epoch in fp32", partial(evaluate_in_fp32, run, readable_roots())),
-        kwargs={"kept": False},
-        disabled=jobs().find(key) is not None,
     )
-    try:
-        outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
 
 
 def confusion_matrix(run: Run, result: Evaluation) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
+from finetune_core.errors import FinetuneError
 from finetune_core.formatting import PHASE_WORDS, duration
 from finetune_core.jobs import Job, Jobs
 from finetune_core.work import Work
+from pages.shared.chrome import plain
 
 REFRESH = 0.5  # seconds
 _STEP = 0.2  # seconds
@@ -52,6 +54,27 @@ def outcome(key: str) -> Any:
                 st.fragment(_watch, run_every=REFRESH)(other, job)
     job = watched.get(key)
     return None if job is None or job.working else _result(job)
+
+
+def shown_outcome(key: str) -> Any:
+    """``outcome``; what went wrong is drawn in words, and the result is None."""
+    try:
+        return outcome(key)
+    except FinetuneError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+        return None
+
+
+def offer(label: str, key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True, **button: Any) -> Any:
+    """A button that begins work, how far it is, and what became of it: as ``shown_outcome``.
+
+    Args:
+        label, button: of the button: as for ``st.button``, with a ``key`` of its own as ``button_key``.
+        key, text, make, kept: as for ``begin``.
+    """
+    button["disabled"] = bool(button.get("disabled")) or jobs().find(key) is not None
+    st.button(label, key=button.pop("button_key"), on_click=begin, args=(key, text, make), kwargs={"kept": kept}, **button)
+    return shown_outcome(key)
 
 
 def wait_for(key: str, text: str, make: Callable[[], Work[Any]], *, kept: bool = True) -> Any:

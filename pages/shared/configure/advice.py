@@ -21,7 +21,7 @@ from pages.shared.configure import settings
 from pages.shared.configure.comparison_form import queued
 from pages.shared.configure.networks import offered
 from pages.shared.configure.weights import download_size
-from pages.shared.jobs import begin, outcome
+from pages.shared.jobs import begin, shown_outcome
 from pages.shared.runs.backend import why_not_timed
 
 _OPEN, _ASKED, _FOUND = "advice_open", "advice_asked", "advice_found"
@@ -130,11 +130,7 @@ def _wait(dataset: Dataset) -> None:
     key = st.session_state.get(_ASKED)
     if key is None:
         return
-    try:
-        advice = outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
-        return
+    advice = shown_outcome(key)
     if advice and key.endswith(dataset.fingerprint):
         st.session_state[_FOUND] = (dataset.fingerprint, advice)
 

@@ -29,7 +29,7 @@ from pages.shared.configure import form, settings
 from pages.shared.configure.networks import offered
 from pages.shared.configure.weights import offer_weights
 from pages.shared.data.chosen import data_folder, data_name, readable_roots
-from pages.shared.jobs import begin, forget, outcome
+from pages.shared.jobs import begin, forget, shown_outcome
 from pages.shared.runs.backend import submit, why_not_timed, worker
 
 
@@ -288,14 +288,11 @@ def _preparing_buttons(configs: Sequence[RunConfig], dataset: Dataset) -> tuple[
 
 def _show_outcomes(timing: str, search: str) -> None:
     """How far these jobs are, and what went wrong; rates that were found go into the form."""
-    try:
-        outcome(timing)
-        if found := outcome(search):
-            st.session_state["compared_rates"].update(found)
-            forget(search)
-            st.rerun()
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+    shown_outcome(timing)
+    if found := shown_outcome(search):
+        st.session_state["compared_rates"].update(found)
+        forget(search)
+        st.rerun()
 
 
 def _search(firsts: Sequence[RunConfig], roots: Sequence[Path]) -> Work[dict[str, float]]:

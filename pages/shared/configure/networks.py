@@ -26,7 +26,7 @@ from finetune_core.models.weights import fetch_description
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.data.chosen import readable_roots
-from pages.shared.jobs import begin, outcome
+from pages.shared.jobs import offer
 
 _OPEN, _SEARCH, _FILTERS, _NAMED = "networks_open", "networks_search", "networks_filters", "networks_named"
 _READY, _COMMERCIAL = "On this machine", "Exclude research-only"
@@ -168,16 +168,11 @@ def look_up(name: str, place: str) -> None:
     Args:
         place: on the page, of several where it may be.
     """
-    key = f"network:{name}"
-    work = partial(fetch_description, name)
-    st.button(
+    offer(
         "Look it up",
-        key=f"networks_look_up_{place}",
-        on_click=begin,
-        args=(key, f"Looking up {name}", work),
-        kwargs={"kept": False},
+        f"network:{name}",
+        f"Looking up {name}",
+        partial(fetch_description, name),
+        kept=False,
+        button_key=f"networks_look_up_{place}",
     )
-    try:
-        outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")

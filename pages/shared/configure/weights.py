@@ -14,7 +14,7 @@ from finetune_core.models.network import parameter_count
 from finetune_core.models.weights import why_no_download
 from finetune_core.training.prepare import fetch_weights, missing_weights
 from pages.shared.chrome import plain
-from pages.shared.jobs import begin, outcome
+from pages.shared.jobs import offer
 
 
 def parameters_of(info: BackboneInfo) -> int | None:
@@ -49,17 +49,14 @@ def offer_weights(configs: Sequence[RunConfig]) -> str | None:
         "(*More settings* on the Configure page).",
         icon=":material/download:",
     )
-    key, about = f"weights:{names}", download_size(missing)
-    st.button(
+    about = download_size(missing)
+    offer(
         f"Download the weights (about {about})" if about else "Download the weights",
+        f"weights:{names}",
+        f"Downloading the weights of {names}",
+        partial(fetch_weights, missing),
+        kept=False,
+        button_key="download-weights",
         icon=":material/download:",
-        key="download-weights",
-        on_click=begin,
-        args=(key, f"Downloading the weights of {names}", partial(fetch_weights, missing)),
-        kwargs={"kept": False},
     )
-    try:
-        outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
     return f"The weights of {names} have to be downloaded first."

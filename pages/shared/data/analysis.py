@@ -6,14 +6,12 @@ from functools import partial
 import streamlit as st
 
 from finetune_core.data.dataset import Dataset
-from finetune_core.errors import FinetuneError
 from finetune_core.inspection.deep import DeepReport, inspect_deeply
 from finetune_core.models.catalogue import PACKAGED, default_backbone, ready_backbones
 from finetune_core.work import Work
-from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.data.datasets import keep_report
-from pages.shared.jobs import begin, jobs, outcome
+from pages.shared.jobs import begin, jobs, shown_outcome
 
 
 def backbone_and_size() -> tuple[str, int]:
@@ -48,12 +46,7 @@ def analyze(dataset: Dataset, key: str) -> None:
         f"Runs every image once through {backbone} at {image_size} pixels: finds possible label errors, outliers, shift between splits "
         "and similar images, draws a map, and fits a linear probe by layer. What is computed is kept, so it goes on where it was stopped."
     )
-    try:
-        report = outcome(begun)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
-        return
-    if report:
+    if report := shown_outcome(begun):
         keep_report(dataset, report)
         st.rerun()
 

@@ -18,7 +18,7 @@ from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import explanation
-from pages.shared.jobs import begin, jobs, outcome
+from pages.shared.jobs import offer
 
 _ROWS = 4  # pairs of explanations at a time: each takes a moment
 
@@ -51,19 +51,14 @@ def what_moved(runs: Sequence[Run]) -> None:
             "Compares each network, stage by stage, with its initial state: weights, features of the same images, gradients. "
             "A linear model on the features of each stage shows up to which stage pretrained features suffice."
         )
-        key = f"layers:{','.join(known)}"
-        st.button(
+        offer(
             f"Measure {things(len(missing), 'run')}",
+            f"layers:{','.join(known)}",
+            "Comparing the stages",
+            partial(measure_layers, missing, readable_roots()),
+            button_key="measure-layers",
             icon=":material/straighten:",
-            key="measure-layers",
-            on_click=begin,
-            args=(key, "Comparing the stages", partial(measure_layers, missing, readable_roots())),
-            disabled=jobs().find(key) is not None,
         )
-        try:
-            outcome(key)
-        except FinetuneError as error:
-            st.error(plain(str(error)), icon=":material/error:")
     by_backbone: dict[str, dict[str, Layers]] = {}
     for run, title in zip(runs, titles, strict=True):
         if layers := known[run.run_id]:

@@ -4,13 +4,11 @@ from functools import partial
 
 import streamlit as st
 
-from finetune_core.errors import FinetuneError
 from finetune_core.exporters.catalogue import FORMATS
 from finetune_core.exporters.formats import export_from_app, finished_export, zipped
 from finetune_core.runs.store import Run
-from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
-from pages.shared.jobs import begin, outcome
+from pages.shared.jobs import begin, shown_outcome
 
 
 def export_buttons(run: Run) -> None:
@@ -36,10 +34,7 @@ def _rows(run: Run) -> None:
                     kwargs={"kept": False},
                 )
                 download = st.empty()
-            try:
-                outcome(key)
-            except FinetuneError as error:
-                st.error(plain(str(error)), icon=":material/error:")
+            shown_outcome(key)
             if folder := finished_export(run, name):
                 archive = f"{run.run_id}-{name}"
                 download.download_button(

@@ -25,7 +25,7 @@ from finetune_core.training.timing import calibrate
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import data_folder
 from pages.shared.data.datasets import current_dataset
-from pages.shared.jobs import begin, outcome
+from pages.shared.jobs import offer
 from pages.shared.runs.again import differs_now, use_settings
 from pages.shared.runs.backend import submit, why_not_timed
 
@@ -113,13 +113,13 @@ def _forecast(experiment: Experiment) -> None:
 def _offer_timing(config: RunConfig, dataset: Dataset) -> None:
     mark = hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]
     job, reason = f"forecast:{mark}-{dataset.fingerprint}", why_not_timed()
-    st.button(
+    offer(
         "Forecast",
+        job,
+        "Timing a few steps",
+        partial(calibrate, [config], dataset, SpeedBook()),
+        button_key="forecast_next",
         icon=":material/timer:",
         disabled=reason is not None,
         help=reason or "Times a few steps of it.",
-        key="forecast_next",
-        on_click=begin,
-        args=(job, "Timing a few steps", partial(calibrate, [config], dataset, SpeedBook())),
     )
-    outcome(job)

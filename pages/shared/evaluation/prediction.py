@@ -43,7 +43,7 @@ from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
 from pages.shared.evaluation.networks import predictor
 from pages.shared.images import Picture, gallery, run_picture
-from pages.shared.jobs import begin, jobs, outcome
+from pages.shared.jobs import begin, jobs, offer, shown_outcome
 from pages.shared.runs.backend import store
 
 _SHOWN, _NEAREST = 5, 4  # classes; training images
@@ -130,22 +130,16 @@ def offer_neighbours(classifiers: list[Classifier], label: str = "Show nearest t
     unknown = [one for one in classifiers if one.looks and one.near is None]
     if not unknown:
         return
-    key = f"neighbours:{','.join(one.run.run_id for one in classifiers)}"
-    with st.container(horizontal=True, vertical_alignment="center"):
-        st.button(
-            label,
-            icon=":material/grid_view:",
-            key="compute-neighbours",
-            help="Runs the training images through the network once. After that, each new image is shown with its nearest neighbours, and images unlike anything in training are flagged.",
-            on_click=begin,
-            args=(key, "Computing the features of the training images", partial(_neighbourhoods, unknown, readable_roots())),
-            kwargs={"kept": len(unknown) > 1},
-            disabled=jobs().find(key) is not None,
-        )
-    try:
-        outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
+    offer(
+        label,
+        f"neighbours:{','.join(one.run.run_id for one in classifiers)}",
+        "Computing the features of the training images",
+        partial(_neighbourhoods, unknown, readable_roots()),
+        kept=len(unknown) > 1,
+        button_key="compute-neighbours",
+        icon=":material/grid_view:",
+        help="Runs the training images through the network once. After that, each new image is shown with its nearest neighbours, and images unlike anything in training are flagged.",
+    )
 
 
 def _neighbourhoods(classifiers: Sequence[Classifier], roots: Sequence[Path]) -> Work[None]:
@@ -249,11 +243,7 @@ def many(classifiers: Sequence[Classifier]) -> None:
     # Not whether neighbours are known: another session may compute them meanwhile, and what was begun would be lost.
     marks = [f"{one.run.run_id}-{predictions_changed(one.run.run_dir)}" for one in classifiers]
     key = f"naming:{upload.file_id}:{','.join(marks)}"
-    try:
-        answers = outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
-        answers = None
+    answers = shown_outcome(key)
     if answers is not None:
         _table(classifiers, Path(upload.name).stem, answers)
         if not _says_less(classifiers, answers):

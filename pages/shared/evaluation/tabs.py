@@ -6,7 +6,6 @@ from math import isnan
 import pandas as pd
 import streamlit as st
 
-from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.single_run.corruptions import CLEAN, CORRUPTIONS
 from finetune_core.evaluation.single_run.curves import BAND_RESAMPLES, OneVsRest
 from finetune_core.evaluation.single_run.evaluate import class_curves, scores, sliced
@@ -25,7 +24,7 @@ from finetune_core.formatting import number, percent, things
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
-from pages.shared.jobs import begin, jobs, outcome
+from pages.shared.jobs import offer
 
 _MEANINGS = {
     "accuracy": "Share of images that are classified correctly.",
@@ -195,21 +194,16 @@ def robustness(run: Run, result: Evaluation) -> None:
     known = known_robustness(run, result.split)
     images = min(MOST_IMAGES, result.images)
     words = "Measure again" if known else f"Measure on {things(images, 'image')}"
-    key = f"robustness:{_mark(run, result)}"
-    st.button(
+    offer(
         words,
+        f"robustness:{_mark(run, result)}",
+        "Predicting corrupted images",
+        partial(measure_robustness, run, result.split, roots=readable_roots()),
+        kept=False,
+        button_key="measure",
         icon=":material/blur_on:",
         type="tertiary" if known else "secondary",
-        key="measure",
-        on_click=begin,
-        args=(key, "Predicting corrupted images", partial(measure_robustness, run, result.split, roots=readable_roots())),
-        kwargs={"kept": False},
-        disabled=jobs().find(key) is not None,
     )
-    try:
-        outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
     if known is None:
         return
     right = known.rows.groupby("corruption")["accuracy"].min()

@@ -4,7 +4,6 @@ from functools import partial
 
 import streamlit as st
 
-from finetune_core.errors import FinetuneError
 from finetune_core.evaluation.comparison.tta import augmented, flip_warnings
 from finetune_core.evaluation.single_run.metrics import Evaluation
 from finetune_core.evaluation.single_run.tta import predict_with_flips
@@ -12,7 +11,7 @@ from finetune_core.formatting import SPLIT_WORDS, percent, points
 from finetune_core.runs.store import Run
 from pages.shared.chrome import plain
 from pages.shared.data.chosen import readable_roots
-from pages.shared.jobs import begin, jobs, outcome
+from pages.shared.jobs import offer
 
 
 def flips_at_test_time(run: Run, _result: Evaluation) -> None:
@@ -21,21 +20,16 @@ def flips_at_test_time(run: Run, _result: Evaluation) -> None:
     for warning in flip_warnings(run):
         st.caption(f":material/warning: {plain(warning)}")
     found = augmented(run)
-    key = f"tta:{run.run_dir}"
-    st.button(
+    offer(
         "Measure again" if found else "Evaluate with flips",
+        f"tta:{run.run_dir}",
+        "Predicting mirror images",
+        partial(predict_with_flips, run, readable_roots()),
+        kept=False,
+        button_key="measure-tta",
         icon=":material/flip:",
         type="tertiary" if found else "secondary",
-        key="measure-tta",
-        on_click=begin,
-        args=(key, "Predicting mirror images", partial(predict_with_flips, run, readable_roots())),
-        kwargs={"kept": False},
-        disabled=jobs().find(key) is not None,
     )
-    try:
-        outcome(key)
-    except FinetuneError as error:
-        st.error(plain(str(error)), icon=":material/error:")
     if not found:
         return
     st.dataframe(
