@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from finetune_core.memory import tune_allocator
 
 if TYPE_CHECKING:
-    from finetune_core.api import advise, average, compare, evaluate, export, inspect, predict, resume, train
+    from finetune_core.api import advise, average, compare, evaluate, export, inspect, predict, resume, train, tta
 
-__all__ = ["advise", "average", "compare", "evaluate", "export", "inspect", "predict", "resume", "train"]
+__all__ = ["advise", "average", "compare", "evaluate", "export", "inspect", "predict", "resume", "train", "tta"]
 
 tune_allocator()
 

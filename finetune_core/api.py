@@ -15,7 +15,7 @@ from finetune_core import paths
 from finetune_core.commands.advise import advised
 from finetune_core.commands.average import average_of
 from finetune_core.commands.compare import on_shifted, write_report
-from finetune_core.commands.evaluate import evaluated_run, shifted_run
+from finetune_core.commands.evaluate import augment, evaluated_run, shifted_run
 from finetune_core.commands.input import settings_in_file
 from finetune_core.commands.inspect import inspected
 from finetune_core.commands.options import ADVISED
@@ -30,9 +30,11 @@ from finetune_core.evaluation.advice.advise import BUDGET, IMAGES, Advice
 from finetune_core.evaluation.comparison.compare import Comparison, compare_runs
 from finetune_core.evaluation.comparison.measures import ACCURACY
 from finetune_core.evaluation.comparison.shift import ShiftComparison
+from finetune_core.evaluation.comparison.tta import Augmented, augmented
 from finetune_core.evaluation.prediction.batch import to_frame
 from finetune_core.evaluation.single_run.fp32 import can_be_evaluated, evaluate_in_fp32
 from finetune_core.evaluation.single_run.run_evaluation import RunEvaluation
+from finetune_core.evaluation.single_run.tta import FLIPS
 from finetune_core.exporters.formats import Exported, exporting
 from finetune_core.inspection.report import Inspection
 from finetune_core.models.catalogue import PACKAGED
@@ -156,6 +158,22 @@ def evaluate(
         if on is not None:
             return shifted_run(found, os.fspath(on), split, corrupt=robustness)
         return evaluated_run(found, split, corrupt=robustness)
+
+
+def tta(run: AnyRun, how: str = FLIPS, *, progress: bool | None = None) -> list[Augmented]:
+    """Test-time augmentation: a run with the mean over each image and its mirror image, and without; measured once, in fp32.
+
+    Returns:
+        One per split that the run has predicted, the test images first: both evaluations, their paired difference and McNemar's p.
+
+    Raises:
+        ConfigError: when there is no such augmentation.
+        FinetuneError: when there is no network or images to measure with.
+    """
+    with progress_shown(progress):
+        found = _opened(run)
+        augment(found, how)
+        return augmented(found)
 
 
 def predict(

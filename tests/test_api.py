@@ -112,6 +112,18 @@ def test_an_evaluation_is_that_of_the_command_and_escapes_names(runs):
         thaw.evaluate(runs[0], "train")
 
 
+def test_flips_are_measured_once_and_agree_with_the_evaluation_without_them(runs):
+    first = thaw.tta(runs[0], progress=False)
+    assert [one.plain.split for one in first] == ["test", "val"]
+    assert first[0].plain.accuracy == thaw.evaluate(runs[0]).accuracy
+    assert first[0].claim.difference == pytest.approx(first[0].with_flips.accuracy - first[0].plain.accuracy)
+    kept = (runs[0].run_dir / "tta-flips.parquet").stat().st_mtime_ns
+    assert thaw.tta(str(runs[0].run_dir))[0].with_flips.accuracy == first[0].with_flips.accuracy
+    assert (runs[0].run_dir / "tta-flips.parquet").stat().st_mtime_ns == kept
+    with pytest.raises(ConfigError, match="flips"):
+        thaw.tta(runs[0], "crops")
+
+
 def test_runs_are_named_by_themselves_by_their_folder_and_by_their_id(runs, base, monkeypatch):
     accuracy = thaw.evaluate(runs[0]).accuracy
     assert thaw.evaluate(str(runs[0].run_dir)).accuracy == accuracy

@@ -218,19 +218,26 @@ def _differs(one: Parent, first: Parent) -> str:
     name = first.folder.name
     if one.config.backbone != first.config.backbone:
         return f"its backbone is {one.config.backbone}, that of {name} is {first.config.backbone}"
-    if one.info.classes != first.info.classes:
-        return f"its classes are not those of {name}"
+    if differing := _other_data(one, first):
+        return differing
     if one.config.input_settings != first.config.input_settings:
-        differing = [key for key, value in one.config.input_settings.items() if value != first.config.input_settings[key]]
-        return f"its images are prepared otherwise than those of {name}: {', '.join(differing).replace('_', ' ')}"
-    if one.info.fingerprint != first.info.fingerprint:
-        return f"its images, their labels or their split are not those of {name}"
+        changed = [key for key, value in one.config.input_settings.items() if value != first.config.input_settings[key]]
+        return f"its images are prepared otherwise than those of {name}: {', '.join(changed).replace('_', ' ')}"
     if one.begun.weights_hash != first.begun.weights_hash:
         return f"it started from other weights than {name}"
     head = first.begun.head
     if any(not torch.equal(tensor, head[key]) for key, tensor in one.begun.head.items()):
         seeds = f"seed {one.config.first_seed}, not {first.config.first_seed}"
         return f"its head began with other weights than that of {name} ({seeds}): train them again with one seed of the head (--head-seed)"
+    return ""
+
+
+def _other_data(one: Parent, first: Parent) -> str:
+    """In what its images or classes differ from those of the first; empty where they do not."""
+    if one.info.classes != first.info.classes:
+        return f"its classes are not those of {first.folder.name}"
+    if one.info.fingerprint != first.info.fingerprint:
+        return f"its images, their labels or their split are not those of {first.folder.name}"
     return ""
 
 
@@ -245,12 +252,10 @@ def _not_predicted(parent: Parent) -> str:
 def _answers_otherwise(one: Parent, first: Parent) -> str:
     """Why the probabilities of a run and those of the first mean different things; empty where they do not."""
     name = first.folder.name
-    if one.info.classes != first.info.classes:
-        return f"its classes are not those of {name}"
-    if one.info.fingerprint != first.info.fingerprint:
-        return f"its images, their labels or their split are not those of {name}"
-    if differing := [what for what, value in _framing(one).items() if value != _framing(first)[what]]:
-        return f"its images are framed otherwise than those of {name} ({', '.join(differing)}), and one network takes one image"
+    if differing := _other_data(one, first):
+        return differing
+    if framed := [what for what, value in _framing(one).items() if value != _framing(first)[what]]:
+        return f"its images are framed otherwise than those of {name} ({', '.join(framed)}), and one network takes one image"
     ours, theirs = one.predictions[["split", "id", "label"]], first.predictions[["split", "id", "label"]]
     return "" if ours.equals(theirs) else f"it has not predicted the same images as {name}"
 
