@@ -176,15 +176,26 @@ def example_answers(folder, images):
     return example.load(json.loads((folder / "model.json").read_text()))(images.numpy())
 
 
-@pytest.mark.parametrize("of", ["ensemble", "soup"])
-def test_its_exports_answer_logit_by_logit_what_it_has_predicted(made_once, tmp_path, of):
-    made, _ = made_once
-    soup = averaged_config("soup", [made["seed 0"], made["seed 1"]])
-    run = read_run(made["ensemble"] if of == "ensemble" else ran(soup, tmp_path / "runs")[0])
-    onnx, tensors = (export_run(run, format, tmp_path / format) for format in ("onnx", "safetensors"))
+def program_answers(folder, images):
+    return torch.export.load(folder / "model.pt2").module()(images).detach().numpy()
+
+
+@pytest.mark.parametrize("of", ["ensemble", "of two backbones", "soup"])
+def test_its_exports_answer_logit_by_logit_what_it_has_predicted(made_once, data, tmp_path, of):
+    made, runs = made_once[0], tmp_path / "runs"
+    if of == "ensemble":
+        folder = made["ensemble"]
+    elif of == "soup":
+        folder, _ = ran(averaged_config("soup", [made["seed 0"], made["seed 1"]]), runs)
+    else:
+        other, _ = ran(config_of(data, backbone="resnet18", weights="none"), runs)
+        folder, _ = ran(averaged_config("ensemble", [made["seed 0"], other]), runs)
+    run = read_run(folder)
+    onnx, program, tensors = (export_run(run, format, tmp_path / format) for format in ("onnx", "torch_export", "safetensors"))
     exported = load_export(tensors.folder)
     images, wanted = seen_by(run, exported.network, 32), logits_in(run.run_dir)[1]
     np.testing.assert_allclose(onnx_answers(onnx.folder, images), wanted, atol=EXACT)
+    np.testing.assert_allclose(program_answers(program.folder, images), wanted, atol=EXACT)
     np.testing.assert_allclose(logits_of(exported.network.model, images, exported.device), wanted, atol=EXACT)
     np.testing.assert_allclose(example_answers(tensors.folder, images), wanted, atol=EXACT)
     assert onnx.measured.evaluation.accuracy == summary(run)["test_accuracy"]
