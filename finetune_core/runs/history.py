@@ -1,17 +1,22 @@
 """What has happened in a run, read back from its ``events.jsonl`` as it grows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
+from finetune_core.files import Stamp
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE
+from finetune_core.runs.steps import Steps
 from finetune_core.training.device_turn import WAITING
 from finetune_core.training.events import END_EVENTS, Row
 
 _ENDS = {event.__name__ for event in END_EVENTS}
 
-_MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED, _MOST_NOTABLE = 3000, 100, 1000, 2000
+_MOST_NOTABLE = 2000
+_LOOKED_AT = 8  # ended runs whose steps are held
 _NOTABLE = {
     "RunStarted",
     "RunResumed",
@@ -35,11 +40,9 @@ class History:
         started: the RunStarted row; None before it.
         progress, progress_began: the latest Progress row of work that is not a step, and the first of the same phase; None
             while steps go on.
-        steps: StepEnded rows, the older ones thinned out.
         epochs: EpochEnded rows.
         fitted: the HeadFitted row of a run whose head is fitted in the place of epochs; None in others.
         averaged: the WeightsAveraged row of a run whose weights are averaged in the place of epochs; None in others.
-        measured: StepEnded rows with the values of each stage, the older ones thinned out.
         skipped, lost, short: the ImagesSkipped, the latest ImagesLost and the latest MemoryShort row; None without.
         notable: what a log reports, in the order in which it happened: rows of most kinds, and the first Progress of each phase.
         places: RunPlaced rows: the machines that it was on, the latest last.
@@ -51,11 +54,9 @@ class History:
     started: Row | None = None
     progress: Row | None = None
     progress_began: Row | None = None
-    steps: list[Row] = field(default_factory=list)
     epochs: list[Row] = field(default_factory=list)
     fitted: Row | None = None
     averaged: Row | None = None
-    measured: list[Row] = field(default_factory=list)
     skipped: Row | None = None
     lost: Row | None = None
     short: Row | None = None
@@ -63,6 +64,7 @@ class History:
     end: Row | None = None
     places: list[Row] = field(default_factory=list)
     reopened: bool = False
+    _steps: Steps | None = field(default=Steps(), repr=False)  # None once the run has ended
     _lines: EventLines = field(init=False, repr=False)
     _orphans: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -73,14 +75,40 @@ class History:
     def refresh(self) -> "History":
         """Read what was written since the last time; an unfinished last line is left for the next time."""
         with self._lock:
-            if self._lines.replaced():
-                vars(self).update(vars(History(self.run_dir)) | {"_lock": self._lock})
-            for row in self._lines.new():
-                if self._can_be(row):
-                    self._take(row)
-                else:
-                    self._lines.skip()
+            self._read_on()
+            if self.end:
+                self._steps = None
         return self
+
+    def _read_on(self) -> None:
+        ended = self._steps is None
+        if ended and not self._lines.changed():
+            return
+        if ended or self._lines.replaced():  # what comes after an end is held against the steps before it
+            again = History(self.run_dir)
+            again._read_on()
+            vars(self).update(vars(again) | {"_lock": self._lock})
+            return
+        for row in self._lines.new():
+            if self._can_be(row):
+                self._take(row)
+            else:
+                self._lines.skip()
+
+    @property
+    def steps(self) -> Sequence[Row]:
+        """StepEnded rows, the older ones thinned out."""
+        return self._all_steps().rows
+
+    @property
+    def measured(self) -> Sequence[Row]:
+        """StepEnded rows with the values of each stage, the older ones thinned out."""
+        return self._all_steps().measured
+
+    def _all_steps(self) -> Steps:
+        """Of a run that has ended they are read again: thousands are listed, and the steps of a long one take megabytes."""
+        held = self._steps
+        return _steps_again(self.run_dir, self._lines.seen) if held is None else held
 
     @property
     def skipped_lines(self) -> int:
@@ -111,11 +139,10 @@ class History:
             return False
         match kind:
             case "StepEnded":
-                last = self.steps[-1] if self.steps else {"epoch": 0, "step": 0}
                 return bool(
                     row["epoch"] <= started["epochs"]
                     and row["step"] <= started["steps_per_epoch"]
-                    and (row["epoch"], row["step"]) > (last["epoch"], last["step"])
+                    and (row["epoch"], row["step"]) > self._all_steps().last
                 )
             case "EpochEnded":
                 return bool((self.epochs[-1]["epoch"] if self.epochs else 0) < row["epoch"] <= started["epochs"])
@@ -132,10 +159,7 @@ class History:
         if self._is_notable(row):
             self.notable = [*self.notable[-_MOST_NOTABLE:], row]
         if kind == "StepEnded":
-            # A curve needs no more, and many runs are held at once.
-            self.steps = _thinned([*self.steps, row], _MOST_STEPS)
-            if row.get("stages"):
-                self.measured = _thinned([*self.measured, row], _MOST_MEASURED)
+            self._steps = self._all_steps().then(row)
         elif kind == "EpochEnded":
             self.epochs.append(row)
         elif kind == "HeadFitted":
@@ -149,9 +173,7 @@ class History:
         elif kind == "RunPlaced":
             self.places.append(row)
         elif kind == "RunResumed":
-            position = (row["epoch"], row["step"])
-            self.steps = [step for step in self.steps if (step["epoch"], step["step"]) <= position]
-            self.measured = [step for step in self.measured if (step["epoch"], step["step"]) <= position]
+            self._steps = self._all_steps().until(row["epoch"], row["step"])
             self.epochs = [epoch for epoch in self.epochs if epoch["epoch"] < row["epoch"]]
         elif kind == "ImagesSkipped":
             self.skipped = row
@@ -265,6 +287,8 @@ class History:
         return images / seconds if seconds > 0 else None
 
 
-def _thinned(rows: list[Row], most: int) -> list[Row]:
-    """Every second one of the older rows, once there are too many."""
-    return rows if len(rows) <= most else rows[:-_RECENT_STEPS:2] + rows[-_RECENT_STEPS:]
+@lru_cache(maxsize=_LOOKED_AT)
+def _steps_again(run_dir: Path, _version: Stamp | None) -> Steps:
+    whole = History(run_dir)
+    whole._read_on()
+    return whole._all_steps()

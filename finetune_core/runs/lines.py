@@ -19,13 +19,14 @@ class EventLines:
         skipped: lines that are no event.
         problem: why the file cannot be read on; empty where it can.
         offset: bytes that were read.
+        seen: the file as it was then.
     """
 
     path: Path
     skipped: int = 0
     problem: str = ""
     offset: int = 0
-    _seen: Stamp | None = None
+    seen: Stamp | None = None
     _within: bool = field(default=False, repr=False)  # a line that is too long to be one
 
     def replaced(self) -> bool:
@@ -33,12 +34,16 @@ class EventLines:
         if not self.offset and not self.problem:
             return False
         now = stamp(self.path)
-        return now != self._seen and (now is None or self._seen is None or now[0] != self._seen[0] or now[1] < self.offset)
+        return now != self.seen and (now is None or self.seen is None or now[0] != self.seen[0] or now[1] < self.offset)
+
+    def changed(self) -> bool:
+        """Whether the file is not as it was when it was read."""
+        return stamp(self.path) != self.seen
 
     def new(self) -> list[Row]:
         """The events that were written since the last time; an unfinished last line is left for the next time."""
         seen = stamp(self.path)
-        if self.problem or (seen and seen == self._seen):
+        if self.problem or (seen and seen == self.seen):
             return []
         rows: list[Row] = []
         try:
@@ -54,7 +59,7 @@ class EventLines:
             self.problem = problem_with(self.path, error)
         if self.offset > _MOST_BYTES:
             self.problem = f"{self.path.name} is larger than {size(_MOST_BYTES)}"
-        self._seen = seen
+        self.seen = seen
         return rows
 
     def _take(self, chunk: bytes, rows: list[Row]) -> bool:

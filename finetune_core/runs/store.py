@@ -195,11 +195,14 @@ class RunStore:
     def __init__(self, runs_dir: Path) -> None:
         self.runs_dir = runs_dir
         self._histories: dict[Path, History] = {}
+        self._ended: dict[Path, tuple[_Version, Run]] = {}  # nothing but their files changes them
         self._lock = Lock()
 
     def all(self) -> tuple[list[Run], list[Damaged]]:
         """Every run, and every damaged one; the newest first."""
-        found = [self._look(folder) for folder in self._folders()]
+        folders = self._folders()
+        self._forget(set(folders))
+        found = [self._look(folder) for folder in folders]
         return [one for one in found if isinstance(one, Run)], [one for one in found if isinstance(one, Damaged)]
 
     def runs(self) -> list[Run]:
@@ -231,14 +234,32 @@ class RunStore:
             raise RunError(f"The run in {run_dir} is damaged: {found.reason}.")
         return found
 
+    def _forget(self, there: set[Path]) -> None:
+        """Runs that were deleted."""
+        with self._lock:
+            for held in (self._histories, self._ended):
+                for run_dir in held.keys() - there:
+                    if run_dir.parent == self.runs_dir:
+                        del held[run_dir]
+
     def _look(self, run_dir: Path) -> Run | Damaged:
         if is_link(run_dir):
             return Damaged(run_dir, "its folder is a link, which is not followed")
-        about, notices = _about(run_dir, stamp(run_dir / ABOUT_FILE)), []
+        version = _version(run_dir)
+        known = self._ended.get(run_dir)
+        if known and known[0] == version:
+            return known[1]
+        found = self._read(run_dir, version)
+        if isinstance(found, Run) and found.history.end:
+            self._ended[run_dir] = version, found
+        return found
+
+    def _read(self, run_dir: Path, version: "_Version") -> Run | Damaged:
+        about, notices = _about(run_dir, version[0]), []
         if isinstance(about, str):
             notices.append(f"Its name, note and tags cannot be read: {about}")
             about = About()
-        config = _config(run_dir / CONFIG_FILE, stamp(run_dir / CONFIG_FILE))
+        config = _config(run_dir / CONFIG_FILE, version[1])
         if isinstance(config, str):
             return Damaged(run_dir, config, about.owner)
         with self._lock:
@@ -308,6 +329,13 @@ class RunStore:
         if not is_link(folder) and not is_run_folder(folder):
             raise RunError(f"There is no run in {folder}.")
         return folder
+
+
+_Version = tuple[Stamp | None, Stamp | None, Stamp | None]  # of what people say of a run, of its settings and its events
+
+
+def _version(run_dir: Path) -> _Version:
+    return stamp(run_dir / ABOUT_FILE), stamp(run_dir / CONFIG_FILE), stamp(run_dir / EVENTS_FILE)
 
 
 # Written seldom, read at every look at the runs: once a version of the file.

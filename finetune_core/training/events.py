@@ -4,7 +4,7 @@ The types are also what a line is validated against when it is read back (``read
 A field that was added later has a default, so that older runs can be read.
 """
 
-from dataclasses import asdict, dataclass, field, is_dataclass, make_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any, Literal, NotRequired, Union
 
 from pydantic import AfterValidator, Field, TypeAdapter
@@ -497,6 +497,7 @@ def _row_type(event: type[Event]) -> type:
 
 EVENTS = tuple(Event.__subclasses__())
 _ROWS: Any = Union[tuple(map(_row_type, EVENTS))]  # noqa: UP007  built
+_RECORDS = {event.__name__: [one.name for one in fields(event) if is_dataclass(one.type)] for event in EVENTS}
 _LINE: TypeAdapter[Event] = TypeAdapter(Annotated[_ROWS, Field(discriminator="event")])
 
 
@@ -506,13 +507,12 @@ def read_event(line: bytes) -> Row:
     Raises:
         ValueError: when it is no event.
     """
-    return {name: _plain(value) for name, value in vars(_LINE.validate_json(line, strict=True)).items()}
+    row = dict(vars(_LINE.validate_json(line, strict=True)))
+    for name in _RECORDS[row["event"]]:
+        row[name] = asdict(row[name])
+    return row
 
 
 def event_of(row: Row) -> Event:
     """The event that ``read_event`` has read."""
     return _LINE.validate_python(row)
-
-
-def _plain(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
