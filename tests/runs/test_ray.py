@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -41,6 +42,15 @@ QUICK = {
     "precision": "fp32",
 }
 OPTIONS = ("--backbone", "squeezenet1_1", "--weights", "none", "--image-size", 32, "--batch-size", 8, "--precision", "fp32")
+# A program that looks up what a Ray keeps, and has it run a task.
+VISITOR = """
+import sys
+import ray
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_keys(b"", b"")  # ray.init says of a refusal only that it could not connect
+ray.init(sys.argv[1], log_to_driver=False, logging_level="ERROR")
+print(ray.get(ray.remote(num_cpus=0)(lambda: "a task has run").remote()))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +84,18 @@ def config(image_folder, tmp_path):
     return lambda **changes: make_config(QUICK | {"data": str(data)} | changes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def local():
-    """A Ray of this machine's own."""
+    """A Ray of this machine's own; a test that ends it leaves the next one to start it anew."""
     executor = RayExecutor()
     yield executor
     executor.close()
+
+
+def listening(process):
+    """(address, port) of each of its open doors."""
+    doors = [one.laddr for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
+    return [(door.ip.removeprefix("::ffff:"), door.port) for door in doors]
 
 
 def owner_of(run_dir):
@@ -238,21 +254,41 @@ def test_a_node_that_dies_changes_nothing(executor, nodes, config, tmp_path):
     assert_same_weights(tmp_path / "runs" / ids[0], wanted)
 
 
+def test_a_local_ray_does_nothing_for_who_does_not_have_its_token(local):
+    driver = local.driver()
+    [gcs] = [one for one in psutil.Process(driver._process.pid).children(recursive=True) if one.name() == "gcs_server"]
+    [(_, port)] = listening(gcs)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+
+    def asked(**auth):
+        return subprocess.run(
+            [sys.executable, "-c", VISITOR, f"127.0.0.1:{port}"],
+            # Without this Ray takes 127.0.0.1 for the machine's own address on a network, where nobody listens.
+            env=plain | auth | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    with_none, with_another = asked(), asked(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    for refused in (with_none, with_another):
+        assert refused.returncode == 1
+        assert "InvalidAuthToken" in refused.stderr
+        assert refused.stdout == ""
+    let_in = asked(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=gcs.environ()["RAY_AUTH_TOKEN"])
+    assert let_in.stdout == "a task has run\n", let_in.stderr
+
+
 def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, config, tmp_path, monkeypatch):
     for name in AUTH:
         monkeypatch.delenv(name, raising=False)
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     driver = local.driver()
     family = psutil.Process(driver._process.pid).children(recursive=True)
-    listening = [
-        (one.laddr.ip, one.laddr.port)
-        for process in (psutil.Process(driver._process.pid), *family)
-        for one in process.net_connections("inet")
-        if one.status == psutil.CONN_LISTEN
-    ]
-    assert listening
-    assert {ip.removeprefix("::ffff:") for ip, _ in listening} == {"127.0.0.1"}
-    assert 8265 not in {port for _, port in listening}, "the dashboard"
+    doors = [door for process in (psutil.Process(driver._process.pid), *family) for door in listening(process)]
+    assert doors
+    assert {ip for ip, _ in doors} == {"127.0.0.1"}
+    assert 8265 not in {port for _, port in doors}, "the dashboard"
     # A worker's title may have been written over its environment.
     tokens = {process.environ().get("RAY_AUTH_TOKEN") for process in family} - {None}
     assert [len(token) for token in tokens] == [64]
