@@ -12,6 +12,7 @@ from pages.shared.runs.controls import show_problem
 from pages.shared.runs.damaged import damaged_runs
 from pages.shared.runs.first_run import nothing_yet
 from pages.shared.runs.labels import run_title
+from pages.shared.runs.machines import machines_in_use
 from pages.shared.runs.queue_list import queue_list
 from pages.shared.runs.run_settings import lineage
 from pages.shared.runs.table import matching, search_box, selected, table
@@ -96,6 +97,7 @@ def panel(was_active: bool) -> None:
     else:
         st.info(plain(f"No run matches “{words}”."), icon=":material/search_off:")
     show_problem()
+    machines_in_use(runs)
     queue_list(runs)
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,15 @@ from finetune_core.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
     from finetune_core.runs.ray_executor import RayExecutor
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a machine of a cluster has for runs."""
+
+    host: str
+    gpus: int
+    cores: int
 
 
 class Executor(Protocol):
@@ -36,6 +46,10 @@ class Executor(Protocol):
 
     def machines(self) -> list[int]:
         """How many runs each machine can train at a time, as far as is known now."""
+        ...
+
+    def cluster(self) -> list[Machine]:
+        """The machines themselves, as far as is known now; none where this process trains."""
         ...
 
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
@@ -63,6 +77,9 @@ class InProcess:
 
     def machines(self) -> list[int]:
         return [1]
+
+    def cluster(self) -> list[Machine]:
+        return []
 
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
         return execute(reservation, roots, self._ranks)

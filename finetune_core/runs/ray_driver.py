@@ -74,7 +74,8 @@ class Driver:
         node = next((self._holders[name] for name in request["shared"] if name in self._holders), None)
         # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
         strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) if node else "SPREAD"
-        run = request["run"] | {"threads": 0 if request["gpu"] else int(share["num_cpus"])}
+        gpus, cores = int(share["num_gpus"]), int(share["num_cpus"])
+        run = request["run"] | {"threads": 0 if gpus else cores, "gpus": gpus, "cores": cores}
         # A process that has used a GPU keeps it, so it does one task; others keep what they have imported.
         task = ray.remote(max_calls=int(request["gpu"]))(_task).options(
             **share, max_retries=_TRIES, scheduling_strategy=strategy, name=request["task"]

@@ -23,6 +23,7 @@ from typing import Any
 from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError, TrainingError
+from finetune_core.runs.executors import Machine
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.ownership import this_process
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
@@ -68,6 +69,10 @@ class RayExecutor:
             return [int(node["gpus"]) for node in nodes if node["gpus"]]
         cores = [node["cpus"] for node in nodes if node["cpus"]]
         return [int(own // min(cores)) for own in cores]
+
+    def cluster(self) -> list[Machine]:
+        nodes = self._driver.nodes if self._driver else []
+        return [Machine(node["host"], int(node["gpus"]), int(node["cpus"])) for node in nodes]
 
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
         """See a run through to its end on some machine; closed before that, it ends the task, and the run counts as interrupted.

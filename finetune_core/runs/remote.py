@@ -33,6 +33,7 @@ class RemoteRun:
         machine, home: of whoever asks: see ``Holder``, and its THAW_HOME.
         roots: as for ``execute``.
         threads: of torch on processors, but no more than there are cores; 0: as many as it takes by itself.
+        gpus, cores: see ``RunPlaced``.
     """
 
     run_dir: Path
@@ -42,6 +43,8 @@ class RemoteRun:
     home: Path
     roots: Sequence[Path] = ()
     threads: int = 0
+    gpus: int = 0
+    cores: int = 0
 
 
 def remote_run(row: dict[str, Any]) -> RemoteRun:
@@ -94,7 +97,7 @@ def _train(run: RemoteRun, task: str, owner: Owner) -> None:
         append_event(run.run_dir, RunFailed(message, ""))
         raise RunError(message)
     moved_from = owner.before.host if again and owner.before else ""
-    append_event(run.run_dir, RunPlaced(platform.node(), task, moved_from))
+    append_event(run.run_dir, RunPlaced(platform.node(), task, moved_from, run.gpus, run.cores))
     for _ in execute(Reservation(run.run_dir, owner, resume=run.resume or again, has_device=True), run.roots):
         pass
 

@@ -268,11 +268,14 @@ class RunPlaced(Event):
         host: the machine.
         task: the same where it is tried again.
         moved_from: then, the machine whose process that had the run is gone; empty at the first try.
+        gpus, cores: that the run has to itself there; 0 and 0 where that was not told.
     """
 
     host: Name
     task: Name
     moved_from: Name = ""
+    gpus: Count = 0
+    cores: Count = 0
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,18 @@
 """Pages say where runs train that tasks on other machines have, and forecast what several machines take."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from finetune_core import paths
-from finetune_core.config import make_config
-from finetune_core.runs.executors import InProcess
+from finetune_core.config import CONFIG_FILE, make_config, read_config
+from finetune_core.runs.executors import InProcess, Machine
+from finetune_core.runs.history import History
 from finetune_core.runs.record import append_event, create_run
-from finetune_core.training.events import RunPlaced
+from finetune_core.training.events import Progress, RunPlaced, event_of
 from pages.shared.configure.comparison_form import _total
-from tests.pages.harness import open_page, unescaped
+from tests.pages.harness import ANN, open_page, unescaped
 
 
 @pytest.fixture
@@ -20,6 +24,50 @@ def elsewhere(folder):
     yield [one.run_dir.name for one in reservations]
     for one in reservations:
         one.lock.release()
+
+
+@pytest.fixture
+def shared_machines(folder, trained_once, tmp_path, monkeypatch):
+    """Two people's runs train on ``far``, of which the first has begun; ``near`` is idle."""
+    [finished] = trained_once.copied(tmp_path / "finished", "feature_extraction")
+    started = event_of(History(finished).refresh().started)
+    settings = read_config(finished / CONFIG_FILE) | {"data": str(folder)}
+    made = [
+        create_run(make_config(settings | {"seed": seed}), paths.runs_dir(), owner)
+        for seed, owner in enumerate(("ben@example.org", "ann@example.org"))
+    ]
+    for one in made:
+        append_event(one.run_dir, RunPlaced("far", "task", gpus=1, cores=8))
+    append_event(made[0].run_dir, replace(started, device_label="NVIDIA A2"))
+    monkeypatch.setattr("pages.shared.runs.machines.worker", lambda: SimpleNamespace(executor=Cluster()))
+    yield
+    for one in made:
+        one.lock.release()
+
+
+def used(user=None):
+    return open_page("runs", user=user).dataframe[1].value.to_dict("list")
+
+
+def test_the_runs_page_says_who_uses_which_machine_and_what_is_free(shared_machines):
+    table = used(ANN)
+    assert table["Machine"] == ["far", "far", "far", "near"]
+    assert table["Owner"] == ["ann@example.org", "ben@example.org", "", ""]
+    assert table["Device"] == ["", "NVIDIA A2", "", ""]
+    assert table["Share"] == ["1 of 4 GPUs, 8 of 30 cores"] * 2 + ["2 of 4 GPUs, 14 of 30 cores", "2 of 2 cores"]
+    assert table["Run"][2:] == ["free", "free"]
+    assert "Owner" not in used()
+
+
+def test_of_a_run_of_this_machine_only_what_is_known_is_said(folder):
+    reservation = create_run(
+        make_config({"data": str(folder), "backbone": "squeezenet1_1", "weights": "none"}), paths.runs_dir()
+    )
+    append_event(reservation.run_dir, Progress("prepare", 0, 0))
+    table = used()
+    reservation.lock.release()
+    assert table.keys() == {"Machine", "Run", "Done"}
+    assert table["Machine"] == ["this machine"]
 
 
 def test_the_train_page_names_the_machine(elsewhere):
@@ -38,6 +86,11 @@ def test_the_table_says_nothing_of_machines_where_there_is_one(elsewhere):
 class Machines(InProcess):
     def machines(self):
         return [1, 1]
+
+
+class Cluster(InProcess):
+    def cluster(self):
+        return [Machine("near", 0, 2), Machine("far", 4, 30)]
 
 
 def test_a_forecast_for_several_machines_says_what_is_saved(monkeypatch):

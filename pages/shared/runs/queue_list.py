@@ -7,7 +7,7 @@ first in their row, so that nothing beside them moves them.
 import streamlit as st
 
 from finetune_core.runs.store import Run
-from pages.shared.account import may_change
+from pages.shared.account import may_change, sign_in_asked
 from pages.shared.chrome import plain
 from pages.shared.runs.backend import STATUS_WORDS, worker
 from pages.shared.runs.controls import attempt
@@ -54,4 +54,5 @@ def _line(run: Run, place: int, places: int) -> None:
             on_click=attempt,
             args=(lambda: worker().cancel(run_id),),
         )
-        st.markdown(f"**{place}** · {plain(run_title(run))} · seed {run.config.seed}", width="stretch")
+        whose = f" · {plain(run.owner)}" if run.owner and sign_in_asked() else ""
+        st.markdown(f"**{place}** · {plain(run_title(run))} · seed {run.config.seed}{whose}", width="stretch")
