@@ -198,15 +198,17 @@ def train(
     from finetune_core.commands.executor import asked_executor
     from finetune_core.commands.input import settings_in_file
     from finetune_core.commands.train import Reserved, asked_for, begun, led
+    from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
     def reserved(ranks: Ranks) -> Iterator[Reserved]:
         earlier = settings_in_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
-        with asked_executor(executor, ray_address, ranks) as trainer:
+        check_shared(wanted, ranks.world)
+        with asked_executor(executor, ray_address, ranks, devices) as trainer:
             folder = runs_dir or paths.runs_dir()
-            yield begun(wanted, folder, elsewhere=trainer.elsewhere, devices=ranks.world), trainer
+            yield begun(wanted, folder, elsewhere=trainer.elsewhere, devices=devices), trainer
 
     led(reserved, devices, as_json)
 
@@ -224,15 +226,15 @@ def resume(
     from finetune_core.commands.runs import opened
     from finetune_core.commands.train import Reserved, led
     from finetune_core.runs.record import reopen_run
-    from finetune_core.training.prepare import check_devices
+    from finetune_core.training.prepare import check_shared
     from finetune_core.training.ranks import Ranks
 
     @contextmanager
     def reserved(ranks: Ranks) -> Iterator[Reserved]:
         run = opened(run_dir)
-        check_devices(run.config, ranks.world)
-        with asked_executor(executor, ray_address, ranks) as trainer:
-            yield reopen_run(run.run_dir, elsewhere=trainer.elsewhere), trainer
+        check_shared(run.config, ranks.world)
+        with asked_executor(executor, ray_address, ranks, devices) as trainer:
+            yield reopen_run(run.run_dir, elsewhere=trainer.elsewhere, devices=devices), trainer
 
     led(reserved, devices, as_json)
 

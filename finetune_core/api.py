@@ -77,6 +77,7 @@ def train(
     config: RunConfig | AnyPath | None = None,
     by_size: bool = False,
     as_is: bool = False,
+    devices: int = 1,
     runs_dir: AnyPath | None = None,
     progress: bool | None = None,
     **settings: Any,
@@ -88,6 +89,7 @@ def train(
         config: that of an earlier run (``run.config``, or its config.json), which the settings change.
         by_size: length, image size, optimizer and learning rate by the size of the data (BiT's HyperRule); settings win.
         as_is: leave out the changes and the split that were made for this data set in the app.
+        devices: of this machine that train the run together, each in a process of its own.
         runs_dir: where the run's folder goes.
         progress: bars and messages; None: where somebody watches.
 
@@ -98,17 +100,20 @@ def train(
     with progress_shown(progress):
         earlier = config.model_dump() if isinstance(config, RunConfig) else settings_in_file(Path(config)) if config else None
         wanted = asked_for(settings, None if data is None else os.fspath(data), earlier, as_is=as_is, by_size=by_size)
-        return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir()))
+        return trained(begun(wanted, Path(runs_dir) if runs_dir else paths.runs_dir(), devices=devices))
 
 
-def resume(run: AnyRun, *, progress: bool | None = None) -> Run:
+def resume(run: AnyRun, *, devices: int = 1, progress: bool | None = None) -> Run:
     """Go on with a run that was stopped, failed, or cut off, from its last checkpoint.
+
+    Args:
+        devices: as for ``train``; it need not be as many as before.
 
     Raises:
         FinetuneError: when it is finished, or cannot go on.
     """
     with progress_shown(progress):
-        return trained(reopen_run(_opened(run).run_dir))
+        return trained(reopen_run(_opened(run).run_dir, devices=devices))
 
 
 def average(runs: Iterable[AnyRun], how: str, *, runs_dir: AnyPath | None = None, progress: bool | None = None) -> Run:

@@ -1,4 +1,4 @@
-"""Runs that torchrun starts on two processes: what a user sees of them, and what is left when one of them dies."""
+"""Commands on two devices, started by torchrun or by themselves: what a user sees of them, and what is left when one of them dies."""
 
 import json
 import os
@@ -33,10 +33,13 @@ def data(image_folder_once, tmp_path_factory):
 
 
 def torchrun(*arguments):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "-m", "finetune_core", *map(str, arguments)]
+    return started("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finetune_core", *arguments)
+
+
+def started(*arguments):
+    """A process group of its own, as a terminal makes one of each command."""
     return subprocess.Popen(
-        command,
+        [sys.executable, *map(str, arguments)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -47,8 +50,16 @@ def torchrun(*arguments):
 
 
 def training(data, runs, **settings):
-    options = [part for name, value in (SMALL | settings).items() for part in (f"--{name}", value)]
-    return torchrun("train", data, *options, "--runs-dir", runs, "--json")
+    return torchrun("train", data, *options(runs, **settings))
+
+
+def options(runs, **settings):
+    return [
+        *(part for name, value in (SMALL | settings).items() for part in (f"--{name}", value)),
+        "--runs-dir",
+        runs,
+        "--json",
+    ]
 
 
 def ended(process):
@@ -110,3 +121,38 @@ def test_what_is_no_training_is_refused_once(data):
     status, out, err = ended(torchrun("inspect", data))
     assert (status != 0, out) == (True, "")
     assert err.count("torchrun is for train and resume: start inspect without it.") == 1
+
+
+def test_ctrl_c_stops_a_run_on_two_devices_after_the_step(data, tmp_path):
+    process = started("-m", "finetune_core", "train", data, *options(tmp_path, epochs=1000), "--devices", 2)
+    wait_for_epoch(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    status, out, err = ended(process)
+    assert (status, json.loads(out)["status"]) == (1, "stopped"), err
+    assert "Stopping after this step" in err
+    run = the_run(tmp_path)
+    assert (run.started["ranks"], run.resumable) == (2, True)
+
+
+def test_a_second_ctrl_c_breaks_off_and_leaves_no_process(data, tmp_path):
+    process = started("-m", "finetune_core", "train", data, *options(tmp_path, epochs=1000), "--devices", 2)
+    wait_for_epoch(tmp_path)
+    family = psutil.Process(process.pid).children(recursive=True)
+    leader = next(one for one in family if one.environ().get("RANK") == "0")
+    leader.suspend()  # so that it does not stop
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)
+        wait_until(lambda: (the_run(tmp_path).run_dir / "stop").exists())
+    process.wait(SECONDS)
+    leader.resume()
+    status, out, _ = ended(process)
+    assert (status != 0, out) == (True, "")
+    assert psutil.wait_procs(family, SECONDS)[1] == []
+    assert the_run(tmp_path).resumable
+
+
+def test_torchrun_says_how_many_devices(data, tmp_path):
+    status, out, err = ended(torchrun("train", data, *options(tmp_path / "runs"), "--devices", 2))
+    assert (status != 0, out) == (True, "")
+    assert "--devices: torchrun says how many" in err
+    assert not (tmp_path / "runs").exists()

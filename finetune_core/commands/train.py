@@ -1,6 +1,5 @@
 """What the ``train`` and ``resume`` commands do: put the settings together, and see a run through to its end."""
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
@@ -28,16 +27,16 @@ from finetune_core.commands.terminal import (
 from finetune_core.config import RunConfig, make_config
 from finetune_core.data.dataset import index_dataset
 from finetune_core.data.edits import edits_in_words, effective, load_edits
+from finetune_core.errors import ConfigError
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.models.catalogue import default_backbone
 from finetune_core.runs.executors import Executor, InProcess
-from finetune_core.runs.launch import launch
 from finetune_core.runs.record import Reservation, create_run, follow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, RunStore, summary
 from finetune_core.training.hyperrule import rule_of
 from finetune_core.training.prepare import check_devices
-from finetune_core.training.ranks import Ranks, check_gpus, launched
+from finetune_core.training.ranks import Ranks, launched
 from finetune_core.work import in_phase
 
 Reserved = tuple[Reservation, Executor]
@@ -85,15 +84,14 @@ def begun(config: RunConfig, runs_dir: Path, *, elsewhere: bool = False, devices
     """The run, reserved, once the weights that it begins with are here.
 
     Args:
-        elsewhere: as for ``create_run``.
-        devices: how many train it.
+        elsewhere, devices: as for ``create_run``.
 
     Raises:
         FinetuneError: when they cannot be had, the folder cannot be written, or so many devices cannot share the run.
     """
-    check_devices(config, devices)
+    check_devices(config, devices, elsewhere=elsewhere)
     with_weights([config], elsewhere=elsewhere)
-    return create_run(config, runs_dir.resolve(), elsewhere=elsewhere)
+    return create_run(config, runs_dir.resolve(), elsewhere=elsewhere, devices=devices)
 
 
 def trained(reservation: Reservation, executor: Executor | None = None) -> Run:
@@ -129,16 +127,12 @@ def train_to_the_end(reservation: Reservation, as_json: bool, executor: Executor
 
 
 def led(reserved: Callable[[Ranks], AbstractContextManager[Reserved]], devices: int, as_json: bool) -> None:
-    """Train the run that is ``reserved`` on that many devices. Where torchrun, or this function, has started a process for each, the
-    first of them does what a process alone does, and the others take part and are silent."""
+    """Train the run that is ``reserved`` on that many devices. Where torchrun has started a process for each, the first of them does what
+    a process alone does, and the others take part and are silent."""
     ranks = launched()
-    if devices > 1 and not ranks.several:
-        with refused_in_words():
-            check_gpus(devices)
-        with interrupts_ignored():
-            status = launch(devices, sys.argv[1:])
-        raise typer.Exit(status)
     with nullcontext() if ranks.leads else progress_shown(False), refused_in_words(), ranks.joined():
+        if ranks.several and devices > 1:
+            raise ConfigError({"devices": "torchrun says how many: leave this out, or start the command without torchrun"})
         if ranks.leads:
             with refused_in_words(), reserved(ranks) as (reservation, executor):
                 train_to_the_end(reservation, as_json, executor)

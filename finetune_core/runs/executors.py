@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from finetune_core.config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.runs.record import Reservation, execute
+from finetune_core.runs.together import execute_together
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Event
 from finetune_core.training.ranks import ALONE, Ranks
@@ -58,7 +59,8 @@ class Executor(Protocol):
 
 
 class InProcess:
-    """In this process: runs on one device wait for each other, those on different devices do not.
+    """In this process, or, on several devices, in processes that it starts: runs on one kind of device wait for each other, those on
+    different kinds do not.
 
     Args:
         ranks: where several processes train each run: this is the first of them.
@@ -82,6 +84,8 @@ class InProcess:
         return []
 
     def execute(self, reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+        if reservation.devices > 1:
+            return execute_together(reservation, roots)
         return execute(reservation, roots, self._ranks)
 
 
@@ -96,12 +100,13 @@ def app_executor() -> Executor:
 
 
 @contextmanager
-def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE) -> Iterator[Executor]:
+def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE, devices: int = 1) -> Iterator[Executor]:
     """The executor of that name: ``here`` or ``ray``, ready to train.
 
     Args:
         ray_address: see ``RayExecutor``.
         ranks: see ``InProcess``.
+        devices: how many are to train each run.
 
     Raises:
         ConfigError: when there is none, or it is not installed.
@@ -114,7 +119,7 @@ def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE)
             raise ConfigError({"ray_address": "goes with --executor ray"})
         yield InProcess(ranks)
         return
-    if ranks.several:
+    if ranks.several or devices > 1:
         raise ConfigError({"executor": "Ray trains each run on one device; leave it out to train one run on several"})
     executor = _ray(ray_address or "")
     try:

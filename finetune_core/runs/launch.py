@@ -1,26 +1,31 @@
-"""A command of the command line on several devices of this machine: what torchrun does, without typing it."""
+"""Starts one process per device of this machine, and sees to it that all of them end: what torchrun does, without typing it.
+
+``python -m finetune_core.runs.launch DEVICES RUN TASK``, a process of its own (``together.py`` starts it), because torch's launcher
+replaces handlers of signals, which only a main thread may do. Each process it starts runs ``rank.py``, and has this one's stdin and stdout.
+"""
 
 import logging
 import os
 import sys
 import uuid
-from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from finetune_core.data.threads import usable_cores
+from finetune_core.lifeline import end_with_stdin
 
 _THREADS = "OMP_NUM_THREADS"
 
 
-def launch(devices: int, arguments: Sequence[str]) -> int:
-    """Run ``python -m finetune_core`` with these arguments in one process per device, and wait for them: ``led`` makes them one run.
+def launch(devices: int, run: str, task: str) -> int:
+    """Have so many ranks train a run, and wait for them; where one dies, the others are ended.
 
-    They write to this process's stdout and stderr. Where it is ended, they are, too.
+    Args:
+        run, task: as ``rank.main`` takes them.
 
     Returns:
-        The exit status: the first process's, or 1 where another one has died.
+        The exit status: 0, or 1 where one has died.
     """
     config = LaunchConfig(
         min_nodes=1,
@@ -30,13 +35,16 @@ def launch(devices: int, arguments: Sequence[str]) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGHUP",
     )
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say themselves what is wrong
     os.environ.setdefault(_THREADS, str(max(1, usable_cores() // devices)))
     try:
-        elastic_launch(config, sys.executable)("-m", "finetune_core", *arguments)
-    except ChildFailedError as error:
-        status = error.failures[0].exitcode if 0 in error.failures else 1
-        return status if status > 0 else 1
+        elastic_launch(config, sys.executable)("-m", "finetune_core.runs.rank", run, task)
+    except ChildFailedError:
+        return 1
     return 0
+
+
+if __name__ == "__main__":
+    end_with_stdin()
+    sys.exit(launch(int(sys.argv[1]), *sys.argv[2:]))

@@ -13,33 +13,28 @@ import tempfile
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from queue import Empty, Queue
-from typing import Any
 
 from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
-from finetune_core.errors import ConfigError, FinetuneError, RunError, TrainingError
+from finetune_core.errors import ConfigError, FinetuneError, RunError
 from finetune_core.runs.executors import Machine
 from finetune_core.runs.lines import EventLines
-from finetune_core.runs.ownership import this_process
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
-from finetune_core.runs.remote import RemoteRun
+from finetune_core.runs.remote import LOOK, Row, followed, handed_over, plain_row, raise_problem
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.storage import shown
-from finetune_core.training.events import Event, RunFailed, event_of
+from finetune_core.training.events import Event, RunFailed
 
 log = logging.getLogger(__name__)
 
-_LOOK = 0.25  # seconds
 _START_SECONDS, _CHECK_SECONDS, _END_SECONDS = 300.0, 300.0, 20.0
 _MORE_TRIES = 2
 _PROJECT = Path(__file__).resolve().parents[2]
-
-Row = dict[str, Any]
 
 
 class RayExecutor:
@@ -93,7 +88,7 @@ class RayExecutor:
             except FinetuneError as error:
                 append_event(run_dir, RunFailed(str(error), ""))
                 raise
-            request = _request(reservation, reservation.lock.own(), roots, config, gpu)
+            request = _request(reservation, roots, config, gpu)
             yield from self._followed(driver, request, lines, reservation)
         finally:
             reservation.lock.release()
@@ -142,26 +137,26 @@ class RayExecutor:
     def _followed(self, driver: "_Driver", request: Row, lines: EventLines, reservation: Reservation) -> Iterator[Event]:
         """The run's events, as the task writes them; of one that is stopped while Ray has no place for it, as this process does."""
         answers = driver.ask(request)
-        answer: Row | None = None
-        cancelled = False
+        cancelled, answer = False, None
+
+        def look() -> Row | None:
+            nonlocal cancelled
+            with suppress(Empty):
+                return answers.get(timeout=LOOK)
+            if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.holds():
+                driver.send({"do": "cancel", "id": request["id"], "force": False})
+                cancelled = True
+            return None
+
         try:
-            while answer is None:
-                with suppress(Empty):
-                    answer = answers.get(timeout=_LOOK)
-                yield from map(event_of, lines.new())
-                if not cancelled and requested_stop(reservation.run_dir) and reservation.lock.holds():
-                    driver.send({"do": "cancel", "id": request["id"], "force": False})
-                    cancelled = True
+            answer = yield from followed(lines, look)
         finally:
             if answer is None:
                 driver.send({"do": "cancel", "id": request["id"], "force": True})
         if cancelled and reservation.lock.holds():
             yield from execute(replace(reservation, has_device=True))
             return
-        if traceback := answer.get("traceback"):
-            raise RuntimeError(f"The task that trained {request['task']} has failed:\n{traceback}")
-        if problem := answer.get("problem"):
-            raise TrainingError(problem)
+        raise_problem(answer, f"the task {request['task']}")
 
     def _check(self, driver: "_Driver", config: RunConfig, runs_dir: Path) -> None:
         """Whether every machine sees the run's folder and its data; each only once.
@@ -293,13 +288,10 @@ def _local() -> dict[str, str]:
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _request(reservation: Reservation, owner: int, roots: Sequence[Path], config: RunConfig, gpu: bool) -> Row:
-    run_dir = reservation.run_dir.resolve()
-    run = RemoteRun(run_dir, owner, reservation.resume, this_process().machine, paths.home(), tuple(roots))
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(run).items()}
-    plain["roots"] = [str(root) for root in roots]
-    task = f"{run_dir.name}-{secrets.token_hex(4)}"
-    return {"do": "train", "run": plain, "gpu": gpu, "task": task, "shared": _shared(config)}
+def _request(reservation: Reservation, roots: Sequence[Path], config: RunConfig, gpu: bool) -> Row:
+    task = f"{reservation.run_dir.name}-{secrets.token_hex(4)}"
+    row = plain_row(handed_over(reservation, roots))
+    return {"do": "train", "run": row, "gpu": gpu, "task": task, "shared": _shared(config)}
 
 
 def _shared(config: RunConfig) -> list[str]:

@@ -50,7 +50,7 @@ from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.networks import keep_earlier
 from finetune_core.training.prediction_history import PREDICTION_HISTORY_FILE
 from finetune_core.training.predictions import PREDICTIONS_FILE
-from finetune_core.training.prepare import check_config
+from finetune_core.training.prepare import check_config, check_devices
 from finetune_core.training.ranks import ALONE, LeaderEnded, RankLost, Ranks
 from finetune_core.training.speed_book import SpeedBook, learn_from_run
 
@@ -77,12 +77,14 @@ class Reservation:
     Attributes:
         lock: what says so.
         has_device: whether somebody else sees to it that nothing else uses its device.
+        devices: on how many of one machine it is to train.
     """
 
     run_dir: Path
     lock: Held
     resume: bool = False
     has_device: bool = False
+    devices: int = 1
 
 
 _LAST_LINES = 2**16  # bytes
@@ -91,19 +93,21 @@ _LONGEST_NAME = 80
 _NAMES_TRIED = 10
 
 
-def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere: bool = False) -> Reservation:
+def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere: bool = False, devices: int = 1) -> Reservation:
     """Make the folder of a new run, with its config, and lock it.
 
     Args:
         owner: who asked for it, where people sign in.
         elsewhere: it may train on another machine, with other devices.
+        devices: on how many of one machine it is to train.
 
     Raises:
-        ConfigError: when the config cannot work; then there is no folder.
+        ConfigError: when the config cannot work, or not on so many devices; then there is no folder.
         RunError: when nothing can be written there, or what it is to start from, or to average, is damaged.
         WeightsError: when weights that an earlier run started from are not on this machine.
     """
     check_config(config, elsewhere=elsewhere)
+    check_devices(config, devices, elsewhere=elsewhere)
     if printable(str(runs_dir)) != str(runs_dir):
         raise RunError(
             f"Runs cannot be kept in {printable(str(runs_dir))}: the name is not valid Unicode. Choose another folder."
@@ -125,7 +129,7 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere:
         if isinstance(error, OSError):
             raise _no_room(runs_dir, error) from None
         raise
-    return Reservation(run_dir, RunLock(lock))
+    return Reservation(run_dir, RunLock(lock), devices=devices)
 
 
 def _as_file_name(backbone: str) -> str:
@@ -148,11 +152,11 @@ def _no_room(runs_dir: Path, error: OSError) -> RunError:
     return RunError(f"The run cannot be written to {runs_dir}: {error}. Choose another folder, or make room.")
 
 
-def reopen_run(run_dir: Path, *, elsewhere: bool = False) -> Reservation:
+def reopen_run(run_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> Reservation:
     """Lock a run that had ended, or was cut off, so that it can go on.
 
     Args:
-        elsewhere: as for ``create_run``.
+        elsewhere, devices: as for ``create_run``.
 
     Raises:
         ConfigError: when it cannot work any more: its data or its device are gone.
@@ -160,7 +164,9 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False) -> Reservation:
     """
     if is_link(run_dir) or not is_there(run_dir / CONFIG_FILE):
         raise RunError(f"There is no run in {run_dir} any more.")
-    check_config(make_config(read_config(run_dir / CONFIG_FILE)), run_dir, elsewhere=elsewhere)
+    config = make_config(read_config(run_dir / CONFIG_FILE))
+    check_config(config, run_dir, elsewhere=elsewhere)
+    check_devices(config, devices, elsewhere=elsewhere)
     lock = acquire_lock(run_dir)
     try:
         if _is_finished(run_dir):
@@ -172,11 +178,11 @@ def reopen_run(run_dir: Path, *, elsewhere: bool = False) -> Reservation:
     except OSError as error:
         lock.release()
         raise not_written(run_dir, error) from None
-    return Reservation(run_dir, lock, resume=True)
+    return Reservation(run_dir, lock, resume=True, devices=devices)
 
 
 def execute(reservation: Reservation, roots: Sequence[Path] = (), ranks: Ranks = ALONE) -> Generator[Event, None, None]:
-    """Train a reserved run to its end, writing every event to its folder before it is yielded.
+    """Train a reserved run to its end in this process, writing every event to its folder before it is yielded.
 
     Args:
         roots: when given, images that lie elsewhere are left out.

@@ -40,11 +40,12 @@ class Worker:
         self._queues: dict[str, _Queue] = {}
         self._changed = Condition()
 
-    def submit(self, config: RunConfig, owner: str = "") -> str:
+    def submit(self, config: RunConfig, owner: str = "", devices: int = 1) -> str:
         """Queue a run; returns its id. The same settings that wait or train already are not queued again: a second click.
 
         Args:
             owner: who asks, where people sign in.
+            devices: on how many of one machine it is to train.
 
         Raises:
             ConfigError: when it cannot work, or its pretrained weights are not on this machine: it would wait for its turn, then fail.
@@ -54,16 +55,19 @@ class Worker:
             raise ConfigError({"backbone": f"the weights of {info.name} are not on this machine: download them first"})
         with self._changed:
             same = next((one for queue in self._queues.values() for one in queue.all() if one.config == config), None)
-            return same.run_id if same else self._put(self._created(config, owner), config)
+            return same.run_id if same else self._put(self._created(config, owner, devices), config)
 
-    def resume(self, run_id: str) -> None:
+    def resume(self, run_id: str, devices: int = 1) -> None:
         """Queue a run that had ended, or was cut off, to go on.
+
+        Args:
+            devices: as for ``submit``.
 
         Raises:
             ConfigError, RunError: when it cannot.
         """
         with self._changed:
-            reservation = reopen_run(self.runs_dir / run_id, elsewhere=self.executor.elsewhere)
+            reservation = reopen_run(self.runs_dir / run_id, elsewhere=self.executor.elsewhere, devices=devices)
             self._put(reservation, make_config(read_config(reservation.run_dir / CONFIG_FILE)))
 
     def waiting(self, run_id: str) -> tuple[int, int] | None:
@@ -131,8 +135,8 @@ class Worker:
         for queue in self._queues.values():
             queue.waiting = [one for one in queue.waiting if one is not queued]
 
-    def _created(self, config: RunConfig, owner: str) -> Reservation:
-        return create_run(config, self.runs_dir, owner, elsewhere=self.executor.elsewhere)
+    def _created(self, config: RunConfig, owner: str, devices: int) -> Reservation:
+        return create_run(config, self.runs_dir, owner, elsewhere=self.executor.elsewhere, devices=devices)
 
     def _put(self, reservation: Reservation, config: RunConfig) -> str:
         name = self.executor.queue_of(config)

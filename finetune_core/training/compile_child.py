@@ -6,12 +6,12 @@ on stderr. It ends when its stdin does, with all that it has started: so it neve
 
 import copy
 import os
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
+
+from finetune_core.lifeline import end_with_stdin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,15 +72,6 @@ def difference(
     return ""
 
 
-def _end_with_stdin() -> None:
-    def wait() -> None:
-        while os.read(0, 1):
-            pass
-        os.killpg(0, signal.SIGKILL)
-
-    Thread(target=wait, daemon=True).start()
-
-
 if __name__ == "__main__":
-    _end_with_stdin()
+    end_with_stdin()
     main(Path(sys.argv[1]))

@@ -31,7 +31,7 @@ from finetune_core.training.job import Job
 from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
 from finetune_core.training.parents import read_parents
 from finetune_core.training.placement import placed, room_for_rows
-from finetune_core.training.ranks import ALONE, Ranks
+from finetune_core.training.ranks import ALONE, Ranks, check_gpus
 from finetune_core.training.stage_plan import Strategy, cut_index, plan, stages_of
 from finetune_core.training.strategies import epochs_of
 from finetune_core.training.training_images import TrainingImages
@@ -93,13 +93,30 @@ def check_config(config: RunConfig, run_dir: Path | None = None, *, elsewhere: b
         raise ConfigError(problems)
 
 
-def check_devices(config: RunConfig, devices: int) -> None:
-    """Whether a run can be shared by that many devices.
+def check_devices(config: RunConfig, devices: int, *, elsewhere: bool = False) -> None:
+    """Whether a run can be shared by that many devices of one machine.
+
+    Args:
+        elsewhere: as for ``check_config``.
 
     Raises:
-        ConfigError: when it has no steps to share, or these devices cannot.
+        ConfigError: when it has no steps to share, or this machine has no such devices.
     """
-    if devices == 1:
+    check_shared(config, devices, elsewhere=elsewhere)
+    if not elsewhere:
+        check_gpus(devices)
+
+
+def check_shared(config: RunConfig, ranks: int, *, elsewhere: bool = False) -> None:
+    """Whether a run can be shared by that many ranks, on whichever machines.
+
+    Args:
+        elsewhere: as for ``check_config``.
+
+    Raises:
+        ConfigError: when it has no steps to share, or this machine's device cannot.
+    """
+    if ranks == 1:
         return
     if not epochs_of(config):
         raise ConfigError(
@@ -108,7 +125,7 @@ def check_devices(config: RunConfig, devices: int) -> None:
                 "distributed. Train it on one device"
             }
         )
-    if choose_device(config.device, config.precision).kind == "mps":
+    if not elsewhere and choose_device(config.device, config.precision).kind == "mps":
         raise ConfigError({"devices": "an Apple GPU is the only one of its machine: train on one device, or with --device cpu"})
 
 
@@ -160,7 +177,7 @@ def prepare(
         FinetuneError: when the data, the weights or a setting cannot be used.
     """
     check_config(config, run_dir)
-    check_devices(config, ranks.world)
+    check_shared(config, ranks.world)
     indexing = index_dataset(config.data, **config.split_settings, edits=config.edits, roots=roots)
     dataset = yield from _one_first(ranks, reported("index", indexing))
     check_classes(dataset)

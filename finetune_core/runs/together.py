@@ -1,0 +1,89 @@
+"""A run that several devices of this machine train: a process each, which are started here, followed, and never outlive this one."""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from finetune_core.runs.lines import EventLines
+from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event
+from finetune_core.runs.remote import LOOK, RemoteRun, Row, followed, handed_over, plain_row, raise_problem
+from finetune_core.training.events import Event, RunFailed
+
+_PROJECT = Path(__file__).resolve().parents[2]
+_LOST = "A process of the run has ended, perhaps because memory ran out. Resume the run, on as many devices as there are."
+
+
+def execute_together(reservation: Reservation, roots: Sequence[Path] = ()) -> Generator[Event, None, None]:
+    """See a run through to its end on ``reservation.devices`` devices; closed before that, it ends them, and the run counts as interrupted.
+
+    Raises:
+        TrainingError: when it could not be seen through.
+        RunError: when nothing can be written to its folder.
+    """
+    run_dir = reservation.run_dir
+    lines = EventLines(run_dir / EVENTS_FILE)
+    lines.new()
+    try:
+        run, task = handed_over(reservation, roots, has_device=False), f"{run_dir.name}-{secrets.token_hex(4)}"
+        with RankProcesses(run, task, reservation.devices) as processes:
+            found = yield from followed(lines, lambda: processes.outcome(LOOK))
+        if "problem" in found and reservation.lock.holds():  # none of them has got as far as to take the run, and say so there
+            append_event(run_dir, RunFailed(found["problem"], ""))
+        raise_problem(found, f"the run {run_dir.name}")
+    finally:
+        reservation.lock.release()
+
+
+def outcome_together(run: RemoteRun, task: str, devices: int) -> Row:
+    """As ``remote.outcome``, by that many processes of this machine; it waits for them, and they end with this process."""
+    with RankProcesses(run, task, devices) as processes:
+        found = None
+        while found is None:
+            found = processes.outcome(LOOK)
+        return found
+
+
+class RankProcesses:
+    """The processes that train a run together, within the block; whoever leaves it early ends them."""
+
+    def __init__(self, run: RemoteRun, task: str, devices: int) -> None:
+        self._answer = tempfile.TemporaryFile()  # noqa: SIM115  closed with the block
+        # Not by the working directory, where a person may have files with the names of modules, and which the run's files may be named from.
+        paths = {
+            "PYTHONSAFEPATH": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(_PROJECT), os.environ.get("PYTHONPATH")))),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "finetune_core.runs.launch", str(devices), json.dumps(plain_row(run)), task],
+            env=os.environ | paths,
+            stdin=subprocess.PIPE,
+            stdout=self._answer,
+            start_new_session=True,  # Ctrl-C is for this process, which asks the run to stop
+        )
+
+    def outcome(self, patience: float) -> Row | None:
+        """What ``remote.outcome`` was, once they have ended; None where they have not within so many seconds."""
+        try:
+            self._process.wait(patience)
+        except subprocess.TimeoutExpired:
+            return None
+        self._answer.seek(0)
+        text = self._answer.read()
+        found: Row = json.loads(text) if text else {"problem": _LOST}
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()  # what ends them, where they have not ended
+        self._process.wait()
+        self._answer.close()
