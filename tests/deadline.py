@@ -4,6 +4,8 @@ import signal
 import time
 from contextlib import contextmanager
 
+import psutil
+
 SECONDS = 300  # far more than anything here takes, on a busy machine too: only what waits for ever is longer
 
 
@@ -21,6 +23,11 @@ def in_time(what):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
+
+
+def wait_until_gone(processes):
+    """Until none of them runs: one whose parent is gone, too, may stay listed for a while."""
+    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in processes), "one lives on")
 
 
 def wait_until(condition, what="it did not come about"):

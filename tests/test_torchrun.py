@@ -13,7 +13,7 @@ import pytest
 from finetune_core.runs.record import execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run
-from tests.deadline import SECONDS, wait_until
+from tests.deadline import SECONDS, wait_until, wait_until_gone
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +147,7 @@ def test_a_second_ctrl_c_breaks_off_and_leaves_no_process(data, tmp_path):
     leader.resume()
     status, out, _ = ended(process)
     assert (status != 0, out) == (True, "")
-    assert psutil.wait_procs(family, SECONDS)[1] == []
+    wait_until_gone(family)
     assert the_run(tmp_path).resumable
 
 

@@ -21,6 +21,7 @@ from finetune_core.models.licences import licence_name
 from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
+from finetune_core.runs.history import trained_on
 from finetune_core.runs.log import arithmetic, averaged_in_words, fitted_in_words, lineage_in_words
 from finetune_core.training.strategies import epochs_of, run_kind
 
@@ -170,7 +171,7 @@ def _recipe(source: Source) -> str:
         "Trained": f"{summary['trainable_parameters']:,} of {summary['total_parameters']:,} weights",
         **_training(source),
         "Image size": f"{config.image_size} pixels",
-        "Arithmetic": f"trained in {arithmetic(started)} on {started['device_label']}" if started else "unknown",
+        "Arithmetic": f"trained in {arithmetic(started)} on {trained_on(started)}" if started else "unknown",
         "Time": duration(summary["seconds"]) if summary["seconds"] is not None else "unknown",
     }
     hidden = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.formatting import PHASE_WORDS, duration, mid_sentence, number, percent, size, things
+from finetune_core.runs.history import trained_on
 from finetune_core.training.strategies import STRATEGIES
 
 Row = Mapping[str, Any]
@@ -166,10 +167,8 @@ def _started(row: Row) -> str:
 
 def devices_in_words(started: Row) -> str:
     """What trains a run, and how BatchNorm trains where that is several devices, from its RunStarted row."""
-    if started.get("ranks", 1) == 1:
-        return str(started["device_label"])
-    norms = ", BatchNorm on the statistics of each one's share," if started["batchnorm"] else ""
-    return f"{started['ranks']} × {started['device_label']}{norms}"
+    norms = ", BatchNorm on the statistics of each one's share," if started.get("batchnorm") else ""
+    return f"{trained_on(started)}{norms}"
 
 
 def lineage_in_words(started: Row) -> str:

@@ -168,7 +168,8 @@ def _train(run: RemoteRun, task: str, owner: Owner, ranks: Ranks) -> None:
         append_event(run.run_dir, RunFailed(message, ""))
         raise RunError(message)
     moved_from = owner.before.host if again and owner.before else ""
-    append_event(run.run_dir, RunPlaced(platform.node(), task, moved_from, run.gpus, run.cores))
+    if run.has_device:  # else it waits for its turn as in the process that asked, on whose machine it is
+        append_event(run.run_dir, RunPlaced(platform.node(), task, moved_from, run.gpus, run.cores))
     reservation = Reservation(run.run_dir, owner, resume=run.resume or again, has_device=run.has_device)
     for _ in execute(reservation, run.roots, ranks):
         pass

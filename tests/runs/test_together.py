@@ -19,7 +19,7 @@ from finetune_core.runs.store import RunStore
 from finetune_core.runs.together import execute_together, outcome_together
 from finetune_core.runs.worker import Worker
 from finetune_core.training.checkpoints import load_tensors
-from tests.deadline import SECONDS, wait_until
+from tests.deadline import wait_until, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
@@ -63,6 +63,7 @@ def trained_to_the_end(worker, store, run_id):
 def test_a_run_is_paused_and_goes_on_exactly(config, worker, store):
     whole = trained_to_the_end(worker, store, worker.submit(config(epochs=8), devices=2))
     assert (whole.status, whole.started["ranks"]) == ("finished", 2)
+    assert whole.history.where.startswith("2 devices (gloo), each ")
     worker = Worker(store.runs_dir)  # the same settings again
     cut = worker.submit(config(epochs=8), devices=2)
     wait_until(lambda: store.run(cut).history.epochs)
@@ -98,7 +99,7 @@ def test_a_run_that_loses_a_rank_is_interrupted(config, worker, store):
     next(one for one in ranks if one.environ()["RANK"] == "1").kill()
     run = trained_to_the_end(worker, store, run_id)
     assert (run.status, run.resumable) == ("interrupted", True)
-    assert psutil.wait_procs(ranks, SECONDS)[1] == []
+    wait_until_gone(ranks)
 
 
 ASKED_FOR = """
@@ -123,7 +124,7 @@ def test_ranks_end_with_whoever_asked_for_them_and_the_run_goes_on_alone(config,
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert psutil.wait_procs(ranks, SECONDS)[1] == []
+    wait_until_gone(ranks)
     [run] = store.runs()
     assert (run.status, run.resumable) == ("interrupted", True)
     for event in execute(reopen_run(run.run_dir)):

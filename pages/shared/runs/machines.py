@@ -9,6 +9,7 @@ import streamlit as st
 
 from finetune_core.formatting import percent, things
 from finetune_core.runs.executors import Machine
+from finetune_core.runs.history import trained_on
 from finetune_core.runs.store import Run
 from pages.shared.account import sign_in_asked
 from pages.shared.runs.backend import worker
@@ -57,7 +58,7 @@ def _host(run: Run) -> str:
 
 
 def _row(run: Run, host: str, machine: Machine | None) -> dict[str, str]:
-    device = run.history.started["device_label"] if run.history.started else ""
+    device = trained_on(run.history.started) if run.history.started else ""
     return _columns(host, device, _share(run, machine), run_title(run), run.owner, percent(run.history.fraction, 0))
 
 
