@@ -10,7 +10,7 @@ from finetune_core.data.camera import is_recording
 from finetune_core.data.edits import edit_in_words, edits_in_words
 from finetune_core.errors import FinetuneError, RunError
 from finetune_core.evaluation.single_run.evaluate import evaluation
-from finetune_core.formatting import duration, number, percent
+from finetune_core.formatting import duration, number, percent, things
 from finetune_core.runs.about import MOST_TAGS
 from finetune_core.runs.store import Run, summary
 from finetune_core.training.strategies import STRATEGIES, epochs_of
@@ -30,6 +30,7 @@ from pages.shared.runs.picker import choose_run
 from pages.shared.runs.run_settings import lineage, run_settings
 from pages.shared.runs.trash import TRASH, to_trash
 
+MOST_NAMED = 50  # changes to the data set, and images of one
 LOOK_AGAIN = 10.0  # seconds: whether a run that may go on has been resumed elsewhere
 
 page("pages/train.py", "Watch a run. You can close the tab: the run continues, and this page finds it again.")
@@ -74,11 +75,13 @@ def data_changes(run: Run) -> None:
     if not changes:
         return
     with st.expander(f"Trained with changes to the data set: {changes}", icon=":material/edit_note:"):
-        for edit in run.config.edits:
+        for edit in run.config.edits[:MOST_NAMED]:
             st.markdown(
-                f"**{plain(edit_in_words(edit))}**: {plain(', '.join(edit.paths[:50]))}"
-                + (" …" if len(edit.paths) > 50 else "")
+                f"**{plain(edit_in_words(edit))}**: {plain(', '.join(edit.paths[:MOST_NAMED]))}"
+                + (" …" if len(edit.paths) > MOST_NAMED else "")
             )
+        if len(run.config.edits) > MOST_NAMED:
+            st.caption(f"And {things(len(run.config.edits) - MOST_NAMED, 'change')} more.")
 
 
 def ending(run: Run) -> None:

@@ -1,7 +1,7 @@
 """The settings of a run, declared once, and how they are read from outside."""
 
 from finetune_core.config.edit import Edit
-from finetune_core.config.make import CONFIG_FILE, make_config, read_config
+from finetune_core.config.make import CONFIG_FILE, config_bytes, make_config, read_config
 from finetune_core.config.run_config import (
     Augmentation,
     EarlyStoppingMetric,
@@ -22,6 +22,7 @@ __all__ = [
     "Optimizer",
     "RunConfig",
     "all_settings",
+    "config_bytes",
     "make_config",
     "names_in",
     "read_config",

@@ -11,6 +11,7 @@ from finetune_core.config.problems import problems_in_words
 from finetune_core.config.run_config import RunConfig
 from finetune_core.errors import ConfigError
 from finetune_core.files import problem_with, read_regular
+from finetune_core.formatting import size
 
 CONFIG_FILE = "config.json"  # of a run
 _LARGEST = 2**25  # bytes of a config.json: it may name many images
@@ -33,6 +34,24 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     except ConfigError as error:
         problems = error.problems | problems
     raise ConfigError(problems)
+
+
+def config_bytes(config: RunConfig) -> bytes:
+    """What a ``config.json`` holds.
+
+    Raises:
+        ConfigError: when it would be too large to be read again.
+    """
+    content = config.model_dump_json(indent=2).encode()
+    if len(content) > _LARGEST:
+        raise ConfigError(
+            {
+                "edits": f"the changes to the data set name so many images that a run's settings would be {size(len(content))}, of which "
+                f"{size(_LARGEST)} can be read. Download the data set as a table (Dataset page, Classes and splits), put it into the "
+                "folder of the images, and use it as the data: the changes are in it"
+            }
+        )
+    return content
 
 
 def read_config(path: Path) -> dict[str, Any]:

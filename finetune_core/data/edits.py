@@ -1,22 +1,25 @@
 """Changes that a person made to a data set: kept beside the index, applied over it, undone one by one. The files stay as they are."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import pandas as pd
+from pydantic import TypeAdapter
 
 from finetune_core.config import Edit
 from finetune_core.config.edit import LONGEST_NAME
 from finetune_core.data.entry import entry_folder
 from finetune_core.data.splits import SPLITS
 from finetune_core.errors import DataError
-from finetune_core.files import write_bytes
+from finetune_core.files import Stamp, problem_with, stamp, write_bytes
 from finetune_core.formatting import SPLIT_WORDS, things
 
 _FILE = "edits.json"
+_EDITS = TypeAdapter(tuple[Edit, ...])
 _changing = Lock()  # of this process: two sessions must not write over each other
 
 
@@ -30,14 +33,16 @@ def load_edits(data: str | Path) -> tuple[Edit, ...]:
     if not file.is_file():
         return ()
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, list):
-            raise ValueError("a list was expected")
-        return tuple(Edit(**edit) for edit in found)
-    except (OSError, ValueError, TypeError) as error:
+        return _read(file, stamp(file.resolve()))
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"The changes to this data set, in {file}, cannot be read: {error}. Repair or delete that file."
+            f"The changes to this data set, in {file}, cannot be read: {problem_with(file, error)}. Repair or delete that file."
         ) from None
+
+
+@lru_cache(maxsize=4)  # asked for whenever a page is drawn; there may be a hundred thousand
+def _read(file: Path, _version: Stamp | None) -> tuple[Edit, ...]:
+    return _EDITS.validate_json(file.read_bytes())
 
 
 def add_edits(data: str | Path, edits: Sequence[Edit]) -> None:
@@ -57,11 +62,14 @@ def remove_edits(data: str | Path, edits: Sequence[Edit]) -> None:
         DataError: when that cannot be kept.
     """
     with _changing:
-        left = list(load_edits(data))
-        for edit in edits:
-            if edit in left:
-                del left[len(left) - 1 - left[::-1].index(edit)]
-        save_edits(data, left)
+        gone = Counter(edits)
+        left = []
+        for edit in reversed(load_edits(data)):
+            if gone[edit]:
+                gone[edit] -= 1
+            else:
+                left.append(edit)
+        save_edits(data, left[::-1])
 
 
 def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:
@@ -72,7 +80,7 @@ def save_edits(data: str | Path, edits: Sequence[Edit]) -> None:
     """
     file = entry_folder(data) / _FILE
     try:
-        write_bytes(file, json.dumps([edit.model_dump() for edit in edits], indent=1).encode())
+        write_bytes(file, _EDITS.dump_json(tuple(edits), indent=1))
     except OSError as error:
         raise DataError(f"The change cannot be kept in {file}: {error}.") from None
 
@@ -83,22 +91,29 @@ def apply_edits(table: pd.DataFrame, edits: Iterable[Edit]) -> pd.DataFrame:
     Raises:
         DataError: when an image is to move to a split that does not exist.
     """
+    made = effective(edits)
+    for edit in made:
+        if edit.action == "move" and edit.to not in SPLITS:
+            raise DataError(f"Images can move to {', '.join(SPLITS)}, not to {edit.to!r}.")
     table = table.copy()
-    position = pd.Index(table["id"])
-    excluded: set[str] = set()
-    for edit in edits:
-        rows = position.get_indexer(list(edit.paths))
-        rows = rows[rows >= 0]
-        match edit.action:
-            case "exclude":
-                excluded.update(edit.paths)
-            case "move":
-                if edit.to not in SPLITS:
-                    raise DataError(f"Images can move to {', '.join(SPLITS)}, not to {edit.to!r}.")
-                table.loc[table.index[rows], "split"] = edit.to
-            case "relabel":
-                table.loc[table.index[rows], "class"] = edit.to
-    return table[~table["id"].isin(excluded)] if excluded else table
+    if not made:
+        return table
+    # All of them at once: each by itself would take as long as the table is.
+    rows = pd.Index(table["id"]).get_indexer([path for edit in made for path in edit.paths])
+    counts = [len(edit.paths) for edit in made]
+    action, to = (
+        np.repeat(np.array(values, dtype=object), counts)
+        for values in zip(*((one.action, one.to) for one in made), strict=True)
+    )
+    for name, column in (("move", "split"), ("relabel", "class")):
+        changed = (rows >= 0) & (action == name)
+        if changed.any():
+            values = table[column].to_numpy(dtype=object, copy=True)
+            values[rows[changed]] = to[changed]  # of a path that occurs twice, the last
+            table[column] = pd.Series(values, index=table.index, dtype=table[column].dtype)
+    kept = np.ones(len(table), dtype=bool)
+    kept[rows[(rows >= 0) & (action == "exclude")]] = False
+    return table if kept.all() else table[kept]
 
 
 def relabelled_class(table: pd.DataFrame, name: str, to: str) -> Edit:

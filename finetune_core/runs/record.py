@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol
 
 from filelock import FileLock
 
-from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
+from finetune_core.config import CONFIG_FILE, RunConfig, config_bytes, make_config, read_config
 from finetune_core.data.listing import printable
 from finetune_core.errors import FinetuneError, RunError, TrainingError
 from finetune_core.files import (
@@ -122,7 +122,7 @@ def create_run(config: RunConfig, runs_dir: Path, owner: str = "", *, elsewhere:
         keep_earlier(config, run_dir)
         if owner:  # before the config, without which it is no run: never one that has lost its owner
             write_about(run_dir, About(owner=owner))
-        write_bytes(run_dir / CONFIG_FILE, config.model_dump_json(indent=2).encode())
+        write_bytes(run_dir / CONFIG_FILE, config_bytes(config))
     except (OSError, FinetuneError) as error:
         lock.release(force=True)
         shutil.rmtree(run_dir, ignore_errors=True)  # no run yet, and nobody else's: this process made the folder

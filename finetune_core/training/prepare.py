@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from finetune_core.config import RunConfig
+from finetune_core.config import RunConfig, config_bytes
 from finetune_core.data.dataset import Dataset, index_dataset
 from finetune_core.data.listing import check_data
 from finetune_core.data.pixels import Pixels, decode_pixels
@@ -76,6 +76,7 @@ def check_config(config: RunConfig, run_dir: Path | None = None, *, elsewhere: b
             problems[field] = str(error)
 
     attempt("data", check_data, config.data)
+    attempt("edits", config_bytes, config)
     if not elsewhere:
         attempt("device", choose_device, config.device, config.precision)
     attempt("backbone", backbone_info, config.backbone)

@@ -62,7 +62,7 @@ def gallery(
     Returns:
         The id of the image that was clicked, where they can be opened.
     """
-    asked = [picture(index) for index in _page(count, key, per_page)]
+    asked = [picture(index) for index in page_of(count, key, per_page)]
     for reason in dict.fromkeys(str(one.path) for one in asked if not isinstance(one.path, Path)):
         st.warning(plain(reason), icon=":material/lock:")
     if can_open:
@@ -87,7 +87,7 @@ def chooser(
         ids (a filter has taken it out), is not counted, and the page says so; it is selected again once it is back.
     """
     chosen = _chosen(key)
-    visible = [picture(index) for index in _page(len(ids), key, per_page)]
+    visible = [picture(index) for index in page_of(len(ids), key, per_page)]
     head = st.container(horizontal=True, vertical_alignment="center")
     _grid(visible, per_page, chosen, key)
     counted = chosen.intersection([*ids, *partners.values()]) if chosen else set()
@@ -111,6 +111,13 @@ def chooser(
     return counted
 
 
+def page_of(count: int, key: str, per_page: int) -> range:
+    """The indices on show of so many things, with the numbers of the pages above them."""
+    pages = -(-count // per_page)
+    at = st.pagination(pages, key=key) if pages > 1 else 1
+    return range((at - 1) * per_page, min(count, at * per_page))
+
+
 def unselect(key: str, ids: Iterable[str]) -> None:
     """Take images out of the selection of the gallery with that key (may be a callback)."""
     _chosen(key).difference_update(ids)
@@ -119,13 +126,6 @@ def unselect(key: str, ids: Iterable[str]) -> None:
 def _chosen(key: str) -> set[str]:
     chosen: set[str] = st.session_state.setdefault(key_for_data(f"chosen-{key}"), set())
     return chosen
-
-
-def _page(count: int, key: str, per_page: int) -> range:
-    """The indices on show, with the numbers of the pages above them."""
-    pages = -(-count // per_page)
-    at = st.pagination(pages, key=key) if pages > 1 else 1
-    return range((at - 1) * per_page, min(count, at * per_page))
 
 
 def _grid(

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from finetune_core.config import Edit
 from finetune_core.data.edits import (
+    add_edits,
     apply_edits,
     edit_in_words,
     edits_in_words,
@@ -13,6 +14,7 @@ from finetune_core.data.edits import (
     ignored,
     load_edits,
     relabelled_class,
+    remove_edits,
     save_edits,
 )
 from finetune_core.data.entry import entry_folder
@@ -71,6 +73,16 @@ def test_the_last_of_several_edits_holds():
     assert applied(move("val", "a"), relabel("z", "a"), move("test", "a"))["a"] == ("z", "test")
 
 
+def test_of_one_edit_and_many_each_image_gets_its_own():
+    made = applied(relabel("new", "a", "c"), move("val", "c", "d"), relabel("x", "c"), move("test", "a"), relabel("y", "b"))
+    assert made == {"a": ("new", "test"), "b": ("y", "val"), "c": ("x", "val"), "d": ("y", "val")}
+
+
+def test_the_columns_keep_their_types():
+    changed = apply_edits(TABLE.astype("str"), [relabel("new", "a"), move("val", "c"), exclude("d")])
+    assert changed.dtypes.tolist() == TABLE.astype("str").dtypes.tolist()
+
+
 @pytest.mark.parametrize("edits", [[exclude("a"), move("val", "a")], [relabel("y", "a"), exclude("a")]])
 def test_what_is_excluded_stays_out_in_any_order(edits):
     assert "a" not in applied(*edits)
@@ -115,6 +127,21 @@ def test_edits_are_kept_in_order(tmp_path, edits):
     assert load_edits(tmp_path) == edits[::-1]
     save_edits(tmp_path, ())
     assert load_edits(tmp_path) == ()
+
+
+def test_edits_of_two_are_added(tmp_path, edits):
+    add_edits(tmp_path, edits[:1])
+    add_edits(tmp_path, edits[1:])
+    assert load_edits(tmp_path) == edits
+
+
+def test_of_equal_edits_the_latest_is_taken_back(tmp_path):
+    first, second, other = move("val", "a"), move("test", "a"), exclude("b")
+    save_edits(tmp_path, [first, second, first, other])
+    remove_edits(tmp_path, [first, exclude("c")])
+    assert load_edits(tmp_path) == (first, second, other)
+    remove_edits(tmp_path, [first, first, other])
+    assert load_edits(tmp_path) == (second,)
 
 
 def test_edits_are_kept_for_each_data_set_and_outside_of_it(home, tmp_path, edits):

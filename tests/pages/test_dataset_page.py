@@ -249,6 +249,24 @@ def test_a_button_of_a_change_undoes_that_one_wherever_it_has_moved(folder):
     assert load_edits(folder) == (edits[1],)
 
 
+def test_of_many_changes_the_latest_are_listed_and_the_others_on_further_pages(folder):
+    edits = [Edit(action="ignore", paths=(f"{number}",), kind="dark") for number in range(50)]
+    save_edits(folder, edits)
+    at = opened(folder)
+    at.session_state["changes_box"] = True
+    at.run()
+    undo = [button for button in at.button if button.label == "Undo"]
+    assert len(undo) == 20
+    undo[0].click().run()
+    assert load_edits(folder) == tuple(edits[:-1])
+    at.session_state["changes-page"] = 3
+    at.run()
+    last = [button for button in at.button if button.label == "Undo"]
+    assert len(last) == 9
+    last[-1].click().run()
+    assert load_edits(folder) == tuple(edits[1:-1])
+
+
 def test_acting_on_all_and_on_the_selected_are_two_buttons(image_folder, tmp_path):
     folder = image_folder(tmp_path / "images", {"train/red": 14, "train/blue": 14, "val/red": 4, "val/blue": 4})
     for number in range(2):

@@ -5,7 +5,10 @@ import weakref
 
 import pytest
 
+from finetune_core.config import Edit, make_config
+from finetune_core.errors import ConfigError
 from finetune_core.runs.history import History
+from finetune_core.runs.record import create_run
 from finetune_core.runs.store import RunStore
 from finetune_core.training.events import EpochEnded, RunFinished, RunReopened, RunResumed, RunStopped
 
@@ -85,3 +88,12 @@ def test_a_run_that_was_deleted_is_forgotten(run_of):
     store.delete("a")
     assert store.runs() == []
     assert history() is None
+
+
+def test_settings_that_could_not_be_read_again_make_no_run(image_folder, tmp_path):
+    folder = image_folder(tmp_path / "images", {"red": 4, "blue": 4})
+    paths = tuple(f"red/{number:0200d}.png" for number in range(170_000))
+    config = make_config({"data": str(folder), "edits": [Edit(action="exclude", paths=paths)]})
+    with pytest.raises(ConfigError, match=r"37\.4 MB, of which 33\.6 MB can be read"):
+        create_run(config, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

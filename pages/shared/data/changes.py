@@ -14,9 +14,10 @@ from finetune_core.data.splits import SPLITS
 from finetune_core.formatting import SPLIT_WORDS, number, things
 from pages.shared.chrome import plain
 from pages.shared.data.datasets import answered, change, undo
-from pages.shared.images import unselect
+from pages.shared.images import page_of, unselect
 
 _SHOWN = 3  # of the edits of one change
+_LISTED = 20  # changes at a time
 
 
 def change_undoably(*edits: Edit) -> None:
@@ -32,7 +33,7 @@ def change_undoably(*edits: Edit) -> None:
 def last_change(edits: Sequence[Edit]) -> None:
     """What was changed last, with *Undo*, at the foot of the window, for as long as it stands."""
     last = st.session_state.get("last_change", ())
-    if not last or not all(edit in edits for edit in last):
+    if not last or not set(last) <= set(edits):
         return
     words = plain("; ".join(edit_in_words(edit) for edit in last[:_SHOWN]) + (", …" if len(last) > _SHOWN else ""))
     if st.session_state.pop("change_is_new", False):
@@ -43,7 +44,7 @@ def last_change(edits: Sequence[Edit]) -> None:
 
 
 def changes(edits: Sequence[Edit]) -> None:
-    """Everything that was changed, each with its way back."""
+    """Everything that was changed, the latest first, each with its way back."""
     if not edits:
         return
     summary = edits_in_words(edits)
@@ -55,7 +56,8 @@ def changes(edits: Sequence[Edit]) -> None:
         return
     with box:
         st.caption("The files stay as they are. Every run records the changes it was trained with.")
-        for edit in dict.fromkeys(edits):
+        listed = list(dict.fromkeys(reversed(edits)))
+        for edit in (listed[index] for index in page_of(len(listed), "changes-page", _LISTED)):
             mark = hashlib.sha256(edit.model_dump_json().encode()).hexdigest()[:16]
             with st.container(horizontal=True, vertical_alignment="center"):
                 st.markdown(plain(f"{edit_in_words(edit)}{_reason(edit)}: {some(edit.paths)}"), width="stretch")
