@@ -17,6 +17,7 @@ PHASE_WORDS = {
     "outliers": "Looking for outliers",
     "map": "Computing the map",
     "trunk": "Computing the frozen stages (once)",
+    "gather": "Exchanging what the machines have computed",
     "choose": "Cross-validating",
     "fit": "Fitting the classifier",
     "average": "Averaging weights",

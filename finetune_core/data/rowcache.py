@@ -7,6 +7,7 @@ room for new ones, the least recently used first. Other files that take long to 
 
 import base64
 import json
+import math
 import os
 import shutil
 import time
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
-from typing import Literal
+from typing import Literal, NamedTuple
 from weakref import WeakSet
 
 import numpy as np
@@ -40,19 +41,59 @@ _LARGEST_FILE = 2**31  # bytes
 _MEMORY_VARIABLE, _DISK_VARIABLE = "THAW_CACHE_MEMORY_GB", "THAW_CACHE_DISK_GB"
 
 
+class Layout(NamedTuple):
+    """How rows lie in a table.
+
+    Attributes:
+        shape: of a row, as it lies here.
+        channels_last: they are ``[n, h, w, c]`` here, and ``[n, c, h, w]`` to whoever reads them.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool
+
+    @classmethod
+    def of(cls, rows: torch.Tensor) -> "Layout":
+        """That in which rows ``[n, *shape]`` are kept: their own order, where that is a usual one."""
+        plain, nhwc = rows.is_contiguous(), rows.ndim == 4 and rows.is_contiguous(memory_format=torch.channels_last)
+        channels_last = nhwc and not plain
+        return cls(tuple((rows.permute(0, 2, 3, 1) if channels_last else rows).shape[1:]), rows.dtype, channels_last)
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def empty(self, count: int) -> torch.Tensor:
+        """Room for so many rows, contiguous."""
+        return torch.empty((count, *self.shape), dtype=self.dtype)
+
+    def laid(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows as they are read -> as they lie here, contiguous."""
+        return (rows.permute(0, 2, 3, 1) if self.channels_last else rows).contiguous()
+
+    def read(self, laid: torch.Tensor) -> torch.Tensor:
+        """Rows as they lie here -> as they are read."""
+        return laid.permute(0, 3, 1, 2) if self.channels_last else laid
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """Rows computed together.
 
     Attributes:
         rows: contiguous ``[n, *shape]``, in memory, mapped from ``file``, or on a device.
-        channels_last: they are ``[n, h, w, c]`` here, and ``[n, c, h, w]`` to whoever reads them.
+        channels_last: see ``Layout``.
     """
 
     keys: np.ndarray
     rows: torch.Tensor
     file: Path | None
     channels_last: bool
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(tuple(self.rows.shape[1:]), self.rows.dtype, self.channels_last)
 
     def gather(self, numbers: np.ndarray) -> torch.Tensor:
         return self.rows.index_select(0, sent(torch.from_numpy(numbers), self.rows.device))
@@ -120,8 +161,7 @@ class Lookup:
         """``[len(positions), *shape]``, one row per position; every one of them must be known."""
         if not self.has(positions):  # -1 would quietly read the last row
             raise KeyError("a row that the cache does not hold")
-        found = self._stored(self.places[positions])
-        return found.permute(0, 3, 1, 2) if self.blocks[0].channels_last else found
+        return self.blocks[0].layout.read(self._stored(self.places[positions]))
 
     def bytes_of(self, positions: np.ndarray) -> int:
         """What the rows of these positions take, each counted once; every one of them must be known."""
@@ -188,16 +228,27 @@ class RowCache:
         with self._lock:
             if name not in self._tables:
                 self._tables[name] = Table(name)
-                for block in _blocks_on_disk(self._folder(), name):
-                    self._tables[name].add(block)
-                    self._alive.add(block)
+                self._read(name, _files_of(self._folder(), name))
             self._tables.move_to_end(name)
             return self._tables[name]
 
+    def _read(self, name: str, files: list[Path]) -> None:
+        for block in _blocks_on_disk(files):
+            self._tables[name].add(block)
+            self._alive.add(block)
+
     def look_again(self, name: str) -> None:
-        """Where rows are shared, others may have written some of that table: unless it is in memory, its files are looked at anew."""
+        """Where rows are shared, others may have written some of that table, or driven it out: unless it is in memory, it is what its
+        files are now. Those that are known are not read again."""
         with self._lock:
-            if self.shared and name in self._tables and all(block.file for block in self._tables[name].blocks):
+            if not self.shared or name not in self._tables:
+                return
+            known, there = {block.file for block in self._tables[name].blocks}, _files_of(self._folder(), name)
+            if None in known:
+                return
+            if known <= set(there):
+                self._read(name, [file for file in there if file not in known])
+            else:
                 del self._tables[name]
 
     def clear(self) -> None:
@@ -289,10 +340,11 @@ class RowCache:
         return None
 
     def _writer(self, name: str, count: int, first: torch.Tensor) -> "_MemoryWriter | _DiskWriter | None":
-        where = self.place_for(count * first[0].numel() * first.element_size(), name)
+        layout = Layout.of(first)
+        where = self.place_for(count * layout.row_bytes, name)
         if where == "memory":
-            return _MemoryWriter(count, first)
-        return _DiskWriter(self._folder(), name, first) if where == "disk" else None
+            return _MemoryWriter(count, layout)
+        return _DiskWriter(self._folder(), name, layout) if where == "disk" else None
 
     def _memory_budget(self) -> int:
         if (limit := _limit(_MEMORY_VARIABLE)) is not None:
@@ -333,47 +385,33 @@ class RowCache:
                     del self._tables[name]
 
 
-class _Writer:
-    """Takes rows in order; ``first`` shows their shape and layout."""
+class _MemoryWriter:
+    """Takes rows in order."""
 
-    where: Where
+    where: Where = "memory"
 
-    def __init__(self, first: torch.Tensor) -> None:
-        plain, nhwc = first.is_contiguous(), first.ndim == 4 and first.is_contiguous(memory_format=torch.channels_last)
-        self._channels_last = nhwc and not plain
-        self._like = self._stored(first)
-
-    def _stored(self, rows: torch.Tensor) -> torch.Tensor:
-        return (rows.permute(0, 2, 3, 1) if self._channels_last else rows).contiguous()
-
-
-class _MemoryWriter(_Writer):
-    where = "memory"
-
-    def __init__(self, count: int, first: torch.Tensor) -> None:
-        super().__init__(first)
-        self._rows = torch.empty((count, *self._like.shape[1:]), dtype=first.dtype)
-        self._done = 0
+    def __init__(self, count: int, layout: Layout) -> None:
+        self._layout, self._rows, self._done = layout, layout.empty(count), 0
 
     def write(self, rows: torch.Tensor) -> None:
-        self._rows[self._done : self._done + len(rows)] = self._stored(rows)
+        self._rows[self._done : self._done + len(rows)] = self._layout.laid(rows)
         self._done += len(rows)
 
     def finish(self, keys: np.ndarray) -> Block:
-        return Block(keys, self._rows[: self._done], None, self._channels_last)
+        return Block(keys, self._rows[: self._done], None, self._layout.channels_last)
 
     def discard(self) -> None:
         del self._rows
 
 
-class _DiskWriter(_Writer):
-    """Writes beside, with a running checksum; the rename comes last. Written, not mapped: a full disk is then an error
-    that can be caught, and not a killed process."""
+class _DiskWriter:
+    """Takes rows in order, and writes them beside, with a running checksum; the rename comes last. Written, not mapped: a full disk is
+    then an error that can be caught, and not a killed process."""
 
-    where = "disk"
+    where: Where = "disk"
 
-    def __init__(self, folder: Path, name: str, first: torch.Tensor) -> None:
-        super().__init__(first)
+    def __init__(self, folder: Path, name: str, layout: Layout) -> None:
+        self._layout = layout
         folder.mkdir(parents=True, exist_ok=True)
         _delete_leftovers(folder)
         self._final = folder / f"{name}-{os.urandom(4).hex()}.rows"
@@ -382,7 +420,7 @@ class _DiskWriter(_Writer):
         self._checksum = 0
 
     def write(self, rows: torch.Tensor) -> None:
-        data = self._stored(rows).view(-1).view(torch.uint8).numpy().tobytes()
+        data = self._layout.laid(rows).view(-1).view(torch.uint8).numpy().tobytes()
         self._file.write(data)
         self._checksum = zlib.crc32(data, self._checksum)
 
@@ -392,15 +430,15 @@ class _DiskWriter(_Writer):
         self._file.close()
         described = {
             "keys": base64.b64encode(keys.astype("<u8").tobytes()).decode(),
-            "shape": list(self._like.shape[1:]),
-            "dtype": str(self._like.dtype).removeprefix("torch."),
-            "channels_last": self._channels_last,
+            "shape": list(self._layout.shape),
+            "dtype": str(self._layout.dtype).removeprefix("torch."),
+            "channels_last": self._layout.channels_last,
             "checksum": self._checksum,
         }
         self._final.with_suffix(".json").write_text(json.dumps(described))
         self._temporary.rename(self._final)
-        rows = _mapped(self._final, (len(keys), *self._like.shape[1:]), self._like.dtype)
-        return Block(keys, rows, self._final, self._channels_last)
+        rows = _mapped(self._final, (len(keys), *self._layout.shape), self._layout.dtype)
+        return Block(keys, rows, self._final, self._layout.channels_last)
 
     def discard(self) -> None:
         with suppress(OSError):  # closing flushes, and the disk is still full
@@ -409,9 +447,14 @@ class _DiskWriter(_Writer):
         _delete(self._final)
 
 
-def _blocks_on_disk(folder: Path, name: str) -> Iterator[Block]:
-    """What an earlier process left; files that are damaged or half written are dropped."""
-    for file in sorted(folder.glob(f"{name}-*.rows")) if folder.is_dir() else ():
+def _files_of(folder: Path, name: str) -> list[Path]:
+    """The files of a table, in order."""
+    return sorted(folder.glob(f"{name}-*.rows")) if folder.is_dir() else []
+
+
+def _blocks_on_disk(files: list[Path]) -> Iterator[Block]:
+    """What another process left; files that are damaged or half written are dropped."""
+    for file in files:
         try:
             described = json.loads(file.with_suffix(".json").read_text())
             keys = _keys(described["keys"])

@@ -27,6 +27,7 @@ from finetune_core.training.device import Device, choose_device
 from finetune_core.training.device_memory import count_anew
 from finetune_core.training.events import CacheReport, Event, FindingRow, ImagesSkipped, Progress
 from finetune_core.training.feeding import forward_batch
+from finetune_core.training.gather import gathered, known_nowhere
 from finetune_core.training.job import Job
 from finetune_core.training.networks import Beginning, beginning_of, check_earlier_run
 from finetune_core.training.parents import read_parents
@@ -361,12 +362,11 @@ def _with_trunk(prepared: _Prepared, segments: Segments) -> Generator[Event, Non
     tail = segments.part(cut, None)
     tables = TrunkTables(prepared.network, prepared.device, config.image_size)
     began = time.monotonic()
-    passes = _passes(prepared, prepared.rows({}))
-    needed = [needs_images(tables, cut, one.keys, one.rows, one.view) for one in passes]
+    needed = [_to_decode(prepared, tables, one) for one in _passes(prepared, prepared.rows({}))]
     if prepared.device.precision != "fp32":  # those that the best epoch is evaluated on: what cannot be read is known now
         exact = TrunkTables(prepared.network, prepared.device.exact, config.image_size)
         rows = prepared.rows({})
-        needed += [needs_images(exact, cut, prepared.content, rows[name]) for name in (VAL, TEST)]
+        needed += [_to_decode(prepared, exact, _Pass(rows[name], prepared.content, None, "")) for name in (VAL, TEST)]
     pixels = yield from _decoded(prepared, np.unique(np.concatenate(needed)))
     decode_seconds = time.monotonic() - began
     rows = prepared.rows(pixels.failed)
@@ -403,27 +403,30 @@ class _Filled:
 def _filled(
     prepared: _Prepared, tables: TrunkTables, segments: Segments, passes: "list[_Pass]", images: TrainingImages
 ) -> Generator[Event, None, _Filled | None]:
-    """None where there is no room."""
-    cut, lookups, found, seconds, ranks = cut_index(prepared.strategy), [], 0, 0.0, prepared.ranks
-    shares = [replace(one, rows=ranks.local_share(one.rows, forward_batch(prepared.device))) for one in passes]
+    """None where there is no room, on whichever machine."""
+    cut, lookups, seconds, ranks = cut_index(prepared.strategy), [], 0.0, prepared.ranks
+    shares, found = zip(*(_share(prepared, tables, one) for one in passes), strict=True)
     left = sum(len(lacking(tables, cut, one.keys, one.rows, one.view)) for one in shares)
     phase = "trunk" if TRAIN in prepared.splits else "evaluate"
     with trunk_compiler(prepared.device, left, why_eager(prepared.config, prepared.device)) as compiler:
 
-        def filled(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, int, float]]:
+        def filled(one: _Pass) -> Generator[Event, None, tuple[Lookup | None, float]]:
             feed = images.feed(one.version)
             filling = fill_trunk(tables, segments, cut, one.keys, one.rows, feed, compiler, one.view)
             return (yield from reported(phase, filling))
 
         for one, share in zip(passes, shares, strict=True):
-            lookup, before, spent = yield from filled(share)
-            if ranks.several and all(ranks.meet(lookup is not None)):  # the others' rows are on the disk now
-                lookup, *_ = yield from filled(one)
+            lookup, spent = yield from filled(share)
+            if ranks.several and all(ranks.meet(lookup is not None)):  # the others' rows are on their machines' disks now
+                began = time.monotonic()
+                room = yield from reported("gather", gathered(ranks, tables.name(cut, one.view), one.keys[one.rows]))
+                spent += time.monotonic() - began
+                lookup = (yield from filled(one))[0] if room else None
             if not all(ranks.meet(lookup is not None)) or lookup is None:
                 return None
             lookups.append(lookup)
-            found, seconds = found + sum(ranks.meet(before)[: ranks.local_world]), seconds + spent
-    return _Filled(lookups, found, seconds, compiler.report)
+            seconds += spent
+    return _Filled(lookups, sum(found), seconds, compiler.report)
 
 
 @dataclass(frozen=True)
@@ -434,6 +437,21 @@ class _Pass:
     keys: np.ndarray
     version: int | None
     view: str
+
+
+def _to_decode(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> np.ndarray:
+    """The rows of a pass that this machine needs the pixels of, for its share of what no machine has."""
+    cut, ranks = cut_index(prepared.strategy), prepared.ranks
+    new = one.rows[known_nowhere(ranks, tables.lacks(cut, one.keys[one.rows], one.view))]
+    return needs_images(tables, cut, one.keys, ranks.machine_share(new, forward_batch(prepared.device)), one.view)
+
+
+def _share(prepared: _Prepared, tables: TrunkTables, one: _Pass) -> tuple[_Pass, int]:
+    """A pass, without the rows that are another rank's to compute, or come from another machine; and how many any machine has."""
+    lacks = tables.lacks(cut_index(prepared.strategy), one.keys[one.rows], one.view)
+    new = one.rows[known_nowhere(prepared.ranks, lacks)]
+    own = prepared.ranks.rank_share(new, forward_batch(prepared.device))
+    return replace(one, rows=one.rows[~lacks | np.isin(one.rows, own)]), len(one.rows) - len(new)
 
 
 def _passes(prepared: _Prepared, rows: dict[str, np.ndarray]) -> list[_Pass]:

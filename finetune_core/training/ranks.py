@@ -8,7 +8,7 @@ A process that is alone is a rank, too: then every function here gives back what
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,7 +49,7 @@ class Ranks:
     Attributes:
         rank: 0 leads: it alone writes to the run's folder and speaks to people.
         world: how many there are.
-        local_rank, local_world: the same among those of this machine.
+        local_rank, local_world: the same among those of this machine, whose ranks follow one another.
     """
 
     def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, local_world: int = 1) -> None:
@@ -63,6 +63,11 @@ class Ranks:
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    @property
+    def machines(self) -> bool:
+        """Whether they are on several machines."""
+        return self.world > self.local_world
 
     def meet(self, word: Word) -> list[Word]:
         """Every rank's word, in the order of the ranks, once all have said theirs.
@@ -100,12 +105,27 @@ class Ranks:
             return slice(count, count)
         return slice(self.rank * count // busy, (self.rank + 1) * count // busy)
 
+    def exchange(self, sent: Mapping[int, torch.Tensor], expected: Mapping[int, torch.Tensor]) -> None:
+        """Send tensors to other ranks, and fill those that are expected of others: contiguous, in the processor's memory. All who take part
+        have just met, and nothing is left to them that could fail: who waits for a rank does not hear why it has ended."""
+        ways = [dist.P2POp(dist.isend, _bytes(tensor), rank) for rank, tensor in sent.items()]
+        ways += [dist.P2POp(dist.irecv, _bytes(tensor), rank) for rank, tensor in expected.items()]
+        with _in_words():
+            for work in dist.batch_isend_irecv(ways) if ways else ():
+                work.wait()
+
+    def rank_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
+        """The rows that this rank computes for all: whole batches, so that each is computed as by one rank alone."""
+        return _whole_batches(rows, batch, [self.rank], self.world)
+
+    def machine_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
+        """Those that the ranks of this machine compute for all."""
+        first = self.rank - self.local_rank
+        return _whole_batches(rows, batch, range(first, first + self.local_world), self.world)
+
     def local_share(self, rows: np.ndarray, batch: int) -> np.ndarray:
-        """The rows that this rank computes for all ranks of its machine: whole batches, so that each is computed as by one rank alone."""
-        if self.local_world == 1:
-            return rows
-        starts = range(self.local_rank * batch, len(rows), self.local_world * batch)
-        return np.concatenate([rows[:0], *(rows[start : start + batch] for start in starts)])
+        """Those that this rank computes, where its machine computes all of them."""
+        return _whole_batches(rows, batch, [self.local_rank], self.local_world)
 
     @contextmanager
     def joined(self) -> Iterator[None]:
@@ -140,6 +160,16 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def _whole_batches(rows: np.ndarray, batch: int, which: Collection[int], among: int) -> np.ndarray:
+    """Every batch whose number is one of ``which``, where batches are numbered from 0 to ``among - 1`` again and again."""
+    share: np.ndarray = rows[np.isin(np.arange(len(rows)) // batch % among, list(which))]
+    return share
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(-1).view(torch.uint8)
 
 
 class GradientSum:

@@ -103,6 +103,12 @@ class TrunkTables:
         digest = hashlib.sha256(repr((*known, self.device.precision, view, _VERSIONS, *ends)).encode()).hexdigest()[:16]
         return f"trunk-{digest}-{cut}"
 
+    def lacks(self, cut: int, keys: np.ndarray, view: str = "") -> np.ndarray:
+        """Boolean ``[n]``: which keys have no row in the cache now."""
+        name = self.name(cut, view)
+        CACHE.look_again(name)
+        return CACHE.table(name).missing(keys)
+
     def seconds_per_row(self, cut: int) -> float | None:
         """What one image takes from pixels to this cut, where it was measured."""
         return CACHE.table(self.name(cut)).seconds_per_row
@@ -140,7 +146,7 @@ def trunk_compiler(device: Device, images: int, why_not: str) -> Compiler:
 
 def lacking(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:
     """The wanted images whose output the cache does not hold."""
-    rows: np.ndarray = wanted[CACHE.table(tables.name(cut, view)).missing(keys[wanted])]
+    rows: np.ndarray = wanted[tables.lacks(cut, keys[wanted], view)]
     return rows
 
 
@@ -153,7 +159,7 @@ def fill_trunk(
     images: Feed,
     compiler: Compiler,
     view: str = "",
-) -> Work[tuple[Lookup | None, int, float]]:
+) -> Work[tuple[Lookup | None, float]]:
     """Have the trunk's output for the wanted images, each from the nearest shallower cut that has it, else from pixels.
 
     Args:
@@ -167,10 +173,9 @@ def fill_trunk(
         Steps that count images.
 
     Returns:
-        The rows by index (None where there is no room), how many were there before, and the seconds that the others took.
+        The rows by index (None where there is no room), and the seconds that those took which were not there before.
     """
     name, spent = tables.name(cut, view), 0.0
-    CACHE.look_again(name)
     needed = lacking(tables, cut, keys, wanted, view)
     for start, rows, shallower in _sources(tables, cut, keys, needed, view):
         began = time.monotonic()
@@ -181,13 +186,13 @@ def fill_trunk(
         seconds = time.monotonic() - began
         spent += seconds
         if where is None:
-            return None, 0, spent
+            return None, spent
         if start is None and 2 * len(rows) >= len(wanted):  # of a few images, starting takes the most
             CACHE.table(name).seconds_per_row = seconds / len(rows)
     table = CACHE.table(name)
     if table.missing(keys[wanted]).any():  # on a tight disk the new rows have driven out those that were there
-        return None, 0, spent
-    return table.lookup(keys), len(wanted) - len(needed), spent
+        return None, spent
+    return table.lookup(keys), spent
 
 
 def needs_images(tables: TrunkTables, cut: int, keys: np.ndarray, wanted: np.ndarray, view: str = "") -> np.ndarray:

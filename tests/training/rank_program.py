@@ -3,16 +3,31 @@
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import pytest
 
 from finetune_core.config import RunConfig
 from tests.deadline import in_time
 
 _HERE = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Ranks with a cache folder of their own.
+
+    Attributes:
+        environment: of their processes.
+    """
+
+    ranks: int = 1
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -24,6 +39,10 @@ class Task:
         gone: files that vanish when the first epoch has ended.
         memory: images for which the second rank has memory at a time; 0: as many as it gets.
         not_finite: whether the second rank's loss is not.
+        killed_at: the step before which the second rank is killed; this ends the ranks, too.
+        round_bytes: in how large rounds machines exchange rows; 0: as usual.
+        killed_in: the round of such an exchange in which the second rank is killed.
+        stop_in: a phase in which the run is asked to stop; this ends the ranks, too.
     """
 
     config: RunConfig
@@ -33,10 +52,36 @@ class Task:
     gone: tuple[Path, ...] = ()
     memory: int = 0
     not_finite: bool = False
+    killed_at: int = 0
+    round_bytes: int = 0
+    killed_in: int = 0
+    stop_in: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a rank has to say of a task.
+
+    Attributes:
+        events: what its ``fit`` yielded.
+        computed: the images that it sent through frozen stages, pass by pass, in its order.
+        sent: bytes that it sent to each other rank, exchange by exchange.
+        error: why the run failed, in words; ``GONE`` of a rank that is killed.
+        bug: a traceback, where nothing of this should have happened.
+    """
+
+    events: list = field(default_factory=list)
+    computed: list[int] = field(default_factory=list)
+    sent: list[dict[int, int]] = field(default_factory=list)
+    error: str | None = None
+    bug: str = ""
+
+
+GONE = "gone"
 
 
 def trained_together(world, home, tasks):
-    """Train runs on that many ranks.
+    """Train runs on that many ranks of one machine.
 
     Args:
         home: the ranks' THAW_HOME.
@@ -45,15 +90,43 @@ def trained_together(world, home, tasks):
     Returns:
         What the first rank's ``fit`` yields, by name; for a run that fails, which ends the ranks, each rank's error in words.
     """
+    answers = trained_on([Machine(world)], home, tasks)
+    return {
+        name: first.events if first.error is None else [one.error for one in (first, *others)]
+        for name, (first, *others) in answers.items()
+    }
+
+
+def trained_on(machines, home, tasks):
+    """Train runs on the ranks of several machines.
+
+    Args:
+        home, tasks: as above; each machine's cache is ``cache-NUMBER`` in ``home``.
+
+    Returns:
+        Each rank's ``Answer``, by name.
+    """
+    ranks = [(number, local) for number, machine in enumerate(machines) for local in range(machine.ranks)]
     context = multiprocessing.get_context("spawn")
     with socket.socket() as free:
         free.bind((_HERE, 0))
         port = free.getsockname()[1]
-    ends = [context.Pipe(duplex=False) for _ in range(world)]
-    processes = [
-        context.Process(target=_take_part, args=(rank, world, port, str(home), tasks, line), daemon=True)
-        for rank, (_, line) in enumerate(ends)
-    ]
+    ends = [context.Pipe(duplex=False) for _ in ranks]
+    processes = []
+    for rank, ((number, local), (_, line)) in enumerate(zip(ranks, ends, strict=True)):
+        environment = {
+            "THAW_HOME": str(home),
+            "THAW_CACHE_DIR": str(home / f"cache-{number}"),
+            "TORCHELASTIC_RUN_ID": "tests",
+            "MASTER_ADDR": _HERE,
+            "MASTER_PORT": str(port),
+            "RANK": str(rank),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(len(ranks)),
+            "LOCAL_WORLD_SIZE": str(machines[number].ranks),
+            "OMP_NUM_THREADS": "1",
+        } | machines[number].environment
+        processes.append(context.Process(target=_take_part, args=(environment, tasks, line), daemon=True))
     try:
         for process, (_, line) in zip(processes, ends, strict=True):
             process.start()
@@ -69,23 +142,20 @@ def trained_together(world, home, tasks):
 
 def _heard(ends, name):
     with in_time(f"ranks that train {name}"):
-        answers = [end.recv() for end, _ in ends]
-    assert not (bugs := [bug for _, _, bug in answers if bug]), "\n".join(bugs)
-    return answers[0][0] if answers[0][1] is None else [error for _, error, _ in answers]
+        answers = [_answer(end) for end, _ in ends]
+    assert not (bugs := [answer.bug for answer in answers if answer.bug]), "\n".join(bugs)
+    return answers
 
 
-def _take_part(rank, world, port, home, tasks, line):
-    os.environ |= {
-        "THAW_HOME": home,
-        "TORCHELASTIC_RUN_ID": "tests",
-        "MASTER_ADDR": _HERE,
-        "MASTER_PORT": str(port),
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "OMP_NUM_THREADS": "1",
-    }
+def _answer(end):
+    try:
+        return end.recv()
+    except EOFError:
+        return Answer(error=GONE)
+
+
+def _take_part(environment, tasks, line):
+    os.environ |= environment
     import torch
 
     from finetune_core.errors import TrainingError
@@ -96,40 +166,82 @@ def _take_part(rank, world, port, home, tasks, line):
     with suppress(LeaderEnded, TrainingError), ranks.joined():
         for task in tasks.values():
             try:
-                line.send((_trained(task, ranks), None, ""))
+                line.send(_trained(task, ranks))
             except LeaderEnded:  # what the first rank has to say of it counts
-                line.send(([], None, ""))
+                line.send(Answer())
                 raise
             except TrainingError as error:
-                line.send(([], str(error), ""))
+                line.send(Answer(error=str(error)))
                 raise
             except BaseException:
-                line.send(([], None, traceback.format_exc()))
+                line.send(Answer(bug=traceback.format_exc()))
                 raise
 
 
 def _trained(task, ranks):
-    from finetune_core.training import compute
-    from finetune_core.training.events import EpochEnded, StepEnded
+    from finetune_core.training.events import EpochEnded, Progress, StepEnded
     from finetune_core.training.loop import StopRequested, fit
 
-    usual = compute.cross_entropy
+    with _troubled(task, ranks), _watched(task, ranks) as answer:
+        stream, steps = fit(task.config, task.folder, resume=task.resume, ranks=ranks), 0
+        for event in stream:
+            answer.events.append(event)
+            steps += isinstance(event, StepEnded)
+            if isinstance(event, EpochEnded) and event.epoch == 1 and ranks.leads:
+                for file in task.gone:
+                    file.unlink()
+            due = (task.stop_after and steps == task.stop_after) or (
+                isinstance(event, Progress) and event.phase == task.stop_in
+            )
+            if ranks.leads and due:
+                answer.events.append(stream.throw(StopRequested()))
+                break
+    return answer
+
+
+@contextmanager
+def _troubled(task, ranks):
+    """What goes wrong on the second rank."""
+    from finetune_core.training import compute
+
+    usual, steps = compute.cross_entropy, 0
 
     def troubled(output, *arguments, **options):
+        nonlocal steps
+        steps += 1
+        if steps == task.killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         if task.memory and len(output) > task.memory:
             raise MemoryError
         return usual(output, *arguments, **options) * (math.nan if task.not_finite else 1)
 
-    if ranks.rank == 1:
-        compute.cross_entropy = troubled
-    stream, events, steps = fit(task.config, task.folder, resume=task.resume, ranks=ranks), [], 0
-    for event in stream:
-        events.append(event)
-        steps += isinstance(event, StepEnded)
-        if isinstance(event, EpochEnded) and event.epoch == 1 and ranks.leads:
-            for file in task.gone:
-                file.unlink()
-        if ranks.leads and task.stop_after and steps == task.stop_after:
-            return [*events, stream.throw(StopRequested())]
-    compute.cross_entropy = usual
-    return events
+    with pytest.MonkeyPatch.context() as patch:
+        if ranks.rank == 1:
+            patch.setattr(compute, "cross_entropy", troubled)
+        yield
+
+
+@contextmanager
+def _watched(task, ranks):
+    """An answer that is told what the rank computes and sends."""
+    from finetune_core.training import gather, trunk
+    from finetune_core.training.ranks import Ranks
+
+    answer, outputs, exchange = Answer(), trunk.outputs, Ranks.exchange
+
+    def computing(forward, device, rows, feed):
+        answer.computed.extend(rows.tolist())
+        return outputs(forward, device, rows, feed)
+
+    def sending(self, sent, expected):
+        answer.sent.append({rank: tensor.numel() * tensor.element_size() for rank, tensor in sent.items()})
+        if ranks.rank == 1 and len(answer.sent) == task.killed_in:
+            os.kill(os.getpid(), signal.SIGKILL)
+        exchange(self, sent, expected)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trunk, "outputs", computing)
+        patch.setattr(Ranks, "exchange", sending)
+        if task.round_bytes:
+            patch.setattr(gather, "AT_ONCE", task.round_bytes)
+        yield answer

@@ -11,11 +11,11 @@ import pytest
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.training import events
-from finetune_core.training.checkpoints import load_tensors
 from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import check_devices
 from finetune_core.training.ranks import ALONE, Ranks, launched
+from tests.training.equal import check_equal
 from tests.training.rank_program import Task, trained_together
 
 # With SGD: Adam takes a whole step along a gradient that is nothing but rounding, as that of an attention's key bias.
@@ -63,17 +63,6 @@ def together(make, tmp_path_factory):
         task.folder.mkdir()
     found = trained_together(2, tmp_path_factory.mktemp("home"), tasks)
     return {name: (found[name], task.folder) for name, task in tasks.items()}
-
-
-def check_equal(folder, other):
-    """Weights and optimizer to 1e-5, and the same images in the same order."""
-    for checkpoint in ("best", "last"):
-        (mine, _), (theirs, _) = load_tensors(folder, checkpoint), load_tensors(other, checkpoint)
-        assert mine.keys() == theirs.keys()
-        assert max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine) < 1e-5
-    mine, theirs = load_predictions(folder), load_predictions(other)
-    assert mine.drop(columns="logits").equals(theirs.drop(columns="logits"))
-    assert np.abs(np.stack(mine["logits"]) - np.stack(theirs["logits"])).max() < 1e-4
 
 
 def of_kind(kind, found):

@@ -1,0 +1,17 @@
+"""When two runs are one to rounding."""
+
+import numpy as np
+
+from finetune_core.training.checkpoints import load_tensors
+from finetune_core.training.predictions import load_predictions
+
+
+def check_equal(folder, other):
+    """Weights and optimizer to 1e-5, and the same images in the same order."""
+    for checkpoint in ("best", "last"):
+        (mine, _), (theirs, _) = load_tensors(folder, checkpoint), load_tensors(other, checkpoint)
+        assert mine.keys() == theirs.keys()
+        assert max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine) < 1e-5
+    mine, theirs = load_predictions(folder), load_predictions(other)
+    assert mine.drop(columns="logits").equals(theirs.drop(columns="logits"))
+    assert np.abs(np.stack(mine["logits"]) - np.stack(theirs["logits"])).max() < 1e-4
