@@ -172,7 +172,7 @@ def test_machines_share_by_rank_and_end_where_a_rank_is_killed_meanwhile(alone, 
 def test_a_machine_without_room_for_what_it_is_sent_has_all_train_without_the_cache(tasks, tmp_path):
     """There is room for the rows that it computes itself, and not for those of the others, which are three times as many."""
     settings = {
-        "backbone": "tf_efficientnet_lite0",
+        "backbone": "efficientnet_lite0",
         "weights": "pretrained",
         "strategy": "custom",
         "cut": "block1",
