@@ -35,7 +35,7 @@ class Task:
     """A run to train.
 
     Attributes:
-        stop_after: ask it to stop after so many steps; this ends the ranks, too.
+        pause_after: ask it to pause after so many steps; this ends the ranks, too.
         gone: files that vanish when the first epoch has ended.
         memory: images for which the second rank has memory at a time; 0: as many as it gets.
         not_finite: whether the second rank's loss is not.
@@ -48,7 +48,7 @@ class Task:
     config: RunConfig
     folder: Path
     resume: bool = False
-    stop_after: int = 0
+    pause_after: int = 0
     gone: tuple[Path, ...] = ()
     memory: int = 0
     not_finite: bool = False
@@ -190,11 +190,9 @@ def _trained(task, ranks):
             if isinstance(event, EpochEnded) and event.epoch == 1 and ranks.leads:
                 for file in task.gone:
                     file.unlink()
-            due = (task.stop_after and steps == task.stop_after) or (
-                isinstance(event, Progress) and event.phase == task.stop_in
-            )
-            if ranks.leads and due:
-                answer.events.append(stream.throw(StopRequested()))
+            pausing = bool(task.pause_after) and steps == task.pause_after
+            if ranks.leads and (pausing or (isinstance(event, Progress) and event.phase == task.stop_in)):
+                answer.events.append(stream.throw(StopRequested(pause=pausing)))
                 break
     return answer
 

@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from finetune_core.training.loop import StopRequested, fit
 from finetune_core.training.predictions import load_predictions
 from finetune_core.training.prepare import check_devices
 from finetune_core.training.ranks import ALONE, Ranks, launched
+from finetune_core.training.strategies import STRATEGIES
 from tests.training.equal import check_equal
-from tests.training.rank_program import Task, trained_together
+from tests.training.rank_program import GONE, Task, trained_together
 
 # With SGD: Adam takes a whole step along a gradient that is nothing but rounding, as that of an attention's key bias.
 LAYERNORM = {"backbone": "timm/test_vit", "weights": "none", "image_size": 32, "optimizer": "sgd", "learning_rate": 1e-2}
@@ -93,10 +95,10 @@ def test_two_ranks_are_one(name, make, together, tmp_path):
 
 @pytest.fixture(scope="module")
 def disturbed(make, tmp_path_factory):
-    """Name -> folder of a run that two ranks resumed, or stopped."""
+    """(config, folder), below which is, by name, a run that two ranks resumed, or paused."""
     base = tmp_path_factory.mktemp("disturbed")
     config = make(LAYERNORM, strategy="full", ema=0.9)
-    for name in ("whole", "resumed by two", "stopped by two"):
+    for name in ("whole", "resumed by two", "paused by two"):
         (base / name).mkdir()
     list(fit(config, base / "whole"))
     stream, steps = fit(config, base / "resumed by two"), 0
@@ -107,10 +109,10 @@ def disturbed(make, tmp_path_factory):
             break
     tasks = {
         "resumed by two": Task(config, base / "resumed by two", resume=True),
-        "stopped by two": Task(config, base / "stopped by two", stop_after=5),
+        "paused by two": Task(config, base / "paused by two", pause_after=5),
     }
     found = trained_together(2, tmp_path_factory.mktemp("home"), tasks)
-    assert isinstance(found["stopped by two"][-1], events.RunStopped)
+    assert found["paused by two"][-1].paused
     return config, base
 
 
@@ -121,11 +123,27 @@ def test_a_run_of_one_goes_on_with_two(disturbed):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_that_was_stopped_goes_on_alone(disturbed):
+def test_a_run_of_two_that_was_paused_goes_on_alone(disturbed):
     config, base = disturbed
-    resumed = list(fit(config, base / "stopped by two", resume=True))
+    resumed = list(fit(config, base / "paused by two", resume=True))
     assert events.RunResumed(2, 2) in resumed
-    check_equal(base / "stopped by two", base / "whole")
+    check_equal(base / "paused by two", base / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_of_which_one_was_killed_goes_on_alone_or_with_three(disturbed, tmp_path_factory):
+    config, base = disturbed
+    (base / "killed").mkdir()
+    killed = {"killed": Task(config, base / "killed", killed_at=5)}
+    first, second = trained_together(2, tmp_path_factory.mktemp("home"), killed)["killed"]
+    assert "Another process of the run has ended" in first
+    assert second == GONE
+    shutil.copytree(base / "killed", base / "resumed by three")
+    assert events.RunResumed(2, 0) in list(fit(config, base / "killed", resume=True))
+    tasks = {"resumed by three": Task(config, base / "resumed by three", resume=True)}
+    assert events.RunResumed(2, 0) in trained_together(3, tmp_path_factory.mktemp("home"), tasks)["resumed by three"]
+    for name in ("killed", "resumed by three"):
+        check_equal(base / name, base / "whole")
 
 
 @pytest.fixture(scope="module")
@@ -195,13 +213,24 @@ def test_shares_are_the_batch_in_its_order_and_nobody_has_a_single_image_of_seve
     assert not busy or max(busy) - min(busy) <= 1
 
 
-@pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_of_a_machine_compute_whole_batches_and_each_row_once(world):
+@pytest.mark.parametrize("machines", [[1], [2], [3], [1, 1], [2, 1], [1, 3], [9, 9]])
+def test_ranks_compute_whole_batches_and_each_row_once(machines):
     rows = np.arange(100, 175)
-    shares = [Ranks(local_rank=rank, local_world=world).local_share(rows, 10) for rank in range(world)]
-    assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
-    firsts = {int(share[start]) for share in shares for start in range(0, len(share), 10)}
-    assert firsts == set(range(100, 175, 10))
+    places = [(local, size) for size in machines for local in range(size)]
+    ranks = [Ranks(rank, len(places), *place) for rank, place in enumerate(places)]
+    for shares in (
+        [one.rank_share(rows, 10) for one in ranks],
+        [one.machine_share(rows, 10) for one in ranks if one.local_rank == 0],
+        [one.local_share(rows, 10) for one in ranks[: machines[0]]],
+    ):
+        assert sorted(np.concatenate(shares).tolist()) == rows.tolist()
+        firsts = {int(share[start]) for share in shares for start in range(0, len(share), 10)}
+        assert firsts == set(range(100, 175, 10))
+
+
+def test_every_strategy_with_steps_is_tried_on_two_ranks(make):
+    tried = {make(settings).strategy for settings in SETTINGS.values()}
+    assert tried == {name for name, strategy in STRATEGIES.items() if not strategy.fits}
 
 
 def test_a_process_that_torchrun_has_not_started_is_alone(monkeypatch):
