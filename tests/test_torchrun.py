@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from base64 import b64decode
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,7 @@ from finetune_core.runs.record import execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import read_run
 from tests.deadline import SECONDS, wait_until, wait_until_gone
+from tests.ports import HERE, free_port
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,12 +38,12 @@ def torchrun(*arguments):
     return started("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "finetune_core", *arguments)
 
 
-def started(*arguments):
+def started(*arguments, **environment):
     """A process group of its own, as a terminal makes one of each command."""
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -108,6 +110,28 @@ def test_a_run_that_loses_a_rank_is_interrupted_and_goes_on_alone(data, tmp_path
         if type(event).__name__ == "EpochEnded":
             request_stop(run.run_dir)
     assert read_run(run.run_dir).status == "stopped"
+
+
+def test_two_machines_train_a_run_to_its_end_and_decode_each_image_once(data, tmp_path):
+    there = ["--nnodes", 2, "--nproc-per-node", 1, "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{HERE}:{free_port()}"]
+    command = ["train", data, *options(tmp_path / "runs", strategy="last_two_blocks", epochs=2)]
+    launcher = ["-m", "torch.distributed.run", *there, "-m", "finetune_core"]
+    caches = [tmp_path / "cache-0", tmp_path / "cache-1"]
+    machines = [started(*launcher, *command, THAW_CACHE_DIR=str(cache)) for cache in caches]
+    answers = [ended(machine) for machine in machines]
+    assert [status for status, _, _ in answers] == [0, 0], answers
+    (out,) = (out for _, out, _ in answers if out)
+    assert (json.loads(out)["status"], json.loads(out)["epochs"]) == ("finished", 2)
+    assert the_run(tmp_path / "runs").started["ranks"] == 2
+    decoded, activations = ([held(cache, kind) for cache in caches] for kind in ("pixels", "trunk"))
+    assert min(decoded) > 0
+    assert sum(decoded) == 42
+    assert activations == [42, 42]
+
+
+def held(cache, kind):
+    """How many rows of tables of that kind a cache has."""
+    return sum(len(b64decode(json.loads(file.read_text())["keys"])) // 8 for file in cache.glob(f"{kind}-*.json"))
 
 
 def test_a_wrong_request_is_refused_once_and_leaves_nothing(data, tmp_path):

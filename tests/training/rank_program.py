@@ -4,7 +4,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -14,8 +13,7 @@ import pytest
 
 from finetune_core.config import RunConfig
 from tests.deadline import in_time
-
-_HERE = "127.0.0.1"
+from tests.ports import HERE, free_port
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,7 @@ def trained_on(machines, home, tasks):
     """
     ranks = [(number, local) for number, machine in enumerate(machines) for local in range(machine.ranks)]
     context = multiprocessing.get_context("spawn")
-    with socket.socket() as free:
-        free.bind((_HERE, 0))
-        port = free.getsockname()[1]
+    port = free_port()
     ends = [context.Pipe(duplex=False) for _ in ranks]
     processes = []
     for rank, ((number, local), (_, line)) in enumerate(zip(ranks, ends, strict=True)):
@@ -118,7 +114,7 @@ def trained_on(machines, home, tasks):
             "THAW_HOME": str(home),
             "THAW_CACHE_DIR": str(home / f"cache-{number}"),
             "TORCHELASTIC_RUN_ID": "tests",
-            "MASTER_ADDR": _HERE,
+            "MASTER_ADDR": HERE,
             "MASTER_PORT": str(port),
             "RANK": str(rank),
             "LOCAL_RANK": str(local),

@@ -137,6 +137,15 @@ def test_a_run_that_is_stopped_while_machines_exchange_stops_on_all(two):
     assert (first.error, second.error, second.events) == (None, None, [])
 
 
+def test_machines_that_share_a_cache_send_nothing(tasks, tmp_path):
+    """As where THAW_HOME is on the network, and nobody has set THAW_CACHE_DIR."""
+    common = Machine(environment=ON_DISK.environment | {"THAW_CACHE_DIR": str(tmp_path / "common")})
+    answers = trained_on([common, common], tmp_path, {"plain": tasks()})["plain"]
+    assert sorted(row for answer in answers for row in answer.computed) == list(range(IMAGES))
+    assert not any(answer.sent for answer in answers)
+    assert {len(rows) for rows in tables(tmp_path / "common").values()} == {IMAGES}
+
+
 @pytest.fixture(scope="module")
 def half(tasks, tmp_path_factory):
     """(cache, rows) of a machine that has computed some of the images."""
