@@ -9,20 +9,15 @@ python -m benchmarks.scale [--images 10000 100000] [--parts index …] [--folder
 import argparse
 import json
 import os
-import resource
 import struct
-import subprocess
-import sys
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.parts import Part, app_at, draw, measured, run_child
 from finetune_core.config import make_config
 from finetune_core.work import finish
 
@@ -30,9 +25,8 @@ CLASSES, SMALLEST, LARGEST = 10, 28, 40  # pixels
 COARSE, NOISE = 5, 12  # colours a side, which are blended; gray levels
 BLOCK = 1000  # images of one size: among them an exact copy, and one that is darker
 VALUES, BATCH = 512, 1024  # of a cached row; rows that are read at once
+SHARE_CHANGED, A_PAGE = 10, 24  # every tenth image; images
 READY = ".ready"
-
-Found = dict[str, Any]
 
 
 def write_images(folder: Path, count: int) -> None:
@@ -74,29 +68,6 @@ def png(pixels: np.ndarray) -> bytes:
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines.tobytes(), 1)) + chunk(b"IEND", b"")
-
-
-def memory_mb() -> float:
-    """The largest that this process has been."""
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return largest / (1e6 if sys.platform == "darwin" else 1e3)
-
-
-class Part:
-    """What a child measures: named spans of wall clock and processor time."""
-
-    def __init__(self) -> None:
-        self.found: Found = {}
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        yield
-        self.found[name] = {
-            "wall_s": round(time.perf_counter() - wall, 3),
-            "cpu_s": round(time.process_time() - cpu, 3),
-            "peak_mb": round(memory_mb()),
-        }
 
 
 def index(part: Part, data: Path) -> None:
@@ -142,36 +113,38 @@ def split(part: Part, data: Path) -> None:
 
 def page(part: Part, data: Path) -> None:
     """The Dataset page itself, without a browser: opened, then drawn again with a page of images, a filter, and the findings."""
-    from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
-    from streamlit.testing.v1 import AppTest
-    from streamlit.testing.v1.local_script_runner import LocalScriptRunner
-
     from finetune_core.data.recent import remember
 
     os.environ["THAW_DATA_ROOTS"] = str(data.parent)
-    app = AppTest.from_file(str(Path(__file__).resolve().parent.parent / "app.py"), default_timeout=3600)
+    app = app_at("pages/dataset.py")
     app.query_params["data"] = remember(str(data))
-    app.switch_page("pages/dataset.py")
-    sent = [0]
-    messages = LocalScriptRunner.forward_msgs
-
-    def counted(runner: LocalScriptRunner) -> list[ForwardMsg]:
-        found = messages(runner)
-        sent[0] = sum(message.ByteSize() for message in found)
-        return found
-
-    def drawn(name: str) -> None:
-        with part.timed(name):
-            app.run()
-        if app.exception:
-            raise RuntimeError(app.exception[0].message)
-        part.found[name]["sent_kb"] = round(sent[0] / 1e3)
-
-    LocalScriptRunner.forward_msgs = counted  # type: ignore[assignment, method-assign]
     for view in ("Images", "Findings", "Classes and splits"):
         app.session_state["dataset_view"] = view
-        drawn(f"page_{view.split()[0].lower()}")
-        drawn(f"page_{view.split()[0].lower()}_again")
+        draw(part, app, f"page_{view.split()[0].lower()}")
+
+
+def edits(part: Part, data: Path) -> None:
+    """A tenth of the images relabelled, in changes of a page of images each: kept, read, applied, one more made and taken back."""
+    from finetune_core.config import Edit
+    from finetune_core.data.dataset import assemble, look_through
+    from finetune_core.data.edits import add_edits, load_edits, remove_edits, save_edits
+
+    settings = make_config({"data": str(data)}).split_settings
+    seen = finish(look_through(data))
+    assemble(data, seen, **settings, edits=())
+    changed = seen.rows["id"].iloc[::SHARE_CHANGED].tolist()
+    made = [Edit(action="relabel", paths=changed[at : at + A_PAGE], to="class0") for at in range(0, len(changed), A_PAGE)]
+    with part.timed("edits_kept"):
+        save_edits(data, made)
+    with part.timed("edits_read"):
+        known = load_edits(data)
+    with part.timed("edits_applied"):
+        assemble(data, seen, **settings, edits=known)
+    with part.timed("edit_added"):
+        add_edits(data, made[:1])
+    with part.timed("edit_taken_back"):
+        remove_edits(data, made[:1])
+    save_edits(data, ())
 
 
 def rows(part: Part, data: Path) -> None:
@@ -213,25 +186,9 @@ PARTS: dict[str, Callable[[Part, Path], None]] = {
     "index": index,
     "split": split,
     "page": page,
+    "edits": edits,
     "rows": rows,
 }
-
-
-def child(name: str, data: Path) -> None:
-    part = Part()
-    part.found["base_mb"] = round(memory_mb())
-    PARTS[name](part, data)
-    print(json.dumps(part.found))
-
-
-def measured(name: str, data: Path, home: Path) -> Found:
-    """What a part measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.scale", "--child", name, str(data)]
-    environment = os.environ | {"THAW_HOME": str(home)}
-    root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(command, env=environment, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
-    found: Found = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def main() -> None:
@@ -242,13 +199,13 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child[0], Path(options.child[1]))
+        run_child(PARTS, options.child[0], Path(options.child[1]))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         for count in options.images:
             write_images(data := folder / f"images-{count}", count)
-            parts = {name: measured(name, data, folder / f"home-{count}") for name in options.parts}
+            parts = {name: measured("scale", name, data, folder / f"home-{count}") for name in options.parts}
             print(json.dumps({"images": count, **parts}), flush=True)
 
 

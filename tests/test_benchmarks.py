@@ -1,5 +1,6 @@
 """Each benchmark runs as documents write it: from the checkout, with nothing installed but the requirements, with the options they give."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu, peak, plain_loop, speed, step_profile
+from benchmarks import gpu, many_runs, peak, plain_loop, speed, step_profile
 from finetune_core.config import make_config
 from finetune_core.models.network import network_stages
+from finetune_core.runs.store import RunStore
 from finetune_core.training.device import choose_device
 from finetune_core.training.stage_plan import plan, trained_parameters
 from tests.test_documents import DOCUMENTS
@@ -88,6 +90,36 @@ def test_the_sides_alternate_and_train_the_same(tmp_path):
     assert (first, second) == ("round 1", "round 2")
     assert all("1,022,724 parameters train" in line for line in (one, two))
     assert summed.startswith("efficientnet_lite0, last_block: ")
+
+
+def test_generated_runs_are_finished_runs_of_so_many_steps(tmp_path):
+    many_runs.write_runs(tmp_path, 3, 16)
+    runs = RunStore(tmp_path).runs()
+    assert [(run.status, run.notices, run.config.seed) for run in runs] == [("finished", (), seed) for seed in (2, 1, 0)]
+    assert [len(run.history.steps) for run in runs] == [16] * 3
+    assert [len(run.history.epochs) for run in runs] == [8] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "spans"),
+    [
+        ("many_runs", "--runs 3 --steps 16", ["list", "list_again", "page_runs_again", "page_train_again"]),
+        (
+            "scale",
+            "--images 200",
+            ["index", "split_and_check", "page_findings_again", "edits_applied", "edit_taken_back", "rows_read_at_random"],
+        ),
+    ],
+)
+def test_growth_is_measured_part_by_part(name, options, spans):
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = {span: value for part in json.loads(line).values() if isinstance(part, dict) for span, value in part.items()}
+    for span in spans:
+        assert found[span]["peak_mb"] >= found["base_mb"] > 0
 
 
 ONEDNN = """\

@@ -17,6 +17,7 @@ from finetune_core.data.duplicates import united
 from finetune_core.data.edits import apply_edits
 from finetune_core.data.entry import entry_folder, read_table, write_table
 from finetune_core.data.findings import Finding
+from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.index import read_index
 from finetune_core.data.listing import Listing, list_data
 from finetune_core.errors import DataError
@@ -63,8 +64,8 @@ class Dataset:
     given_splits: bool
     edits: tuple[Edit, ...] = ()
 
-    def paths(self, rows: pd.DataFrame) -> list[Path]:
-        return [self.root / sample for sample in rows["id"]]
+    def paths(self, rows: pd.DataFrame) -> ImagePaths:
+        return ImagePaths(self.root, rows["id"])
 
     def counts(self) -> pd.DataFrame:
         """Images per class (rows) and split (columns, those in use)."""

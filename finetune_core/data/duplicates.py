@@ -69,8 +69,10 @@ def near_sets(thumbs: pd.Series, content: np.ndarray, squares: Squares) -> Work[
 
 def _pixels(thumbs: pd.Series, positions: np.ndarray) -> np.ndarray:
     """uint8 ``[n, d]``."""
-    some = (np.frombuffer(b"".join(thumbs.iloc[rows]), dtype=np.uint8).reshape(len(rows), -1) for rows in _portions(positions))
-    return np.concatenate(list(some))
+    found = np.empty((len(positions), len(thumbs.iloc[0])), dtype=np.uint8)
+    for at in _portions(np.arange(len(positions))):
+        found[at] = np.frombuffer(b"".join(thumbs.iloc[positions[at]]), dtype=np.uint8).reshape(len(at), -1)
+    return found
 
 
 def _portions(rows: np.ndarray) -> Iterator[np.ndarray]:

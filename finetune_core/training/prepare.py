@@ -278,10 +278,6 @@ class _Prepared:
         return self.beginning.network
 
     @cached_property
-    def paths(self) -> list[Path]:
-        return self.dataset.paths(self.dataset.table)
-
-    @cached_property
     def content(self) -> np.ndarray:
         return self.dataset.table["content"].to_numpy(np.uint64)
 
@@ -478,7 +474,7 @@ def _decoded(prepared: _Prepared, wanted: np.ndarray) -> Generator[Event, None, 
     ranks = prepared.ranks
 
     def decoded(rows: np.ndarray) -> Generator[Event, None, Pixels]:
-        work = decode_pixels(prepared.paths, prepared.content, rows, side, info.interpolation)
+        work = decode_pixels(prepared.dataset.paths(prepared.dataset.table), prepared.content, rows, side, info.interpolation)
         return (yield from reported("decode", work))
 
     pixels = yield from decoded(ranks.local_share(wanted, forward_batch(prepared.device)))

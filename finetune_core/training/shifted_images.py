@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from typing_extensions import TypedDict
 
 from finetune_core.data.dataset import look_through
+from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.pixels import decode_pixels
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import SHIFTED
@@ -126,7 +127,7 @@ def _decoded(job: Job, data: str, table: pd.DataFrame, roots: Sequence[Path]) ->
         raise _gone(data)
     rows = rows.sample(min(MOST_IMAGES, len(rows)), random_state=0)
     info, size = job.network.info, job.config.image_size
-    paths, keys = [seen.listing.root / sample for sample in rows["id"]], rows["content"].to_numpy(np.uint64)
+    paths, keys = ImagePaths(seen.listing.root, rows["id"]), rows["content"].to_numpy(np.uint64)
     decoding = decode_pixels(paths, keys, np.arange(len(rows)), info.stored_side(size), info.interpolation)
     pixels = yield from reported("decode", decoding)
     readable = np.setdiff1d(np.arange(len(rows)), list(pixels.failed))

@@ -96,8 +96,11 @@ def test_the_table_says_what_the_headers_say(image_folder, tmp_path):
 def test_paths_of_rows_are_the_files(image_folder, tmp_path):
     image_folder(tmp_path, {"red": 4, "blue": 4})
     dataset = load_dataset(tmp_path)
-    assert all(path.is_file() for path in dataset.paths(dataset.table))
-    assert dataset.paths(dataset.table.head(1)) == [tmp_path.resolve() / "blue" / "000.png"]
+    paths = dataset.paths(dataset.table)
+    assert [path.is_file() for path in paths] == [True] * 8
+    assert [path.name for path in paths[3:5]] == ["003.png", "000.png"]
+    assert paths[np.int64(-1)].parts[-2:] == ("red", "003.png")
+    assert list(dataset.paths(dataset.table.head(1))) == [tmp_path.resolve() / "blue" / "000.png"]
 
 
 def test_indexing_tells_its_progress(image_folder, tmp_path):

@@ -11,6 +11,7 @@ from finetune_core.config import RunConfig
 from finetune_core.data.closeness import gray_squares
 from finetune_core.data.dataset import Dataset, assemble, look_through
 from finetune_core.data.duplicates import near_sets
+from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.sources import check_roots
 from finetune_core.data.splits import TRAIN, VAL
 from finetune_core.errors import FinetuneError, RunError
@@ -131,10 +132,10 @@ def _copies(own: Dataset, table: pd.DataFrame, other: OtherData) -> Work[tuple[n
 def _near(training: pd.DataFrame, root: Path, other: OtherData) -> Work[np.ndarray]:
     count = len(training)
     both = pd.concat([training[["thumb", "content"]], other.table[["thumb", "content"]]], ignore_index=True)
-    paths = [*(root / sample for sample in training["id"]), *other.paths]
+    own, others = ImagePaths(root, training["id"]), other.paths
 
     def squares(positions: np.ndarray, side: int) -> Iterator[np.ndarray | None]:
-        return gray_squares([paths[at] for at in positions], side)
+        return gray_squares([own[at] if at < count else others[at - count] for at in positions], side)
 
     sets, _ = yield from near_sets(both["thumb"], both["content"].to_numpy(np.uint64), squares)
     return np.isin(sets[count:], sets[:count])

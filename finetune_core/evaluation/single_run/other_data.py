@@ -8,6 +8,7 @@ import pandas as pd
 
 from finetune_core.data.dataset import fingerprint_of, look_through
 from finetune_core.data.edits import apply_edits, load_edits
+from finetune_core.data.image_paths import ImagePaths
 from finetune_core.data.sources import readable_data
 from finetune_core.data.splits import SHIFTED
 from finetune_core.errors import DataError
@@ -29,8 +30,8 @@ class OtherData:
     unreadable: int
 
     @property
-    def paths(self) -> list[Path]:
-        return [self.root / sample for sample in self.table["id"]]
+    def paths(self) -> ImagePaths:
+        return ImagePaths(self.root, self.table["id"])
 
     @property
     def fingerprint(self) -> str:
