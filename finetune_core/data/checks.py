@@ -84,8 +84,11 @@ def image_findings(table: pd.DataFrame) -> Iterator[Finding]:
 
 def copy_findings(table: pd.DataFrame) -> Iterator[Finding]:
     """Copies and near-duplicates, across splits first: those inflate a score."""
-    rank = table["split"].map({split: number for number, split in enumerate(SPLITS)})
-    ordered = table.assign(rank=rank).sort_values(["rank", "id"])
+    alike = table[
+        table["content"].duplicated(keep=False) | table["near"].duplicated(keep=False)
+    ]  # few, as a rule, of a million
+    rank = alike["split"].map({split: number for number, split in enumerate(SPLITS)})
+    ordered = alike.assign(rank=rank).sort_values(["rank", "id"])
     exact = ordered[ordered["content"].duplicated(keep=False)]
     conflicting = _differ(exact, "content", "label")
     yield from _conflicts(exact[conflicting])
