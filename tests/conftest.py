@@ -29,9 +29,9 @@ HUES = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items):
-    """What needs a browser is slow; files with slow tests come first, so that at the end no worker is left alone with one."""
+    """What needs a browser or is exhaustive is slow; files with slow tests come first, so that at the end no worker is left alone with one."""
     for item in items:
-        if "browser" in item.fixturenames:
+        if "browser" in item.fixturenames or item.get_closest_marker("exhaustive"):
             item.add_marker("slow")
     first = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in first)
@@ -182,11 +182,11 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def processes():
-    """Processes that start with torch loaded, where that can be, but with no thread of its own yet."""
+    """Processes that start with the large libraries loaded, where that can be, but with no thread of torch's yet."""
     if os.name != "posix":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetune_core.runs.record", "timm"])
+    context.set_forkserver_preload(["finetune_core.runs.record", "timm", "streamlit.web.cli", "plotly.graph_objects", "altair"])
     return context
 
 

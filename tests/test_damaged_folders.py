@@ -131,7 +131,7 @@ def command_for(file, chance, bad, good, image, other):
     return chance.choice(slow if chance.random() < 0.05 else quick)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(fuzzed, max_examples=CASES)
 @given(chance=st.randoms(use_true_random=True))
 def test_the_command_line_names_what_is_damaged_a_thousand_times(whole, data, other, beside, chance):
@@ -139,7 +139,7 @@ def test_the_command_line_names_what_is_damaged_a_thousand_times(whole, data, ot
 
 
 @pytest.mark.slow
-@settings(fuzzed, max_examples=CASES // 25)
+@settings(fuzzed, max_examples=CASES // 5)
 @given(chance=st.randoms(use_true_random=True))
 def test_the_command_line_names_what_is_damaged(whole, data, other, beside, chance):
     damaged_one_is_named(whole, data, other, beside, chance)
