@@ -3,15 +3,13 @@
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import time
 import urllib.request
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.browser.app_process import run_app
+
 CHROMIUM = os.environ.get("THAW_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
 ARGUMENTS = [
     "--no-sandbox",
@@ -34,17 +32,15 @@ def unused_port():
 class Server:
     """The app on a port of its own, with a folder of its own."""
 
-    def __init__(self, home, port=None, options=()):
+    def __init__(self, processes, home, port=None, options=()):
         self.port = port or unused_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (home / "server.log").open("wb")
-        command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.headless=true", f"--server.port={self.port}"]
-        self.process = subprocess.Popen(
-            [*command, *options], cwd=ROOT, env=os.environ | {"THAW_HOME": str(home)}, stdout=self.log, stderr=subprocess.STDOUT
-        )
+        log, options = home / "server.log", ("--server.headless=true", f"--server.port={self.port}", *options)
+        self.process = processes.Process(target=run_app, args=(os.environ | {"THAW_HOME": str(home)}, log, options))
+        self.process.start()
         end = time.monotonic() + 300
         while not self._healthy():
-            assert self.process.poll() is None, (home / "server.log").read_text()
+            assert self.process.is_alive(), log.read_text()
             assert time.monotonic() < end
             time.sleep(0.2)
 
@@ -56,8 +52,8 @@ class Server:
 
     def close(self):
         self.process.terminate()
-        self.process.wait(300)
-        self.log.close()
+        self.process.join(300)
+        assert not self.process.is_alive()
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +68,12 @@ def browser():
 
 
 @pytest.fixture
-def start(browser):
+def start(browser, processes):
     """Starts servers that end with the test: (home, port, options) -> server."""
     running = []
 
     def begin(home, port=None, options=()):
-        running.append(Server(home, port, options))
+        running.append(Server(processes, home, port, options))
         return running[-1]
 
     yield begin
@@ -96,20 +92,20 @@ def free_port():
 
 
 @pytest.fixture(scope="module")
-def shared_server(browser, tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("shared"))
+def shared_server(browser, processes, tmp_path_factory):
+    running = Server(processes, tmp_path_factory.mktemp("shared"))
     yield running
     running.close()
 
 
 @pytest.fixture(scope="module")
-def filled_server(browser, trained_once, tmp_path_factory):
+def filled_server(browser, processes, trained_once, tmp_path_factory):
     """One with two finished runs, which its pages compare."""
     home = tmp_path_factory.mktemp("filled")
     trained_once.copied(home / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("THAW_DATA_ROOTS", str(trained_once.data))
-        running = Server(home)
+        running = Server(processes, home)
     yield running
     running.close()
 
