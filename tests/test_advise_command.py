@@ -8,7 +8,7 @@ import finetune_core as thaw_api
 from finetune_core.errors import ConfigError
 from finetune_core.evaluation.advice.advise import UNKNOWN
 from finetune_core.models.catalogue import ready_backbones
-from finetune_core.training import timing
+from finetune_core.training import logistic, timing
 from tests.test_main import thaw
 
 NAMES = ("efficientnet_lite0", "efficientnet_lite1")
@@ -18,6 +18,7 @@ QUICK = ["--images", "24", "--image-size", "32", "--epochs", "1", "--batch-size"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(timing, "_SECONDS", 0.0)
+    monkeypatch.setattr(logistic, "GRID", logistic.GRID[::4])
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Each benchmark runs as documents write it: from the checkout, with nothing installed but the requirements, with the options they give."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from finetune_core.models.network import network_stages
 from finetune_core.runs.store import RunStore
 from finetune_core.training.device import choose_device
 from finetune_core.training.stage_plan import plan, trained_parameters
+from tests.forked import run_module
 from tests.test_documents import DOCUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,10 +35,8 @@ def test_documents_name_benchmarks_that_exist_in_one_form():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_it_says_what_it_measures_and_which_options_it_takes(name):
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def test_it_says_what_it_measures_and_which_options_it_takes(name, processes, tmp_path):
+    done = run_module(processes, f"benchmarks.{name}", "--help", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")
     used = {option for line in COMMANDS if f"benchmarks.{name} " in line for option in re.findall(r"--[\w-]+", line)}

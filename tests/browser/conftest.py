@@ -8,7 +8,7 @@ import urllib.request
 
 import pytest
 
-from tests.browser.app_process import run_app
+from tests.forked import run_app
 
 CHROMIUM = os.environ.get("THAW_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or ""
 ARGUMENTS = [

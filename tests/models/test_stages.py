@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 
 import pytest
@@ -11,12 +12,23 @@ from finetune_core.models.stages import derive_stages, find_head, replace_head
 from finetune_core.models.timm_networks import is_timm_name
 
 FEW = {"efficientnet_lite0", "resnet18", "googlenet", "regnet_y_400mf", "vit_b_16", "swin_t", "maxvit_t", "vgg11"}
-# Some of different kinds in every run of the tests, all others among the slow ones.
-EVERY_BACKBONE = [
-    name if name in FEW else pytest.param(name, marks=pytest.mark.slow)
-    for name in backbone_names()
-    if not is_timm_name(name)  # test_timm_walk.py
-]
+NAMES = [name for name in backbone_names() if not is_timm_name(name)]  # those are test_timm_walk.py's
+
+
+def family(name):
+    """resnet18, resnet50 -> resnet"""
+    return re.match("[a-z]+", name)[0]
+
+
+def marks(name):
+    """Some of different kinds in every run of the tests, of each family the first and the last among the slow ones."""
+    if name in FEW:
+        return ()
+    relatives = sorted(one for one in NAMES if family(one) == family(name))
+    return pytest.mark.slow if name in (relatives[0], relatives[-1]) else pytest.mark.exhaustive
+
+
+EVERY_BACKBONE = [pytest.param(name, marks=marks(name)) for name in NAMES]
 
 
 class Walk:

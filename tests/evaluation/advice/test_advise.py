@@ -17,7 +17,7 @@ from finetune_core.evaluation.advice.advise import advise, comparison_of
 from finetune_core.evaluation.advice.probes import TIMED, training_sample
 from finetune_core.evaluation.advice.proposal import Proposal
 from finetune_core.models.network import network_stages
-from finetune_core.training import device_turn, timing
+from finetune_core.training import device_turn, logistic, timing
 from finetune_core.training.device import choose_device
 from finetune_core.training.speed_book import SpeedBook
 from finetune_core.work import Step, finish
@@ -30,6 +30,7 @@ LITES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 def quick(monkeypatch):
     monkeypatch.setattr(device_turn, "choose_device", lambda *_: choose_device("cpu", "fp32"))
     monkeypatch.setattr(timing, "_SECONDS", 0.0)
+    monkeypatch.setattr(logistic, "GRID", logistic.GRID[::4])
 
 
 @pytest.fixture
