@@ -281,9 +281,11 @@ def _shortened(vectors: Vectors, rows: np.ndarray) -> np.ndarray:
     """``[n, 32]``: each vector in the main directions of some of them, and the length of what is left."""
     some = vectors(rows[:: -(-len(rows) // 1000)])
     main = np.linalg.qr(some.T @ np.linalg.eigh(some @ some.T)[1][:, -_KEPT_DIRECTIONS:])[0]
-    short = np.concatenate([vectors(portion) @ main for portion in _portions(rows)])
-    rest = np.sqrt(np.maximum(0, 1 - np.square(short).sum(axis=1, keepdims=True)))
-    return np.concatenate([short, rest], axis=1)
+    short = np.empty((len(rows), main.shape[1] + 1), dtype=np.float32)
+    for at in _portions(np.arange(len(rows))):
+        kept = vectors(rows[at]) @ main
+        short[at, :-1], short[at, -1] = kept, np.sqrt(np.maximum(0, 1 - np.square(kept).sum(axis=1)))
+    return short
 
 
 def _connected(pairs: np.ndarray, count: int) -> np.ndarray:
