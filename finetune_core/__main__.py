@@ -206,7 +206,8 @@ def train(
         earlier = settings_in_file(config) if config else None
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
         check_shared(wanted, ranks.world)
-        with asked_executor(executor, ray_address, ranks, devices) as trainer:
+        with asked_executor(executor, ray_address, ranks) as trainer:
+            trainer.check(wanted, devices)
             folder = runs_dir or paths.runs_dir()
             yield begun(wanted, folder, elsewhere=trainer.elsewhere, devices=devices), trainer
 
@@ -233,7 +234,8 @@ def resume(
     def reserved(ranks: Ranks) -> Iterator[Reserved]:
         run = opened(run_dir)
         check_shared(run.config, ranks.world)
-        with asked_executor(executor, ray_address, ranks, devices) as trainer:
+        with asked_executor(executor, ray_address, ranks) as trainer:
+            trainer.check(run.config, devices)
             yield reopen_run(run.run_dir, elsewhere=trainer.elsewhere, devices=devices), trainer
 
     led(reserved, devices, as_json)
@@ -342,6 +344,7 @@ def compare(
     report: Annotated[Path | None, typer.Option(help="Write the comparison to this HTML file.")] = None,
     config: Annotated[Path | None, typer.Option(help="The config.json of a run, for all other settings.")] = None,
     as_is: AsIs = False,
+    devices: Devices = 1,
     executor: Executor = "here",
     ray_address: RayAddress = None,
     runs_dir: Annotated[Path | None, typer.Option(help="The folder in which the runs' folders are created.")] = None,
@@ -384,6 +387,7 @@ def compare(
                     (runs_dir or paths.runs_dir()).resolve(),
                     reuse=reuse,
                     executor=trainer,
+                    devices=devices,
                 )
             said_of_training(trained, len(configs))
             runs = trained.runs

@@ -11,7 +11,7 @@ from finetune_core.training.ranks import ALONE, Ranks
 
 
 @contextmanager
-def asked_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE, devices: int = 1) -> Iterator[Executor]:
+def asked_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE) -> Iterator[Executor]:
     """``executor_of``; what takes a while is said on stderr.
 
     Raises:
@@ -19,5 +19,5 @@ def asked_executor(name: str, ray_address: str | None, ranks: Ranks = ALONE, dev
     """
     if name == "ray":
         err.print(escape(f"Connecting to Ray at {ray_address}" if ray_address else "Starting Ray on this machine"))
-    with executor_of(name, ray_address, ranks, devices) as executor:
+    with executor_of(name, ray_address, ranks) as executor:
         yield executor

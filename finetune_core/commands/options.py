@@ -52,7 +52,7 @@ Devices = Annotated[
     typer.Option(
         metavar="N",
         min=1,
-        help="Train one run on so many GPUs, or parts of the processor, of this machine, as torchrun would; the same run, to rounding.",
+        help="Train each run on so many GPUs, or parts of the processor, of one machine, as torchrun would; the same run, to rounding.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run.")]

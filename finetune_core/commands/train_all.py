@@ -21,6 +21,7 @@ from finetune_core.runs.record import create_run
 from finetune_core.runs.store import Run, RunStore, summary
 from finetune_core.runs.worker import Worker
 from finetune_core.training.prepare import check_config
+from finetune_core.training.strategies import epochs_of
 
 _LOOK = 0.5  # seconds
 
@@ -39,24 +40,28 @@ class Trained:
     stopped: bool
 
 
-def train_all(configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool, executor: Executor | None = None) -> Trained:
+def train_all(
+    configs: Sequence[RunConfig], runs_dir: Path, *, reuse: bool, executor: Executor | None = None, devices: int = 1
+) -> Trained:
     """Train all runs. One that breaks does not keep the others from training; Ctrl-C stops those that train, and no other begins.
 
     Args:
         reuse: take finished runs with the same settings from ``runs_dir``.
         executor: who trains them; this process, one after the other, unless another one is given.
+        devices: how many train each run that takes steps.
 
     Raises:
-        ConfigError, RunError: when a config cannot work or nothing can be written; then nothing is trained.
+        ConfigError, RunError: when a config cannot work, or not on so many devices, or nothing can be written; then nothing is trained.
     """
     executor = executor or InProcess()
     for config in configs:
         check_config(config, elsewhere=executor.elsewhere)
+        executor.check(config, _shared_by(config, devices))
     runs = RunStore(runs_dir).runs() if reuse else []
     there = {run.config.model_dump_json(): run for run in runs if run.status == "finished"}
     if executor.elsewhere:
-        return _beside_each_other(configs, there, runs_dir, executor)
-    return _one_after_the_other(configs, there, runs_dir)
+        return _beside_each_other(configs, there, runs_dir, executor, devices)
+    return _one_after_the_other(configs, there, runs_dir, devices)
 
 
 def said_of_training(done: Trained, wanted: int) -> None:
@@ -67,7 +72,7 @@ def said_of_training(done: Trained, wanted: int) -> None:
         err.print(f"{things(len(done.failed), 'run')} of {wanted} failed; the others are compared.")
 
 
-def _one_after_the_other(configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path) -> Trained:
+def _one_after_the_other(configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path, devices: int) -> Trained:
     runs: list[Run] = []
     failed: list[dict[str, str | int]] = []
     for number, config in enumerate(configs, 1):
@@ -76,7 +81,7 @@ def _one_after_the_other(configs: Sequence[RunConfig], there: Mapping[str, Run],
             err.print(escape(f"Trained before: {found.run_id}"))
             runs.append(found)
             continue
-        reservation = create_run(config, runs_dir)
+        reservation = create_run(config, runs_dir, devices=_shared_by(config, devices))
         try:
             run = trained(reservation)
         except FinetuneError as error:
@@ -89,7 +94,9 @@ def _one_after_the_other(configs: Sequence[RunConfig], there: Mapping[str, Run],
     return Trained(runs, failed, stopped=False)
 
 
-def _beside_each_other(configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path, executor: Executor) -> Trained:
+def _beside_each_other(
+    configs: Sequence[RunConfig], there: Mapping[str, Run], runs_dir: Path, executor: Executor, devices: int
+) -> Trained:
     worker, store = Worker(runs_dir, after=report_to_mlflow, executor=executor), RunStore(runs_dir)
     found: list[Run | None] = [there.get(config.model_dump_json()) for config in configs]
     watched: dict[str, str] = {}
@@ -98,7 +105,7 @@ def _beside_each_other(configs: Sequence[RunConfig], there: Mapping[str, Run], r
         if before:
             err.print(escape(f"{title}: trained before, {before.run_id}"))
         else:
-            watched[worker.submit(config)] = title
+            watched[worker.submit(config, devices=_shared_by(config, devices))] = title
     _watch(worker, store, watched)
     new = iter(watched)
     ended = [before or store.run(next(new)) for before in found]
@@ -107,6 +114,10 @@ def _beside_each_other(configs: Sequence[RunConfig], there: Mapping[str, Run], r
     ]
     stopped = any(run.status not in ("finished", "failed") for run in ended)
     return Trained([run for run in ended if run.status == "finished"], failed, stopped)
+
+
+def _shared_by(config: RunConfig, devices: int) -> int:
+    return devices if epochs_of(config) else 1
 
 
 def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:

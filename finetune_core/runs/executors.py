@@ -13,6 +13,7 @@ from finetune_core.runs.record import Reservation, execute
 from finetune_core.runs.together import execute_together
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Event
+from finetune_core.training.prepare import check_devices
 from finetune_core.training.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
@@ -43,6 +44,18 @@ class Executor(Protocol):
 
     def places(self, queue: str) -> int:
         """How many runs of a queue can train at a time, as far as is known now; 1 or more."""
+        ...
+
+    def places_of(self, devices: int) -> int:
+        """How many of these places a run on so many devices takes, as far as is known now."""
+        ...
+
+    def check(self, config: RunConfig, devices: int) -> None:
+        """To be asked before there is a run.
+
+        Raises:
+            ConfigError: when a run cannot be shared by so many devices, or, as far as is known now, no machine has them.
+        """
         ...
 
     def machines(self) -> list[int]:
@@ -77,6 +90,12 @@ class InProcess:
     def places(self, queue: str) -> int:
         return 1
 
+    def places_of(self, devices: int) -> int:
+        return 1
+
+    def check(self, config: RunConfig, devices: int) -> None:
+        check_devices(config, devices)
+
     def machines(self) -> list[int]:
         return [1]
 
@@ -100,13 +119,12 @@ def app_executor() -> Executor:
 
 
 @contextmanager
-def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE, devices: int = 1) -> Iterator[Executor]:
+def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE) -> Iterator[Executor]:
     """The executor of that name: ``here`` or ``ray``, ready to train.
 
     Args:
         ray_address: see ``RayExecutor``.
         ranks: see ``InProcess``.
-        devices: how many are to train each run.
 
     Raises:
         ConfigError: when there is none, or it is not installed.
@@ -119,8 +137,8 @@ def executor_of(name: str, ray_address: str | None = None, ranks: Ranks = ALONE,
             raise ConfigError({"ray_address": "goes with --executor ray"})
         yield InProcess(ranks)
         return
-    if ranks.several or devices > 1:
-        raise ConfigError({"executor": "Ray trains each run on one device; leave it out to train one run on several"})
+    if ranks.several:
+        raise ConfigError({"executor": "Ray starts the processes of a run itself: use --devices, without torchrun"})
     executor = _ray(ray_address or "")
     try:
         executor.driver()

@@ -15,7 +15,8 @@ import time
 from typing import Any, BinaryIO
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 _LOOK, _LOOK_AT_NODES = 0.1, 1.0  # seconds
 _OBJECT_STORE = 100 * 2**20  # bytes: tasks are given and give back a few words
@@ -44,13 +45,14 @@ def connect(address: str) -> None:
 class Driver:
     """Turns requests into tasks, and their ends into answers.
 
-    Requests: ``{"do": "train", "id", "run", "gpu", "task", "shared"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id", "force"}``.
+    Requests: ``{"do": "train", "id", "run", "gpu", "devices", "task", "shared"}``, ``{"do": "look", "id", "seen"}``, ``{"do": "cancel", "id", "force"}``.
     Answers: ``{"nodes"}`` at the start and after each change, ``{"id", …}`` with what a task returned, or ``{"id", "problem"}``.
     """
 
     def __init__(self, answers: BinaryIO) -> None:
         self._answers = answers
         self._going: dict[ray.ObjectRef, Row] = {}
+        self._groups: dict[ray.ObjectRef, PlacementGroup] = {}  # of runs that several devices train
         self._looks: dict[ray.ObjectRef, tuple[int, str]] = {}
         self._holders: dict[str, str] = {}  # a name of what runs can share -> the node that was the last to compute it
         self._nodes: list[Row] = []
@@ -70,17 +72,25 @@ class Driver:
             getattr(self, f"_{request['do']}")(request)
 
     def _train(self, request: Row) -> None:
-        share = share_of(self._nodes, gpu=request["gpu"])
-        node = next((self._holders[name] for name in request["shared"] if name in self._holders), None)
-        # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
-        strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) if node else "SPREAD"
+        devices = request["devices"]
+        share = share_of(self._nodes, gpu=request["gpu"], devices=devices)
         gpus, cores = int(share["num_gpus"]), int(share["num_cpus"])
-        run = request["run"] | {"threads": 0 if gpus else cores, "gpus": gpus, "cores": cores}
-        # A process that has used a GPU keeps it, so it does one task; others keep what they have imported.
-        task = ray.remote(max_calls=int(request["gpu"]))(_task).options(
-            **share, max_retries=_TRIES, scheduling_strategy=strategy, name=request["task"]
-        )
-        self._going[task.remote(run, request["task"])] = request
+        run = request["run"] | {"threads": 0 if gpus else cores, "gpus": devices * gpus, "cores": devices * cores}
+        # The machine that has the output of the frozen stages, while it has a place; the run goes elsewhere rather than wait for it.
+        node = next((self._holders[name] for name in request["shared"] if name in self._holders), None)
+        options = {"name": request["task"], "max_retries": _TRIES}
+        if devices > 1:
+            bundles = [{"GPU": gpus, "CPU": cores} if gpus else {"CPU": cores}] * devices
+            group = placement_group(bundles, "STRICT_PACK", request["task"], _soft_target_node_id=node)
+            together = ray.remote(num_cpus=0, scheduling_strategy=PlacementGroupSchedulingStrategy(group))(_tasks)
+            going = together.options(**options).remote(run, request["task"], share)
+            self._groups[going] = group
+        else:
+            strategy = NodeAffinitySchedulingStrategy(node, soft=True, _spill_on_unavailable=True) if node else "SPREAD"
+            # A process that has used a GPU keeps it, so it does one task; others keep what they have imported.
+            alone = ray.remote(max_calls=gpus, scheduling_strategy=strategy)(_task)
+            going = alone.options(**share, **options).remote(run, request["task"])
+        self._going[going] = request
 
     def _look(self, request: Row) -> None:
         for node in self._nodes:
@@ -104,6 +114,8 @@ class Driver:
                 self._tell({"id": number, "host": host, "left": left} | _result(task))
                 continue
             request, result = self._going.pop(task), _result(task)
+            if group := self._groups.pop(task, None):
+                remove_placement_group(group)
             if "node" in result:
                 self._holders |= dict.fromkeys(request["shared"], result["node"])
             self._tell({"id": request["id"]} | result)
@@ -131,16 +143,27 @@ class Driver:
         self._answers.flush()
 
 
-def share_of(nodes: list[Row], *, gpu: bool) -> dict[str, float]:
-    """What one run asks for: a GPU with its share of the machine's cores, or, on processors, all cores of the smallest machine."""
+def share_of(nodes: list[Row], *, gpu: bool, devices: int) -> dict[str, float]:
+    """What each process of a run asks for: a GPU with its share of the machine's cores, or, on processors, its share of all cores of the
+    smallest machine."""
     if gpu:
         cores = min(node["cpus"] // node["gpus"] for node in nodes if node["gpus"])
         return {"num_gpus": 1, "num_cpus": max(1, cores)}
-    return {"num_gpus": 0, "num_cpus": min((node["cpus"] for node in nodes if node["cpus"]), default=1)}
+    cores = min((node["cpus"] for node in nodes if node["cpus"]), default=1)
+    return {"num_gpus": 0, "num_cpus": cores if devices == 1 else max(1, cores // devices)}
+
+
+def _tasks(run: Row, task: str, share: dict[str, float]) -> Row:
+    """Sent by value: what it imports has to be on the machine that it comes to."""
+    import ray
+
+    from finetune_core.runs.ray_ranks import train_together
+
+    return train_together(run, task, share) | {"node": ray.get_runtime_context().get_node_id()}
 
 
 def _task(run: Row, task: str) -> Row:
-    """Sent by value: what it imports has to be on the machine that it comes to."""
+    """Likewise."""
     import ray
 
     from finetune_core.runs.remote import outcome, remote_run

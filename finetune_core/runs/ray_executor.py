@@ -22,6 +22,7 @@ from queue import Empty, Queue
 from finetune_core import paths
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.formatting import things
 from finetune_core.runs.executors import Machine
 from finetune_core.runs.lines import EventLines
 from finetune_core.runs.record import EVENTS_FILE, Reservation, append_event, execute
@@ -29,6 +30,7 @@ from finetune_core.runs.remote import LOOK, Row, followed, handed_over, plain_ro
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.storage import shown
 from finetune_core.training.events import Event, RunFailed
+from finetune_core.training.prepare import check_devices
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,17 @@ class RayExecutor:
     def places(self, queue: str) -> int:
         return sum(self.machines()) or 1
 
+    def places_of(self, devices: int) -> int:
+        return (
+            devices if any(one.gpus for one in self.cluster()) else 1
+        )  # on processors each process gets its share of one place
+
+    def check(self, config: RunConfig, devices: int) -> None:
+        check_devices(config, devices, elsewhere=True)
+        machines = self.cluster()
+        if machines:  # else it has not connected yet
+            _check_room(devices, machines, gpu=_wants_gpu(config, machines))
+
     def machines(self) -> list[int]:
         nodes = self._driver.nodes if self._driver else []
         if any(node["gpus"] for node in nodes):
@@ -83,12 +96,12 @@ class RayExecutor:
             try:
                 config = make_config(read_config(run_dir / CONFIG_FILE))
                 driver = self.driver()
-                gpu = _wants_gpu(config, driver.nodes)
-                self._check(driver, config, run_dir.parent)
+                self.check(config, reservation.devices)
+                self._check_storage(driver, config, run_dir.parent)
             except FinetuneError as error:
                 append_event(run_dir, RunFailed(str(error), ""))
                 raise
-            request = _request(reservation, roots, config, gpu)
+            request = _request(reservation, roots, config, gpu=_wants_gpu(config, self.cluster()))
             yield from self._followed(driver, request, lines, reservation)
         finally:
             reservation.lock.release()
@@ -158,7 +171,7 @@ class RayExecutor:
             return
         raise_problem(answer, f"the task {request['task']}")
 
-    def _check(self, driver: "_Driver", config: RunConfig, runs_dir: Path) -> None:
+    def _check_storage(self, driver: "_Driver", config: RunConfig, runs_dir: Path) -> None:
         """Whether every machine sees the run's folder and its data; each only once.
 
         Raises:
@@ -288,10 +301,17 @@ def _local() -> dict[str, str]:
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
-def _request(reservation: Reservation, roots: Sequence[Path], config: RunConfig, gpu: bool) -> Row:
+def _request(reservation: Reservation, roots: Sequence[Path], config: RunConfig, *, gpu: bool) -> Row:
     task = f"{reservation.run_dir.name}-{secrets.token_hex(4)}"
     row = plain_row(handed_over(reservation, roots))
-    return {"do": "train", "run": row, "gpu": gpu, "task": task, "shared": _shared(config)}
+    return {
+        "do": "train",
+        "run": row,
+        "gpu": gpu,
+        "devices": reservation.devices,
+        "task": task,
+        "shared": _shared(config),
+    }
 
 
 def _shared(config: RunConfig) -> list[str]:
@@ -301,12 +321,27 @@ def _shared(config: RunConfig) -> list[str]:
     return [json.dumps([*network, config.strategy], default=str), json.dumps(network, default=str)]
 
 
-def _wants_gpu(config: RunConfig, nodes: Sequence[Row]) -> bool:
+def _check_room(devices: int, machines: Sequence[Machine], *, gpu: bool) -> None:
+    """
+    Raises:
+        ConfigError: when no machine has so many GPUs, or, without any, cores.
+    """
+    largest = max(one.gpus if gpu else one.cores for one in machines)
+    if devices > max(1, largest):
+        most = things(largest, "GPU" if gpu else "core")
+        raise ConfigError(
+            {
+                "devices": f"no machine of the cluster has {devices}, and a run trains on one machine: choose no more than its {most}"
+            }
+        )
+
+
+def _wants_gpu(config: RunConfig, machines: Sequence[Machine]) -> bool:
     """
     Raises:
         ConfigError: when it asks for what no machine of the cluster has.
     """
-    there = any(node["gpus"] for node in nodes)
+    there = any(one.gpus for one in machines)
     if config.device == "mps" or (config.device == "cuda" and not there):
         raise ConfigError({"device": f"no machine of the cluster has {config.device}"})
     return there and config.device != "cpu"

@@ -8,6 +8,7 @@ from threading import Condition, Thread
 
 from finetune_core.config import CONFIG_FILE, RunConfig, make_config, read_config
 from finetune_core.errors import ConfigError, FinetuneError, RunError
+from finetune_core.files import is_there
 from finetune_core.runs.executors import Executor, InProcess
 from finetune_core.runs.record import Reservation, create_run, execute, reopen_run
 from finetune_core.runs.stop_request import request_stop
@@ -54,6 +55,7 @@ class Worker:
         for info in missing_weights([config]):
             raise ConfigError({"backbone": f"the weights of {info.name} are not on this machine: download them first"})
         with self._changed:
+            self.executor.check(config, devices)
             same = next((one for queue in self._queues.values() for one in queue.all() if one.config == config), None)
             return same.run_id if same else self._put(self._created(config, owner, devices), config)
 
@@ -67,8 +69,11 @@ class Worker:
             ConfigError, RunError: when it cannot.
         """
         with self._changed:
-            reservation = reopen_run(self.runs_dir / run_id, elsewhere=self.executor.elsewhere, devices=devices)
-            self._put(reservation, make_config(read_config(reservation.run_dir / CONFIG_FILE)))
+            run_dir = self.runs_dir / run_id
+            if is_there(run_dir / CONFIG_FILE):  # else it is refused in other words
+                self.executor.check(make_config(read_config(run_dir / CONFIG_FILE)), devices)
+            reservation = reopen_run(run_dir, elsewhere=self.executor.elsewhere, devices=devices)
+            self._put(reservation, make_config(read_config(run_dir / CONFIG_FILE)))
 
     def waiting(self, run_id: str) -> tuple[int, int] | None:
         """(place in its queue from 1, how many wait there); None when it does not wait."""
@@ -157,7 +162,7 @@ class Worker:
         """See runs through, one after the other, while a place is free."""
         while True:
             with self._changed:
-                while not (queue.waiting and len(queue.training) < self.executor.places(name)):
+                while not self._has_place(name, queue):
                     self._changed.wait(_LOOK if queue.waiting else None)
                 queued = queue.waiting.pop(0)
                 queue.training.append(queued)
@@ -167,6 +172,13 @@ class Worker:
                 log.warning("%s", warning)
             with self._changed:
                 queue.training.remove(queued)
+
+    def _has_place(self, name: str, queue: "_Queue") -> bool:
+        """Whether the first run that waits can train; it is not overtaken by one that takes fewer places."""
+        if not queue.waiting:
+            return False
+        taken = [self.executor.places_of(one.reservation.devices) for one in (*queue.training, queue.waiting[0])]
+        return not queue.training or sum(taken) <= self.executor.places(name)
 
 
 def _drain(run_id: str, events: Iterator[Event]) -> None:

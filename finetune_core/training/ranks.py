@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -50,11 +51,17 @@ class Ranks:
         rank: 0 leads: it alone writes to the run's folder and speaks to people.
         world: how many there are.
         local_rank, local_world: the same among those of this machine, whose ranks follow one another.
+
+    Args:
+        meeting_point: a file of this machine through which they find each other, not there yet, when whoever started them has given each
+            its device; else torchrun has, and says where.
     """
 
-    def __init__(self, rank: int = 0, world: int = 1, local_rank: int = 0, local_world: int = 1) -> None:
+    def __init__(
+        self, rank: int = 0, world: int = 1, local_rank: int = 0, local_world: int = 1, meeting_point: Path | None = None
+    ) -> None:
         self.rank, self.world, self.local_rank, self.local_world = rank, world, local_rank, local_world
-        self._over = False
+        self._meeting_point, self._over = meeting_point, False
 
     @property
     def several(self) -> bool:
@@ -137,10 +144,11 @@ class Ranks:
         if not self.several:
             yield
             return
-        _see_one_device(self.local_rank, self.local_world)
+        if not self._meeting_point:
+            _see_one_device(self.local_rank, self.local_world)
         CACHE.shared = True
         with _in_words():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+            self._find_each_other()
         try:
             yield
         except Exception as error:
@@ -150,6 +158,14 @@ class Ranks:
             self._part("")
         finally:
             dist.destroy_process_group()
+
+    def _find_each_other(self) -> None:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        if self._meeting_point:
+            where = self._meeting_point.as_uri()
+            dist.init_process_group(backend, where, rank=self.rank, world_size=self.world, timeout=_PATIENCE)
+        else:
+            dist.init_process_group(backend, timeout=_PATIENCE)
 
     def _part(self, reason: str) -> None:
         with suppress(RankLost):  # where one is gone without a word, the others learn it as this one did
@@ -204,7 +220,10 @@ def launched() -> Ranks:
     """What torchrun has made of this process; it is alone where torchrun has not started it."""
     if not dist.is_torchelastic_launched():
         return ALONE
-    return Ranks(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+    rank, world, local_rank, local_world = (
+        int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    )
+    return Ranks(rank, world, local_rank, local_world)
 
 
 def _see_one_device(local_rank: int, local_world: int) -> None:

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
 from finetune_core.config import make_config
-from finetune_core.errors import RunError
-from finetune_core.runs.executors import executor_of
+from finetune_core.errors import ConfigError, RunError
+from finetune_core.runs.executors import InProcess, executor_of
 from finetune_core.runs.ray_executor import RayExecutor
 from finetune_core.runs.record import create_run, execute
 from finetune_core.runs.stop_request import request_stop
@@ -238,6 +238,12 @@ def test_what_the_nodes_do_not_see_is_said_before_anything_trains(executor, conf
     assert RunStore(tmp_path / "runs").runs()[0].status == "failed"
 
 
+def test_more_devices_than_the_largest_machine_has_are_refused_before_there_is_a_run(executor, config, tmp_path):
+    with pytest.raises(ConfigError, match="no machine of the cluster has 2, and a run trains on one machine"):
+        Worker(tmp_path / "runs", executor=executor).submit(config(), devices=2)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_node_that_dies_changes_nothing(executor, nodes, config, tmp_path):
     """The last test of the cluster: one node is left."""
     wanted = undisturbed(config(epochs=12), tmp_path / "undisturbed")
@@ -302,6 +308,41 @@ def test_a_local_ray_is_for_this_machine_only_and_leaves_nothing_behind(local, c
     local.close()
     gone, alive = psutil.wait_procs(family, 60)
     assert not alive, gone
+
+
+def other_rank(local, run_dir):
+    """The process of the second rank of a run: not the one that has it."""
+    first = owner_of(run_dir)["pid"]
+    family = psutil.Process(local.driver()._process.pid).children(recursive=True)
+    ranks = [one.pid for one in family if one.cmdline()[:1] == ["ray::_rank"]]
+    assert first in ranks
+    return next(pid for pid in ranks if pid != first)
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two ranks need two cores")
+def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_that_they_have_without_ray(
+    local, config, tmp_path, monkeypatch
+):
+    local.driver()
+    [machine] = local.cluster()
+    share = machine.cores // 2
+    monkeypatch.setenv("OMP_NUM_THREADS", str(min(share, psutil.cpu_count(logical=False) or share)))
+    wanted = create_run(config(epochs=6), tmp_path / "wanted", devices=2)
+    list(InProcess().execute(wanted))
+    worker, store = Worker(tmp_path / "runs", executor=local), RunStore(tmp_path / "runs")
+    run_id = worker.submit(config(epochs=6), devices=2)
+    run_dir = tmp_path / "runs" / run_id
+    wait_until(lambda: store.run(run_id).history.epochs)
+    os.kill(other_rank(local, run_dir), signal.SIGKILL)
+    wait_until(lambda: len(store.run(run_id).history.places) == 2 and len(store.run(run_id).history.epochs) >= 3)
+    os.kill(owner_of(run_dir)["pid"], signal.SIGKILL)
+    wait_until(lambda: not worker.queues())
+    run = store.run(run_id)
+    assert run.status == "finished", run.history.end
+    assert run.started["ranks"] == 2
+    assert [bool(place["moved_from"]) for place in run.history.places] == [False, True, True]
+    assert {place["cores"] for place in run.history.places} == {2 * share}
+    assert_same_weights(run_dir, wanted.run_dir)
 
 
 def test_a_run_whose_ray_is_gone_is_interrupted_and_can_be_resumed(local, config, tmp_path):

@@ -5,18 +5,24 @@ from threading import Event, Lock
 import pytest
 
 from finetune_core.config import make_config
+from finetune_core.errors import ConfigError
 from finetune_core.runs.store import RunStore
 from finetune_core.runs.worker import Worker
 from tests.deadline import wait_until
 
 
 class Somewhere:
-    """Has as many places as it says; a run there goes on until it is let go."""
+    """Has as many places as it says; a run there goes on until it is let go.
+
+    Attributes:
+        most: places that were taken at a time.
+    """
 
     elsewhere = True
 
     def __init__(self, places):
         self.free, self.going, self.let_go, self.lock = places, [], {}, Lock()
+        self.taken = self.most = 0
 
     def queue_of(self, config):
         return "somewhere"
@@ -24,17 +30,24 @@ class Somewhere:
     def places(self, queue):
         return self.free
 
-    def machines(self):
-        return [self.free]
+    def places_of(self, devices):
+        return devices
+
+    def check(self, config, devices):
+        if devices > self.free:
+            raise ConfigError({"devices": "too many"})
 
     def execute(self, reservation, roots=()):
         name, end = reservation.run_dir.name, Event()
         with self.lock:
             self.going.append(name)
+            self.taken += reservation.devices
+            self.most = max(self.most, self.taken)
             self.let_go[name] = end
         end.wait(300)
         with self.lock:
             self.going.remove(name)
+            self.taken -= reservation.devices
         reservation.lock.release()
         yield from ()
 
@@ -73,6 +86,33 @@ def test_as_many_train_as_there_are_places_and_the_others_wait_in_their_order(su
     executor.let_go[ids[0]].set()
     wait_until(lambda: sorted(executor.going) == sorted([ids[1], ids[3]]))
     assert worker.waiting(ids[2]) == (1, 1)
+
+
+def test_a_run_on_several_devices_waits_for_as_many_places_and_is_not_overtaken(submitted):
+    worker, executor, ids = submitted(2, 2)
+    wait_until(lambda: len(executor.going) == 2)
+    settings = RunStore(worker.runs_dir).run(ids[0]).config.model_dump() | {"seed": 7}
+    wide, after = worker.submit(make_config(settings), devices=2), worker.submit(make_config(settings | {"seed": 8}))
+    executor.let_go[ids[0]].set()
+    wait_until(lambda: ids[0] not in executor.going)
+    executor.let_go[ids[1]].set()
+    wait_until(lambda: executor.going == [wide])
+    executor.let_go[wide].set()
+    wait_until(lambda: executor.going == [after])
+    assert executor.most == 2
+
+
+def test_what_the_executor_refuses_is_no_run(submitted):
+    worker, executor, ids = submitted(1, 1)
+    wait_until(lambda: executor.going == ids)
+    settings = RunStore(worker.runs_dir).run(ids[0]).config.model_dump() | {"seed": 7}
+    with pytest.raises(ConfigError, match="too many"):
+        worker.submit(make_config(settings), devices=2)
+    wait_until(executor.has_ended)
+    wait_until(lambda: not worker.queues())
+    with pytest.raises(ConfigError, match="too many"):
+        worker.resume(ids[0], devices=2)
+    assert [run.run_id for run in RunStore(worker.runs_dir).runs()] == ids
 
 
 def test_a_place_that_comes_later_is_used(submitted):
