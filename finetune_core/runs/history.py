@@ -73,7 +73,7 @@ class History:
     end: Row | None = None
     places: list[Row] = field(default_factory=list)
     reopened: bool = False
-    _steps: Steps | None = field(default=Steps(), repr=False)  # None once the run has ended
+    _steps: Steps | None = field(default_factory=Steps, repr=False)  # None once the run has ended
     _lines: EventLines = field(init=False, repr=False)
     _orphans: int = 0
     _lock: Lock = field(default_factory=Lock, repr=False)
@@ -107,12 +107,12 @@ class History:
     @property
     def steps(self) -> Sequence[Row]:
         """StepEnded rows, the older ones thinned out."""
-        return self._all_steps().rows
+        return tuple(self._all_steps().rows)
 
     @property
     def measured(self) -> Sequence[Row]:
         """StepEnded rows with the values of each stage, the older ones thinned out."""
-        return self._all_steps().measured
+        return tuple(self._all_steps().measured)
 
     def _all_steps(self) -> Steps:
         """Of a run that has ended they are read again: thousands are listed, and the steps of a long one take megabytes."""
@@ -168,7 +168,7 @@ class History:
         if self._is_notable(row):
             self.notable = [*self.notable[-_MOST_NOTABLE:], row]
         if kind == "StepEnded":
-            self._steps = self._all_steps().then(row)
+            self._all_steps().add(row)
         elif kind == "EpochEnded":
             self.epochs.append(row)
         elif kind == "HeadFitted":
@@ -182,7 +182,7 @@ class History:
         elif kind == "RunPlaced":
             self.places.append(row)
         elif kind == "RunResumed":
-            self._steps = self._all_steps().until(row["epoch"], row["step"])
+            self._all_steps().cut(row["epoch"], row["step"])
             self.epochs = [epoch for epoch in self.epochs if epoch["epoch"] < row["epoch"]]
         elif kind == "ImagesSkipped":
             self.skipped = row

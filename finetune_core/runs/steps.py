@@ -1,43 +1,50 @@
 """The steps of a run, as far as a curve needs them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from finetune_core.training.events import Row
 
 _MOST_STEPS, _RECENT_STEPS, _MOST_MEASURED = 3000, 100, 1000
 
 
-@dataclass(frozen=True)
+@dataclass
 class Steps:
-    """StepEnded rows; never changed, because another session may look at them while the run is read on.
+    """StepEnded rows as they come. Who looks at them while the run is read on takes a copy of a list first.
 
     Attributes:
         rows: of all steps, the older ones thinned out.
         measured: those with the values of each stage, the older ones thinned out.
     """
 
-    rows: tuple[Row, ...] = ()
-    measured: tuple[Row, ...] = ()
+    rows: list[Row] = field(default_factory=list)
+    measured: list[Row] = field(default_factory=list)
 
     @property
     def last(self) -> tuple[int, int]:
         """(epoch, step) of the latest; zeros before the first."""
         return _position(self.rows[-1]) if self.rows else (0, 0)
 
-    def then(self, row: Row) -> "Steps":
-        """With one more."""
-        measured = _thinned((*self.measured, row), _MOST_MEASURED) if row.get("stages") else self.measured
-        return Steps(_thinned((*self.rows, row), _MOST_STEPS), measured)
+    def add(self, row: Row) -> None:
+        """One more."""
+        self.rows.append(row)
+        if len(self.rows) > _MOST_STEPS:
+            self.rows = _thinned(self.rows)
+        if row.get("stages"):
+            self.measured.append(row)
+            if len(self.measured) > _MOST_MEASURED:
+                self.measured = _thinned(self.measured)
 
-    def until(self, epoch: int, step: int) -> "Steps":
+    def cut(self, epoch: int, step: int) -> None:
         """Without those after a step."""
-        return Steps(*(tuple(row for row in rows if _position(row) <= (epoch, step)) for rows in (self.rows, self.measured)))
+        self.rows, self.measured = (
+            [row for row in rows if _position(row) <= (epoch, step)] for rows in (self.rows, self.measured)
+        )
 
 
 def _position(row: Row) -> tuple[int, int]:
     return row["epoch"], row["step"]
 
 
-def _thinned(rows: tuple[Row, ...], most: int) -> tuple[Row, ...]:
-    """Every second one of the older rows, once there are too many."""
-    return rows if len(rows) <= most else rows[:-_RECENT_STEPS:2] + rows[-_RECENT_STEPS:]
+def _thinned(rows: list[Row]) -> list[Row]:
+    """Every second one of the older rows."""
+    return rows[:-_RECENT_STEPS:2] + rows[-_RECENT_STEPS:]
