@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from finetune_core.training.prepare import check_devices
 from finetune_core.training.ranks import ALONE, Ranks, launched
 from finetune_core.training.strategies import STRATEGIES
 from tests.training.equal import check_equal
-from tests.training.rank_program import Task, trained_together
+from tests.training.rank_program import GONE, Task, trained_together
 
 # With SGD: Adam takes a whole step along a gradient that is nothing but rounding, as that of an attention's key bias.
 LAYERNORM = {"backbone": "timm/test_vit", "weights": "none", "image_size": 32, "optimizer": "sgd", "learning_rate": 1e-2}
@@ -127,6 +128,22 @@ def test_a_run_of_two_that_was_paused_goes_on_alone(disturbed):
     resumed = list(fit(config, base / "paused by two", resume=True))
     assert events.RunResumed(2, 2) in resumed
     check_equal(base / "paused by two", base / "whole")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_of_which_one_was_killed_goes_on_alone_or_with_three(disturbed, tmp_path_factory):
+    config, base = disturbed
+    (base / "killed").mkdir()
+    killed = {"killed": Task(config, base / "killed", killed_at=5)}
+    first, second = trained_together(2, tmp_path_factory.mktemp("home"), killed)["killed"]
+    assert "Another process of the run has ended" in first
+    assert second == GONE
+    shutil.copytree(base / "killed", base / "resumed by three")
+    assert events.RunResumed(2, 0) in list(fit(config, base / "killed", resume=True))
+    tasks = {"resumed by three": Task(config, base / "resumed by three", resume=True)}
+    assert events.RunResumed(2, 0) in trained_together(3, tmp_path_factory.mktemp("home"), tasks)["resumed by three"]
+    for name in ("killed", "resumed by three"):
+        check_equal(base / name, base / "whole")
 
 
 @pytest.fixture(scope="module")
