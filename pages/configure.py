@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 
 from finetune_core.config import RunConfig, names_in, setting_of
-from finetune_core.config.metadata import ADVANCED, TRAINING
+from finetune_core.config.metadata import ADVANCED, HARDWARE, TRAINING
 from finetune_core.data.dataset import Dataset
 from finetune_core.data.edits import edits_in_words, effective
 from finetune_core.data.splits import TRAIN
@@ -95,7 +95,7 @@ def what(valid: RunConfig, config: RunConfig | None, known: Known, problems: dic
 
 def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, str]) -> None:
     """How it trains: settings, and the learning-rate range test."""
-    inside = {"weights", "from_run", *names_in(*ADVANCED)} & problems.keys()
+    inside = {"weights", "from_run", "devices", *names_in(*ADVANCED)} & problems.keys()
     if inside - st.session_state.get("problems_inside", set()):  # something is wrong in there that was not before
         st.session_state[MORE_KEY] = True
     st.session_state["problems_inside"] = inside
@@ -114,6 +114,8 @@ def how(config: RunConfig | None, dataset: Dataset | None, problems: dict[str, s
         for section in filter(form.fields_in, ADVANCED):
             st.markdown(f"**{section}**")
             form.section(section, problems)
+            if section == HARDWARE:
+                form.devices_field(problems)
 
 
 def measure_button(config: RunConfig, known: Known, dataset: Dataset) -> str:
@@ -164,6 +166,7 @@ def forecast_table(config: RunConfig, known: Known) -> None:
     columns = {name: st.column_config.TextColumn(help=note) for name, note in notes.items()}
     with st.expander("Forecast of all strategies", icon=":material/table:"):
         st.dataframe(rows, hide_index=True, column_config=columns)
+        form.about_forecasts()
 
 
 def rate_finder(config: RunConfig) -> None:
@@ -207,14 +210,21 @@ def about_augmentation(config: RunConfig) -> None:
 def summary(config: RunConfig, known: Known, dataset: Dataset) -> str:
     """The run in one line."""
     training = int((dataset.table["split"] == TRAIN).sum()) * config.train_fraction
-    forecast = known.expects(config)
+    where, forecast = form.on_devices(), known.expects(config)
+    costs = []
+    if forecast:
+        costs = [
+            f"about {duration(forecast.seconds)}{' on one' if where else ''}",
+            memory(forecast.memory_bytes, forecast.device_bytes),
+        ]
     parts = [
         f"**{STRATEGIES[config.strategy].title}** on **{plain(config.backbone)}**",
         things(max(1, round(training)), "training image"),
         things(config.epochs, "epoch") if epochs_of(config) else "no epochs",
-        *([f"about {duration(forecast.seconds)}", memory(forecast.memory_bytes, forecast.device_bytes)] if forecast else []),
+        where,
+        *costs,
     ]
-    return " · ".join(parts)
+    return " · ".join(filter(None, parts))
 
 
 def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], reason: str | None) -> None:
@@ -238,7 +248,7 @@ def start_bar(config: RunConfig | None, known: Known, problems: dict[str, str], 
         )
     if config and pressed:
         try:
-            run = submit(config)
+            run = submit(config, settings.devices())
         except FinetuneError as error:
             st.bottom.error(plain(str(error)))
             return
@@ -250,6 +260,8 @@ with st.container():
     dataset = data_in_words()
 found = settings.values((data_folder() if dataset else "") or "any", effective(dataset.edits) if dataset else ())
 config, problems = form.checked(found, readable_roots(), dataset)
+if wrong := form.devices_problem(config):
+    config, problems = None, problems | wrong
 if dataset is None:
     problems.pop("data", None)  # that there is none is said above
 draw_presets(dataset)

@@ -14,7 +14,7 @@ from finetune_core.runs.together import execute_together
 from finetune_core.training.device import choose_device
 from finetune_core.training.events import Event
 from finetune_core.training.prepare import check_devices
-from finetune_core.training.ranks import ALONE, Ranks
+from finetune_core.training.ranks import ALONE, Ranks, most_devices
 
 if TYPE_CHECKING:
     from finetune_core.runs.ray_executor import RayExecutor
@@ -62,6 +62,10 @@ class Executor(Protocol):
         """How many runs each machine can train at a time, as far as is known now."""
         ...
 
+    def most_devices(self) -> int:
+        """On how many devices of one machine a run can train, as far as is known now."""
+        ...
+
     def cluster(self) -> list[Machine]:
         """The machines themselves, as far as is known now; none where this process trains."""
         ...
@@ -98,6 +102,9 @@ class InProcess:
 
     def machines(self) -> list[int]:
         return [1]
+
+    def most_devices(self) -> int:
+        return most_devices()
 
     def cluster(self) -> list[Machine]:
         return []

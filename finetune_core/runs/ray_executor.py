@@ -78,6 +78,9 @@ class RayExecutor:
         cores = [node["cpus"] for node in nodes if node["cpus"]]
         return [int(own // min(cores)) for own in cores]
 
+    def most_devices(self) -> int:
+        return 1
+
     def cluster(self) -> list[Machine]:
         nodes = self._driver.nodes if self._driver else []
         return [Machine(node["host"], int(node["gpus"]), int(node["cpus"])) for node in nodes]

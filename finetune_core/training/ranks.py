@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from finetune_core.data.rowcache import CACHE
+from finetune_core.data.threads import usable_cores
 from finetune_core.errors import ConfigError, TrainingError
 from finetune_core.formatting import things
 
@@ -250,6 +251,11 @@ def check_gpus(devices: int) -> None:
                 "nothing, to train on the processor"
             }
         )
+
+
+def most_devices() -> int:
+    """On how many devices of this machine one run can train: GPUs, or where there is none, processor cores that this process may use."""
+    return len(_gpus()) or usable_cores()
 
 
 def _gpus() -> list[str]:

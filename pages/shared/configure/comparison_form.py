@@ -49,6 +49,8 @@ def start_form() -> list[str] | None:
     if dataset is None:
         return None
     base, problems = form.checked(settings.values(data_folder(), effective(dataset.edits)), readable_roots(), dataset)
+    if wrong := form.devices_problem():
+        base, problems = None, problems | wrong
     _summary(base, problems, dataset)
     if base is None:
         return None
@@ -96,6 +98,7 @@ def _summary(base: RunConfig | None, problems: dict[str, str], dataset: Dataset)
                 f"{base.batch_size}, learning rate {base.learning_rate:g} ({base.schedule.replace('_', ' ')}, {base.optimizer}), "
                 f"{base.image_size} pixels, augmentation {base.augmentation.replace('_', ' ')}. All share the split; for equal seeds also the "
                 "new head and the order of the images."
+                + (f" Each trains {form.on_devices()}, those without epochs on one." if form.on_devices() else "")
             )
         )
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -213,6 +216,7 @@ def _table(configs: Sequence[RunConfig], dataset: Dataset) -> None:
     st.markdown(
         f"**{things(len(configs), 'run')}** in total: {_total(forecasts) if len(forecasts) == len(arms) else _NOT_TIMED}."
     )
+    form.about_forecasts()
 
 
 _NOT_TIMED = "*Forecast* times a few steps and estimates the duration"
@@ -251,7 +255,7 @@ def queued(configs: Sequence[RunConfig]) -> list[str] | None:
     """The ids of the runs; None where one of them cannot work, and the page says why."""
     try:
         with st.spinner("Queueing"):
-            return [submit(config) for config in configs]
+            return [submit(config, settings.devices() if epochs_of(config) else 1) for config in configs]
     except FinetuneError as error:
         st.error(plain(str(error)), icon=":material/error:")
     return None

@@ -14,18 +14,19 @@ from finetune_core.data.dataset import Dataset
 from finetune_core.data.entry import load_split, save_split
 from finetune_core.data.sources import check_roots
 from finetune_core.errors import ConfigError, DataError, FinetuneError, WeightsError
+from finetune_core.formatting import things
 from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run
-from finetune_core.training.prepare import check_classes, check_config
+from finetune_core.training.prepare import check_classes, check_config, check_devices
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
 from pages.shared.configure.networks import about_network, look_up, name_and_size, offered
 from pages.shared.data.chosen import chosen_data, data_folder, offer_data
 from pages.shared.data.datasets import answered, current_dataset
-from pages.shared.runs.backend import store
+from pages.shared.runs.backend import store, worker
 from pages.shared.runs.labels import run_labels
 
 
@@ -102,6 +103,50 @@ def section(name: str, problems: dict[str, str], on_change: Callable[[], None] |
         for field in fields_in(name):
             with st.container():
                 setting_field(field, problems, on_change)
+
+
+def devices_field(problems: dict[str, str]) -> None:
+    """On how many devices the next runs train, where there is a choice."""
+    if worker().executor.most_devices() == 1 and settings.devices() == 1:
+        return
+    st.session_state.setdefault(settings.key("devices"), 1)
+    st.number_input(
+        "Devices",
+        step=1,
+        key=settings.key("devices"),
+        persist_state="session",
+        width=200,
+        help="How many GPUs, or without any how many shares of the processor's cores, train one run together: each takes a part of every "
+        "batch. The result is the same, to rounding; it is there sooner where the runs are long, and starting takes some seconds more.",
+    )
+    _problem("devices", problems)
+
+
+def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
+    """What is wrong with the number of devices, by field: that there are not so many, or that this run cannot be shared by several."""
+    devices, executor = settings.devices(), worker().executor
+    most = executor.most_devices()
+    if not 1 <= devices <= most:
+        return {"devices": f"must be from 1 to {most}, which one machine has" if most > 1 else "must be 1: there is no other"}
+    try:
+        if config:
+            check_devices(config, devices, elsewhere=executor.elsewhere)
+    except ConfigError as error:
+        return error.problems
+    return {}
+
+
+def on_devices() -> str:
+    """How many devices are asked for, in words; empty for one."""
+    return f"on {things(settings.devices(), 'device')}" if settings.devices() > 1 else ""
+
+
+def about_forecasts() -> None:
+    """What they do not say, where several devices are asked for."""
+    if settings.devices() > 1:
+        st.caption(
+            "Forecasts are of one device. Several are faster, by how much is not forecast; each takes the memory of one."
+        )
 
 
 def fields_in(section: str) -> list[str]:

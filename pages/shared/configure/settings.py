@@ -41,6 +41,7 @@ PRETRAINED_WEIGHTS, EARLIER_RUN, FILE_OF_WEIGHTS, RANDOM_WEIGHTS = (
 )  # where to start from
 _NOT_KEPT = {"data", "edits", *names_in(SPLIT)}  # they belong to the data set
 _MOST_RATES = 200
+_MOST_DEVICES = 10_000  # far more than any machine has
 _SEEN = "stages_seen"  # backbone -> its stages when it could be looked at last, or what the settings name of them
 
 
@@ -62,6 +63,11 @@ def comparison_key(name: str) -> str:
     """Of the widget of one of ``COMPARISON``, which has its usual value from then on where it has none yet."""
     st.session_state.setdefault(f"compare_{name}", COMPARISON[name])
     return f"compare_{name}"
+
+
+def devices() -> int:
+    """On how many devices the next runs are to train, as the form has it. No setting: a run is the same on however many."""
+    return int(st.session_state.get(key("devices")) or 1)
 
 
 def comparison_box() -> str:
@@ -198,9 +204,10 @@ def keep() -> str:
         comparison["rates"] = dict(rates)
     touched = any(str(name).startswith(key("")) for name in st.session_state)
     settings = _kept(as_set()) if touched else _at_first()
-    if settings == _at_first() and not comparison:
+    on = {} if devices() == 1 else {"devices": devices()}
+    if settings == _at_first() and not comparison and not on:
         return ""
-    return save_settings({"settings": settings, "comparison": comparison})
+    return save_settings({"settings": settings, "comparison": comparison, **on})
 
 
 def restore(wanted: str) -> None:
@@ -220,6 +227,8 @@ def restore(wanted: str) -> None:
         _show(make_config({"data": "any"} | _at_first()), {})
         raise
     _show(config, comparison)
+    on = saved.get("devices")
+    st.session_state[key("devices")] = on if isinstance(on, int) and 1 <= on <= _MOST_DEVICES else 1
 
 
 def use(config: RunConfig) -> None:

@@ -6,7 +6,7 @@ from finetune_core import paths
 from finetune_core.config import RunConfig
 from finetune_core.exporters.mlflow import report_to_mlflow
 from finetune_core.runs.executors import app_executor
-from finetune_core.runs.store import RunStore, Status
+from finetune_core.runs.store import Run, RunStore, Status
 from finetune_core.runs.worker import Worker
 from pages.shared.account import owner
 from pages.shared.chrome import Color
@@ -44,10 +44,19 @@ def why_not_timed() -> str | None:
     return f"“{going[0].text}” is running: each would slow the other down." if going else None
 
 
-def submit(config: RunConfig) -> str:
+def submit(config: RunConfig, devices: int = 1) -> str:
     """Queue a run of this session; returns its id.
+
+    Args:
+        devices: on how many of one machine it is to train.
 
     Raises:
         ConfigError: when it cannot work.
     """
-    return worker().submit(config, owner())
+    return worker().submit(config, owner(), devices)
+
+
+def devices_again(run: Run) -> int:
+    """On how many devices a run goes on: on as many as before, where there still are so many."""
+    before: int = run.history.started["ranks"] if run.history.started else 1
+    return min(before, worker().executor.most_devices())

@@ -11,12 +11,13 @@ from typing import Literal
 import streamlit as st
 
 from finetune_core.errors import FinetuneError
+from finetune_core.formatting import things
 from finetune_core.runs.log import arithmetic
 from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run
 from pages.shared.account import may_change
 from pages.shared.chrome import plain
-from pages.shared.runs.backend import STATUS_WORDS, worker
+from pages.shared.runs.backend import STATUS_WORDS, devices_again, worker
 
 _WIDTH = 130  # pixels; the longest label fits
 
@@ -28,7 +29,7 @@ def controls(run: Run) -> None:
         if mine and run.active:
             _stop_buttons(run)
         elif mine and run.resumable:
-            _button("Resume", "resume", "primary", lambda: worker().resume(run.run_id), help=_RESUME)
+            _resume_button(run)
         word, color, icon = STATUS_WORDS[run.status]
         st.badge(word, color=color, icon=icon)
         if mine and run.active:
@@ -44,6 +45,12 @@ def controls(run: Run) -> None:
 _RESUME = "Continues from the last checkpoint, with the same result as an uninterrupted run."
 _PAUSE = "Frees the device; resume at any time."
 _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":material/resume:"}
+
+
+def _resume_button(run: Run) -> None:
+    devices = devices_again(run)
+    where = f" On {things(devices, 'device')}, as before." if devices > 1 else ""
+    _button("Resume", "resume", "primary", lambda: worker().resume(run.run_id, devices), help=_RESUME + where)
 
 
 def _stop_buttons(run: Run) -> None:
