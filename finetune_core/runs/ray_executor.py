@@ -79,7 +79,9 @@ class RayExecutor:
         return [int(own // min(cores)) for own in cores]
 
     def most_devices(self) -> int:
-        return 1
+        machines = self.cluster()
+        gpu = any(one.gpus for one in machines)
+        return max([1, *(one.gpus if gpu else one.cores for one in machines)])
 
     def cluster(self) -> list[Machine]:
         nodes = self._driver.nodes if self._driver else []

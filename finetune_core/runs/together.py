@@ -41,15 +41,6 @@ def execute_together(reservation: Reservation, roots: Sequence[Path] = ()) -> Ge
         reservation.lock.release()
 
 
-def outcome_together(run: RemoteRun, task: str, devices: int) -> Row:
-    """As ``remote.outcome``, by that many processes of this machine; it waits for them, and they end with this process."""
-    with RankProcesses(run, task, devices) as processes:
-        found = None
-        while found is None:
-            found = processes.outcome(LOOK)
-        return found
-
-
 class RankProcesses:
     """The processes that train a run together, within the block; whoever leaves it early ends them."""
 

@@ -13,10 +13,9 @@ import torch
 from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.runs.record import create_run, execute, reopen_run
-from finetune_core.runs.remote import handed_over
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import RunStore
-from finetune_core.runs.together import execute_together, outcome_together
+from finetune_core.runs.together import execute_together
 from finetune_core.runs.worker import Worker
 from finetune_core.training.checkpoints import load_tensors
 from tests.deadline import wait_until, wait_until_gone
@@ -131,15 +130,6 @@ def test_ranks_end_with_whoever_asked_for_them_and_the_run_goes_on_alone(config,
         if type(event).__name__ == "EpochEnded":
             request_stop(run.run_dir)
     assert store.run(run.run_id).status == "stopped"
-
-
-@pytest.mark.slow
-def test_a_handed_over_run_is_trained_by_a_process_that_waits_for_it(config, store):
-    reservation = create_run(config(epochs=1), store.runs_dir, devices=2)
-    assert outcome_together(handed_over(reservation, (), has_device=True), "task", 2) == {}
-    reservation.lock.release()
-    [run] = store.runs()
-    assert (run.status, run.started["ranks"], run.history.places[0]["task"]) == ("finished", 2, "task")
 
 
 def test_processes_that_cannot_start_are_a_failed_run(config, worker, store, monkeypatch):

@@ -19,7 +19,7 @@ from finetune_core.models.catalogue import backbone_info
 from finetune_core.models.timm_networks import FOLDER
 from finetune_core.models.weights import PRETRAINED, RANDOM
 from finetune_core.runs.store import Run
-from finetune_core.training.prepare import check_classes, check_config, check_devices
+from finetune_core.training.prepare import check_classes, check_config
 from finetune_core.training.strategies import STRATEGIES, Fit
 from pages.shared.chrome import plain
 from pages.shared.configure import settings
@@ -130,7 +130,7 @@ def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
         return {"devices": f"must be from 1 to {most}, which one machine has" if most > 1 else "must be 1: there is no other"}
     try:
         if config:
-            check_devices(config, devices, elsewhere=executor.elsewhere)
+            executor.check(config, devices)
     except ConfigError as error:
         return error.problems
     return {}
