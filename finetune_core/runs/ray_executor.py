@@ -61,9 +61,8 @@ class RayExecutor:
         return sum(self.machines()) or 1
 
     def places_of(self, devices: int) -> int:
-        return (
-            devices if any(one.gpus for one in self.cluster()) else 1
-        )  # on processors each process gets its share of one place
+        has_gpus = any(one.gpus for one in self.cluster())
+        return devices if has_gpus else 1  # on processors the ranks share what a run on one has
 
     def check(self, config: RunConfig, devices: int) -> None:
         check_devices(config, devices, elsewhere=True)

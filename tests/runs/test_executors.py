@@ -1,9 +1,12 @@
 """Who trains: what can be asked for, and what is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 from typer.testing import CliRunner
 
 from finetune_core.__main__ import app
+from finetune_core.config import make_config
 from finetune_core.errors import ConfigError
 from finetune_core.runs import ray_executor
 from finetune_core.runs.executors import InProcess, app_executor, executor_of
@@ -49,3 +52,45 @@ def test_the_app_takes_its_executor_from_the_environment(monkeypatch, named, add
 def test_the_app_trains_itself_without(monkeypatch):
     monkeypatch.delenv("THAW_RAY_ADDRESS", raising=False)
     assert isinstance(app_executor(), InProcess)
+
+
+@pytest.fixture
+def settings(image_folder, tmp_path):
+    data = image_folder(tmp_path / "images", {"red": 6, "blue": 6})
+    return {"data": str(data), "backbone": "squeezenet1_1", "weights": "none", "strategy": "full", "image_size": 32}
+
+
+def cluster_of(*machines):
+    """An executor that is connected to machines, each with so many (GPUs, cores)."""
+    executor = RayExecutor()
+    nodes = [{"id": str(at), "host": f"h{at}", "gpus": gpus, "cpus": cores} for at, (gpus, cores) in enumerate(machines)]
+    executor._driver = SimpleNamespace(nodes=nodes)
+    return executor
+
+
+@pytest.mark.parametrize(
+    ("machines", "device", "most", "refused"),
+    [
+        ([(2.0, 16.0), (4.0, 64.0), (0.0, 96.0)], "auto", 4, "no more than its 4 GPUs"),
+        ([(2.0, 16.0), (4.0, 64.0), (0.0, 96.0)], "cpu", 96, "no more than its 96 cores"),
+        ([(0.0, 8.0), (0.0, 2.0)], "auto", 8, "no more than its 8 cores"),
+    ],
+)
+def test_a_run_trains_on_as_many_devices_as_the_largest_machine_has(settings, machines, device, most, refused):
+    executor, config = cluster_of(*machines), make_config(settings | {"device": device})
+    executor.check(config, most)
+    with pytest.raises(ConfigError, match=refused):
+        executor.check(config, most + 1)
+
+
+@pytest.mark.parametrize(
+    ("machines", "most"),
+    [((), 1), (((2.0, 16.0), (4.0, 64.0), (0.0, 96.0)), 4), (((0.0, 8.0), (0.0, 2.0)), 8), (((0.0, 0.0),), 1)],
+)
+def test_the_page_offers_as_many_devices_as_the_largest_machine_has(machines, most):
+    assert cluster_of(*machines).most_devices() == most
+
+
+def test_what_runs_take_of_a_cluster_is_counted_in_gpus_where_there_are_some():
+    assert [cluster_of((2.0, 16.0), (4.0, 64.0)).places(""), cluster_of((2.0, 16.0)).places_of(2)] == [6, 2]
+    assert [cluster_of((0.0, 8.0), (0.0, 16.0)).places(""), cluster_of((0.0, 8.0)).places_of(2)] == [3, 1]
