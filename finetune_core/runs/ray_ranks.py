@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray.util.placement_group import PlacementGroup, get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -52,8 +51,6 @@ def _rank(run: Row, task: str, rank: int, world: int, folder: str) -> Row:
     from finetune_core.runs.remote import outcome, remote_run
     from finetune_core.training.ranks import Ranks
 
-    # Ranks of one machine have nothing to say on a network, where torch.distributed would listen.
-    os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
     return outcome(remote_run(run), task, Ranks(rank, world, rank, world, Path(folder, "meeting-point")))
 
 
@@ -74,9 +71,3 @@ def _first_outcome(ranks: "list[ray.ObjectRef]") -> Row:
             raise _RankGone from None
     found: Row = ray.get(ranks[0])
     return found
-
-
-def _loopback() -> str:
-    """The name of the network interface that leads nowhere else."""
-    interfaces: dict[str, Any] = psutil.net_if_addrs()
-    return next(name for name, addresses in interfaces.items() if any(one.address == "127.0.0.1" for one in addresses))

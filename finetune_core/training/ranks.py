@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -146,7 +147,7 @@ class Ranks:
             yield
             return
         if not self._meeting_point:
-            _see_one_device(self.local_rank, self.local_world)
+            see_one_device(self.local_rank, self.local_world)
         CACHE.shared = True
         with _in_words():
             self._find_each_other()
@@ -163,6 +164,8 @@ class Ranks:
     def _find_each_other(self) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if self._meeting_point:
+            # They have nothing to say on a network, where torch.distributed would listen.
+            os.environ |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _loopback())
             where = self._meeting_point.as_uri()
             dist.init_process_group(backend, where, rank=self.rank, world_size=self.world, timeout=_PATIENCE)
         else:
@@ -217,17 +220,27 @@ class GradientSum:
         torch._foreach_copy_(list(tensors), pieces)
 
 
-def launched() -> Ranks:
-    """What torchrun has made of this process; it is alone where torchrun has not started it."""
+def launched(meeting_point: Path | None = None) -> Ranks:
+    """What torchrun has made of this process; it is alone where torchrun has not started it.
+
+    Args:
+        meeting_point: as for ``Ranks``, in the place of what torchrun says.
+    """
     if not dist.is_torchelastic_launched():
         return ALONE
     rank, world, local_rank, local_world = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    return Ranks(rank, world, local_rank, local_world)
+    return Ranks(rank, world, local_rank, local_world, meeting_point)
 
 
-def _see_one_device(local_rank: int, local_world: int) -> None:
+def _loopback() -> str:
+    """The name of the network interface that leads nowhere else."""
+    interfaces: dict[str, Any] = psutil.net_if_addrs()
+    return next(name for name, addresses in interfaces.items() if any(one.address == "127.0.0.1" for one in addresses))
+
+
+def see_one_device(local_rank: int, local_world: int) -> None:
     """Leave this process one GPU, which is then the only one for all of its threads; before CUDA is asked for anything.
 
     Raises:

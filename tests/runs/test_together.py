@@ -95,6 +95,8 @@ def test_a_run_that_loses_a_rank_is_interrupted(config, worker, store):
     run_id = worker.submit(config(epochs=1000), devices=2)
     wait_until(lambda: store.run(run_id).history.epochs)
     ranks = ranks_of(psutil.Process())
+    listening = {one.laddr.ip for rank in ranks for one in rank.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    assert {ip.removeprefix("::ffff:") for ip in listening} <= {"127.0.0.1"}
     next(one for one in ranks if one.environ()["RANK"] == "1").kill()
     run = trained_to_the_end(worker, store, run_id)
     assert (run.status, run.resumable) == ("interrupted", True)
