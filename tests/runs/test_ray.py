@@ -333,7 +333,9 @@ def test_two_ranks_of_which_each_is_killed_once_end_with_the_weights_that_they_h
     run_id = worker.submit(config(epochs=6), devices=2)
     run_dir = tmp_path / "runs" / run_id
     wait_until(lambda: store.run(run_id).history.epochs)
-    os.kill(other_rank(local, run_dir), signal.SIGKILL)
+    other = psutil.Process(other_rank(local, run_dir))
+    assert {ip for ip, _ in listening(other)} == {"127.0.0.1"}
+    other.kill()
     wait_until(lambda: len(store.run(run_id).history.places) == 2 and len(store.run(run_id).history.epochs) >= 3)
     os.kill(owner_of(run_dir)["pid"], signal.SIGKILL)
     wait_until(lambda: not worker.queues())
