@@ -23,7 +23,7 @@ def test_a_run_on_two_devices_is_started_watched_and_evaluated(server, page, tmp
     monkeypatch.setenv("THAW_HOME", str(tmp_path))  # the server's
     settings = save_settings({"settings": make_config(QUICK | {"data": "any"}).model_dump(mode="json"), "comparison": {}})
     page.goto(f"{server.url}/configure?data=digits&settings={settings}")
-    page.get_by_text(re.compile("1 epoch ")).wait_for()
+    page.get_by_text(re.compile(r"\b1 epoch\b")).wait_for()
     page.get_by_text("More settings", exact=True).click()
     page.get_by_label("Devices", exact=True).fill("2")
     page.keyboard.press("Enter")
