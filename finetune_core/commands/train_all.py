@@ -122,13 +122,13 @@ def _shared_by(config: RunConfig, devices: int) -> int:
 
 def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
     """Until all runs have ended: on stderr where each trains, and how it ends."""
-    stop, told, active = Event(), dict.fromkeys(titles, 0), list(titles)
+    stop, said, active = Event(), dict.fromkeys(titles, 0), list(titles)
     with interrupts_stop(stop.set), progress_bar() as bar:
         task = bar.add_task("Training", total=len(titles), note="")
         while active or worker.queues():
             for run_id in list(active):
                 run = store.run(run_id)
-                _tell_places(run, titles[run_id], told)
+                _tell_places(run, titles[run_id], said)
                 if not run.active:
                     active.remove(run_id)
                     words = (run.history.end or {}).get("message") or result_in_words(summary(run)).split("\n")[0]
@@ -140,10 +140,10 @@ def _watch(worker: Worker, store: RunStore, titles: Mapping[str, str]) -> None:
             time.sleep(_LOOK)
 
 
-def _tell_places(run: Run, title: str, told: dict[str, int]) -> None:
-    for place in run.history.places[told[run.run_id] :]:
+def _tell_places(run: Run, title: str, said: dict[str, int]) -> None:
+    for place in run.history.places[said[run.run_id] :]:
         err.print(escape(f"{title}: {log_line(place)}"))
-    told[run.run_id] = len(run.history.places)
+    said[run.run_id] = len(run.history.places)
 
 
 def _draw(bar: Progress, task: TaskID, store: RunStore, active: Sequence[str], runs: int) -> None:

@@ -254,7 +254,7 @@ class _Driver:
         return answers
 
     def send(self, request: Row) -> None:
-        """Send a request that has no answer; where the driver is gone, nothing happens: ``ask`` has told so."""
+        """Send a request that has no answer; where the driver is gone, nothing happens: ``ask`` has answered so."""
         assert self._process.stdin
         try:
             with self._writing:
@@ -301,7 +301,7 @@ _LOST = "Ray's cluster is gone. The run keeps all that it has saved: resume it."
 
 def _local() -> dict[str, str]:
     """What a Ray of this machine's own finds in its environment: it listens on 127.0.0.1 only, as it always does on Windows and macOS, and
-    does as it is told by whoever has this token."""
+    does what whoever has this token asks for."""
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 

@@ -185,8 +185,8 @@ def _averaged(run: Run) -> dict[str, Any] | None:
     asked, done = run.config.averaged, run.history.averaged or {}
     if asked is None:
         return None
-    told = ("parents", "ingredients", "curve", "coefficient", "shifted", "batchnorm_layers")
-    return {"how": asked.how, "runs": [Path(folder).name for folder in asked.runs]} | {name: done.get(name) for name in told}
+    kept = ("parents", "ingredients", "curve", "coefficient", "shifted", "batchnorm_layers")
+    return {"how": asked.how, "runs": [Path(folder).name for folder in asked.runs]} | {name: done.get(name) for name in kept}
 
 
 class RunStore:

@@ -106,7 +106,7 @@ class _Joined:
         return tables[0].assign(logits=list(mean.astype(np.float32)))
 
     def ancestors(self) -> list[Ancestor]:
-        """What is told of each, under the name of the run that it is a copy of."""
+        """What is said of each, under the name of the run that it is a copy of."""
         return [
             {**ancestor(one.folder, one.config, one.info), "run": name}
             for name, one in zip(self.names, self.parents, strict=True)

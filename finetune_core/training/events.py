@@ -119,7 +119,7 @@ class Candidate(TypedDict):
 class Ancestor(TypedDict):
     """A run that another one starts from, or that it averages, as it was then.
 
-    ``backbone``: not told by earlier versions. ``data``: the last part of its path. ``epoch``: the best one, 0 where it has none. ``accuracy``: of that on the validation images, 0…1,
+    ``backbone``: not recorded by earlier versions. ``data``: the last part of its path. ``epoch``: the best one, 0 where it has none. ``accuracy``: of that on the validation images, 0…1,
     where its predictions could be read. ``weights``: what it started from itself.
     """
 
@@ -268,7 +268,7 @@ class RunPlaced(Event):
         host: the machine.
         task: the same where it is tried again.
         moved_from: then, the machine whose process that had the run is gone; empty at the first try.
-        gpus, cores: that the run has to itself there; 0 and 0 where that was not told.
+        gpus, cores: that the run has to itself there; 0 and 0 where that is not known.
     """
 
     host: Name

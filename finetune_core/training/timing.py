@@ -37,7 +37,7 @@ from finetune_core.work import Step, Work
 
 _SECONDS = 0.4  # of timing for each number
 _DECODED = 48  # images
-_PASSES = 50  # steps that a fit without epochs takes as long as, until a run has told how long it takes
+_PASSES = 50  # steps that a fit without epochs takes as long as, until a run has shown how long it takes
 _LARGEST_BATCH = 32  # what is timed must not be what runs out of memory
 
 

@@ -106,7 +106,7 @@ def _place(run: Run) -> None:
 
 
 def attempt(act: Callable[[], object]) -> None:
-    """Do something; what is wrong with it is told by the page that is drawn next."""
+    """Do something; what is wrong with it is said by the page that is drawn next."""
     try:
         act()
     except FinetuneError as error:

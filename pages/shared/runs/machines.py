@@ -25,9 +25,9 @@ def machines_in_use(runs: Sequence[Run]) -> None:
         return
     st.header("Training now", anchor=False)
     table = pd.DataFrame(_rows(training, _by_host(worker().executor.cluster())))
-    told = [name for name in table if table[name].any()]
+    known = [name for name in table if table[name].any()]
     st.dataframe(
-        table[told], hide_index=True, alt=f"Table of {things(len(training), 'run')} that train, and what is free beside them"
+        table[known], hide_index=True, alt=f"Table of {things(len(training), 'run')} that train, and what is free beside them"
     )
 
 
@@ -68,13 +68,13 @@ def _columns(host: str, device: str, share: str, run: str, owner: str, done: str
 
 
 def _share(run: Run, machine: Machine | None) -> str:
-    """What of its machine it has to itself; empty where that was not told."""
+    """What of its machine it has to itself; empty where that is not known."""
     place = run.history.places[-1] if run.history.places else {"gpus": 0, "cores": 0}
     return _of(place["gpus"], machine.gpus if machine else 0, place["cores"], machine.cores if machine else 0)
 
 
 def _left(machine: Machine, runs: Sequence[Run]) -> str:
-    """What no run has; empty where that is nothing, or a run trains there whose share was not told."""
+    """What no run has; empty where that is nothing, or a run trains there whose share is not known."""
     places = [run.history.places[-1] for run in runs]
     if any(place["cores"] == 0 for place in places):
         return ""
