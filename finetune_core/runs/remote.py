@@ -124,11 +124,11 @@ def raise_problem(found: Row, what: str) -> None:
     """
     Args:
         found: an ``outcome``.
-        what: that which failed, for whoever mends the bug.
+        what: that which failed, for whoever fixes the bug.
 
     Raises:
-        TrainingError: when it tells of a problem.
-        RuntimeError: when it tells of a bug.
+        TrainingError: when it names a problem.
+        RuntimeError: when it holds a traceback.
     """
     if traceback_there := found.get("traceback"):
         raise RuntimeError(f"In the process of {what}:\n{traceback_there}")
