@@ -57,9 +57,10 @@ class Holder:
 
     @property
     def runs(self) -> bool:
-        """Whether a process of this machine is still there."""
+        """Whether a process of this machine is still there; one that has ended may be listed until its parent has taken note."""
         try:
-            return bool(abs(psutil.Process(self.pid).create_time() - self.began) < 1)
+            process = psutil.Process(self.pid)
+            return bool(abs(process.create_time() - self.began) < 1 and process.status() != psutil.STATUS_ZOMBIE)
         except (psutil.NoSuchProcess, ValueError, OverflowError):  # a number that no process has: the file may be anybody's
             return False
 

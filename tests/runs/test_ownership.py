@@ -2,9 +2,12 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 
+import psutil
 import pytest
 
 from finetune_core.errors import RunError
@@ -75,6 +78,17 @@ def test_the_run_of_a_killed_process_is_taken_over_at_once(tmp_path, processes):
     owner = claim(tmp_path)
     assert owner.number == number + 1
     owner.release()
+
+
+def test_a_process_that_has_ended_has_nothing_though_its_parent_has_not_noticed():
+    child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
+    seen = psutil.Process(child.pid)
+    holder = replace(this_process(), pid=child.pid, began=seen.create_time())
+    assert holder.runs
+    seen.kill()
+    wait_until(lambda: seen.status() == psutil.STATUS_ZOMBIE)
+    assert not holder.runs
+    child.wait()
 
 
 def test_an_owner_on_another_machine_is_waited_for_as_long_as_its_file_changes(tmp_path, quick):
