@@ -21,8 +21,7 @@ from finetune_core.models.licences import licence_name
 from finetune_core.models.network import Network
 from finetune_core.models.timm_networks import shared_name
 from finetune_core.models.weights import PRETRAINED, RANDOM
-from finetune_core.runs.history import trained_on
-from finetune_core.runs.log import arithmetic, averaged_in_words, fitted_in_words, lineage_in_words
+from finetune_core.runs.log import arithmetic, averaged_in_words, fitted_in_words, lineage_in_words, trained_on
 from finetune_core.training.strategies import epochs_of, run_kind
 
 CARD = "README.md"

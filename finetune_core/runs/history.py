@@ -1,14 +1,14 @@
 """What has happened in a run, read back from its ``events.jsonl`` as it grows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from finetune_core.files import Stamp
 from finetune_core.runs.lines import EventLines
+from finetune_core.runs.log import trained_on
 from finetune_core.runs.record import EVENTS_FILE
 from finetune_core.runs.steps import Steps
 from finetune_core.training.device_turn import WAITING
@@ -16,7 +16,6 @@ from finetune_core.training.events import END_EVENTS, Row
 
 _ENDS = {event.__name__ for event in END_EVENTS}
 
-_BACKENDS = {"cuda": "NCCL"}  # of torch.distributed; elsewhere gloo
 _MOST_NOTABLE = 2000
 _LOOKED_AT = 8  # ended runs whose steps are held
 _NOTABLE = {
@@ -32,13 +31,6 @@ _NOTABLE = {
     "MemoryShort",
 } | _ENDS
 _BEFORE_START = {"Progress", "RunStarted", "RunReopened", "RunPlaced", "ImagesSkipped", "RunStopped", "RunFailed"}
-
-
-def trained_on(started: Mapping[str, Any]) -> str:
-    """The device, or the devices, that a run trains on, from its RunStarted row."""
-    label: str = started["device_label"]
-    ranks = started.get("ranks", 1)
-    return label if ranks == 1 else f"{ranks} devices ({_BACKENDS.get(started['device'], 'gloo')}), each {label}"
 
 
 @dataclass

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune_core.formatting import PHASE_WORDS, duration, mid_sentence, number, percent, size, things
-from finetune_core.runs.history import trained_on
 from finetune_core.training.strategies import STRATEGIES
 
 Row = Mapping[str, Any]
+
+_BACKENDS = {"cuda": "NCCL"}  # of torch.distributed; elsewhere gloo
 
 
 def log_lines(notable: Sequence[Row]) -> list[str]:
@@ -205,3 +206,10 @@ def live_numbers(started: Row) -> str:
     if started["precision"] == "fp32" or not started["epochs"]:
         return ""
     return f"The metrics of each epoch are computed in {started['precision']}, as in training, but the head in fp32, and decide which epoch is the best; that one is evaluated in fp32 at the end."
+
+
+def trained_on(started: Mapping[str, Any]) -> str:
+    """The device, or the devices, that a run trains on, from its RunStarted row."""
+    label: str = started["device_label"]
+    ranks = started.get("ranks", 1)
+    return label if ranks == 1 else f"{ranks} devices ({_BACKENDS.get(started['device'], 'gloo')}), each {label}"

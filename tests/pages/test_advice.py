@@ -63,7 +63,7 @@ def submitted(monkeypatch):
     """The configs that were queued; nothing trains."""
     found = []
 
-    def submit(_worker, config, _owner):
+    def submit(_worker, config, *_, **__):
         found.append(config)
         return f"run-{len(found)}"
 
