@@ -9,7 +9,7 @@ import streamlit as st
 
 from finetune_core.formatting import percent, things
 from finetune_core.runs.executors import Machine
-from finetune_core.runs.history import trained_on
+from finetune_core.runs.log import trained_on
 from finetune_core.runs.store import Run
 from pages.shared.account import sign_in_asked
 from pages.shared.runs.backend import worker
