@@ -207,9 +207,7 @@ def train(
         wanted = asked_for(settings, data, earlier, as_is=as_is, by_size=by_size)
         check_shared(wanted, ranks.world)
         with asked_executor(executor, ray_address, ranks) as trainer:
-            trainer.check(wanted, devices)
-            folder = runs_dir or paths.runs_dir()
-            yield begun(wanted, folder, elsewhere=trainer.elsewhere, devices=devices), trainer
+            yield begun(wanted, runs_dir or paths.runs_dir(), trainer, devices), trainer
 
     led(reserved, devices, as_json)
 

@@ -35,7 +35,6 @@ from finetune_core.runs.record import Reservation, create_run, follow
 from finetune_core.runs.stop_request import request_stop
 from finetune_core.runs.store import Run, RunStore, summary
 from finetune_core.training.hyperrule import rule_of
-from finetune_core.training.prepare import check_devices
 from finetune_core.training.ranks import Ranks, launched
 from finetune_core.work import in_phase
 
@@ -80,18 +79,20 @@ def asked_for(
     return config if at_given_size else at_own_size(config)
 
 
-def begun(config: RunConfig, runs_dir: Path, *, elsewhere: bool = False, devices: int = 1) -> Reservation:
+def begun(config: RunConfig, runs_dir: Path, executor: Executor | None = None, devices: int = 1) -> Reservation:
     """The run, reserved, once the weights that it begins with are here.
 
     Args:
-        elsewhere, devices: as for ``create_run``.
+        executor: who is to train it; this process, unless another one is given.
+        devices: as for ``create_run``.
 
     Raises:
         FinetuneError: when they cannot be had, the folder cannot be written, or so many devices cannot share the run.
     """
-    check_devices(config, devices, elsewhere=elsewhere)
-    with_weights([config], elsewhere=elsewhere)
-    return create_run(config, runs_dir.resolve(), elsewhere=elsewhere, devices=devices)
+    executor = executor or InProcess()
+    executor.check(config, devices)
+    with_weights([config], elsewhere=executor.elsewhere)
+    return create_run(config, runs_dir.resolve(), elsewhere=executor.elsewhere, devices=devices)
 
 
 def trained(reservation: Reservation, executor: Executor | None = None) -> Run:

@@ -251,7 +251,8 @@ class RunStore:
             return known[1]
         found = self._read(run_dir, version)
         if isinstance(found, Run) and found.history.end:
-            self._ended[run_dir] = version, found
+            with self._lock:  # another session may be going through them
+                self._ended[run_dir] = version, found
         return found
 
     def _read(self, run_dir: Path, version: "_Version") -> Run | Damaged:

@@ -71,7 +71,7 @@ def test_an_address_from_a_larger_machine_says_what_is_wrong_where_there_is_no_c
     found = address(configure(devices=2))
     has(monkeypatch, 1)
     at = open_page("configure", **found)
-    assert "Devices must be 1: there is no other" in unescaped(at)
+    assert "Devices must be 1: there is only one" in unescaped(at)
     at.number_input(key="form_devices").set_value(1).run()
     assert not has_field(at)
     assert not button(at, "Start training").disabled
@@ -96,7 +96,7 @@ def test_a_comparison_trains_on_several_what_has_steps(folder, known, trained_on
     chosen = {"compare_strategies": ["linear_probe", "feature_extraction"], "compare_seeds": 1}
     at = open_page("compare", data=known(folder), form=form, state=chosen)
     assert "Each trains on 2 devices, those without epochs on one." in unescaped(at)
-    assert "Forecasts are of one device." in unescaped(at)
+    assert "Forecasts are for one device." in unescaped(at)
     at.button(key="compare_start").click().run()
     wait_until(lambda: len(trained_on) == 2)
     assert sorted(trained_on) == [("feature_extraction", 2), ("linear_probe", 1)]

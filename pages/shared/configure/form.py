@@ -127,7 +127,7 @@ def devices_problem(config: RunConfig | None = None) -> dict[str, str]:
     devices, executor = settings.devices(), worker().executor
     most = executor.most_devices()
     if not 1 <= devices <= most:
-        return {"devices": f"must be from 1 to {most}, which one machine has" if most > 1 else "must be 1: there is no other"}
+        return {"devices": f"must be from 1 to {most}, which one machine has" if most > 1 else "must be 1: there is only one"}
     try:
         if config:
             executor.check(config, devices)
@@ -145,7 +145,7 @@ def about_forecasts() -> None:
     """What they do not say, where several devices are asked for."""
     if settings.devices() > 1:
         st.caption(
-            "Forecasts are of one device. Several are faster, by how much is not forecast; each takes the memory of one."
+            "Forecasts are for one device. Several are faster; by how much is not forecast. Each takes as much memory as one."
         )
 
 

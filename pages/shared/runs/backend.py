@@ -56,7 +56,12 @@ def submit(config: RunConfig, devices: int = 1) -> str:
     return worker().submit(config, owner(), devices)
 
 
-def devices_again(run: Run) -> int:
-    """On how many devices a run goes on: on as many as before, where there still are so many."""
+def devices_before(run: Run) -> int:
+    """On how many devices a run has trained; 1 where it has not begun."""
     before: int = run.history.started["ranks"] if run.history.started else 1
-    return min(before, worker().executor.most_devices())
+    return before
+
+
+def devices_again(run: Run) -> int:
+    """On how many devices a run goes on: on as many as before, or as there are."""
+    return min(devices_before(run), worker().executor.most_devices())

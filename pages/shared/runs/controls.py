@@ -17,7 +17,7 @@ from finetune_core.runs.stop_request import requested_stop
 from finetune_core.runs.store import Run
 from pages.shared.account import may_change
 from pages.shared.chrome import plain
-from pages.shared.runs.backend import STATUS_WORDS, devices_again, worker
+from pages.shared.runs.backend import STATUS_WORDS, devices_again, devices_before, worker
 
 _WIDTH = 130  # pixels; the longest label fits
 
@@ -48,8 +48,10 @@ _ICONS = {"pause": ":material/pause:", "stop": ":material/stop:", "resume": ":ma
 
 
 def _resume_button(run: Run) -> None:
-    devices = devices_again(run)
-    where = f" On {things(devices, 'device')}, as before." if devices > 1 else ""
+    before, devices = devices_before(run), devices_again(run)
+    where = (
+        f" On {things(devices, 'device')}, {'as before' if devices == before else f'before on {before}'}." if before > 1 else ""
+    )
     _button("Resume", "resume", "primary", lambda: worker().resume(run.run_id, devices), help=_RESUME + where)
 
 
