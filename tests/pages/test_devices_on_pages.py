@@ -108,9 +108,9 @@ def test_a_comparison_on_too_many_devices_is_not_offered(folder, known):
     assert not any(one.key == "compare_start" for one in at.button)
 
 
-@pytest.mark.parametrize(("here", "expected"), [(4, 3), (2, 2)])
+@pytest.mark.parametrize(("here", "expected", "words"), [(4, 3, ", as before."), (2, 2, ", before on 3.")])
 def test_a_run_goes_on_with_as_many_as_before_where_there_are_so_many(
-    folder, trained_once, trained_on, monkeypatch, tmp_path, here, expected
+    folder, trained_once, trained_on, monkeypatch, tmp_path, here, expected, words
 ):
     has(monkeypatch, here)
     [finished] = trained_once.copied(tmp_path / "finished", "feature_extraction")
@@ -119,7 +119,7 @@ def test_a_run_goes_on_with_as_many_as_before_where_there_are_so_many(
     reservation.lock.release()
     at = open_page("train", run=reservation.run_dir.name)
     assert "3 devices (gloo), each " in unescaped(at)
-    assert f"On {expected} devices" in button(at, "Resume").help
+    assert f"On {expected} devices{words}" in button(at, "Resume").help
     press(at, "Resume")
     wait_until(lambda: trained_on)
     assert trained_on == [("feature_extraction", expected)]
